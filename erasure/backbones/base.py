@@ -1,0 +1,116 @@
+"""A model as erasers see it.
+
+A method never names a model family, and a family never names a method: this protocol is all that the two share.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..text import TextStates
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A loaded diffusers pipeline, wrapped and left unchanged."""
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline itself."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """The model family: "sd1", "sd2", "sdxl"."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        ...
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the denoiser predicts."""
+        ...
+
+    @property
+    def alphas_cumprod(self) -> Float[Tensor, " t"]:
+        """The signal's share of the variance at each training timestep, in [0, 1], float32 on the model's device."""
+        ...
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer."""
+        ...
+
+    def component(self, name: str) -> nn.Module:
+        """Return a module by the first part of its parameters' full names: "unet", "text_encoder".
+
+        Raises:
+            UnknownNameError: The model has no such part.
+        """
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """Return the states of the prompts, in order, as the pipeline would compute them; no gradient.
+
+        Raises:
+            InputError: There are no prompts, or one text was given instead of a sequence.
+        """
+        ...
+
+    def unconditional(self) -> TextStates:
+        """Return the one row that the model samples with as its unconditional prompt (zeros where it uses zeros)."""
+        ...
+
+    def text_projections(self) -> dict[str, nn.Linear]:
+        """Return the layers that read text states, by name: "unet.….attn2.to_k", "unet.….attn2.to_v"."""
+        ...
+
+    def parameters(self, which: Callable[[str], bool]) -> dict[str, nn.Parameter]:
+        """Return the parameters of denoiser and text encoders whose full name `which` accepts."""
+        ...
+
+    def predict(
+        self, latents: Float[Tensor, "n c h w"], timestep: Int[Tensor, "..."], states: TextStates
+    ) -> Float[Tensor, "n c h w"]:
+        """Return the denoiser's output, with gradient.
+
+        Args:
+            latents: Noisy latents, scaled as the denoiser expects them in training.
+            timestep: Of training, one for all or one each.
+            states: One row for each latent.
+        """
+        ...
+
+    def to_epsilon(
+        self,
+        output: Float[Tensor, "n c h w"],
+        latents: Float[Tensor, "n c h w"],
+        timestep: Int[Tensor, "..."],
+    ) -> Float[Tensor, "n c h w"]:
+        """Return the noise that a raw output of `predict` stands for."""
+        ...
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """Return channels, height and width of the latents of a picture; sizes in pixels, None is the model's own.
+
+        Raises:
+            InputError: A size that the model cannot make.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Return what tells this model from others by its weights; the same for float16 and float32 copies."""
+        ...

@@ -1,0 +1,51 @@
+"""Every error a caller can cause, in one small tree.
+
+A message is one line: `<where>: expected <what>, got <value>. <what to do>`. The front doors turn any of these into one
+line on stderr; whatever else is raised is a fault of this library.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ErasureError(Exception):
+    """The root: a front door may catch this and nothing wider."""
+
+
+class InputError(ErasureError, ValueError):
+    """A value that cannot be used as it was given."""
+
+
+class UnknownNameError(ErasureError, LookupError):
+    """A name that stands for nothing here."""
+
+
+class MissingExtraError(ErasureError, ImportError):
+    """An optional package that the call needs is not installed."""
+
+
+class BaseMismatchError(ErasureError, ValueError):
+    """An edit or a ledger that was made for another base model."""
+
+
+class LedgerError(ErasureError, ValueError):
+    """A ledger that is damaged, or an operation that it does not allow."""
+
+
+class SolveError(ErasureError, ArithmeticError):
+    """A linear system that has no usable solution."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for an unknown `name`, with the nearest known one as a suggestion.
+
+    Args:
+        what: What the name should have named, such as "eraser" or "uce setting".
+        name: What was given.
+        known: Every name that would have done.
+    """
+    known = sorted(known)
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    suggestion = f" Did you mean {by_folded[near[0]]!r}?" if near else ""
+    return UnknownNameError(f"Unknown {what} {name!r}.{suggestion} Known: {', '.join(known) or 'none'}.")

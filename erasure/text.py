@@ -1,0 +1,100 @@
+"""What a denoiser reads: the states of a batch of prompts, and where in them a word is."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextStates:
+    """The encoded prompts, one row each.
+
+    Every row is padded to the model's length, and a prompt that is too long is cut so that its end-of-text token stays.
+
+    Attributes:
+        prompts: The texts, as they were encoded.
+        states: What cross-attention reads.
+        pooled: The sentence vector, for models that are conditioned on one (SDXL).
+        ids: Token ids of the first tokenizer.
+        eot: Position of the first end-of-text token; all later positions are trailing states, which carry the
+            whole prompt.
+        offsets: For each row and token the characters [start, end) of the prompt; (0, 0) for special tokens.
+    """
+
+    prompts: tuple[str, ...]
+    states: Float[Tensor, "n tokens dim"]
+    pooled: Float[Tensor, "n pooled"] | None
+    ids: Int[Tensor, "n tokens"]
+    eot: Int[Tensor, " n"]
+    offsets: tuple[tuple[tuple[int, int], ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def spans(self, row: int, phrase: str) -> list[list[int]]:
+        """Return the token positions of each occurrence of `phrase` as whole words, in order.
+
+        Case and runs of spaces do not count. An occurrence that truncation cut off, wholly or in part, is not given.
+        """
+        words = r"\s+".join(re.escape(word) for word in phrase.split())
+        if not words:
+            raise InputError(f"phrase: expected words, got {phrase!r}. Name what to look for in the prompt.")
+        occurrences = re.finditer(rf"(?<!\w){words}(?!\w)", self.prompts[row], flags=re.IGNORECASE)
+        covered = max((end for _, end in self.offsets[row]), default=0)
+        return [
+            [at for at, (start, end) in enumerate(self.offsets[row]) if start < found.end() and end > found.start()]
+            for found in occurrences
+            if found.end() <= covered
+        ]
+
+    def word_positions(self, row: int, phrase: str) -> list[int]:
+        """Return the token positions of `phrase` in the prompt of `row`, those of all its occurrences in order.
+
+        Raises:
+            InputError: The prompt does not hold the phrase, or holds it only beyond what the model reads.
+        """
+        positions = [at for span in self.spans(row, phrase) for at in span]
+        if not positions:
+            raise InputError(
+                f"phrase: expected words of the prompt {self.prompts[row]!r}, got {phrase!r}."
+                f" Use words as they stand in its first {self.ids.shape[1] - 2} tokens."
+            )
+        return positions
+
+    def select(self, indices: Sequence[int]) -> "TextStates":
+        """Return the rows at `indices`, in that order; a row may be taken more than once."""
+        rows = torch.tensor(list(indices), dtype=torch.long)
+        return TextStates(
+            prompts=tuple(self.prompts[i] for i in indices),
+            states=self.states[rows.to(self.states.device)],
+            pooled=None if self.pooled is None else self.pooled[rows.to(self.pooled.device)],
+            ids=self.ids[rows.to(self.ids.device)],
+            eot=self.eot[rows.to(self.eot.device)],
+            offsets=tuple(self.offsets[i] for i in indices),
+        )
+
+    def expand(self, n: int) -> "TextStates":
+        """Return `n` copies of the only row.
+
+        Raises:
+            InputError: There is not exactly one row.
+        """
+        if len(self) != 1:
+            raise InputError(f"states: expected one row to repeat, got {len(self)}. Use select.")
+        return self.select([0] * n)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TextStates":
+        """Return the states on `device`, those that are floating point as `dtype`; None keeps either."""
+        return replace(
+            self,
+            states=self.states.to(device=device, dtype=dtype),
+            pooled=None if self.pooled is None else self.pooled.to(device=device, dtype=dtype),
+            ids=self.ids.to(device=device),
+            eot=self.eot.to(device=device),
+        )
