@@ -1,0 +1,44 @@
+"""The models that erasers can see, one family a file; a file is found by its being here."""
+
+import inspect
+import pkgutil
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from ..errors import InputError
+from .base import Backbone
+
+__all__ = ["Backbone", "backbone_of", "families"]
+
+
+def backbone_of(pipe: Any) -> Backbone:
+    """Return the pipeline as erasers see it.
+
+    Raises:
+        InputError: No backbone covers it; the message lists the models that one does.
+    """
+    for family in _families():
+        if family.covers(pipe):
+            return family(pipe)
+    raise InputError(
+        f"backbone_of: expected a pipeline of {', '.join(families())}, got {type(pipe).__name__}."
+        " Load one of those with diffusers."
+    )
+
+
+def families() -> tuple[str, ...]:
+    """Return the model families that are covered, in words."""
+    return tuple(words for family in _families() for words in family.covered)
+
+
+@cache
+def _families() -> tuple[Any, ...]:
+    """Return the backbones' classes: those that say which pipelines they cover."""
+    modules = [import_module(f".{found.name}", __name__) for found in pkgutil.iter_modules(__path__)]
+    return tuple(
+        kind
+        for module in modules
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if hasattr(kind, "covers") and kind.__module__ == module.__name__
+    )

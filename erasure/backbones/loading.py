@@ -1,0 +1,63 @@
+"""From a name to a loaded pipeline."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+    """Return the pipeline that `name` stands for.
+
+    Args:
+        name: "tinyworld" (the embedded model), a folder in diffusers' layout, or the id of a model on the Hub.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        dtype: Of the weights; None is float32.
+
+    Raises:
+        InputError: The name is none of the three, the folder is not a model, or the Hub does not answer.
+    """
+    dtype = torch.float32 if dtype is None else dtype
+    if name == "tinyworld":
+        from ..tinyworld import load  # the world's modules are not needed for other models
+
+        return load(device=device, dtype=dtype)
+    if Path(name).is_dir():
+        return _from_folder(Path(name), dtype).to(device)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(
+            f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."
+        )
+    return _from_hub(name, dtype).to(device)
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
+    if not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"model: expected a folder with a model_index.json, got {str(folder)!r}. Save one by diffusers."
+        )
+    try:
+        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"model: expected a complete diffusers model in {str(folder)!r}, got {reason[0]}") from error
+
+
+def _from_hub(name: str, dtype: torch.dtype) -> Any:
+    try:
+        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+    except HFValidationError as error:
+        raise InputError(f"model: expected a Hub id 'owner/name', got {name!r}. Check the spelling.") from error
+    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        logger.debug("loading %s failed", name, exc_info=True)
+        raise InputError(
+            f"model: expected a folder or a model on the Hub, got {name!r}, which could not be loaded"
+            f" ({type(error).__name__}). Check the name and the network, or give a folder."
+        ) from error

@@ -1,0 +1,62 @@
+"""Stable Diffusion XL: two CLIP text encoders side by side, a sentence vector, and sizes as conditions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from ..text import TextStates
+from .sd import StableDiffusion, textual_inversion_applied, tokenized, unwrapped
+
+
+@dataclass(frozen=True, eq=False)
+class StableDiffusionXL(StableDiffusion):
+    """A backbone of the Stable Diffusion XL classes; see `Backbone` for what its members give."""
+
+    covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion XL",)
+
+    @classmethod
+    def covers(cls, pipe: Any) -> bool:
+        """Whether the pipeline has both CLIP text encoders and a UNet."""
+        return (
+            isinstance(unwrapped(getattr(pipe, "unet", None)), UNet2DConditionModel)
+            and isinstance(unwrapped(getattr(pipe, "text_encoder", None)), CLIPTextModel)
+            and isinstance(unwrapped(getattr(pipe, "text_encoder_2", None)), CLIPTextModelWithProjection)
+        )
+
+    @property
+    def family(self) -> str:
+        return "sdxl"
+
+    def components(self) -> dict[str, nn.Module]:
+        return {**super().components(), "text_encoder_2": unwrapped(self.pipe.text_encoder_2)}
+
+    def unconditional(self) -> TextStates:
+        empty = self.encode([""])
+        if not self.pipe.config.force_zeros_for_empty_prompt or empty.pooled is None:
+            return empty
+        return replace(empty, states=torch.zeros_like(empty.states), pooled=torch.zeros_like(empty.pooled))
+
+    def _states_of(self, ids: Int[Tensor, "n tokens"], texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        components: dict[str, Any] = self.components()
+        second = [textual_inversion_applied(self.pipe, text, self.pipe.tokenizer_2) for text in texts]
+        ids_2, _ = tokenized(self.pipe.tokenizer_2, second)
+        outputs = [
+            encoder(ids.to(encoder.device), output_hidden_states=True, return_dict=True)
+            for encoder, ids in ((components["text_encoder"], ids), (components["text_encoder_2"], ids_2))
+        ]
+        # SDXL reads the last layer but one of both encoders, before the final norm (arXiv:2307.01952, table 1).
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return states.to(self.device, self.dtype), outputs[1].text_embeds.to(self.device, self.dtype)
+
+    def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
+        assert states.pooled is not None, "SDXL states come with a sentence vector"
+        height, width = (side * self.pipe.vae_scale_factor for side in latents.shape[-2:])
+        # Original size, crop corner, target size: a picture that was neither scaled nor cut.
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device, dtype=latents.dtype)
+        return {"text_embeds": states.pooled.to(latents), "time_ids": sizes.expand(len(latents), -1)}

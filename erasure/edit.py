@@ -1,0 +1,547 @@
+"""A change of a model's weights, as a value: apply it, undo it, scale it, compose it, keep it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
+from torch import Tensor, nn
+
+from . import __version__
+from .backbones import backbone_of
+from .backbones.base import Backbone
+from .closed_form import Rows, TextMap, solve
+from .concept import Concept
+from .errors import BaseMismatchError, InputError
+
+_FORMAT = "erasure-edit/1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseChange:
+    """A weight's change, entry by entry."""
+
+    delta: Float[Tensor, "..."]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return what is added to the weight, in float64."""
+        return self.delta.to(weight.device, torch.float64)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def scaled(self, factor: float) -> "DenseChange":
+        return DenseChange(delta=self.delta * factor)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRankChange:
+    """A change `up @ down` of one linear layer."""
+
+    up: Float[Tensor, "out rank"]
+    down: Float[Tensor, "rank in"]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return what is added to the weight, in float64."""
+        return self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self.up.double(), self.down.double()
+
+    def scaled(self, factor: float) -> "LowRankChange":
+        return LowRankChange(up=self.up * factor, down=self.down)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MapChange:
+    """A change `W M - W` by a map of text states, which all projections share: it is kept once for all of them."""
+
+    map: TextMap
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return what is added to the weight, in float64."""
+        return self.map.change_of(weight)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.map.v is None:
+            return None
+        return weight.to("cpu", torch.float64) @ self.map.u, self.map.v.T
+
+    def scaled(self, factor: float) -> "MapChange":
+        return MapChange(map=self.map.scaled(factor))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SumChange:
+    """Several changes of one weight, each computed from the weight of the base."""
+
+    parts: tuple["Change", ...]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return what is added to the weight, in float64."""
+        total = self.parts[0].of(weight)
+        for part in self.parts[1:]:
+            total = total + part.of(weight)
+        return total
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        pairs = [pair for part in self.parts if (pair := part.factors(weight)) is not None]
+        if len(pairs) < len(self.parts):
+            return None
+        return torch.cat([up for up, _ in pairs], dim=1), torch.cat([down for _, down in pairs])
+
+    def scaled(self, factor: float) -> "SumChange":
+        return SumChange(parts=tuple(part.scaled(factor) for part in self.parts))
+
+
+Change = DenseChange | LowRankChange | MapChange | SumChange
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditMetadata:
+    """How an edit came to be.
+
+    Attributes:
+        method: The eraser's name; "composed" for what was put together from several edits.
+        settings: The eraser's settings.
+        concepts: What was removed.
+        seed: Of the fit.
+        base_fingerprint: Of the model that the edit was made for.
+        base_name: Where that model came from, for people.
+        versions: Of the libraries at work.
+        time: When, in ISO 8601, UTC.
+        parts: The metadata of the edits that this one was put together from.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    concepts: tuple[Concept, ...]
+    seed: int
+    base_fingerprint: str
+    base_name: str
+    versions: Mapping[str, str]
+    time: str
+    parts: tuple["EditMetadata", ...] = ()
+
+    @classmethod
+    def of(
+        cls, method: str, settings: Mapping[str, Any], backbone: Backbone, concepts: Sequence[Concept], seed: int
+    ) -> "EditMetadata":
+        """Return the metadata of a fit on `backbone`, now, with the libraries of this process."""
+        return cls(
+            method=method,
+            settings=dict(settings),
+            concepts=tuple(concepts),
+            seed=seed,
+            base_fingerprint=backbone.fingerprint(),
+            base_name=str(backbone.pipe.name_or_path),
+            versions=_versions(),
+            time=_now(),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {
+            **{item.name: getattr(self, item.name) for item in fields(self)},
+            "concepts": [concept.as_json() for concept in self.concepts],
+            "parts": [part.as_json() for part in self.parts],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EditMetadata":
+        """Return the metadata whose `as_json` gave `data`."""
+        concepts = tuple(Concept.from_json(concept) for concept in data["concepts"])
+        parts = tuple(cls.from_json(part) for part in data["parts"])
+        return cls(**{**data, "concepts": concepts, "parts": parts})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lora:
+    """An edit in the form that `pipe.load_lora_weights` takes.
+
+    Attributes:
+        state_dict: Factors in the PEFT naming of diffusers.
+        relative_error: |edit - LoRA|_F / |edit|_F over all weights; 0 where every change is low-rank.
+    """
+
+    state_dict: Mapping[str, Tensor]
+    relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edit:
+    """A change of a model's weights.
+
+    Attributes:
+        changes: By full parameter name: "unet.….attn2.to_k.weight".
+        metadata: How it came to be.
+        rows: The least-squares problem that the edit solves, where it solves one; with it, several removals can be
+            solved for together.
+    """
+
+    changes: Mapping[str, Change]
+    metadata: EditMetadata
+    rows: Rows | None = field(default=None)
+
+    @classmethod
+    def from_rows(cls, rows: Rows, names: Sequence[str], metadata: EditMetadata) -> "Edit":
+        """Return the edit that solves `rows` in the parameters `names`, with the rules of a joint solve."""
+        change = MapChange(map=solve(Rows.joined([rows])))
+        return cls(changes=dict.fromkeys(names, change), metadata=metadata, rows=rows)
+
+    @classmethod
+    def compose(cls, edits: Sequence["Edit"]) -> "Edit":
+        """Return the sum of edits, each computed from the weights of their one base.
+
+        Raises:
+            InputError: There are no edits.
+            BaseMismatchError: They were made for different models.
+        """
+        first = _first(edits)
+        for edit in edits:
+            _check_same_base(first.metadata, edit.metadata)
+        return cls._summed(edits)
+
+    @classmethod
+    def joint(cls, edits: Sequence["Edit"]) -> "Edit":
+        """Return what a sequence of removals amounts to on the model they began with.
+
+        All edits with rows are solved for together, from the original weights: the result is the same to the last bit
+        in any order, and as if they had been asked for at once. The changes of trained edits, which have no rows and
+        may have started from weights that were edited before, are added after them, in order.
+
+        Raises:
+            InputError: There are no edits, or anchors go round in a circle.
+            BaseMismatchError: Edits with rows were made for different models.
+        """
+        _first(edits)
+        solved = [edit for edit in edits if edit.rows is not None]
+        for edit in solved:
+            _check_same_base(solved[0].metadata, edit.metadata)
+        trained = [edit for edit in edits if edit.rows is None]
+        return cls._summed([*([_jointly_solved(solved)] if solved else []), *trained])
+
+    @classmethod
+    def _summed(cls, edits: Sequence["Edit"]) -> "Edit":
+        changes: dict[str, Change] = {}
+        for edit in edits:
+            for name, change in edit.changes.items():
+                changes[name] = SumChange(parts=(changes[name], change)) if name in changes else change
+        return cls(changes=changes, metadata=_composed([edit.metadata for edit in edits]))
+
+    def scaled(self, factor: float) -> "Edit":
+        """Return the edit `factor` times as strong; 0 changes nothing."""
+        scaled = {id(change): change.scaled(factor) for change in self.changes.values()}
+        return Edit(
+            changes={name: scaled[id(change)] for name, change in self.changes.items()},
+            metadata=self.metadata,
+            rows=self.rows if factor == 1 else None,
+        )
+
+    @contextmanager
+    def applied_to(self, pipe: Any, *, check: bool = True) -> Iterator[Any]:
+        """Change the pipeline's weights for the length of a `with`; on exit they are what they were, bit for bit.
+
+        The original tensors are kept and put back, not computed again. Device moves inside the `with` are allowed.
+
+        Args:
+            pipe: A diffusers pipeline.
+            check: Whether the pipeline must be the one that the edit was made for.
+
+        Raises:
+            BaseMismatchError: The edit was made for another model.
+            InputError: The model has no such parameter, or one of another shape.
+        """
+        if check:
+            self.check_base(pipe)
+        parameters = self._parameters_of(pipe)
+        edited = self._edited(parameters)
+        originals = {name: parameter.data for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = edited.pop(name)
+            yield pipe
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = originals[name].to(parameter.device, parameter.dtype)
+
+    def merge_into(self, pipe: Any, *, check: bool = True) -> None:
+        """Change the pipeline's weights for good; for arguments and errors see `applied_to`."""
+        if check:
+            self.check_base(pipe)
+        parameters = self._parameters_of(pipe)
+        for name, weight in self._edited(parameters).items():
+            parameters[name].data = weight
+
+    def check_base(self, pipe: Any) -> None:
+        """Raise BaseMismatchError if the edit was made for another model; its precision does not count."""
+        found = backbone_of(pipe).fingerprint()
+        if found != self.metadata.base_fingerprint:
+            raise BaseMismatchError(
+                f"edit: expected the model that it was made for,"
+                f" {_named(self.metadata.base_name, self.metadata.base_fingerprint)},"
+                f" got {_named(str(pipe.name_or_path), found)}. Load that model."
+            )
+
+    def as_lora(self, pipe: Any, *, rank: int | None = None) -> Lora:
+        """Return the edit as LoRA factors, exact where a change is low-rank, else cut to its largest directions.
+
+        Args:
+            pipe: The base, whose weights the factors of a shared map are made from.
+            rank: The most directions a weight gets; None keeps all that a low-rank change has, and half the
+                smaller side of what is dense.
+
+        Raises:
+            InputError: A changed parameter is not the weight of a linear layer.
+        """
+        state_dict: dict[str, Tensor] = {}
+        missed = total = 0.0
+        for name, parameter in self._parameters_of(pipe).items():
+            if parameter.ndim != 2 or not name.endswith(".weight"):
+                raise InputError(
+                    f"as_lora: expected changes of linear layers only, got {name!r}. Use save or merge_into."
+                )
+            change = self.changes[name]
+            delta = change.of(_on_float64_device(parameter.data)).cpu()
+            up, down = _cut(delta, change.factors(parameter.data), rank)
+            module = name.removesuffix(".weight")
+            state_dict[f"{module}.lora_A.weight"] = down.float().contiguous()
+            state_dict[f"{module}.lora_B.weight"] = up.float().contiguous()
+            missed += (delta - up @ down).square().sum().item()
+            total += delta.square().sum().item()
+        return Lora(state_dict=state_dict, relative_error=(missed / total) ** 0.5 if total else 0.0)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the edit to one safetensors file, whole or not at all, and return its path.
+
+        Raises:
+            InputError: The place cannot be written.
+        """
+        path = Path(path)
+        tensors, description = _described(self)
+        header = {"format": _FORMAT, "edit": json.dumps(description, sort_keys=True)}
+        _write(path, serialized(tensors, metadata=header))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Edit":
+        """Return the edit that `save` wrote; nothing in the file is executed.
+
+        Raises:
+            InputError: There is no such file, or it is not an edit.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"edit: expected the path of a file, got {str(path)!r}. Check the path.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise InputError(
+                f"edit: expected a safetensors file, got {str(path)!r} ({error}). Save it again."
+            ) from error
+        if header.get("format") != _FORMAT:
+            found = header.get("format")
+            raise InputError(f"{path}: expected an edit of the format {_FORMAT}, got {found!r}. Check the file.")
+        return _from_description(json.loads(header["edit"]), tensors)
+
+    def _parameters_of(self, pipe: Any) -> dict[str, nn.Parameter]:
+        found = backbone_of(pipe).parameters(self.changes.__contains__)
+        for name in self.changes:
+            if name not in found:
+                raise InputError(f"edit: expected a model with the parameter {name!r}, got one without. Load its base.")
+        return {name: found[name] for name in self.changes}
+
+    def _edited(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        return {name: _edited_weight(name, parameters[name].data, change) for name, change in self.changes.items()}
+
+
+def _edited_weight(name: str, weight: Tensor, change: Change) -> Tensor:
+    """Return the changed weight; computed in float64 and rounded once, so undoing never needs to subtract."""
+    exact = _on_float64_device(weight)
+    try:
+        edited = exact.double() + change.of(exact)
+    except RuntimeError as error:
+        raise InputError(f"edit: expected a change that fits {name!r} {tuple(weight.shape)}, got {error}.") from error
+    if edited.shape != weight.shape:
+        raise InputError(
+            f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(edited.shape)}."
+        )
+    return edited.to(weight.device, weight.dtype)
+
+
+def _on_float64_device(weight: Tensor) -> Tensor:
+    """Return the weight where float64 exists: Apple's devices have none."""
+    return weight.cpu() if weight.device.type == "mps" else weight
+
+
+def _cut(delta: Tensor, factors: tuple[Tensor, Tensor] | None, rank: int | None) -> tuple[Tensor, Tensor]:
+    """Return up and down with at most `rank` directions; of too many, the best in the least-squares sense."""
+    if factors is not None and (rank is None or factors[0].shape[1] <= rank):
+        return factors
+    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    kept = max(1, len(values) // 2) if rank is None else rank
+    return left[:, :kept] * values[:kept], right[:kept]
+
+
+def _jointly_solved(edits: Sequence[Edit]) -> Edit:
+    """Solve edits with rows together; weights that only some of them touch take part in only those."""
+    touching: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted({name for edit in edits for name in edit.changes}):
+        those = tuple(at for at, edit in enumerate(edits) if name in edit.changes)
+        touching.setdefault(those, []).append(name)
+    changes: dict[str, Change] = {}
+    for those, names in touching.items():
+        rows = Rows.joined([rows for at in those if (rows := edits[at].rows) is not None])
+        changes.update(dict.fromkeys(names, MapChange(map=solve(rows))))
+    rows = Rows.joined([edit.rows for edit in edits if edit.rows is not None]) if len(touching) == 1 else None
+    return Edit(changes=changes, metadata=_composed([edit.metadata for edit in edits]), rows=rows)
+
+
+def _first(edits: Sequence[Edit]) -> Edit:
+    if not edits:
+        raise InputError("edits: expected at least one, got none. Fit or load one first.")
+    return edits[0]
+
+
+def _check_same_base(one: EditMetadata, other: EditMetadata) -> None:
+    if one.base_fingerprint != other.base_fingerprint:
+        raise BaseMismatchError(
+            f"edits: expected edits of one model, got {_named(one.base_name, one.base_fingerprint)} and"
+            f" {_named(other.base_name, other.base_fingerprint)}. Fit them on one base."
+        )
+
+
+def _named(name: str, fingerprint: str) -> str:
+    return f"{name or 'a model'!r} ({fingerprint[:12]})"
+
+
+def _composed(parts: Sequence[EditMetadata]) -> EditMetadata:
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        method="composed",
+        settings={},
+        concepts=tuple(concept for part in parts for concept in part.concepts),
+        versions=_versions(),
+        time=_now(),
+        parts=tuple(parts),
+    )
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    return {"erasure": __version__, **libraries}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _described(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an edit as tensors and a JSON value that names them; what is shared is written once."""
+    tensors: dict[str, Tensor] = {}
+    keys: dict[int, str] = {}
+
+    def key_of(tensor: Tensor, name: str) -> str:
+        if id(tensor) not in keys:
+            keys[id(tensor)] = name
+            tensors[name] = tensor.detach().cpu().contiguous()
+        return keys[id(tensor)]
+
+    def described(change: Change, name: str) -> dict[str, Any]:
+        match change:
+            case DenseChange():
+                return {"kind": "dense", "delta": key_of(change.delta, f"{name}.delta")}
+            case LowRankChange():
+                return {"kind": "low-rank", **{k: key_of(getattr(change, k), f"{name}.{k}") for k in ("up", "down")}}
+            case MapChange():
+                v = None if change.map.v is None else key_of(change.map.v, f"{name}.v")
+                return {"kind": "map", "u": key_of(change.map.u, f"{name}.u"), "v": v}
+            case SumChange():
+                parts = [described(part, f"{name}.{at}") for at, part in enumerate(change.parts)]
+                return {"kind": "sum", "parts": parts}
+
+    description: dict[str, Any] = {
+        "changes": {name: described(change, name) for name, change in edit.changes.items()},
+        "metadata": edit.metadata.as_json(),
+        "rows": None,
+    }
+    if edit.rows is not None:
+        description["rows"] = {}
+        for item in fields(edit.rows):
+            value = getattr(edit.rows, item.name)
+            if isinstance(value, Tensor):
+                tensors[f"rows.{item.name}"] = _compact(value)
+            else:
+                description["rows"][item.name] = value
+    return tensors, description
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a float64 tensor as float32 where that loses nothing, as with states of a float32 text encoder."""
+    single = tensor.float()
+    return single.contiguous() if torch.equal(single.double(), tensor) else tensor.contiguous()
+
+
+def _from_description(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
+    maps: dict[str, MapChange] = {}
+
+    def change_of(data: Mapping[str, Any]) -> Change:
+        match data["kind"]:
+            case "dense":
+                return DenseChange(delta=tensors[data["delta"]])
+            case "low-rank":
+                return LowRankChange(up=tensors[data["up"]], down=tensors[data["down"]])
+            case "map":
+                if data["u"] not in maps:
+                    v = None if data["v"] is None else tensors[data["v"]]
+                    maps[data["u"]] = MapChange(map=TextMap(u=tensors[data["u"]], v=v))
+                return maps[data["u"]]
+            case "sum":
+                return SumChange(parts=tuple(change_of(part) for part in data["parts"]))
+            case kind:
+                raise InputError(f"edit: expected a known kind of change, got {kind!r}. Update this library.")
+
+    return Edit(
+        changes={name: change_of(data) for name, data in description["changes"].items()},
+        metadata=EditMetadata.from_json(description["metadata"]),
+        rows=_rows_from(description["rows"], tensors),
+    )
+
+
+def _rows_from(data: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rows | None:
+    if data is None:
+        return None
+    columns = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    states = {key.removeprefix("rows."): tensors[key].double() for key in tensors if key.startswith("rows.")}
+    return Rows(**columns, **states)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, meets the old one or the new one, whole."""
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: expected a place that can be written, got {error.strerror!r}.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
