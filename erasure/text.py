@@ -98,3 +98,16 @@ class TextStates:
             ids=self.ids.to(device=device),
             eot=self.eot.to(device=device),
         )
+
+
+def concatenate(parts: Sequence[TextStates]) -> TextStates:
+    """Return the rows of all parts, in order; the parts are of one model."""
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return TextStates(
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        states=torch.cat([part.states for part in parts]),
+        pooled=torch.cat(pooled) if pooled else None,
+        ids=torch.cat([part.ids for part in parts]),
+        eot=torch.cat([part.eot for part in parts]),
+        offsets=tuple(offsets for part in parts for offsets in part.offsets),
+    )
