@@ -46,14 +46,15 @@ class DenseChange:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowRankChange:
-    """A change `up @ down` of one linear layer."""
+    """A change `up @ down` of one linear layer, or of a convolution's kernel with all axes but the first as one."""
 
     up: Float[Tensor, "out rank"]
     down: Float[Tensor, "rank in"]
 
     def of(self, weight: Tensor) -> Tensor:
         """Return what is added to the weight, in float64."""
-        return self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
+        product = self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
+        return product.reshape(weight.shape)
 
     def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         return self.up.double(), self.down.double()
