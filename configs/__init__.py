@@ -1,0 +1,1 @@
+"""Whole runs as YAML, one file each: `<eraser>/<what>-<model>.yaml`."""

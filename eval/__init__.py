@@ -1,0 +1,1 @@
+"""The judge: pictures and prompts in, scores out."""

@@ -1,0 +1,1 @@
+"""What a model looks like to those who only run it: diffusers pipelines and export."""
