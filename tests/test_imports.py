@@ -1,0 +1,105 @@
+"""Imports point one way, and importing the library costs next to nothing."""
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A layer may import those before it and itself; the two front doors come last.
+LAYERS = ("erasure", "erasure.pipelines", "erasure.eval", "front door")
+FOLDERS = {"erasure": ROOT / "erasure", "erasure.pipelines": ROOT / "pipelines", "erasure.eval": ROOT / "eval"}
+FRONT_DOORS = (ROOT / "erasure" / "cli.py", ROOT / "app.py")
+
+
+def modules() -> Iterator[tuple[str, Path, str]]:
+    """Give every module of the library as its layer, its file and its dotted name."""
+    for package, folder in FOLDERS.items():
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            name = ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+            yield "front door" if file in FRONT_DOORS else package, file, name
+    if FRONT_DOORS[1].exists():
+        yield "front door", FRONT_DOORS[1], "app"
+
+
+def imported(file: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Give line and absolute name of everything that a file imports, wherever in it."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
+
+
+def layer_of(name: str) -> str | None:
+    """Return the layer that an imported name belongs to; None for another library's."""
+    if name == "app" or name.startswith("erasure.cli"):
+        return "front door"
+    inside = [layer for layer in LAYERS if name == layer or name.startswith(f"{layer}.")]
+    return max(inside, key=len, default=None)
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {target}"
+        for layer, file, name in modules()
+        for line, target in imported(file, name)
+        if (of := layer_of(target)) and LAYERS.index(of) > LAYERS.index(layer)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_library_imports_itself_relatively() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for _, file, name in modules()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "erasure"
+        if name != "app"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_module_is_seen() -> None:
+    names = {name for _, _, name in modules()}
+    assert {"erasure", "erasure.eval", "erasure.pipelines", "erasure.errors", "erasure.erasers.base"} <= names
+
+
+def test_no_file_postpones_its_annotations() -> None:
+    # Shapes are checked at run time, which needs the annotations as they are.
+    files = [file for folder in FOLDERS.values() for file in folder.rglob("*.py")]
+    wrong = [str(file.relative_to(ROOT)) for file in files if "from __future__" in file.read_text(encoding="utf-8")]
+    assert not wrong
+
+
+@pytest.mark.parametrize("heavy", ["torch", "diffusers", "transformers", "matplotlib", "numpy", "pydantic", "typer"])
+def test_importing_the_library_imports_nothing_heavy(heavy: str) -> None:
+    code = f"import sys, erasure; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_import_costs_less_than_three_tenths_of_a_second() -> None:
+    # The best of several, so that a busy machine does not fail it: what it can only add is noise.
+    empty = min(seconds(sys.executable, "-c", "pass") for _ in range(5))
+    full = min(seconds(sys.executable, "-c", "import erasure") for _ in range(5))
+    assert full - empty < 0.3
+
+
+def test_help_is_quick() -> None:
+    # Half a second on an idle machine, which benchmarks/startup.py measures; this catches an import of torch.
+    assert min(seconds(sys.executable, "-c", "from erasure.cli import main; main()", "--help") for _ in range(3)) < 2.5
+
+
+def seconds(*command: str) -> float:
+    """Return how long a command takes, and check that it succeeds."""
+    start = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
