@@ -1,8 +1,6 @@
 """A change of a model's weights, as a value: apply it, undo it, scale it, compose it, keep it."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -23,6 +21,7 @@ from .backbones.base import Backbone
 from .closed_form import Rows, TextMap, solve
 from .concept import Concept
 from .errors import BaseMismatchError, InputError
+from .files import write_whole
 
 _FORMAT = "erasure-edit/1"
 
@@ -532,17 +531,7 @@ def _rows_from(data: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) ->
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, meets the old one or the new one, whole."""
-    temporary: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise InputError(f"{path}: expected a place that can be written, got {error.strerror!r}.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
