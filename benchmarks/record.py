@@ -1,0 +1,93 @@
+"""What a benchmark leaves behind: its settings, its numbers, and the machine and versions that made them."""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from erasure.files import write_whole
+from erasure.runs import commit, versions
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, help="folder for run.json, such as results/benchmarks/closed-form")
+    parser.add_argument("--repeats", type=int, default=5, help="timings of each thing; the median counts")
+    return parser
+
+
+def timed(work: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Return the seconds of each repeat and their median, after one call that does not count."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return spread(seconds)
+
+
+def spread(seconds: list[float]) -> dict[str, Any]:
+    """Return timings with the median that stands for them."""
+    return {"seconds": statistics.median(seconds), "all_seconds": seconds}
+
+
+def write_run(
+    options: argparse.Namespace, *, name: str, version: int, results: list[dict[str, Any]], started: float, torch: Any
+) -> None:
+    """Write `run.json` into the folder that was asked for, if one was, and say where.
+
+    Args:
+        options: What the command line gave; all of it is recorded.
+        name: Of the benchmark.
+        version: Of the benchmark: a change of what is timed raises it.
+        results: One mapping a measured case.
+        started: `time.perf_counter()` at the start of the run.
+        torch: The module, for the number of threads; None where the benchmark does not use it.
+    """
+    if options.out is None:
+        return
+    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    record = {
+        "benchmark": name,
+        "version": version,
+        "config": {key: value for key, value in config.items() if key != "out"},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": "cpu",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "threads": None if torch is None else torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "git": commit(),
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_mib": round(_peak_mib(), 1),
+        "results": results,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "run.json"
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    print(path)
+
+
+def _peak_mib() -> float:
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _processor() -> str:
+    """Return the processor's name: platform.processor() is empty on most Linux systems."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
