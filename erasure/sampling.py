@@ -1,0 +1,271 @@
+"""Prompts and seeds to pictures, the same on every run and in every batch; and the first part of that, for training."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from .backbones import backbone_of
+from .backbones.base import Backbone
+from .erasers.base import Step
+from .errors import InputError
+from .text import TextStates, concatenate
+
+logger = logging.getLogger(__name__)
+
+Pictures = UInt8[np.ndarray, "n height width 3"]
+Latents = Float[Tensor, "n c h w"]
+OnStep = Callable[[Step], None]
+
+
+@overload
+def sample(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = ...,
+    guidance_scale: float = ...,
+    negative_prompt: str = ...,
+    batch_size: int = ...,
+    height: int | None = ...,
+    width: int | None = ...,
+    output: Literal["pil"] = ...,
+    on_step: OnStep | None = ...,
+) -> list[Image.Image]: ...
+@overload
+def sample(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = ...,
+    guidance_scale: float = ...,
+    negative_prompt: str = ...,
+    batch_size: int = ...,
+    height: int | None = ...,
+    width: int | None = ...,
+    output: Literal["uint8"],
+    on_step: OnStep | None = ...,
+) -> Pictures: ...
+@overload
+def sample(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = ...,
+    guidance_scale: float = ...,
+    negative_prompt: str = ...,
+    batch_size: int = ...,
+    height: int | None = ...,
+    width: int | None = ...,
+    output: Literal["latents"],
+    on_step: OnStep | None = ...,
+) -> Latents: ...
+def sample(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+    guidance_scale: float = 4.0,
+    negative_prompt: str = "",
+    batch_size: int = 16,
+    height: int | None = None,
+    width: int | None = None,
+    output: Literal["pil", "uint8", "latents"] = "pil",
+    on_step: OnStep | None = None,
+) -> list[Image.Image] | Pictures | Latents:
+    """Return one picture for each pair of a prompt and a seed.
+
+    The noise of each picture comes from its own CPU generator, so it is bit-equal whatever the batch, the device and
+    the dtype, also for samplers that add noise on the way. Each distinct prompt is encoded once. The pictures are made
+    by the pipeline's own call on a shallow copy with a scheduler of its own: the pipeline is left as it was, and
+    whatever is applied to it (an edit, a guidance) is in force. So is its safety checker, if it has one.
+
+    Args:
+        pipe: A loaded diffusers pipeline.
+        prompts: One for each picture.
+        seeds: As many; any integer from 0 on is a seed.
+        steps: Of the pipeline's own scheduler.
+        guidance_scale: Of classifier-free guidance; 1 or less samples without it.
+        negative_prompt: Takes the place of the unconditional prompt; "" is the pipeline's own.
+        batch_size: How many pictures are made at once.
+        height: In pixels; None is the model's own.
+        width: In pixels; None is the model's own.
+        output: "pil"; "uint8" in [0, 255]; or "latents", on the CPU and as the denoiser left them.
+        on_step: Called after each batch with the number of pictures done.
+
+    Raises:
+        InputError: Lengths that differ, or a setting that is out of range.
+    """
+    _check(prompts, seeds, steps=steps, batch_size=batch_size)
+    backbone = backbone_of(pipe)
+    shape = backbone.latent_shape(height, width)
+    if not prompts:
+        return _nothing(pipe, shape, output)
+    runner = _runner(pipe)
+    distinct = list(dict.fromkeys(prompts))
+    states = backbone.encode(distinct)
+    guided = guidance_scale > 1
+    negative = (backbone.encode([negative_prompt]) if negative_prompt else backbone.unconditional()) if guided else None
+    results: list[Any] = []
+    for start in range(0, len(prompts), batch_size):
+        rows = [distinct.index(prompt) for prompt in prompts[start : start + batch_size]]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
+        called = runner(
+            latents=noise(generators, shape).to(backbone.device, backbone.dtype),
+            generator=generators,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            output_type="latent" if output == "latents" else "np",
+            **_embeddings(states.select(rows), negative.expand(len(rows)) if negative is not None else None),
+        )
+        results.append(called.images.cpu() if output == "latents" else _as_uint8(called.images))
+        if on_step is not None:
+            on_step(Step(step=start + len(rows), total=len(prompts)))
+    if output == "latents":
+        return torch.cat(results)
+    if output == "uint8":
+        return np.concatenate(results)
+    return [Image.fromarray(picture) for batch in results for picture in batch]
+
+
+def grid(prompts: Iterable[str], seeds: Iterable[int]) -> tuple[list[str], list[int]]:
+    """Return every prompt with every seed as the two lists that `sample` takes; the seed changes fastest."""
+    seeds = list(seeds)
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    return [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
+
+
+def noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> Latents:
+    """Return standard normal noise as float32 on the CPU, each row from its own CPU generator."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def ddim_timesteps(total: int, steps: int) -> Int[Tensor, " steps"]:
+    """Return the timesteps of a DDIM schedule, noisiest first, spaced as Stable Diffusion is: leading, offset 1.
+
+    Raises:
+        InputError: `steps` is not from 1 to `total - 1`.
+    """
+    if not 1 <= steps < total:
+        raise InputError(f"steps: expected 1 to {total - 1}, got {steps!r}. Give fewer than the training timesteps.")
+    return torch.arange(steps - 1, -1, -1) * (total // steps) + 1
+
+
+@torch.no_grad()
+def ddim_latents(
+    backbone: Backbone,
+    start: Latents,
+    states: TextStates,
+    unconditional: TextStates,
+    *,
+    steps: int,
+    guidance_scale: float,
+    stops: Sequence[int],
+) -> dict[int, Latents]:
+    """Return the latents at some places of a deterministic DDIM trajectory (Song et al., arXiv:2010.02502, eq. 12).
+
+    The run ends at the last place asked for. The schedule is the denoiser's training schedule, whatever scheduler the
+    pipeline has, so the latents are what `Backbone.predict` takes.
+
+    Args:
+        backbone: The denoiser.
+        start: Standard normal noise.
+        states: One row for each latent.
+        unconditional: One row, for classifier-free guidance.
+        steps: Of the whole schedule.
+        guidance_scale: Of classifier-free guidance; 1 samples from the conditional prediction alone.
+        stops: Places from 0 (the start) to steps - 1; place i is at timestep `ddim_timesteps(...)[i]`.
+
+    Returns:
+        Float32 latents on the model's device by place.
+    """
+    alphas = backbone.alphas_cumprod
+    timesteps = ddim_timesteps(len(alphas), steps).to(alphas.device)
+    spacing = len(alphas) // steps
+    latents = start.to(backbone.device, torch.float32)
+    guided = guidance_scale != 1
+    read = concatenate([unconditional.expand(len(states)), states]) if guided else states
+    found: dict[int, Latents] = {}
+    for place in range(max(stops) + 1):
+        if place in stops:
+            found[place] = latents
+        if place == max(stops):
+            break
+        timestep = timesteps[place]
+        doubled = torch.cat([latents, latents]) if guided else latents
+        epsilon = predict_epsilon(backbone, doubled, timestep, read)
+        if guided:
+            free, bound = epsilon.chunk(2)
+            epsilon = free + guidance_scale * (bound - free)
+        alpha, following = alphas[timestep], alphas[(timestep - spacing).clamp(min=0)]
+        clean = (latents - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
+        latents = following.sqrt() * clean + (1 - following).sqrt() * epsilon
+    return found
+
+
+def predict_epsilon(
+    backbone: Backbone, latents: Latents, timestep: Int[Tensor, "..."], states: TextStates
+) -> Latents:
+    """Return the predicted noise in float32, whatever the model predicts and computes in."""
+    output = backbone.predict(latents.to(backbone.dtype), timestep, states)
+    return backbone.to_epsilon(output.float(), latents.float(), timestep)
+
+
+def _runner(pipe: Any) -> Any:
+    """Return a copy that shares the models and may be run: its scheduler, settings and progress bar are its own."""
+    runner = copy.copy(pipe)
+    runner.scheduler = copy.deepcopy(pipe.scheduler)
+    runner.set_progress_bar_config(disable=True)
+    if getattr(pipe, "safety_checker", None) is not None:
+        logger.warning("sample: the pipeline's safety checker is on; pictures that it rejects come out black.")
+    return runner
+
+
+def _embeddings(states: TextStates, negative: TextStates | None) -> dict[str, Tensor]:
+    """Return the text as a pipeline's call takes it."""
+    embeddings = {"prompt_embeds": states.states}
+    if states.pooled is not None:
+        embeddings["pooled_prompt_embeds"] = states.pooled
+    if negative is not None:
+        embeddings["negative_prompt_embeds"] = negative.states
+        if negative.pooled is not None:
+            embeddings["negative_pooled_prompt_embeds"] = negative.pooled
+    return embeddings
+
+
+def _as_uint8(images: np.ndarray) -> Pictures:
+    """Return float pictures in [0, 1] in [0, 255], rounded as diffusers does for PIL."""
+    return (images * 255).round().astype(np.uint8)
+
+
+def _nothing(pipe: Any, shape: tuple[int, int, int], output: str) -> list[Image.Image] | Pictures | Latents:
+    channels, height, width = shape
+    if output == "latents":
+        return torch.empty(0, channels, height, width)
+    scale = pipe.vae_scale_factor
+    return np.empty((0, height * scale, width * scale, 3), np.uint8) if output == "uint8" else []
+
+
+def _check(prompts: Sequence[str], seeds: Sequence[int], *, steps: int, batch_size: int) -> None:
+    if isinstance(prompts, str):
+        raise InputError(f"sample.prompts: expected a list of texts, got {prompts!r}. Write [{prompts!r}].")
+    if len(prompts) != len(seeds):
+        raise InputError(
+            f"sample.seeds: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}."
+            " Use grid(prompts, seeds) for every prompt with every seed."
+        )
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"sample.{name}: expected at least 1, got {value!r}. Give a positive number.")

@@ -1,0 +1,195 @@
+"""Sampling: the same picture whatever the batch, and a pipeline that is left alone."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
+from erasure.backbones import backbone_of
+from erasure.errors import InputError
+from erasure.sampling import ddim_latents, ddim_timesteps, grid, noise, predict_epsilon, sample
+
+from tests.tiny import FAMILIES
+
+PROMPTS = ["a cat", "a dog", "a cat", "a house on the beach", ""]
+SEEDS = [0, 1, 2, 3, 4]
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def pipe(request: pytest.FixtureRequest) -> Any:
+    return FAMILIES[request.param]()
+
+
+def raw(pipe: Any, prompt: str, seed: int, **settings: Any) -> Any:
+    """One picture by the pipeline alone, from the noise that `sample` uses."""
+    latents = noise([torch.Generator().manual_seed(seed)], backbone_of(pipe).latent_shape())
+    return copy.deepcopy(pipe)(prompt, latents=latents, num_inference_steps=3, **settings)
+
+
+def test_pictures_are_those_of_the_pipeline(pipe: Any) -> None:
+    ours = sample(pipe, PROMPTS, SEEDS, steps=3, batch_size=1, output="latents")
+    for row, prompt, seed in zip(ours, PROMPTS, SEEDS, strict=True):
+        theirs = raw(pipe, prompt, seed, guidance_scale=4.0, output_type="latent").images[0]
+        torch.testing.assert_close(row, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_negative_prompt_and_no_guidance_reach_the_pipeline(pipe: Any) -> None:
+    ours = sample(pipe, ["a cat"], [7], steps=3, negative_prompt="a dog", output="latents")
+    theirs = raw(pipe, "a cat", 7, guidance_scale=4.0, negative_prompt="a dog", output_type="latent").images
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    ours = sample(pipe, ["a cat"], [7], steps=3, guidance_scale=1.0, output="latents")
+    theirs = raw(pipe, "a cat", 7, guidance_scale=1.0, output_type="latent").images
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_batches_do_not_matter_and_repeats_are_equal(pipe: Any) -> None:
+    whole = sample(pipe, PROMPTS, SEEDS, steps=3, output="latents")
+    single = sample(pipe, PROMPTS, SEEDS, steps=3, batch_size=2, output="latents")
+    torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-4)
+    assert torch.equal(whole, sample(pipe, PROMPTS, SEEDS, steps=3, output="latents"))
+
+
+@pytest.mark.parametrize("scheduler", [EulerAncestralDiscreteScheduler, DDPMScheduler])
+def test_samplers_that_add_noise_do_not_depend_on_the_batch(scheduler: Any) -> None:
+    pipe = FAMILIES["sd1"]()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    whole = sample(pipe, PROMPTS, SEEDS, steps=3, output="latents")
+    parts = sample(pipe, PROMPTS, SEEDS, steps=3, batch_size=2, output="latents")
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_of_a_picture_is_its_seed_alone() -> None:
+    def drawn(seeds: list[int]) -> torch.Tensor:
+        return noise([torch.Generator().manual_seed(seed) for seed in seeds], (4, 8, 8))
+
+    assert torch.equal(drawn([0, 1, 2])[1:2], drawn([1]))
+    assert not torch.equal(drawn([0]), drawn([1]))
+
+
+def test_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
+    pipe.scheduler.set_timesteps(7)
+    pipe.set_progress_bar_config(disable=False)
+    before, scheduler = dict(vars(pipe)), copy.deepcopy(vars(pipe.scheduler))
+    weights = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    state = torch.random.get_rng_state()
+    sample(pipe, PROMPTS, SEEDS, steps=3)
+    assert vars(pipe) == before
+    assert vars(pipe.scheduler).keys() == scheduler.keys()
+    for name, value in scheduler.items():
+        torch.testing.assert_close(vars(pipe.scheduler)[name], value) if isinstance(value, torch.Tensor) else None
+    assert pipe.scheduler.num_inference_steps == 7
+    assert all(torch.equal(value, weights[name]) for name, value in pipe.unet.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_outputs_show_the_same_pictures(pipe: Any) -> None:
+    pictures = sample(pipe, PROMPTS[:2], SEEDS[:2], steps=2)
+    array = sample(pipe, PROMPTS[:2], SEEDS[:2], steps=2, output="uint8")
+    assert array.shape == (2, 16, 16, 3)
+    assert array.dtype == np.uint8
+    assert all(np.array_equal(np.asarray(picture), row) for picture, row in zip(pictures, array, strict=True))
+    assert np.ptp(array) > 0
+
+
+def test_a_size_may_be_asked_for(pipe: Any) -> None:
+    assert sample(pipe, ["a cat"], [0], steps=2, height=32, width=16, output="uint8").shape == (1, 32, 16, 3)
+
+
+def test_nothing_asked_for_is_nothing(pipe: Any) -> None:
+    assert sample(pipe, [], []) == []
+    assert sample(pipe, [], [], output="uint8").shape == (0, 16, 16, 3)
+    assert sample(pipe, [], [], output="latents").shape == (0, 4, 8, 8)
+
+
+def test_each_distinct_prompt_is_encoded_once(pipe: Any) -> None:
+    rows = []
+    handle = pipe.text_encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    sample(pipe, PROMPTS * 3, SEEDS * 3, steps=2, batch_size=4)
+    handle.remove()
+    assert sum(rows) == len(set(PROMPTS)) + 1  # and the unconditional one
+
+
+def test_progress_counts_pictures(pipe: Any) -> None:
+    seen = []
+    sample(pipe, PROMPTS, SEEDS, steps=1, batch_size=2, on_step=lambda step: seen.append((step.step, step.total)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_grid_pairs_every_prompt_with_every_seed() -> None:
+    assert grid(["a", "b"], [0, 1]) == (["a", "a", "b", "b"], [0, 1, 0, 1])
+
+
+def test_wrong_input_is_named() -> None:
+    pipe = FAMILIES["sd1"]()
+    with pytest.raises(InputError, match="one seed for each of 2 prompts, got 1"):
+        sample(pipe, ["a", "b"], [0])
+    with pytest.raises(InputError, match="expected a list of texts, got 'a cat'"):
+        sample(pipe, "a cat", [0])
+    with pytest.raises(InputError, match=r"sample.steps: expected at least 1, got 0"):
+        sample(pipe, ["a"], [0], steps=0)
+
+
+def test_ddim_timesteps_are_those_of_the_scheduler() -> None:
+    pipe = FAMILIES["sd1"]()
+    for steps in (1, 3, 25, 50):
+        pipe.scheduler.set_timesteps(steps)
+        assert ddim_timesteps(1000, steps).tolist() == pipe.scheduler.timesteps.tolist()
+    with pytest.raises(InputError, match="1 to 999, got 1000"):
+        ddim_timesteps(1000, 1000)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_ddim_latents_are_those_of_the_scheduler(family: str, guidance_scale: float) -> None:
+    pipe = FAMILIES[family]()
+    backbone = backbone_of(pipe)
+    start = noise([torch.Generator().manual_seed(0)], backbone.latent_shape())
+    seen = [start]
+    copy.deepcopy(pipe)(
+        "a cat",
+        latents=start,
+        num_inference_steps=5,
+        guidance_scale=guidance_scale,
+        output_type="latent",
+        callback_on_step_end=lambda pipe, step, timestep, kwargs: seen.append(kwargs["latents"]) or {},
+    )
+    ours = ddim_latents(
+        backbone,
+        start,
+        backbone.encode(["a cat"]),
+        backbone.unconditional(),
+        steps=5,
+        guidance_scale=guidance_scale,
+        stops=[0, 2, 4],
+    )
+    assert list(ours) == [0, 2, 4]
+    for place, latents in ours.items():
+        torch.testing.assert_close(latents, seen[place], rtol=1e-4, atol=1e-4)
+
+
+def test_ddim_latents_take_their_schedule_from_training_not_from_the_sampler() -> None:
+    pipe = FAMILIES["sdxl"]()  # its sampler is Euler's, which scales latents otherwise
+    found = []
+    for scheduler in (pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config)):
+        pipe.scheduler = scheduler
+        backbone = backbone_of(pipe)
+        start = noise([torch.Generator().manual_seed(0)], backbone.latent_shape())
+        texts = backbone.encode(["a cat"]), backbone.unconditional()
+        found.append(ddim_latents(backbone, start, *texts, steps=4, guidance_scale=3.0, stops=[3])[3])
+    torch.testing.assert_close(*found)
+
+
+def test_predicted_noise_is_float32_and_follows_the_prediction_type() -> None:
+    backbone = backbone_of(FAMILIES["sd2"]())
+    latents = torch.randn(1, 4, 8, 8)
+    timestep = torch.tensor(500)
+    states = backbone.encode(["a cat"])
+    alpha = backbone.alphas_cumprod[500]
+    with torch.no_grad():
+        v = backbone.predict(latents, timestep, states)
+        epsilon = predict_epsilon(backbone, latents, timestep, states)
+    torch.testing.assert_close(epsilon, alpha.sqrt() * v + (1 - alpha).sqrt() * latents)
+    backbone.denoiser.to(torch.bfloat16)
+    assert predict_epsilon(backbone, latents, timestep, states).dtype == torch.float32
