@@ -1,0 +1,208 @@
+"""The one optimisation loop of every trained eraser.
+
+The pipeline keeps its own weights throughout: the weights under training, the student, live beside it in float32 and
+stand in for the pipeline's only while `Student.__call__` runs. So original and student are one model in memory plus
+what is trained, and there is nothing to restore when something fails.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .backbones.base import Backbone
+from .edit import DenseChange, LowRankChange
+from .erasers.base import Step
+from .errors import InputError, SolveError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Optimizer = Literal["adam", "adamw"]
+
+
+class Student:
+    """The weights under training, dense or as low-rank patches of the pipeline's."""
+
+    def __init__(
+        self, backbone: Backbone, which: Callable[[str], bool], rank: int | None, generator: torch.Generator
+    ) -> None:
+        self._originals = {
+            name: parameter
+            for name, parameter in backbone.parameters(which).items()
+            if rank is None or parameter.ndim > 1  # a vector has no low rank
+        }
+        if not self._originals:
+            raise InputError(
+                "finetune.which: expected parameters to train, got none. Choose names that the model has."
+            )
+        self._dense: dict[str, Tensor] = {}
+        self._ups: dict[str, Tensor] = {}
+        self._downs: dict[str, Tensor] = {}
+        for name, original in self._originals.items():
+            if rank is None:
+                self._dense[name] = original.detach().float().clone().requires_grad_()
+            else:
+                rows, columns = original.flatten(1).shape
+                down = torch.randn(rank, columns, generator=generator) / rank  # as LoRA: the patch starts at zero
+                self._downs[name] = down.to(original.device).requires_grad_()
+                self._ups[name] = torch.zeros(rows, rank, device=original.device, requires_grad=True)
+        self._scope = _Scope(backbone, self._originals)
+
+    def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return `function(*args, **kwargs)` computed while the pipeline's models have the student's weights."""
+        return functional_call(self._scope, self.weights(), (function, args, kwargs))
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The leaves that the optimiser moves, float32."""
+        return [*self._dense.values(), *self._ups.values(), *self._downs.values()]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by full parameter name, with gradient, in the dtype of the model."""
+        dense = {name: weight.to(self._originals[name].dtype) for name, weight in self._dense.items()}
+        patched = {
+            name: (original.float() + (self._ups[name] @ self._downs[name]).view_as(original)).to(original.dtype)
+            for name, original in self._originals.items()
+            if name in self._ups
+        }
+        return dense | patched
+
+    def changes(self) -> dict[str, DenseChange | LowRankChange]:
+        """Return what was learned, by full parameter name, as float32 on the CPU."""
+        return {
+            name: (
+                DenseChange(delta=(self._dense[name].detach() - original.detach().float()).cpu())
+                if name in self._dense
+                else LowRankChange(up=self._ups[name].detach().cpu(), down=self._downs[name].detach().cpu())
+            )
+            for name, original in self._originals.items()
+        }
+
+
+Loss = Callable[[Student, int, torch.Generator], Float[Tensor, ""]]
+"""What a step minimises, from the student, the step from 0, and the generator of the step's draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preservation:
+    """A further term of the loss.
+
+    Attributes:
+        loss: As the main loss, with draws of its own: adding a term leaves those of the others as they were.
+        weight: Against the main loss, >= 0; at 0 the term is not computed.
+    """
+
+    loss: Loss
+    weight: float
+
+
+def finetune(
+    backbone: Backbone,
+    which: Callable[[str], bool],
+    loss: Loss,
+    *,
+    steps: int,
+    lr: float,
+    rank: int | None = None,
+    optimizer: Optimizer = "adamw",
+    weight_decay: float = 0.0,
+    preservation: Sequence[Preservation] = (),
+    on_step: Callable[[Step], None] | None = None,
+    seed: int = 0,
+) -> dict[str, DenseChange | LowRankChange]:
+    """Return the weight changes that minimise `loss` plus the weighted preservation terms.
+
+    The pipeline is left as it was, bit for bit, also by an exception; only trained weights get gradients. Everything
+    random comes from `seed`. Each term is differentiated in turn, so that one graph is held at a time. Masters and
+    moments are float32; gradients through a float16 model are scaled against underflow.
+
+    Args:
+        backbone: The model.
+        which: Accepts the full names of the parameters to train.
+        loss: The main term; scalar.
+        steps: How many updates, >= 0.
+        lr: Constant learning rate, > 0.
+        rank: Train a patch `up @ down` of this rank in each matrix or kernel instead of the weights; vectors are left
+            out.
+        optimizer: "adamw" or "adam", with PyTorch's defaults.
+        weight_decay: Of the optimiser, towards zero weights (towards a zero patch with `rank`).
+        preservation: Further terms.
+        on_step: Called after each update with the total loss.
+        seed: Of the generators handed to the losses and of the patches' start.
+
+    Raises:
+        InputError: A setting out of range, or no parameter to train.
+        SolveError: The loss is no longer finite.
+    """
+    _check(steps=steps, lr=lr, rank=rank)
+    seeds = torch.Generator().manual_seed(seed)
+    terms = [(1.0, loss), *((term.weight, term.loss) for term in preservation)]
+    start, *draws = (
+        torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds))) for _ in range(len(terms) + 1)
+    )
+    student = Student(backbone, which, rank, start)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    moving = kind(student.trained, lr=lr, weight_decay=weight_decay)
+    scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
+    with _at_rest(backbone):
+        for step in range(steps):
+            total = 0.0
+            for (weight, term), generator in zip(terms, draws, strict=True):
+                if weight:
+                    value = weight * term(student, step, generator)
+                    scaler.scale(value).backward()
+                    total += value.item()
+            if not torch.isfinite(torch.tensor(total)):
+                raise SolveError(f"finetune: expected a finite loss, got {total} at step {step + 1}. Lower lr.")
+            scaler.step(moving)
+            scaler.update()
+            moving.zero_grad()
+            if on_step is not None:
+                on_step(Step(step=step + 1, total=steps, loss=total))
+    return student.changes()
+
+
+class _Scope(nn.Module):
+    """Holds the models under the first part of their parameters' full names; its forward runs any function."""
+
+    def __init__(self, backbone: Backbone, names: Sequence[str] | dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        for component in dict.fromkeys(name.partition(".")[0] for name in names):
+            self.add_module(component, backbone.component(component))
+
+    def forward(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def _at_rest(backbone: Backbone) -> Iterator[None]:
+    """Have the pipeline's modules neither collect gradients nor drop out; put both back on exit."""
+    roots = [part for part in backbone.pipe.components.values() if isinstance(part, nn.Module)]
+    modules = {module: module.training for root in roots for module in root.modules()}
+    parameters = {parameter: parameter.requires_grad for root in roots for parameter in root.parameters()}
+    try:
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modules.items():
+            module.training = training
+        for parameter, required in parameters.items():
+            parameter.requires_grad_(required)
+
+
+def _check(*, steps: int, lr: float, rank: int | None) -> None:
+    if steps < 0:
+        raise InputError(f"finetune.steps: expected at least 0, got {steps!r}. Give how many updates to make.")
+    if not lr > 0:
+        raise InputError(f"finetune.lr: expected a number > 0, got {lr!r}. The papers use about 1e-5.")
+    if rank is not None and rank < 1:
+        raise InputError(f"finetune.rank: expected at least 1, got {rank!r}. Leave it out to train full weights.")
