@@ -147,6 +147,14 @@ def templates(kind: Kind) -> tuple[str, ...]:
     return tuple(_TEMPLATES[kind])
 
 
+def preserved_templates(kind: Kind) -> tuple[str, ...]:
+    """Return the templates in which preserved names are held while a concept of `kind` is removed.
+
+    What stays may be of another kind than what goes: besides those of the removal, the plainest ones of an object.
+    """
+    return tuple(dict.fromkeys([*_TEMPLATES[kind], *list(_TEMPLATES["object"])[:4]]))
+
+
 def fill(template: str, name: str) -> str:
     """Put a name into a template, with the article that it needs ("a {}" and "umbrella": "an umbrella")."""
     if name[:1].casefold() in set("aeiou"):

@@ -47,11 +47,11 @@ class TextStates:
             raise InputError(f"phrase: expected words, got {phrase!r}. Name what to look for in the prompt.")
         occurrences = re.finditer(rf"(?<!\w){words}(?!\w)", self.prompts[row], flags=re.IGNORECASE)
         covered = max((end for _, end in self.offsets[row]), default=0)
-        return [
-            [at for at, (start, end) in enumerate(self.offsets[row]) if start < found.end() and end > found.start()]
-            for found in occurrences
-            if found.end() <= covered
-        ]
+        return [self.tokens_of(row, at.start(), at.end()) for at in occurrences if at.end() <= covered]
+
+    def tokens_of(self, row: int, start: int, end: int) -> list[int]:
+        """Return the positions of the tokens that hold any of the prompt's characters [start, end)."""
+        return [at for at, (first, last) in enumerate(self.offsets[row]) if first < end and last > start]
 
     def word_positions(self, row: int, phrase: str) -> list[int]:
         """Return the token positions of `phrase` in the prompt of `row`, those of all its occurrences in order.

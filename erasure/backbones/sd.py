@@ -218,6 +218,8 @@ def _spread_values(weight: Tensor) -> Tensor:
     """
     if weight.device.type == "meta":
         raise InputError("fingerprint: expected weights in memory, got a model offloaded to disk. Load it whole.")
-    count = min(weight.numel(), _FINGERPRINT_VALUES)
-    flat = torch.linspace(0, weight.numel() - 1, count, dtype=torch.float64).long()
-    return weight[torch.unravel_index(flat.to(weight.device), weight.shape)].to(torch.float16)
+    step = -(-weight.numel() // _FINGERPRINT_VALUES)
+    if weight.is_contiguous():
+        return weight.view(-1)[::step].to(torch.float16)
+    flat = torch.arange(0, weight.numel(), step, device=weight.device)
+    return weight[torch.unravel_index(flat, weight.shape)].to(torch.float16)

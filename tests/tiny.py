@@ -1,0 +1,169 @@
+"""Tiny real pipelines: diffusers' and transformers' own classes, random weights, no download, built in a moment."""
+
+import gzip
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+Vocabulary = Literal["bytes", "clip"]
+
+WIDTH = 32
+POSITIONS = 77
+# Pictures of 16 x 16 pixels, latents of 8 x 8.
+PIXELS = 16
+
+
+def sd1(*, seed: int = 0, vocabulary: Vocabulary = "bytes", prediction_type: str = "epsilon") -> Any:
+    """Return a pipeline of the Stable Diffusion 1.x classes: epsilon prediction, padded with end-of-text tokens."""
+    return _seeded(seed, lambda: _stable_diffusion(vocabulary, "<|endoftext|>", prediction_type, "quick_gelu"))
+
+
+def sd2(*, seed: int = 0, vocabulary: Vocabulary = "bytes") -> Any:
+    """Return a pipeline of the Stable Diffusion 2.x classes: v-prediction, padded with "!"."""
+    return _seeded(seed, lambda: _stable_diffusion(vocabulary, "!", "v_prediction", "gelu"))
+
+
+def sdxl(*, seed: int = 0, vocabulary: Vocabulary = "bytes") -> Any:
+    """Return a pipeline of the Stable Diffusion XL classes: two text encoders, sentence vector, sizes."""
+    return _seeded(seed, lambda: _stable_diffusion_xl(vocabulary))
+
+
+# Every family, for tests that run over all of them.
+FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
+
+
+@cache
+def tokenizer_parts(vocabulary: Vocabulary) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges of a CLIP tokenizer: bytes alone, or CLIP's own as open_clip's package holds them."""
+    characters = list(_bytes_to_unicode().values())
+    merges = _clip_merges() if vocabulary == "clip" else []
+    words = [*characters, *(f"{character}</w>" for character in characters), *map("".join, merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return {word: at for at, word in enumerate(words)}, merges
+
+
+def tokenizer(vocabulary: Vocabulary = "bytes", *, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """Return a CLIP tokenizer of 77 positions."""
+    words, merges = tokenizer_parts(vocabulary)
+    return CLIPTokenizer(vocab=dict(words), merges=list(merges), pad_token=pad_token, model_max_length=POSITIONS)
+
+
+def _seeded(seed: int, build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = build()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _stable_diffusion(vocabulary: Vocabulary, pad_token: str, prediction_type: str, activation: str) -> Any:
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    tokens = tokenizer(vocabulary, pad_token=pad_token)
+    return StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokens, activation)).eval(),
+        tokenizer=tokens,
+        unet=_unet(WIDTH),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _stable_diffusion_xl(vocabulary: Vocabulary) -> Any:
+    first, second = tokenizer(vocabulary), tokenizer(vocabulary, pad_token="!")
+    unet = _unet(
+        2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+    return StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(first, "quick_gelu")).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(second, "gelu")).eval(),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
+
+
+def _text_config(tokens: CLIPTokenizer, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        hidden_act=activation,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+
+
+def _unet(cross_attention_dim: int, **conditions: Any) -> Any:
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=8,
+        cross_attention_dim=cross_attention_dim,
+        **conditions,
+    ).eval()
+
+
+def _vae() -> Any:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=PIXELS,
+    ).eval()
+
+
+def _bytes_to_unicode() -> dict[int, str]:
+    """Return CLIP's character for each byte: itself where it prints, else one of the next free ones."""
+    printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {byte: chr(byte) for byte in printing} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+
+
+def _clip_merges() -> list[tuple[str, str]]:
+    import open_clip  # an extra of the evaluation
+
+    path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    # The file holds more merges than CLIP uses: 49,152 tokens less 512 single ones less none of the two special ones.
+    pairs = [line.split() for line in lines[1 : 49152 - 256 - 2 + 1]]
+    return [(left, right) for left, right in pairs]
