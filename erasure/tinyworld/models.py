@@ -1,0 +1,109 @@
+"""The parts of the tiny world's model, untrained: diffusers' and transformers' own classes at small sizes."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+WIDTH = 128
+POSITIONS = 32
+VOCABULARY_SIZE = 1024
+_SUFFIX = "</w>"
+_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
+    """Train a byte-level BPE of at most 1,024 tokens and return it as diffusers' pipelines know it.
+
+    The alphabet holds all 256 bytes, inside and at the end of a word, so any text can be encoded.
+
+    Args:
+        captions: The texts to learn merges from.
+        folder: Where vocab.json and merges.txt are written.
+    """
+    bpe = Tokenizer(models.BPE(end_of_word_suffix=_SUFFIX))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        captions, trainers.BpeTrainer(vocab_size=VOCABULARY_SIZE, initial_alphabet=alphabet, end_of_word_suffix=_SUFFIX, show_progress=False)
+    )
+    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = [*alphabet, *(a + _SUFFIX for a in alphabet)]
+    merges = merges[: VOCABULARY_SIZE - len(tokens) - 2]
+    tokens = list(dict.fromkeys([*tokens, *("".join(m) for m in merges)]))
+    tokens = [*tokens, "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=POSITIONS, pad_token="<|endoftext|>"
+    )
+    tokenizer.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Build the text tower: 4 layers, 128 wide, pooled at the first end of text as in CLIP."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def vae() -> AutoencoderKL:
+    """Build the autoencoder: 64 x 64 pictures to 4 x 16 x 16 latents."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=1.0,
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    """Build the denoiser: 4.7 M parameters, cross-attention at 16 x 16 (way up), 8 x 8 (both ways) and 4 x 4 (middle)."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 96, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """Build the noise schedule of Stable Diffusion 1, sampled by DDIM."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )

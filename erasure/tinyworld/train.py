@@ -1,0 +1,573 @@
+"""Train the tiny world from nothing: `python -m erasure.tinyworld.train --minutes N --out DIR`.
+
+Stages: tokenizer, clip, vae, oracle, unet, judge, assemble. Each keeps its state in DIR/state and goes on from there after a
+kill; each has a share of the minutes, counted as time spent in its own loop, and its learning rate falls over that share.
+A stage's draws depend on the seed, the stage and the step alone.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from . import models
+from .data import Drawings, drawings, pictures_of
+from .judge import Judge
+from .judge import build as build_judge
+from .oracle import Oracle, OracleNet
+from .vocabulary import INDIVIDUALS, OBJECTS, SCENE_PHRASES, STYLE_PHRASES, article, canonical
+from .world import Mix, caption
+
+logger = logging.getLogger(__name__)
+SHARES: dict[str, float] = {"clip": 0.05, "vae": 0.08, "oracle": 0.07, "unet": 0.74, "judge": 0.06}
+"""Share of the minutes that each trained stage gets."""
+
+STAGES: tuple[str, ...] = ("tokenizer", "clip", "vae", "oracle", "unet", "judge", "assemble")
+PICTURES, ORACLE_PICTURES, ROUND_TRIPS = 48_000, 24_000, 6_000
+SECONDS_BETWEEN_SAVES = 90.0
+WORDS_ALONE, TRAILING_ALONE, NO_PROMPT = 0.35, 0.10, 0.10  # shares of captions; DESIGN: makes words and their maps matter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training: where, for how long, on what, without which concepts, with which seed."""
+
+    out: Path
+    minutes: float
+    device: str = "cpu"
+    without: tuple[str, ...] = ()
+    seed: int = 0
+    data: Path | None = None
+    pictures: int = PICTURES
+    lr: float = 1e-3
+    batch_size: int = 32
+
+    @property
+    def drawings_folder(self) -> Path:
+        return self.data or self.out / "data"
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """One resumable optimisation.
+
+    Attributes:
+        stage: Its name, of file and progress bar.
+        modules: What is saved and resumed; their parameters that ask for a gradient are trained.
+        loss: Returns the loss of a step; its draws come from the generator it is handed.
+        minutes: How long, summed over all resumptions.
+        average: Decay of the moving average of the weights; 0 keeps none.
+        show: Called with the elapsed share every tenth of the way, for pictures.
+    """
+
+    recipe: Recipe
+    stage: str
+    modules: dict[str, nn.Module]
+    loss: Callable[[np.random.Generator, int], Tensor]
+    minutes: float
+    lr: float
+    average: float = 0.0
+    show: Callable[[int], None] | None = None
+    shadow: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.recipe.out / "state" / f"{self.stage}.pt"
+
+    def run(self, progress: Progress) -> None:
+        """Train until the minutes are spent; return at once where they were spent before."""
+        trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        step, spent = self._resume(optimizer)
+        bar = progress.add_task(self.stage, total=self.minutes * 60, completed=spent, note="")
+        saved, recent = spent, []
+        while spent < self.minutes * 60:
+            began = time.monotonic()
+            share = spent / (self.minutes * 60)
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+            name = f"{self.recipe.seed}:{self.stage}:{step}".encode()
+            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
+            loss = self.loss(rng, step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            step += 1
+            self._average(step)
+            recent.append(loss.item())
+            spent += time.monotonic() - began
+            progress.update(bar, completed=spent, note=f"step {step}  loss {np.mean(recent[-50:]):.4f}")
+            if step % 50 == 0:
+                self._log(step, spent, float(np.mean(recent[-50:])))
+            if self.show and int(10 * share) < int(10 * spent / (self.minutes * 60)):
+                self.show(step)
+            if spent - saved > SECONDS_BETWEEN_SAVES:
+                self._save(optimizer, step, spent)
+                saved = spent
+        self._save(optimizer, step, spent)
+        if self.average:
+            for name, module in self.modules.items():
+                module.load_state_dict(self.shadow[name])
+
+    def _average(self, step: int) -> None:
+        if not self.average:
+            return
+        decay = min(self.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, module in self.modules.items():
+                state = module.state_dict()
+                shadow = self.shadow.setdefault(name, {k: v.clone() for k, v in state.items()})
+                for key, value in state.items():
+                    shadow[key].lerp_(value, 1 - decay) if value.is_floating_point() else shadow[key].copy_(value)
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+        if not self.path.exists():
+            return 0, 0.0
+        state = torch.load(self.path, map_location=self.recipe.device, weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        if state["optimizer"]:
+            optimizer.load_state_dict(state["optimizer"])
+        self.shadow = state["shadow"]
+        return state["step"], state["seconds"]
+
+    def _save(self, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        state = {"modules": {n: m.state_dict() for n, m in self.modules.items()}, "shadow": self.shadow}
+        torch.save({**state, "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}, part)
+        part.replace(self.path)
+
+    def _log(self, step: int, seconds: float, loss: float) -> None:
+        path = self.recipe.out / "losses" / f"{self.stage}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", newline="") as file:
+            csv.writer(file).writerow([step, round(seconds, 1), round(loss, 6)])
+
+
+def _batch(set_: Drawings, rng: np.random.Generator, size: int, device: str) -> tuple[np.ndarray, Tensor]:
+    rows = rng.integers(0, len(set_.pictures), size)
+    pixels = torch.from_numpy(np.stack([set_.pixels[i] for i in rows])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return rows, pixels.to(device)
+
+
+def _words(rng: np.random.Generator) -> random.Random:
+    return random.Random(int(rng.integers(2**62)))
+
+
+def _tokens(tokenizer: CLIPTokenizer, texts: Sequence[str], device: str) -> Tensor:
+    batch = tokenizer(list(texts), padding="max_length", truncation=True, max_length=models.POSITIONS, return_tensors="pt")
+    return batch.input_ids.to(device)
+
+
+def _mix(recipe: Recipe) -> Mix:
+    return Mix(without=recipe.without)
+
+
+def _training_set(recipe: Recipe) -> Drawings:
+    return drawings(recipe.pictures, recipe.seed, _mix(recipe), folder=recipe.drawings_folder)
+
+
+def tokenizer_stage(recipe: Recipe) -> CLIPTokenizer:
+    """Train the tokenizer, or load the one that was trained."""
+    folder = recipe.out / "tokenizer"
+    if (folder / "tokenizer_config.json").exists():
+        return CLIPTokenizer.from_pretrained(folder)
+    rng = random.Random(f"tokenizer:{recipe.seed}")
+    return models.train_tokenizer((caption(p, rng) for p in pictures_of(20_000, recipe.seed, Mix(individuals=tuple(INDIVIDUALS)))), folder)
+
+
+class ImageTower(nn.Module):
+    """The picture side of the CLIP that trains the text tower; thrown away afterwards."""
+
+    def __init__(self, width: int = models.WIDTH) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((3, 32), (32, 64), (64, 96), (96, 128)):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+            layers += [nn.Conv2d(after, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU()] if after > 32 else []
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(4 * 4 * 128, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return features (n, width) of pixels (n, 3, 64, 64) in [-1, 1]."""
+        return self.head(self.body(pixels).flatten(1))
+
+
+def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> CLIPTextModel:
+    """Train the text tower contrastively against an image tower (symmetric InfoNCE, learned temperature)."""
+    torch.manual_seed(recipe.seed)
+    text, images = models.text_encoder(tokenizer).to(recipe.device), ImageTower().to(recipe.device, memory_format=torch.channels_last)
+    project = nn.Linear(models.WIDTH, models.WIDTH, bias=False).to(recipe.device)
+    scale = nn.Linear(1, 1, bias=False).to(recipe.device)
+    nn.init.constant_(scale.weight, math.log(1 / 0.07))
+    set_ = _training_set(recipe)
+
+    def loss(rng: np.random.Generator, step: int) -> Tensor:
+        del step
+        rows, pixels = _batch(set_, rng, 128, recipe.device)
+        ids = _tokens(tokenizer, set_.captions(rows, _words(rng)), recipe.device)
+        a = F.normalize(images(pixels.contiguous(memory_format=torch.channels_last)), dim=1)
+        b = F.normalize(project(text(ids).pooler_output), dim=1)
+        logits = a @ b.T * scale.weight.clamp(max=math.log(100)).exp()
+        truth = torch.arange(len(rows), device=logits.device)
+        return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+
+    parts = {"text": text, "images": images, "project": project, "scale": scale}
+    Loop(recipe=recipe, stage="clip", modules=parts, loss=loss, minutes=recipe.minutes * SHARES["clip"], lr=1e-3).run(progress)
+    return text.eval().requires_grad_(False)
+
+
+def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
+    """Train the autoencoder on L1, edges and a small KL; then fold unit mean and variance of the latents into it."""
+    torch.manual_seed(recipe.seed + 1)
+    vae = models.vae().to(recipe.device, memory_format=torch.channels_last)
+    set_ = _training_set(recipe)
+
+    def loss(rng: np.random.Generator, step: int) -> Tensor:
+        del step
+        _, pixels = _batch(set_, rng, 16, recipe.device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(pixels).latent_dist
+        noise = torch.from_numpy(rng.standard_normal(tuple(posterior.mean.shape), dtype=np.float32)).to(pixels)
+        out = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = out - pixels
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        return error.abs().mean() + 0.5 * edges + error.square().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+
+    minutes = recipe.minutes * SHARES["vae"]
+    Loop(recipe=recipe, stage="vae", modules={"vae": vae}, loss=loss, minutes=minutes, lr=2e-3, average=0.995).run(progress)
+    vae = vae.eval().requires_grad_(False)
+    _normalise(vae, set_, recipe)
+    return vae
+
+
+@torch.no_grad()
+def _normalise(vae: AutoencoderKL, set_: Drawings, recipe: Recipe) -> None:
+    """Make the latents' channels zero-mean and unit-variance by changing the 1 x 1 convolutions on both sides of them."""
+    rng = np.random.default_rng(recipe.seed)
+    latents = torch.cat([vae.encode(_batch(set_, rng, 64, recipe.device)[1]).latent_dist.mean for _ in range(16)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    if not isinstance(quant, nn.Conv2d) or not isinstance(post, nn.Conv2d) or quant.bias is None or post.bias is None:
+        raise TypeError("the autoencoder has no 1 x 1 convolutions around its latents")
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std[None, :, None, None]
+    quant.weight[:4] /= std[:, None, None, None]
+    quant.bias[:4] = (quant.bias[:4] - mean) / std
+    quant.bias[4:] -= 2 * std.log()
+
+
+@torch.no_grad()
+def _latents(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
+    """Return the latents of all drawings, float16 (n, 4, 16, 16), computed once."""
+    path = recipe.out / "state" / "latents.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    parts = []
+    for start in range(0, len(set_.pictures), 64):
+        pixels = torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        parts.append(vae.encode(pixels.to(recipe.device)).latent_dist.mean.half().cpu())
+    torch.save(torch.cat(parts), path)
+    return torch.cat(parts)
+
+
+def oracle_stage(recipe: Recipe, vae: AutoencoderKL, progress: Progress) -> Oracle:
+    """Train the oracle on drawings, their round trips through the autoencoder, noised, blurred and scrambled ones.
+
+    It always knows every concept and individual, whatever the generator goes without.
+    """
+    torch.manual_seed(recipe.seed + 2)
+    net = OracleNet().to(recipe.device, memory_format=torch.channels_last)
+    mix = Mix(individuals=tuple(INDIVIDUALS), hold_out=False)
+    set_ = drawings(ORACLE_PICTURES, recipe.seed + 2, mix, folder=recipe.drawings_folder)
+    trips, truth = _round_trips(recipe, vae, set_), [torch.from_numpy(t).to(recipe.device) for t in set_.truth()]
+
+    def loss(rng: np.random.Generator, step: int) -> Tensor:
+        del step
+        rows, pixels = _batch(set_, rng, 64, recipe.device)
+        for i, row in enumerate(rows):
+            if row < len(trips) and i % 2:
+                pixels[i] = trips[row].to(pixels).div(127.5).sub(1)
+        things, style, scene = (t[rows] for t in truth)
+        pixels, ruined = _spoil(pixels, rng)
+        guess_things, guess_style, guess_scene, _ = net(pixels.contiguous(memory_format=torch.channels_last))
+        things = things * (~ruined)[:, None]
+        whole = (~ruined).float()
+        known = F.cross_entropy(guess_style, style, reduction="none") + F.cross_entropy(guess_scene, scene, reduction="none")
+        return 10 * F.binary_cross_entropy_with_logits(guess_things, things) + (known * whole).mean()
+
+    minutes = recipe.minutes * SHARES["oracle"]
+    Loop(recipe=recipe, stage="oracle", modules={"net": net}, loss=loss, minutes=minutes, lr=3e-3, average=0.995).run(progress)
+    net.eval().requires_grad_(False)
+    _calibrate(net, recipe)
+    return Oracle(net, recipe.device)
+
+
+@torch.no_grad()
+def _round_trips(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
+    path = recipe.out / "state" / "round_trips.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    parts = []
+    for start in range(0, ROUND_TRIPS, 64):
+        pixels = torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        out = vae.decode(vae.encode(pixels.to(recipe.device)).latent_dist.mean).sample
+        parts.append(out.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.cat(parts), path)
+    return torch.cat(parts)
+
+
+def _spoil(pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Flip, shift, jitter, lightly noise or blur; ruin one in seven by strong noise, strong blur or scrambling.
+
+    Returns the pictures and the mask (n,) of those in which nothing can be recognised any more.
+    """
+    n = len(pixels)
+    if rng.random() < 0.5:
+        pixels = pixels.flip(3)
+    shift = tuple(int(v) for v in rng.integers(-3, 4, 2))
+    pixels = F.pad(pixels, (3, 3, 3, 3), mode="replicate")[:, :, 3 + shift[0] : 67 + shift[0], 3 + shift[1] : 67 + shift[1]]
+    jitter = torch.from_numpy(rng.uniform(0.88, 1.12, (n, 1, 1, 1)).astype(np.float32)).to(pixels)
+    pixels = (pixels * jitter + torch.from_numpy(rng.uniform(-0.08, 0.08, (n, 3, 1, 1)).astype(np.float32)).to(pixels)).clone()
+    fate = rng.random(n)
+    noise = torch.from_numpy(rng.standard_normal(tuple(pixels.shape), dtype=np.float32)).to(pixels)
+    ruined = torch.zeros(n, dtype=torch.bool, device=pixels.device)
+    for i, roll in enumerate(fate):
+        if roll < 0.25:
+            pixels[i] += rng.uniform(0.02, 0.25) * noise[i]
+        elif roll < 0.35:
+            pixels[i] = _blur(pixels[i], rng.uniform(0.4, 0.9))
+        elif roll < 0.40:
+            pixels[i], ruined[i] = rng.uniform(-0.6, 0.6) + rng.uniform(0.3, 1.5) * noise[i], True
+        elif roll < 0.45:
+            pixels[i], ruined[i] = _blur(pixels[i], rng.uniform(9, 16)), True
+        elif roll < 0.49:
+            tiles = pixels[i].unfold(1, 8, 8).unfold(2, 8, 8).reshape(3, 64, 8, 8)[:, torch.from_numpy(rng.permutation(64))]
+            pixels[i] = tiles.reshape(3, 8, 8, 8, 8).permute(0, 1, 3, 2, 4).reshape(3, 64, 64)
+            ruined[i] = True
+    return pixels.clamp(-1, 1), ruined
+
+
+def _blur(pixels: Tensor, sigma: float) -> Tensor:
+    radius = min(31, math.ceil(2.5 * sigma))
+    x = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)
+    kernel = torch.exp(-x.square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum())[None, None].repeat(3, 1, 1)
+    padded = F.pad(pixels[None], (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel[..., None], groups=3), kernel[:, :, None], groups=3)[0]
+
+
+def _calibrate(net: OracleNet, recipe: Recipe) -> None:
+    """Fit one temperature a head on 2,000 fresh drawings, by the same losses as in training."""
+    set_ = drawings(2000, recipe.seed + 20, Mix(individuals=tuple(INDIVIDUALS), hold_out=False), folder=recipe.drawings_folder)
+    parts: list[list[Tensor]] = [[], [], []]
+    with torch.no_grad():
+        for start in range(0, 2000, 100):
+            pixels = torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 100])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+            for part, logits in zip(parts, net(pixels.to(recipe.device))[:3], strict=True):
+                part.append(logits)
+    things, style, scene = (torch.from_numpy(t).to(recipe.device) for t in set_.truth())
+    losses: dict[str, Callable[[Tensor], Tensor]] = {
+        "things": lambda z: F.binary_cross_entropy_with_logits(z, things),
+        "style": lambda z: F.cross_entropy(z, style),
+        "scene": lambda z: F.cross_entropy(z, scene),
+    }
+    grid = torch.logspace(-0.7, 0.7, 57)
+    for (name, score), part in zip(losses.items(), parts, strict=True):
+        logits = torch.cat(part)
+        best = min(grid.tolist(), key=lambda t: float(score(logits / t)))
+        getattr(net, f"{name}_temperature").fill_(best)
+
+
+def unet_stage(recipe: Recipe, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL, progress: Progress) -> UNet2DConditionModel:
+    """Train the denoiser: epsilon loss with min-SNR weighting (gamma 5), stratified timesteps, averaged weights.
+
+    Captions come fresh every time. In a share of them the states from the first end of text on are those of the empty prompt,
+    in another the words' states are a neutral prompt's: each side of the prompt must be able to draw the object alone.
+    """
+    torch.manual_seed(recipe.seed + 3)
+    unet = models.unet().to(recipe.device, memory_format=torch.channels_last)
+    set_ = _training_set(recipe)
+    latents = _latents(recipe, vae, set_)
+    alphas = models.scheduler().alphas_cumprod.to(recipe.device)
+    weight = (alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))
+    with torch.no_grad():
+        empty, neutral = (text(_tokens(tokenizer, [t], recipe.device)).last_hidden_state for t in ("", "a picture of something there"))
+
+    def loss(rng: np.random.Generator, step: int) -> Tensor:
+        del step
+        n = recipe.batch_size
+        rows = rng.integers(0, len(set_.pictures), n)
+        z = latents[rows].to(recipe.device).float()
+        ids = _tokens(tokenizer, set_.captions(rows, _words(rng)), recipe.device)
+        with torch.no_grad():
+            states = text(ids).last_hidden_state
+        states = _mixed_states(states, ids, empty, neutral, tokenizer.eos_token_id, rng)
+        t = torch.from_numpy(((np.arange(n) + rng.random(n)) * (1000 / n)).astype(np.int64)).to(recipe.device)
+        noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(z)
+        a = alphas[t][:, None, None, None]
+        noisy = (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        error = (unet(noisy, t, states).sample - noise).square().mean((1, 2, 3))
+        return (error * weight[t]).mean()
+
+    loop = Loop(
+        recipe=recipe, stage="unet", modules={"unet": unet}, loss=loss, minutes=recipe.minutes * SHARES["unet"], lr=recipe.lr, average=0.999
+    )
+    loop.show = lambda step: _show(recipe, loop, tokenizer, text, vae, step)
+    loop.run(progress)
+    return unet.eval().requires_grad_(False)
+
+
+def _mixed_states(
+    states: Tensor, ids: Tensor, empty: Tensor, neutral: Tensor, eos: int | None, rng: np.random.Generator
+) -> Tensor:
+    first = (ids == eos).int().argmax(1)
+    place = torch.arange(ids.shape[1], device=ids.device)[None]
+    trailing = (place >= first[:, None])[..., None]
+    fate = torch.from_numpy(rng.random(len(ids))).to(ids.device)[:, None, None]
+    states = torch.where((fate < WORDS_ALONE) & trailing, empty, states)
+    word = ~trailing & (place > 0)[..., None]
+    states = torch.where((fate >= WORDS_ALONE) & (fate < WORDS_ALONE + TRAILING_ALONE) & word, neutral, states)
+    return torch.where(fate > 1 - NO_PROMPT, empty, states)
+
+
+def assemble(unet: nn.Module, text: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """Put the trained parts together as an ordinary pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,  # type: ignore[arg-type]
+        scheduler=models.scheduler(),  # type: ignore[arg-type]
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )
+
+
+def _show(recipe: Recipe, loop: Loop, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL, step: int) -> None:
+    from ..sampling import sample
+
+    unet = models.unet().to(recipe.device)
+    unet.load_state_dict(loop.shadow["unet"])
+    prompts = [f"a photo of {article(o)}" for o in OBJECTS] + [f"Biscuit {SCENE_PHRASES['beach'][0]}", "Mittens"]
+    prompts += [STYLE_PHRASES[s][1].format("a cat") for s in STYLE_PHRASES] + ["a cat and a dog", "a tree and a car"]
+    pipe = assemble(unet.eval(), text, vae, tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = sample(pipe, prompts, [7] * len(prompts), steps=20, guidance_scale=4.0)
+    sheet = Image.new("RGB", (12 * 66, math.ceil(len(prompts) / 12) * 66), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % 12 * 66, i // 12 * 66))
+    folder = recipe.out / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet.save(folder / f"unet-{step:06d}.png")
+
+
+def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> Judge:
+    """Train the judge: an open_clip model on other drawings with another seed, all individuals included."""
+    torch.manual_seed(recipe.seed + 4)
+    model = build_judge().to(recipe.device)
+    set_ = drawings(ORACLE_PICTURES, recipe.seed + 2, Mix(individuals=tuple(INDIVIDUALS), hold_out=False), folder=recipe.drawings_folder)
+    judge = Judge(model, tokenizer, recipe.device)
+    model.train()
+
+    def loss(rng: np.random.Generator, step: int) -> Tensor:
+        del step
+        rows, pixels = _batch(set_, rng, 128, recipe.device)
+        out: dict[str, Any] | tuple[Tensor, ...] = model(pixels, judge.ids(set_.captions(rows, _words(rng))).to(recipe.device))
+        images, texts, scale = (out["image_features"], out["text_features"], out["logit_scale"]) if isinstance(out, dict) else out[:3]
+        logits = scale * images @ texts.T
+        truth = torch.arange(len(rows), device=logits.device)
+        return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+
+    minutes = recipe.minutes * SHARES["judge"]
+    Loop(recipe=recipe, stage="judge", modules={"model": model}, loss=loss, minutes=minutes, lr=1e-3, average=0.995).run(progress)
+    return Judge(model, tokenizer, recipe.device)
+
+
+def train(recipe: Recipe, stages: Sequence[str] = STAGES, *, console: Console | None = None) -> Path:
+    """Run the stages in order, each from where it stands, and return the folder of the finished model."""
+    columns = (TextColumn("{task.description:10}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console or Console(stderr=True), refresh_per_second=1) as progress:
+        tokenizer = tokenizer_stage(recipe)
+        if set(stages) == {"tokenizer"}:
+            return recipe.out
+        judge = judge_stage(recipe, tokenizer, progress) if "judge" in stages else None
+        text = clip_stage(recipe, tokenizer, progress) if {"clip", "unet", "assemble"} & set(stages) else None
+        vae = vae_stage(recipe, progress) if {"vae", "oracle", "unet", "assemble"} & set(stages) else None
+        oracle = oracle_stage(recipe, vae, progress) if vae and {"oracle", "assemble"} & set(stages) else None
+        if text is None or vae is None or not {"unet", "assemble"} & set(stages):
+            return recipe.out
+        unet = unet_stage(recipe, tokenizer, text, vae, progress)
+    if "assemble" not in stages:
+        return recipe.out
+    model = recipe.out / "model"
+    assemble(unet.half(), text.half(), vae.half(), tokenizer).save_pretrained(model)
+    if oracle:
+        oracle.save(model / "oracle")
+    if judge:
+        judge.save(model / "judge")
+    (model / "recipe.json").write_text(json.dumps(_facts(recipe), indent=2) + "\n")
+    return model
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for stage in SHARES:
+        path = recipe.out / "state" / f"{stage}.pt"
+        if path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            facts[stage] = {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
+    settings = {"minutes": recipe.minutes, "pictures": recipe.pictures, "seed": recipe.seed, "batch_size": recipe.batch_size}
+    return {"settings": {**settings, "without": recipe.without, "lr": recipe.lr, "device": recipe.device}, "stages": facts}
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="Minutes of training, shared among the stages.")],
+    out: Annotated[Path, typer.Option(help="Folder for state, samples and the finished model.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    without: Annotated[list[str] | None, typer.Option(help="Leave every picture of a concept out (repeatable).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of pictures, weights and order.")] = 0,
+    stages: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = ",".join(STAGES),
+    data: Annotated[Path | None, typer.Option(help="Folder of drawn pictures to share between trainings.")] = None,
+    pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = PICTURES,
+) -> None:
+    """Train the tiny world's model, oracle and judge; killed, it goes on where it stopped."""
+    asked = tuple(stages.split(","))
+    unknown = [s for s in asked if s not in STAGES]
+    if unknown:
+        raise typer.BadParameter(f"stages: expected some of {', '.join(STAGES)}, got {unknown[0]!r}.")
+    gone = []
+    for name in without or []:
+        known = canonical(name)
+        if known is None:
+            raise typer.BadParameter(f"without: expected a word of the tiny world, got {name!r}.")
+        gone.append(known)
+    if minutes <= 0:
+        raise typer.BadParameter(f"minutes: expected a number > 0, got {minutes!r}.")
+    recipe = Recipe(out=out, minutes=minutes, device=device, without=tuple(gone), seed=seed, data=data, pictures=pictures)
+    typer.echo(train(recipe, asked))
+
+
+if __name__ == "__main__":
+    typer.run(main)
