@@ -1,0 +1,222 @@
+"""Build the tables of the README and of docs/ from results/ and from the code, so that no number is typed by hand.
+
+A page says where a table goes and what it is made of:
+
+    <!-- table removal: removal/*/run.json -->
+    ...whatever is between is replaced...
+    <!-- end table -->
+
+`python docs/build_tables.py` rewrites the pages, `--check` only says which would change.
+"""
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+MARKED = re.compile(r"(<!-- table ([\w-]+): (.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
+NOTHING = "*No result is committed yet.*\n"
+
+Run = Mapping[str, Any]
+
+
+def main() -> None:
+    """Rewrite the pages, or with --check fail where one is not as it would be written."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page would change")
+    check = parser.parse_args().check
+    stale = [page for page in pages() if (text := page.read_text(encoding="utf-8")) != built(text)]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)}: {'expected the tables that results/ gives' if check else 'written'}")
+        if not check:
+            page.write_text(built(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(1 if check and stale else 0)
+
+
+def pages() -> list[Path]:
+    """Return every page that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def built(page: str, results: Path = ROOT / "results") -> str:
+    """Return the page with each of its tables built anew.
+
+    Raises:
+        KeyError: There is no table of that name.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        opening, name, source, closing = found.groups()
+        return f"{opening}{TABLES[name](source, results)}{closing}"
+
+    return MARKED.sub(table, page)
+
+
+def removal(source: str, results: Path) -> str:
+    """Return one row a run: how well its last state does, over all that it removed."""
+    rows = [
+        (
+            run["steps"][-1]["method"],
+            _settings(run),
+            ", ".join(_targets(run["steps"])),
+            *(_share(run["steps"][-1], name) for name in ("efficacy", "near", "far")),
+            f"{sum(step['seconds'] for step in run['steps']):.1f}",
+        )
+        for _, run in _runs(source, results)
+        if run.get("steps") and run["steps"][-1].get("efficacy") is not None
+    ]
+    headings = ("method", "settings", "removed, in order", "efficacy", "near kept", "far kept", "seconds")
+    return _table(headings, rows, _runs(source, results))
+
+
+def removal_steps(source: str, results: Path) -> str:
+    """Return one row a removal: the whole sequence of each run."""
+    rows = [
+        (
+            step["method"],
+            f"{step['id']} {', '.join(_targets([step]))}",
+            *(_share(step, name) for name in ("efficacy", "near", "far")),
+            step.get("worst", ""),
+            f"{step['seconds']:.1f}",
+        )
+        for _, run in _runs(source, results)
+        for step in run.get("steps", ())
+        if step.get("efficacy") is not None
+    ]
+    headings = ("method", "after", "efficacy", "near kept", "far kept", "most is left of", "seconds")
+    return _table(headings, rows, _runs(source, results))
+
+
+def closed_form(source: str, results: Path) -> str:
+    """Return one row a number of concepts."""
+    rows = [
+        (
+            f"{case['concepts']:,}",
+            f"{case['shared_seconds']:.3f} s",
+            f"{case['batched_seconds']:.2f} s",
+            f"{case['ratio_batched']:.1f}",
+            f"{case['outer_seconds']:.1f} s" + (" (extrapolated)" if case["outer_extrapolated"] else ""),
+            f"{case['ratio_outer']:.0f}",
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+    ]
+    headings = (
+        "concepts",
+        "shared solve",
+        "layer by layer, batched",
+        "ratio",
+        "layer by layer, outer products",
+        "ratio",
+    )
+    return _table(headings, rows, _runs(source, results))
+
+
+def apply_edit(source: str, results: Path) -> str:
+    """Return one row a number of concepts."""
+    rows = [
+        (
+            f"{case['concepts']:,}",
+            *(f"{case[name]['seconds']:.3f} s" for name in ("apply", "undo", "check_base")),
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+    ]
+    return _table(("concepts", "apply", "undo", "check that the model is the base"), rows, _runs(source, results))
+
+
+def startup(source: str, results: Path) -> str:
+    """Return one row a command."""
+    rows = [
+        (f"`{case['case']}`", f"{case['seconds']:.2f} s", f"{case['above_empty_seconds']:.2f} s")
+        for _, run in _runs(source, results)
+        for case in run["results"]
+    ]
+    return _table(("command", "seconds", "above an empty interpreter"), rows, _runs(source, results))
+
+
+def settings(source: str, results: Path) -> str:
+    """Return one row a setting of an eraser, from its fields and the docstring that explains them."""
+    from erasure.erasers import eraser_class
+
+    eraser = eraser_class(source)
+    meanings = attributes(inspect.getdoc(eraser) or "")
+    rows = [(f"`{field.name}`", f"`{field.default!r}`", meanings.get(field.name, "")) for field in fields(eraser)]
+    return _table(("setting", "default", "meaning"), rows, ())
+
+
+def attributes(docstring: str) -> dict[str, str]:
+    """Return what the "Attributes:" section of a docstring says of each name."""
+    section = re.search(r"^Attributes:\n(.*?)(?=^\S|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
+    entries = re.split(r"^    (?=\w+: )", section[1], flags=re.MULTILINE)[1:] if section else []
+    pairs = [entry.partition(": ") for entry in entries]
+    return {name: " ".join(meaning.split()) for name, _, meaning in pairs}
+
+
+TABLES: dict[str, Callable[[str, Path], str]] = {
+    "removal": removal,
+    "removal-steps": removal_steps,
+    "closed-form": closed_form,
+    "apply-edit": apply_edit,
+    "startup": startup,
+    "settings": settings,
+}
+
+
+def _runs(source: str, results: Path) -> list[tuple[Path, Run]]:
+    paths = sorted(results.glob(source))
+    return [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], runs: Iterable[tuple[Path, Run]]) -> str:
+    """Return a table and, below it, where its numbers come from."""
+    if not rows:
+        return NOTHING
+    cells = [headings, ["---"] * len(headings), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    sources = "".join(f"- {_provenance(path, run)}\n" for path, run in runs)
+    return lines + (f"\n{sources}" if sources else "")
+
+
+def _provenance(path: Path, run: Run) -> str:
+    """Return a link to the run beside what made it: commit, machine, versions."""
+    shown = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+    git = run.get("git") or {}
+    commit = f"commit {git['commit'][:10]}{' with changes' if git.get('dirty') else ''}" if git else "no commit known"
+    threads = f", {run['threads']} threads" if run.get("threads") else ""
+    torch = f", torch {run['versions']['torch']}" if "torch" in run.get("versions", {}) else ""
+    return f"`{shown}`: {commit}, {run.get('device', 'cpu')}{threads}{torch}"
+
+
+def _settings(run: Run) -> str:
+    """Return the settings of a run's eraser that are not its defaults; "defaults" if none."""
+    from erasure.erasers import eraser_class
+
+    given = {**run.get("config", {}).get("eraser", {})}
+    defaults = {field.name: field.default for field in fields(eraser_class(given.pop("name")))} if given else {}
+    changed = [f"{name}={value}" for name, value in given.items() if defaults.get(name) != value]
+    return ", ".join(changed) or "defaults"
+
+
+def _targets(steps: Iterable[Mapping[str, Any]]) -> list[str]:
+    concepts = [concept for step in steps for concept in step["concepts"]]
+    return [concept["target"] if isinstance(concept, Mapping) else str(concept) for concept in concepts]
+
+
+def _share(step: Mapping[str, Any], name: str) -> str:
+    """Return a rate of a step with its interval and count; a dash where there is none."""
+    value = step["efficacy"] if name == "efficacy" else step["retention"][name]
+    if value is None:
+        return "–"
+    low, high = step["interval"][name]
+    return f"{value:.3f} [{low:.3f}, {high:.3f}] of {step['n'][name]}"
+
+
+if __name__ == "__main__":
+    main()

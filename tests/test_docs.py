@@ -1,0 +1,87 @@
+"""The pages say what the code and the results say."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+CODE = re.compile(r"```(?:python|sh)\n.*?```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    """The script that builds the tables."""
+    spec = importlib.util.spec_from_file_location("build_tables", ROOT / "docs" / "build_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_results(page: Path, tables: ModuleType) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert tables.built(text) == text, "run: make tables"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", CODE.sub("", page.read_text(encoding="utf-8")))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_are_python(page: Path) -> None:
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        compile(example, page.name, "exec")
+
+
+def test_every_eraser_has_a_page() -> None:
+    from erasure.erasers import eraser_names
+
+    assert not [name for name in eraser_names() if not (ROOT / "docs" / f"{name}.md").is_file()]
+
+
+def test_a_removal_is_shown_with_interval_count_and_source(tables: ModuleType, tmp_path: Path) -> None:
+    rate = {"efficacy": 0.95, "near": 0.9, "far": 1.0}
+    step = {
+        "id": "001",
+        "method": "uce",
+        "concepts": [{"target": "cat"}],
+        "seconds": 1.25,
+        "efficacy": rate["efficacy"],
+        "retention": {"near": rate["near"], "far": None},
+        "n": {"efficacy": 100, "near": 50, "far": 0},
+        "interval": {name: [value - 0.05, value] for name, value in rate.items()},
+    }
+    run = {
+        "steps": [step],
+        "config": {"eraser": {"name": "uce", "reg": 2.0}},
+        "git": {"commit": "0123456789abcdef", "dirty": True},
+    }
+    (tmp_path / "removal" / "one").mkdir(parents=True)
+    (tmp_path / "removal" / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    page = "before\n<!-- table removal: removal/*/run.json -->\nold\n<!-- end table -->\nafter\n"
+    built = tables.built(page, tmp_path)
+    assert "| uce | reg=2.0 | cat | 0.950 [0.900, 0.950] of 100 | 0.900 [0.850, 0.900] of 50 | – | 1.2 |" in built
+    assert "commit 0123456789 with changes" in built
+    assert "old" not in built
+    assert built.startswith("before\n")
+    assert built.endswith("after\n")
+    assert tables.built(built, tmp_path) == built
+
+
+def test_a_table_without_results_says_so(tables: ModuleType, tmp_path: Path) -> None:
+    page = "<!-- table startup: nowhere/*.json -->\n<!-- end table -->\n"
+    assert "No result is committed yet" in tables.built(page, tmp_path)
+
+
+def test_an_unknown_table_is_an_error(tables: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        tables.built("<!-- table nothing: here -->\n<!-- end table -->\n", tmp_path)
