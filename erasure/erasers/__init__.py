@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from ..errors import InputError, unknown_name
 from .base import Eraser, History, Step
@@ -44,7 +45,8 @@ def make_eraser(name: str, **settings: Any) -> Eraser:
         if key not in known:
             raise unknown_name(f"{name} setting", key, known)
     try:
-        return TypeAdapter(kind).validate_python(settings, strict=True)
+        # In strict mode only JSON can be read as a dataclass; its arrays become the tuples of the fields.
+        return TypeAdapter(kind).validate_json(to_json(settings), strict=True)
     except ValidationError as error:
         raise InputError(_one_line(name, error)) from error
 

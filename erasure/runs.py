@@ -1,0 +1,390 @@
+"""A run: one YAML file, checked whole, and the removal of its concepts one after another into a ledger."""
+
+import csv
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from . import tinyworld
+from .concept import Concept, normalized
+from .erasers import Eraser, Step, eraser_class
+from .errors import ErasureError, InputError, unknown_name
+from .tinyworld import vocabulary
+
+if TYPE_CHECKING:
+    from .ledger import Entry, Ledger
+
+TINYWORLD = "tinyworld"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """What the quick measure after each removal looks at.
+
+    Attributes:
+        per_concept: Pictures for each removed concept.
+        near: Pictures of the concepts most like the removed ones, all together.
+        far: Pictures of everything else, all together.
+        seed: Of prompts and noise.
+        steps: Sampling steps; None is the model's own (25).
+        guidance_scale: Of classifier-free guidance; None is the model's own (4 on the tiny world, 7.5 elsewhere).
+        batch_size: Pictures sampled at once. Pictures are equal to the last bit only at equal batch sizes.
+    """
+
+    per_concept: Annotated[int, Field(gt=0)] = 20
+    near: Annotated[int, Field(ge=0)] = 32
+    far: Annotated[int, Field(ge=0)] = 40
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Field(gt=0)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    batch_size: Annotated[int, Field(gt=0)] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A whole run, with nothing left to be guessed.
+
+    Attributes:
+        model: "tinyworld", a diffusers folder or a Hub id.
+        eraser: The method with its settings.
+        concepts: What to remove, one after another in this order.
+        seed: Of the fits.
+        output: The ledger's folder; "" picks a new one under erasure-runs.
+        device: "auto", or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        measure: What is measured after each removal; None measures nothing.
+    """
+
+    model: str
+    eraser: Eraser
+    concepts: tuple[Concept, ...]
+    seed: int = 0
+    output: str = ""
+    device: str = "auto"
+    measure: MeasureSettings | None = field(default_factory=MeasureSettings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the run as the plain data of a config file: reading it back gives an equal run."""
+        return {
+            "model": self.model,
+            "eraser": {"name": self.eraser.name, **json.loads(json.dumps(asdict(self.eraser)))},
+            "concepts": [concept.as_json() for concept in self.concepts],
+            "seed": self.seed,
+            "output": self.output,
+            "device": self.device,
+            "measure": None if self.measure is None else asdict(self.measure),
+        }
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 file of one run, unchecked.
+
+    Raises:
+        InputError: It cannot be read, is not YAML, or does not hold a mapping.
+    """
+    try:
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {str(path)!r}: expected YAML, got {_one_line(str(error))!r}.") from None
+    if not isinstance(data, dict):
+        raise InputError(f"config {str(path)!r}: expected keys such as model and eraser, got {data!r}.")
+    return data
+
+
+def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """Return the config with one `key.key=value` set; the value is read as YAML.
+
+    Raises:
+        InputError: It is not an assignment, or its path leads through something that has no keys.
+    """
+    path, sign, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not sign or not all(keys):
+        raise InputError(f"--set: expected key.key=value, got {assignment!r}. Write for example eraser.reg=0.5.")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(
+            f"--set {path.strip()}: expected a YAML value, got {text!r} ({_one_line(str(error))})."
+        ) from None
+    changed = json.loads(json.dumps(config))
+    place = changed
+    for key in keys[:-1]:
+        place = place[int(key)] if _is_index(place, key) else _child(place, key, assignment)
+    if _is_index(place, keys[-1]):
+        place[int(keys[-1])] = value
+    elif isinstance(place, dict):
+        place[keys[-1]] = value
+    else:
+        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
+    return changed
+
+
+def read_concepts(path: Path) -> list[dict[str, Any]]:
+    """Read removal requests, one a line: the concept, and optionally its anchor and what to preserve (`;` between).
+
+    A first line that starts with "concept" or "target" names the columns, else they are concept, anchor, preserve.
+
+    Raises:
+        InputError: It cannot be read, holds no concept, has an unknown column or a line without a concept.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(map(str.strip, row))]
+    except OSError as error:
+        raise InputError(f"--from: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"--from {str(path)!r}: expected text in UTF-8 and CSV, got {str(error)!r}.") from None
+    columns = ["target", "anchor", "preserve"]
+    known = ["target", "anchor", "preserve", "kind", "aliases"]
+    if rows and rows[0][1][0].strip().lower() in ("concept", "target"):
+        columns = ["target" if name.strip().lower() == "concept" else name.strip().lower() for name in rows.pop(0)[1]]
+        for name in columns:
+            if name not in known:
+                raise unknown_name(f"column of {str(path)!r}", name, known)
+    concepts = [_concept_of_row(path, number, columns, row) for number, row in rows]
+    if not concepts:
+        raise InputError(f"--from {str(path)!r}: expected a concept a line, got none.")
+    return concepts
+
+
+def parse(config: Mapping[str, Any]) -> Run:
+    """Check a config whole and fill in what it leaves open; on the tiny world that is aliases, kind and preserve.
+
+    Raises:
+        InputError: Every key that is unknown, of the wrong type or out of range, on one line.
+        UnknownNameError: An eraser that does not exist, or a concept that the tiny world does not know.
+    """
+    config = {"model": TINYWORLD, **config}
+    given = config.get("eraser", {"name": "uce"})
+    settings = dict(given) if isinstance(given, Mapping) else {}
+    name = settings.pop("name", "uce")
+    if not isinstance(given, Mapping) or not isinstance(name, str):
+        raise InputError(
+            f"eraser: expected a name and settings, got {given!r}. Write for example {{name: uce, reg: 0.5}}."
+        )
+    if config["model"] == TINYWORLD and isinstance(config.get("concepts"), list):
+        config["concepts"] = _worldly(config["concepts"])
+    schema = create_model(
+        "Run",
+        __config__=ConfigDict(extra="forbid", strict=True),
+        model=(str, ...),
+        eraser=(eraser_class(name), ...),
+        concepts=(Annotated[tuple[Concept, ...], Field(min_length=1)], ...),
+        seed=(Annotated[int, Field(ge=0)], 0),
+        output=(str, ""),
+        device=(str, "auto"),
+        measure=(MeasureSettings | None, MeasureSettings()),
+    )
+    try:
+        text = json.dumps({**config, "eraser": settings})
+    except TypeError as error:
+        raise InputError(f"config: expected texts, numbers, lists and keys, got something else ({error}).") from None
+    try:
+        checked = schema.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise InputError(" ".join(_explain(problem, schema) for problem in error.errors())) from None
+    return Run(**{key: getattr(checked, key) for key in type(checked).model_fields})
+
+
+def own_sampling(model: str, settings: MeasureSettings) -> dict[str, Any]:
+    """Return steps, guidance and batch size, with the model's own where the settings leave them open."""
+    own = tinyworld.SAMPLER if model == TINYWORLD else {"steps": 25, "guidance_scale": 7.5}
+    return {
+        "steps": settings.steps or own["steps"],
+        "guidance_scale": own["guidance_scale"] if settings.guidance_scale is None else settings.guidance_scale,
+        "batch_size": settings.batch_size,
+    }
+
+
+def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:
+    """Return the run without what the ledger has removed already, and the names that it had.
+
+    What is removed, or about to be, leaves every preserve list: it is not kept.
+    """
+    gone = {normalized(name) for entry in ledger.standing for concept in entry.concepts for name in concept.names}
+    todo = tuple(concept for concept in run.concepts if normalized(concept.target) not in gone)
+    leaving = gone | {normalized(name) for concept in todo for name in concept.names}
+    todo = tuple(
+        replace(concept, preserve=tuple(kept for kept in concept.preserve if normalized(kept) not in leaving))
+        for concept in todo
+    )
+    return replace(run, concepts=todo), [c.target for c in run.concepts if normalized(c.target) in gone]
+
+
+def remove(
+    run: Run, pipe: Any, ledger: "Ledger", *, on_step: Callable[[Step], None] | None = None
+) -> Iterator["Entry"]:
+    """Remove the run's concepts one after another, and yield each one's entry.
+
+    Every entry is in the ledger before it is yielded, so what stands is complete wherever the caller stops.
+    """
+    for concept in run.concepts:
+        yield ledger.remove(pipe, run.eraser, [concept], on_step=on_step, seed=run.seed)
+
+
+def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
+    """Return what one needs to make the run again: settings, versions, device, commit, time and memory.
+
+    Args:
+        run: The run, as it was carried out.
+        device: Where.
+        start: `time.perf_counter()` when it began.
+    """
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    memory = {"peak_mib": round(peak, 1)}
+    if device.startswith("cuda"):
+        memory["peak_device_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return {
+        "config": run.as_json(),
+        "versions": versions(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "git": commit(),
+        "seconds": round(time.perf_counter() - start, 2),
+        **memory,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("erasure", "torch", "diffusers", "transformers", "safetensors", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> dict[str, object] | None:
+    """Return the commit of this library's own checkout and whether it has changes; None outside of one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "errors.py")  # else the checkout is someone else's that we are installed in
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ":/"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _worldly(concepts: Sequence[Any]) -> list[Any]:
+    """Fill in what the tiny world knows of its concepts; leave what is no concept to the check that follows."""
+    filled = [
+        {**entry, "target": _known(entry["target"])}
+        if isinstance(entry, Mapping) and isinstance(entry.get("target"), str)
+        else entry
+        for entry in concepts
+    ]
+    targets = {entry["target"] for entry in filled if isinstance(entry, Mapping) and "target" in entry}
+    kept = [
+        name
+        for name in vocabulary.concepts()
+        if name not in targets and vocabulary.INDIVIDUALS.get(name) not in targets
+    ]
+    return [
+        {
+            "kind": vocabulary.kind_of(entry["target"]),
+            "aliases": list(vocabulary.SYNONYMS.get(entry["target"], ())),
+            "preserve": kept,
+            **entry,
+        }
+        if isinstance(entry, Mapping) and isinstance(entry.get("target"), str)
+        else entry
+        for entry in filled
+    ]
+
+
+def _known(text: str) -> str:
+    name = vocabulary.canonical(text)
+    if name not in vocabulary.concepts():
+        synonyms = [word for words in vocabulary.SYNONYMS.values() for word in words]
+        raise unknown_name("concept of the tiny world", text, [*vocabulary.concepts(), *synonyms])
+    return name
+
+
+def _concept_of_row(path: Path, number: int, columns: Sequence[str], row: Sequence[str]) -> dict[str, Any]:
+    cells = [cell.strip() for cell in row]
+    if len(cells) > len(columns):
+        raise InputError(
+            f"--from {str(path)!r} line {number}: expected at most {len(columns)} columns, got {len(cells)}."
+        )
+    concept: dict[str, Any] = {}
+    for column, cell in zip(columns, cells, strict=False):
+        if column in ("preserve", "aliases"):
+            if cell:
+                concept[column] = [part.strip() for part in cell.split(";") if part.strip()]
+        elif cell or column == "target":
+            concept[column] = cell
+    if not concept.get("target"):
+        raise InputError(f"--from {str(path)!r} line {number}: expected a concept, got {','.join(row)!r}.")
+    return concept
+
+
+def _explain(problem: ErrorDetails, schema: type) -> str:
+    """Say one of pydantic's findings in the words of this project."""
+    where, value = ".".join(map(str, problem["loc"])) or "config", problem["input"]
+    cause = problem.get("ctx", {}).get("error")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        parent, _, key = where.rpartition(".")
+        known = _keys_at(schema, problem["loc"][:-1])
+        return f"{parent or 'config'}: {unknown_name('key', key, known)}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{where}: expected a value, got none."
+    if isinstance(cause, ErasureError):
+        return f"{where}: {cause}"
+    wanted = problem["msg"].removeprefix("Value error, ")
+    for old, new in (
+        ("Input should be ", "expected "),
+        ("a valid ", "a "),
+        ("expected greater", "expected a number greater"),
+    ):
+        wanted = wanted.replace(old, new)
+    return f"{where}: {wanted}, got {value!r}."
+
+
+def _keys_at(schema: Any, path: Sequence[int | str]) -> list[str]:
+    """Return the keys that the place of a finding knows."""
+    if not path:
+        return list(schema.model_fields)
+    kinds: dict[str, Any] = {
+        "concepts": Concept,
+        "measure": MeasureSettings,
+        "eraser": schema.model_fields["eraser"].annotation,
+    }
+    return list(kinds[str(path[0])].__dataclass_fields__)
+
+
+def _child(place: Any, key: str, assignment: str) -> Any:
+    if not isinstance(place, dict):
+        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
+    return place.setdefault(key, {})
+
+
+def _is_index(place: Any, key: str) -> bool:
+    return isinstance(place, list) and key.isdigit() and int(key) < len(place)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

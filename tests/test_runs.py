@@ -1,0 +1,215 @@
+"""Runs: a file is checked whole, what it leaves open is filled in, and what was run can be run again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from erasure import Concept, runs
+from erasure.backbones import backbone_of
+from erasure.erasers import eraser_names
+from erasure.errors import ErasureError, InputError, UnknownNameError
+from erasure.ledger import Ledger
+from erasure.tinyworld import vocabulary
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ELSEWHERE = {"model": "some/model", "concepts": [{"target": "Van Gogh"}]}
+
+
+def test_the_smallest_config_is_filled_in_from_the_tiny_world() -> None:
+    run = runs.parse({"concepts": [{"target": "KITTY"}]})
+    (concept,) = run.concepts
+    assert (run.model, run.eraser.name) == ("tinyworld", "uce")
+    assert concept.target == "cat"
+    assert concept.aliases == vocabulary.SYNONYMS["cat"]
+    assert concept.kind == "object"
+    assert concept.anchor == ""
+    # Everything else it knows, but for the cat with a name of its own.
+    assert set(concept.preserve) == set(vocabulary.concepts()) - {"cat", "Mittens"}
+
+
+def test_concepts_of_one_run_are_not_preserved_against_each_other() -> None:
+    run = runs.parse({"concepts": [{"target": "cat"}, {"target": "neon"}, {"target": "Biscuit"}]})
+    assert [concept.kind for concept in run.concepts] == ["object", "style", "identity"]
+    for concept in run.concepts:
+        assert not {"cat", "neon", "Biscuit"} & set(concept.preserve)
+    assert "dog" in run.concepts[2].preserve
+
+
+def test_what_is_given_is_not_filled_in() -> None:
+    given = {"target": "cat", "preserve": [], "aliases": [], "kind": "unsafe", "anchor": "dog"}
+    (concept,) = runs.parse({"concepts": [given]}).concepts
+    assert concept == Concept(target="cat", anchor="dog", kind="unsafe")
+
+
+def test_other_models_know_only_what_is_given() -> None:
+    (concept,) = runs.parse(ELSEWHERE).concepts
+    assert concept == Concept(target="Van Gogh")
+
+
+def test_an_unknown_concept_of_the_tiny_world_gets_a_suggestion() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown concept of the tiny world 'rabit'\. Did you mean 'rabbit'\?"):
+        runs.parse({"concepts": [{"target": "rabit"}]})
+    with pytest.raises(UnknownNameError, match="Rusty"):  # the generator never saw it, so there is nothing to remove
+        runs.parse({"concepts": [{"target": "Rusty"}]})
+
+
+def test_all_errors_of_a_file_are_shown_at_once() -> None:
+    config = {
+        **ELSEWHERE,
+        "eraser": {"name": "uce", "preserv_scale": 1.0, "reg": "1.0"},
+        "concepts": [{"target": "Van Gogh", "kind": "artist"}, {"anchor": "art"}],
+        "seed": -1,
+        "outptu": "there",
+    }
+    with pytest.raises(InputError) as caught:
+        runs.parse(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "eraser: Unknown key 'preserv_scale'. Did you mean 'preserve_scale'?",
+        "eraser.reg: expected a number, got '1.0'.",
+        "concepts.0.kind: expected 'object', 'style', 'identity' or 'unsafe', got 'artist'.",
+        "concepts.1.target: expected a value, got none.",
+        "seed: expected a number greater than or equal to 0, got -1.",
+        "config: Unknown key 'outptu'. Did you mean 'output'?",
+    ):
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"eraser": "uce"}, "eraser: expected a name and settings, got 'uce'"),
+        ({"eraser": {"name": "ucee"}}, "Unknown eraser 'ucee'. Did you mean 'uce'?"),
+        ({"concepts": []}, "concepts: .*at least 1"),
+        ({"concepts": "cat"}, "concepts: expected an? array, got 'cat'"),
+        ({"concepts": [{"target": " "}]}, "concepts.0: concept.target: expected words"),
+        ({"measure": {"far": -1}}, "measure.far: expected a number greater than or equal to 0"),
+        ({"measure": {"fra": 1}}, "measure: Unknown key 'fra'. Did you mean 'far'?"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(config, message) -> None:
+    with pytest.raises(ErasureError, match=message):
+        runs.parse({**ELSEWHERE, **config})
+
+
+def test_overrides_are_read_as_yaml_and_checked_like_the_file() -> None:
+    raw = runs.override(ELSEWHERE, "eraser.name=esd")
+    raw = runs.override(raw, "eraser.lr=1e-4")
+    raw = runs.override(raw, "concepts.0.anchor=art")
+    raw = runs.override(raw, "measure.far=400")
+    run = runs.parse(raw)
+    assert run.eraser.name == "esd"
+    assert run.eraser.lr == 1e-4  # type: ignore[attr-defined]
+    assert run.concepts[0].anchor == "art"
+    assert run.measure is not None
+    assert run.measure.far == 400
+    assert "eraser" not in ELSEWHERE
+    with pytest.raises(InputError, match=r"eraser\.lr: expected a number, got '1e-5x'"):
+        runs.parse(runs.override(raw, "eraser.lr=1e-5x"))
+    for wrong in ("eraser.lr", "=3", ".lr=3", "concepts.7.anchor=x", "seed.x=1", "eraser.lr=[1"):
+        with pytest.raises(InputError, match="--set"):
+            runs.override({**raw, "seed": 0}, wrong)
+
+
+def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text("cat\n\nVan Gogh, art ,Monet; Rembrandt\n")
+    assert runs.read_concepts(file) == [
+        {"target": "cat"},
+        {"target": "Van Gogh", "anchor": "art", "preserve": ["Monet", "Rembrandt"]},
+    ]
+    file.write_text('\ufeffconcept,preserve,kind\n"dog, big",Monet,object\n')
+    assert runs.read_concepts(file) == [{"target": "dog, big", "preserve": ["Monet"], "kind": "object"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a concept a line, got none"),
+        ("cat,dog,x,y\n", "line 1: expected at most 3 columns, got 4"),
+        ("cat\n,dog\n", "line 2: expected a concept"),
+        ("concept,ancor\ncat,dog\n", "Did you mean 'anchor'?"),
+    ],
+)
+def test_a_list_of_requests_that_is_wrong_says_where(tmp_path, text, message) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(text)
+    with pytest.raises(ErasureError, match=message):
+        runs.read_concepts(file)
+    with pytest.raises(InputError, match="No such file"):
+        runs.read_concepts(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- cat", "", "a: 1\na: 2"])
+def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, text) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(InputError, match="config") as caught:
+        runs.read_config(tmp_path / "run.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_1_2_reads_a_bare_exponent_as_a_number(tmp_path) -> None:
+    (tmp_path / "run.yaml").write_text("lr: 1e-5\nno: no\n")
+    assert runs.read_config(tmp_path / "run.yaml") == {"lr": 1e-5, "no": "no"}
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path) -> None:
+    raw = runs.read_config(file)
+    assert {"model", "eraser", "concepts", "seed", "output"} <= raw.keys()
+    assert file.parent.name == raw["eraser"]["name"]
+    if raw["eraser"]["name"] == "esd":
+        raw["eraser"] |= {"steps": 1, "sample_steps": 2}
+    run = runs.parse(raw)
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
+    entry = next(runs.remove(run, pipe, ledger))
+    assert entry.method == run.eraser.name
+    assert ledger.edit().changes
+
+
+def test_there_is_a_config_for_every_eraser_on_the_tiny_world() -> None:
+    assert {file.parent.name for file in CONFIGS.rglob("*-tinyworld.yaml")} >= set(eraser_names())
+
+
+def test_what_a_run_records_reads_back_as_the_same_run(tmp_path) -> None:
+    run = runs.parse(
+        {"concepts": [{"target": "cat", "anchor": "dog"}], "eraser": {"name": "uce", "reg": 0.25}, "seed": 7}
+    )
+    recorded = runs.facts(run, device="cpu", start=0.0)
+    assert runs.parse(json.loads(json.dumps(recorded))["config"]) == run
+    assert recorded["peak_mib"] > 0
+    assert recorded["versions"]["torch"]
+    assert {"commit", "dirty"} == recorded["git"].keys()
+    with (tmp_path / "again.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(recorded["config"], file)
+    assert runs.parse(runs.read_config(tmp_path / "again.yaml")) == run
+
+
+def test_what_was_removed_before_is_neither_removed_again_nor_preserved(tmp_path) -> None:
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
+    first = runs.parse({"concepts": [{"target": "cat", "preserve": ["dog"]}], "measure": None})
+    assert [entry.id for entry in runs.remove(first, pipe, ledger)] == ["001"]
+    second, already = runs.remaining(runs.parse({"concepts": [{"target": "cat"}, {"target": "dog"}]}), ledger)
+    assert already == ["cat"]
+    assert [concept.target for concept in second.concepts] == ["dog"]
+    assert not {"cat", "kitty"} & set(second.concepts[0].preserve)
+    ledger.undo("001")
+    third, already = runs.remaining(runs.parse({"concepts": [{"target": "cat"}]}), ledger)
+    assert (len(third.concepts), already) == (1, [])
+
+
+def test_a_run_that_stops_leaves_what_it_finished(tmp_path) -> None:
+    pipe = tiny.sd1()
+    fingerprint = backbone_of(pipe).fingerprint()
+    ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
+    run = runs.parse({"concepts": [{"target": "cat"}, {"target": "dog"}]})
+    for _ in runs.remove(run, pipe, ledger):
+        break
+    assert [entry.concepts[0].target for entry in Ledger.open(tmp_path).entries] == ["cat"]
+    assert backbone_of(pipe).fingerprint() == fingerprint
