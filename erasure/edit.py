@@ -330,7 +330,7 @@ class Edit:
         path = Path(path)
         tensors, description = _described(self)
         header = {"format": _FORMAT, "edit": json.dumps(description, sort_keys=True)}
-        _write(path, serialized(tensors, metadata=header))
+        write_whole(path, serialized(tensors, metadata=header))
         return path
 
     @classmethod
@@ -528,10 +528,3 @@ def _rows_from(data: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) ->
     columns = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     states = {key.removeprefix("rows."): tensors[key].double() for key in tensors if key.startswith("rows.")}
     return Rows(**columns, **states)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise InputError(f"{path}: expected a place that can be written, got {error.strerror!r}.") from error

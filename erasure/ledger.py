@@ -1,0 +1,475 @@
+"""The record of removals on one base model: add, undo any of them, replay, verify.
+
+A ledger is a folder: `ledger.json` lists the removals in order, `edits/` holds one safetensors file each. A removal is
+there once `ledger.json` names it, and that file is only ever replaced whole, so a process that is killed at any moment
+leaves the last complete state.
+
+What stands is computed from the original weights, never by subtracting: closed-form removals by one joint solve, which
+makes their order irrelevant and undoing one exact, then the changes of trained removals, in order. A trained removal
+was fitted on top of those before it, so undoing one beneath it is an approximation and is labelled so.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .backbones import backbone_of
+from .closed_form import Rows, solve
+from .concept import Concept, normalized
+from .edit import Edit, EditMetadata, MapChange
+from .erasers import Eraser, History, Step
+from .errors import BaseMismatchError, ErasureError, LedgerError, unknown_name
+from .files import write_whole
+
+_FORMAT = "erasure-ledger/1"
+_LOCK_SECONDS = 30.0
+_REPLAY_TOLERANCE = 1e-6  # relative; the solve is in float64, where another machine's rounding stays far below it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The model that a ledger is about.
+
+    Attributes:
+        name: What loads it: "tinyworld", a folder, a Hub id.
+        fingerprint: Of its weights.
+    """
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One removal.
+
+    Attributes:
+        id: "001", "002", ... in the order they were made; never used twice.
+        time: When, in ISO 8601, UTC.
+        concepts: What was removed.
+        method: The eraser's name.
+        settings: The eraser's settings.
+        seed: Of the fit.
+        file: The edit, relative to the ledger's folder.
+        sha256: Of that file.
+        solved: Whether it is closed-form and takes part in the joint solve; a trained one does not.
+        started_from: The removals that stood when it was fitted.
+        state: Whether it stands or was undone.
+        undone: When it was undone.
+        seconds: Of the fit; None for an edit that was fitted elsewhere.
+    """
+
+    id: str
+    time: str
+    concepts: tuple[Concept, ...]
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    file: str
+    sha256: str
+    solved: bool
+    started_from: tuple[str, ...] = ()
+    state: Literal["standing", "undone"] = "standing"
+    undone: str | None = None
+    seconds: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the fields as plain data."""
+        return {**asdict(self), "concepts": [concept.as_json() for concept in self.concepts]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What `ledger.json` holds."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal["erasure-ledger/1"]
+    base: Base
+    entries: tuple[Entry, ...]
+
+
+class Ledger:
+    """An open ledger. It holds the record as last read or written; writing reads it again first, under a lock."""
+
+    def __init__(self, path: Path, record: _Record) -> None:
+        self.path = path
+        self._record = record
+
+    @classmethod
+    def create(cls, path: str | Path, base_fingerprint: str, base_name: str) -> "Ledger":
+        """Start an empty ledger in a folder, which is made if needed.
+
+        Raises:
+            LedgerError: There is a ledger already, or the folder cannot be made.
+            InputError: Its record cannot be written.
+        """
+        path = Path(path)
+        if (path / "ledger.json").exists():
+            raise LedgerError(f"ledger: expected a new folder, got {str(path)!r}, which holds a ledger. Open that one.")
+        record = _Record(format=_FORMAT, base=Base(name=base_name, fingerprint=base_fingerprint), entries=())
+        ledger = cls(path, record)
+        with _written_in(path):
+            (path / "edits").mkdir(parents=True, exist_ok=True)
+            ledger._write(record)
+        return ledger
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Ledger":
+        """Open the ledger of a folder.
+
+        Raises:
+            LedgerError: There is none, or its record is damaged.
+        """
+        return cls(Path(path), _read(Path(path)))
+
+    @classmethod
+    def open_or_create(cls, path: str | Path, pipe: Any, name: str) -> "Ledger":
+        """Open the folder's ledger, or start one for the pipeline.
+
+        Args:
+            path: The folder.
+            pipe: The unedited base model.
+            name: What loads it.
+
+        Raises:
+            BaseMismatchError: The ledger is of another base.
+            LedgerError: See `open` and `create`.
+        """
+        fingerprint = backbone_of(pipe).fingerprint()
+        if not (Path(path) / "ledger.json").exists():
+            return cls.create(path, fingerprint, name)
+        ledger = cls.open(path)
+        ledger.check_base(fingerprint, name)
+        return ledger
+
+    @property
+    def base(self) -> Base:
+        """The model that the ledger is about."""
+        return self._record.base
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every removal ever made, in order."""
+        return self._record.entries
+
+    @property
+    def standing(self) -> tuple[Entry, ...]:
+        """The removals that were not undone, in order."""
+        return tuple(entry for entry in self.entries if entry.state == "standing")
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        """Ids of standing trained removals that were fitted on top of one that no longer stands."""
+        stands = {entry.id for entry in self.standing}
+        return tuple(e.id for e in self.standing if not e.solved and not stands.issuperset(e.started_from))
+
+    def entry(self, name: str) -> Entry:
+        """Return the removal of an id; "1" is "001".
+
+        Raises:
+            UnknownNameError: There is none.
+        """
+        for entry in self.entries:
+            if entry.id == name.zfill(3):
+                return entry
+        raise unknown_name("ledger entry", name, [entry.id for entry in self.entries])
+
+    def check_base(self, fingerprint: str, name: str = "") -> None:
+        """Raise BaseMismatchError if a model is not the one that the ledger is about."""
+        if fingerprint != self.base.fingerprint:
+            raise BaseMismatchError(
+                f"ledger {str(self.path)!r}: expected its base {self.base.name!r} ({self.base.fingerprint[:12]}),"
+                f" got {name or 'a model'!r} ({fingerprint[:12]}). Load that base, or start another ledger."
+            )
+
+    def remove(
+        self,
+        pipe: Any,
+        eraser: Eraser,
+        concepts: Sequence[Concept],
+        *,
+        on_step: Callable[[Step], None] | None = None,
+        seed: int = 0,
+    ) -> Entry:
+        """Fit a removal on top of what stands, and add it; the pipeline is left as it was.
+
+        Args:
+            pipe: The unedited base model.
+            eraser: The method.
+            concepts: What to remove, as one entry.
+            on_step: Called after each step of a method that takes many.
+            seed: Of the fit.
+
+        Raises:
+            BaseMismatchError: The pipeline is not the ledger's base.
+            InputError: The method cannot remove these concepts.
+            LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
+        """
+        backbone = backbone_of(pipe)
+        self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
+        standing = self.standing
+        edit = self.edit()
+        originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
+        history = History(targets=tuple(c for entry in standing for c in entry.concepts), originals=originals)
+        start = time.perf_counter()
+        with edit.applied_to(pipe, check=False):
+            fitted = eraser.fit(backbone, concepts, history=history, on_step=on_step, seed=seed)
+        seconds = round(time.perf_counter() - start, 3)
+        # What the fit saw was the edited base; what the ledger keeps is a change on top of its own base.
+        return self._add(self._on_base(fitted), started_from=tuple(entry.id for entry in standing), seconds=seconds)
+
+    def add(self, edit: Edit) -> Entry:
+        """Add an edit that was fitted on the base itself.
+
+        Raises:
+            BaseMismatchError: It was fitted on something else.
+            LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
+        """
+        self.check_base(edit.metadata.base_fingerprint, edit.metadata.base_name)
+        return self._add(edit, started_from=())
+
+    def undo(self, name: str) -> Entry:
+        """Take a removal back, whichever it is; its file stays, and so does its line in the log.
+
+        Raises:
+            UnknownNameError: There is no such removal.
+            LedgerError: It was undone already, or the folder cannot be changed.
+        """
+        with self._locked():
+            entry = self.entry(name)
+            if entry.state == "undone":
+                raise LedgerError(
+                    f"ledger entry {entry.id}: expected one that stands, got one undone at {entry.undone}."
+                )
+            undone = replace(entry, state="undone", undone=_now())
+            entries = tuple(undone if other.id == entry.id else other for other in self.entries)
+            self._write(replace(self._record, entries=entries))
+        return undone
+
+    def edit(self, upto: str | None = None) -> Edit:
+        """Return what stands as one edit on the base.
+
+        Args:
+            upto: Ignore the removals after this one; None takes all.
+
+        Raises:
+            UnknownNameError: There is no removal `upto`.
+            LedgerError: A file is missing or is not the one that was added.
+        """
+        last = None if upto is None else self.entry(upto).id
+        entries = [entry for entry in self.standing if last is None or entry.id <= last]
+        if not entries:
+            return Edit(changes={}, metadata=self._nothing())
+        return self._on_base(Edit.joint([self._load(entry) for entry in entries]))
+
+    @contextmanager
+    def applied_to(self, pipe: Any, upto: str | None = None) -> Iterator[Any]:
+        """Apply what stands for the length of a `with`; on exit the weights are what they were, bit for bit.
+
+        Raises:
+            BaseMismatchError: The pipeline is not the ledger's base.
+            LedgerError: See `edit`.
+        """
+        with self.edit(upto).applied_to(pipe):
+            yield pipe
+
+    def state(self, upto: str | None = None) -> str:
+        """Return a name for what stands that is the same for the same files on the same base, and for no other."""
+        last = None if upto is None else self.entry(upto).id
+        parts = [entry.sha256 for entry in self.standing if last is None or entry.id <= last]
+        return hashlib.sha256("\n".join([self.base.fingerprint, *parts]).encode()).hexdigest()[:16]
+
+    def verify(self, pipe: Any | None = None) -> list[str]:
+        """Return what is wrong, a line each: files by hash, solved removals by solving them again, the base.
+
+        Args:
+            pipe: The unedited base model, to compare its fingerprint; None leaves that out.
+        """
+        problems = [problem for entry in self.entries for problem in self._problems(entry)]
+        if pipe is not None:
+            try:
+                self.check_base(backbone_of(pipe).fingerprint(), str(pipe.name_or_path))
+            except BaseMismatchError as error:
+                problems.append(str(error))
+        if not problems:
+            try:
+                self.edit()
+            except ErasureError as error:
+                problems.append(f"what stands cannot be put together: {error}")
+        return problems
+
+    def _problems(self, entry: Entry) -> list[str]:
+        try:
+            edit = self._load(entry)
+        except ErasureError as error:
+            return [str(error)]
+        problems = []
+        if edit.metadata.base_fingerprint != self.base.fingerprint:
+            problems.append(f"{entry.file}: was made for another base ({edit.metadata.base_fingerprint[:12]}).")
+        if (edit.rows is not None) != entry.solved or edit.metadata.concepts != entry.concepts:
+            problems.append(f"{entry.file}: its header and ledger.json disagree.")
+        error = _replay_error(edit)
+        if error > _REPLAY_TOLERANCE:
+            problems.append(f"{entry.file}: solving it again gives another edit (relative difference {error:.1e}).")
+        return problems
+
+    def _load(self, entry: Entry) -> Edit:
+        """Read an entry's edit, if its file is the one that was added."""
+        path = self.path / entry.file
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise LedgerError(f"{path}: expected the edit of entry {entry.id}, got {error.strerror!r}.") from None
+        if found != entry.sha256:
+            raise LedgerError(
+                f"{path}: expected the file with sha256 {entry.sha256[:12]}, got {found[:12]}. It was changed."
+            )
+        return Edit.load(path)
+
+    def _add(self, edit: Edit, *, started_from: tuple[str, ...], seconds: float | None = None) -> Entry:
+        with self._locked():
+            if edit.rows is not None:
+                self._check_solvable(edit)
+            self._sweep()
+            number = f"{len(self.entries) + 1:03d}"
+            file = f"edits/{number}-{slug(edit.metadata.concepts)}.safetensors"
+            entry = Entry(
+                id=number,
+                time=_now(),
+                concepts=edit.metadata.concepts,
+                method=edit.metadata.method,
+                settings=json.loads(json.dumps(dict(edit.metadata.settings))),
+                seed=edit.metadata.seed,
+                file=file,
+                sha256=hashlib.sha256(edit.save(self.path / file).read_bytes()).hexdigest(),
+                solved=edit.rows is not None,
+                started_from=started_from,
+                seconds=seconds,
+            )
+            self._write(replace(self._record, entries=(*self.entries, entry)))
+        return entry
+
+    def _sweep(self) -> None:
+        """Delete what an addition left that was killed before `ledger.json` named it."""
+        named = {entry.file for entry in self.entries}
+        for file in (self.path / "edits").iterdir():
+            if file.name.endswith((".safetensors", ".tmp")) and f"edits/{file.name}" not in named:
+                file.unlink()
+
+    def _check_solvable(self, edit: Edit) -> None:
+        """Refuse a removal that the joint solve has no place for, such as a circle of anchors."""
+        erased = {normalized(name) for entry in self.standing for concept in entry.concepts for name in concept.names}
+        # Only such an anchor can close a circle; to solve at every addition would make a thousand of them slow.
+        if not erased.isdisjoint(normalized(concept.anchor) for concept in edit.metadata.concepts):
+            Edit.joint([*(self._load(entry) for entry in self.standing if entry.solved), edit])
+
+    def _on_base(self, edit: Edit) -> Edit:
+        metadata = replace(edit.metadata, base_fingerprint=self.base.fingerprint, base_name=self.base.name)
+        return replace(edit, metadata=metadata)
+
+    def _nothing(self) -> EditMetadata:
+        return EditMetadata(
+            method="none",
+            settings={},
+            concepts=(),
+            seed=0,
+            base_fingerprint=self.base.fingerprint,
+            base_name=self.base.name,
+            versions={},
+            time=_now(),
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's lock, with the record as it is on the disk now."""
+        with _written_in(self.path):
+            lock = FileLock(self.path / ".lock", timeout=_LOCK_SECONDS)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise LedgerError(
+                    f"ledger {str(self.path)!r}: expected it to be free, got one that another process"
+                    f" has held for {_LOCK_SECONDS:.0f} s. Try again when that is done."
+                ) from None
+            try:
+                self._record = _read(self.path)
+                yield
+            finally:
+                lock.release()
+
+    def _write(self, record: _Record) -> None:
+        data = {
+            "format": record.format,
+            "base": asdict(record.base),
+            "entries": [entry.as_json() for entry in record.entries],
+        }
+        write_whole(self.path / "ledger.json", (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+        self._record = record
+
+
+def _read(path: Path) -> _Record:
+    file = path / "ledger.json"
+    try:
+        record = TypeAdapter(_Record).validate_json(file.read_bytes(), strict=True)
+    except FileNotFoundError:
+        raise LedgerError(f"ledger: expected a folder with a ledger.json, got {str(path)!r}. Check the path.") from None
+    except OSError as error:
+        raise LedgerError(f"{file}: expected a file to read, got {error.strerror!r}. Check its permissions.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise LedgerError(f"{file}: expected a ledger of format {_FORMAT}, got {first['msg']!r} at {where}.") from None
+    for number, entry in enumerate(record.entries, 1):
+        if entry.id != f"{number:03d}" or not re.fullmatch(r"edits/[\w.-]+\.safetensors", entry.file):
+            raise LedgerError(
+                f"{file}: expected entries in order with files in edits/, got {entry.id!r}, {entry.file!r}."
+            )
+    return record
+
+
+def _replay_error(edit: Edit) -> float:
+    """Return |M - M'|_F / |M - I|_F between an edit's own map and the solve of its rows; 0 for a trained one."""
+    maps = {id(change.map): change.map for change in edit.changes.values() if isinstance(change, MapChange)}
+    if edit.rows is None or not maps:
+        return 0.0
+    again = solve(Rows.joined([edit.rows])).minus_identity()
+    worst = 0.0
+    for stored in maps.values():
+        size = torch.linalg.norm(stored.minus_identity())
+        difference = torch.linalg.norm(stored.minus_identity() - again)
+        worst = max(worst, float(difference / size) if size > 0 else float(difference))
+    return worst
+
+
+@contextmanager
+def _written_in(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(
+            f"ledger {str(path)!r}: expected a folder that can be written, got {error.strerror or str(error)!r}."
+            " Nothing was added or undone."
+        ) from error
+
+
+def slug(concepts: Sequence[Concept]) -> str:
+    """Return the targets as a short part of a file name."""
+    words = "-".join(concept.target for concept in concepts)
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40] or "concept"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

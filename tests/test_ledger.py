@@ -1,0 +1,351 @@
+"""The ledger: what stands is what was asked for, whatever was done in which order and whenever the process died."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from erasure import Concept, Edit, Ledger, make_eraser
+from erasure.backbones import backbone_of
+from erasure.errors import BaseMismatchError, InputError, LedgerError, UnknownNameError
+from tests import tiny
+
+CONCEPTS = [
+    Concept(target="cat", preserve=("dog", "house")),
+    Concept(target="neon", kind="style", preserve=("dog", "mosaic")),
+    Concept(target="dog", anchor="house", preserve=("boat",)),
+]
+PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.sd1()
+
+
+@pytest.fixture(scope="module")
+def edits(pipe):
+    return [make_eraser("uce").fit(backbone_of(pipe), [concept]) for concept in CONCEPTS]
+
+
+def new_ledger(folder: Path, pipe) -> Ledger:
+    return Ledger.open_or_create(folder, pipe, "tiny")
+
+
+def weights_under(ledger: Ledger, pipe) -> dict[str, torch.Tensor]:
+    with ledger.applied_to(pipe):
+        return {name: p.detach().clone() for name, p in backbone_of(pipe).parameters(lambda _: True).items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def trained(pipe, amount: float) -> Edit:
+    """Return a real trained edit: ESD for one step."""
+    return make_eraser("esd", steps=1, sample_steps=2, lr=amount).fit(backbone_of(pipe), [Concept(target="boat")])
+
+
+def test_an_empty_ledger_changes_nothing(tmp_path, pipe) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    before = {name: p.detach().clone() for name, p in backbone_of(pipe).parameters(lambda _: True).items()}
+    assert ledger.entries == ()
+    assert equal(weights_under(ledger, pipe), before)
+    assert ledger.verify(pipe) == []
+
+
+def test_entries_outlive_the_process_that_made_them(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    first, second = (ledger.add(edit) for edit in edits[:2])
+    again = Ledger.open(tmp_path)
+    assert again.entries == (first, second)
+    assert [entry.id for entry in again.entries] == ["001", "002"]
+    assert again.entries[0].concepts == (CONCEPTS[0],)
+    assert again.entries[0].method == "uce"
+    assert again.base == ledger.base
+    assert again.verify(pipe) == []
+
+
+def test_removal_in_sequence_equals_removal_in_any_order_bit_for_bit(tmp_path, pipe, edits) -> None:
+    results = []
+    for number, order in enumerate(permutations(edits)):
+        ledger = new_ledger(tmp_path / str(number), pipe)
+        for edit in order:
+            ledger.add(edit)
+        results.append(weights_under(ledger, pipe))
+    assert all(equal(results[0], other) for other in results[1:])
+
+
+def test_undo_of_any_entry_equals_never_having_removed_it(tmp_path, pipe, edits) -> None:
+    for undone in range(3):
+        ledger = new_ledger(tmp_path / f"undo-{undone}", pipe)
+        never = new_ledger(tmp_path / f"never-{undone}", pipe)
+        for number, edit in enumerate(edits):
+            ledger.add(edit)
+            if number != undone:
+                never.add(edit)
+        entry = ledger.undo(f"{undone + 1:03d}")
+        assert entry.state == "undone"
+        assert entry.undone is not None
+        assert equal(weights_under(ledger, pipe), weights_under(never, pipe))
+        assert ledger.approximate == ()
+
+
+def test_applying_leaves_the_model_as_it_was(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.add(edits[0])
+    before = backbone_of(pipe).parameters(PATH.__eq__)[PATH].detach().clone()
+    with ledger.applied_to(pipe):
+        assert not torch.equal(backbone_of(pipe).parameters(PATH.__eq__)[PATH], before)
+    assert torch.equal(backbone_of(pipe).parameters(PATH.__eq__)[PATH], before)
+
+
+def test_state_upto_an_entry_is_the_ledger_as_it_was_then(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    states, names = [], []
+    for edit in edits:
+        entry = ledger.add(edit)
+        states.append(weights_under(ledger, pipe))
+        names.append(ledger.state())
+        assert ledger.state(entry.id) == names[-1]
+    assert len(set(names)) == 3
+    for entry, then, name in zip(ledger.entries, states, names, strict=True):
+        with ledger.applied_to(pipe, upto=entry.id):
+            now = backbone_of(pipe).parameters(lambda _: True)
+            assert all(torch.equal(now[key], then[key]) for key in now)
+        assert ledger.state(entry.id) == name
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6), data=st.data())
+def test_any_history_of_additions_and_undos_stands_for_its_survivors(tmp_path_factory, pipe, edits, plan, data) -> None:
+    ledger = new_ledger(tmp_path_factory.mktemp("history"), pipe)
+    for which, then_undo in plan:
+        ledger.add(edits[which])
+        if then_undo:
+            ledger.undo(data.draw(st.sampled_from([entry.id for entry in ledger.standing])))
+    survivors = new_ledger(tmp_path_factory.mktemp("survivors"), pipe)
+    by_target = {edit.metadata.concepts: edit for edit in edits}
+    for entry in ledger.standing:
+        survivors.add(by_target[entry.concepts])
+    assert equal(weights_under(ledger, pipe), weights_under(survivors, pipe))
+    assert Ledger.open(ledger.path).entries == ledger.entries
+
+
+def test_a_trained_removal_comes_after_the_joint_solve(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    esd = trained(pipe, 1e-2)
+    ledger.add(esd)
+    ledger.add(edits[0])
+    expected = backbone_of(pipe).parameters(PATH.__eq__)[PATH].double()
+    expected = expected + edits[0].changes[PATH].of(expected) + esd.changes[PATH].of(expected)
+    assert torch.allclose(weights_under(ledger, pipe)[PATH].double(), expected, atol=1e-6)
+    assert [entry.solved for entry in ledger.entries] == [False, True]
+
+
+def test_undoing_beneath_a_trained_removal_is_labelled_approximate(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.add(edits[0])
+    ledger.remove(pipe, make_eraser("esd", steps=1, sample_steps=2), [Concept(target="boat")])
+    ledger.add(edits[1])
+    assert ledger.entries[1].started_from == ("001",)
+    ledger.undo("003")
+    assert ledger.approximate == ()
+    ledger.undo("001")
+    assert ledger.approximate == ("002",)
+    assert Ledger.open(tmp_path).verify(pipe) == []
+    with ledger.applied_to(pipe):
+        pass
+
+
+def test_removing_through_the_ledger_fits_on_what_stands_and_keeps_the_base(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    seen = []
+
+    esd = make_eraser("esd", steps=2, sample_steps=2)
+    fingerprint = backbone_of(pipe).fingerprint()
+    ledger.remove(pipe, make_eraser("uce"), [CONCEPTS[0]])
+    entry = ledger.remove(pipe, esd, [Concept(target="boat")], on_step=seen.append, seed=3)
+    assert [step.step for step in seen] == [1, 2]
+    assert entry.seed == 3
+    assert backbone_of(pipe).fingerprint() == fingerprint
+    assert ledger.edit().metadata.base_fingerprint == fingerprint
+    # The closed form does not depend on the weights it stands on, so adding its own edit gives the same.
+    other = new_ledger(tmp_path / "other", pipe)
+    other.add(edits[0])
+    with ledger.applied_to(pipe, upto="001"):
+        now = backbone_of(pipe).parameters(PATH.__eq__)[PATH].detach().clone()
+    assert torch.equal(now, weights_under(other, pipe)[PATH])
+
+
+def test_another_base_is_refused_by_name(tmp_path, pipe, edits) -> None:
+    new_ledger(tmp_path, pipe)
+    stranger = tiny.sd1(seed=1)
+    with pytest.raises(BaseMismatchError, match="expected its base 'tiny'"):
+        Ledger.open_or_create(tmp_path, stranger, "stranger")
+    with pytest.raises(BaseMismatchError, match="Load that base"):
+        Ledger.open(tmp_path).add(make_eraser("uce").fit(backbone_of(stranger), [CONCEPTS[0]]))
+    assert "expected its base" in Ledger.open(tmp_path).verify(stranger)[0]
+
+
+def test_wrong_ids_and_folders_get_one_clear_line(tmp_path, pipe, edits) -> None:
+    with pytest.raises(LedgerError, match=r"expected a folder with a ledger\.json"):
+        Ledger.open(tmp_path / "nothing")
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.add(edits[0])
+    with pytest.raises(UnknownNameError, match="Unknown ledger entry '7'"):
+        ledger.undo("7")
+    assert ledger.undo("1").id == "001"
+    with pytest.raises(LedgerError, match="undone at"):
+        ledger.undo("001")
+    with pytest.raises(LedgerError, match="which holds a ledger"):
+        Ledger.create(tmp_path, "0", "tiny")
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(LedgerError, match="expected a folder that can be written"):
+        Ledger.create(tmp_path / "a-file" / "ledger", "0", "tiny")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "erasure-ledger/9", "base": {}, "entries": []}'])
+def test_a_damaged_record_is_refused(tmp_path, content) -> None:
+    (tmp_path / "ledger.json").write_text(content)
+    with pytest.raises(LedgerError, match="expected a ledger of format") as caught:
+        Ledger.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_entry_cannot_point_outside_of_the_ledger(tmp_path, pipe, edits) -> None:
+    new_ledger(tmp_path, pipe).add(edits[0])
+    record = json.loads((tmp_path / "ledger.json").read_text())
+    record["entries"][0]["file"] = "edits/../../secret.safetensors"
+    (tmp_path / "ledger.json").write_text(json.dumps(record))
+    with pytest.raises(LedgerError, match="files in edits/"):
+        Ledger.open(tmp_path)
+
+
+def test_verify_finds_a_changed_a_missing_and_an_exchanged_file(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    entries = [ledger.add(edit) for edit in edits]
+    changed, missing, exchanged = (tmp_path / entry.file for entry in entries)
+    data = bytearray(changed.read_bytes())
+    data[-1] ^= 1
+    changed.write_bytes(bytes(data))
+    missing.unlink()
+    edits[0].save(exchanged)
+    problems = ledger.verify(pipe)
+    assert len(problems) == 3
+    assert "sha256" in problems[0]
+    assert "No such file" in problems[1]
+    with pytest.raises(LedgerError, match="sha256"):
+        ledger.edit()
+
+
+def test_verify_solves_again(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    doctored = Edit(changes=edits[0].scaled(1.001).changes, metadata=edits[0].metadata, rows=edits[0].rows)
+    ledger.add(doctored)
+    assert "solving it again" in ledger.verify()[0]
+
+
+def test_a_circle_of_anchors_is_refused_before_anything_is_written(tmp_path, pipe) -> None:
+    uce, backbone = make_eraser("uce"), backbone_of(pipe)
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.add(uce.fit(backbone, [Concept(target="cat", anchor="dog")]))
+    with pytest.raises(InputError, match="circle"):
+        ledger.add(uce.fit(backbone, [Concept(target="dog", anchor="cat")]))
+    assert len(Ledger.open(tmp_path).entries) == 1
+    assert len(list((tmp_path / "edits").iterdir())) == 1
+
+
+def test_two_open_ledgers_do_not_lose_each_others_entries(tmp_path, pipe, edits) -> None:
+    one, other = new_ledger(tmp_path, pipe), Ledger.open_or_create(tmp_path, pipe, "tiny")
+    one.add(edits[0])
+    other.add(edits[1])
+    one.undo("002")
+    assert [entry.state for entry in Ledger.open(tmp_path).entries] == ["standing", "undone"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, pipe, edits) -> None:
+    new_ledger(tmp_path, pipe).add(edits[0])
+    before = (tmp_path / "ledger.json").read_bytes()
+    edits[1].save(tmp_path / "second.safetensors")
+    # A limit on the size of files is the nearest thing to a full disk that needs no mount.
+    script = """
+import resource, signal, sys
+from erasure import Edit, Ledger
+from erasure.errors import ErasureError
+edit, ledger = Edit.load(sys.argv[2]), Ledger.open(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    ledger.add(edit)
+except ErasureError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "second.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert (tmp_path / "ledger.json").read_bytes() == before
+    assert Ledger.open(tmp_path).verify(pipe) == []
+    assert [file.suffix for file in (tmp_path / "edits").iterdir()] == [".safetensors"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_can_be_read_and_not_written(tmp_path, pipe, edits) -> None:
+    new_ledger(tmp_path, pipe).add(edits[0])
+    tmp_path.chmod(0o500)
+    try:
+        assert Ledger.open(tmp_path).verify(pipe) == []
+        with pytest.raises(LedgerError, match="Permission denied"):
+            Ledger.open(tmp_path).undo("001")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+ADD_AND_UNDO_FOR_EVER = """
+import sys
+from erasure import Edit, Ledger
+ledger, edit = Ledger.open(sys.argv[1]), Edit.load(sys.argv[2])
+print("ready", flush=True)
+while True:
+    entry = ledger.add(edit)
+    if int(entry.id) % 3 == 0:
+        ledger.undo(entry.id)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_complete_ledger(tmp_path, pipe, edits) -> None:
+    edits[0].save(tmp_path / "edit.safetensors")
+    new_ledger(tmp_path / "ledger", pipe)
+    for moment in (0.0, 0.004, 0.011, 0.019, 0.03):
+        command = [
+            sys.executable,
+            "-c",
+            ADD_AND_UNDO_FOR_EVER,
+            str(tmp_path / "ledger"),
+            str(tmp_path / "edit.safetensors"),
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        ledger = Ledger.open(tmp_path / "ledger")
+        assert ledger.verify(pipe) == []
+    before = len(ledger.entries)
+    ledger.add(edits[1])
+    assert len(Ledger.open(tmp_path / "ledger").entries) == before + 1
+    files = {f"edits/{file.name}" for file in (tmp_path / "ledger" / "edits").iterdir()}
+    assert files == {entry.file for entry in ledger.entries}
