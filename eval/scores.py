@@ -124,17 +124,15 @@ class Score:
 def kept_rate(before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]) -> Rate | None:
     """Return, of the pictures of which a claim held before, the share of which it still holds.
 
-    Both arrays are of the same prompts and seeds. Pictures that the original model itself got wrong say nothing about
-    what an edit did and are left out; one that the edit happens to mend cannot make up for one that it broke, so this is
-    never above the ratio of the two plain shares by luck. None when the claim never held before.
+    Both arrays are of the same prompts and seeds. Pictures that the original model itself got wrong are left out: one
+    that the edit happens to mend cannot make up for one that it broke, so this is at most the ratio of the two plain
+    shares. None when the claim never held before.
     """
     held = before.astype(bool)
     return Rate.of(after[held].astype(bool)) if held.any() else None
 
 
-def cosine_distances(
-    before: Float[np.ndarray, "n dim"], after: Float[np.ndarray, "n dim"]
-) -> Float[np.ndarray, " n"]:
+def cosine_distances(before: Float[np.ndarray, "n dim"], after: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
     """Return 1 - cosine of each pair of feature rows: 0 for equal pictures, at most 2."""
     a, b = before.astype(np.float64), after.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)

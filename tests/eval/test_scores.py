@@ -13,7 +13,7 @@ def test_wilson_solves_its_defining_equation() -> None:
     for hits, n in [(0, 10), (3, 10), (10, 10), (57, 60), (400, 400)]:
         for bound in wilson(hits, n):
             if 0.0 < bound < 1.0:
-                assert abs(hits / n - bound) == pytest.approx(1.959964 * (bound * (1 - bound) / n) ** 0.5, rel=1e-6)
+                assert abs(hits / n - bound) == pytest.approx(1.959964 * (bound * (1 - bound) / n) ** 0.5, abs=1e-6)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

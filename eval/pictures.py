@@ -1,0 +1,171 @@
+"""Pictures beside a ledger: made once for each state of the model, and set side by side."""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from erasure.errors import InputError
+from erasure.files import make_folder, write_whole
+from erasure.sampling import sample
+
+Pair = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How pictures are made.
+
+    Attributes:
+        steps: Of the model's own scheduler.
+        guidance_scale: Of classifier-free guidance.
+        batch_size: Pictures made at once.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    batch_size: int = 16
+
+    def make(
+        self, pipe: Any, pairs: Sequence[Pair], on_picture: Callable[[int], None] | None = None
+    ) -> list[Image.Image]:
+        """Return one picture a prompt and seed, by whatever is in force on the pipeline.
+
+        Args:
+            pipe: The pipeline.
+            pairs: Prompts and seeds.
+            on_picture: Called after each batch with how many more are done.
+        """
+        prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
+        done = 0
+
+        def advance(step: Any) -> None:
+            nonlocal done
+            if on_picture is not None:
+                on_picture(step.step - done)
+            done = step.step
+
+        return sample(pipe, prompts, seeds, on_step=advance, **asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A folder of PNG files, one folder within for each state of the model.
+
+    Attributes:
+        folder: Where they are.
+        sampler: How they are made; pictures made otherwise are other pictures.
+    """
+
+    folder: Path
+    sampler: Sampler
+
+    def missing(self, state: str, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return the pairs that have no picture yet, each once."""
+        return [pair for pair in dict.fromkeys(pairs) if _opened(self.path(state, pair)) is None]
+
+    def make(
+        self, state: str, pipe: Any, pairs: Sequence[Pair], on_picture: Callable[[int], None] | None = None
+    ) -> None:
+        """Make and keep the pictures that are missing; the pipeline must be in that state.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        missing = self.missing(state, pairs)
+        make_folder(self.folder / state)
+        for start in range(0, len(missing), self.sampler.batch_size):
+            batch = missing[start : start + self.sampler.batch_size]
+            for pair, image in zip(batch, self.sampler.make(pipe, batch, on_picture), strict=True):
+                facts = {"prompt": pair[0], "seed": pair[1], "state": state, **asdict(self.sampler)}
+                write_whole(self.path(state, pair), as_png(image, facts))
+
+    def get(self, state: str, pairs: Sequence[Pair]) -> list[Image.Image]:
+        """Return pictures that were made.
+
+        Raises:
+            InputError: One was not, or cannot be read.
+        """
+        found = [_opened(self.path(state, pair)) for pair in pairs]
+        for pair, image in zip(pairs, found, strict=True):
+            if image is None:
+                raise InputError(f"{self.path(state, pair)}: expected a picture, got none. Make it first.")
+        return [image for image in found if image is not None]
+
+    def path(self, state: str, pair: Pair) -> Path:
+        """Return where a picture is: named for people by prompt and seed, made unique by all that decides it."""
+        prompt, seed = pair
+        decides = json.dumps([prompt, seed, self.sampler.steps, self.sampler.guidance_scale])
+        unique = hashlib.sha256(decides.encode()).hexdigest()[:8]
+        return self.folder / state / f"{slug(prompt)}-{seed}-{unique}.png"
+
+
+def as_png(image: Image.Image, facts: Mapping[str, object] | None = None) -> bytes:
+    """Return a picture as PNG, with facts about it in its text fields."""
+    text = PngInfo()
+    for key, value in (facts or {}).items():
+        text.add_itxt(key, str(value))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def slug(text: str) -> str:
+    """Return words as a short part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "empty"
+
+
+def side_by_side(
+    columns: Sequence[str], rows: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, cell: int = 192
+) -> Image.Image:
+    """Draw pictures in a table with a heading above each column and a caption above each row.
+
+    Args:
+        columns: Headings.
+        rows: Captions.
+        pictures: By row, then column.
+        cell: Width of a picture in pixels; small pictures are enlarged without smoothing.
+    """
+    gap, head, caption = 8, 34, 24
+    width = gap + len(columns) * (cell + gap)
+    height = head + len(rows) * (caption + cell + gap)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for at, heading in enumerate(columns):
+        _write_fitting(draw, (gap + at * (cell + gap), 9), heading, cell, 15)
+    for down, (text, line) in enumerate(zip(rows, pictures, strict=True)):
+        top = head + down * (caption + cell + gap)
+        _write_fitting(draw, (gap, top + 4), text, width - 2 * gap, 13, "#555555")
+        for at, image in enumerate(line):
+            tall = max(1, round(cell * image.height / image.width))
+            method = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
+            shown = image.convert("RGB").resize((cell, tall), method).crop((0, 0, cell, cell))
+            sheet.paste(shown, (gap + at * (cell + gap), top + caption))
+    return sheet
+
+
+def _write_fitting(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, size: int, colour: str = "black"
+) -> None:
+    """Write a line, cut with an ellipsis to a width in pixels."""
+    font = ImageFont.load_default(size)
+    shown = text
+    while shown and draw.textlength(shown + ("…" if shown != text else ""), font=font) > width:
+        shown = shown[:-1]
+    draw.text(at, shown + ("…" if shown != text else ""), fill=colour, font=font)
+
+
+def _opened(path: Path) -> Image.Image | None:
+    """Return a picture, None if there is none or a crash cut it short."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (FileNotFoundError, UnidentifiedImageError, OSError):
+        return None

@@ -1,0 +1,217 @@
+"""The report of a ledger: one HTML page that needs nothing else, and the run's facts as JSON."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from erasure.files import write_whole
+from erasure.ledger import Entry, Ledger
+
+from .pictures import as_png
+from .record import Record, Strip
+
+# Larger pictures are embedded at this size: the page is looked at, the files beside it are the originals.
+_LARGEST = 320
+_GROUPS = {
+    "removed": ("Removed", "should no longer be there"),
+    "near": ("Kept, near", "most like what was removed; should stay"),
+    "far": ("Kept, far", "everything else; should stay"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRow:
+    """One removal of a report's table.
+
+    Attributes:
+        entry: The removal.
+        approximate: Whether one beneath it was undone.
+        measured: What was measured after it; None if nothing was.
+    """
+
+    entry: Entry
+    approximate: bool
+    measured: Mapping[str, Any] | None
+
+    def as_view(self) -> dict[str, Any]:
+        """Give what the template needs."""
+        measured = self.measured
+        anchors = [repr(concept.anchor) if concept.anchor else "nothing" for concept in self.entry.concepts]
+        kept: Mapping[str, Any] = measured["kept"] if measured else {}
+        return {
+            "id": self.entry.id,
+            "concepts": [concept.target for concept in self.entry.concepts],
+            "method": self.entry.method,
+            "becomes": ", ".join(dict.fromkeys(anchors)),
+            "approximate": self.approximate,
+            "seconds": self.entry.seconds,
+            "measured": measured,
+            "efficacy": measured and measured["removed"][measured["worst"]]["efficacy"],
+            "near": kept.get("near", {}).get("retention"),
+            "far": kept.get("far", {}).get("retention"),
+            "distance": kept.get("far", {}).get("distance"),
+        }
+
+
+def step_rows(record: Record) -> list[StepRow]:
+    """Return the removals that stand, each with what was measured after it."""
+    ledger = record.ledger
+    return [
+        StepRow(
+            entry=entry,
+            approximate=entry.id in ledger.approximate,
+            measured=record.measured(entry),
+        )
+        for entry in ledger.standing
+    ]
+
+
+def write_report(record: Record, facts: Mapping[str, Any]) -> Path:
+    """Write `report.html` and `run.json` into the ledger's folder and return the report's path.
+
+    Args:
+        record: What was measured; pictures that the page needs are made if they are missing.
+        facts: Of the run, as `erasure.runs.facts` gives them.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    ledger = record.ledger
+    strips, rows = record.strips(), step_rows(record)
+    page = render(
+        ledger,
+        rows,
+        strips,
+        record.columns(),
+        facts,
+        skipped=record.skipped,
+    )
+    write_whole(ledger.path / "run.json", (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+    path = ledger.path / "report.html"
+    write_whole(path, page.encode())
+    return path
+
+
+def render(
+    ledger: Ledger,
+    rows: Sequence[StepRow],
+    strips: Sequence[Strip],
+    columns: Sequence[tuple[str, str | None]],
+    facts: Mapping[str, Any],
+    *,
+    skipped: str | None,
+) -> str:
+    """Return the page."""
+    text = resources.files(__package__).joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    removed = [concept.target for row in rows for concept in row.entry.concepts]
+    last = rows[-1].measured if rows else None
+    return environment.from_string(text).render(
+        title=f"Removed: {_listed(removed)}" if removed else "Nothing is removed",
+        subtitle=f"from {ledger.base.name} ({ledger.base.fingerprint[:12]}), {_dated(rows)}",
+        cards=_cards(rows[-1].as_view()) if last else [],
+        last=last,
+        skipped=skipped if last is None else None,
+        notes=_notes(ledger, rows),
+        steps=[row.as_view() for row in rows],
+        columns=columns,
+        groups=_groups(
+            strips, columns, {concept.target: row.entry.id for row in rows for concept in row.entry.concepts}
+        ),
+        pixelated=all(image.width < 128 for strip in strips for image in strip.images),
+        facts=_facts(facts),
+        settings=json.dumps(facts["config"], indent=2, ensure_ascii=False),
+    )
+
+
+def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:
+    worst = step["measured"]["worst"]
+    return [
+        {
+            "name": "Removed",
+            "rate": step["efficacy"],
+            "say": f"of pictures that ask for {worst} do not show it (the lowest of all removed).",
+        },
+        {
+            "name": "Kept, near",
+            "rate": step["near"],
+            "say": "of pictures of the most similar concepts still show them.",
+        },
+        {"name": "Kept, far", "rate": step["far"], "say": "of pictures of everything else still show it."},
+    ]
+
+
+def _groups(
+    strips: Sequence[Strip], columns: Sequence[tuple[str, str | None]], removed_by: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    groups = []
+    for role, (name, say) in _GROUPS.items():
+        views = [_strip_view(strip, columns, removed_by) for strip in strips if strip.probe.role == role]
+        if views:
+            groups.append({"name": name, "say": say, "strips": views})
+    return groups
+
+
+def _strip_view(
+    strip: Strip, columns: Sequence[tuple[str, str | None]], removed_by: Mapping[str, str]
+) -> dict[str, Any]:
+    probe = strip.probe
+    frames = []
+    for (heading, upto), image, seen in zip(columns, strip.images, strip.seen, strict=True):
+        good = None
+        if upto is not None and probe.role == "removed" and upto >= removed_by[probe.name]:
+            good = not seen
+        elif upto is not None and strip.seen[0]:  # what the original itself fails to show was not lost by a removal
+            good = seen if probe.role != "removed" else None
+        frames.append({"column": heading, "src": _embedded(image), "seen": seen, "good": good})
+    return {"prompt": probe.prompt, "seed": probe.seed, "name": probe.name, "frames": frames}
+
+
+def _embedded(image: Image.Image) -> str:
+    shown = image.copy()
+    shown.thumbnail((_LARGEST, _LARGEST))
+    return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()
+
+
+def _notes(ledger: Ledger, rows: Sequence[StepRow]) -> list[str]:
+    notes = []
+    undone = [entry for entry in ledger.entries if entry.state == "undone"]
+    if undone:
+        names = _listed([f"{concept.target} ({entry.id})" for entry in undone for concept in entry.concepts])
+        notes.append(f"{names} was removed and taken back; it counts as kept here.")
+    if any(row.approximate for row in rows):
+        notes.append("A trained removal was fitted on top of one that was undone: what stands is an approximation.")
+    return notes
+
+
+def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    git = facts["git"]
+    return [
+        ("model", str(facts["config"]["model"])),
+        ("method", str(facts["config"]["eraser"]["name"])),
+        ("seed", str(facts["config"]["seed"])),
+        ("device", f"{facts['device']}, {facts['threads']} threads, {facts['platform']}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
+        (
+            "commit",
+            "not in a checkout" if git is None else git["commit"][:12] + (" with changes" if git["dirty"] else ""),
+        ),
+        ("time", f"{facts['seconds']:.0f} s for the last run, measuring and pictures included"),
+        ("peak memory", f"{facts['peak_mib']:.0f} MiB"),
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = list(names) if len(names) <= 8 else [*names[:7], f"{len(names) - 7} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _dated(rows: Sequence[StepRow]) -> str:
+    return rows[-1].entry.time.replace("T", " ").replace("+00:00", " UTC") if rows else "nothing stands"
