@@ -1,0 +1,573 @@
+"""The `erasure` command. It reads arguments and shows results; all else is the library's, imported when needed."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
+
+from .errors import ErasureError, InputError
+
+if TYPE_CHECKING:
+    from .eval.record import Record
+    from .ledger import Entry, Ledger
+    from .runs import Run
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class _Group(TyperGroup):
+    """Turns what a user can cause into one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ErasureError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("Interrupted. Whatever was finished before stands, nothing is half written.")
+
+
+class _ManyValues(TyperCommand):
+    """Lets --prompt and --preserve take several values: `--prompt "a cat" "a dog"`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_repeated(args, ("--prompt", "--preserve"))))
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Remove concepts from a text-to-image diffusion model, one after another, and see that they are gone and"
+    " that the rest is not.",
+)
+
+LedgerFolder = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger's folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
+Prompts = Annotated[list[str], typer.Option("--prompt", metavar="TEXT ...", help="One or more prompts.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, as in 0,1,2 or 0-7; every prompt gets each.")]
+Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
+Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale  [default: the model's own]")]
+
+
+@app.command(cls=_ManyValues)
+def remove(
+    concepts: Annotated[
+        list[str] | None, typer.Argument(metavar="CONCEPT ...", help="What to remove, in order.")
+    ] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="CSV: one a line, optional anchor and preserve columns."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tinyworld, a diffusers folder or a Hub id  [default: the ledger's base, else tinyworld]"),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See `erasure methods`  [default: uce]")] = None,
+    anchor: Annotated[str | None, typer.Option(metavar="TEXT", help="What it becomes  [default: nothing]")] = None,
+    preserve: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT ...", help="What must not change  [default: on the tiny world all else it knows]"),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="object, style, identity or unsafe  [default: object, or what the tiny world says]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting by path: eraser.reg=0.1, measure.far=400."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML file of the whole run; options override it.")
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where it is recorded; an existing one goes on  [default: new, under erasure-runs]"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the fits  [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")] = None,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="Remove only: no pictures, no rates.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove concepts one after another, each an entry of a ledger, and measure after each."""
+    start = time.perf_counter()
+    from . import runs
+
+    raw: dict[str, Any] = runs.read_config(config) if config is not None else {}
+    requests = runs.read_concepts(from_file) if from_file is not None else []
+    requests = [{"target": name} for name in concepts or []] + requests
+    shared = {"anchor": anchor, "preserve": preserve or None, "kind": kind}
+    shared = {key: value for key, value in shared.items() if value is not None}
+    if requests:
+        raw["concepts"] = [{**shared, **request} for request in requests]
+    elif shared and isinstance(raw.get("concepts"), list):
+        raw["concepts"] = [{**c, **shared} if isinstance(c, dict) else c for c in raw["concepts"]]
+    if not raw.get("concepts"):
+        raise InputError(
+            "remove: expected at least one concept, got none. Name one, or give --from FILE or --config FILE."
+        )
+    if method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
+        raw["eraser"] = {"name": method}
+    given = {"model": model, "seed": seed, "device": device, "output": None if ledger is None else str(ledger)}
+    raw.update({key: value for key, value in given.items() if value is not None})
+    if no_measure:
+        raw["measure"] = None
+    for assignment in settings or []:
+        raw = runs.override(raw, assignment)
+    if "model" not in raw and raw.get("output") and (Path(raw["output"]) / "ledger.json").is_file():
+        from .ledger import Ledger
+
+        raw["model"] = Ledger.open(raw["output"]).base.name
+    _remove(runs.parse(raw), as_json=as_json, start=start)
+
+
+def _remove(run: "Run", *, as_json: bool, start: float) -> None:
+    """Carry out a run and show it."""
+    from . import runs
+    from .backbones.loading import load_model
+    from .eval.record import Record
+    from .eval.report import write_report
+    from .ledger import Ledger
+
+    show = err if as_json else out  # with --json nothing but the document goes to stdout
+    device = _device(run.device)
+    folder = Path(run.output) if run.output else _new_folder(run)
+    with _progress("loading the model"):
+        pipe = load_model(run.model, device=device)
+    ledger = Ledger.open_or_create(folder, pipe, _lasting_name(run.model))
+    run, already = runs.remaining(run, ledger)
+    for name in already:
+        show.print(f"{name}: already removed, see `erasure log {folder}`.", markup=False)
+    _announce(run, ledger, show)
+    steps = []
+    with _bars() as advance:
+        record = Record(ledger, pipe, run.measure, advance)
+        for entry in runs.remove(run, pipe, ledger, on_step=lambda step: advance("fit", 1, step.total)):
+            measured = record.measure(entry)
+            steps.append(_step_json(entry, measured))
+            show.print(_line(entry, measured), markup=False)
+        if record.skipped is not None:
+            show.print(f"measure skipped: {record.skipped}.", markup=False)
+        report = write_report(record, runs.facts(run, device=device, start=start))
+    if as_json:
+        document = {
+            "ledger": str(folder),
+            "base": {"name": ledger.base.name, "fingerprint": ledger.base.fingerprint},
+            "steps": steps,
+            "already_removed": already,
+            "measure_skipped": record.skipped,
+            "report": str(report),
+            "run": str(folder / "run.json"),
+        }
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    out.print(_table(ledger, record), markup=False)
+    out.print(f"report: {report}", markup=False)
+
+
+@app.command()
+def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
+    """List the removals of a ledger, those undone as well."""
+    from .ledger import Ledger
+
+    opened = Ledger.open(ledger)
+    if as_json:
+        entries = [_entry_json(entry, opened) for entry in opened.entries]
+        base = {"name": opened.base.name, "fingerprint": opened.base.fingerprint}
+        print(json.dumps({"ledger": str(ledger), "base": base, "entries": entries}, indent=1, ensure_ascii=False))
+        return
+    table = Table("id", "removed", "becomes", "method", "state", "time", box=None, pad_edge=False)
+    for entry in opened.entries:
+        state = f"{entry.state}, approximate" if entry.id in opened.approximate else entry.state
+        becomes = ", ".join(dict.fromkeys(concept.anchor or "nothing" for concept in entry.concepts))
+        table.add_row(entry.id, _targets(entry), becomes, entry.method, state, entry.time)
+    out.print(f"base: {opened.base.name} ({opened.base.fingerprint[:12]})", markup=False)
+    out.print(table if opened.entries else "no removals yet")
+
+
+@app.command()
+def undo(
+    ledger: LedgerFolder, name: Annotated[str, typer.Argument(metavar="ID", help="As `erasure log` shows it.")]
+) -> None:
+    """Take one removal back, whichever it is; the others stay."""
+    from .ledger import Ledger
+
+    opened = Ledger.open(ledger)
+    entry = opened.undo(name)
+    out.print(f"{entry.id} {_targets(entry)}: undone. Standing: {_standing(opened)}.", markup=False)
+    for other in opened.approximate:
+        out.print(f"{other}: was trained on top of an undone removal; what stands is an approximation.", markup=False)
+
+
+@app.command()
+def verify(ledger: LedgerFolder, device: Device = "auto") -> None:
+    """Check a ledger: files by hash, removals by solving them again, the base by fingerprint. Exit code 1 if not."""
+    from .backbones.loading import load_model
+    from .ledger import Ledger
+
+    opened = Ledger.open(ledger)
+    with _progress("loading the base"):
+        pipe = load_model(opened.base.name, device=_device(device))
+    problems = opened.verify(pipe)
+    for problem in problems:
+        out.print(problem, markup=False)
+    if problems:
+        raise typer.Exit(1)
+    count = len(opened.entries)
+    out.print(f"verified: {count} removal{'s' * (count != 1)}, files, replay and base are as recorded.", markup=False)
+
+
+@app.command(cls=_ManyValues)
+def generate(
+    source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
+    prompt: Prompts,
+    to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the pictures.")],
+    seeds: Seeds = "0",
+    steps: Steps = 25,
+    guidance_scale: Guidance = None,
+    device: Device = "auto",
+) -> None:
+    """Make pictures, by a model or by what stands in a ledger."""
+    from .backbones.loading import load_model
+    from .eval.pictures import as_png, slug
+    from .files import make_folder, write_whole
+    from .ledger import Ledger
+
+    pairs = [(text, seed) for text in prompt for seed in _seeds(seeds)]
+    ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
+    model = source if ledger is None else ledger.base.name
+    make_folder(to)
+    with _progress("loading the model"):
+        pipe = load_model(model, device=_device(device))
+    sampler = _sampler(model, steps, guidance_scale)
+    with _bars() as advance, _standing_in(ledger, pipe):
+        images = sampler.make(pipe, pairs, lambda more: advance("pictures", more, len(pairs)))
+    for (text, seed), image in zip(pairs, images, strict=True):
+        path = to / f"{slug(text)}-{seed}.png"
+        facts = {
+            "prompt": text,
+            "seed": seed,
+            "steps": steps,
+            "guidance_scale": sampler.guidance_scale,
+            "model": source,
+        }
+        write_whole(path, as_png(image, facts))
+        out.print(str(path), markup=False)
+
+
+@app.command(cls=_ManyValues)
+def compare(
+    ledger: LedgerFolder,
+    prompt: Prompts,
+    to: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The picture to write.")],
+    seeds: Seeds = "0",
+    steps: Steps = 25,
+    guidance_scale: Guidance = None,
+    device: Device = "auto",
+) -> None:
+    """Set pictures side by side: the original, then the model after each removal."""
+    from .backbones.loading import load_model
+    from .eval.pictures import as_png, side_by_side
+    from .eval.record import headings
+    from .files import write_whole
+    from .ledger import Ledger
+
+    opened = Ledger.open(ledger)
+    pairs = [(text, seed) for text in prompt for seed in _seeds(seeds)]
+    with _progress("loading the model"):
+        pipe = load_model(opened.base.name, device=_device(device))
+    opened.check_base(_fingerprint(pipe), opened.base.name)
+    sampler = _sampler(opened.base.name, steps, guidance_scale)
+    total = len(pairs) * (1 + len(opened.standing))
+    with _bars() as advance:
+
+        def on_picture(more: int) -> None:
+            advance("pictures", more, total)
+
+        columns = [sampler.make(pipe, pairs, on_picture)]
+        for entry in opened.standing:
+            with opened.applied_to(pipe, upto=entry.id):
+                columns.append(sampler.make(pipe, pairs, on_picture))
+    columns_named = ["original", *headings(opened)]
+    captions = [f"{text}, seed {seed}" for text, seed in pairs]
+    write_whole(to, as_png(side_by_side(columns_named, captions, list(zip(*columns, strict=True)))))
+    out.print(str(to), markup=False)
+
+
+@app.command()
+def methods() -> None:
+    """List the erasers and their settings."""
+    import inspect
+    from dataclasses import fields
+
+    from .erasers import eraser_class, eraser_names
+
+    for name in eraser_names():
+        kind = eraser_class(name)
+        module = inspect.getmodule(kind)
+        heading = (inspect.getdoc(module) or inspect.getdoc(kind) or "").splitlines()[0]
+        out.print(f"[bold]{name}[/bold]  {heading}")
+        for item in fields(kind):
+            out.print(f"    eraser.{item.name}={item.default!r}", markup=False)
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be edited."""
+    from .backbones import families
+
+    out.print("[bold]tinyworld[/bold]  the embedded model of a small drawn world (default)")
+    out.print("[bold]DIR[/bold]        a folder saved by diffusers")
+    out.print("[bold]HUB_ID[/bold]     a model of the Hugging Face Hub, as owner/name")
+    out.print(f"families: {', '.join(families())}", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and what is missing; exit code 1 if the default run cannot work."""
+    import shutil
+    from importlib.util import find_spec
+
+    import torch
+
+    from .backbones.loading import load_model
+    from .eval.quick import find_clip
+    from .runs import versions
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, version in versions().items():
+        table.add_row(name, version)
+    table.add_row("device", f"{_device('auto')}, {torch.get_num_threads()} threads")
+    table.add_row("free disk", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
+    for name, use in (("open_clip", "eval"), ("gradio", "app"), ("nudenet", "nudity"), ("xformers", "xformers")):
+        table.add_row(name, "installed" if find_spec(name) else f"not installed: pip install 'erasure[{use}]'")
+    table.add_row("CLIP judge", find_clip() or "no weights in the local cache: other models are not measured")
+    try:
+        load_model("tinyworld")
+        table.add_row("tinyworld", "loads")
+    except ErasureError as error:
+        table.add_row("tinyworld", str(error))
+        out.print(table)
+        raise typer.Exit(1) from None
+    out.print(table)
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+def _fail(message: str) -> None:
+    err.print(f"erasure: {' '.join(message.split())}", markup=False)
+    raise typer.Exit(2)
+
+
+def _repeated(args: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
+    """Put a flag before each of the values that follow it: `--prompt a b` becomes `--prompt a --prompt b`."""
+    flag, values = "", 0
+    for arg in args:
+        if arg.startswith("-") and arg != "-":
+            flag, values = (arg if arg in flags else ""), 0
+        elif flag:
+            values += 1
+            if values > 1:
+                yield flag
+        yield arg
+
+
+def _device(name: str) -> str:
+    """Return the device to use, if it is there."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
+        raise InputError(f"device: expected one that this machine has, got {name!r}. Use --device cpu.") from None
+    return name
+
+
+def _seeds(text: str) -> list[int]:
+    """Read "0,1,2" and "0-7"."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise InputError(f"--seeds: expected whole numbers from 0, got {text!r}. Write for example 0,1,2 or 0-7.")
+        seeds.extend(range(int(low), int(high if dash else low) + 1))
+    return seeds
+
+
+def _sampler(model: str, steps: int, guidance_scale: float | None) -> Any:
+    from .eval.pictures import Sampler
+    from .runs import MeasureSettings, own_sampling
+
+    own = own_sampling(model, MeasureSettings(steps=steps, guidance_scale=guidance_scale))
+    return Sampler(**own)
+
+
+def _fingerprint(pipe: Any) -> str:
+    from .backbones import backbone_of
+
+    return backbone_of(pipe).fingerprint()
+
+
+@contextmanager
+def _standing_in(ledger: "Ledger | None", pipe: Any) -> Iterator[None]:
+    if ledger is None:
+        yield
+    else:
+        with ledger.applied_to(pipe):
+            yield
+
+
+def _new_folder(run: "Run") -> Path:
+    """Return a folder under erasure-runs that does not exist yet, named for what is removed."""
+    from .ledger import slug
+
+    name = slug(run.concepts[:4])
+    folder, number = Path("erasure-runs") / name, 2
+    while folder.exists():
+        folder, number = Path("erasure-runs") / f"{name}-{number}", number + 1
+    return folder
+
+
+def _lasting_name(model: str) -> str:
+    """Return the model's name as a ledger keeps it: a folder by its full path, so that it is found from elsewhere."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:
+    """Say what will be done, defaults included."""
+    for concept in run.concepts:
+        aliases = f" (also {', '.join(concept.aliases)})" if concept.aliases else ""
+        kept = (
+            f"{len(concept.preserve)} others preserved"
+            if len(concept.preserve) > 4
+            else f"preserving {', '.join(concept.preserve) or 'nothing'}"
+        )
+        becomes = repr(concept.anchor) if concept.anchor else "nothing"
+        show.print(f"{concept.target}{aliases}: {concept.kind}, becomes {becomes}, {kept}", style="dim", markup=False)
+
+
+def _targets(entry: "Entry") -> str:
+    return ", ".join(concept.target for concept in entry.concepts)
+
+
+def _standing(ledger: "Ledger") -> str:
+    return ", ".join(f"{_targets(entry)} ({entry.id})" for entry in ledger.standing) or "nothing"
+
+
+def _entry_json(entry: "Entry", ledger: "Ledger") -> dict[str, Any]:
+    """Return an entry with its concepts by name, and what was asked for in full."""
+    data = entry.as_json()
+    return {
+        **data,
+        "concepts": [concept.target for concept in entry.concepts],
+        "requests": data["concepts"],
+        "approximate": entry.id in ledger.approximate,
+    }
+
+
+def _step_json(entry: "Entry", measured: dict[str, Any] | None) -> dict[str, Any]:
+    step = {
+        "id": entry.id,
+        "concepts": [concept.target for concept in entry.concepts],
+        "method": entry.method,
+        "settings": entry.settings,
+        "seed": entry.seed,
+        "seconds": entry.seconds,
+    }
+    return {**step, **(measured or {"efficacy": None, "retention": {"near": None, "far": None}, "n": None})}
+
+
+def _line(entry: "Entry", measured: dict[str, Any] | None) -> str:
+    """Say in a line what a removal did."""
+    start = f"{entry.id} {_targets(entry)}: {entry.method}, {entry.seconds:.1f} s"
+    if measured is None:
+        return start
+    rates = (
+        f"efficacy {_rate(measured['removed'][measured['worst']]['efficacy'])}",
+        *(f"{role} {_rate(measured['kept'].get(role, {}).get('retention'))}" for role in ("near", "far")),
+    )
+    return f"{start}; {', '.join(rates)}; {measured['pictures']} pictures, {measured['measure_seconds']:.0f} s"
+
+
+def _rate(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return "–"
+    low, high = rate["interval"]
+    return f"{rate['value']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _table(ledger: "Ledger", record: "Record") -> Table:
+    """Return what stands and what was measured after each; an interval below each rate, so that 80 columns suffice."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("id", "removed", "method", "efficacy", "near", "far", "change", "fit s"):
+        table.add_column(
+            column, justify="right" if column in ("change", "fit s") else "left", no_wrap=column != "removed"
+        )
+    for entry in ledger.standing:
+        measured = record.measured(entry)
+        cells = [""] * 4
+        if measured is not None:
+            kept = [measured["kept"].get(role) for role in ("near", "far")]
+            rates = [measured["removed"][measured["worst"]]["efficacy"], *(k and k["retention"] for k in kept)]
+            changed = kept[1] or kept[0]
+            cells = [*map(_rate_in_two, rates), f"{changed['distance']['value']:.3f}" if changed else ""]
+        seconds = "" if entry.seconds is None else f"{entry.seconds:.1f}"
+        table.add_row(entry.id, _targets(entry), entry.method, *cells, seconds)
+    return table
+
+
+def _rate_in_two(rate: dict[str, Any] | None) -> str:
+    return "–" if rate is None else f"{rate['value']:.2f} of {rate['n']}\n{_rate(rate).partition(' ')[2]}"
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Show that something is going on."""
+    with err.status(what):
+        yield
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each thing that is being done, on stderr, gone when it is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # What goes to stdout must get there when that is a file, bar or no bar.
+    with Progress(*columns, console=err, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+        tasks: dict[str, Any] = {}
+        done: dict[str, int] = {}
+
+        def advance(what: str, more: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what], done[what] = progress.add_task(what, total=total), 0
+            done[what] += more
+            progress.update(tasks[what], completed=done[what])
+            if done[what] >= total:
+                progress.remove_task(tasks.pop(what))
+
+        yield advance
+
+
+if __name__ == "__main__":
+    sys.exit(main())
