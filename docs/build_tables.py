@@ -66,7 +66,7 @@ def removal(source: str, results: Path) -> str:
             _settings(run),
             ", ".join(_targets(run["steps"])),
             *(_share(run["steps"][-1], name) for name in ("efficacy", "near", "far")),
-            f"{sum(step['seconds'] for step in run['steps']):.1f}",
+            _seconds(run["steps"]),
         )
         for _, run in _runs(source, results)
         if run.get("steps") and run["steps"][-1].get("efficacy") is not None
@@ -83,7 +83,7 @@ def removal_steps(source: str, results: Path) -> str:
             f"{step['id']} {', '.join(_targets([step]))}",
             *(_share(step, name) for name in ("efficacy", "near", "far")),
             step.get("worst", ""),
-            f"{step['seconds']:.1f}",
+            _seconds([step]),
         )
         for _, run in _runs(source, results)
         for step in run.get("steps", ())
@@ -141,6 +141,30 @@ def startup(source: str, results: Path) -> str:
     return _table(("command", "seconds", "above an empty interpreter"), rows, _runs(source, results))
 
 
+def tinyworld_quality(source: str, results: Path) -> str:
+    """Return one row a group of prompts: how often the model draws what it was asked for."""
+    rows = [
+        (name, _rate(group), f"{worst} ({group['each'][worst]['value']:.2f})")
+        for _, run in _runs(source, results)
+        for name, group in run["groups"].items()
+        for worst in [min(group["each"], key=lambda each: group["each"][each]["value"])]
+    ]
+    return _table(("prompts", "pictures that show it", "worst"), rows, _runs(source, results))
+
+
+def tinyworld_oracle(source: str, results: Path) -> str:
+    """Return one row a question put to the oracle on fresh drawings."""
+    rows = [
+        (name, _rate(rate))
+        for _, run in _runs(source, results)
+        for name, rate in {
+            **{name: rate for name, rate in run["oracle"].items() if isinstance(rate, Mapping) and "hits" in rate},
+            **{f"false alarms, {name}": rate for name, rate in run["oracle"]["false alarms"].items()},
+        }.items()
+    ]
+    return _table(("oracle", "share"), rows, _runs(source, results))
+
+
 def settings(source: str, results: Path) -> str:
     """Return one row a setting of an eraser, from its fields and the docstring that explains them."""
     from erasure.erasers import eraser_class
@@ -165,6 +189,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "closed-form": closed_form,
     "apply-edit": apply_edit,
     "startup": startup,
+    "tinyworld-quality": tinyworld_quality,
+    "tinyworld-oracle": tinyworld_oracle,
     "settings": settings,
 }
 
@@ -207,6 +233,17 @@ def _settings(run: Run) -> str:
 def _targets(steps: Iterable[Mapping[str, Any]]) -> list[str]:
     concepts = [concept for step in steps for concept in step["concepts"]]
     return [concept["target"] if isinstance(concept, Mapping) else str(concept) for concept in concepts]
+
+
+def _seconds(steps: Iterable[Mapping[str, Any]]) -> str:
+    """Return the seconds of the fits together; a dash where one was not recorded."""
+    seconds = [step["seconds"] for step in steps]
+    return "–" if None in seconds else f"{sum(seconds):.1f}"
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{rate['value']:.3f} [{low:.3f}, {high:.3f}] of {rate['n']}"
 
 
 def _share(step: Mapping[str, Any], name: str) -> str:
