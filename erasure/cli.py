@@ -161,7 +161,8 @@ def _remove(run: "Run", *, as_json: bool, start: float) -> None:
             show.print(_line(entry, measured), markup=False)
         if record.skipped is not None:
             show.print(f"measure skipped: {record.skipped}.", markup=False)
-        report = write_report(record, runs.facts(run, device=device, start=start))
+        facts = {**runs.facts(run, device=device, start=start), "steps": steps}
+        report = write_report(record, facts)
     if as_json:
         document = {
             "ledger": str(folder),
