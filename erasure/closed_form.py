@@ -171,8 +171,9 @@ class Row:
     anchor: Float[Tensor, " dim"]
 
     def __post_init__(self) -> None:
-        assert self.label == normalized(self.label), self.label
-        assert self.anchor_label == normalized(self.anchor_label), self.anchor_label
+        for label in (self.label, self.anchor_label):
+            if label != normalized(label):
+                raise InputError(f"row: expected a normalised label, got {label!r}. Use {normalized(label)!r}.")
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -251,13 +252,15 @@ def _stacked(states: Sequence[Float[Tensor, " dim"]], dim: int) -> Float[Tensor,
 def _first_of_each(rows: Sequence[Row]) -> list[Row]:
     """Return the rows in canonical order, each key once, at its largest weight.
 
-    The states of one row may differ in their last bits between two encodings, so they too decide the order.
+    Two encodings of one row may differ in their last bits; then the smaller numbers are taken, in any order the same.
     """
-    ordered = sorted(rows, key=lambda row: (row.key, -row.weight, row.state.tolist(), row.anchor.tolist()))
-    first: dict[tuple[str, str, str], Row] = {}
-    for row in ordered:
-        first.setdefault(row.key, row)
-    return list(first.values())
+    by_key: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        by_key.setdefault(row.key, []).append(row)
+    return [
+        same[0] if len(same) == 1 else min(same, key=lambda row: (-row.weight, row.state.tolist(), row.anchor.tolist()))
+        for _, same in sorted(by_key.items())
+    ]
 
 
 def _with_anchors_resolved(rows: Sequence[Row]) -> list[Row]:

@@ -46,7 +46,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
 
 @cache
 def tokenizer_parts(vocabulary: Vocabulary) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return vocabulary and merges of a CLIP tokenizer: bytes alone, or CLIP's own as open_clip's package holds them."""
+    """Return vocabulary and merges of a CLIP tokenizer: bytes alone, or CLIP's own, which open_clip's package holds."""
     characters = list(_bytes_to_unicode().values())
     merges = _clip_merges() if vocabulary == "clip" else []
     words = [*characters, *(f"{character}</w>" for character in characters), *map("".join, merges)]
@@ -164,6 +164,6 @@ def _clip_merges() -> list[tuple[str, str]]:
 
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")
-    # The file holds more merges than CLIP uses: 49,152 tokens less 512 single ones less none of the two special ones.
+    # The file holds more merges than CLIP uses, whose 49,408 tokens are 512 single ones, these and two special ones.
     pairs = [line.split() for line in lines[1 : 49152 - 256 - 2 + 1]]
     return [(left, right) for left, right in pairs]

@@ -57,7 +57,7 @@ class StableDiffusion:
         found = self.pipe.scheduler.config.prediction_type
         if found not in ("epsilon", "v_prediction"):
             raise InputError(
-                f"scheduler.prediction_type: expected 'epsilon' or 'v_prediction', got {found!r}. Use another scheduler."
+                f"scheduler.prediction_type: expected 'epsilon' or 'v_prediction', got {found!r}. Use another."
             )
         return found
 

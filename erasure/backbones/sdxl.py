@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from ..errors import InputError
 from ..text import TextStates
 from .sd import StableDiffusion, textual_inversion_applied, tokenized, unwrapped
 
@@ -55,7 +56,8 @@ class StableDiffusionXL(StableDiffusion):
         return states.to(self.device, self.dtype), outputs[1].text_embeds.to(self.device, self.dtype)
 
     def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
-        assert states.pooled is not None, "SDXL states come with a sentence vector"
+        if states.pooled is None:
+            raise InputError("states: expected a sentence vector, got none. Encode the prompts with this model.")
         height, width = (side * self.pipe.vae_scale_factor for side in latents.shape[-2:])
         # Original size, crop corner, target size: a picture that was neither scaled nor cut.
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device, dtype=latents.dtype)

@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -47,6 +48,8 @@ class Eraser(ABC):
     """A method with its settings: its fields are the keys of a config, its defaults the values of its paper."""
 
     name: ClassVar[str]
+    # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod
     def fit(

@@ -1,0 +1,70 @@
+"""Concepts, their templates, and the errors of what cannot be one."""
+
+import json
+import re
+from typing import Any, get_args
+
+import pytest
+from erasure.concept import Concept, Kind, blank, fill, normalized, preserved_templates, templates
+from erasure.errors import ErasureError, InputError, UnknownNameError, unknown_name
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+WORDS = st.text(min_size=1).filter(str.strip)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target": " "}, "concept.target: expected words, got ' '"),
+        ({"target": "cat", "aliases": ("",)}, "concept.aliases: expected words, got ''"),
+        ({"target": "cat", "preserve": ("Cat",)}, "concept.preserve: expected what stays, got 'Cat'"),
+        ({"target": "cat", "aliases": ("kitty",), "preserve": ("kitty",)}, "a name of the target 'cat'"),
+        ({"target": "cat", "anchor": " CAT"}, "concept.anchor: expected another concept"),
+    ],
+)
+def test_what_is_no_concept_is_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Concept(**fields)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(target=WORDS, anchor=st.text(), kind=st.sampled_from(get_args(Kind)), aliases=st.lists(WORDS, max_size=3))
+def test_json_returns_the_same_concept(target: str, anchor: str, kind: Kind, aliases: list[str]) -> None:
+    if normalized(anchor) in {normalized(name) for name in (target, *aliases)}:
+        anchor = ""
+    concept = Concept(target=target, anchor=anchor, kind=kind, aliases=tuple(aliases))
+    assert Concept.from_json(json.loads(json.dumps(concept.as_json()))) == concept
+
+
+def test_json_with_an_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown concept field 'anchr'. Did you mean 'anchor'?"):
+        Concept.from_json({"target": "cat", "anchr": "dog"})
+    with pytest.raises(InputError, match="expected a target"):
+        Concept.from_json({})
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_template_holds_the_name_once_and_has_a_blank_without_it(kind: Kind) -> None:
+    assert templates(kind)[0] == "{}"
+    for template in templates(kind):
+        assert template.count("{}") == 1
+        # What is left when the name goes is made of the template's own words.
+        assert set(re.findall(r"\w+", blank(kind, template))) <= set(re.findall(r"\w+", template))
+    assert set(templates(kind)) <= set(preserved_templates(kind))
+
+
+def test_the_article_fits_the_name() -> None:
+    assert fill("a photo of a {}", "umbrella") == "a photo of an umbrella"
+    assert fill("a photo of a {}", "cat") == "a photo of a cat"
+    assert fill("{} style", "art") == "art style"
+
+
+def test_unknown_names_suggest_the_nearest_whatever_its_case() -> None:
+    error = unknown_name("eraser", "UCF", ["uce", "esd"])
+    assert str(error) == "Unknown eraser 'UCF'. Did you mean 'uce'? Known: esd, uce."
+    assert "Did you mean" not in str(unknown_name("eraser", "zzz", ["uce"]))
+    assert isinstance(error, ErasureError)
+    assert isinstance(error, LookupError)
