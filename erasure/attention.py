@@ -64,9 +64,7 @@ def softmax_columns(
     return scores.softmax(dim=-1).gather(-1, index)
 
 
-def average_maps(
-    maps: Mapping[str, Maps], height: int, width: int
-) -> Float[Tensor, "batch tokens {height} {width}"]:
+def average_maps(maps: Mapping[str, Maps], height: int, width: int) -> Float[Tensor, "batch tokens {height} {width}"]:
     """Return the mean over heads and over the layers that have `height` x `width` pixels.
 
     Raises:
@@ -179,9 +177,7 @@ class AttentionCapture:
 
     def _maps(self, attention: Any, seen: Mapping[str, Tensor]) -> Maps:
         """Return the wanted columns of one layer, computed in float32."""
-        query, key = (
-            seen[part].unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in ("query", "key")
-        )
+        query, key = (seen[part].unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in ("query", "key"))
         query = query if attention.norm_q is None else attention.norm_q(query)
         key = key if attention.norm_k is None else attention.norm_k(key)
         batch, _, tokens, _ = key.shape

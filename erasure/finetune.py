@@ -5,7 +5,7 @@ stand in for the pipeline's only while `Student.__call__` runs. So original and 
 what is trained, and there is nothing to restore when something fails.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -38,9 +38,7 @@ class Student:
             if rank is None or parameter.ndim > 1  # a vector has no low rank
         }
         if not self._originals:
-            raise InputError(
-                "finetune.which: expected parameters to train, got none. Choose names that the model has."
-            )
+            raise InputError("finetune.which: expected parameters to train, got none. Choose names that the model has.")
         self._dense: dict[str, Tensor] = {}
         self._ups: dict[str, Tensor] = {}
         self._downs: dict[str, Tensor] = {}
@@ -156,7 +154,7 @@ def finetune(
             for (weight, term), generator in zip(terms, draws, strict=True):
                 if weight:
                     value = weight * term(student, step, generator)
-                    scaler.scale(value).backward()
+                    student(scaler.scale(value).backward)  # gradient checkpointing runs parts of the forward again
                     total += value.item()
             if not torch.isfinite(torch.tensor(total)):
                 raise SolveError(f"finetune: expected a finite loss, got {total} at step {step + 1}. Lower lr.")
@@ -171,7 +169,7 @@ def finetune(
 class _Scope(nn.Module):
     """Holds the models under the first part of their parameters' full names; its forward runs any function."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str] | dict[str, nn.Parameter]) -> None:
+    def __init__(self, backbone: Backbone, names: Iterable[str]) -> None:
         super().__init__()
         for component in dict.fromkeys(name.partition(".")[0] for name in names):
             self.add_module(component, backbone.component(component))

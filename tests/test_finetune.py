@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from erasure.backbones import Backbone, backbone_of
 from erasure.edit import DenseChange, Edit, EditMetadata, LowRankChange
 from erasure.erasers.base import Step
 from erasure.errors import InputError, SolveError
 from erasure.finetune import Preservation, Student, finetune
-from torch import Tensor
-from torch.nn import functional as F
-
 from tests.tiny import FAMILIES, sd1
 
 
@@ -28,7 +28,9 @@ def snapshot(backbone: Backbone) -> dict[str, Any]:
     return {
         "weights": {f"{key}.{n}": v.clone() for key, part in modules.items() for n, v in part.state_dict().items()},
         "tensors": {f"{key}.{n}": id(p) for key, part in modules.items() for n, p in part.named_parameters()},
-        "required": {f"{key}.{n}": p.requires_grad for key, part in modules.items() for n, p in part.named_parameters()},
+        "required": {
+            f"{key}.{n}": p.requires_grad for key, part in modules.items() for n, p in part.named_parameters()
+        },
         "grads": [n for part in modules.values() for n, p in part.named_parameters() if p.grad is not None],
         "modes": {f"{key}.{n}": m.training for key, part in modules.items() for n, m in part.named_modules()},
         "rng": torch.random.get_rng_state(),
@@ -160,7 +162,8 @@ def test_the_first_step_of_adam_is_the_learning_rate_against_the_sign(backbone: 
 def test_patches_reach_a_goal_of_their_rank(backbone: Backbone, key: str) -> None:
     weight = backbone.parameters(keys)[key].detach()
     generator = torch.Generator().manual_seed(1)
-    goal = weight + torch.randn(len(weight), 1, generator=generator) @ torch.randn(1, weight.shape[1], generator=generator)
+    up, down = (torch.randn(shape, generator=generator) for shape in ((len(weight), 1), (1, weight.shape[1])))
+    goal = weight + up @ down
     only = {"which": lambda name: name == key, "loss": quadratic(key, goal)}
     changes = finetune(backbone, **only, steps=600, lr=2e-2, rank=1)
     assert changes[key].up.shape == (len(weight), 1)
@@ -171,13 +174,26 @@ def test_patches_reach_a_goal_of_their_rank(backbone: Backbone, key: str) -> Non
 def test_the_same_seed_gives_the_same_changes(backbone: Backbone, rank: int | None) -> None:
     def fit(seed: int) -> list[Tensor]:
         changes = finetune(backbone, keys, noise_loss(backbone), steps=3, lr=1e-3, rank=rank, seed=seed)
-        return [change.of(weight) for change, weight in zip(changes.values(), backbone.parameters(keys).values())]
+        return [
+            change.of(weight)
+            for change, weight in zip(changes.values(), backbone.parameters(keys).values(), strict=True)
+        ]
 
     torch.manual_seed(5)
     first = fit(0)
     torch.manual_seed(6)
     assert all(torch.equal(one, other) for one, other in zip(first, fit(0), strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(first, fit(1), strict=True))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(backbone: Backbone) -> None:
+    fits = []
+    for checkpointed in (False, True):
+        unet: Any = backbone.component("unet")
+        unet.enable_gradient_checkpointing() if checkpointed else unet.disable_gradient_checkpointing()
+        fits.append(finetune(backbone, everything, noise_loss(backbone), steps=2, lr=1e-2, optimizer="adam"))
+    for name, change in fits[0].items():
+        torch.testing.assert_close(change.delta, fits[1][name].delta, rtol=1e-3, atol=1e-4)
 
 
 def test_preservation_pulls_against_the_loss(backbone: Backbone, key: str) -> None:
@@ -246,4 +262,4 @@ def test_wrong_input_is_named(backbone: Backbone, key: str) -> None:
     with pytest.raises(InputError, match=r"finetune.steps: expected at least 0, got -1"):
         finetune(backbone, keys, loss, steps=-1, lr=1e-3)
     with pytest.raises(SolveError, match="expected a finite loss, got nan at step 1"):
-        finetune(backbone, keys, lambda student, step, generator: student.weights()[key].sum() * torch.nan, steps=1, lr=1e-3)
+        finetune(backbone, keys, lambda student, *_: student.weights()[key].sum() * torch.nan, steps=1, lr=1e-3)

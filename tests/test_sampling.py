@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
+
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.sampling import ddim_latents, ddim_timesteps, grid, noise, predict_epsilon, sample
-
 from tests.tiny import FAMILIES
 
 PROMPTS = ["a cat", "a dog", "a cat", "a house on the beach", ""]
