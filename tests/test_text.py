@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.text import TextStates, concatenate
-
 from tests import tiny
 
 

@@ -1,0 +1,149 @@
+"""What every eraser owes, whatever its method: a file in erasure/erasers/ is held to it by being there."""
+
+import copy
+import inspect
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.erasers import Step, eraser_class, eraser_names, make_eraser
+from erasure.errors import InputError, UnknownNameError
+from tests import tiny
+
+CONCEPTS = [
+    Concept(target="cat", anchor="dog", preserve=("bird",), aliases=("kitten",)),
+    Concept(target="Van Gogh", kind="style", preserve=("Monet",)),
+]
+NAMES = eraser_names()
+
+
+def quick(name: str) -> Any:
+    return make_eraser(name, **eraser_class(name).quick)
+
+
+def state_of(pipe: Any) -> dict[str, Tensor]:
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        f"{name}.{key}": value.clone() for name, part in modules.items() for key, value in part.state_dict().items()
+    }
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
+    weights = backbone_of(pipe).parameters(edit.changes.__contains__)
+    return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
+
+
+def test_every_file_beside_the_base_is_an_eraser() -> None:
+    files = Path(inspect.getfile(eraser_class("uce"))).parent.glob("*.py")
+    methods = {file.stem for file in files} - {"__init__", "base"}
+    assert {eraser_class(name).__module__.rpartition(".")[2] for name in NAMES} == methods
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_a_frozen_dataclass_of_settings_with_a_docstring_that_names_its_source(name: str) -> None:
+    kind = eraser_class(name)
+    assert is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    module = inspect.getmodule(kind)
+    assert module is not None
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}", f"{module.__doc__}{kind.__doc__}")
+    for field in fields(kind):
+        assert f"{field.name}:" in (kind.__doc__ or ""), f"{field.name} is not documented"
+    kind()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(name: str, family: str) -> None:
+    pipe = tiny.FAMILIES[family]()
+    before, scheduler = state_of(pipe), copy.deepcopy(dict(pipe.scheduler.config))
+    training = {part: pipe.components[part].training for part in ("unet", "vae", "text_encoder")}
+    requires_grad = {key: value.requires_grad for key, value in backbone_of(pipe).parameters(lambda _: True).items()}
+    edit = quick(name).fit(backbone_of(pipe), CONCEPTS)
+    assert same(before, state_of(pipe))
+    assert dict(pipe.scheduler.config) == scheduler
+    assert {part: pipe.components[part].training for part in training} == training
+    assert {k: v.requires_grad for k, v in backbone_of(pipe).parameters(lambda _: True).items()} == requires_grad
+    assert all(value.grad is None for value in backbone_of(pipe).parameters(lambda _: True).values())
+    with edit.applied_to(pipe):
+        inside = state_of(pipe)
+    changed = {key for key in before if not torch.equal(before[key], inside[key])}
+    assert changed
+    assert changed <= set(edit.changes)
+    assert same(before, state_of(pipe))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_edit(name: str) -> None:
+    pipe = tiny.sd1()
+    torch.manual_seed(1)
+    one = deltas(quick(name).fit(backbone_of(pipe), CONCEPTS, seed=5), pipe)
+    torch.manual_seed(2)
+    other = deltas(quick(name).fit(backbone_of(pipe), CONCEPTS, seed=5), pipe)
+    assert same(one, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_global_generator_is_left_alone(name: str) -> None:
+    pipe = tiny.sd1()
+    before = torch.get_rng_state()
+    quick(name).fit(backbone_of(pipe), CONCEPTS)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    eraser = quick(name)
+    edit = eraser.fit(backbone_of(pipe), CONCEPTS, seed=5)
+    metadata = edit.metadata
+    assert (metadata.method, metadata.seed, metadata.concepts) == (name, 5, tuple(CONCEPTS))
+    assert metadata.base_fingerprint == backbone_of(pipe).fingerprint()
+    assert make_eraser(name, **metadata.settings) == eraser
+    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    assert loaded.metadata == metadata
+    assert same(deltas(loaded, pipe), deltas(edit, pipe))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_are_reported_to_the_end(name: str) -> None:
+    steps: list[Step] = []
+    quick(name).fit(backbone_of(tiny.sd1()), CONCEPTS[:1], on_step=steps.append)
+    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1].step == steps[-1].total
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_concepts_are_an_error(name: str) -> None:
+    with pytest.raises(InputError, match="expected at least one"):
+        quick(name).fit(backbone_of(tiny.sd1()), [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_checked_strictly_and_all_at_once(name: str) -> None:
+    kind = eraser_class(name)
+    first = fields(kind)[0].name
+    with pytest.raises(UnknownNameError, match=rf"Unknown {name} setting '{first}x'. Did you mean '{first}'\?"):
+        make_eraser(name, **{f"{first}x": 1})
+    numbers = [field.name for field in fields(kind) if isinstance(field.default, float)]
+    with pytest.raises(InputError) as caught:
+        make_eraser(name, **dict.fromkeys(numbers, "1.0"))
+    assert all(f"{name}.{number}: expected" in str(caught.value) for number in numbers)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_eraser_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown eraser 'ucee'. Did you mean 'uce'"):
+        make_eraser("ucee")

@@ -1,0 +1,175 @@
+"""UCE: the published rows, the rows of templates, and what both do."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erasure.backbones import backbone_of
+from erasure.closed_form import Rows, ridge_edit
+from erasure.concept import Concept, fill, preserved_templates, templates
+from erasure.erasers.base import History
+from erasure.erasers.uce import UCE
+from erasure.errors import InputError
+from tests import tiny
+
+PIPE = tiny.sd1(vocabulary="clip")
+BACKBONE: Any = backbone_of(PIPE)
+PUBLISHED = UCE(rows="last-subject")
+
+
+def state(prompt: str, position: int) -> torch.Tensor:
+    return BACKBONE.encode([prompt]).states[0, position].double()
+
+
+def end(prompt: str) -> int:
+    return int(BACKBONE.encode([prompt]).eot.item())
+
+
+def at(rows: Rows, label: str, site: str) -> int:
+    found = [i for i, key in enumerate(zip(rows.labels, rows.sites, strict=True)) if key == (label, site)]
+    assert len(found) == 1, (label, site, sorted(set(rows.sites)))
+    return found[0]
+
+
+def test_the_published_rows_are_bare_names_at_their_last_token() -> None:
+    concept = Concept(target="Van Gogh", anchor="art", preserve=("Monet",))
+    rows = PUBLISHED.rows_of(BACKBONE, [concept])
+    close(rows.targets, state("Van Gogh", end("Van Gogh") - 1)[None])
+    close(rows.anchors, state("art", 1)[None])
+    close(rows.preserve, state("Monet", end("Monet") - 1)[None])
+    assert rows.weights.tolist() == rows.preserve_weights.tolist() == [1.0]
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", ["last-subject", "templates"])
+def test_the_unconditional_anchor_is_the_first_end_of_text_state(rows: Any) -> None:
+    found = UCE(rows=rows).rows_of(BACKBONE, [Concept(target="cat")])
+    close(found.anchors[at(found, "cat", "{}|subject")], state("", 1))
+
+
+def test_the_published_edit_is_equation_7_layer_by_layer() -> None:
+    concept = Concept(target="cat", anchor="dog", preserve=("bird", "tree"))
+    eraser = UCE(rows="last-subject", erase_scale=2.0, preserve_scale=0.3, reg=0.7)
+    edit = eraser.fit(BACKBONE, [concept])
+    target, anchor, *kept = (state(word, 1) for word in ("cat", "dog", "bird", "tree"))
+    keys = torch.stack([2.0**0.5 * target, *(0.3**0.5 * one for one in kept)])
+    sources = torch.stack([2.0**0.5 * anchor, *(0.3**0.5 * one for one in kept)])
+    for name, layer in BACKBONE.text_projections().items():
+        weight = layer.weight.detach().double()
+        expected = ridge_edit(weight, keys, sources @ weight.T, 0.7)
+        torch.testing.assert_close(weight + edit.changes[f"{name}.weight"].of(weight), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
+    rows = UCE(trailing_states=1).rows_of(BACKBONE, [Concept(target="umbrella", anchor="fire hydrant")])
+    template = "a photo of a {} in the forest"
+    prompt, other = fill(template, "umbrella"), fill(template, "fire hydrant")
+    assert prompt == "a photo of an umbrella in the forest"
+    subject, word, trailing = (
+        at(rows, "umbrella", f"{template}|{where}") for where in ("subject", "word-1", "trailing-0")
+    )
+    close(rows.targets[subject], state(prompt, end(prompt) - 4))
+    close(rows.anchors[subject], state(other, end(other) - 4))
+    close(rows.targets[word], state(prompt, end(prompt) - 1))
+    close(rows.anchors[word], state(other, end(other) - 1))
+    close(rows.targets[trailing], state(prompt, end(prompt)))
+    close(rows.anchors[trailing], state(other, end(other)))
+
+
+def test_without_an_anchor_a_prompt_becomes_itself_without_the_name() -> None:
+    rows = UCE().rows_of(BACKBONE, [Concept(target="cat")])
+    template, blank = "a photo of a {} in the forest", "a photo in the forest"
+    prompt = fill(template, "cat")
+    trailing, word = (at(rows, "cat", f"{template}|{where}") for where in ("trailing-0", "word-1"))
+    close(rows.targets[trailing], state(prompt, end(prompt)))
+    close(rows.anchors[trailing], state(blank, end(blank)))
+    close(rows.anchors[word], state(blank, end(blank) - 1))
+    # "style" of "neon style" has no counterpart in the empty prompt, and becomes what the name becomes.
+    rows = UCE().rows_of(BACKBONE, [Concept(target="neon", kind="style")])
+    close(rows.anchors[at(rows, "neon", "{} style|word-1")], state("", 1))
+
+
+def test_each_prompt_weighs_as_much_as_a_published_row() -> None:
+    concept = Concept(target="cat", aliases=("kitten",), preserve=("dog",), anchor="bird")
+    rows = UCE(erase_scale=2.0, preserve_scale=0.5, trailing=0.3).rows_of(BACKBONE, [concept])
+    for template in templates("object"):
+        here = [site.startswith(f"{template}|") for site in rows.sites]
+        tail = [site.startswith(f"{template}|trailing") for site in rows.sites]
+        assert rows.weights[torch.tensor(here)].sum().item() == pytest.approx(2 * 2.0)
+        assert rows.weights[torch.tensor(tail)].sum().item() == pytest.approx(2 * 2.0 * 0.3)
+    for name in ("dog", "bird"):
+        mine = torch.tensor([label == name for label in rows.preserve_labels])
+        assert rows.preserve_weights[mine].sum().item() == pytest.approx(0.5 * len(preserved_templates("object")))
+
+
+def test_trailing_samples_of_the_templates_cover_the_range() -> None:
+    states = BACKBONE.encode([fill(template, "cat") for template in templates("object")])
+    rows = UCE().rows_of(BACKBONE, [Concept(target="cat")])
+    tails = rows.targets[torch.tensor(["trailing" in site for site in rows.sites])]
+    distances = torch.cdist(states.states.double().flatten(0, 1), tails).amin(dim=1) < 1e-5
+    positions = distances.reshape(len(states), -1).nonzero()[:, 1]
+    assert positions.min() <= 3
+    assert positions.max() >= tiny.POSITIONS - 5
+    assert positions.unique().diff().max() <= 12
+
+
+def test_a_name_too_long_to_be_read_is_an_error() -> None:
+    with pytest.raises(InputError, match="expected a name that the model's text encoder can read"):
+        UCE().fit(BACKBONE, [Concept(target="very " * 100)])
+
+
+@pytest.mark.parametrize("rows", ["last-subject", "templates"])
+def test_targets_are_erased_and_preserved_prompts_stay(rows: Any) -> None:
+    concept = Concept(target="cat", anchor="dog", preserve=("bird",))
+    eraser = UCE(rows=rows, reg=1e-6) if rows == "last-subject" else UCE(rows=rows, reg=1e-3)
+    edit = eraser.fit(BACKBONE, [concept])
+    layer = next(iter(BACKBONE.text_projections().values()))
+    cat, dog, bird = (state(word, 1) for word in ("cat", "dog", "bird"))
+    weight = layer.weight.detach().double()
+    edited = weight + next(iter(edit.changes.values())).of(weight)
+    away = (edited @ cat - weight @ dog).norm() / (weight @ cat - weight @ dog).norm()
+    moved = (edited @ bird - weight @ bird).norm() / (weight @ bird - weight @ dog).norm()
+    limit = 1e-3 if rows == "last-subject" else 0.7
+    assert away < limit
+    assert moved < limit
+
+
+@settings(deadline=None, max_examples=8)
+@given(order=st.permutations(range(3)), rows=st.sampled_from(["last-subject", "templates"]))
+def test_the_order_of_concepts_does_not_matter_to_the_last_bit(order: list[int], rows: Any) -> None:
+    concepts = [
+        Concept(target="cat", preserve=("bird", "dog")),
+        Concept(target="dog", anchor="bird"),
+        Concept(target="neon", kind="style", aliases=("neon light",)),
+    ]
+    one = UCE(rows=rows).fit(BACKBONE, concepts)
+    other = UCE(rows=rows).fit(BACKBONE, [concepts[i] for i in order])
+    weight = next(iter(BACKBONE.text_projections().values())).weight.detach()
+    name = next(iter(one.changes))
+    assert torch.equal(one.changes[name].of(weight), other.changes[name].of(weight))
+
+
+def test_more_reg_changes_less() -> None:
+    sizes = []
+    for reg in (0.01, 1.0, 100.0):
+        edit = UCE(reg=reg).fit(BACKBONE, [Concept(target="cat")])
+        layer = next(iter(BACKBONE.text_projections().values()))
+        sizes.append(next(iter(edit.changes.values())).of(layer.weight.detach()).norm().item())
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_was_removed_before_is_not_preserved() -> None:
+    concept = Concept(target="cat", preserve=("dog", "bird"))
+    rows = UCE().rows_of(BACKBONE, [concept], history=History(targets=(Concept(target="Dog"),)))
+    assert set(rows.preserve_labels) == {"bird", ""}
+
+
+def test_no_preserve_scale_holds_nothing_in_place() -> None:
+    rows = UCE(preserve_scale=0.0).rows_of(BACKBONE, [Concept(target="cat", anchor="dog", preserve=("bird",))])
+    assert len(rows.preserve) == 0

@@ -1,0 +1,226 @@
+"""The closed form against references, and the rules by which removals are solved for together."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from erasure.closed_form import Row, Rows, ridge_edit, solve
+from erasure.errors import InputError, SolveError
+
+DIM = 12
+few = st.integers(0, 5)
+some = settings(deadline=None, max_examples=30)
+
+
+def states(count: int, seed: int) -> Tensor:
+    return torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def problem(erased: int = 3, kept: int = 4, *, reg: float = 0.5, seed: int = 0, prefix: str = "name") -> Rows:
+    targets, anchors, preserve = states(erased, seed), states(erased, seed + 1000), states(kept, seed + 2000)
+    weights = 0.5 + states(erased + kept, seed + 3000)[:, 0].square()
+    return Rows.of(
+        [
+            row(f"{prefix} {at}", targets[at], anchors[at], anchor=f"{prefix} anchor {at}", weight=weights[at].item())
+            for at in range(erased)
+        ],
+        [row(f"{prefix} kept {at}", preserve[at], weight=weights[erased + at].item()) for at in range(kept)],
+        reg=reg,
+        dim=DIM,
+    )
+
+
+def row(
+    label: str,
+    state: Tensor,
+    becomes: Tensor | None = None,
+    *,
+    anchor: str | None = None,
+    site: str = "bare",
+    weight: float = 1.0,
+) -> Row:
+    return Row(
+        label=label,
+        site=site,
+        state=state,
+        weight=weight,
+        anchor_label=label if anchor is None else anchor,
+        anchor=state if becomes is None else becomes,
+    )
+
+
+def stacked(rows: Rows) -> tuple[Tensor, Tensor]:
+    """The rows and their wanted images, scaled by their weights: C and A of the normal equations."""
+    scale = torch.cat([rows.weights, rows.preserve_weights]).sqrt()[:, None]
+    return torch.cat([rows.targets, rows.preserve]) * scale, torch.cat([rows.anchors, rows.preserve]) * scale
+
+
+@some
+@given(erased=few, kept=few, seed=st.integers(0, 99), reg=st.sampled_from([0.01, 0.5, 10.0]))
+def test_the_map_is_the_least_squares_solution_of_the_stacked_system(
+    erased: int, kept: int, seed: int, reg: float
+) -> None:
+    rows = problem(erased, kept, seed=seed, reg=reg)
+    keys, values = stacked(rows)
+    identity = torch.eye(DIM, dtype=torch.float64)
+    system, wanted = torch.cat([keys, reg**0.5 * identity]), torch.cat([values, reg**0.5 * identity])
+    reference = torch.linalg.lstsq(system, wanted).solution.T
+    torch.testing.assert_close(solve(rows).matrix(), reference, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("erased", [3, 2 * DIM])
+def test_one_solve_equals_layer_by_layer(erased: int) -> None:
+    rows = problem(erased)
+    keys, sources = stacked(rows)
+    for out in (5, DIM, 40):
+        weight = torch.randn(out, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(out))
+        shared = weight + solve(rows).change_of(weight)
+        single = ridge_edit(weight, keys, sources @ weight.T, rows.reg)
+        torch.testing.assert_close(shared, single, rtol=1e-9, atol=1e-10)
+
+
+def test_ridge_edit_has_no_gradient_at_its_solution() -> None:
+    keys, values, weight = states(6, 1), states(6, 2)[:, :7], states(7, 3)
+    found = ridge_edit(weight, keys, values, 0.3).requires_grad_()
+    ((keys @ found.T - values).square().sum() + 0.3 * (found - weight).square().sum()).backward()
+    assert found.grad is not None
+    assert found.grad.abs().max() < 1e-12
+
+
+def test_with_little_reg_targets_become_anchors_and_preserved_states_stay() -> None:
+    rows = problem(3, 4, reg=1e-9)
+    matrix = solve(rows).matrix()
+    torch.testing.assert_close(rows.targets @ matrix.T, rows.anchors, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(rows.preserve @ matrix.T, rows.preserve, rtol=1e-6, atol=1e-6)
+
+
+def test_anchors_that_are_their_targets_change_nothing_to_the_last_bit() -> None:
+    rows = problem()
+    found = solve(replace(rows, anchors=rows.targets))
+    weight = torch.randn(5, DIM, generator=torch.Generator().manual_seed(0))
+    assert found.rank == 0
+    assert torch.equal((weight.double() + found.change_of(weight)).float(), weight)
+
+
+def test_factors_are_kept_up_to_half_the_width_and_agree_with_the_full_map() -> None:
+    assert solve(problem(DIM // 2)).v is not None
+    assert solve(problem(DIM // 2 + 1)).v is None
+    # Rows of no weight enlarge neither the rank nor the result.
+    rows = problem(2)
+    padded = Rows.of(
+        [*rows._erased_rows(), *(row(f"idle {at}", states(1, at)[0], states(1, -1)[0], weight=0.0) for at in range(9))],
+        rows._kept_rows(),
+        reg=rows.reg,
+        dim=DIM,
+    )
+    assert solve(padded).rank == 2
+    torch.testing.assert_close(solve(padded).matrix(), solve(rows).matrix())
+
+
+def test_a_scaled_map_lies_between_the_identity_and_the_map() -> None:
+    found = solve(problem())
+    identity = torch.eye(DIM, dtype=torch.float64)
+    torch.testing.assert_close(found.scaled(0.25).matrix(), identity + 0.25 * (found.matrix() - identity))
+    assert torch.equal(found.scaled(0.0).matrix(), identity)
+
+
+def test_a_system_that_cannot_be_solved_names_reg() -> None:
+    with pytest.raises(SolveError, match=r"^reg: expected a value that makes the 12 x 12 system solvable, got 0.0\."):
+        solve(problem(reg=0.0))
+    assert solve(problem(3, 20, reg=0.0)).rank == 3
+    with pytest.raises(InputError, match="reg: expected a number >= 0"):
+        solve(problem(reg=-1.0))
+
+
+def test_states_that_are_not_finite_are_refused() -> None:
+    rows = problem()
+    with pytest.raises(InputError, match="targets: expected finite text states"):
+        solve(replace(rows, targets=rows.targets * float("nan")))
+    with pytest.raises(InputError, match="weights: expected numbers >= 0"):
+        solve(replace(rows, weights=-rows.weights))
+
+
+@some
+@given(order=st.permutations(range(4)), seed=st.integers(0, 9))
+def test_the_order_of_removals_does_not_matter_to_the_last_bit(order: list[int], seed: int) -> None:
+    parts = [problem(2, 3, seed=seed + at, prefix=f"p{at}", reg=0.1 * (at + 1)) for at in range(4)]
+    one, other = solve(Rows.joined(parts)), solve(Rows.joined([parts[at] for at in order]))
+    assert torch.equal(one.matrix(), other.matrix())
+
+
+def test_joining_in_steps_equals_joining_at_once() -> None:
+    parts = [problem(2, 3, seed=at, prefix=f"p{at}") for at in range(3)]
+    stepwise = Rows.joined([Rows.joined(parts[:2]), parts[2]])
+    assert torch.equal(solve(stepwise).matrix(), solve(Rows.joined(parts)).matrix())
+
+
+def test_what_is_erased_anywhere_is_preserved_nowhere() -> None:
+    cat, dog, bird = states(3, 0)
+    one = Rows.of([row("cat", cat, bird, anchor="")], [row("dog", dog), row("bird", bird)], reg=0.5, dim=DIM)
+    other = Rows.of([row("dog", dog, bird, anchor="")], [row("cat", cat)], reg=0.1, dim=DIM)
+    joined = Rows.joined([one, other])
+    assert joined.labels == ("cat", "dog")
+    assert joined.preserve_labels == ("bird",)
+    assert joined.reg == 0.5
+
+
+def test_equal_rows_count_once_at_their_largest_weight() -> None:
+    cat, dog, bird = states(3, 0)
+    parts = [
+        Rows.of([row("cat", cat, dog, anchor="dog", weight=w)], [row("bird", bird, weight=w)], reg=0.5, dim=DIM)
+        for w in (1.0, 3.0, 2.0)
+    ]
+    joined = Rows.joined(parts)
+    assert joined.weights.tolist() == [3.0]
+    assert joined.preserve_weights.tolist() == [3.0]
+    assert Rows.joined(parts[::-1]).labels == joined.labels
+
+
+def test_an_anchor_that_is_erased_resolves_along_the_chain() -> None:
+    cat, dog, animal, nothing = states(4, 0)
+    parts = [
+        Rows.of([row("cat", cat, dog, anchor="dog")], [], reg=0.5, dim=DIM),
+        Rows.of([row("dog", dog, animal, anchor="animal")], [], reg=0.5, dim=DIM),
+        Rows.of([row("animal", animal, nothing, anchor="")], [], reg=0.5, dim=DIM),
+    ]
+    joined = Rows.joined(parts)
+    assert joined.anchor_labels == ("", "", "")
+    assert torch.equal(joined.anchors, nothing.expand(3, DIM))
+
+
+def test_an_anchor_erased_at_other_sites_resolves_by_the_map_of_its_removal() -> None:
+    cat, dog, nothing = states(3, 0)
+    parts = [
+        Rows.of([row("cat", cat, dog, anchor="dog", site="a {}|subject")], [], reg=0.5, dim=DIM),
+        Rows.of([row("dog", dog, nothing, anchor="")], [], reg=0.5, dim=DIM),
+    ]
+    joined = Rows.joined(parts)
+    assert joined.anchor_labels == ("", "")
+    torch.testing.assert_close(joined.anchors[0], nothing, rtol=0.01, atol=0.01)
+
+
+def test_a_circle_of_anchors_is_an_error_that_shows_it() -> None:
+    cat, dog = states(2, 0)
+    parts = [
+        Rows.of([row("cat", cat, dog, anchor="dog")], [], reg=0.5, dim=DIM),
+        Rows.of([row("dog", dog, cat, anchor="cat")], [], reg=0.5, dim=DIM),
+    ]
+    with pytest.raises(InputError, match="got the circle cat -> dog -> cat"):
+        Rows.joined(parts)
+
+
+def test_nothing_or_states_of_two_models_cannot_be_joined() -> None:
+    with pytest.raises(InputError, match="expected at least one removal"):
+        Rows.joined([])
+    narrow = Rows.of([row("cat", torch.zeros(3), torch.ones(3), anchor="")], [], reg=0.5, dim=3)
+    with pytest.raises(InputError, match=r"states of one width, got \[3, 12\]"):
+        Rows.joined([problem(), narrow])
+
+
+def test_a_label_that_is_not_normalised_is_refused() -> None:
+    with pytest.raises(InputError, match="expected a normalised label, got 'Cat'"):
+        row("Cat", torch.zeros(DIM))

@@ -1,0 +1,315 @@
+"""Edits: applied and undone bit for bit, scaled, composed, saved, loaded, and refused on another base."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from erasure.backbones import backbone_of
+from erasure.closed_form import TextMap
+from erasure.concept import Concept
+from erasure.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange
+from erasure.erasers.uce import UCE
+from erasure.errors import BaseMismatchError, ErasureError, InputError
+from tests import tiny
+
+PIPE = tiny.sd1()
+BACKBONE = backbone_of(PIPE)
+PROJECTIONS = [f"{name}.weight" for name in BACKBONE.text_projections()]
+CONV = "unet.conv_in.weight"
+
+
+def snapshot(pipe: Any) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in backbone_of(pipe).parameters(lambda _: True).items()}
+
+
+def unequal(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
+    assert one.keys() == other.keys()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    """No test may leave the shared pipeline changed."""
+    before = snapshot(PIPE)
+    yield
+    assert not unequal(before, snapshot(PIPE))
+
+
+def made(changes: dict[str, Change], **metadata: Any) -> Edit:
+    made_by = EditMetadata.of("test", {"reg": 0.5}, BACKBONE, [Concept(target="cat")], seed=metadata.get("seed", 0))
+    return Edit(changes=changes, metadata=made_by)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def a_map(rank: int | None = 3, seed: int = 0) -> MapChange:
+    if rank is None:
+        return MapChange(map=TextMap(u=noise(tiny.WIDTH, tiny.WIDTH, seed=seed).double()))
+    u, v = noise(2, tiny.WIDTH, rank, seed=seed).double()
+    return MapChange(map=TextMap(u=u, v=v))
+
+
+def of_every_kind(seed: int = 0) -> Edit:
+    low_rank = LowRankChange(up=noise(*(len(weight(PROJECTIONS[1])), 2), seed=seed), down=noise(2, tiny.WIDTH))
+    return made(
+        {
+            PROJECTIONS[0]: a_map(seed=seed),
+            PROJECTIONS[1]: low_rank,
+            PROJECTIONS[2]: SumChange(parts=(a_map(None, seed), low_rank)),
+            PROJECTIONS[3]: a_map(seed=seed),
+            CONV: DenseChange(delta=noise(*weight(CONV).shape, seed=seed)),
+        }
+    )
+
+
+def weight(name: str) -> Tensor:
+    return BACKBONE.parameters(lambda other: other == name)[name].detach()
+
+
+def same(one: Edit, other: Edit) -> bool:
+    """Whether two edits change a model alike to the last bit, and say the same of themselves."""
+    alike = one.changes.keys() == other.changes.keys() and one.metadata == other.metadata
+    return alike and all(
+        torch.equal(change.of(weight(name)), other.changes[name].of(weight(name)))
+        for name, change in one.changes.items()
+    )
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_undo_is_bit_exact(family: str, dtype: torch.dtype) -> None:
+    pipe = tiny.FAMILIES[family]()
+    edit = UCE(rows="last-subject").fit(backbone_of(pipe), [Concept(target="cat", preserve=("dog",))])
+    pipe.to(dtype)
+    before = snapshot(pipe)
+    pointers = {name: value.data_ptr() for name, value in backbone_of(pipe).parameters(lambda _: True).items()}
+    with edit.applied_to(pipe, check=dtype != torch.bfloat16) as inside:
+        assert inside is pipe
+        assert unequal(before, snapshot(pipe)) == set(edit.changes)
+    assert not unequal(before, snapshot(pipe))
+    after = {name: value.data_ptr() for name, value in backbone_of(pipe).parameters(lambda _: True).items()}
+    assert pointers == after
+
+
+def test_an_error_inside_the_with_still_undoes() -> None:
+    before = snapshot(PIPE)
+    with pytest.raises(KeyError), of_every_kind().applied_to(PIPE):
+        raise KeyError("stop")
+    assert not unequal(before, snapshot(PIPE))
+
+
+def test_a_move_inside_the_with_is_kept_and_the_weights_are_undone() -> None:
+    pipe = tiny.sd1()
+    before = snapshot(pipe)
+    with of_every_kind().applied_to(pipe):
+        pipe.to(torch.float64)
+    assert pipe.unet.dtype == torch.float64
+    assert not unequal({name: value.double() for name, value in before.items()}, snapshot(pipe))
+
+
+def test_every_kind_of_change_adds_what_it_says() -> None:
+    edit = of_every_kind()
+    with edit.applied_to(PIPE):
+        edited = {name: weight(name).clone() for name in edit.changes}
+    dense, low_rank, both = (edit.changes[name] for name in (CONV, PROJECTIONS[1], PROJECTIONS[2]))
+    assert isinstance(dense, DenseChange)
+    assert isinstance(low_rank, LowRankChange)
+    assert isinstance(both, SumChange)
+    torch.testing.assert_close(edited[CONV], weight(CONV) + dense.delta)
+    torch.testing.assert_close(edited[PROJECTIONS[1]], weight(PROJECTIONS[1]) + low_rank.up @ low_rank.down)
+    old = weight(PROJECTIONS[2])
+    full = a_map(None).map.matrix().float()
+    torch.testing.assert_close(edited[PROJECTIONS[2]], old @ full + low_rank.up @ low_rank.down, rtol=1e-4, atol=1e-5)
+
+
+def test_merging_leaves_what_applying_shows() -> None:
+    pipe, edit = tiny.sd1(), of_every_kind()
+    with edit.applied_to(pipe):
+        shown = snapshot(pipe)
+    edit.merge_into(pipe)
+    assert not unequal(shown, snapshot(pipe))
+
+
+@settings(deadline=None, max_examples=20)
+@given(factor=st.floats(-2, 2))
+def test_a_scaled_edit_changes_in_proportion(factor: float) -> None:
+    edit = of_every_kind()
+    for name, change in edit.scaled(factor).changes.items():
+        torch.testing.assert_close(change.of(weight(name)), factor * edit.changes[name].of(weight(name)))
+
+
+def test_scaling_by_zero_changes_nothing_and_by_one_keeps_the_rows() -> None:
+    before = snapshot(PIPE)
+    edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
+    with edit.scaled(0.0).applied_to(PIPE):
+        assert not unequal(before, snapshot(PIPE))
+    assert edit.scaled(1.0).rows is edit.rows
+    assert edit.scaled(0.5).rows is None
+
+
+def test_composition_adds_changes_of_one_base() -> None:
+    one, other = of_every_kind(0), of_every_kind(1)
+    composed = Edit.compose([one, other])
+    for name, change in composed.changes.items():
+        expected = one.changes[name].of(weight(name)) + other.changes[name].of(weight(name))
+        torch.testing.assert_close(change.of(weight(name)), expected)
+    assert composed.metadata.method == "composed"
+    assert composed.metadata.parts == (one.metadata, other.metadata)
+    with pytest.raises(InputError, match="expected at least one"):
+        Edit.compose([])
+
+
+def test_composing_edits_of_two_models_names_both() -> None:
+    one = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
+    other_base = backbone_of(tiny.sd1(seed=1))
+    other = UCE(rows="last-subject").fit(other_base, [Concept(target="dog")])
+    for joining in (Edit.compose, Edit.joint):
+        with pytest.raises(BaseMismatchError) as caught:
+            joining([one, other])
+        assert BACKBONE.fingerprint()[:12] in str(caught.value)
+        assert other_base.fingerprint()[:12] in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", ["last-subject", "templates"])
+def test_jointly_solved_removals_equal_removal_at_once_in_any_order(rows: Any) -> None:
+    eraser = UCE(rows=rows)
+    concepts = [
+        Concept(target="cat", preserve=("dog", "bird")),
+        Concept(target="dog", anchor="animal", preserve=("cat",)),
+        Concept(target="gun", aliases=("pistol",)),
+    ]
+    edits = [eraser.fit(BACKBONE, [concept]) for concept in concepts]
+    at_once = eraser.fit(BACKBONE, concepts)
+    for joined in (Edit.joint(edits), Edit.joint(edits[::-1]), Edit.joint([at_once])):
+        for name in PROJECTIONS:
+            assert torch.equal(joined.changes[name].of(weight(name)), at_once.changes[name].of(weight(name)))
+
+
+def test_trained_changes_follow_the_joint_solve() -> None:
+    solved = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
+    trained = made({PROJECTIONS[0]: DenseChange(delta=noise(*weight(PROJECTIONS[0]).shape))})
+    joint = Edit.joint([trained, solved])
+    expected = solved.changes[PROJECTIONS[0]].of(weight(PROJECTIONS[0])) + noise(*weight(PROJECTIONS[0]).shape).double()
+    assert torch.equal(joint.changes[PROJECTIONS[0]].of(weight(PROJECTIONS[0])), expected)
+    assert joint.changes.keys() == set(PROJECTIONS)
+
+
+def test_edits_of_different_layers_are_joined_layer_by_layer() -> None:
+    eraser = UCE(rows="last-subject")
+    one, other = (eraser.fit(BACKBONE, [Concept(target=target)]) for target in ("cat", "dog"))
+    keys = {name: change for name, change in other.changes.items() if "to_k" in name}
+    joint = Edit.joint([one, Edit(changes=keys, metadata=other.metadata, rows=other.rows)])
+    both = eraser.fit(BACKBONE, [Concept(target="cat"), Concept(target="dog")])
+    for name in PROJECTIONS:
+        expected = both if "to_k" in name else one
+        assert torch.equal(joint.changes[name].of(weight(name)), expected.changes[name].of(weight(name)))
+
+
+@pytest.mark.parametrize("rows", ["last-subject", "templates", None])
+def test_save_then_load_is_equal(tmp_path: Path, rows: Any) -> None:
+    concepts = [Concept(target="cat", preserve=("dog",), aliases=("kitty",)), Concept(target="Neon", kind="style")]
+    edit = of_every_kind() if rows is None else UCE(rows=rows).fit(BACKBONE, concepts, seed=3)
+    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    assert same(loaded, edit)
+    assert [file.name for file in tmp_path.iterdir()] == ["edit.safetensors"]
+    if edit.rows is not None:
+        assert loaded.rows is not None
+        assert loaded.rows.sites == edit.rows.sites
+        assert torch.equal(loaded.rows.targets, edit.rows.targets)
+        assert same(Edit.joint([loaded]), Edit.joint([edit]))
+
+
+def test_a_shared_map_is_written_once(tmp_path: Path) -> None:
+    edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
+    one = made({PROJECTIONS[0]: edit.changes[PROJECTIONS[0]]})
+    many = made(dict.fromkeys(PROJECTIONS, edit.changes[PROJECTIONS[0]]))
+    sizes = [made_edit.save(tmp_path / f"{at}").stat().st_size for at, made_edit in enumerate((one, many))]
+    assert sizes[1] - sizes[0] < 200 * len(PROJECTIONS)
+    loaded = Edit.load(tmp_path / "1")
+    assert len({id(change) for change in loaded.changes.values()}) == 1
+
+
+def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = of_every_kind().save(tmp_path / "edit.safetensors")
+    content = path.read_bytes()
+    with pytest.raises(InputError, match="expected a place that can be written"):
+        of_every_kind().save(tmp_path / "missing" / "edit.safetensors")
+    assert path.read_bytes() == content
+
+
+def test_what_is_no_edit_is_refused_in_one_line(tmp_path: Path) -> None:
+    text, other, missing = tmp_path / "text", tmp_path / "other", tmp_path / "missing"
+    text.write_text("hello")
+    save_file({"a": torch.zeros(1)}, other)
+    for path, message in ((text, "safetensors file"), (other, "expected an edit"), (missing, "path of a file")):
+        with pytest.raises(InputError, match=message) as caught:
+            Edit.load(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_header_holds_the_metadata_as_json(tmp_path: Path) -> None:
+    path = of_every_kind().save(tmp_path / "edit.safetensors")
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])["__metadata__"]
+    assert json.loads(header["edit"])["metadata"]["method"] == "test"
+
+
+def test_another_base_is_refused_and_a_half_precision_copy_is_not() -> None:
+    edit = of_every_kind()
+    with pytest.raises(BaseMismatchError, match="expected the model that it was made for") as caught:
+        edit.check_base(tiny.sd1(seed=1))
+    assert "\n" not in str(caught.value)
+    edit.check_base(tiny.sd1().to(torch.float16))
+    with edit.applied_to(PIPE), pytest.raises(BaseMismatchError):
+        edit.check_base(PIPE)
+
+
+def test_changes_that_do_not_fit_are_refused_before_anything_changes() -> None:
+    before = snapshot(PIPE)
+    unknown = made({PROJECTIONS[0]: a_map(), "unet.nothing.weight": a_map()})
+    misfit = made({PROJECTIONS[0]: a_map(), CONV: DenseChange(delta=torch.zeros(5, 4, 3))})
+    for edit, message in ((unknown, "with the parameter 'unet.nothing.weight'"), (misfit, CONV)):
+        with pytest.raises(ErasureError, match=message) as caught:
+            edit.merge_into(PIPE)
+        assert "\n" not in str(caught.value)
+    assert not unequal(before, snapshot(PIPE))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_low_rank_edit_is_exact_as_a_lora_that_diffusers_loads(family: str) -> None:
+    pipe = tiny.FAMILIES[family]()
+    backbone = backbone_of(pipe)
+    edit = UCE(rows="last-subject").fit(backbone, [Concept(target="cat"), Concept(target="dog", anchor="bird")])
+    lora = edit.as_lora(pipe)
+    assert lora.relative_error < 1e-9
+    states = backbone.encode(["a photo of a cat"])
+    latents = noise(1, 4, 8, 8)
+    with torch.no_grad():
+        before = backbone.predict(latents, torch.tensor(500), states)
+        with edit.applied_to(pipe):
+            expected = backbone.predict(latents, torch.tensor(500), states)
+        pipe.load_lora_weights(dict(lora.state_dict))
+        found = backbone_of(pipe).predict(latents, torch.tensor(500), states)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (expected - before).abs().max() > 1e-3
+
+
+def test_a_lora_cut_in_rank_reports_its_error() -> None:
+    edit = made({PROJECTIONS[0]: a_map(None)})
+    delta = edit.changes[PROJECTIONS[0]].of(weight(PROJECTIONS[0]))
+    values = torch.linalg.svdvals(delta)
+    expected = (values[3:].square().sum() / values.square().sum()).sqrt().item()
+    assert edit.as_lora(PIPE, rank=3).relative_error == pytest.approx(expected)
+    with pytest.raises(InputError, match="changes of linear layers only"):
+        of_every_kind().as_lora(PIPE)
