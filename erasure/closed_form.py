@@ -13,7 +13,8 @@ M does not depend on W, and M - I has at most as many dimensions as there are er
 eq. 7 of UCE (arXiv:2308.14761); that it needs one solve only is used throughout this library.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,7 @@ class Rows:
         weights: w, >= 0.
         labels: For each of them the name that is erased, normalised.
         anchor_labels: The name that it becomes; "" is the unconditional prompt.
-        sites: Where in which prompt the state stands, the same for every name.
+        sites: Where in which prompt the state stands, "template|place"; the same for every name.
         preserve: States p that keep their outputs.
         preserve_weights: v, >= 0.
         preserve_labels: The name that is preserved.
@@ -97,8 +98,9 @@ class Rows:
     def joined(parts: Sequence["Rows"]) -> "Rows":
         """Return the rows of one problem that does what all the parts ask, in any order the same to the last bit.
 
-        A name that is erased anywhere leaves the preserved rows. Equal rows count once, at their largest weight. The
-        largest `reg` holds. An anchor that is itself erased resolves to that name's anchor.
+        A name that is erased anywhere leaves the preserved rows, and rows whose template speaks of it go ("a cat in the
+        style of {}" would keep the cat). Equal rows count once, at their largest weight. The largest `reg` holds. An
+        anchor that is itself erased resolves to that name's anchor.
 
         Raises:
             InputError: There are no parts, they are of different models, or anchors go round in a circle.
@@ -108,9 +110,12 @@ class Rows:
         widths = {part.targets.shape[1] for part in parts}
         if len(widths) > 1:
             raise InputError(f"rows: expected states of one width, got {sorted(widths)}. Join removals of one model.")
-        erased = _first_of_each([row for part in parts for row in part._erased_rows()])
+        erased = [row for part in parts for row in part._erased_rows()]
+        kept = [row for part in parts for row in part._kept_rows()]
         names = {row.label for row in erased}
-        kept = _first_of_each([row for part in parts for row in part._kept_rows() if row.label not in names])
+        spoken_of = _templates_speaking_of(names, {row.template for row in [*erased, *kept]})
+        erased = _first_of_each([row for row in erased if row.template not in spoken_of])
+        kept = _first_of_each([row for row in kept if row.template not in spoken_of and row.label not in names])
         erased = _with_anchors_resolved(erased)
         return Rows.of(erased, kept, reg=max(part.reg for part in parts), dim=widths.pop())
 
@@ -156,7 +161,7 @@ class Row:
 
     Attributes:
         label: The name that the prompt was made for, normalised.
-        site: Where in which prompt the state stands.
+        site: Where in which prompt the state stands, "template|place".
         state: The state.
         weight: Its weight, >= 0.
         anchor_label: The name that it becomes.
@@ -174,6 +179,11 @@ class Row:
         for label in (self.label, self.anchor_label):
             if label != normalized(label):
                 raise InputError(f"row: expected a normalised label, got {label!r}. Use {normalized(label)!r}.")
+
+    @property
+    def template(self) -> str:
+        """The prompt without the name."""
+        return self.site.rpartition("|")[0]
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -261,6 +271,13 @@ def _first_of_each(rows: Sequence[Row]) -> list[Row]:
         same[0] if len(same) == 1 else min(same, key=lambda row: (-row.weight, row.state.tolist(), row.anchor.tolist()))
         for _, same in sorted(by_key.items())
     ]
+
+
+def _templates_speaking_of(names: Set[str], templates: Set[str]) -> set[str]:
+    """Return the templates that hold one of the names as whole words."""
+    some = "|".join(re.escape(name) for name in sorted(names) if name)
+    pattern = re.compile(rf"(?<!\w)(?:{some})(?!\w)")
+    return {template for template in templates if some and pattern.search(normalized(template))}
 
 
 def _with_anchors_resolved(rows: Sequence[Row]) -> list[Row]:

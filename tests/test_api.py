@@ -33,7 +33,7 @@ def test_concepts_are_taken_as_they_are_and_words_get_the_arguments() -> None:
         ({"method": "ucee"}, UnknownNameError, "Did you mean 'uce'"),
         ({"regg": 1.0}, UnknownNameError, "Unknown uce setting 'regg'. Did you mean 'reg'"),
         ({"reg": "1.0"}, InputError, "uce.reg: expected a valid number, got '1.0'"),
-        ({"reg": 0.0}, InputError, "uce.reg: expected greater than 0"),
+        ({"reg": 0.0}, InputError, "uce.reg: expected a number greater than 0, got 0.0."),
     ],
 )
 def test_what_cannot_be_used_is_one_line(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

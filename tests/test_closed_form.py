@@ -1,6 +1,7 @@
 """The closed form against references, and the rules by which removals are solved for together."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from erasure.closed_form import Row, Rows, ridge_edit, solve
 from erasure.errors import InputError, SolveError
 
 DIM = 12
+SMALL: dict[str, Any] = {"reg": 0.5, "dim": DIM}
 few = st.integers(0, 5)
 some = settings(deadline=None, max_examples=30)
 
@@ -166,6 +168,22 @@ def test_what_is_erased_anywhere_is_preserved_nowhere() -> None:
     assert joined.labels == ("cat", "dog")
     assert joined.preserve_labels == ("bird",)
     assert joined.reg == 0.5
+
+
+def test_rows_whose_template_speaks_of_an_erased_name_go() -> None:
+    cat, neon, drawn, mosaic, catalogue = states(5, 0)
+    speaking = "a cat in the style of {}|subject"
+    one = Rows.of(
+        [row("cat", cat, drawn, anchor="", site="{}|subject")], [row("", cat, site="a cat|trailing-0")], **SMALL
+    )
+    other = Rows.of(
+        [row("neon", neon, drawn, anchor="", site=site) for site in ("{}|subject", speaking)],
+        [row("mosaic", mosaic, site=speaking), row("", catalogue, site="a catalogue|subject")],
+        **SMALL,
+    )
+    joined = Rows.joined([one, other])
+    assert (joined.labels, joined.sites) == (("cat", "neon"), ("{}|subject", "{}|subject"))
+    assert joined.preserve_sites == ("a catalogue|subject",)
 
 
 def test_equal_rows_count_once_at_their_largest_weight() -> None:

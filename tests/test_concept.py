@@ -41,7 +41,7 @@ def test_json_returns_the_same_concept(target: str, anchor: str, kind: Kind, ali
 
 
 def test_json_with_an_unknown_field_names_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="Unknown concept field 'anchr'. Did you mean 'anchor'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown concept field 'anchr'. Did you mean 'anchor'"):
         Concept.from_json({"target": "cat", "anchr": "dog"})
     with pytest.raises(InputError, match="expected a target"):
         Concept.from_json({})

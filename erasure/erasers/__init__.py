@@ -72,4 +72,7 @@ def _one_line(name: str, error: ValidationError) -> str:
 
 def _lowered(message: str) -> str:
     """Turn pydantic's "Input should be ..." into this library's "expected ..."."""
-    return message.replace("Input should be", "expected").removeprefix("Value error, ")
+    said = message.removeprefix("Value error, ")
+    for pydantic, ours in ((" be greater", " be a number greater"), (" be less", " be a number less")):
+        said = said.replace(f"Input should{pydantic}", f"Input should{ours}")
+    return said.replace("Input should be", "expected")

@@ -39,6 +39,8 @@ class UCE(Eraser):
     Where the unconditional prompt is the anchor, its first end-of-text state stands for the name. A prompt around the
     name becomes the prompt without it ("a photo of a cat": "a photo").
 
+    Templates that name what is erased are left out (`Rows.joined`).
+
     Differs from the paper: the default is "templates"; with it, anchors, the prompts without a name and the
     start-of-text state are held in place as preserved prompts are. `rows="last-subject"` is the published form.
 

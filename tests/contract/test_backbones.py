@@ -58,7 +58,7 @@ def test_parameters_are_those_of_denoiser_and_text_encoders_by_full_name(backbon
         component, _, rest = name.partition(".")
         assert backbone.component(component).get_parameter(rest) is parameter
     assert not backbone.parameters(lambda _: False)
-    with pytest.raises(UnknownNameError, match="Unknown component 'unett'. Did you mean 'unet'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown component 'unett'. Did you mean 'unet'\?"):
         backbone.component("unett")
 
 

@@ -145,5 +145,5 @@ def test_settings_are_checked_strictly_and_all_at_once(name: str) -> None:
 
 
 def test_an_unknown_eraser_suggests_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="Unknown eraser 'ucee'. Did you mean 'uce'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown eraser 'ucee'. Did you mean 'uce'"):
         make_eraser("ucee")
