@@ -217,7 +217,7 @@ def ddim_latents(
 
 def predict_epsilon(backbone: Backbone, latents: Latents, timestep: Int[Tensor, "..."], states: TextStates) -> Latents:
     """Return the predicted noise in float32, whatever the model predicts and computes in."""
-    output = backbone.predict(latents.to(backbone.dtype), timestep, states)
+    output = backbone.predict(latents, timestep, states)
     return backbone.to_epsilon(output.float(), latents.float(), timestep)
 
 

@@ -1,9 +1,9 @@
 """ESD, Erased Stable Diffusion (Gandikota et al., ICCV 2023, arXiv:2303.07345)."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -67,6 +67,7 @@ class ESD(Eraser):
     """
 
     name: ClassVar[str] = "esd"
+    quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "lr": 1e-3}
 
     variant: Variant = "x"
     negative_guidance: Annotated[float, Field(ge=0)] = 1.0

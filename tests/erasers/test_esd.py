@@ -1,0 +1,304 @@
+"""ESD: the target of its loss, what each variant trains, and where its latents come from."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from erasure.backbones import Backbone, backbone_of
+from erasure.concept import Concept, templates
+from erasure.edit import DenseChange, Edit, LowRankChange
+from erasure.erasers import esd, make_eraser
+from erasure.erasers.esd import ESD, negatively_guided, trains
+from erasure.errors import InputError
+from erasure.finetune import Student
+from erasure.sampling import ddim_timesteps, predict_epsilon
+from tests.tiny import FAMILIES, sd1
+
+CAT = Concept(target="cat", anchor="dog", preserve=("house",), aliases=("kitten",))
+BARE = Concept(target="cat")
+QUICK = ESD(steps=2, lr=1e-3, sample_steps=4)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return backbone_of(FAMILIES[request.param]())
+
+
+class Untrained(Student):
+    """A student that is still the original."""
+
+    def __init__(self) -> None: ...
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, tuple[str, ...]]]:
+    """Record latents, timestep and prompts of each prediction of the loss (not of the denoising before it)."""
+    calls: list[tuple[Tensor, Tensor, tuple[str, ...]]] = []
+
+    def predict(backbone: Backbone, latents: Tensor, timestep: Tensor, states: Any) -> Tensor:
+        calls.append((latents, timestep, states.prompts))
+        return predict_epsilon(backbone, latents, timestep, states)
+
+    monkeypatch.setattr(esd, "predict_epsilon", predict)
+    return calls
+
+
+def loss_at_the_start(settings: ESD, backbone: Backbone, concept: Concept = BARE, seed: int = 0) -> Tensor:
+    loss = settings._erasing(backbone, [concept])
+    with torch.no_grad():
+        return loss(Untrained(), 0, torch.Generator().manual_seed(seed))
+
+
+def test_negatively_guided_goes_from_the_anchor_away_from_the_target() -> None:
+    anchor, target = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 5.0)
+    assert negatively_guided(anchor, target, 0.0).item() == 2.0
+    assert negatively_guided(anchor, target, 1.0).item() == -1.0
+    assert negatively_guided(anchor, anchor, 7.0).item() == 2.0
+
+
+@pytest.mark.parametrize("negative_guidance", [0.0, 1.0, 2.5])
+def test_the_loss_at_the_start_is_that_of_the_formula(
+    backbone: Backbone, negative_guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded(monkeypatch)
+    found = loss_at_the_start(replace(QUICK, negative_guidance=negative_guidance), backbone)
+    [(_, _, frozen_prompts), (latents, timestep, student_prompts)] = calls
+    assert frozen_prompts == ("", "cat")
+    assert student_prompts == ("cat",)
+    with torch.no_grad():
+        target = predict_epsilon(backbone, latents, timestep, backbone.encode(["cat"]))
+        free = predict_epsilon(backbone, latents, timestep, backbone.unconditional())
+    # While the student is the original, its distance to the goal is (1 + eta) times the guidance direction.
+    expected = (1 + negative_guidance) ** 2 * (target - free).square().mean()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
+    assert found > 0
+
+
+def test_in_v_the_goal_is_the_same_combination_of_predictions() -> None:
+    backbone = backbone_of(FAMILIES["sd2"]())
+    latents, timestep = torch.randn(1, 4, 8, 8), torch.tensor(300)
+    with torch.no_grad():
+        anchor, target = (backbone.predict(latents, timestep, backbone.encode([text])) for text in ("", "cat"))
+    goal_in_v = negatively_guided(anchor, target, 1.5)
+    in_epsilon = [backbone.to_epsilon(v, latents, timestep) for v in (anchor, target)]
+    torch.testing.assert_close(
+        backbone.to_epsilon(goal_in_v, latents, timestep), negatively_guided(*in_epsilon, 1.5), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_an_anchor_takes_the_place_of_the_unconditional_prompt(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded(monkeypatch)
+    loss_at_the_start(QUICK, backbone, CAT)
+    assert calls[0][2] == ("dog", "cat")
+
+
+def test_a_target_that_reads_like_its_anchor_is_learned_at_once(backbone: Backbone) -> None:
+    # Both are cut to the same tokens, so student and goal are equal, whatever the guidance.
+    long = "word " * 100
+    same = Concept(target=long + "one", anchor=long + "two")
+    assert loss_at_the_start(replace(QUICK, negative_guidance=3.0), backbone, same) == pytest.approx(0, abs=1e-10)
+
+
+def test_the_step_goes_down_the_loss_and_all_edits_leave_the_model_alone(backbone: Backbone) -> None:
+    before = {name: value.detach().clone() for name, value in backbone.parameters(lambda name: True).items()}
+    settings = replace(QUICK, variant="full", steps=6, lr=1e-4, sample_steps=1)
+    edit = settings.fit(backbone, [BARE])
+    now = backbone.parameters(lambda name: True)
+    assert all(torch.equal(value, now[name]) for name, value in before.items())
+    states, free = backbone.encode(["cat"]), backbone.unconditional()
+    latents, timestep = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor(1)
+    with torch.no_grad():
+        read = [predict_epsilon(backbone, latents, timestep, some.expand(4)) for some in (free, states)]
+        goal = negatively_guided(*read, 1.0)
+        with edit.applied_to(backbone.pipe):
+            after = predict_epsilon(backbone, latents, timestep, states.expand(4))
+    assert (after - goal).square().mean() < (read[1] - goal).square().mean()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_variants_train_what_they_name(family: str) -> None:
+    backbone = backbone_of(FAMILIES[family]())
+    names = {
+        variant: set(backbone.parameters(lambda name, v=variant: trains(v, name)))
+        for variant in ("x", "x-strict", "u", "full")
+    }
+    whole = {name for name in backbone.parameters(lambda name: True) if name.startswith("unet.")}
+    assert names["full"] == whole
+    assert names["x-strict"] == {f"{name}.weight" for name in backbone.text_projections()}
+    assert names["x"] == {name for name in whole if "attn2" in name}
+    assert names["x-strict"] < names["x"]
+    assert not names["u"] & names["x"]
+    left_out = {name.split(".")[1] for name in whole - names["u"] - names["x"]}
+    expected = {"time_embedding", "conv_norm_out", "conv_out"} | ({"add_embedding"} if family == "sdxl" else set())
+    assert left_out == expected
+
+
+@pytest.mark.parametrize("variant", ["x", "x-strict", "u", "full"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_only_declared_parameters_change(variant: Any, rank: int | None) -> None:
+    backbone = backbone_of(sd1())
+    edit = replace(QUICK, variant=variant, rank=rank).fit(backbone, [CAT])
+    expected = backbone.parameters(lambda name: trains(variant, name))
+    assert set(edit.changes) == {name for name, p in expected.items() if rank is None or p.ndim > 1}
+    assert {type(change) for change in edit.changes.values()} == {DenseChange if rank is None else LowRankChange}
+    with edit.applied_to(backbone.pipe):
+        pass
+
+
+def test_the_edit_survives_saving_and_says_how_it_came_to_be(tmp_path: Any) -> None:
+    backbone = backbone_of(sd1())
+    edit = replace(QUICK, variant="full", rank=2).fit(backbone, [CAT], seed=4)
+    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    assert (loaded.metadata.method, loaded.metadata.seed) == ("esd", 4)
+    assert loaded.metadata.settings["rank"] == 2
+    assert loaded.metadata.concepts == (CAT,)
+    for name, weight in backbone.parameters(edit.changes.__contains__).items():
+        assert torch.equal(edit.changes[name].of(weight), loaded.changes[name].of(weight))
+
+
+def test_the_same_seed_gives_the_same_edit() -> None:
+    backbone = backbone_of(sd1())
+    settings = replace(QUICK, prompts="templates", trajectory_uses=2, preserve_scale=1.0)
+    first, again, other = (settings.fit(backbone, [CAT, Concept(target="gun")], seed=seed) for seed in (0, 0, 1))
+    for name, change in first.changes.items():
+        assert torch.equal(change.delta, again.changes[name].delta)
+    assert any(not torch.equal(change.delta, other.changes[name].delta) for name, change in first.changes.items())
+
+
+def test_latents_lie_at_a_place_of_the_schedule_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of(sd1())
+    monkeypatch.setattr(esd, "ddim_latents", lambda *args, stops, **kwargs: {stop: args[1] + stop for stop in stops})
+    monkeypatch.setattr(esd, "noise", lambda generators, shape: torch.zeros(len(generators), *shape))
+    latents = esd._PartiallyDenoised(backbone, backbone.encode(["cat"]), QUICK, lambda generator: 0)
+    generator = torch.Generator().manual_seed(0)
+    seen: Counter[int] = Counter()
+    for _ in range(200):
+        x, timestep, _ = latents.next(generator)
+        assert timestep == ddim_timesteps(1000, 4)[int(x.mean())]
+        seen[int(timestep)] += 1
+    assert set(seen) == set(ddim_timesteps(1000, 4).tolist())
+    assert min(seen.values()) > 25  # of 50 expected
+
+
+def test_the_student_denoises_to_its_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of(sd1())
+    within: list[bool] = []
+    inside = False
+
+    class Watched(Untrained):
+        def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            inside = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside = False
+
+    def denoised(*args: Any, **kwargs: Any) -> dict[int, Tensor]:
+        within.append(inside)
+        assert kwargs["guidance_scale"] == 3.0
+        return {stop: torch.randn(1, 4, 8, 8) for stop in kwargs["stops"]}
+
+    monkeypatch.setattr(esd, "ddim_latents", denoised)
+    QUICK._erasing(backbone, [BARE])(Watched(), 0, torch.Generator())
+    assert within == [True]
+
+
+def test_one_trajectory_feeds_as_many_updates_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of(sd1())
+    runs: list[int] = []
+    real = esd.ddim_latents
+
+    def counted(*args: Any, **kwargs: Any) -> dict[int, Tensor]:
+        runs.append(len(kwargs["stops"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(esd, "ddim_latents", counted)
+    replace(QUICK, steps=6, trajectory_uses=3).fit(backbone, [BARE])
+    assert runs == [3, 3]
+    runs.clear()
+    replace(QUICK, steps=3).fit(backbone, [BARE])
+    assert runs == [1, 1, 1]
+
+
+def test_a_batch_draws_its_prompts_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of(sd1())
+    calls = recorded(monkeypatch)
+    loss = replace(QUICK, batch_size=16, prompts="templates")._erasing(backbone, [CAT, Concept(target="gun")])
+    with torch.no_grad():
+        loss(Untrained(), 0, torch.Generator().manual_seed(0))
+    (latents, _, frozen), (_, _, student) = calls
+    assert len(latents) == 32
+    anchors, targets = frozen[:16], frozen[16:]
+    assert targets == student
+    assert len(set(targets)) > 8
+    assert {"cat", "kitten", "gun"} == {word for text in targets for word in ("cat", "kitten", "gun") if word in text}
+    for anchor, target in zip(anchors, targets, strict=True):
+        assert ("gun" in target) == ("dog" not in anchor)
+        assert "gun" not in anchor
+
+
+def test_templates_speak_of_every_name() -> None:
+    pairs = esd._pairs(CAT, "templates")
+    assert len(pairs) == 2 * len(templates("object"))
+    assert ("a photo of a kitten", "a photo of a dog") in pairs
+    assert ("a photo of a cat", "a photo") in esd._pairs(BARE, "templates")
+    assert esd._pairs(CAT, "bare") == [("cat", "dog")]
+
+
+def test_preserving_keeps_the_predictions_of_what_stays() -> None:
+    backbone = backbone_of(sd1())
+    concept = Concept(target="cat", preserve=("house",))
+    states = backbone.encode(["house", ""])
+    latents, timestep = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor(501)
+
+    def drift(preserve_scale: float) -> float:
+        settings = ESD(
+            variant="full", steps=12, lr=1e-3, sample_steps=2, negative_guidance=50.0, preserve_scale=preserve_scale
+        )
+        edit = settings.fit(backbone, [concept])
+        with torch.no_grad():
+            before = predict_epsilon(backbone, latents, timestep, states)
+            with edit.applied_to(backbone.pipe):
+                return (predict_epsilon(backbone, latents, timestep, states) - before).square().mean().item()
+
+    assert drift(100.0) < 0.5 * drift(0.0)
+
+
+def test_what_another_concept_erases_is_not_preserved() -> None:
+    concepts = [Concept(target="cat", preserve=("dog", "house")), Concept(target="dog")]
+    assert esd._kept(concepts, "bare") == ["", "house"]
+
+
+def test_wrong_input_is_named() -> None:
+    backbone = backbone_of(sd1())
+    with pytest.raises(InputError, match="esd: expected at least one concept"):
+        ESD().fit(backbone, [])
+    with pytest.raises(InputError, match=r"esd.lr"):
+        make_eraser("esd", lr=0.0)
+    with pytest.raises(InputError, match=r"esd.variant"):
+        make_eraser("esd", variant="y")
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    assert ESD() == ESD(
+        variant="x",
+        negative_guidance=1.0,
+        start_guidance=3.0,
+        sample_steps=50,
+        steps=1000,
+        lr=1e-5,
+        batch_size=1,
+        trajectory_uses=1,
+        prompts="bare",
+        rank=None,
+        preserve_scale=0.0,
+    )
