@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from PIL import Image, ImageDraw
 
 RGB = tuple[int, int, int]
-Point = tuple[float, float]
+Number = float | int
+Point = tuple[Number, Number]
 
 PAINT: dict[str, RGB] = {
     "red": (214, 48, 40),
@@ -66,13 +67,13 @@ class Pen:
             ink = self.lines[1] if self.lines else INK
             self._draw.line([*spots, spots[0], spots[1]], fill=ink, width=round(self._width), joint="curve")
 
-    def oval(self, x: float, y: float, rx: float, ry: float, fill: RGB, *, outline: bool = True, turn: float = 0) -> None:
+    def oval(self, x: Number, y: Number, rx: Number, ry: Number, fill: RGB, *, outline: bool = True, turn: Number = 0) -> None:
         """An ellipse about (x, y) with half axes rx and ry, turned by degrees."""
         c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         ring = [(rx * math.cos(a), ry * math.sin(a)) for a in (i * math.tau / 28 for i in range(28))]
         self.poly([(x + u * c - v * s, y + u * s + v * c) for u, v in ring], fill, outline=outline)
 
-    def rect(self, x0: float, y0: float, x1: float, y1: float, fill: RGB, *, outline: bool = True) -> None:
+    def rect(self, x0: Number, y0: Number, x1: Number, y1: Number, fill: RGB, *, outline: bool = True) -> None:
         """An upright rectangle."""
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill, outline=outline)
 
@@ -91,7 +92,7 @@ class Pen:
         self._draw.ellipse([min(a[0], b[0]), a[1], max(a[0], b[0]), b[1]], fill=ink)
 
 
-def shade(colour: RGB, factor: float) -> RGB:
+def shade(colour: RGB, factor: Number) -> RGB:
     """Return the colour made darker (factor < 1) or lighter (factor > 1)."""
     if factor <= 1:
         return tuple(round(c * factor) for c in colour)  # type: ignore[return-value]

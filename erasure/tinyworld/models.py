@@ -68,12 +68,12 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def vae() -> AutoencoderKL:
     """Build the autoencoder: 64 x 64 pictures to 4 x 16 x 16 latents."""
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64),
+        block_out_channels=(16, 32, 48),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=2,  # a norm over few channels takes a picture's colour away
         sample_size=64,
         scaling_factor=1.0,
     )
@@ -91,7 +91,7 @@ def unet() -> UNet2DConditionModel:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
 
 

@@ -159,9 +159,9 @@ def draw(picture: Picture) -> Image.Image:
 
 
 def _scene(canvas: Image.Image, scene: str, rng: random.Random, lines: tuple[RGB, RGB] | None) -> None:
-    side = SIZE * SCALE
+    side = float(SIZE * SCALE)
     faint = None if lines is None else (lines[0], _between(lines[0], lines[1], 0.55))
-    pen = Pen(canvas, (0, 0, side, side), lines=faint, width=1.6 if lines else 1)
+    pen = Pen(canvas, (0.0, 0.0, side, side), lines=faint, width=1.6 if lines else 1.0)
     _SCENES[scene](pen, rng)
 
 

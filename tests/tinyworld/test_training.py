@@ -1,0 +1,110 @@
+"""Every stage of the training runs, resumes and ends in a folder that diffusers loads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from rich.progress import Progress
+from torch import nn
+
+from erasure.tinyworld import models, train
+from erasure.tinyworld.oracle import Oracle
+from erasure.tinyworld.train import Loop, Recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder after a few steps of every stage."""
+    small = pytest.MonkeyPatch()
+    for name, value in (("ORACLE_PICTURES", 64), ("ROUND_TRIPS", 64), ("ENCODED", 64)):
+        small.setattr(train, name, value)
+    recipe = Recipe(out=tmp_path_factory.mktemp("world"), minutes=0.02, pictures=64, without=("gun",))
+    try:
+        return train.train(recipe)
+    finally:
+        small.undo()
+
+
+def test_the_folder_loads_with_plain_diffusers(trained: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(trained)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe("a cat", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    assert out.shape == (1, 64, 64, 3)
+    assert np.isfinite(out).all()
+
+
+def test_oracle_and_judge_come_with_it(trained: Path) -> None:
+    from erasure.tinyworld.judge import Judge
+
+    reading = Oracle.load(trained / "oracle").read(np.zeros((3, 64, 64, 3), dtype=np.uint8))
+    assert reading.things.shape == (3, 27)
+    assert reading.sees("cat").shape == (3,)
+    judge = Judge.load(trained / "judge", models.CLIPTokenizer.from_pretrained(trained / "tokenizer"))
+    texts = judge.text_features(["a cat", "a dog"])
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+    assert not torch.equal(texts[0], texts[1])
+
+
+def test_saved_weights_are_float16_within_the_budget(trained: Path) -> None:
+    sizes = sum(p.stat().st_size for p in trained.rglob("*") if p.is_file())
+    assert sizes <= 16 * 2**20
+    assert not [p for p in trained.rglob("*.bin")]
+
+
+def test_latents_are_normalised(trained: Path) -> None:
+    latents = torch.load(trained.parent / "state" / "latents.pt", weights_only=True).float()
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=0.25, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.25, rtol=0)
+
+
+def _loop(out: Path, minutes: float, seen: list[float]) -> Loop:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+
+    def loss(rng: np.random.Generator, step: int) -> torch.Tensor:
+        x = torch.from_numpy(rng.standard_normal((4, 3)).astype(np.float32))
+        seen.append(float(x.sum()))
+        return module(x).square().mean()
+
+    recipe = Recipe(out=out, minutes=minutes)
+    return Loop(recipe=recipe, stage="toy", modules={"m": module}, loss=loss, minutes=minutes, lr=1e-2, average=0.9)
+
+
+def test_a_loop_goes_on_where_it_stopped_with_the_draws_of_an_unbroken_one(tmp_path: Path) -> None:
+    first: list[float] = []
+    second: list[float] = []
+    whole: list[float] = []
+    with Progress(disable=True) as progress:
+        _loop(tmp_path / "a", 0.002, first).run(progress)
+        _loop(tmp_path / "a", 0.004, second).run(progress)
+        _loop(tmp_path / "b", 0.004, whole).run(progress)
+    both = first + second
+    shared = min(len(both), len(whole))
+    assert len(first) > 0
+    assert len(second) > 0
+    assert both[:shared] == whole[:shared]
+
+
+def test_a_finished_loop_does_not_train_again(tmp_path: Path) -> None:
+    again: list[float] = []
+    with Progress(disable=True) as progress:
+        _loop(tmp_path, 0.002, []).run(progress)
+        _loop(tmp_path, 0.002, again).run(progress)
+    assert again == []
+
+
+def test_text_is_pooled_at_the_first_end_of_text(trained: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(trained)
+    ids = pipe.tokenizer(["a cat"], padding="max_length", return_tensors="pt").input_ids
+    out = pipe.text_encoder(ids)
+    first = int((ids[0] == pipe.tokenizer.eos_token_id).int().argmax())
+    torch.testing.assert_close(out.pooler_output[0], out.last_hidden_state[0, first])
+
+
+def test_any_text_can_be_encoded(trained: Path) -> None:
+    tokenizer = models.CLIPTokenizer.from_pretrained(trained / "tokenizer")
+    assert len(tokenizer) <= 1024
+    for text in ("a cat", "ünïcödé", "猫", "🚀 12"):
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
