@@ -28,7 +28,7 @@ test: $(STAMP)  ## run the tests: offline, on the CPU
 
 check: $(STAMP)  ## format, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
-	rm -rf build/lib build/types && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target build/types .
+	rm -rf build/lib build/types && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-compile --target build/types .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(STAMP)  ## format, and mend what the linter can
