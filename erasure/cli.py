@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 Prompts = Annotated[list[str], typer.Option("--prompt", metavar="TEXT ...", help="One or more prompts.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, as in 0,1,2 or 0-7; every prompt gets each.")]
-Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps  [default: the model's own]")]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale  [default: the model's own]")]
 
 
@@ -137,7 +138,6 @@ def remove(
 def _remove(run: "Run", *, as_json: bool, start: float) -> None:
     """Carry out a run and show it."""
     from . import runs
-    from .backbones.loading import load_model
     from .eval.record import Record
     from .eval.report import write_report
     from .ledger import Ledger
@@ -145,8 +145,7 @@ def _remove(run: "Run", *, as_json: bool, start: float) -> None:
     show = err if as_json else out  # with --json nothing but the document goes to stdout
     device = _device(run.device)
     folder = Path(run.output) if run.output else _new_folder(run)
-    with _progress("loading the model"):
-        pipe = load_model(run.model, device=device)
+    pipe = _loaded(run.model, device)
     ledger = Ledger.open_or_create(folder, pipe, _lasting_name(run.model))
     run, already = runs.remaining(run, ledger)
     for name in already:
@@ -216,12 +215,10 @@ def undo(
 @app.command()
 def verify(ledger: LedgerFolder, device: Device = "auto") -> None:
     """Check a ledger: files by hash, removals by solving them again, the base by fingerprint. Exit code 1 if not."""
-    from .backbones.loading import load_model
     from .ledger import Ledger
 
     opened = Ledger.open(ledger)
-    with _progress("loading the base"):
-        pipe = load_model(opened.base.name, device=_device(device))
+    pipe = _loaded(opened.base.name, _device(device))
     problems = opened.verify(pipe)
     for problem in problems:
         out.print(problem, markup=False)
@@ -237,12 +234,11 @@ def generate(
     prompt: Prompts,
     to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the pictures.")],
     seeds: Seeds = "0",
-    steps: Steps = 25,
+    steps: Steps = None,
     guidance_scale: Guidance = None,
     device: Device = "auto",
 ) -> None:
     """Make pictures, by a model or by what stands in a ledger."""
-    from .backbones.loading import load_model
     from .eval.pictures import as_png, slug
     from .files import make_folder, write_whole
     from .ledger import Ledger
@@ -251,20 +247,13 @@ def generate(
     ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
     model = source if ledger is None else ledger.base.name
     make_folder(to)
-    with _progress("loading the model"):
-        pipe = load_model(model, device=_device(device))
+    pipe = _loaded(model, _device(device))
     sampler = _sampler(model, steps, guidance_scale)
     with _bars() as advance, _standing_in(ledger, pipe):
         images = sampler.make(pipe, pairs, lambda more: advance("pictures", more, len(pairs)))
     for (text, seed), image in zip(pairs, images, strict=True):
         path = to / f"{slug(text)}-{seed}.png"
-        facts = {
-            "prompt": text,
-            "seed": seed,
-            "steps": steps,
-            "guidance_scale": sampler.guidance_scale,
-            "model": source,
-        }
+        facts = {"prompt": text, "seed": seed, "model": source, **asdict(sampler)}
         write_whole(path, as_png(image, facts))
         out.print(str(path), markup=False)
 
@@ -275,12 +264,11 @@ def compare(
     prompt: Prompts,
     to: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The picture to write.")],
     seeds: Seeds = "0",
-    steps: Steps = 25,
+    steps: Steps = None,
     guidance_scale: Guidance = None,
     device: Device = "auto",
 ) -> None:
     """Set pictures side by side: the original, then the model after each removal."""
-    from .backbones.loading import load_model
     from .eval.pictures import as_png, side_by_side
     from .eval.record import headings
     from .files import write_whole
@@ -288,8 +276,7 @@ def compare(
 
     opened = Ledger.open(ledger)
     pairs = [(text, seed) for text in prompt for seed in _seeds(seeds)]
-    with _progress("loading the model"):
-        pipe = load_model(opened.base.name, device=_device(device))
+    pipe = _loaded(opened.base.name, _device(device))
     opened.check_base(_fingerprint(pipe), opened.base.name)
     sampler = _sampler(opened.base.name, steps, guidance_scale)
     total = len(pairs) * (1 + len(opened.standing))
@@ -344,7 +331,6 @@ def doctor() -> None:
 
     import torch
 
-    from .backbones.loading import load_model
     from .eval.quick import find_clip
     from .runs import versions
 
@@ -357,7 +343,7 @@ def doctor() -> None:
         table.add_row(name, "installed" if find_spec(name) else f"not installed: pip install 'erasure[{use}]'")
     table.add_row("CLIP judge", find_clip() or "no weights in the local cache: other models are not measured")
     try:
-        load_model("tinyworld")
+        _loaded("tinyworld", "cpu")
         table.add_row("tinyworld", "loads")
     except ErasureError as error:
         table.add_row("tinyworld", str(error))
@@ -415,7 +401,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _sampler(model: str, steps: int, guidance_scale: float | None) -> Any:
+def _sampler(model: str, steps: int | None, guidance_scale: float | None) -> Any:
     from .eval.pictures import Sampler
     from .runs import MeasureSettings, own_sampling
 
@@ -541,11 +527,21 @@ def _rate_in_two(rate: dict[str, Any] | None) -> str:
     return "–" if rate is None else f"{rate['value']:.2f} of {rate['n']}\n{_rate(rate).partition(' ')[2]}"
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Show that something is going on."""
-    with err.status(what):
-        yield
+def _loaded(model: str, device: str) -> Any:
+    """Load a model with a sign of life on stderr, instead of the bars and warnings of the libraries below."""
+    import warnings
+
+    with err.status(f"loading {model}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        from .backbones.loading import load_model
+
+        for library in (diffusers_logging, transformers_logging):
+            library.disable_progress_bar()
+            library.set_verbosity_error()
+        return load_model(model, device=device)
 
 
 @contextmanager

@@ -220,7 +220,7 @@ class Ledger:
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
         standing = self.standing
-        edit = self.edit()
+        edit = self.edit() if eraser.reads_weights else self._unedited()
         originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
         history = History(targets=tuple(c for entry in standing for c in entry.concepts), originals=originals)
         start = time.perf_counter()
@@ -271,7 +271,7 @@ class Ledger:
         last = None if upto is None else self.entry(upto).id
         entries = [entry for entry in self.standing if last is None or entry.id <= last]
         if not entries:
-            return Edit(changes={}, metadata=self._nothing())
+            return self._unedited()
         return self._on_base(Edit.joint([self._load(entry) for entry in entries]))
 
     @contextmanager
@@ -379,8 +379,8 @@ class Ledger:
         metadata = replace(edit.metadata, base_fingerprint=self.base.fingerprint, base_name=self.base.name)
         return replace(edit, metadata=metadata)
 
-    def _nothing(self) -> EditMetadata:
-        return EditMetadata(
+    def _unedited(self) -> Edit:
+        metadata = EditMetadata(
             method="none",
             settings={},
             concepts=(),
@@ -390,6 +390,7 @@ class Ledger:
             versions={},
             time=_now(),
         )
+        return Edit(changes={}, metadata=metadata)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -40,8 +40,8 @@ class MeasureSettings:
         near: Pictures of the concepts most like the removed ones, all together.
         far: Pictures of everything else, all together.
         seed: Of prompts and noise.
-        steps: Sampling steps; None is the model's own (25).
-        guidance_scale: Of classifier-free guidance; None is the model's own (4 on the tiny world, 7.5 elsewhere).
+        steps: Sampling steps; None is the model's own, 25 where it has none.
+        guidance_scale: Of classifier-free guidance; None is the model's own, 7.5 where it has none.
         batch_size: Pictures sampled at once. Pictures are equal to the last bit only at equal batch sizes.
     """
 
@@ -284,7 +284,10 @@ def commit() -> dict[str, object] | None:
 
     try:
         git("ls-files", "--error-unmatch", "errors.py")  # else the checkout is someone else's that we are installed in
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ":/"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
 

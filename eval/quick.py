@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL.Image import Image
 
-from erasure.concept import Concept, fill, normalized, templates
+from erasure.concept import Concept, Kind, fill, normalized, templates
 from erasure.runs import MeasureSettings
 from erasure.tinyworld import vocabulary
 
@@ -41,7 +41,7 @@ class Reading(Protocol):
 class Judge(Protocol):
     """Who reads the pictures."""
 
-    def read(self, images: Sequence[Image]) -> Reading:
+    def read(self, images: Sequence[Image], /) -> Reading:
         """Look at the pictures."""
         ...
 
@@ -266,7 +266,9 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
     Near is what the removals were told to preserve; there is no far.
     """
     gone = {normalized(name) for concept in removed for name in concept.names}
-    preserved = {name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in gone}
+    preserved: dict[str, Kind] = {
+        name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in gone
+    }
     probes = [
         Probe(name=concept.target, role="removed", prompt=prompt, seed=_seed(concept.target, i, settings.seed))
         for concept in removed
@@ -301,7 +303,7 @@ class ClipJudge:
     processor: Any
     names: tuple[str, ...]
 
-    def read(self, images: Sequence[Image]) -> "ClipReading":
+    def read(self, images: Sequence[Image], /) -> "ClipReading":
         """Look at the pictures, 16 at a time."""
         import torch
 
@@ -360,8 +362,8 @@ def load_clip(source: str | Path, device: str) -> tuple[Any, Any]:
     """Load a CLIP model and its processor from the local cache or a folder; nothing is downloaded."""
     from transformers import CLIPModel, CLIPProcessor
 
-    model = CLIPModel.from_pretrained(source, local_files_only=True).to(device).eval()
-    return model, CLIPProcessor.from_pretrained(source, local_files_only=True)
+    model: Any = CLIPModel.from_pretrained(source, local_files_only=True)
+    return model.to(device).eval(), CLIPProcessor.from_pretrained(source, local_files_only=True)
 
 
 def pairs_of(probes: Sequence[Probe]) -> list[tuple[str, int]]:

@@ -86,14 +86,11 @@ class Record:
             return None
         start = time.perf_counter()
         plan = self._plan(self.settings)
-        self._make(ORIGINAL, None, plan.pairs)
-        state = self.ledger.state(entry.id)
-        self._make(state, entry.id, plan.pairs)
-        before, after = (self.pictures.get(which, plan.pairs) for which in (ORIGINAL, state))
+        before, after = (self._made(upto, plan.pairs) for upto in (None, entry.id))
         judged_by = "the tiny world's oracle" if self._on_tinyworld else f"CLIP ({self._clip_name}), zero-shot"
         kept = {
             **plan.measure(judge, judged_by, before, after).as_json(),
-            "state": state,
+            "state": self.ledger.state(entry.id),
             "measure_seconds": round(time.perf_counter() - start, 2),
             "pictures": len(plan.probes),
             "sampler": asdict(self.sampler),
@@ -131,9 +128,7 @@ class Record:
         pairs = pairs_of(probes)
         by_column = []
         for _, upto in self.columns():
-            state = ORIGINAL if upto is None else self.ledger.state(upto)
-            self._make(state, upto, pairs)
-            by_column.append(self.pictures.get(state, pairs))
+            by_column.append(self._made(upto, pairs))
         seen = [self._seen(probes, images) for images in by_column]
         return [
             Strip(
@@ -151,21 +146,22 @@ class Record:
         reading = judge.read(images)
         return [bool(reading.sees(probe.name)[at]) for at, probe in enumerate(probes)]
 
-    def _make(self, state: str, upto: str | None, pairs: Sequence[tuple[str, int]]) -> None:
-        missing = self.pictures.missing(state, pairs)
-        if not missing:
-            return
+    def _made(self, upto: str | None, pairs: Sequence[tuple[str, int]]) -> list[Image.Image]:
+        """Return pictures of the original (None) or of the model after a removal; those that are missing are made."""
+        folder = ORIGINAL if upto is None else f"{upto}-{self.ledger.state(upto)}"
+        missing = self.pictures.missing(folder, pairs)
         what = "pictures of the original" if upto is None else f"pictures after {upto}"
 
         def advance(more: int) -> None:
             if self.on_picture is not None:
                 self.on_picture(what, more, len(missing))
 
-        if upto is None:
-            self.pictures.make(state, self.pipe, missing, advance)
-        else:
+        if missing and upto is None:
+            self.pictures.make(folder, self.pipe, missing, advance)
+        elif missing:
             with self.ledger.applied_to(self.pipe, upto):
-                self.pictures.make(state, self.pipe, missing, advance)
+                self.pictures.make(folder, self.pipe, missing, advance)
+        return self.pictures.get(folder, pairs)
 
     def _plan(self, settings: MeasureSettings) -> Plan:
         if self._on_tinyworld:

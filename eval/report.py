@@ -109,7 +109,7 @@ def render(
     skipped: str | None,
 ) -> str:
     """Return the page."""
-    text = resources.files(__package__).joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
+    text = resources.files("erasure.eval").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     removed = [concept.target for row in rows for concept in row.entry.concepts]
     last = rows[-1].measured if rows else None
@@ -132,19 +132,17 @@ def render(
 
 
 def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:
-    worst = step["measured"]["worst"]
+    measured = step["measured"]
+    worst = measured["worst"]
+    before = measured["removed"][worst]["before"]["value"]
+    least = " (the worst of all removed)" if len(measured["removed"]) > 1 else ""
+    gone = f"of pictures that ask for {worst}{least} do not show it; before it was {100 * before:.0f} %."
+    near = "of pictures that showed one of the most similar concepts still do."
+    far = "of pictures that showed something else still do."
     return [
-        {
-            "name": "Removed",
-            "rate": step["efficacy"],
-            "say": f"of pictures that ask for {worst} do not show it (the lowest of all removed).",
-        },
-        {
-            "name": "Kept, near",
-            "rate": step["near"],
-            "say": "of pictures of the most similar concepts still show them.",
-        },
-        {"name": "Kept, far", "rate": step["far"], "say": "of pictures of everything else still show it."},
+        {"name": "Removed", "rate": step["efficacy"], "say": gone},
+        {"name": "Kept, near", "rate": step["near"], "say": near},
+        {"name": "Kept, far", "rate": step["far"], "say": far},
     ]
 
 
@@ -197,7 +195,7 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("model", str(facts["config"]["model"])),
         ("method", str(facts["config"]["eraser"]["name"])),
         ("seed", str(facts["config"]["seed"])),
-        ("device", f"{facts['device']}, {facts['threads']} threads, {facts['platform']}"),
+        ("device", f"{facts['device']}, threads: {facts['threads']}, {facts['platform']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
         (
             "commit",

@@ -136,6 +136,6 @@ def cosine_distances(before: Float[np.ndarray, "n dim"], after: Float[np.ndarray
     """Return 1 - cosine of each pair of feature rows: 0 for equal pictures, at most 2."""
     a, b = before.astype(np.float64), after.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    # A row of zeros has no direction: equal rows count as equal, others as orthogonal.
-    cosine = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0), (a == b).all(axis=1))
-    return np.clip(1.0 - cosine, 0.0, 2.0)
+    cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
+    # Equal rows are at distance 0 to the last bit, rows of zeros (which have no direction) among them.
+    return np.where((a == b).all(axis=1), 0.0, np.clip(1.0 - cosine, 0.0, 2.0))

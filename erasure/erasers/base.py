@@ -45,9 +45,16 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Eraser(ABC):
-    """A method with its settings: its fields are the keys of a config, its defaults the values of its paper."""
+    """A method with its settings: its fields are the keys of a config, its defaults the values of its paper.
+
+    Attributes:
+        name: What it is called in a config and on the command line; the file's name.
+        reads_weights: Whether the edit depends on the weights that it is fitted on. One that only reads text states
+            is the same whatever was removed before, so a ledger need not put that together first.
+    """
 
     name: ClassVar[str]
+    reads_weights: ClassVar[bool] = True
     # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 

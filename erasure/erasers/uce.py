@@ -56,6 +56,7 @@ class UCE(Eraser):
     """
 
     name: ClassVar[str] = "uce"
+    reads_weights: ClassVar[bool] = False
 
     rows: Literal["templates", "last-subject"] = "templates"
     erase_scale: Annotated[float, Gt(0)] = 1.0

@@ -1,0 +1,290 @@
+"""The command, as a person or a script meets it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from erasure import Ledger, tinyworld
+from erasure.backbones import backbone_of
+from erasure.cli import app
+from tests import tiny
+from tests.eval import world
+
+SMALL = [
+    *(f"measure.{setting}" for setting in ("per_concept=2", "near=3", "far=4", "steps=1")),
+    "eraser.rows=last-subject",
+]
+SMALL = [word for setting in SMALL for word in ("--set", setting)]
+# The least that makes an entry.
+FAST = ["--no-measure", "--set", "eraser.rows=last-subject"]
+
+
+@pytest.fixture(autouse=True)
+def untrained_tinyworld(monkeypatch, tmp_path):
+    """Put an untrained tiny world in the place of the shipped one, and work in an empty folder."""
+    monkeypatch.setattr(tinyworld, "load", lambda device="cpu", dtype=None: world.pipeline())
+    monkeypatch.setattr(tinyworld, "oracle", lambda device="cpu": world.oracle())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A folder of the Stable Diffusion 1 classes with CLIP's own tokens, saved by diffusers."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.sd1(vocabulary="clip").save_pretrained(folder)
+    return folder
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def fails(*arguments: str | Path) -> str:
+    """Return the one line that a call which must fail says."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def erasure(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "erasure.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_concepts_are_removed_one_after_another_and_reported(tmp_path) -> None:
+    result = call("remove", "cat", "NEON", "--ledger", "here", *SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["ledger"] == "here"
+    assert document["base"] == {"name": "tinyworld", "fingerprint": backbone_of(world.pipeline()).fingerprint()}
+    assert [(step["id"], step["concepts"], step["method"]) for step in document["steps"]] == [
+        ("001", ["cat"], "uce"),
+        ("002", ["neon"], "uce"),
+    ]
+    for step in document["steps"]:
+        assert 0 <= step["efficacy"] <= 1
+        assert step["retention"].keys() == {"near", "far"}
+        assert step["n"]["efficacy"] == 2
+        assert step["seconds"] > 0
+        assert len(step["interval"]["efficacy"]) == 2
+    assert [len(step["removed"]) for step in document["steps"]] == [1, 2]
+    assert "002 neon" in result.stderr
+    assert Ledger.open(tmp_path / "here").verify(world.pipeline()) == []
+
+    page = (tmp_path / document["report"]).read_text()
+    assert "Removed: cat and neon" in page
+    assert page.count("data:image/png;base64,") > 3 * (2 * 2)
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    assert "http" not in page.replace("http-equiv", "")
+    run = json.loads((tmp_path / "here" / "run.json").read_text())
+    assert {"config", "versions", "device", "git", "seconds", "peak_mib"} <= run.keys()
+
+
+def test_a_second_call_goes_on_where_the_ledger_stands(tmp_path) -> None:
+    assert call("remove", "cat", "--ledger", "here", *SMALL).exit_code == 0
+    originals = {file: file.stat().st_mtime_ns for file in (tmp_path / "here/pictures/original").iterdir()}
+    result = call("remove", "cat", "gun", "--ledger", "here", *SMALL)
+    assert result.exit_code == 0
+    assert "cat: already removed" in result.stdout
+    assert result.stdout.strip().splitlines()[-1] == "report: here/report.html"
+    ledger = Ledger.open("here")
+    assert [entry.concepts[0].target for entry in ledger.entries] == ["cat", "gun"]
+    assert not {"cat", "kitty"} & set(ledger.entries[1].concepts[0].preserve)
+    assert all(file.stat().st_mtime_ns == then for file, then in originals.items())  # made once
+    done = json.loads(call("remove", "gun", "--ledger", "here", "--json", *SMALL).stdout)
+    assert (done["steps"], done["already_removed"]) == ([], ["gun"])
+
+
+def test_undo_and_log_tell_what_stands(tmp_path) -> None:
+    call("remove", "cat", "neon", "--ledger", "here", *FAST)
+    assert "002 neon: undone. Standing: cat (001)." in call("undo", "here", "2").stdout
+    entries = json.loads(call("log", "here", "--json").stdout)["entries"]
+    assert [(entry["id"], entry["concepts"], entry["state"]) for entry in entries] == [
+        ("001", ["cat"], "standing"),
+        ("002", ["neon"], "undone"),
+    ]
+    assert {"method", "time", "settings", "seed", "sha256", "approximate"} <= entries[0].keys()
+    assert "undone" in call("log", "here").stdout
+    # What was undone may be removed again, as an entry of its own; the report speaks of what stands.
+    assert call("remove", "neon", "--ledger", "here", *SMALL).exit_code == 0
+    assert [entry.id for entry in Ledger.open("here").standing] == ["001", "003"]
+    page = Path("here/report.html").read_text()
+    assert "neon (002) was removed and taken back" in page
+
+
+def test_without_a_measure_it_only_removes(tmp_path) -> None:
+    document = json.loads(call("remove", "cat", *FAST, "--json").stdout)
+    assert document["ledger"] == "erasure-runs/cat"
+    assert document["measure_skipped"] == "not asked for (--no-measure)"
+    assert document["steps"][0]["efficacy"] is None
+    assert not (tmp_path / "erasure-runs/cat/pictures").exists()
+    assert "not asked for" in Path(document["report"]).read_text()
+    again = json.loads(call("remove", "cat", *FAST, "--json").stdout)
+    assert again["ledger"] == "erasure-runs/cat-2"
+
+
+def test_a_list_of_requests_and_a_config_make_runs(tmp_path) -> None:
+    (tmp_path / "list.csv").write_text("cat,dog\nneon,,watercolor;mosaic\n")
+    call("remove", "--from", "list.csv", "--ledger", "listed", *FAST)
+    first, second = (entry.concepts[0] for entry in Ledger.open("listed").entries)
+    assert (first.target, first.anchor) == ("cat", "dog")
+    assert (second.target, second.preserve) == ("neon", ("watercolor", "mosaic"))
+
+    (tmp_path / "run.yaml").write_text(
+        "model: tinyworld\neraser: {name: uce, reg: 0.25}\nconcepts:\n  - target: cat\nseed: 3\noutput: configured\n"
+    )
+    call("remove", "--config", "run.yaml", "--set", "eraser.preserve_scale=0.5", *FAST)
+    (entry,) = Ledger.open("configured").entries
+    assert (entry.seed, entry.settings["reg"], entry.settings["preserve_scale"]) == (3, 0.25, 0.5)
+    call("remove", "gun", "--config", "run.yaml", "--ledger", "other", "--seed", "4", *FAST)
+    (entry,) = Ledger.open("other").entries
+    assert (entry.concepts[0].target, entry.seed, entry.settings["reg"]) == ("gun", 4, 0.25)
+
+
+def test_several_values_may_follow_one_option(tmp_path) -> None:
+    call("remove", "cat", "--preserve", "dog", "car", "--anchor", "bird", "--ledger", "here", *FAST)
+    (concept,) = Ledger.open("here").entries[0].concepts
+    assert (concept.preserve, concept.anchor) == (("dog", "car"), "bird")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["remove", "rabit"], "erasure: Unknown concept of the tiny world 'rabit'. Did you mean 'rabbit'?"),
+        (["remove", "cat", "--method", "ucee"], "erasure: Unknown eraser 'ucee'. Did you mean 'uce'?"),
+        (["remove", "cat", "--set", "eraser.rge=1"], "Unknown key 'rge'. Did you mean 'reg'?"),
+        (["remove", "cat", "--set", "eraser.reg=-1"], "eraser.reg: expected a number greater than 0, got -1."),
+        (["remove", "cat", "--set", "nonsense"], "--set: expected key.key=value"),
+        (["remove", "cat", "--kind", "animal"], "concepts.0.kind: expected"),
+        (["remove", "cat", "--anchor", "cat"], "concepts.0: concept.anchor: expected another concept"),
+        (["remove", "cat", "--device", "gpu"], "device: expected one that this machine has, got 'gpu'."),
+        (["remove"], "remove: expected at least one concept, got none."),
+        (["remove", "--from", "nowhere.csv"], "--from: expected a file to read, got 'nowhere.csv'"),
+        (["remove", "cat", "--config", "nowhere.yaml"], "config: expected a file to read"),
+        (["remove", "cat", "--model", "."], "model: expected a folder with a model_index.json"),
+        (["log", "nowhere"], "ledger: expected a folder with a ledger.json, got 'nowhere'."),
+        (["undo", "nowhere", "1"], "expected a folder with a ledger.json"),
+        (["verify", "nowhere"], "expected a folder with a ledger.json"),
+        (["generate", "nowhere", "--prompt", "a", "--out", "x"], "model: expected 'tinyworld', a folder or a Hub id"),
+        (["generate", "tinyworld", "--prompt", "a", "--out", "x", "--seeds", "a"], "--seeds: expected whole numbers"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_leaves_nothing(tmp_path, arguments, message) -> None:
+    assert message in fails(*arguments)
+    assert [path.name for path in tmp_path.rglob("*") if path.name != "x"] == []
+
+
+def test_a_ledger_of_another_base_is_refused(tmp_path, saved) -> None:
+    call("remove", "cat", "--ledger", "here", *FAST)
+    before = Path("here/ledger.json").read_bytes()
+    message = fails("remove", "dog", "--ledger", "here", "--model", saved)
+    assert "expected its base 'tinyworld'" in message
+    assert Path("here/ledger.json").read_bytes() == before
+
+
+def test_verify_exits_with_1_and_names_what_is_wrong(tmp_path) -> None:
+    call("remove", "cat", "--ledger", "here", *FAST)
+    good = call("verify", "here")
+    assert (good.exit_code, good.stdout) == (0, "verified: 1 removal, files, replay and base are as recorded.\n")
+    (file,) = Path("here/edits").iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    bad = call("verify", "here")
+    assert bad.exit_code == 1
+    assert "expected the file with sha256" in bad.stdout
+
+
+def test_generate_makes_every_prompt_with_every_seed(tmp_path) -> None:
+    call("remove", "cat", "--ledger", "here", *FAST)
+    arguments = ["--prompt", "a cat", "a dog", "--seeds", "0,2-3", "--steps", "1"]
+    result = call("generate", "here", *arguments, "--out", "edited")
+    assert result.exit_code == 0, result.output
+    names = {"a-cat-0.png", "a-cat-2.png", "a-cat-3.png", "a-dog-0.png", "a-dog-2.png", "a-dog-3.png"}
+    assert {file.name for file in Path("edited").iterdir()} == names
+    assert set(result.stdout.split()) == {f"edited/{name}" for name in names}
+    call("generate", "tinyworld", *arguments, "--out", "plain")
+    assert Path("plain/a-cat-0.png").read_bytes() != Path("edited/a-cat-0.png").read_bytes()
+    assert Image.open("plain/a-cat-0.png").size == (64, 64)
+
+
+def test_compare_sets_the_original_beside_every_removal(tmp_path) -> None:
+    call("remove", "cat", "gun", "--ledger", "here", *FAST)
+    result = call("compare", "here", "--prompt", "a cat", "--seeds", "0,1", "--steps", "1", "--out", "all.png")
+    assert (result.exit_code, result.stdout) == (0, "all.png\n")
+    width, height = Image.open("all.png").size
+    assert width > 3 * 192
+    assert height > 2 * 192
+
+
+def test_the_lists_name_what_there_is() -> None:
+    assert "eraser.preserve_scale=1.0" in call("methods").stdout
+    assert "uce" in call("methods").stdout
+    assert "tinyworld" in call("models").stdout
+    result = call("doctor")
+    assert result.exit_code == 0
+    assert "torch" in result.stdout
+
+
+def test_a_model_folder_is_edited_saved_reloaded_and_undone_bit_for_bit(tmp_path, saved) -> None:
+    done = erasure("remove", "Van Gogh", "--kind", "style", "--model", saved, "--ledger", "here", "--json", *SMALL)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert "no CLIP weights" in document["measure_skipped"]
+    assert document["base"]["name"] == str(saved)
+    assert "data:image/png" in Path(document["report"]).read_text()
+    assert call("verify", "here").exit_code == 0
+
+    def made(source: Path | str, folder: str) -> bytes:
+        prompt = "a tree by Van Gogh"
+        assert call("generate", source, "--prompt", prompt, "--steps", "2", "--out", folder).exit_code == 0
+        return Image.open(f"{folder}/a-tree-by-van-gogh-0.png").tobytes()
+
+    before, removed = made(saved, "before"), made("here", "removed")
+    assert call("undo", "here", "001").exit_code == 0
+    assert made("here", "undone") == before
+    assert removed != before
+
+
+def test_ctrl_c_leaves_what_was_finished_and_says_one_line(tmp_path, saved) -> None:
+    assert call("remove", "dog", "--model", saved, "--ledger", "here", *FAST).exit_code == 0
+    command = [sys.executable, "-m", "erasure.cli", "remove", "cat", "--method", "esd", "--set", "eraser.steps=1000000"]
+    command += ["--model", str(saved), "--ledger", "here", "--no-measure"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # what it is about to remove
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert [line for line in err.splitlines() if line.strip()][-1].startswith("erasure: Interrupted.")
+    assert "Traceback" not in err
+    ledger = Ledger.open("here")
+    assert [entry.concepts[0].target for entry in ledger.entries] == ["dog"]
+    assert len(list(Path("here/edits").iterdir())) == 1
+
+
+def test_help_needs_neither_torch_nor_time() -> None:
+    code = (
+        "import sys; import erasure.cli; print(sorted({'torch', 'diffusers', 'pydantic', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    seconds = []
+    for _ in range(3):
+        before = os.times().children_user + os.times().children_system
+        assert erasure("--help").returncode == 0
+        seconds.append(os.times().children_user + os.times().children_system - before)
+    assert min(seconds) < 0.7  # of processor time: what others do on the machine does not count
