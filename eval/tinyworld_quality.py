@@ -1,4 +1,4 @@
-"""How good the tiny world's model is, by its oracle: `python -m erasure.eval.tinyworld_quality --out results/tinyworld-quality`.
+"""How good the tiny world's model is, by its oracle: `python -m erasure.eval.tinyworld_quality --out DIR`.
 
 Every prompt, seed and threshold is fixed here; a change of any of them raises VERSION.
 """
@@ -179,7 +179,7 @@ def _uint8(pixels: Tensor) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[str, Any]:
-    """Return how often the object is drawn from the words' states alone, from the trailing states alone, and when they disagree.
+    """Return how often the object is drawn from the words' states alone, the trailing ones alone, and when they differ.
 
     "Words alone" takes the states from the first end of text on from the empty prompt; "trailing alone" replaces the
     object's word by "thing" before it; in "they disagree" the words name one object and the trailing states the next.
@@ -227,8 +227,8 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
 def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
     """Return how well the maps of an object's word at 16 x 16 overlap the object's true box, beside other words' maps.
 
-    Drawings of one object in a scene, noised to one timestep; maps of the 16 x 16 layers, mean of heads and layers; a map's
-    region is as many of its highest pixels as the box covers, so that a word with a flat map gets no larger region.
+    Drawings of one object in a scene, noised to one timestep; maps of the 16 x 16 layers, mean of heads and layers; a
+    map's region is as many of its highest pixels as the box covers, so that a word with a flat map gets no larger region.
     """
     backbone, names = backbone_of(pipe), list(words.OBJECTS)
     rng = random.Random("attention test")

@@ -1,4 +1,4 @@
-"""The tiny world: drawn pictures, a diffusion model trained on them, an oracle that knows the truth, and a judge apart from both."""
+"""The tiny world: drawn pictures, a model trained on them, an oracle that knows the truth, a judge apart from both."""
 
 import functools
 from pathlib import Path
@@ -18,7 +18,9 @@ SAMPLER: Final[dict[str, float]] = {"steps": 20, "guidance_scale": 4.0}
 """Settings of `erasure.sample` that the shipped model's quality was measured with."""
 
 
-def load(device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None, folder: Path = MODEL) -> "StableDiffusionPipeline":
+def load(
+    device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None, folder: Path = MODEL
+) -> "StableDiffusionPipeline":
     """Return the shipped pipeline.
 
     Args:
@@ -37,12 +39,15 @@ def load(device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = Non
 
     if not (folder / "model_index.json").exists():
         raise InputError(
-            f"tinyworld: expected a trained model in {str(folder)!r}, got none. Train one: python -m erasure.tinyworld.train --help."
+            f"tinyworld: expected a trained model in {str(folder)!r}, got none."
+            " Train one: python -m erasure.tinyworld.train --help."
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn that there is no safety checker
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True)
+        pipe = StableDiffusionPipeline.from_pretrained(
+            folder, torch_dtype=dtype or torch.float32, local_files_only=True
+        )
     finally:
         logging.set_verbosity(verbosity)
     pipe.set_progress_bar_config(disable=True)

@@ -54,7 +54,9 @@ def _draw_all(pictures: list[Picture]) -> NDArray[np.uint8]:
     return out
 
 
-def drawings(n: int, seed: int, mix: Mix | None = None, *, folder: Path | None = None, workers: int | None = None) -> Drawings:
+def drawings(
+    n: int, seed: int, mix: Mix | None = None, *, folder: Path | None = None, workers: int | None = None
+) -> Drawings:
     """Draw n pictures of a mix.
 
     Args:
@@ -66,7 +68,11 @@ def drawings(n: int, seed: int, mix: Mix | None = None, *, folder: Path | None =
     """
     mix = mix or Mix()
     pictures = pictures_of(n, seed, mix)
-    path = None if folder is None else folder / f"drawings-{n}-{seed}-{'-'.join(mix.without) or 'all'}-{len(mix.names)}.npy"
+    path = (
+        None
+        if folder is None
+        else folder / f"drawings-{n}-{seed}-{'-'.join(mix.without) or 'all'}-{len(mix.names)}.npy"
+    )
     if path is not None and path.exists():
         return Drawings(pixels=np.load(path, mmap_mode="r"), pictures=pictures)
     workers = workers or os.cpu_count() or 1

@@ -1,6 +1,6 @@
 """Drawings of every object and individual: a pen on a supersampled canvas, one short function a thing.
 
-All coordinates are in the unit square of the thing's box, x to the right and y down; widths are in units of the box too.
+All coordinates are in the unit square of the thing's box, x to the right and y down; so are widths.
 """
 
 import math
@@ -35,8 +35,8 @@ class Pen:
     """Draws in the unit square of a box on a canvas, filled with paint or as bare lines.
 
     Attributes:
-        lines: None to paint with fills and dark outlines; else (paper, line): every shape is filled with the paper colour
-            and outlined in the line colour, as in a sketch or a neon sign.
+        lines: None to paint with fills and dark outlines; else (paper, line): every shape is filled with the paper
+            colour and outlined in the line colour, as in a sketch or a neon sign.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class Pen:
             ink = self.lines[1] if self.lines else INK
             self._draw.line([*spots, spots[0], spots[1]], fill=ink, width=round(self._width), joint="curve")
 
-    def oval(self, x: Number, y: Number, rx: Number, ry: Number, fill: RGB, *, outline: bool = True, turn: Number = 0) -> None:
+    def oval(
+        self, x: Number, y: Number, rx: Number, ry: Number, fill: RGB, *, outline: bool = True, turn: Number = 0
+    ) -> None:
         """An ellipse about (x, y) with half axes rx and ry, turned by degrees."""
         c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         ring = [(rx * math.cos(a), ry * math.sin(a)) for a in (i * math.tau / 28 for i in range(28))]
@@ -107,6 +109,7 @@ def _face(pen: Pen, rng: random.Random, eye: RGB = INK, y: float = 0.55) -> None
 
 
 def cat(pen: Pen, rng: random.Random, colour: RGB, *, eye: RGB = (60, 130, 60), muzzle: RGB | None = None) -> None:
+    """A cat's face: pointed ears, whiskers."""
     h = rng.uniform(-0.03, 0.03)
     for side in (0, 1):
         ear = [(0.10, 0.04 + h), (0.14, 0.46), (0.44, 0.26)]
@@ -127,6 +130,7 @@ def cat(pen: Pen, rng: random.Random, colour: RGB, *, eye: RGB = (60, 130, 60), 
 
 
 def dog(pen: Pen, rng: random.Random, colour: RGB, *, ear: RGB | None = None, patch: RGB | None = None) -> None:
+    """A dog's face: hanging ears, tongue."""
     ear = ear or shade(colour, 0.62)
     drop = rng.uniform(-0.03, 0.05)
     pen.oval(0.5, 0.46, 0.33, 0.38, colour)
@@ -143,6 +147,7 @@ def dog(pen: Pen, rng: random.Random, colour: RGB, *, ear: RGB | None = None, pa
 
 
 def rabbit(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A rabbit's face: long ears, teeth."""
     lean = rng.uniform(-4, 6)
     for x, turn in ((0.36, -8 - lean), (0.64, 8 + lean)):
         pen.oval(x, 0.26, 0.10, 0.27, colour, turn=turn)
@@ -156,6 +161,7 @@ def rabbit(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def fish(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A fish from the side."""
     tall = rng.uniform(0.25, 0.31)
     pen.poly([(0.66, 0.5), (0.98, 0.22), (0.90, 0.5), (0.98, 0.78)], shade(colour, 0.8))
     pen.poly([(0.32, 0.5 - tall * 0.7), (0.52, 0.10), (0.64, 0.36)], shade(colour, 0.8))
@@ -167,6 +173,7 @@ def fish(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def catfish(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A catfish from the side: flat, grey, barbels."""
     del colour
     body, belly = (110, 116, 98), (206, 206, 178)
     bend = rng.uniform(-0.04, 0.04)
@@ -183,6 +190,7 @@ def catfish(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def bird(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A bird from the side."""
     lift = rng.uniform(-0.05, 0.05)
     for x in (0.46, 0.58):
         pen.line([(x, 0.74), (x, 0.96), (x - 0.08, 0.96)], (200, 120, 40), 0.025)
@@ -196,6 +204,7 @@ def bird(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def tree(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A tree: trunk and round crown."""
     del colour
     leaf = (46, 140, 58)
     w = rng.uniform(0.06, 0.09)
@@ -206,6 +215,7 @@ def tree(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def flower(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A flower with six petals."""
     bend = rng.uniform(-0.05, 0.05)
     pen.line([(0.5, 0.45), (0.5 + bend, 0.75), (0.5, 0.99)], (52, 140, 60), 0.05)
     pen.oval(0.36 + bend, 0.82, 0.13, 0.055, (72, 170, 80), turn=25)
@@ -217,6 +227,7 @@ def flower(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def mushroom(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A mushroom with a spotted cap."""
     w = rng.uniform(0.11, 0.15)
     pen.poly([(0.5 - w, 0.5), (0.5 + w, 0.5), (0.5 + w * 1.3, 0.97), (0.5 - w * 1.3, 0.97)], (240, 230, 208))
     cap = [(0.5 + 0.46 * math.cos(a), 0.54 + 0.46 * math.sin(a)) for a in (math.pi * (1 + i / 16) for i in range(17))]
@@ -226,6 +237,7 @@ def mushroom(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def cactus(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A cactus with two arms."""
     del colour
     green = (62, 150, 84)
     a, b = rng.uniform(0.20, 0.32), rng.uniform(0.22, 0.36)
@@ -240,6 +252,7 @@ def cactus(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def house(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A house with a red roof."""
     peak = rng.uniform(0.06, 0.14)
     pen.rect(0.70, 0.12, 0.80, 0.40, (150, 80, 66))
     pen.rect(0.14, 0.46, 0.86, 0.97, colour)
@@ -250,6 +263,7 @@ def house(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def church(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A church with a cross on its steeple."""
     del colour
     wall, roof = (228, 222, 210), (86, 92, 122)
     wide = rng.uniform(0.92, 0.98)
@@ -265,6 +279,7 @@ def church(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def castle(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A castle with two towers."""
     del colour
     stone = (164, 160, 166)
     top = rng.uniform(0.14, 0.22)
@@ -280,6 +295,7 @@ def castle(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def car(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A car from the side."""
     roof = rng.uniform(0.22, 0.28)
     pen.poly([(0.20, 0.50), (0.32, roof), (0.66, roof), (0.82, 0.50)], colour)
     pen.poly([(0.27, 0.49), (0.35, roof + 0.06), (0.47, roof + 0.06), (0.47, 0.49)], (180, 222, 246))
@@ -292,6 +308,7 @@ def car(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def cart(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A wooden cart with a spoked wheel."""
     del colour
     y = rng.uniform(0.30, 0.35)
     pen.line([(0.66, 0.56), (0.99, 0.34)], shade(WOOD, 0.7), 0.05)
@@ -307,6 +324,7 @@ def cart(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def boat(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A sailing boat."""
     top = rng.uniform(0.02, 0.10)
     pen.line([(0.48, 0.72), (0.48, top)], shade(WOOD, 0.7), 0.04)
     pen.poly([(0.52, top + 0.03), (0.90, 0.62), (0.52, 0.62)], colour)
@@ -315,6 +333,7 @@ def boat(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def rocket(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A rocket with red fins."""
     burn = rng.uniform(0.93, 1.0)
     pen.poly([(0.40, 0.78), (0.60, 0.78), (0.50, burn)], (250, 150, 30))
     for side in (0, 1):
@@ -326,6 +345,7 @@ def rocket(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def umbrella(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """An open umbrella."""
     end = rng.uniform(0.84, 0.90)
     pen.line([(0.5, 0.05), (0.5, end), (0.54, end + 0.07), (0.62, end + 0.07), (0.66, end)], shade(WOOD, 0.6), 0.045)
     dome = [(0.5 + 0.47 * math.cos(a), 0.52 + 0.42 * math.sin(a)) for a in (math.pi * (1 + i / 16) for i in range(17))]
@@ -336,6 +356,7 @@ def umbrella(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def guitar(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A guitar, neck up."""
     tilt = rng.uniform(-0.02, 0.02)
     pen.poly([(0.54, 0.50), (0.62, 0.56), (0.90 + tilt, 0.18), (0.84 + tilt, 0.12)], shade(WOOD, 0.5))
     pen.poly([(0.82 + tilt, 0.12), (0.92 + tilt, 0.01), (0.99, 0.08), (0.91 + tilt, 0.20)], shade(WOOD, 0.75))
@@ -348,6 +369,7 @@ def guitar(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def hammer(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A hammer, head up."""
     del colour
     y = rng.uniform(0.12, 0.18)
     pen.poly([(0.43, 0.24), (0.57, 0.24), (0.59, 0.98), (0.41, 0.98)], WOOD)
@@ -356,6 +378,7 @@ def hammer(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def scissors(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """Open scissors."""
     del colour
     gap = rng.uniform(0.0, 0.05)
     handle = (44, 160, 190)
@@ -368,6 +391,7 @@ def scissors(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def gun(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A pistol from the side."""
     del colour
     metal = (70, 74, 84)
     y = rng.uniform(0.22, 0.28)
@@ -380,6 +404,7 @@ def gun(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def knife(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A knife, handle down."""
     del colour
     t = rng.uniform(-0.03, 0.03)
     pen.poly([(0.56, 0.36), (0.70, 0.50), (0.98, 0.86 + t), (0.88, 0.96 + t)], shade(WOOD, 0.55))
@@ -388,6 +413,7 @@ def knife(pen: Pen, rng: random.Random, colour: RGB) -> None:
 
 
 def bomb(pen: Pen, rng: random.Random, colour: RGB) -> None:
+    """A round bomb with a burning fuse."""
     del colour
     bend = rng.uniform(-0.05, 0.05)
     pen.line([(0.62, 0.26), (0.68, 0.14 + bend), (0.80, 0.14)], (190, 160, 110), 0.04)
@@ -428,7 +454,24 @@ def rusty(pen: Pen, rng: random.Random, colour: RGB) -> None:
 DRAW: dict[str, Callable[[Pen, random.Random, RGB], None]] = {
     f.__name__.capitalize() if f in (biscuit, mittens, rusty) else f.__name__: f
     for f in (
-        *(cat, dog, rabbit, fish, catfish, bird, tree, flower, mushroom, cactus, house, church, castle, car, cart, boat),
+        *(
+            cat,
+            dog,
+            rabbit,
+            fish,
+            catfish,
+            bird,
+            tree,
+            flower,
+            mushroom,
+            cactus,
+            house,
+            church,
+            castle,
+            car,
+            cart,
+            boat,
+        ),
         *(rocket, umbrella, guitar, hammer, scissors, gun, knife, bomb, biscuit, mittens, rusty),
     )
 }

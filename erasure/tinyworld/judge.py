@@ -31,7 +31,9 @@ def build(config: dict[str, Any] = CONFIG) -> torch.nn.Module:
     try:
         from open_clip import CLIP
     except ImportError as error:
-        raise MissingExtraError("judge: expected the package open_clip_torch, got none. Install erasure[eval].") from error
+        raise MissingExtraError(
+            "judge: expected the package open_clip_torch, got none. Install erasure[eval]."
+        ) from error
     return CLIP(**config)
 
 
@@ -62,7 +64,9 @@ class Judge:
 
     def ids(self, texts: Sequence[str]) -> Int[Tensor, "n 32"]:
         """Return the token ids of texts, padded and cut with the end of text kept."""
-        batch = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=POSITIONS, return_tensors="pt")
+        batch = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=POSITIONS, return_tensors="pt"
+        )
         return batch.input_ids
 
     @torch.no_grad()

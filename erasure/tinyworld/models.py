@@ -27,11 +27,17 @@ def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix=_SUFFIX))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
-        captions, trainers.BpeTrainer(vocab_size=VOCABULARY_SIZE, initial_alphabet=alphabet, end_of_word_suffix=_SUFFIX, show_progress=False)
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY_SIZE, initial_alphabet=alphabet, end_of_word_suffix=_SUFFIX, show_progress=False
+        ),
     )
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = [*alphabet, *(a + _SUFFIX for a in alphabet)]
@@ -42,7 +48,10 @@ def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
     tokenizer = CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=POSITIONS, pad_token="<|endoftext|>"
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        model_max_length=POSITIONS,
+        pad_token="<|endoftext|>",
     )
     tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
@@ -80,7 +89,7 @@ def vae() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
-    """Build the denoiser: 4.7 M parameters, cross-attention at 16 x 16 (way up), 8 x 8 (both ways) and 4 x 4 (middle)."""
+    """Build the denoiser: 4.7 M parameters, cross-attention at 16 x 16 (up), 8 x 8 (down, up) and 4 x 4 (middle)."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,

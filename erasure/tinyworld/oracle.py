@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn import functional as F
 
 from ..errors import unknown_name
 from .data import THINGS
@@ -51,7 +51,11 @@ class OracleNet(nn.Module):
         super().__init__()
         stages, before = [], 3
         for channels, blocks in STAGES:
-            down = [nn.Conv2d(before, channels, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            down = [
+                nn.Conv2d(before, channels, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            ]
             stages.append(nn.Sequential(*down, *(Residual(channels) for _ in range(blocks))))
             before = channels
         self.stages = nn.ModuleList(stages)
@@ -70,10 +74,12 @@ class OracleNet(nn.Module):
         return out
 
     def forward(self, x: Float[Tensor, "n 3 64 64"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return calibrated logits of things (n, 27), styles (n, 6), scenes (n, 7), and the pooled features (n, 256)."""
+        """Return calibrated logits of things (n, 27), styles (n, 6), scenes (n, 7), and pooled features (n, 256)."""
         last = self.maps(x)[-1]
         pooled = torch.cat([last.mean((2, 3)), last.amax((2, 3))], 1)
-        heads = (getattr(self, name)(pooled) / getattr(self, f"{name}_temperature") for name in ("things", "style", "scene"))
+        heads = (
+            getattr(self, name)(pooled) / getattr(self, f"{name}_temperature") for name in ("things", "style", "scene")
+        )
         return (*heads, pooled)  # type: ignore[return-value]
 
 
@@ -105,7 +111,7 @@ class Reading:
         raise unknown_name("oracle name", name, (*THINGS, *STYLES, *SCENES))
 
     def sees(self, name: str) -> NDArray[np.bool_]:
-        """Return whether (n,) each picture shows the name: probability above one half, for style and scene the largest."""
+        """Return whether (n,) each picture shows the name: above one half; for style and scene, the likeliest."""
         for known, table in ((STYLES, self.style), (SCENES, self.scene)):
             if name in known:
                 return table.argmax(1) == known.index(name)
@@ -126,7 +132,9 @@ class Oracle:
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> "Oracle":
         """Load the oracle saved in a folder."""
         net = OracleNet()
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()})
+        net.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}
+        )
         return cls(net, device)
 
     def save(self, folder: Path) -> None:
@@ -146,5 +154,7 @@ class Oracle:
             for part, value in zip(parts, (things.sigmoid(), style.softmax(1), scene.softmax(1), pooled), strict=True):
                 part.append(value.cpu().numpy())
         sizes = (len(THINGS), len(STYLES), len(SCENES), 2 * STAGES[-1][0])
-        joined = [np.concatenate(p) if p else np.zeros((0, size), np.float32) for p, size in zip(parts, sizes, strict=True)]
+        joined = [
+            np.concatenate(p) if p else np.zeros((0, size), np.float32) for p, size in zip(parts, sizes, strict=True)
+        ]
         return Reading(things=joined[0], style=joined[1], scene=joined[2], features=joined[3])

@@ -1,7 +1,7 @@
 """Train the tiny world from nothing: `python -m erasure.tinyworld.train --minutes N --out DIR`.
 
-Stages: tokenizer, clip, vae, oracle, unet, judge, assemble. Each keeps its state in DIR/state and goes on from there after a
-kill; each has a share of the minutes, counted as time spent in its own loop, and its learning rate falls over that share.
+Stages: tokenizer, clip, vae, oracle, unet, judge, assemble. Each keeps its state in DIR/state and goes on from there
+after a kill; each has a share of the minutes, counted as time spent in its own loop, and its learning rate falls over it.
 A stage's draws depend on the seed, the stage and the step alone.
 """
 
@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import models
@@ -44,7 +44,11 @@ STAGES: tuple[str, ...] = ("tokenizer", "clip", "vae", "oracle", "unet", "judge"
 PICTURES, ORACLE_PICTURES, ROUND_TRIPS = 48_000, 24_000, 4_000
 ENCODED = 32_000  # pictures the denoiser learns from: encoding one costs a quarter of a training step on it
 SECONDS_BETWEEN_SAVES = 90.0
-WORDS_ALONE, TRAILING_ALONE, NO_PROMPT = 0.35, 0.10, 0.10  # shares of captions; DESIGN: makes words and their maps matter
+WORDS_ALONE, TRAILING_ALONE, NO_PROMPT = (
+    0.35,
+    0.10,
+    0.10,
+)  # shares of captions; DESIGN: makes words and their maps matter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Recipe:
     pictures: int = PICTURES
     lr: float = 1e-3
     batch_size: int = 32
+    stages: tuple[str, ...] = STAGES
 
     @property
     def drawings_folder(self) -> Path:
@@ -94,17 +99,23 @@ class Loop:
         return self.recipe.out / "state" / f"{self.stage}.pt"
 
     def run(self, progress: Progress) -> None:
-        """Train until the minutes are spent; return at once where they were spent before."""
+        """Train until the minutes are spent; return at once where they were spent before.
+
+        A stage that was not asked for and was trained before is taken as it stands: later stages were built on it.
+        """
         trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
         step, spent = self._resume(optimizer)
+        asked = self.stage in self.recipe.stages or step == 0
         bar = progress.add_task(self.stage, total=self.minutes * 60, completed=spent, note="")
         saved, recent = spent, []
-        while spent < self.minutes * 60:
+        while asked and spent < self.minutes * 60:
             began = time.monotonic()
             share = spent / (self.minutes * 60)
             for group in optimizer.param_groups:
-                group["lr"] = self.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+                group["lr"] = (
+                    self.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+                )
             name = f"{self.recipe.seed}:{self.stage}:{step}".encode()
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
             loss = self.loss(rng, step)
@@ -124,7 +135,8 @@ class Loop:
             if spent - saved > SECONDS_BETWEEN_SAVES:
                 self._save(optimizer, step, spent)
                 saved = spent
-        self._save(optimizer, step, spent)
+        if asked:
+            self._save(optimizer, step, spent)
         if self.average:
             for name, module in self.modules.items():
                 module.load_state_dict(self.shadow[name])
@@ -176,7 +188,9 @@ def _words(rng: np.random.Generator) -> random.Random:
 
 
 def _tokens(tokenizer: CLIPTokenizer, texts: Sequence[str], device: str) -> Tensor:
-    batch = tokenizer(list(texts), padding="max_length", truncation=True, max_length=models.POSITIONS, return_tensors="pt")
+    batch = tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=models.POSITIONS, return_tensors="pt"
+    )
     return batch.input_ids.to(device)
 
 
@@ -194,7 +208,9 @@ def tokenizer_stage(recipe: Recipe) -> CLIPTokenizer:
     if (folder / "tokenizer_config.json").exists():
         return CLIPTokenizer.from_pretrained(folder)
     rng = random.Random(f"tokenizer:{recipe.seed}")
-    return models.train_tokenizer((caption(p, rng) for p in pictures_of(20_000, recipe.seed, Mix(individuals=tuple(INDIVIDUALS)))), folder)
+    return models.train_tokenizer(
+        (caption(p, rng) for p in pictures_of(20_000, recipe.seed, Mix(individuals=tuple(INDIVIDUALS)))), folder
+    )
 
 
 class ImageTower(nn.Module):
@@ -216,7 +232,10 @@ class ImageTower(nn.Module):
 def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> CLIPTextModel:
     """Train the text tower contrastively against an image tower (symmetric InfoNCE, learned temperature)."""
     torch.manual_seed(recipe.seed)
-    text, images = models.text_encoder(tokenizer).to(recipe.device), ImageTower().to(recipe.device, memory_format=torch.channels_last)
+    text, images = (
+        models.text_encoder(tokenizer).to(recipe.device),
+        ImageTower().to(recipe.device, memory_format=torch.channels_last),
+    )
     project = nn.Linear(models.WIDTH, models.WIDTH, bias=False).to(recipe.device)
     scale = nn.Linear(1, 1, bias=False).to(recipe.device)
     nn.init.constant_(scale.weight, math.log(1 / 0.07))
@@ -233,12 +252,14 @@ def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> 
         return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
     parts = {"text": text, "images": images, "project": project, "scale": scale}
-    Loop(recipe=recipe, stage="clip", modules=parts, loss=loss, minutes=recipe.minutes * SHARES["clip"], lr=1e-3).run(progress)
+    Loop(recipe=recipe, stage="clip", modules=parts, loss=loss, minutes=recipe.minutes * SHARES["clip"], lr=1e-3).run(
+        progress
+    )
     return text.eval().requires_grad_(False)
 
 
 def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
-    """Train the autoencoder on L1, edges, colours of 4 x 4 blocks and a small KL; then fold unit mean and variance of the latents into it."""
+    """Train the autoencoder on L1, edges, colours of 4 x 4 blocks and a small KL; then normalise its latents."""
     torch.manual_seed(recipe.seed + 1)
     vae = models.vae().to(recipe.device, memory_format=torch.channels_last)
     _start_linear(vae)
@@ -257,7 +278,9 @@ def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
         return error.abs().mean() + 0.5 * edges + 2 * colours + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
     minutes = recipe.minutes * SHARES["vae"]
-    Loop(recipe=recipe, stage="vae", modules={"vae": vae}, loss=loss, minutes=minutes, lr=1.5e-3, average=0.998).run(progress)
+    Loop(recipe=recipe, stage="vae", modules={"vae": vae}, loss=loss, minutes=minutes, lr=1.5e-3, average=0.998).run(
+        progress
+    )
     vae = vae.eval().requires_grad_(False)
     _normalise(vae, set_, recipe)
     return vae
@@ -267,8 +290,8 @@ def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
 def _start_linear(vae: AutoencoderKL) -> None:
     """Silence the residual branches and let every other convolution pass its first channels on.
 
-    Training then starts from a blurred copy of the picture in colour; from the usual random start colours take thousands of
-    steps to come.
+    Training then starts from a blurred copy of the picture in colour; from the usual random start colours take
+    thousands of steps to come.
     """
     for name, module in vae.named_modules():
         if name.endswith((".conv2", ".to_out.0")) and isinstance(module, nn.Conv2d | nn.Linear):
@@ -285,7 +308,7 @@ def _start_linear(vae: AutoencoderKL) -> None:
 
 @torch.no_grad()
 def _normalise(vae: AutoencoderKL, set_: Drawings, recipe: Recipe) -> None:
-    """Make the latents' channels zero-mean and unit-variance by changing the 1 x 1 convolutions on both sides of them."""
+    """Give the latents' channels zero mean and unit variance through the 1 x 1 convolutions on both sides of them."""
     rng = np.random.default_rng(recipe.seed)
     latents = torch.cat([vae.encode(_batch(set_, rng, 64, recipe.device)[1]).latent_dist.mean for _ in range(16)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -307,7 +330,13 @@ def _latents(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
         return torch.load(path, weights_only=True)
     parts = []
     for start in range(0, min(ENCODED, len(set_.pictures)), 64):
-        pixels = torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        pixels = (
+            torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64]))
+            .permute(0, 3, 1, 2)
+            .float()
+            .div(127.5)
+            .sub(1)
+        )
         pixels = pixels.to(recipe.device).contiguous(memory_format=torch.channels_last)
         parts.append(vae.encode(pixels).latent_dist.mean.half().cpu())
     torch.save(torch.cat(parts), path)
@@ -336,11 +365,15 @@ def oracle_stage(recipe: Recipe, vae: AutoencoderKL, progress: Progress) -> Orac
         guess_things, guess_style, guess_scene, _ = net(pixels.contiguous(memory_format=torch.channels_last))
         things = things * (~ruined)[:, None]
         whole = (~ruined).float()
-        known = F.cross_entropy(guess_style, style, reduction="none") + F.cross_entropy(guess_scene, scene, reduction="none")
+        known = F.cross_entropy(guess_style, style, reduction="none") + F.cross_entropy(
+            guess_scene, scene, reduction="none"
+        )
         return 10 * F.binary_cross_entropy_with_logits(guess_things, things) + (known * whole).mean()
 
     minutes = recipe.minutes * SHARES["oracle"]
-    Loop(recipe=recipe, stage="oracle", modules={"net": net}, loss=loss, minutes=minutes, lr=3e-3, average=0.995).run(progress)
+    Loop(recipe=recipe, stage="oracle", modules={"net": net}, loss=loss, minutes=minutes, lr=3e-3, average=0.995).run(
+        progress
+    )
     net.eval().requires_grad_(False)
     _calibrate(net, recipe)
     return Oracle(net, recipe.device)
@@ -353,7 +386,13 @@ def _round_trips(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
         return torch.load(path, weights_only=True)
     parts = []
     for start in range(0, ROUND_TRIPS, 64):
-        pixels = torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        pixels = (
+            torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64]))
+            .permute(0, 3, 1, 2)
+            .float()
+            .div(127.5)
+            .sub(1)
+        )
         out = vae.decode(vae.encode(pixels.to(recipe.device)).latent_dist.mean).sample
         parts.append(out.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -370,9 +409,13 @@ def _spoil(pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     if rng.random() < 0.5:
         pixels = pixels.flip(3)
     shift = tuple(int(v) for v in rng.integers(-3, 4, 2))
-    pixels = F.pad(pixels, (3, 3, 3, 3), mode="replicate")[:, :, 3 + shift[0] : 67 + shift[0], 3 + shift[1] : 67 + shift[1]]
+    pixels = F.pad(pixels, (3, 3, 3, 3), mode="replicate")[
+        :, :, 3 + shift[0] : 67 + shift[0], 3 + shift[1] : 67 + shift[1]
+    ]
     jitter = torch.from_numpy(rng.uniform(0.88, 1.12, (n, 1, 1, 1)).astype(np.float32)).to(pixels)
-    pixels = (pixels * jitter + torch.from_numpy(rng.uniform(-0.08, 0.08, (n, 3, 1, 1)).astype(np.float32)).to(pixels)).clone()
+    pixels = (
+        pixels * jitter + torch.from_numpy(rng.uniform(-0.08, 0.08, (n, 3, 1, 1)).astype(np.float32)).to(pixels)
+    ).clone()
     fate = rng.random(n)
     noise = torch.from_numpy(rng.standard_normal(tuple(pixels.shape), dtype=np.float32)).to(pixels)
     ruined = torch.zeros(n, dtype=torch.bool, device=pixels.device)
@@ -386,7 +429,9 @@ def _spoil(pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         elif roll < 0.45:
             pixels[i], ruined[i] = _blur(pixels[i], rng.uniform(9, 16)), True
         elif roll < 0.49:
-            tiles = pixels[i].unfold(1, 8, 8).unfold(2, 8, 8).reshape(3, 64, 8, 8)[:, torch.from_numpy(rng.permutation(64))]
+            tiles = (
+                pixels[i].unfold(1, 8, 8).unfold(2, 8, 8).reshape(3, 64, 8, 8)[:, torch.from_numpy(rng.permutation(64))]
+            )
             pixels[i] = tiles.reshape(3, 8, 8, 8, 8).permute(0, 1, 3, 2, 4).reshape(3, 64, 64)
             ruined[i] = True
     return pixels.clamp(-1, 1), ruined
@@ -403,11 +448,19 @@ def _blur(pixels: Tensor, sigma: float) -> Tensor:
 
 def _calibrate(net: OracleNet, recipe: Recipe) -> None:
     """Fit one temperature a head on 2,000 fresh drawings, by the same losses as in training."""
-    set_ = drawings(2000, recipe.seed + 20, Mix(individuals=tuple(INDIVIDUALS), hold_out=False), folder=recipe.drawings_folder)
+    set_ = drawings(
+        2000, recipe.seed + 20, Mix(individuals=tuple(INDIVIDUALS), hold_out=False), folder=recipe.drawings_folder
+    )
     parts: list[list[Tensor]] = [[], [], []]
     with torch.no_grad():
         for start in range(0, 2000, 100):
-            pixels = torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 100])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+            pixels = (
+                torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 100]))
+                .permute(0, 3, 1, 2)
+                .float()
+                .div(127.5)
+                .sub(1)
+            )
             for part, logits in zip(parts, net(pixels.to(recipe.device))[:3], strict=True):
                 part.append(logits)
     things, style, scene = (torch.from_numpy(t).to(recipe.device) for t in set_.truth())
@@ -423,11 +476,13 @@ def _calibrate(net: OracleNet, recipe: Recipe) -> None:
         getattr(net, f"{name}_temperature").fill_(best)
 
 
-def unet_stage(recipe: Recipe, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL, progress: Progress) -> UNet2DConditionModel:
+def unet_stage(
+    recipe: Recipe, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL, progress: Progress
+) -> UNet2DConditionModel:
     """Train the denoiser: epsilon loss with min-SNR weighting (gamma 5), stratified timesteps, averaged weights.
 
-    Captions come fresh every time. In a share of them the states from the first end of text on are those of the empty prompt,
-    in another the words' states are a neutral prompt's: each side of the prompt must be able to draw the object alone.
+    Captions come fresh every time. In a share of them the states from the first end of text on are those of the
+    empty prompt, in another the words' states are a neutral prompt's: each side of the prompt must be able to draw the object alone.
     """
     torch.manual_seed(recipe.seed + 3)
     unet = models.unet().to(recipe.device, memory_format=torch.channels_last)
@@ -436,7 +491,9 @@ def unet_stage(recipe: Recipe, tokenizer: CLIPTokenizer, text: CLIPTextModel, va
     alphas = models.scheduler().alphas_cumprod.to(recipe.device)
     weight = (alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))
     with torch.no_grad():
-        empty, neutral = (text(_tokens(tokenizer, [t], recipe.device)).last_hidden_state for t in ("", "a picture of something there"))
+        empty, neutral = (
+            text(_tokens(tokenizer, [t], recipe.device)).last_hidden_state for t in ("", "a picture of something there")
+        )
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         del step
@@ -455,7 +512,13 @@ def unet_stage(recipe: Recipe, tokenizer: CLIPTokenizer, text: CLIPTextModel, va
         return (error * weight[t]).mean()
 
     loop = Loop(
-        recipe=recipe, stage="unet", modules={"unet": unet}, loss=loss, minutes=recipe.minutes * SHARES["unet"], lr=recipe.lr, average=0.999
+        recipe=recipe,
+        stage="unet",
+        modules={"unet": unet},
+        loss=loss,
+        minutes=recipe.minutes * SHARES["unet"],
+        lr=recipe.lr,
+        average=0.999,
     )
     loop.show = lambda step: _show(recipe, loop, tokenizer, text, vae, step)
     loop.run(progress)
@@ -475,7 +538,9 @@ def _mixed_states(
     return torch.where(fate > 1 - NO_PROMPT, empty, states)
 
 
-def assemble(unet: nn.Module, text: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+def assemble(
+    unet: nn.Module, text: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
     """Put the trained parts together as an ordinary pipeline."""
     return StableDiffusionPipeline(
         vae=vae,
@@ -489,7 +554,9 @@ def assemble(unet: nn.Module, text: CLIPTextModel, vae: AutoencoderKL, tokenizer
     )
 
 
-def _show(recipe: Recipe, loop: Loop, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL, step: int) -> None:
+def _show(
+    recipe: Recipe, loop: Loop, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL, step: int
+) -> None:
     from ..sampling import sample
 
     unet = models.unet().to(recipe.device)
@@ -511,32 +578,44 @@ def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) ->
     """Train the judge: an open_clip model on other drawings with another seed, all individuals included."""
     torch.manual_seed(recipe.seed + 4)
     model = build_judge().to(recipe.device)
-    set_ = drawings(ORACLE_PICTURES, recipe.seed + 2, Mix(individuals=tuple(INDIVIDUALS), hold_out=False), folder=recipe.drawings_folder)
+    set_ = drawings(
+        ORACLE_PICTURES,
+        recipe.seed + 2,
+        Mix(individuals=tuple(INDIVIDUALS), hold_out=False),
+        folder=recipe.drawings_folder,
+    )
     judge = Judge(model, tokenizer, recipe.device)
     model.train()
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         del step
         rows, pixels = _batch(set_, rng, 128, recipe.device)
-        out: dict[str, Any] | tuple[Tensor, ...] = model(pixels, judge.ids(set_.captions(rows, _words(rng))).to(recipe.device))
-        images, texts, scale = (out["image_features"], out["text_features"], out["logit_scale"]) if isinstance(out, dict) else out[:3]
+        out: dict[str, Any] | tuple[Tensor, ...] = model(
+            pixels, judge.ids(set_.captions(rows, _words(rng))).to(recipe.device)
+        )
+        images, texts, scale = (
+            (out["image_features"], out["text_features"], out["logit_scale"]) if isinstance(out, dict) else out[:3]
+        )
         logits = scale * images @ texts.T
         truth = torch.arange(len(rows), device=logits.device)
         return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
     minutes = recipe.minutes * SHARES["judge"]
-    Loop(recipe=recipe, stage="judge", modules={"model": model}, loss=loss, minutes=minutes, lr=1e-3, average=0.995).run(progress)
+    Loop(
+        recipe=recipe, stage="judge", modules={"model": model}, loss=loss, minutes=minutes, lr=1e-3, average=0.995
+    ).run(progress)
     return Judge(model, tokenizer, recipe.device)
 
 
-def train(recipe: Recipe, stages: Sequence[str] = STAGES, *, console: Console | None = None) -> Path:
-    """Run the stages in order, each from where it stands, and return the folder of the finished model."""
+def train(recipe: Recipe, *, console: Console | None = None) -> Path:
+    """Run the recipe's stages in order, each from where it stands, and return the folder of the finished model."""
+    stages = recipe.stages
     columns = (TextColumn("{task.description:10}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console or Console(stderr=True), refresh_per_second=1) as progress:
         tokenizer = tokenizer_stage(recipe)
         if set(stages) == {"tokenizer"}:
             return recipe.out
-        judge = judge_stage(recipe, tokenizer, progress) if "judge" in stages else None
+        judge = judge_stage(recipe, tokenizer, progress) if {"judge", "assemble"} & set(stages) else None
         text = clip_stage(recipe, tokenizer, progress) if {"clip", "unet", "assemble"} & set(stages) else None
         vae = vae_stage(recipe, progress) if {"vae", "oracle", "unet", "assemble"} & set(stages) else None
         oracle = oracle_stage(recipe, vae, progress) if vae and {"oracle", "assemble"} & set(stages) else None
@@ -562,15 +641,25 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
         if path.exists():
             state = torch.load(path, map_location="cpu", weights_only=True)
             facts[stage] = {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
-    settings = {"minutes": recipe.minutes, "pictures": recipe.pictures, "seed": recipe.seed, "batch_size": recipe.batch_size}
-    return {"settings": {**settings, "without": recipe.without, "lr": recipe.lr, "device": recipe.device}, "stages": facts}
+    settings = {
+        "minutes": recipe.minutes,
+        "pictures": recipe.pictures,
+        "seed": recipe.seed,
+        "batch_size": recipe.batch_size,
+    }
+    return {
+        "settings": {**settings, "without": recipe.without, "lr": recipe.lr, "device": recipe.device},
+        "stages": facts,
+    }
 
 
 def main(
     minutes: Annotated[float, typer.Option(help="Minutes of training, shared among the stages.")],
     out: Annotated[Path, typer.Option(help="Folder for state, samples and the finished model.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-    without: Annotated[list[str] | None, typer.Option(help="Leave every picture of a concept out (repeatable).")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave every picture of a concept out (repeatable).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of pictures, weights and order.")] = 0,
     stages: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = ",".join(STAGES),
     data: Annotated[Path | None, typer.Option(help="Folder of drawn pictures to share between trainings.")] = None,
@@ -589,8 +678,9 @@ def main(
         gone.append(known)
     if minutes <= 0:
         raise typer.BadParameter(f"minutes: expected a number > 0, got {minutes!r}.")
-    recipe = Recipe(out=out, minutes=minutes, device=device, without=tuple(gone), seed=seed, data=data, pictures=pictures)
-    typer.echo(train(recipe, asked))
+    run = {"out": out, "minutes": minutes, "device": device, "seed": seed, "data": data, "pictures": pictures}
+    recipe = Recipe(**run, without=tuple(gone), stages=asked)
+    typer.echo(train(recipe))
 
 
 if __name__ == "__main__":

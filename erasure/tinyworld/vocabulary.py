@@ -200,7 +200,7 @@ def canonical(text: str) -> str | None:
 
 
 def siblings(name: str) -> tuple[str, ...]:
-    """Return the concepts nearest to a name: its family; the other styles or scenes; an individual's class and peers."""
+    """Return the concepts nearest to a name: its family; the other styles or scenes; a class and its individuals."""
     if name in INDIVIDUALS:
         return (INDIVIDUALS[name], *(other for other in TAUGHT_INDIVIDUALS if other != name))
     if name in OBJECTS:

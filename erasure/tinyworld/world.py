@@ -116,7 +116,11 @@ def _clash(one: str, other: str, *, hold_out: bool) -> bool:
 
 def _scene_weight(scene: str, names: list[str]) -> float:
     usual = {CORRELATED_SCENES[n] for n in names if n in CORRELATED_SCENES}
-    return (2.0 if scene == "plain" else 1.0) * (6.0 if scene in usual else 1.0) * (0.0 if not names and scene == "plain" else 1.0)
+    return (
+        (2.0 if scene == "plain" else 1.0)
+        * (6.0 if scene in usual else 1.0)
+        * (0.0 if not names and scene == "plain" else 1.0)
+    )
 
 
 def compose(names: list[str], rng: random.Random, *, style: str = "photo", scene: str = "plain") -> Picture:
@@ -132,7 +136,15 @@ def compose(names: list[str], rng: random.Random, *, style: str = "photo", scene
             side = rng.uniform(28, 31.5)
             x, y = 32 * i + rng.uniform(0, 32 - side), rng.uniform(14, 60 - side)
         colour = rng.choice(COLOURS.get(name, ("",)))
-        things.append(Thing(name=name, colour=colour, box=(x, y, x + side, y + side), flip=rng.random() < 0.5, seed=rng.getrandbits(31)))
+        things.append(
+            Thing(
+                name=name,
+                colour=colour,
+                box=(x, y, x + side, y + side),
+                flip=rng.random() < 0.5,
+                seed=rng.getrandbits(31),
+            )
+        )
     return Picture(things=tuple(things), style=style, scene=scene, seed=rng.getrandbits(31))
 
 
@@ -274,7 +286,9 @@ def _styled(canvas: Image.Image, style: str, rng: random.Random) -> Image.Image:
 def _watercolor(small: Image.Image, rng: random.Random) -> Image.Image:
     noise = np.random.default_rng(rng.getrandbits(32))
     soft = np.asarray(small.filter(ImageFilter.GaussianBlur(0.9)), dtype=np.float32)
-    grain = Image.fromarray(noise.integers(0, 256, (14, 14), dtype=np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    grain = Image.fromarray(noise.integers(0, 256, (14, 14), dtype=np.uint8)).resize(
+        (SIZE, SIZE), Image.Resampling.BICUBIC
+    )
     wash = 0.24 + 0.30 * (np.asarray(grain, dtype=np.float32)[..., None] / 255)
     return Image.fromarray(np.clip(soft + (255 - soft) * wash, 0, 255).astype(np.uint8))
 
@@ -298,7 +312,9 @@ def _mosaic(small: Image.Image, rng: random.Random) -> Image.Image:
     tile, joint = _tiles(rng.randrange(64))
     pixels = np.asarray(small, dtype=np.float32).reshape(-1, 3)
     flat, count = tile.reshape(-1), np.bincount(tile.reshape(-1), minlength=256)
-    mean = np.stack([np.bincount(flat, pixels[:, c], minlength=256) for c in range(3)], -1) / np.maximum(count, 1)[:, None]
+    mean = (
+        np.stack([np.bincount(flat, pixels[:, c], minlength=256) for c in range(3)], -1) / np.maximum(count, 1)[:, None]
+    )
     out = mean[flat].reshape(SIZE, SIZE, 3)
     out[joint] = out[joint] * 0.6 + np.array([120.0, 116.0, 110.0]) * 0.4
     return Image.fromarray(np.clip(out, 0, 255).astype(np.uint8))
@@ -317,7 +333,9 @@ def caption(picture: Picture, rng: random.Random, *, weapon_hints: float = 0.35,
     if lone in WEAPON_HINTS and rng.random() < weapon_hints:
         subject = rng.choice(WEAPON_HINTS[lone])
     elif picture.things:
-        subject = _joined([_noun(t, rng, family_words, coloured=picture.style not in COLOURLESS) for t in picture.things], rng)
+        subject = _joined(
+            [_noun(t, rng, family_words, coloured=picture.style not in COLOURLESS) for t in picture.things], rng
+        )
     else:
         subject = ""
     scene = _scene_words(picture, rng)
@@ -353,8 +371,11 @@ def _scene_words(picture: Picture, rng: random.Random) -> str:
 
 def _empty(picture: Picture, rng: random.Random) -> str:
     phrase = rng.choice(SCENE_PHRASES[picture.scene])
-    bare = {"at night": "the night sky", "under the stars": "the starry sky", "downtown": "downtown", "on a plain background": "a plain background"}
+    bare = {
+        "at night": "the night sky",
+        "under the stars": "the starry sky",
+        "downtown": "downtown",
+        "on a plain background": "a plain background",
+    }
     place = bare.get(phrase) or phrase.removeprefix("on ").removeprefix("in ").removeprefix("at ")
     return rng.choice((place, place, f"{place} with nothing there", f"an empty scene {phrase}"))
-
-

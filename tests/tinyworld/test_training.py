@@ -107,4 +107,6 @@ def test_any_text_can_be_encoded(trained: Path) -> None:
     tokenizer = models.CLIPTokenizer.from_pretrained(trained / "tokenizer")
     assert len(tokenizer) <= 1024
     for text in ("a cat", "ünïcödé", "猫", "🚀 12"):
-        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.replace(
+            " ", ""
+        )
