@@ -228,7 +228,7 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
     """Return how well the maps of an object's word at 16 x 16 overlap the object's true box, beside other words' maps.
 
     Drawings of one object in a scene, noised to one timestep; maps of the 16 x 16 layers, mean of heads and layers; a
-    map's region is as many of its highest pixels as the box covers, so that a word with a flat map gets no larger region.
+    map's region is as many of its highest pixels as the box covers, so that a flat map gets no larger region.
     """
     backbone, names = backbone_of(pipe), list(words.OBJECTS)
     rng = random.Random("attention test")

@@ -1,7 +1,7 @@
 """Train the tiny world from nothing: `python -m erasure.tinyworld.train --minutes N --out DIR`.
 
 Stages: tokenizer, clip, vae, oracle, unet, judge, assemble. Each keeps its state in DIR/state and goes on from there
-after a kill; each has a share of the minutes, counted as time spent in its own loop, and its learning rate falls over it.
+after a kill; each has a share of the minutes, counted as time spent in its own loop; over it its learning rate falls.
 A stage's draws depend on the seed, the stage and the step alone.
 """
 
@@ -482,7 +482,7 @@ def unet_stage(
     """Train the denoiser: epsilon loss with min-SNR weighting (gamma 5), stratified timesteps, averaged weights.
 
     Captions come fresh every time. In a share of them the states from the first end of text on are those of the
-    empty prompt, in another the words' states are a neutral prompt's: each side of the prompt must be able to draw the object alone.
+    empty prompt, in another the words' states are a neutral prompt's: each side must be able to draw the object alone.
     """
     torch.manual_seed(recipe.seed + 3)
     unet = models.unet().to(recipe.device, memory_format=torch.channels_last)
