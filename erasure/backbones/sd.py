@@ -29,6 +29,9 @@ class StableDiffusion:
 
     pipe: Any
 
+    def __post_init__(self) -> None:
+        _ = self.prediction_type  # a scheduler that cannot be used is refused at once
+
     @classmethod
     def covers(cls, pipe: Any) -> bool:
         """Whether the pipeline has one CLIP text encoder and a UNet with cross-attention."""
