@@ -314,7 +314,7 @@ _RESOLVING_REG = 1e-2
 
 
 def _refuse_circles(becomes: dict[str, str]) -> None:
-    for start in becomes:
+    for start in sorted(becomes):
         seen = [start]
         while seen[-1] in becomes:
             following = becomes[seen[-1]]

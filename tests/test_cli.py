@@ -261,12 +261,23 @@ def test_ctrl_c_leaves_what_was_finished_and_says_one_line(tmp_path, saved) -> N
     assert call("remove", "dog", "--model", saved, "--ledger", "here", *FAST).exit_code == 0
     command = [sys.executable, "-m", "erasure.cli", "remove", "cat", "--method", "esd", "--set", "eraser.steps=1000000"]
     command += ["--model", str(saved), "--ledger", "here", "--no-measure"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()  # what it is about to remove
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()  # what it is about to remove
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 2
     assert out == ""
     assert [line for line in err.splitlines() if line.strip()][-1].startswith("erasure: Interrupted.")

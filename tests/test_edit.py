@@ -145,7 +145,8 @@ def test_merging_leaves_what_applying_shows() -> None:
 def test_a_scaled_edit_changes_in_proportion(factor: float) -> None:
     edit = of_every_kind()
     for name, change in edit.scaled(factor).changes.items():
-        torch.testing.assert_close(change.of(weight(name)), factor * edit.changes[name].of(weight(name)))
+        expected = factor * edit.changes[name].of(weight(name))  # rounds to float32 before scaling, not after
+        torch.testing.assert_close(change.of(weight(name)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_scaling_by_zero_changes_nothing_and_by_one_keeps_the_rows() -> None:
@@ -234,7 +235,7 @@ def test_a_shared_map_is_written_once(tmp_path: Path) -> None:
     one = made({PROJECTIONS[0]: edit.changes[PROJECTIONS[0]]})
     many = made(dict.fromkeys(PROJECTIONS, edit.changes[PROJECTIONS[0]]))
     sizes = [made_edit.save(tmp_path / f"{at}").stat().st_size for at, made_edit in enumerate((one, many))]
-    assert sizes[1] - sizes[0] < 200 * len(PROJECTIONS)
+    assert sizes[1] - sizes[0] < 300 * len(PROJECTIONS)  # a name each; the map again would be over 1,000
     loaded = Edit.load(tmp_path / "1")
     assert len({id(change) for change in loaded.changes.values()}) == 1
 
