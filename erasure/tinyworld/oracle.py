@@ -26,7 +26,7 @@ STAGES: tuple[tuple[int, int], ...] = ((32, 2), (64, 2), (128, 1))
 def as_pixels(pictures: Pictures) -> Float[Tensor, "n 3 64 64"]:
     """Return pictures (PIL RGB or uint8 (n, 64, 64, 3)) as float in [-1, 1]."""
     array = pictures if isinstance(pictures, np.ndarray) else np.stack([np.asarray(p.convert("RGB")) for p in pictures])
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(np.array(array)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 class Residual(nn.Module):

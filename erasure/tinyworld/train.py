@@ -331,11 +331,7 @@ def _latents(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
     parts = []
     for start in range(0, min(ENCODED, len(set_.pictures)), 64):
         pixels = (
-            torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64]))
-            .permute(0, 3, 1, 2)
-            .float()
-            .div(127.5)
-            .sub(1)
+            torch.from_numpy(np.array(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         )
         pixels = pixels.to(recipe.device).contiguous(memory_format=torch.channels_last)
         parts.append(vae.encode(pixels).latent_dist.mean.half().cpu())
@@ -387,11 +383,7 @@ def _round_trips(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
     parts = []
     for start in range(0, ROUND_TRIPS, 64):
         pixels = (
-            torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 64]))
-            .permute(0, 3, 1, 2)
-            .float()
-            .div(127.5)
-            .sub(1)
+            torch.from_numpy(np.array(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         )
         out = vae.decode(vae.encode(pixels.to(recipe.device)).latent_dist.mean).sample
         parts.append(out.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu())
@@ -455,7 +447,7 @@ def _calibrate(net: OracleNet, recipe: Recipe) -> None:
     with torch.no_grad():
         for start in range(0, 2000, 100):
             pixels = (
-                torch.from_numpy(np.ascontiguousarray(set_.pixels[start : start + 100]))
+                torch.from_numpy(np.array(set_.pixels[start : start + 100]))
                 .permute(0, 3, 1, 2)
                 .float()
                 .div(127.5)
@@ -626,12 +618,19 @@ def train(recipe: Recipe, *, console: Console | None = None) -> Path:
         return recipe.out
     model = recipe.out / "model"
     assemble(unet.half(), text.half(), vae.half(), tokenizer).save_pretrained(model)
+    _load_as_float32(model / "text_encoder" / "config.json")
     if oracle:
         oracle.save(model / "oracle")
     if judge:
         judge.save(model / "judge")
     (model / "recipe.json").write_text(json.dumps(_facts(recipe), indent=2) + "\n")
     return model
+
+
+def _load_as_float32(path: Path) -> None:
+    """Have transformers load a float16 file as diffusers loads its own, in float32: a pipeline of two precisions fails."""
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:

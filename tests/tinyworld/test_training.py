@@ -77,9 +77,9 @@ def test_a_loop_goes_on_where_it_stopped_with_the_draws_of_an_unbroken_one(tmp_p
     second: list[float] = []
     whole: list[float] = []
     with Progress(disable=True) as progress:
-        _loop(tmp_path / "a", 0.002, first).run(progress)
-        _loop(tmp_path / "a", 0.004, second).run(progress)
-        _loop(tmp_path / "b", 0.004, whole).run(progress)
+        _loop(tmp_path / "a", 0.005, first).run(progress)
+        _loop(tmp_path / "a", 0.05, second).run(progress)
+        _loop(tmp_path / "b", 0.05, whole).run(progress)
     both = first + second
     shared = min(len(both), len(whole))
     assert len(first) > 0
