@@ -628,7 +628,7 @@ def train(recipe: Recipe, *, console: Console | None = None) -> Path:
 
 
 def _load_as_float32(path: Path) -> None:
-    """Have transformers load a float16 file as diffusers loads its own, in float32: a pipeline of two precisions fails."""
+    """Have transformers load a float16 file in float32, as diffusers does: a pipeline of both cannot run."""
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 

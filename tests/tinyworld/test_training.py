@@ -68,7 +68,7 @@ def _loop(out: Path, minutes: float, seen: list[float]) -> Loop:
         seen.append(float(x.sum()))
         return module(x).square().mean()
 
-    recipe = Recipe(out=out, minutes=minutes)
+    recipe = Recipe(out=out, minutes=minutes, stages=("toy",))
     return Loop(recipe=recipe, stage="toy", modules={"m": module}, loss=loss, minutes=minutes, lr=1e-2, average=0.9)
 
 
