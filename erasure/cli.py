@@ -161,6 +161,8 @@ def _remove(run: "Run", *, as_json: bool, start: float) -> None:
         if record.skipped is not None:
             show.print(f"measure skipped: {record.skipped}.", markup=False)
         facts = {**runs.facts(run, device=device, start=start), "steps": steps}
+        if not steps and (folder / "run.json").is_file():  # a call that had nothing to do is not the ledger's last run
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         report = write_report(record, facts)
     if as_json:
         document = {

@@ -104,7 +104,10 @@ def test_a_second_call_goes_on_where_the_ledger_stands(tmp_path) -> None:
     assert [entry.concepts[0].target for entry in ledger.entries] == ["cat", "gun"]
     assert not {"cat", "kitty"} & set(ledger.entries[1].concepts[0].preserve)
     assert all(file.stat().st_mtime_ns == then for file, then in originals.items())  # made once
+    run = Path("here/run.json").read_bytes()
+    assert [step["id"] for step in json.loads(run)["steps"]] == ["002"]
     done = json.loads(call("remove", "gun", "--ledger", "here", "--json", *SMALL).stdout)
+    assert Path("here/run.json").read_bytes() == run
     assert (done["steps"], done["already_removed"]) == ([], ["gun"])
 
 
