@@ -187,9 +187,9 @@ class Record:
 
     @cached_property
     def _oracle(self) -> Judge:
-        from erasure.tinyworld import oracle
+        from erasure.tinyworld import load_oracle
 
-        return oracle()
+        return load_oracle()
 
     @cached_property
     def _clip_name(self) -> str | None:

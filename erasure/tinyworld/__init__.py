@@ -55,7 +55,7 @@ def load(
 
 
 @functools.cache
-def oracle(device: str = "cpu") -> "Oracle":
+def load_oracle(device: str = "cpu") -> "Oracle":
     """Return the shipped oracle."""
     from .oracle import Oracle
 
@@ -63,7 +63,7 @@ def oracle(device: str = "cpu") -> "Oracle":
 
 
 @functools.cache
-def judge(device: str = "cpu") -> "Judge":
+def load_judge(device: str = "cpu") -> "Judge":
     """Return the shipped judge; needs the `eval` extra."""
     from transformers import CLIPTokenizer
 

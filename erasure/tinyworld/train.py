@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..errors import InputError
 from . import models
 from .data import Drawings, drawings, pictures_of
 from .judge import Judge
@@ -65,6 +68,7 @@ class Recipe:
     lr: float = 1e-3
     batch_size: int = 32
     stages: tuple[str, ...] = STAGES
+    start_from: Path | None = None
 
     @property
     def drawings_folder(self) -> Path:
@@ -106,6 +110,7 @@ class Loop:
         trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
         step, spent = self._resume(optimizer)
+        cold = 0 if optimizer.state else step  # a new optimiser's first steps are long, whatever the weights' age
         asked = self.stage in self.recipe.stages or step == 0
         bar = progress.add_task(self.stage, total=self.minutes * 60, completed=spent, note="")
         saved, recent = spent, []
@@ -114,7 +119,7 @@ class Loop:
             share = spent / (self.minutes * 60)
             for group in optimizer.param_groups:
                 group["lr"] = (
-                    self.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+                    self.lr * min(1.0, (step - cold + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
                 )
             name = f"{self.recipe.seed}:{self.stage}:{step}".encode()
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
@@ -157,8 +162,9 @@ class Loop:
             return 0, 0.0
         state = torch.load(self.path, map_location=self.recipe.device, weights_only=True)
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        if state["optimizer"]:
+            if name in state["modules"]:  # a text tower from a finished model has lost its image tower
+                module.load_state_dict(state["modules"][name], strict="optimizer" in state)
+        if state.get("optimizer"):
             optimizer.load_state_dict(state["optimizer"])
         self.shadow = state["shadow"]
         return state["step"], state["seconds"]
@@ -175,6 +181,44 @@ class Loop:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", newline="") as file:
             csv.writer(file).writerow([step, round(seconds, 1), round(loss, 6)])
+
+
+def start_from(recipe: Recipe) -> None:
+    """Give every stage that has no state yet the weights of a finished model: float16 ones, optimisers start anew.
+
+    Raises:
+        InputError: The folder holds no model of this training, or the text tower's training was to go on, which a
+            finished model cannot: its image tower is gone.
+    """
+    folder = recipe.start_from
+    if folder is None:
+        return
+    if not (folder / "recipe.json").exists():
+        raise InputError(
+            f"start-from: expected the folder of a trained model, with a recipe.json, got {str(folder)!r}."
+            " The shipped one is erasure/tinyworld/model."
+        )
+    state = recipe.out / "state"
+    if "clip" in recipe.stages and not (state / "clip.pt").exists():
+        raise InputError("start-from: expected stages without clip, since a finished model holds no image tower.")
+    if not (recipe.out / "tokenizer").exists():
+        shutil.copytree(folder / "tokenizer", recipe.out / "tokenizer")
+    done = json.loads((folder / "recipe.json").read_text())["stages"]
+    weights = "diffusion_pytorch_model.safetensors"
+    places = {
+        "clip": ("text", folder / "text_encoder" / "model.safetensors"),
+        "vae": ("vae", folder / "vae" / weights),
+        "oracle": ("net", folder / "oracle" / "model.safetensors"),
+        "unet": ("unet", folder / "unet" / weights),
+        "judge": ("model", folder / "judge" / "model.safetensors"),
+    }
+    state.mkdir(parents=True, exist_ok=True)
+    for stage, (name, path) in places.items():
+        if (state / f"{stage}.pt").exists() or not path.exists():
+            continue
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        facts = {"step": done[stage]["steps"], "seconds": 60 * done[stage]["minutes"]}
+        torch.save({"modules": {name: tensors}, "shadow": {name: tensors}, **facts}, state / f"{stage}.pt")
 
 
 def _batch(set_: Drawings, rng: np.random.Generator, size: int, device: str) -> tuple[np.ndarray, Tensor]:
@@ -602,6 +646,7 @@ def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) ->
 def train(recipe: Recipe, *, console: Console | None = None) -> Path:
     """Run the recipe's stages in order, each from where it stands, and return the folder of the finished model."""
     stages = recipe.stages
+    start_from(recipe)
     columns = (TextColumn("{task.description:10}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console or Console(stderr=True), refresh_per_second=1) as progress:
         tokenizer = tokenizer_stage(recipe)
@@ -663,6 +708,9 @@ def main(
     stages: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = ",".join(STAGES),
     data: Annotated[Path | None, typer.Option(help="Folder of drawn pictures to share between trainings.")] = None,
     pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = PICTURES,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Folder of a finished model whose weights stages without a state start from.")
+    ] = None,
 ) -> None:
     """Train the tiny world's model, oracle and judge; killed, it goes on where it stopped."""
     asked = tuple(stages.split(","))
@@ -678,8 +726,11 @@ def main(
     if minutes <= 0:
         raise typer.BadParameter(f"minutes: expected a number > 0, got {minutes!r}.")
     run = {"out": out, "minutes": minutes, "device": device, "seed": seed, "data": data, "pictures": pictures}
-    recipe = Recipe(**run, without=tuple(gone), stages=asked)
-    typer.echo(train(recipe))
+    recipe = Recipe(**run, without=tuple(gone), stages=asked, start_from=start_from)
+    try:
+        typer.echo(train(recipe))
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 if __name__ == "__main__":
