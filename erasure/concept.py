@@ -139,7 +139,8 @@ class Concept:
                 raise unknown_name("concept field", key, known)
         if "target" not in data:
             raise InputError(f"concept: expected a target, got {dict(data)!r}. Name what is to be erased.")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        columns: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**columns)
 
 
 def templates(kind: Kind) -> tuple[str, ...]:

@@ -525,6 +525,6 @@ def _from_description(description: Mapping[str, Any], tensors: Mapping[str, Tens
 def _rows_from(data: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rows | None:
     if data is None:
         return None
-    columns = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    states = {key.removeprefix("rows."): tensors[key].double() for key in tensors if key.startswith("rows.")}
-    return Rows(**columns, **states)
+    columns: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    columns |= {key.removeprefix("rows."): tensors[key].double() for key in tensors if key.startswith("rows.")}
+    return Rows(**columns)

@@ -57,6 +57,17 @@ def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def token_id(value: object) -> int:
+    """Return a special token's id, which the tokenizer's types leave open.
+
+    Raises:
+        TypeError: The tokenizer has none.
+    """
+    if not isinstance(value, int):
+        raise TypeError(f"expected the id of a special token, got {value!r}")
+    return value
+
+
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Build the text tower: 4 layers, 128 wide, pooled at the first end of text as in CLIP."""
     config = CLIPTextConfig(
@@ -67,9 +78,9 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         num_hidden_layers=4,
         num_attention_heads=4,
         max_position_embeddings=POSITIONS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=token_id(tokenizer.bos_token_id),
+        eos_token_id=token_id(tokenizer.eos_token_id),
+        pad_token_id=token_id(tokenizer.pad_token_id),
     )
     return CLIPTextModel(config)
 
@@ -77,9 +88,9 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def vae() -> AutoencoderKL:
     """Build the autoencoder: 64 x 64 pictures to 4 x 16 x 16 latents."""
     return AutoencoderKL(
-        block_out_channels=(16, 32, 48),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 48),  # type: ignore[arg-type]
+        down_block_types=("DownEncoderBlock2D",) * 3,  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * 3,  # type: ignore[arg-type]
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=2,  # a norm over few channels takes a picture's colour away

@@ -5,6 +5,7 @@ after a kill; each has a share of the minutes, counted as time spent in its own 
 A stage's draws depend on the seed, the stage and the step alone.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -13,21 +14,23 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import InputError
@@ -40,6 +43,7 @@ from .vocabulary import INDIVIDUALS, OBJECTS, SCENE_PHRASES, STYLE_PHRASES, arti
 from .world import Mix, caption
 
 logger = logging.getLogger(__name__)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 SHARES: dict[str, float] = {"clip": 0.05, "vae": 0.08, "oracle": 0.07, "unet": 0.74, "judge": 0.06}
 """Share of the minutes that each trained stage gets."""
 
@@ -69,10 +73,35 @@ class Recipe:
     batch_size: int = 32
     stages: tuple[str, ...] = STAGES
     start_from: Path | None = None
+    precision: str = "float32"
 
     @property
     def drawings_folder(self) -> Path:
         return self.data or self.out / "data"
+
+
+class Float32Attention(TorchFunctionMode):
+    """Attention in float32 under autocast: on the CPU its bfloat16 backward pass takes ten times as long."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, with float32 query, key and value where it is attention."""
+        del types
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast(args[0].device.type, enabled=False):
+            return func(*(a.float() for a in args), **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _precision(recipe: Recipe) -> Iterator[None]:
+    """Run a loss in the recipe's precision."""
+    if recipe.precision == "float32":
+        yield
+        return
+    with torch.autocast(torch.device(recipe.device).type, torch.bfloat16), Float32Attention():
+        yield
 
 
 @dataclass(kw_only=True)
@@ -108,11 +137,12 @@ class Loop:
         A stage that was not asked for and was trained before is taken as it stands: later stages were built on it.
         """
         trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         step, spent = self._resume(optimizer)
         cold = 0 if optimizer.state else step  # a new optimiser's first steps are long, whatever the weights' age
         asked = self.stage in self.recipe.stages or step == 0
-        bar = progress.add_task(self.stage, total=self.minutes * 60, completed=spent, note="")
+        bar = progress.add_task(self.stage, total=self.minutes * 60, note="")
+        progress.update(bar, completed=spent)
         saved, recent = spent, []
         while asked and spent < self.minutes * 60:
             began = time.monotonic()
@@ -123,7 +153,8 @@ class Loop:
                 )
             name = f"{self.recipe.seed}:{self.stage}:{step}".encode()
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
-            loss = self.loss(rng, step)
+            with _precision(self.recipe):
+                loss = self.loss(rng, step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -227,6 +258,23 @@ def _batch(set_: Drawings, rng: np.random.Generator, size: int, device: str) -> 
     return rows, pixels.to(device)
 
 
+def _placed(module: AnyModule, recipe: Recipe) -> AnyModule:
+    """Return the module on the recipe's device, its convolutions channels last: half the time on a CPU."""
+    nn.Module.to(module, recipe.device)
+    nn.Module.to(module, memory_format=torch.channels_last)
+    return module
+
+
+def _posterior(vae: AutoencoderKL, pixels: Tensor) -> DiagonalGaussianDistribution:
+    (posterior,) = vae.encode(pixels, return_dict=False)
+    return posterior
+
+
+def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    (pixels,) = vae.decode(latents, return_dict=False)  # type: ignore[arg-type]
+    return pixels
+
+
 def _words(rng: np.random.Generator) -> random.Random:
     return random.Random(int(rng.integers(2**62)))
 
@@ -276,10 +324,7 @@ class ImageTower(nn.Module):
 def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> CLIPTextModel:
     """Train the text tower contrastively against an image tower (symmetric InfoNCE, learned temperature)."""
     torch.manual_seed(recipe.seed)
-    text, images = (
-        models.text_encoder(tokenizer).to(recipe.device),
-        ImageTower().to(recipe.device, memory_format=torch.channels_last),
-    )
+    text, images = _placed(models.text_encoder(tokenizer), recipe), _placed(ImageTower(), recipe)
     project = nn.Linear(models.WIDTH, models.WIDTH, bias=False).to(recipe.device)
     scale = nn.Linear(1, 1, bias=False).to(recipe.device)
     nn.init.constant_(scale.weight, math.log(1 / 0.07))
@@ -305,7 +350,7 @@ def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> 
 def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
     """Train the autoencoder on L1, edges, colours of 4 x 4 blocks and a small KL; then normalise its latents."""
     torch.manual_seed(recipe.seed + 1)
-    vae = models.vae().to(recipe.device, memory_format=torch.channels_last)
+    vae = _placed(models.vae(), recipe)
     _start_linear(vae)
     set_ = _training_set(recipe)
 
@@ -313,9 +358,9 @@ def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
         del step
         _, pixels = _batch(set_, rng, 5, recipe.device)  # many small steps: colours take thousands to come
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(pixels).latent_dist
+        posterior = _posterior(vae, pixels)
         noise = torch.from_numpy(rng.standard_normal(tuple(posterior.mean.shape), dtype=np.float32)).to(pixels)
-        out = vae.decode(posterior.mean + posterior.std * noise).sample
+        out = _decoded(vae, posterior.mean + posterior.std * noise)
         error = out - pixels
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         colours = F.avg_pool2d(error, 4).abs().mean()
@@ -354,7 +399,7 @@ def _start_linear(vae: AutoencoderKL) -> None:
 def _normalise(vae: AutoencoderKL, set_: Drawings, recipe: Recipe) -> None:
     """Give the latents' channels zero mean and unit variance through the 1 x 1 convolutions on both sides of them."""
     rng = np.random.default_rng(recipe.seed)
-    latents = torch.cat([vae.encode(_batch(set_, rng, 64, recipe.device)[1]).latent_dist.mean for _ in range(16)])
+    latents = torch.cat([_posterior(vae, _batch(set_, rng, 64, recipe.device)[1]).mean for _ in range(16)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
     if not isinstance(quant, nn.Conv2d) or not isinstance(post, nn.Conv2d) or quant.bias is None or post.bias is None:
@@ -378,7 +423,7 @@ def _latents(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
             torch.from_numpy(np.array(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         )
         pixels = pixels.to(recipe.device).contiguous(memory_format=torch.channels_last)
-        parts.append(vae.encode(pixels).latent_dist.mean.half().cpu())
+        parts.append(_posterior(vae, pixels).mean.half().cpu())
     torch.save(torch.cat(parts), path)
     return torch.cat(parts)
 
@@ -389,7 +434,7 @@ def oracle_stage(recipe: Recipe, vae: AutoencoderKL, progress: Progress) -> Orac
     It always knows every concept and individual, whatever the generator goes without.
     """
     torch.manual_seed(recipe.seed + 2)
-    net = OracleNet().to(recipe.device, memory_format=torch.channels_last)
+    net = _placed(OracleNet(), recipe)
     mix = Mix(individuals=tuple(INDIVIDUALS), hold_out=False)
     set_ = drawings(ORACLE_PICTURES, recipe.seed + 2, mix, folder=recipe.drawings_folder)
     trips, truth = _round_trips(recipe, vae, set_), [torch.from_numpy(t).to(recipe.device) for t in set_.truth()]
@@ -429,7 +474,7 @@ def _round_trips(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
         pixels = (
             torch.from_numpy(np.array(set_.pixels[start : start + 64])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         )
-        out = vae.decode(vae.encode(pixels.to(recipe.device)).latent_dist.mean).sample
+        out = _decoded(vae, _posterior(vae, pixels.to(recipe.device)).mean)
         parts.append(out.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu())
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torch.cat(parts), path)
@@ -521,7 +566,7 @@ def unet_stage(
     empty prompt, in another the words' states are a neutral prompt's: each side must be able to draw the object alone.
     """
     torch.manual_seed(recipe.seed + 3)
-    unet = models.unet().to(recipe.device, memory_format=torch.channels_last)
+    unet = _placed(models.unet(), recipe)
     set_ = _training_set(recipe)
     latents = _latents(recipe, vae, set_)
     alphas = models.scheduler().alphas_cumprod.to(recipe.device)
@@ -539,12 +584,12 @@ def unet_stage(
         ids = _tokens(tokenizer, set_.captions(rows, _words(rng)), recipe.device)
         with torch.no_grad():
             states = text(ids).last_hidden_state
-        states = _mixed_states(states, ids, empty, neutral, tokenizer.eos_token_id, rng)
+        states = _mixed_states(states, ids, empty, neutral, models.token_id(tokenizer.eos_token_id), rng)
         t = torch.from_numpy(((np.arange(n) + rng.random(n)) * (1000 / n)).astype(np.int64)).to(recipe.device)
         noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(z)
         a = alphas[t][:, None, None, None]
         noisy = (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        error = (unet(noisy, t, states).sample - noise).square().mean((1, 2, 3))
+        error = (unet(noisy, t, states).sample.float() - noise).square().mean((1, 2, 3))
         return (error * weight[t]).mean()
 
     loop = Loop(
@@ -562,7 +607,7 @@ def unet_stage(
 
 
 def _mixed_states(
-    states: Tensor, ids: Tensor, empty: Tensor, neutral: Tensor, eos: int | None, rng: np.random.Generator
+    states: Tensor, ids: Tensor, empty: Tensor, neutral: Tensor, eos: int, rng: np.random.Generator
 ) -> Tensor:
     first = (ids == eos).int().argmax(1)
     place = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -595,7 +640,7 @@ def _show(
 ) -> None:
     from ..sampling import sample
 
-    unet = models.unet().to(recipe.device)
+    unet = _placed(models.unet(), recipe)
     unet.load_state_dict(loop.shadow["unet"])
     prompts = [f"a photo of {article(o)}" for o in OBJECTS] + [f"Biscuit {SCENE_PHRASES['beach'][0]}", "Mittens"]
     prompts += [STYLE_PHRASES[s][1].format("a cat") for s in STYLE_PHRASES] + ["a cat and a dog", "a tree and a car"]
@@ -613,7 +658,7 @@ def _show(
 def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> Judge:
     """Train the judge: an open_clip model on other drawings with another seed, all individuals included."""
     torch.manual_seed(recipe.seed + 4)
-    model = build_judge().to(recipe.device)
+    model = _placed(build_judge(), recipe)
     set_ = drawings(
         ORACLE_PICTURES,
         recipe.seed + 2,
@@ -708,6 +753,9 @@ def main(
     stages: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = ",".join(STAGES),
     data: Annotated[Path | None, typer.Option(help="Folder of drawn pictures to share between trainings.")] = None,
     pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = PICTURES,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16 (faster only on a processor with matrix units for it).")
+    ] = "float32",
     start_from: Annotated[
         Path | None, typer.Option(help="Folder of a finished model whose weights stages without a state start from.")
     ] = None,
@@ -717,6 +765,8 @@ def main(
     unknown = [s for s in asked if s not in STAGES]
     if unknown:
         raise typer.BadParameter(f"stages: expected some of {', '.join(STAGES)}, got {unknown[0]!r}.")
+    if precision not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"precision: expected float32 or bfloat16, got {precision!r}.")
     gone = []
     for name in without or []:
         known = canonical(name)
@@ -726,7 +776,7 @@ def main(
     if minutes <= 0:
         raise typer.BadParameter(f"minutes: expected a number > 0, got {minutes!r}.")
     run = {"out": out, "minutes": minutes, "device": device, "seed": seed, "data": data, "pictures": pictures}
-    recipe = Recipe(**run, without=tuple(gone), stages=asked, start_from=start_from)
+    recipe = Recipe(**run, without=tuple(gone), stages=asked, start_from=start_from, precision=precision)
     try:
         typer.echo(train(recipe))
     except InputError as error:
