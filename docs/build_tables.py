@@ -165,6 +165,22 @@ def tinyworld_oracle(source: str, results: Path) -> str:
     return _table(("oracle", "share"), rows, _runs(source, results))
 
 
+def tinyworld_tokens(source: str, results: Path) -> str:
+    """Return one row a mixture of text states: how often the object is drawn."""
+    rows = [(name, _rate(rate)) for _, run in _runs(source, results) for name, rate in run["tokens"].items()]
+    return _table(("text states", "pictures that show the object"), rows, _runs(source, results))
+
+
+def tinyworld_attention(source: str, results: Path) -> str:
+    """Return one row a word: how well its cross-attention map covers the object's true box."""
+    rows = [
+        (name, f"{value['value']:.3f} ± {value['standard_error']:.3f} of {run['attention']['n']}")
+        for _, run in _runs(source, results)
+        for name, value in (("the object's", run["attention"]["own"]), ("another", run["attention"]["other word"]))
+    ]
+    return _table(("word", "IoU of its map with the box"), rows, _runs(source, results))
+
+
 def settings(source: str, results: Path) -> str:
     """Return one row a setting of an eraser, from its fields and the docstring that explains them."""
     from erasure.erasers import eraser_class
@@ -191,6 +207,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "startup": startup,
     "tinyworld-quality": tinyworld_quality,
     "tinyworld-oracle": tinyworld_oracle,
+    "tinyworld-tokens": tinyworld_tokens,
+    "tinyworld-attention": tinyworld_attention,
     "settings": settings,
 }
 

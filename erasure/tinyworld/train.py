@@ -714,7 +714,24 @@ def train(recipe: Recipe, *, console: Console | None = None) -> Path:
     if judge:
         judge.save(model / "judge")
     (model / "recipe.json").write_text(json.dumps(_facts(recipe), indent=2) + "\n")
+    _show_losses(recipe.out / "losses", model / "losses.png")
     return model
+
+
+def _show_losses(folder: Path, path: Path) -> None:
+    """Draw the loss curves of all stages that were logged; matplotlib comes with the `eval` extra."""
+    curves = {p.stem: np.loadtxt(p, delimiter=",", ndmin=2) for p in sorted(folder.glob("*.csv"))}
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no loss curves drawn: expected the package matplotlib, got none. Install erasure[eval].")
+        return
+    figure = Figure(figsize=(3 * max(len(curves), 1), 2.4), layout="constrained")
+    for at, (stage, rows) in enumerate(curves.items()):
+        axes = figure.add_subplot(1, len(curves), at + 1)
+        axes.plot(rows[:, 0], rows[:, 2], linewidth=1)
+        axes.set(title=stage, xlabel="step", yscale="log")
+    figure.savefig(path, dpi=90)
 
 
 def _load_as_float32(path: Path) -> None:
