@@ -1,0 +1,83 @@
+"""Caption match: a caption written from what the oracle sees, against the prompt, in the judge's text space.
+
+The idea of the BLIP score (Li et al., ICML 2022: caption the picture, compare texts) where no captioner exists: on the
+tiny world the oracle's reading is turned into the sentence that the world itself would write.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from erasure.errors import InputError
+from erasure.tinyworld.data import THINGS
+from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.oracle import Oracle, Pictures, Reading
+from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENE_PHRASES, SCENES, STYLE_PHRASES, STYLES, article
+
+from ..scores import Score
+
+UNIT = "100 x cosine of texts"
+
+
+def captions(reading: Reading) -> list[str]:
+    """Write one caption a picture: style, at most two things (the likeliest above one half), scene.
+
+    An individual stands for its class, so "Biscuit" is not written as "Biscuit and a dog".
+    """
+    sentences = []
+    for row in range(len(reading.things)):
+        seen = [THINGS[i] for i in reading.things[row].argsort()[::-1] if reading.things[row, i] > 0.5]
+        classes = {INDIVIDUALS[name] for name in seen if name in INDIVIDUALS}
+        things = [name for name in seen if name not in classes][:2]
+        noun = " and ".join(article(name) for name in things) or "an empty scene"
+        scene = SCENES[int(reading.scene[row].argmax())]
+        place = "" if scene == "plain" and things else f" {SCENE_PHRASES[scene][0]}"
+        style = STYLES[int(reading.style[row].argmax())]
+        sentences.append(STYLE_PHRASES[style][1 if style == "photo" else 0].format(noun + place))
+    return sentences
+
+
+def text_match(one: Float[Tensor, "n dim"], other: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
+    """Return 100 x the cosine of each pair of text features, in [-100, 100]."""
+    return 100 * torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=1)
+
+
+@dataclass(kw_only=True)
+class CaptionMatch:
+    """Streaming caption match; keeps one number a picture and the features of each distinct text.
+
+    Attributes:
+        oracle: Reads the pictures.
+        judge: Its text tower compares the sentences; it was trained apart from the model that is judged.
+    """
+
+    oracle: Oracle
+    judge: Judge
+    _values: list[float] = field(default_factory=list, init=False, repr=False)
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def update(self, pictures: Pictures, prompts: Sequence[str]) -> None:
+        """Add pictures with what was asked for.
+
+        Raises:
+            InputError: There are not as many prompts as pictures.
+        """
+        if len(pictures) != len(prompts) or not len(prompts):
+            raise InputError(
+                f"caption_match: expected a prompt a picture, got {len(prompts)} for {len(pictures)} pictures."
+            )
+        written = captions(self.oracle.read(pictures))
+        self._values.extend(text_match(self._features(written), self._features(prompts)).tolist())
+
+    def compute(self) -> Score:
+        """Return the mean over all pictures so far."""
+        return Score.mean(self._values, unit=UNIT, higher_is_better=True)
+
+    def _features(self, texts: Sequence[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self.judge.text_features(new), strict=True))
+        return torch.stack([self._known[text] for text in texts])

@@ -1,0 +1,74 @@
+"""Identity: how much pictures look like a named individual of the tiny world, by the oracle's features.
+
+The tiny world's counterpart of the face and DINO similarities used for people and instances elsewhere.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from erasure.errors import unknown_name
+from erasure.tinyworld.oracle import Oracle, Pictures
+from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENES
+from erasure.tinyworld.world import compose, draw
+
+from ..scores import Score
+
+UNIT = "cosine"
+DRAWINGS = 48
+"""Drawings of an individual that its features are averaged over."""
+
+
+def mean_direction(features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " dim"]:
+    """Return the unit vector that the features point to on average, each counting the same whatever its length."""
+    units = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    mean = units.mean(0)
+    return mean / np.linalg.norm(mean)
+
+
+def identity(features: Float[np.ndarray, "n dim"], reference: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " n"]:
+    """Return the cosine of each feature row with a reference of unit length, in [-1, 1]."""
+    rows = features.astype(np.float64)
+    return rows @ reference / np.linalg.norm(rows, axis=1)
+
+
+@dataclass(kw_only=True)
+class Identity:
+    """Streaming identity score of one individual; keeps one number a picture.
+
+    The features of ordinary members of its class are subtracted from both sides: what all dogs share says nothing of
+    which dog it is.
+
+    Attributes:
+        oracle: Whose features they are.
+        individual: A name of `vocabulary.INDIVIDUALS`.
+
+    Raises:
+        UnknownNameError: There is no such individual.
+    """
+
+    oracle: Oracle
+    individual: str
+    _values: list[float] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.individual not in INDIVIDUALS:
+            raise unknown_name("individual", self.individual, tuple(INDIVIDUALS))
+        own, others = (self._drawn(name) for name in (self.individual, INDIVIDUALS[self.individual]))
+        self._class = others.mean(0)
+        self._reference = mean_direction(own - self._class)
+
+    def update(self, pictures: Pictures) -> None:
+        """Add pictures."""
+        self._values.extend(identity(self.oracle.read(pictures).features - self._class, self._reference).tolist())
+
+    def compute(self) -> Score:
+        """Return the mean over all pictures so far; near 1 for the individual, near 0 for others of its class."""
+        return Score.mean(self._values, unit=UNIT, higher_is_better=True)
+
+    def _drawn(self, name: str) -> Float[np.ndarray, "n dim"]:
+        rng = random.Random(f"identity:{name}")
+        pictures = [draw(compose([name], rng, scene=SCENES[i % len(SCENES)])) for i in range(DRAWINGS)]
+        return self.oracle.read(pictures).features

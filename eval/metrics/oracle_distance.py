@@ -1,0 +1,100 @@
+"""Oracle distance: how far the features of two pictures of the tiny world are apart, layer by layer.
+
+The tiny world's counterpart of LPIPS (Zhang et al., CVPR 2018), on the oracle's feature maps and without weights
+fitted to human judgement: those exist for photographs only. It is a measure of its own and bears no LPIPS number.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.errors import InputError
+from erasure.tinyworld.oracle import Oracle, Pictures, as_pixels
+
+from ..scores import Score
+
+UNIT = "oracle distance"
+
+
+def oracle_distance_map(
+    before: Sequence[Float[Tensor, "n _ _ _"]], after: Sequence[Float[Tensor, "n _ _ _"]], size: int
+) -> Float[Tensor, "n size size"]:
+    """Return the distance at each pixel: the mean over layers of |f/|f| - g/|g||^2, each layer drawn out to `size`.
+
+    Args:
+        before: Feature maps of the original's pictures, one tensor (n, channels, rows, columns) a layer.
+        after: Those of the other model's pictures, in the same order.
+        size: Rows and columns of the result.
+
+    Returns:
+        Distances in [0, 4]: 0 where the features point the same way, 2 where they are orthogonal.
+    """
+    layers = []
+    for one, other in zip(before, after, strict=True):
+        difference = (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1, keepdim=True)
+        layers.append(F.interpolate(difference, size=(size, size), mode="bilinear", align_corners=False)[:, 0])
+    return torch.stack(layers).mean(0)
+
+
+def oracle_distance(
+    before: Sequence[Float[Tensor, "n _ _ _"]], after: Sequence[Float[Tensor, "n _ _ _"]]
+) -> Float[Tensor, " n"]:
+    """Return the distance of each pair of pictures: per layer the mean over places, then the mean over layers."""
+    layers = [
+        (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean((1, 2))
+        for one, other in zip(before, after, strict=True)
+    ]
+    return torch.stack(layers).mean(0)
+
+
+@dataclass(kw_only=True)
+class OracleDistance:
+    """Streaming oracle distance between paired pictures; keeps one number a pair.
+
+    Attributes:
+        oracle: Whose features they are.
+        batch_size: Pairs looked at together.
+    """
+
+    oracle: Oracle
+    batch_size: int = 64
+    _values: list[float] = field(default_factory=list, init=False, repr=False)
+
+    def update(self, before: Pictures, after: Pictures) -> None:
+        """Add pairs of pictures.
+
+        Raises:
+            InputError: There are not as many of one as of the other.
+        """
+        self._values.extend(self._each(before, after, oracle_distance).tolist())
+
+    def maps(self, before: Pictures, after: Pictures) -> Float[Tensor, "n 64 64"]:
+        """Return where two pictures differ, per pixel; nothing is added to the mean."""
+        return self._each(before, after, lambda one, other: oracle_distance_map(one, other, 64))
+
+    def compute(self) -> Score:
+        """Return the mean over all pairs so far."""
+        return Score.mean(self._values, unit=UNIT, higher_is_better=False)
+
+    @torch.no_grad()
+    def _each(
+        self, before: Pictures, after: Pictures, measure: Callable[[list[Tensor], list[Tensor]], Tensor]
+    ) -> Tensor:
+        if len(before) != len(after) or not len(before):
+            raise InputError(
+                f"oracle_distance: expected pairs of pictures, got {len(before)} and {len(after)}."
+                " Give the pictures of both models for the same prompts and seeds."
+            )
+        return torch.cat(
+            [
+                measure(*(self._features(p[at : at + self.batch_size]) for p in (before, after)))
+                for at in range(0, len(before), self.batch_size)
+            ]
+        ).cpu()
+
+    def _features(self, pictures: Pictures) -> list[Tensor]:
+        return self.oracle.net.maps(as_pixels(pictures).to(self.oracle.device))
