@@ -1,0 +1,5 @@
+"""`python -m erasure` is the `erasure` command."""
+
+from .cli import main
+
+main()
