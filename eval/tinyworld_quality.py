@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -50,6 +50,8 @@ SINGLES, INDIVIDUALS, STYLES, SCENES, PAIRS, HELD_OUT, EMPTY, SYNONYMS, HINTS, F
     10,
 )
 TOKEN_TEST = 5  # pictures an object and arm
+SHOWN = ("objects", "individuals", "styles", "scenes", "pairs", "empty")
+ACROSS, A_ROW, LABEL = 3, 8, 110  # of the contact sheet: names side by side, pictures of each, pixels for the label
 MAP_TIMESTEP = 400  # where the object is there and not yet sharp
 
 
@@ -277,19 +279,36 @@ def _iou(attention: Tensor, box: Tensor) -> float:
     return float((region & box).sum() / (region | box).sum())
 
 
-def contact_sheet(pictures: NDArray[np.uint8], columns: int = 24, zoom: int = 1) -> Image.Image:
-    """Return the pictures in rows, two pixels apart."""
-    sheet = Image.new("RGB", (columns * 66, math.ceil(len(pictures) / columns) * 66), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(Image.fromarray(picture), (i % columns * 66, i // columns * 66))
-    return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
+def contact_sheet(asks: Sequence[Ask], pixels: NDArray[np.uint8], good: NDArray[np.bool_]) -> Image.Image:
+    """Return the first pictures of each name, a row each, beside its group; a red bar is below those that miss.
+
+    Pairs have one picture each and share rows.
+    """
+    rows_of: dict[tuple[str, str], list[int]] = {}
+    for i, ask in enumerate(asks):
+        rows_of.setdefault((ask.group, "" if ask.group == "pairs" else ask.name), []).append(i)
+    pairs = rows_of.pop(("pairs", ""), [])
+    rows_of |= {("pairs", f"{at // A_ROW + 1}"): pairs[at : at + A_ROW] for at in range(0, len(pairs), A_ROW)}
+    names = [(group, name) for group, name in rows_of if group in SHOWN]
+    height = math.ceil(len(names) / ACROSS)
+    sheet = Image.new("RGB", (ACROSS * (LABEL + A_ROW * 66), height * 70), "white")
+    pen = ImageDraw.Draw(sheet)
+    for at, (group, name) in enumerate(names):
+        left, top = at // height * (LABEL + A_ROW * 66), at % height * 70
+        pen.text((left + 4, top + 20), f"{group}\n{name}", fill="black", font_size=11)
+        for column, i in enumerate(rows_of[group, name][:A_ROW]):
+            x = left + LABEL + column * 66
+            sheet.paste(Image.fromarray(pixels[i]), (x, top))
+            if not good[i]:
+                pen.rectangle((x, top + 65, x + 63, top + 68), fill="red")
+    return sheet
 
 
 def main() -> None:
     """Measure a model folder and write run.json and a contact sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=tinyworld.MODEL, help="model folder; default: the shipped one")
-    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.png")
+    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.jpg")
     parser.add_argument("--every", type=int, default=1, help="take each N-th prompt only, for a quick look")
     parser.add_argument("--steps", type=int, default=int(tinyworld.SAMPLER["steps"]))
     parser.add_argument("--guidance", type=float, default=tinyworld.SAMPLER["guidance_scale"])
@@ -325,7 +344,7 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())
-    contact_sheet(pixels).save(options.out / "pictures.png")
+    contact_sheet(asks, pixels, good).save(options.out / "pictures.jpg", quality=90, subsampling=0)
     for name, group in record["groups"].items():
         worst = min(group["each"], key=lambda k: group["each"][k]["value"])
         line = f"{name:16} {group['value']:.3f}  n {group['n']}  worst {worst} {group['each'][worst]['value']:.2f}"
