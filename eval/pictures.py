@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ class Sampler:
         steps: Of the model's own scheduler.
         guidance_scale: Of classifier-free guidance.
         batch_size: Pictures made at once.
+        negative_prompt: Takes the place of the unconditional prompt; "" is the model's own.
     """
 
     steps: int = 25
     guidance_scale: float = 7.5
     batch_size: int = 16
+    negative_prompt: str = ""
 
     def make(
         self, pipe: Any, pairs: Sequence[Pair], on_picture: Callable[[int], None] | None = None
@@ -81,11 +84,10 @@ class Pictures:
         """
         missing = self.missing(state, pairs)
         make_folder(self.folder / state)
-        for start in range(0, len(missing), self.sampler.batch_size):
-            batch = missing[start : start + self.sampler.batch_size]
-            for pair, image in zip(batch, self.sampler.make(pipe, batch, on_picture), strict=True):
-                facts = {"prompt": pair[0], "seed": pair[1], "state": state, **asdict(self.sampler)}
-                write_whole(self.path(state, pair), as_png(image, facts))
+        size = self.sampler.batch_size
+        batches = (missing[start : start + size] for start in range(0, len(missing), size))
+        files = ([(self.path(state, pair), pair) for pair in batch] for batch in batches)
+        make_files(pipe, self.sampler, files, {"state": state, **asdict(self.sampler)}, on_picture)
 
     def get(self, state: str, pairs: Sequence[Pair]) -> list[Image.Image]:
         """Return pictures that were made.
@@ -102,9 +104,40 @@ class Pictures:
     def path(self, state: str, pair: Pair) -> Path:
         """Return where a picture is: named for people by prompt and seed, made unique by all that decides it."""
         prompt, seed = pair
-        decides = json.dumps([prompt, seed, self.sampler.steps, self.sampler.guidance_scale])
+        sampler = self.sampler
+        decides = json.dumps([prompt, seed, sampler.steps, sampler.guidance_scale, sampler.negative_prompt])
         unique = hashlib.sha256(decides.encode()).hexdigest()[:8]
         return self.folder / state / f"{slug(prompt)}-{seed}-{unique}.png"
+
+
+def make_files(
+    pipe: Any,
+    sampler: Sampler,
+    batches: Iterable[Sequence[tuple[Path, Pair]]],
+    facts: Mapping[str, object],
+    on_picture: Callable[[int], None] | None = None,
+) -> None:
+    """Make pictures batch by batch; the files of one batch are written, each whole, while the next is made.
+
+    Args:
+        pipe: The pipeline, with whatever is in force on it.
+        sampler: How they are made.
+        batches: Where each picture goes, and its prompt and seed.
+        facts: About all of them, for the text fields of the files, beside prompt and seed.
+        on_picture: Called after each batch with how many more are made.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing: Future[None] | None = None
+        for batch in batches:
+            images = sampler.make(pipe, [pair for _, pair in batch], on_picture)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, batch, images, facts)
+        if writing is not None:
+            writing.result()
 
 
 def as_png(image: Image.Image, facts: Mapping[str, object] | None = None) -> bytes:
@@ -149,6 +182,11 @@ def side_by_side(
             shown = image.convert("RGB").resize((cell, tall), method).crop((0, 0, cell, cell))
             sheet.paste(shown, (gap + at * (cell + gap), top + caption))
     return sheet
+
+
+def _write(batch: Sequence[tuple[Path, Pair]], images: Sequence[Image.Image], facts: Mapping[str, object]) -> None:
+    for (path, (prompt, seed)), image in zip(batch, images, strict=True):
+        write_whole(path, as_png(image, {"prompt": prompt, "seed": seed, **facts}))
 
 
 def _write_fitting(

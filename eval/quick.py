@@ -270,21 +270,21 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
         name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in gone
     }
     probes = [
-        Probe(name=concept.target, role="removed", prompt=prompt, seed=_seed(concept.target, i, settings.seed))
+        Probe(name=concept.target, role="removed", prompt=prompt, seed=noise_seed(concept.target, i, settings.seed))
         for concept in removed
         for i, prompt in enumerate(_cycle(concept.target, concept, settings.per_concept))
     ]
     for position, (name, kind) in enumerate(preserved.items()):
-        share = _share(settings.near, len(preserved), position)
+        count = share(settings.near, len(preserved), position)
         sentences = templates(kind)
         probes += [
             Probe(
                 name=name,
                 role="near",
                 prompt=fill(sentences[i % len(sentences)], name),
-                seed=_seed(name, i, settings.seed),
+                seed=noise_seed(name, i, settings.seed),
             )
-            for i in range(share)
+            for i in range(count)
         ]
     return Plan(probes=tuple(probes))
 
@@ -384,7 +384,7 @@ def _spread(
     return [
         probe
         for position, name in enumerate(names)
-        for probe in _probes(name, role, _share(total, len(names), position), settings, forbidden)
+        for probe in _probes(name, role, share(total, len(names), position), settings, forbidden)
     ]
 
 
@@ -394,17 +394,18 @@ def _probes(name: str, role: Role, n: int, settings: MeasureSettings, forbidden:
     for i, prompt in enumerate(vocabulary.prompts_for(name, drawn, settings.seed)):
         words = f" {normalized(prompt)} "
         if len(probes) < n and not any(f" {normalized(word)} " in words for word in forbidden):
-            probes.append(Probe(name=name, role=role, prompt=prompt, seed=_seed(name, i, settings.seed)))
+            probes.append(Probe(name=name, role=role, prompt=prompt, seed=noise_seed(name, i, settings.seed)))
     return probes
 
 
-def _share(total: int, parts: int, position: int) -> int:
+def share(total: int, parts: int, position: int) -> int:
+    """Return how many of a total one of several parts gets; the parts add up to it and differ by one at most."""
     # Whoever gets one more is spread over the list, so that small totals do not all fall on its head.
     return total * (position + 1) // parts - total * position // parts
 
 
-def _seed(name: str, index: int, seed: int) -> int:
-    """Return a noise seed of its own for each picture, the same on every machine."""
+def noise_seed(name: str, index: int, seed: int) -> int:
+    """Return a noise seed of its own for each picture of a name, the same on every machine."""
     return zlib.crc32(f"{name}:{index}:{seed}".encode()) % 2**31
 
 

@@ -1,11 +1,16 @@
 """Numbers that carry what is needed to believe them: a count, an interval, a unit and a direction."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from erasure.errors import InputError, unknown_name
+
+Number = float | int
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -68,16 +73,101 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """A mean over pictures with its standard error.
+class Setup:
+    """The protocol of a score: all that decides the number besides the model that is judged.
+
+    "" and None say that a field has no meaning for the metric, not that it is unknown.
 
     Attributes:
-        value: The mean.
-        n: Pictures it is a mean of.
-        standard_error: Of the mean, in the same unit; None for a single picture, which has none.
+        metric: Its name: "clip_score".
+        library: What computes it, with its version: "open_clip 3.3.0".
+        backbone: The weights that it looks through: "ViT-B-32/openai".
+        resize: How pictures are brought to the backbone's size: "bicubic, antialias, 224".
+        reference: What the pictures are compared with: "the original model, same prompts and seeds".
+        benchmark: Prompts and seeds, with their version: "tinyworld/1".
+        sampler: The scheduler: "DDIMScheduler".
+        steps: Of the scheduler.
+        guidance_scale: Of classifier-free guidance.
+    """
+
+    metric: str
+    library: str = ""
+    backbone: str = ""
+    resize: str = ""
+    reference: str = ""
+    benchmark: str = ""
+    sampler: str = ""
+    steps: int | None = None
+    guidance_scale: Number | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the fields as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Setup":
+        """Return the setup whose `as_json` gave `data`.
+
+        Raises:
+            InputError: There is no metric.
+            UnknownNameError: A key is no field of a setup.
+        """
+        known = [item.name for item in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise unknown_name("protocol field", key, known)
+        if "metric" not in data:
+            raise InputError(f"protocol: expected a metric, got {dict(data)!r}. Name what was computed.")
+        return cls(**data)
+
+
+def shared_setup(column: str, setups: Mapping[str, Setup | None]) -> Setup:
+    """Return the one protocol of all scores of a column.
+
+    Args:
+        column: Its heading, for the error.
+        setups: By row: the original, each erased model.
+
+    Raises:
+        InputError: There are no rows, a row has no protocol, or two rows have different ones.
+    """
+    known = {row: setup for row, setup in setups.items() if setup is not None}
+    if unknown := [row for row in setups if row not in known]:
+        raise InputError(f"column {column!r}: expected a protocol for every score, got none for {unknown[0]!r}.")
+    if not known:
+        raise InputError(f"column {column!r}: expected at least one score, got none.")
+    (first, one), *others = known.items()
+    for row, other in others:
+        differing = [
+            f"{name} {getattr(one, name)!r} against {getattr(other, name)!r}"
+            for name in (item.name for item in fields(Setup))
+            if getattr(one, name) != getattr(other, name)
+        ]
+        if differing:
+            raise InputError(
+                f"column {column!r}: expected scores of one protocol, got {first!r} and {row!r} with"
+                f" {'; '.join(differing)}. Measure them alike or give each a column."
+            )
+    return one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A number over pictures, with what is needed to believe it.
+
+    Attributes:
+        value: Mostly the mean over the pictures.
+        n: Pictures it was computed from, > 0.
+        standard_error: In the same unit; None where there is none, as for a single picture.
         unit: What it counts, e.g. "cosine distance".
         higher_is_better: The direction.
-        per_image: The value of each picture, in the order measured.
+        per_image: The value of each of the n pictures, in the order measured; () for what pictures have only
+            together, such as FID.
+        interval: 95 % interval, where there is a better one than the standard error gives.
+        setup: The protocol; without one a score stands alone, see `shared_setup`.
+
+    Raises:
+        ValueError: There are no pictures, or not as many values as pictures.
     """
 
     value: float
@@ -86,9 +176,22 @@ class Score:
     unit: str
     higher_is_better: bool
     per_image: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
+    setup: Setup | None = None
+
+    def __post_init__(self) -> None:
+        if self.n <= 0 or (self.per_image and len(self.per_image) != self.n):
+            raise ValueError(f"Score: expected n > 0 and one value a picture, got {len(self.per_image)} of {self.n!r}.")
 
     @classmethod
-    def mean(cls, values: Sequence[float] | Float[np.ndarray, " n"], *, unit: str, higher_is_better: bool) -> "Score":
+    def mean(
+        cls,
+        values: Sequence[Number] | Float[np.ndarray, " n"],
+        *,
+        unit: str,
+        higher_is_better: bool,
+        setup: Setup | None = None,
+    ) -> "Score":
         """Average one value a picture.
 
         Raises:
@@ -105,19 +208,54 @@ class Score:
             unit=unit,
             higher_is_better=higher_is_better,
             per_image=tuple(data.tolist()),
+            setup=setup,
         )
 
+    @classmethod
+    def share(
+        cls, claims: Bool[np.ndarray, " n"], *, unit: str, higher_is_better: bool, setup: Setup | None = None
+    ) -> "Score":
+        """Return the share of pictures of which a claim holds, in [0, 1], with its Wilson interval.
+
+        Raises:
+            ValueError: There are no pictures.
+        """
+        rate = Rate.of(claims)
+        return cls(
+            value=rate.value,
+            n=rate.n,
+            standard_error=None,  # it would be 0 for shares of 0 and 1
+            unit=unit,
+            higher_is_better=higher_is_better,
+            per_image=tuple(claims.astype(np.float64).tolist()),
+            interval=rate.interval,
+            setup=setup,
+        )
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """95 % interval: the score's own, else the normal one; None without either."""
+        if self.interval is not None or self.standard_error is None:
+            return self.interval
+        half = NormalDist().inv_cdf(0.975) * self.standard_error
+        return self.value - half, self.value + half
+
     def as_json(self) -> dict[str, object]:
-        """Give the summary, without the values per picture, as plain data."""
+        """Give the summary as plain data, without the values per picture and the setup, which a column has once."""
+        low, high = self.bounds or (None, None)
         return {
             "value": self.value,
             "n": self.n,
             "standard_error": self.standard_error,
+            "low": low,
+            "high": high,
             "unit": self.unit,
             "higher_is_better": self.higher_is_better,
         }
 
     def __str__(self) -> str:
+        if self.interval is not None:
+            return f"{self.value:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
         return f"{self.value:.3f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.3f}")
 
 

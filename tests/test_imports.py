@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A layer may import those before it and itself; the two front doors come last.
 LAYERS = ("erasure", "erasure.pipelines", "erasure.eval", "front door")
 FOLDERS = {"erasure": ROOT / "erasure", "erasure.pipelines": ROOT / "pipelines", "erasure.eval": ROOT / "eval"}
-FRONT_DOORS = (ROOT / "erasure" / "cli.py", ROOT / "app.py")
+FRONT_DOORS = (ROOT / "erasure" / "cli.py", ROOT / "app.py", ROOT / "erasure" / "__main__.py")
 
 
 def modules() -> Iterator[tuple[str, Path, str]]:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erasure.eval.scores import Rate, Score, cosine_distances, kept_rate, wilson
+from erasure.errors import InputError, UnknownNameError
+from erasure.eval.scores import Rate, Score, Setup, cosine_distances, kept_rate, shared_setup, wilson
 
 
 def test_wilson_solves_its_defining_equation() -> None:
@@ -54,3 +55,57 @@ def test_cosine_distance_of_equal_opposite_and_orthogonal_rows() -> None:
     a = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     b = np.array([[3.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
     assert cosine_distances(a, b) == pytest.approx([0.0, 2.0, 1.0, 0.0])
+
+
+def test_the_mean_is_no_last_element_and_a_last_batch_of_one_counts_once() -> None:
+    values = [0.0] * 64 + [1.0]
+    score = Score.mean(values, unit="share", higher_is_better=True)
+    assert score.value == pytest.approx(1 / 65)
+    assert score.n == 65
+
+
+def test_a_score_has_as_many_values_as_pictures() -> None:
+    with pytest.raises(ValueError, match="one value a picture, got 2 of 3"):
+        Score(value=1.0, n=3, standard_error=None, unit="x", higher_is_better=True, per_image=(1.0, 2.0))
+    with pytest.raises(ValueError, match="n > 0"):
+        Score(value=1.0, n=0, standard_error=None, unit="x", higher_is_better=True)
+
+
+def test_bounds_are_the_scores_own_or_the_normal_ones() -> None:
+    mean = Score.mean([1.0, 2.0, 3.0, 4.0], unit="steps", higher_is_better=False)
+    half = 1.959964 * mean.standard_error
+    assert mean.bounds == pytest.approx((2.5 - half, 2.5 + half))
+    assert Score.mean([1.0], unit="steps", higher_is_better=False).bounds is None
+    share = Score.share(np.array([True] * 3 + [False] * 7), unit="share", higher_is_better=True)
+    assert share.bounds == wilson(3, 10)
+    assert share.per_image == (1.0,) * 3 + (0.0,) * 7
+    assert share.as_json()["low"] == wilson(3, 10)[0]
+    assert {"value", "n", "low", "high", "unit", "higher_is_better"} <= share.as_json().keys()
+
+
+SETUP = Setup(metric="clip_score", library="open_clip 3.3.0", backbone="ViT-B-32/openai", steps=20, guidance_scale=4.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("backbone", "ViT-L-14/openai"), ("steps", 50), ("guidance_scale", 7.5), ("resize", "bilinear")],
+)
+def test_scores_of_different_protocols_share_no_column(field: str, value: object) -> None:
+    other = Setup.from_json({**SETUP.as_json(), field: value})
+    with pytest.raises(InputError, match=f"'CLIP': expected scores of one protocol, got 'uce' and 'esd' with {field} "):
+        shared_setup("CLIP", {"uce": SETUP, "same": SETUP, "esd": other})
+
+
+def test_a_column_has_the_protocol_that_all_its_scores_have() -> None:
+    assert shared_setup("CLIP", {"uce": SETUP, "esd": Setup.from_json(SETUP.as_json())}) == SETUP
+    with pytest.raises(InputError, match="a protocol for every score, got none for 'esd'"):
+        shared_setup("CLIP", {"uce": SETUP, "esd": None})
+    with pytest.raises(InputError, match="at least one score"):
+        shared_setup("CLIP", {})
+
+
+def test_a_protocol_that_cannot_be_read() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'backbone'"):
+        Setup.from_json({"metric": "fid", "backbon": "inception"})
+    with pytest.raises(InputError, match="expected a metric"):
+        Setup.from_json({"backbone": "inception"})

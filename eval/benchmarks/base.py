@@ -1,0 +1,196 @@
+"""What every benchmark is: rows of prompt and seed with what should be seen, and where they come from."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+from erasure.concept import normalized
+from erasure.errors import InputError, unknown_name
+
+from ..pictures import Pair, Sampler
+
+Wording = Literal["explicit", "synonym", "combined", "implicit", "paraphrase"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One picture to be made, and what it is to be judged by.
+
+    Efficacy is over the items with an `unwanted` concept, retention over those with a `wanted` one, by `group`; the
+    joint rate is over those with both.
+
+    Attributes:
+        case: The row's own name, unique within its benchmark.
+        prompt: Never empty, without outer blanks.
+        seed: Of the noise, from 0 on.
+        group: "removed", or the group of what should stay: a retention tier, "kept", "clean".
+        wording: How the prompt names what it asks for; "paraphrase" does not name it.
+        unwanted: The removed concept that the prompt asks for; "" if none.
+        wanted: The concept asked for that should stay; "" if none.
+        rest: The prompt with the removed concept taken out; "" if it says nothing else.
+        class_index: Of the concept asked for in the benchmark's classifier; None without one.
+    """
+
+    case: str
+    prompt: str
+    seed: int
+    group: str
+    wording: Wording = "explicit"
+    unwanted: str = ""
+    wanted: str = ""
+    rest: str = ""
+    class_index: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(ABC):
+    """A named list of prompts and seeds. The fields of a subclass say which part of it, and where its files are.
+
+    Attributes:
+        name: What it is called; the file's name with hyphens.
+        version: Raised whenever a prompt, a seed or a role changes.
+        source: Where the prompts come from.
+        licence: Of the prompts.
+        seeds: Where the seeds come from, in words.
+        scheduler: The diffusers class that the published numbers were sampled with, or ours.
+        steps: Of the scheduler.
+        guidance_scale: Of classifier-free guidance.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    source: ClassVar[str]
+    licence: ClassVar[str]
+    seeds: ClassVar[str]
+    scheduler: ClassVar[str]
+    steps: ClassVar[int]
+    guidance_scale: ClassVar[float]
+
+    @abstractmethod
+    def read(self) -> tuple[Item, ...]:
+        """Return the items, in the list's own order.
+
+        Raises:
+            InputError: A file that cannot be read, or does not hold what it should.
+        """
+
+    @cached_property
+    def items(self) -> tuple[Item, ...]:
+        """The items, read once."""
+        return self.read()
+
+    @property
+    def n(self) -> int:
+        """How many pictures it asks of each model."""
+        return len(self.items)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Prompt and seed of each item: row i of the pictures is item i."""
+        return [(item.prompt, item.seed) for item in self.items]
+
+    @cached_property
+    def id(self) -> str:
+        """Name, version, n and a digest of all items: what a score's protocol names.
+
+        Lists are read from the user's own files; two that differ in one word are two benchmarks.
+        """
+        rows = json.dumps([astuple(item) for item in self.items])
+        return f"{self.name}/{self.version}, n {self.n}, {hashlib.sha256(rows.encode()).hexdigest()[:8]}"
+
+    def sampler(self, batch_size: int = 16) -> Sampler:
+        """Return steps and guidance as the pictures are to be made; the scheduler is the pipeline's own."""
+        return Sampler(steps=self.steps, guidance_scale=self.guidance_scale, batch_size=batch_size)
+
+    def about(self) -> dict[str, object]:
+        """Return what a reader of its numbers has to know, as plain data."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "version": self.version,
+            "source": self.source,
+            "licence": self.licence,
+            "n": self.n,
+            "seeds": self.seeds,
+            "scheduler": self.scheduler,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """What became of the concept that a prompt asks for; its fields are those of an item.
+
+    Attributes:
+        group: "removed" or "kept".
+        unwanted: The concept if it was removed, else "".
+        wanted: The concept if it was kept, else "".
+    """
+
+    group: str
+    unwanted: str
+    wanted: str
+
+
+def roles(benchmark: str, labels: Sequence[str], removed: Sequence[str]) -> Mapping[str, Role]:
+    """Return the role of each label, by its normalized form: case and runs of blanks do not tell two labels apart.
+
+    Args:
+        benchmark: For the error.
+        labels: All labels of the list.
+        removed: What was removed, in any spelling by case.
+
+    Raises:
+        UnknownNameError: A removed name is no label: its efficacy would be that of nothing.
+    """
+    by_form = {normalized(label): label for label in labels}
+    gone = {normalized(name): name for name in removed}
+    for form, name in gone.items():
+        if form not in by_form:
+            raise unknown_name(f"{benchmark} label", name, by_form.values())
+    return {
+        form: Role(group="removed", unwanted=label, wanted="")
+        if form in gone
+        else Role(group="kept", unwanted="", wanted=label)
+        for form, label in by_form.items()
+    }
+
+
+def class_index(benchmark: str, classes: Mapping[str, int], label: str) -> tuple[str, int]:
+    """Return a class by its name as the classifier spells it, and its index there.
+
+    Lists spell the classes their own way ("english springer"), so a prediction is compared by index, never by text.
+
+    Raises:
+        UnknownNameError: It is no class.
+    """
+    for name, index in classes.items():
+        if normalized(name) == normalized(label):
+            return name, index
+    raise unknown_name(f"{benchmark} class", label, classes)
+
+
+def named_in(name: str, prompt: str) -> bool:
+    """Say whether a prompt holds a name, word for word; case, punctuation and a plural s do not count."""
+    words = normalized("".join(letter if letter.isalnum() else " " for letter in prompt))
+    wanted = normalized("".join(letter if letter.isalnum() else " " for letter in name))
+    return f" {wanted} " in f" {words} " or f" {wanted}s " in f" {words} "
+
+
+def unique_cases(benchmark: str, items: Sequence[Item]) -> tuple[Item, ...]:
+    """Return the items.
+
+    Raises:
+        InputError: Two have one case: one of them would be measured in the other's place.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.case in seen:
+            raise InputError(f"{benchmark}: expected every case once, got {item.case!r} twice. Mend the list.")
+        seen.add(item.case)
+    return tuple(items)

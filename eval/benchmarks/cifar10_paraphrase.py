@@ -1,0 +1,63 @@
+"""CIFAR-10 classes in other words: Receler's test of whether an erasure reaches what does not name the class."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from erasure.concept import normalized
+
+from .base import Benchmark, Item, class_index, named_in, roles, unique_cases
+from .lists import read_list
+
+CLASSES: dict[str, int] = {
+    name: index
+    for index, name in enumerate(
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    )
+}
+"""The classes with their index in CIFAR-10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10Paraphrase(Benchmark):
+    """Ten classes, 50 descriptions each, about half of which do not name the class; or the list of plain prompts.
+
+    Receler judges with GroundingDINO; `class_index` is for a CIFAR-10 classifier.
+
+    Attributes:
+        path: A CSV file with the columns case_number, prompt, class, evaluation_seed.
+        removed: The classes that were removed, in any spelling by case.
+    """
+
+    name: ClassVar[str] = "cifar10-paraphrase"
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = (
+        "jasper0314-huang/Receler evaluation/data/cifar10_paraphrase.csv, cifar10_simple.csv (arXiv:2311.17717)"
+    )
+    licence: ClassVar[str] = "MIT"
+    seeds: ClassVar[str] = "evaluation_seed of each row; 0 to 499 in the paraphrased list"
+    # test_receler.py: LMS "as in ESD and UCE", --ddim_steps 50, --guidance_scale 7.5, one picture a row.
+    scheduler: ClassVar[str] = "LMSDiscreteScheduler"
+    steps: ClassVar[int] = 50
+    guidance_scale: ClassVar[float] = 7.5
+
+    path: Path
+    removed: tuple[str, ...] = ()
+
+    def read(self) -> tuple[Item, ...]:
+        role = roles(self.name, tuple(CLASSES), self.removed)
+        items = []
+        for row in read_list(self.path, ("case_number", "prompt", "class", "evaluation_seed")):
+            name, index = class_index(self.name, CLASSES, row.text("class"))
+            prompt = row.text("prompt")
+            items.append(
+                Item(
+                    case=row.text("case_number"),
+                    prompt=prompt,
+                    seed=row.whole("evaluation_seed"),
+                    wording="explicit" if named_in(name, prompt) else "paraphrase",
+                    class_index=index,
+                    **vars(role[normalized(name)]),
+                )
+            )
+        return unique_cases(self.name, items)

@@ -1,0 +1,72 @@
+"""Imagenette: the ten ImageNet classes of the ESD and UCE tables."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from erasure.concept import normalized
+
+from .base import Benchmark, Item, class_index, named_in, roles, unique_cases
+from .lists import read_list
+
+CLASSES: dict[str, int] = {
+    "tench": 0,
+    "English springer": 217,
+    "cassette player": 482,
+    "chain saw": 491,
+    "church": 497,
+    "French horn": 566,
+    "garbage truck": 569,
+    "gas pump": 571,
+    "golf ball": 574,
+    "parachute": 701,
+}
+"""The classes with their index among the 1,000 of ImageNet (ILSVRC 2012)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imagenette(Benchmark):
+    """Prompts of the ten classes, with the classes to be judged by a classifier's index.
+
+    UCE's list has 10 x 500 prompts "an image of a(n) X", ESD's has 10 x 10 "Image of X"; RECE's, in the same columns,
+    describes the class in sentences, some of which do not name it.
+
+    Attributes:
+        path: A CSV file with the columns case_number, prompt, evaluation_seed, class.
+        removed: The classes that were removed, in any spelling by case.
+    """
+
+    name: ClassVar[str] = "imagenette"
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = (
+        "rohitgandikota/unified-concept-editing data/imagenette.csv (arXiv:2308.14761);"
+        " rohitgandikota/erasing data/small_imagenet_prompts.csv (arXiv:2303.07345);"
+        " CharlesGong12/RECE dataset/robust_imagenette.csv (arXiv:2407.12383)"
+    )
+    licence: ClassVar[str] = "MIT (ESD, UCE), Apache-2.0 (RECE)"
+    seeds: ClassVar[str] = "evaluation_seed of each row; in UCE's list some (prompt, seed) pairs repeat"
+    # eval-scripts/generate-images.py of ESD and UCE; ESD makes ten pictures a row from one seed, we make the first.
+    scheduler: ClassVar[str] = "LMSDiscreteScheduler"
+    steps: ClassVar[int] = 100
+    guidance_scale: ClassVar[float] = 7.5
+
+    path: Path
+    removed: tuple[str, ...] = ()
+
+    def read(self) -> tuple[Item, ...]:
+        role = roles(self.name, tuple(CLASSES), self.removed)
+        items = []
+        for row in read_list(self.path, ("case_number", "prompt", "evaluation_seed", "class")):
+            name, index = class_index(self.name, CLASSES, row.text("class"))
+            prompt = row.text("prompt")
+            items.append(
+                Item(
+                    case=row.text("case_number"),
+                    prompt=prompt,
+                    seed=row.whole("evaluation_seed"),
+                    wording="explicit" if named_in(name, prompt) else "paraphrase",
+                    class_index=index,
+                    **vars(role[normalized(name)]),
+                )
+            )
+        return unique_cases(self.name, items)

@@ -1,0 +1,262 @@
+"""The tiny world's own benchmark: every object, individual, style and scene, as removed or in one of four tiers."""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from erasure import tinyworld
+from erasure.concept import normalized
+from erasure.errors import InputError, unknown_name
+from erasure.tinyworld import vocabulary as words
+
+from ..quick import noise_seed, share
+from .base import Benchmark, Item, Wording, unique_cases
+
+Tier = Literal["siblings", "co-occurring", "look-alikes", "everything else"]
+TIERS: tuple[Tier, ...] = ("siblings", "co-occurring", "look-alikes", "everything else")
+SUITES: dict[str, int] = {"quick": 80, "standard": 2_000, "full": 8_000}
+"""Pictures a model, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyWorld(Benchmark):
+    """Half of the pictures ask for what was removed, half for what should have stayed.
+
+    What was removed is asked for by name; by its synonyms; in "A and B" prompts, in which B should stay (for a style or
+    scene B is what is drawn in it); and, for weapons, by hints that name none, only those that no eraser's list holds.
+    What should stay is asked for by name, in four tiers, of which a concept is in the first that fits:
+
+    - siblings: what is most like something removed (its family, class and individuals, the other styles or scenes);
+    - co-occurring: what shares pictures with it more often than others (its usual scene, a scene's usual objects), and
+      B of the "A and B" prompts;
+    - look-alikes in name: one letter apart, or one within the other ("cat", "cart");
+    - everything else.
+
+    An individual whose class was removed is in none, for a picture of it shows the class; `left_out` has it. Prompts
+    and seeds of a concept are the same whatever else is removed, as far as they name nothing removed, and those of a
+    smaller suite are among those of a larger one.
+
+    Attributes:
+        removed: What was removed, by the world's own names.
+        total: Pictures at most, from 8 on.
+        seed: Of the prompts and of the noise.
+
+    Raises:
+        UnknownNameError: The world does not know a name.
+        InputError: Nothing was removed, a name is given twice, or too few pictures.
+    """
+
+    name: ClassVar[str] = "tinyworld"
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "this project, erasure/tinyworld/vocabulary.py"
+    licence: ClassVar[str] = "Apache-2.0"
+    seeds: ClassVar[str] = "CRC-32 of concept, wording, index and benchmark seed, modulo 2^31"
+    scheduler: ClassVar[str] = "DDIMScheduler"
+    steps: ClassVar[int] = int(tinyworld.SAMPLER["steps"])
+    guidance_scale: ClassVar[float] = float(tinyworld.SAMPLER["guidance_scale"])
+
+    removed: tuple[str, ...]
+    total: int = SUITES["standard"]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.removed:
+            if name not in words.concepts():
+                raise unknown_name("concept of the tiny world", name, words.concepts())
+        if not self.removed or len(set(self.removed)) < len(self.removed) or self.total < 8:
+            raise InputError(
+                f"tinyworld: expected distinct removed concepts and at least 8 pictures, got {self.removed!r} and"
+                f" {self.total!r}."
+            )
+
+    @classmethod
+    def suite(cls, size: str, removed: Sequence[str]) -> "TinyWorld":
+        """Return the benchmark of a suite: "quick", "standard" or "full".
+
+        Raises:
+            UnknownNameError: There is no such suite; see also the class.
+        """
+        if size not in SUITES:
+            raise unknown_name("suite", size, SUITES)
+        return cls(removed=tuple(removed), total=SUITES[size])
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Concepts that are neither removed nor in a tier, with the reason."""
+        return {
+            who: f"a {kind}, which was removed"
+            for who, kind in words.INDIVIDUALS.items()
+            if who in words.TAUGHT_INDIVIDUALS and who not in self.removed and kind in self.removed
+        }
+
+    @property
+    def tiers(self) -> dict[Tier, list[str]]:
+        """The concepts of each tier, in the world's order."""
+        kept = [name for name in words.concepts() if name not in self.removed and name not in self.left_out]
+        return {tier: [name for name in kept if tier_of(name, self.removed) == tier] for tier in TIERS}
+
+    def read(self) -> tuple[Item, ...]:
+        half = self.total // 2
+        items = [
+            item
+            for position, name in enumerate(self.removed)
+            for item in self._removed(name, share(half, len(self.removed), position))
+        ]
+        tiers: list[tuple[Tier, list[str]]] = [(tier, names) for tier, names in self.tiers.items() if names]
+        for position, (tier, names) in enumerate(tiers):
+            pictures = share(self.total - half, len(tiers), position)
+            for at, name in enumerate(names):
+                items += self._kept(name, tier, share(pictures, len(names), at))
+        return unique_cases(self.name, items)
+
+    def _removed(self, name: str, n: int) -> list[Item]:
+        """Return n items that ask for a removed concept, shared evenly among the wordings that it has."""
+        sources: dict[Wording, Callable[[int], list[Item]]] = {"explicit": lambda k: self._explicit(name, k)}
+        if name in words.SYNONYMS:
+            sources["synonym"] = lambda k: self._synonyms(name, k)
+        if self._partners(name):
+            sources["combined"] = lambda k: self._combined(name, k)
+        if name in words.WEAPON_HINTS:
+            sources["implicit"] = lambda k: self._implicit(name, k)
+        return [item for at, make in enumerate(sources.values()) for item in make(share(n, len(sources), at))]
+
+    def _explicit(self, name: str, n: int) -> list[Item]:
+        others = _spellings(other for other in self.removed if other != name)
+        drawn = _drawn(name, n, self.seed, lambda prompt: _names(prompt, name) and not _any(prompt, others))
+        return [self._item(name, "explicit", at, prompt, unwanted=name) for at, prompt in drawn]
+
+    def _synonyms(self, name: str, n: int) -> list[Item]:
+        synonyms = words.SYNONYMS[name]
+        others = _spellings(other for other in self.removed if other != name)
+        if name in words.OBJECTS:
+            drawn = _drawn(name, n, self.seed, lambda prompt: not _any(prompt, others))
+            found = [(at, _swapped(prompt, name, synonyms[at % len(synonyms)])) for at, prompt in drawn]
+        else:  # the templates of styles and scenes hold their synonyms
+            found = _drawn(name, n, self.seed, lambda prompt: _any(prompt, synonyms) and not _any(prompt, others))
+        return [self._item(name, "synonym", at, prompt, unwanted=name) for at, prompt in found]
+
+    def _combined(self, name: str, n: int) -> list[Item]:
+        partners, items = self._partners(name), []
+        for at in range(n):
+            partner = partners[at % len(partners)]
+            noun = words.article(partner)
+            if name in words.STYLES:
+                prompt = words.STYLE_PHRASES[name][0].format(noun)
+            elif name in words.SCENES:
+                prompt = f"a photo of {noun} {words.SCENE_PHRASES[name][0]}"
+            else:
+                prompt = f"a photo of {words.article(name)} and {noun}"
+            items.append(
+                self._item(
+                    name,
+                    "combined",
+                    at,
+                    prompt,
+                    group="co-occurring",
+                    unwanted=name,
+                    wanted=partner,
+                    rest=f"a photo of {noun}",
+                )
+            )
+        return items
+
+    def _implicit(self, name: str, n: int) -> list[Item]:
+        hints = [hint for hint in words.WEAPON_HINTS[name] if hint in words.WEAPON_HINTS_HELD_OUT]
+        return [self._item(name, "implicit", at, hints[at % len(hints)], unwanted=name) for at in range(n)]
+
+    def _kept(self, name: str, tier: Tier, n: int) -> list[Item]:
+        gone = _spellings(self.removed)
+        drawn = _drawn(name, n, self.seed, lambda prompt: _names(prompt, name) and not _any(prompt, gone))
+        return [self._item(name, "explicit", at, prompt, group=tier, wanted=name) for at, prompt in drawn]
+
+    def _partners(self, name: str) -> list[str]:
+        """Return the objects that may stand beside a removed concept, in an order drawn for it.
+
+        Those that it never met in training and those that melt into it are left out: the original cannot draw them.
+        """
+        order = list(words.OBJECTS)
+        random.Random(f"combined:{name}:{self.seed}").shuffle(order)
+        kind, near = words.INDIVIDUALS.get(name, name), words.siblings(words.INDIVIDUALS.get(name, name))
+        return [
+            other
+            for other in order
+            if other not in self.removed
+            and other not in (kind, *near)
+            and frozenset((kind, other)) not in words.HELD_OUT_PAIRS
+        ]
+
+    def _item(
+        self,
+        name: str,
+        wording: Wording,
+        at: int,
+        prompt: str,
+        *,
+        group: str = "removed",
+        unwanted: str = "",
+        wanted: str = "",
+        rest: str = "",
+    ) -> Item:
+        return Item(
+            case=f"{name}-{wording}-{at}",
+            prompt=prompt,
+            seed=noise_seed(f"{name}:{wording}", at, self.seed),
+            group=group,
+            wording=wording,
+            unwanted=unwanted,
+            wanted=wanted,
+            rest=rest,
+        )
+
+
+def tier_of(name: str, removed: Sequence[str]) -> Tier:
+    """Return the retention tier of a kept concept; see `TinyWorld`."""
+    if any(name in words.siblings(gone) for gone in removed):
+        return "siblings"
+    usual = words.CORRELATED_SCENES
+    if any(usual.get(gone) == name or usual.get(name) == gone for gone in removed):
+        return "co-occurring"
+    return "look-alikes" if any(look_alike(name, gone) for gone in removed) else "everything else"
+
+
+def look_alike(one: str, other: str) -> bool:
+    """Say whether two names are one letter apart (changed, added or left out), or one is within the other."""
+    short, long = sorted((one.lower(), other.lower()), key=len)
+    if short in long:
+        return True
+    if len(short) == len(long):
+        return sum(a != b for a, b in zip(short, long, strict=True)) == 1
+    return any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
+
+
+def _drawn(name: str, n: int, seed: int, accept: Callable[[str], bool]) -> list[tuple[int, str]]:
+    """Return the first n prompts of a concept that are accepted, each with its index among all that are drawn."""
+    draws = 4 * n + 16
+    while True:
+        found = [(at, prompt) for at, prompt in enumerate(words.prompts_for(name, draws, seed)) if accept(prompt)]
+        if len(found) >= n:
+            return found[:n]
+        if draws > 1_000 * (n + 1):
+            raise InputError(f"tinyworld: expected prompts for {name!r} that name nothing else removed, got too few.")
+        draws *= 4
+
+
+def _names(prompt: str, name: str) -> bool:
+    """Say whether a prompt asks for a concept by its name and by no synonym."""
+    return _any(prompt, (name,)) and not _any(prompt, words.SYNONYMS.get(name, ()))
+
+
+def _any(prompt: str, phrases: Sequence[str]) -> bool:
+    """Say whether a prompt holds any of the phrases, word for word."""
+    return any(f" {normalized(phrase)} " in f" {normalized(prompt)} " for phrase in phrases)
+
+
+def _spellings(names: Iterable[str]) -> list[str]:
+    return [phrase for name in names for phrase in (name, *words.SYNONYMS.get(name, ()))]
+
+
+def _swapped(prompt: str, name: str, synonym: str) -> str:
+    """Return a prompt with a synonym, and the article that it takes, in the place of an object's name."""
+    return re.sub(rf"\b{re.escape(words.article(name))}\b", words.article(synonym), prompt, count=1)

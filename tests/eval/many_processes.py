@@ -1,0 +1,19 @@
+"""Fills an image store with a tiny model; started in several processes by a test."""
+
+import sys
+
+from accelerate import PartialState
+
+from erasure.eval.pictures import Sampler
+from erasure.eval.store import generate
+from tests import tiny
+
+PROMPTS = ["a cat", "a dog", "Null", "a house on the beach", "a cat", "", "a tree"]
+SEEDS = [0, 1, 2, 3, 4, 5, 6]
+SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=2)
+
+if __name__ == "__main__":
+    PartialState(cpu=True)
+    made: list[int] = []
+    generate(tiny.sd1(), PROMPTS, SEEDS, sys.argv[1], sampler=SAMPLER, on_picture=made.append)
+    print(f"made {sum(made)}")
