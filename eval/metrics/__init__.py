@@ -1,0 +1,1 @@
+"""Metrics, one a file: a pure function and a streaming class each."""

@@ -1,0 +1,197 @@
+"""BLIP2-T in the three forms that hide behind the name.
+
+ClassDiffusion's table (arXiv:2405.17532) says BLIP2-T; its code runs BLIP 1 and takes the contrastive branch. So:
+
+- `blip_itc`: BLIP 1, cosine of the projected class tokens of picture and text. What the code computes.
+- `blip2_itc`: BLIP-2, the largest cosine of the 32 query tokens with the text. What the name says.
+- `blip2_itm`: BLIP-2, probability of "match" from the matching head. Another number altogether.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from math import isclose
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from erasure.errors import InputError
+
+from ..scores import Setup
+from .features import processed
+from .images import Images, as_pil
+from .texts import TextScore
+from .weights import from_hub, model_from_hub
+
+TOKENS = 32
+"""A text's length, special tokens among them; LAVIS cuts there."""
+
+
+def match_probability(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    """Return the probability of the second class, "match": one softmax over the two logits of each pair."""
+    return logits.double().softmax(1)[:, 1]
+
+
+def paired(similarities: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
+    """Return each picture's similarity with its own text out of the table of all pictures and all texts."""
+    return similarities.double().diagonal()
+
+
+@dataclass(kw_only=True)
+class RetrievalScore:
+    """What the three have in common: a model of image-text retrieval with its own processor; one number a picture.
+
+    Attributes:
+        model: A retrieval model of transformers.
+        processor: The model's own; its picture size and normalisation are used.
+        source: Where the weights came from, for the protocol.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    default: ClassVar[str]
+    model_class: ClassVar[str]
+
+    model: Any
+    processor: Any
+    source: str
+    _values: list[float] = field(default_factory=list, init=False, repr=False)
+    _truncated: list[str] = field(default_factory=list, init=False, repr=False)
+    _lengths: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+
+    @classmethod
+    def load(cls, source: str | None = None, *, device: str = "cpu", download: bool = False) -> "RetrievalScore":
+        """Load a checkpoint of the Hub or a folder.
+
+        Args:
+            source: None for the metric's own.
+            device: Where it runs.
+            download: Whether weights that are not in the local cache may be downloaded.
+
+        Raises:
+            MissingWeightsError: They are not there and may not or cannot be downloaded.
+            InputError: The checkpoint lacks weights of the model.
+        """
+        import transformers
+
+        source = source or cls.default
+        model = model_from_hub(getattr(transformers, cls.model_class), source, cls.name, download=download)
+        processor = from_hub(transformers.AutoProcessor.from_pretrained, source, cls.name, download=download)
+        return cls(model=model.to(device), processor=processor, source=source)
+
+    def update(self, images: Images, prompts: Sequence[str]) -> "RetrievalScore":
+        """Add pictures with what was asked for.
+
+        Raises:
+            InputError: There are not as many prompts as pictures, or the model gives two different texts one score.
+        """
+        pictures, texts = as_pil(images), list(prompts)
+        if len(pictures) != len(texts):
+            raise InputError(
+                f"{self.name}: expected a prompt a picture, got {len(texts)} for {len(pictures)} pictures."
+            )
+        if not pictures:
+            return self
+        if not self._values:
+            self._check(pictures[0])
+        self._values += self._scores(pictures, texts).tolist()
+        for text in texts:
+            if text not in self._lengths:
+                self._lengths[text] = len(self.processor.tokenizer(text).input_ids)
+        self._truncated += [text for text in texts if self._lengths[text] > TOKENS]
+        return self
+
+    def compute(self) -> TextScore:
+        """Return the mean over all pictures so far.
+
+        Raises:
+            InputError: There are no pictures.
+        """
+        return TextScore.of(self._values, unit=self.unit, setup=self.setup, truncated=self._truncated)
+
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        return Setup(
+            metric=self.name,
+            library=f"transformers {version('transformers')}",
+            backbone=self.source,
+            resize=processed(self.processor.image_processor),
+        )
+
+    def _check(self, picture: Any) -> None:
+        one, other = self._scores([picture] * 2, ["a photo of a dog", "an empty street at night"]).tolist()
+        if isclose(one, other, rel_tol=1e-5):  # float32 rounding is about a tenth of that
+            raise InputError(
+                f"{self.name}: expected different scores for two different texts, got {one!r} for both."
+                f" {self.source} does not read its text; name another checkpoint."
+            )
+
+    @torch.no_grad()
+    def _scores(self, pictures: list[Any], texts: list[str]) -> Tensor:
+        # Picture and text apart: BLIP-2's processor takes its 32 query tokens off the length that a text may have.
+        device = self.model.device
+        text = self.processor.tokenizer(
+            texts, padding=True, truncation=True, max_length=TOKENS, return_token_type_ids=False, return_tensors="pt"
+        ).to(device)
+        pixels = self.processor.image_processor(pictures, return_tensors="pt").pixel_values.to(device)
+        return self._forward(pixels, text.input_ids, text.attention_mask).cpu()
+
+    def _forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class BlipItc(RetrievalScore):
+    """`blip_itc`: BLIP 1's contrastive branch; no temperature, no softmax."""
+
+    name: ClassVar[str] = "blip_itc"
+    unit: ClassVar[str] = "cosine"
+    default: ClassVar[str] = "Salesforce/blip-itm-large-coco"
+    model_class: ClassVar[str] = "BlipForImageTextRetrieval"
+
+    def _forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        out = self.model(pixel_values=pixels, input_ids=ids, attention_mask=mask, use_itm_head=False)
+        return paired(out.itm_score)
+
+
+@dataclass(kw_only=True)
+class Blip2Itc(RetrievalScore):
+    """`blip2_itc`: BLIP-2's contrastive branch, the best of the query tokens; no temperature, no softmax."""
+
+    name: ClassVar[str] = "blip2_itc"
+    unit: ClassVar[str] = "cosine"
+    default: ClassVar[str] = "Salesforce/blip2-itm-vit-g"
+    model_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
+
+    def _forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return paired(_blip2(self.model, pixels, ids, mask, matching=False))
+
+
+@dataclass(kw_only=True)
+class Blip2Itm(RetrievalScore):
+    """`blip2_itm`: BLIP-2's matching head, mean over the query tokens, one softmax."""
+
+    name: ClassVar[str] = "blip2_itm"
+    unit: ClassVar[str] = "probability"
+    default: ClassVar[str] = "Salesforce/blip2-itm-vit-g"
+    model_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
+
+    def _forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return match_probability(_blip2(self.model, pixels, ids, mask, matching=True))
+
+
+def _blip2(model: Any, pixels: Tensor, ids: Tensor, mask: Tensor, *, matching: bool) -> Tensor:
+    token = model.config.image_token_index
+    if token is not None:
+        # Such a model cuts off as many tokens as it has queries: without them in front, it would cut off the text.
+        front = torch.full((len(ids), model.config.num_query_tokens), token, dtype=ids.dtype, device=ids.device)
+        ids, mask = torch.cat([front, ids], 1), torch.cat([torch.ones_like(front), mask], 1)
+    return model(
+        pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=matching
+    ).logits_per_image

@@ -1,0 +1,101 @@
+"""CLIP score: how well a picture fits its prompt (Hessel et al., EMNLP 2021, arXiv:2104.08718)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from erasure.errors import InputError
+
+from ..scores import Setup
+from .clip import Clip, OpenClip, TextTower, setup_of
+from .images import Images, as_pil
+from .texts import TextScore, without_phrases
+
+UNIT = "100 x cosine"
+
+
+def clip_score(images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
+    """Return 100 x the cosine of each picture's features with its text's, in [-100, 100].
+
+    Differs from the paper, as most of the field does: 100 for 2.5, and what is below 0 stays below 0.
+    """
+    return 100 * torch.nn.functional.cosine_similarity(images.double(), texts.double(), dim=1)
+
+
+@dataclass(kw_only=True)
+class ClipScore:
+    """Streaming CLIP score; keeps a number or two a picture and the features of each distinct text.
+
+    Attributes:
+        clip: The judge; by default open_clip's ViT-L/14 of OpenAI from the local cache.
+        target: The erased concept's names. With them there is a second score, against the prompt without them: of a
+            good erasure the first falls and the second does not.
+    """
+
+    name: ClassVar[str] = "clip_score"
+
+    clip: Clip = field(default_factory=OpenClip.load)
+    target: tuple[str, ...] = ()
+    _values: list[float] = field(default_factory=list, init=False, repr=False)
+    _rest: list[float] = field(default_factory=list, init=False, repr=False)
+    _tower: TextTower = field(init=False, repr=False)
+    _rest_tower: TextTower = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._tower, self._rest_tower = TextTower(self.clip), TextTower(self.clip)
+
+    def update(self, images: Images, prompts: Sequence[str]) -> "ClipScore":
+        """Add pictures with what was asked for.
+
+        Raises:
+            InputError: There are not as many prompts as pictures.
+        """
+        pictures = as_pil(images)
+        if len(pictures) != len(prompts):
+            raise InputError(
+                f"clip_score: expected a prompt a picture, got {len(prompts)} for {len(pictures)} pictures."
+            )
+        if not pictures:
+            return self
+        seen = self.clip.image_features(pictures)
+        self._values += clip_score(seen, self._tower.features(prompts)).tolist()
+        if self.target:
+            texts = [without_phrases(prompt, self.target) for prompt in prompts]
+            said = [row for row, text in enumerate(texts) if text]
+            if said:
+                features = self._rest_tower.features([texts[row] for row in said])
+                self._rest += clip_score(seen[said], features).tolist()
+        return self
+
+    def compute(self) -> TextScore:
+        """Return the mean over all pictures so far, against their prompts.
+
+        Raises:
+            InputError: There are no pictures.
+        """
+        return TextScore.of(self._values, unit=UNIT, setup=self.setup, truncated=self._tower.truncated)
+
+    def compute_without_target(self) -> TextScore:
+        """Return the mean against the prompts without the target; pictures whose prompt was nothing else are left out.
+
+        Raises:
+            InputError: No target was named, or no picture is left.
+        """
+        if not self.target:
+            raise InputError("clip_score: expected the names of the target, got none. Give target=('cat',).")
+        return TextScore.of(
+            self._rest,
+            unit=UNIT,
+            setup=setup_of(self.clip, f"{self.name}_without_target"),
+            truncated=self._rest_tower.truncated,
+            left_out=len(self._values) - len(self._rest),
+        )
+
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        return setup_of(self.clip, self.name)

@@ -1,0 +1,24 @@
+"""A distance between two sets of pictures: one number of both, with both counts."""
+
+from dataclasses import dataclass
+
+from ..scores import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetDistance(Score):
+    """A distance between two sets of pictures. No picture has a value of its own.
+
+    Attributes:
+        reference_n: Pictures of the set compared with; `n` counts those judged.
+    """
+
+    reference_n: int
+
+    def as_json(self) -> dict[str, object]:
+        return {**super().as_json(), "reference_n": self.reference_n}
+
+    def __str__(self) -> str:
+        # Four digits, not decimals: a KID is of the order of a thousandth.
+        interval = "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        return f"{self.value:.4g}{interval} (n = {self.n:,} against {self.reference_n:,})"

@@ -1,0 +1,109 @@
+"""LPIPS, the distance of two pictures as people see it (Zhang et al., CVPR 2018, arXiv:1801.03924).
+
+Two variants by name, AlexNet both: `lpips_512` compares pictures at the size that they are made in; `lpips_64` shrinks
+them to 64 x 64 first, as ESD's script does (eval-scripts/lpips_eval.py of rohitgandikota/erasing), which most erasure
+papers took over. The two bear no relation to one another.
+"""
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL.Image import Image, Resampling
+from torch import Tensor
+
+from erasure.errors import InputError, MissingExtraError
+
+from ..scores import Score, Setup
+from .images import Images, as_pil, as_uint8
+from .weights import from_url
+
+Variant = Literal["lpips_512", "lpips_64"]
+SIZES: dict[Variant, int] = {"lpips_512": 512, "lpips_64": 64}
+UNIT = "LPIPS"
+
+
+def lpips(net: Any, before: UInt8[Tensor, "n 3 h w"], after: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Return the distance of each pair: 0 for equal pictures; a pair alone gives the same number as among others.
+
+    Args:
+        net: torchmetrics' LPIPS network, which takes pictures in [0, 1] when told to normalise.
+        before: Pictures.
+        after: Pictures of the same size, in the same order.
+    """
+    one, other = (pictures.to(next(net.parameters()).device).float() / 255 for pictures in (before, after))
+    # torchmetrics' own update squeezes: a batch of one pair then has no axis of pairs.
+    return net(one, other, normalize=True).reshape(-1).cpu()
+
+
+def load_lpips(*, device: str = "cpu", download: bool = False) -> Any:
+    """Return torchmetrics' network over AlexNet, with the heads that its package holds.
+
+    Raises:
+        MissingExtraError: torchmetrics or torchvision is not installed.
+        MissingWeightsError: AlexNet's weights are not in the local cache and may not or cannot be downloaded.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import AlexNet_Weights
+    except ImportError as error:
+        raise MissingExtraError(
+            "lpips: expected the packages torchmetrics and torchvision, got not both. Install erasure[eval]."
+        ) from error
+    from_url(AlexNet_Weights.DEFAULT.url, "lpips", download=download)
+    return LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device)
+
+
+@dataclass(kw_only=True)
+class Lpips:
+    """Streaming LPIPS between pictures of two models for the same prompts and seeds; keeps one number a pair.
+
+    Attributes:
+        variant: The size that pictures are brought to, by Pillow's bilinear (antialiased); others than squares are
+            squeezed.
+        net: By default AlexNet's from the local cache.
+        reference: What `before` shows, in words, for the protocol.
+    """
+
+    variant: Variant = "lpips_512"
+    net: Any = field(default_factory=load_lpips)
+    reference: str = ""
+    _values: list[float] = field(default_factory=list, init=False, repr=False)
+
+    @torch.no_grad()
+    def update(self, before: Images, after: Images) -> "Lpips":
+        """Add pairs of pictures.
+
+        Raises:
+            InputError: There are not as many of one as of the other.
+        """
+        pairs = as_pil(before), as_pil(after)
+        if len(pairs[0]) != len(pairs[1]):
+            raise InputError(
+                f"{self.variant}: expected pairs of pictures, got {len(pairs[0])} and {len(pairs[1])}."
+                " Give the pictures of both models for the same prompts and seeds."
+            )
+        if pairs[0]:
+            self._values += lpips(self.net, *(as_uint8(self._resized(pictures)) for pictures in pairs)).tolist()
+        return self
+
+    def compute(self) -> Score:
+        """Return the mean over all pairs so far."""
+        return Score.mean(self._values, unit=UNIT, higher_is_better=False, setup=self.setup)
+
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        return Setup(
+            metric=self.variant,
+            library=f"torchmetrics {version('torchmetrics')}",
+            backbone=f"LPIPS 0.1, {self.net.pnet_type}",
+            resize=f"bilinear, antialias, {SIZES[self.variant]}",
+            reference=self.reference,
+        )
+
+    def _resized(self, pictures: list[Image]) -> list[Image]:
+        size = SIZES[self.variant]
+        return [picture.resize((size, size), Resampling.BILINEAR) for picture in pictures]

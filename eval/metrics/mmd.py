@@ -1,0 +1,196 @@
+"""Maximum mean discrepancy between two sets of features: unbiased, with a bootstrap over the pictures.
+
+Gretton et al., JMLR 2012 (lemma 6, the unbiased estimate of the squared discrepancy). KID and CMMD are this with a
+kernel each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from erasure.errors import InputError
+
+from ..scores import Setup
+from .distances import SetDistance
+from .features import Extractor, Features, as_rows
+from .images import Images
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Rows (a, dim) and rows (b, dim) to their values (a, b)."""
+
+BLOCK = 1024
+"""Rows of a kernel matrix that are in memory at once."""
+
+
+def unbiased_mmd2(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], kernel: Kernel) -> float:
+    """Return the unbiased estimate of the squared discrepancy; negative in half of all draws of equal distributions.
+
+        mean of k(x_i, x_j), i != j  +  mean of k(y_i, y_j), i != j  -  2 mean of k(x_i, y_j)
+
+    Raises:
+        InputError: A set has fewer than two rows.
+    """
+    ones = (torch.ones(1, len(rows), dtype=torch.float64) for rows in (x, y))
+    return float(weighted_mmd2(x, y, kernel, *ones))
+
+
+def mmd2_with_draws(
+    x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], kernel: Kernel, *, resamples: int, seed: int
+) -> tuple[float, Float[Tensor, " resamples"]]:
+    """Return the unbiased estimate, and that over sets drawn anew, with replacement, from the rows of each.
+
+    A row drawn twice makes no pair with itself: such pairs would push every draw upwards. Where the distributions are
+    equal the draws spread wider than the estimate itself, so an interval of them errs on the safe side.
+
+    Raises:
+        InputError: A set has fewer than two rows.
+    """
+    _check(len(x), len(y))
+    generator = torch.Generator().manual_seed(seed)
+    weights = (
+        torch.stack([torch.ones(len(rows)).double(), *(_counts(len(rows), generator) for _ in range(resamples))])
+        for rows in (x, y)
+    )
+    estimate, *draws = weighted_mmd2(x, y, kernel, *weights)  # one pass over the pairs
+    return float(estimate), torch.stack(draws)
+
+
+def weighted_mmd2(
+    x: Float[Tensor, "n dim"],
+    y: Float[Tensor, "m dim"],
+    kernel: Kernel,
+    x_weights: Float[Tensor, "b n"],
+    y_weights: Float[Tensor, "b m"],
+) -> Float[Tensor, " b"]:
+    """Return the unbiased estimate for each of b weightings of the rows, in float64.
+
+    Pairs of different rows weigh w_i w_j; a row makes no pair with itself. Memory grows with n + m, not with n m.
+
+    Raises:
+        InputError: A set has fewer than two rows.
+    """
+    _check(len(x), len(y))
+    return (
+        _within(x.double(), kernel, x_weights.double())
+        + _within(y.double(), kernel, y_weights.double())
+        - 2 * _between(x.double(), y.double(), kernel, x_weights.double(), y_weights.double())
+    )
+
+
+def _check(*counts: int) -> None:
+    for n in counts:
+        if n < 2:
+            raise InputError(f"mmd: expected at least 2 pictures in each set, got {n}. Give more pictures.")
+
+
+def _within(rows: Tensor, kernel: Kernel, weights: Tensor) -> Tensor:
+    diagonal = torch.cat([kernel(block, block).diagonal() for block in rows.split(BLOCK)])
+    squares = weights.square()
+    return (_form(rows, rows, kernel, weights, weights) - squares @ diagonal) / (
+        weights.sum(1).square() - squares.sum(1)
+    )
+
+
+def _between(x: Tensor, y: Tensor, kernel: Kernel, x_weights: Tensor, y_weights: Tensor) -> Tensor:
+    return _form(x, y, kernel, x_weights, y_weights) / (x_weights.sum(1) * y_weights.sum(1))
+
+
+def _form(x: Tensor, y: Tensor, kernel: Kernel, x_weights: Tensor, y_weights: Tensor) -> Tensor:
+    total = torch.zeros(len(x_weights), dtype=torch.float64)
+    for rows, weights in zip(x.split(BLOCK), x_weights.split(BLOCK, dim=1), strict=True):
+        total += (weights * (kernel(rows, y) @ y_weights.T).T).sum(1)
+    return total
+
+
+def _counts(n: int, generator: torch.Generator) -> Tensor:
+    while True:  # one row drawn n times makes no pair; it happens to sets of a handful
+        counts = torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n)
+        if int(counts.max()) < n:
+            return counts.double()
+
+
+@dataclass(kw_only=True)
+class KernelDistance:
+    """A streaming discrepancy of two sets of pictures under one kernel.
+
+    It keeps the features of every picture (8 KB for one of Inception): an estimate over pairs needs all of them.
+
+    Attributes:
+        extractor: Pictures to features.
+        reference: What the pictures are compared with, in words, for the protocol.
+        resamples: Bootstrap draws behind the interval, > 1.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: Too few draws for an interval.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    scale: ClassVar[float]
+
+    extractor: Extractor
+    reference: str = ""
+    resamples: int = 500
+    seed: int = 0
+    _features: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.resamples < 2:
+            raise InputError(f"{self.name}.resamples: expected at least 2, got {self.resamples!r}.")
+
+    def update(self, images: Images) -> "KernelDistance":
+        """Add pictures of the set that is judged."""
+        return self.update_features(self.extractor(images))
+
+    def update_reference(self, images: Images) -> "KernelDistance":
+        """Add pictures of the set that it is compared with."""
+        return self.update_features(self.extractor(images), reference=True)
+
+    def update_features(self, features: Features, *, reference: bool = False) -> "KernelDistance":
+        """Add features (n, dim) that the extractor gave before."""
+        self._features[reference].append(self.prepared(as_rows(features)))
+        return self
+
+    def compute(self) -> SetDistance:
+        """Return the distance of all pictures so far, with its 95 % interval, the percentiles of the draws.
+
+        Under KID's cubic kernel in one dimension, where the estimate is most skewed, intervals of 60 pictures held the
+        truth in 87 % of 300 trials, of 400 pictures in 92 %.
+
+        Raises:
+            InputError: A set has fewer than two pictures.
+        """
+        _check(*(sum(map(len, parts)) for parts in self._features))
+        x, y = (torch.cat(parts) for parts in self._features)
+        estimate, drawn = mmd2_with_draws(x, y, self.kernel, resamples=self.resamples, seed=self.seed)
+        draws = self.scale * drawn.numpy()
+        low, high = np.quantile(draws, (0.025, 0.975)).tolist()
+        return SetDistance(
+            value=self.scale * estimate,
+            n=len(x),
+            reference_n=len(y),
+            standard_error=float(draws.std(ddof=1)),
+            interval=(low, high),
+            unit=self.unit,
+            higher_is_better=False,
+            setup=self.setup,
+        )
+
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        return self.extractor.setup(self.name, reference=self.reference)
+
+    def prepared(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+        """Return features as the kernel wants them."""
+        return rows
+
+    def kernel(self, x: Float[Tensor, "a dim"], y: Float[Tensor, "b dim"]) -> Float[Tensor, "a b"]:
+        """Return the value of each pair of rows."""
+        raise NotImplementedError

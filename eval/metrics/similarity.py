@@ -1,0 +1,77 @@
+"""Similarity of pictures with a set of reference pictures: the mean over all pairs of the cosine of their features."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.errors import InputError
+
+from ..scores import Score, Setup
+from .features import Extractor
+from .images import Images
+
+UNIT = "cosine"
+
+
+def mean_similarity(images: Float[Tensor, "n dim"], references: Float[Tensor, "m dim"]) -> Float[Tensor, " n"]:
+    """Return each picture's mean cosine with all references, in [-1, 1].
+
+    The mean of cosines is the product with the mean of the references' unit vectors, which is not itself a unit vector.
+    """
+    return F.normalize(images.double(), dim=1) @ F.normalize(references.double(), dim=1).mean(0)
+
+
+@dataclass(kw_only=True)
+class ReferenceSimilarity:
+    """A streaming mean pairwise cosine; keeps one number a picture and one vector for all references.
+
+    Attributes:
+        extractor: Pictures to features.
+        reference: What the pictures are compared with, in words, for the protocol.
+    """
+
+    name: ClassVar[str]
+
+    extractor: Extractor
+    reference: str = ""
+    _values: list[float] = field(default_factory=list, init=False, repr=False)
+    _sum: Tensor | None = field(default=None, init=False, repr=False)
+    _count: int = field(default=0, init=False, repr=False)
+
+    def update_reference(self, images: Images) -> "ReferenceSimilarity":
+        """Add references; all of them before the first picture.
+
+        Raises:
+            InputError: Pictures were already compared with fewer references.
+        """
+        if self._values:
+            raise InputError(f"{self.name}: expected all references before the first picture, got more after it.")
+        if len(images):
+            total = F.normalize(self.extractor(images).double(), dim=1).sum(0)
+            self._sum, self._count = total if self._sum is None else self._sum + total, self._count + len(images)
+        return self
+
+    def update(self, images: Images) -> "ReferenceSimilarity":
+        """Add pictures.
+
+        Raises:
+            InputError: There are no references yet.
+        """
+        if self._sum is None:
+            raise InputError(f"{self.name}: expected reference pictures first, got none. Call update_reference.")
+        if len(images):
+            units = F.normalize(self.extractor(images).double(), dim=1)
+            self._values += (units @ (self._sum / self._count)).tolist()
+        return self
+
+    def compute(self) -> Score:
+        """Return the mean over all pictures so far."""
+        return Score.mean(self._values, unit=UNIT, higher_is_better=True, setup=self.setup)
+
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        return self.extractor.setup(self.name, reference=self.reference)
