@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+SHEET = ROOT / "erasure" / "tinyworld" / "model" / "README.md"
+PAGES = [*sorted(ROOT.glob("*.md")), SHEET, *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = re.compile(r"```(?:python|sh)\n.*?```", re.DOTALL)
 
 

@@ -748,7 +748,6 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
             facts[stage] = {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
     settings = {
-        "minutes": recipe.minutes,
         "pictures": recipe.pictures,
         "seed": recipe.seed,
         "batch_size": recipe.batch_size,
