@@ -41,7 +41,7 @@ class _ManyValues(TyperCommand):
     """Lets --prompt and --preserve take several values: `--prompt "a cat" "a dog"`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_repeated(args, ("--prompt", "--preserve"))))
+        return super().parse_args(ctx, list(_repeated(args, ("--prompt", "--preserve", "--removed"))))
 
 
 app = typer.Typer(
@@ -295,6 +295,60 @@ def compare(
     captions = [f"{text}, seed {seed}" for text, seed in pairs]
     write_whole(to, as_png(side_by_side(columns_named, captions, list(zip(*columns, strict=True)))))
     out.print(str(to), markup=False)
+
+
+@app.command(cls=_ManyValues)
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
+    suite: Annotated[str, typer.Option(help="quick, standard or full: 80, 2,000 or 8,000 pictures a model.")] = "quick",
+    benchmark: Annotated[str, typer.Option(help="tinyworld, or one that reads prompts from --list.")] = "tinyworld",
+    lists: Annotated[
+        list[Path] | None, typer.Option("--list", metavar="FILE", help="Prompts of a public benchmark.")
+    ] = None,
+    removed: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT ...", help="What is to be gone; a ledger knows it.")
+    ] = None,
+    original: Annotated[
+        str | None, typer.Option(help="What a model was made from  [default: tinyworld; a ledger knows it]")
+    ] = None,
+    gold: Annotated[str | None, typer.Option(metavar="MODEL", help="A model trained without what was removed.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For scores.json and report.html.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Judge a model on a benchmark, beside the original, a negative prompt and a destroyed model."""
+    from .eval import sources
+    from .eval.evaluate import evaluate as evaluated
+    from .eval.evaluate import write_scores
+    from .eval.evaluation_report import terminal_table, write_evaluation_report
+
+    place = _device(device)
+    what = sources.source_of(
+        source, lambda name: _loaded(name, place), removed=removed or [], original=original, gold=gold
+    )
+    asked = sources.benchmark_of(benchmark, what, suite, lists or [])
+    sampler = sources.sampler_of(asked, what)
+    folder = to or what.folder / f"{benchmark}-{suite}"
+    with _bars() as advance:
+        found = evaluated(
+            what.rows,
+            asked,
+            sources.metrics_of(asked, sampler, place),
+            sampler=sampler,
+            on_picture=advance,
+            facts={"suite": suite, "device": place},
+        )
+        scores = write_scores(found, folder)
+        report = write_evaluation_report(found, folder, what.title)
+    if as_json:
+        document = {**found.as_json(), "scores": str(scores), "report": str(report)}
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    out.print(terminal_table(found))
+    for name, why in found.skipped.items():
+        out.print(f"not computed: {name}: {why}", markup=False)
+    out.print(f"scores: {scores}", markup=False)
+    out.print(f"report: {report}", markup=False)
 
 
 @app.command()

@@ -32,7 +32,7 @@ FAST = ["--no-measure", "--set", "eraser.rows=last-subject"]
 def untrained_tinyworld(monkeypatch, tmp_path):
     """Put an untrained tiny world in the place of the shipped one, and work in an empty folder."""
     monkeypatch.setattr(tinyworld, "load", lambda device="cpu", dtype=None: world.pipeline())
-    monkeypatch.setattr(tinyworld, "oracle", lambda device="cpu": world.oracle())
+    monkeypatch.setattr(tinyworld, "load_oracle", lambda device="cpu": world.oracle())
     monkeypatch.chdir(tmp_path)
 
 

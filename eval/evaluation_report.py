@@ -1,0 +1,175 @@
+"""An evaluation as one HTML page that needs nothing else, and as a table for a terminal."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from rich.table import Table
+
+from erasure.files import make_folder, write_whole
+
+from .benchmarks import Item
+from .evaluate import Evaluation
+from .pictures import as_png
+from .rows import ERASED, ORIGINAL
+from .scores import Score
+
+FAILURES, EXAMPLES = 12, 4
+"""Strips of each kind of failure, and of each group without choice."""
+_LARGEST = 256
+
+
+def terminal_table(evaluation: Evaluation) -> Table:
+    """Return metrics by rows, an interval below each value."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    scores = evaluation.scores
+    for name in scores:
+        table.add_column(_spoken(name), no_wrap=True)
+    for metric in _metrics(scores):
+        cells = []
+        for row in scores.values():
+            score = row.get(metric)
+            cells.append("–" if score is None else f"{score.value:.3f}\n{_interval(score)}")
+        first = next(row[metric] for row in scores.values() if metric in row)
+        table.add_row(f"{_spoken(metric)} {_arrow(first)}\nn {first.n}", *cells)
+    return table
+
+
+def write_evaluation_report(evaluation: Evaluation, folder: Path, title: str) -> Path:
+    """Write `report.html` into a folder and return its path.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    make_folder(folder)
+    path = folder / "report.html"
+    write_whole(path, render(evaluation, title).encode())
+    return path
+
+
+def render(evaluation: Evaluation, title: str) -> str:
+    """Return the page."""
+    text = resources.files("erasure.eval").joinpath("templates/evaluation.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    data = evaluation.as_json()
+    scores = evaluation.scores
+    first = next(iter(evaluation.stores.values()))
+    return environment.from_string(text).render(
+        title=title,
+        subtitle=f"{evaluation.benchmark.id}; model {data['protocol']['model'][:12]}",
+        rows=[{"name": _spoken(name), "about": row.about} for name, row in evaluation.rows.items()],
+        metrics=[_metric_view(metric, scores) for metric in _metrics(scores)],
+        skipped=sorted(evaluation.skipped.items()),
+        concepts=_concepts(evaluation),
+        strips=_strips(evaluation),
+        frames=len(evaluation.stores),
+        pixelated=first[0].width < 128,
+        protocol=json.dumps(data["protocol"], indent=1, ensure_ascii=False),
+        differences=json.dumps(data["differences"], indent=1) if data["differences"] else "",
+    )
+
+
+def _metrics(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
+    return list(dict.fromkeys(metric for row in scores.values() for metric in row))
+
+
+def _metric_view(metric: str, scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    found = [row.get(metric) for row in scores.values()]
+    known = [score for score in found if score is not None]
+    return {
+        "name": _spoken(metric),
+        "arrow": _arrow(known[0]),
+        "unit": known[0].unit,
+        "n": known[0].n if len({score.n for score in known}) == 1 else None,
+        "cells": [score and {"value": f"{score.value:.3f}", "interval": _interval(score)} for score in found],
+    }
+
+
+def _arrow(score: Score) -> str:
+    return "↑" if score.higher_is_better else "↓"
+
+
+def _interval(score: Score) -> str:
+    return "" if score.bounds is None else f"[{score.bounds[0]:.3f}, {score.bounds[1]:.3f}]"
+
+
+def _concepts(evaluation: Evaluation) -> list[dict[str, Any]]:
+    judged = next(iter(evaluation.measures))
+    groups: dict[str, list[dict[str, Any]]] = {"removed": [], "kept": []}
+    for name, score in evaluation.measures[judged].concepts.items():
+        low, high = score.bounds or (score.value, score.value)
+        group = "removed" if score.setup and score.setup.metric == "efficacy" else "kept"
+        groups[group].append(
+            {
+                "name": name,
+                "low": f"{100 * low:.1f}",
+                "width": f"{100 * (high - low):.1f}",
+                "at": f"{100 * score.value:.1f}",
+                "text": f"{score.value:.2f} of {score.n}",
+                "value": score.value,
+            }
+        )
+    return [
+        {"name": f"{name.capitalize()}, worst first", "items": sorted(items, key=lambda it: it["value"])}
+        for name, items in groups.items()
+        if items
+    ]
+
+
+def _strips(evaluation: Evaluation) -> list[dict[str, Any]]:
+    items, judged = evaluation.benchmark.items, next(iter(evaluation.measures))
+    seen, before = evaluation.measures[judged].seen, evaluation.measures[ORIGINAL].seen
+    removed = np.array([bool(item.unwanted) for item in items])
+    groups = [
+        ("Still seen", "of what was removed", np.flatnonzero(removed & (seen == 1))),
+        ("Lost", "of what should have stayed", np.flatnonzero(~removed & (before == 1) & (seen == 0))),
+    ]
+    views = []
+    for name, say, rows in groups:
+        if judged == ERASED and len(rows):
+            shown = _spread(rows.tolist(), FAILURES)
+            views.append(_group(evaluation, name, f"{say}: {len(rows)} pictures", shown))
+    for group in dict.fromkeys((item.group, item.wording) for item in items):
+        rows = [i for i, item in enumerate(items) if (item.group, item.wording) == group]
+        views.append(_group(evaluation, group[0].capitalize(), group[1], _spread(rows, EXAMPLES)))
+    return views
+
+
+def _group(evaluation: Evaluation, name: str, say: str, rows: Sequence[int]) -> dict[str, Any]:
+    return {"name": name, "say": say, "strips": [_strip(evaluation, row) for row in rows]}
+
+
+def _strip(evaluation: Evaluation, row: int) -> dict[str, Any]:
+    item = evaluation.benchmark.items[row]
+    frames = []
+    for name, store in evaluation.stores.items():
+        seen = evaluation.measures[name].seen[row] if len(evaluation.measures[name].seen) else np.nan
+        frames.append({"row": _spoken(name), "src": _embedded(store[row]), **_verdict(item, float(seen))})
+    return {"prompt": item.prompt, "seed": item.seed, "frames": frames}
+
+
+def _verdict(item: Item, seen: float) -> dict[str, Any]:
+    if np.isnan(seen):
+        return {"text": "", "good": False}
+    name = item.unwanted or item.wanted
+    return {"text": f"{name} {'seen' if seen else 'not seen'}", "good": bool(seen) != bool(item.unwanted)}
+
+
+def _spread(rows: Sequence[int], n: int) -> list[int]:
+    return [rows[at * len(rows) // n] for at in range(n)] if len(rows) > n else list(rows)
+
+
+def _embedded(image: Any) -> str:
+    shown = image.copy()
+    shown.thumbnail((_LARGEST, _LARGEST))
+    return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,189 @@
+"""The metrics of benchmarks for real models, as far as their weights are in the local cache."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from erasure.errors import ErasureError
+
+from .benchmarks import Benchmark
+from .evaluate import (
+    BATCH,
+    ENOUGH_FOR_SETS,
+    Column,
+    Measures,
+    SetDistances,
+    chosen,
+    kept_items,
+    protocol,
+    removed_items,
+)
+from .metrics.accuracy import Classifier, resnet50
+from .metrics.clip import Clip, OpenClip, TextTower
+from .metrics.clip_score import UNIT, clip_score
+from .metrics.features import Extractor, extractor
+from .pictures import Sampler
+from .scores import Score, Setup
+from .store import ImageStore
+
+
+@dataclass(kw_only=True)
+class PublicMetrics:
+    """CLIP score, accuracy by class index, and distances between sets.
+
+    Attributes:
+        benchmark: Its items say what is asked for.
+        sampler: For the protocol.
+        clip: Judge of CLIP score; None skips it.
+        classifier: For items that have a class index; None skips them.
+        features: For FID and KID; None skips them.
+        skipped: Metrics that are not computed, with the reason.
+    """
+
+    benchmark: Benchmark
+    sampler: Sampler
+    clip: Clip | None
+    classifier: Classifier | None
+    features: Extractor | None
+    skipped: dict[str, str] = field(default_factory=dict)
+    _sets: SetDistances | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def available(cls, benchmark: Benchmark, sampler: Sampler, *, device: str = "cpu") -> "PublicMetrics":
+        """Return the metrics whose weights are in the local cache; nothing is downloaded."""
+        skipped: dict[str, str] = {}
+
+        def loaded(name: str, load: Callable[[], Any]) -> Any:
+            try:
+                return load()
+            except ErasureError as error:
+                skipped[name] = str(error)
+                return None
+
+        classes = any(item.class_index is not None for item in benchmark.items)
+        if not classes:
+            skipped["efficacy, retention"] = "this list names no classes that a classifier knows"
+        kept = len(kept_items(benchmark.items))
+        if kept < ENOUGH_FOR_SETS:
+            skipped["fid, kid"] = f"{kept} pictures of what should stay, below {ENOUGH_FOR_SETS:,}"
+        return cls(
+            benchmark=benchmark,
+            sampler=sampler,
+            clip=loaded("clip_score", lambda: OpenClip.load(device=device)),
+            classifier=loaded("efficacy, retention", lambda: resnet50(device=device)) if classes else None,
+            features=loaded("fid, kid", lambda: extractor("inception", device=device))
+            if kept >= ENOUGH_FOR_SETS
+            else None,
+            skipped=skipped,
+        )
+
+    def prepare(self, reference: ImageStore | None) -> None:
+        """Take the original's pictures under other seeds, for distances between sets."""
+        if reference is None or self.features is None:
+            return
+        self._sets = SetDistances(self.features, "the original model, same prompts, other seeds", ("fid", "kid"))
+        for images in reference.batches(BATCH):
+            self._sets.reference.append(np.asarray(self.features(images)))
+
+    def measure(self, store: ImageStore, original: ImageStore, on_picture: Callable[[int], None]) -> Measures:
+        """Measure a row against the original's pictures of the same prompts and seeds."""
+        items = self.benchmark.items
+        fits = np.full(len(items), np.nan)
+        seen, before = (np.full(len(items), np.nan) for _ in range(2))
+        features: list[np.ndarray] = []
+        kept, removed = kept_items(items), removed_items(items)
+        kept_rows = set(kept.tolist())
+        tower = None if self.clip is None else TextTower(self.clip)
+        start = 0
+        for images, originals in zip(store.batches(BATCH), original.batches(BATCH), strict=True):
+            here = slice(start, start + len(images))
+            if self.clip is not None and tower is not None:
+                texts = tower.features([item.prompt for item in items[here]])
+                fits[here] = clip_score(self.clip.image_features(images), texts).numpy()
+            seen[here], before[here] = self._hits(images, start), self._hits(originals, start)
+            if self._sets is not None and self.features is not None:
+                rows = [row for row in range(len(images)) if start + row in kept_rows]
+                if rows:
+                    features.append(np.asarray(self.features([images[row] for row in rows])))
+            start += len(images)
+            on_picture(len(images))
+        columns: dict[str, Column] = {}
+        if self.clip is not None:
+            for name, rows in (("clip_score", kept), ("clip_score_removed", removed)):
+                columns[name] = self._column(name, rows, fits[rows], UNIT, name == "clip_score")
+        concepts: dict[str, Score] = {}
+        if self.classifier is not None:
+            columns |= self._accuracies(removed, kept, seen, before)
+            concepts = self._concepts(removed, kept, seen, before)
+        sets = (
+            self._sets.scores(np.concatenate(features), self.benchmark, self.sampler) if self._sets and features else {}
+        )
+        return Measures(columns=columns, sets=sets, concepts=concepts, seen=seen)
+
+    def _hits(self, images: Any, start: int) -> Float[np.ndarray, " n"]:
+        found = np.full(len(images), np.nan)
+        indices = [self.benchmark.items[start + row].class_index for row in range(len(images))]
+        known = [row for row, index in enumerate(indices) if index is not None]
+        if self.classifier is not None and known:
+            labels = torch.tensor([index for index in indices if index is not None])
+            found[known] = self.classifier.hits([images[row] for row in known], labels).numpy()
+        return found
+
+    def _accuracies(
+        self,
+        removed: Int[np.ndarray, " k"],
+        kept: Int[np.ndarray, " j"],
+        seen: Float[np.ndarray, " n"],
+        before: Float[np.ndarray, " n"],
+    ) -> dict[str, Column]:
+        gone = chosen(removed, lambda i: not np.isnan(seen[i]))
+        stay = chosen(kept, lambda i: not np.isnan(seen[i]))
+        held = chosen(stay, lambda i: before[i] == 1)
+        return {
+            "efficacy_explicit": self._column("efficacy", gone, 1 - seen[gone], "share", True),
+            "shown": self._column("shown", stay, seen[stay], "share", True),
+            "retention": self._column("retention", held, seen[held], "share", True),
+        }
+
+    def _concepts(
+        self,
+        removed: Int[np.ndarray, " k"],
+        kept: Int[np.ndarray, " j"],
+        seen: Float[np.ndarray, " n"],
+        before: Float[np.ndarray, " n"],
+    ) -> dict[str, Score]:
+        items = self.benchmark.items
+        scores: dict[str, Score] = {}
+        for name in dict.fromkeys(items[i].unwanted for i in removed):
+            rows = chosen(removed, lambda i, n=name: items[i].unwanted == n and not np.isnan(seen[i]))
+            if len(rows):
+                scores[name] = self._column("efficacy", rows, 1 - seen[rows], "share", True).score
+        for name in dict.fromkeys(items[i].wanted for i in kept if items[i].wanted):
+            rows = chosen(kept, lambda i, n=name: items[i].wanted == n and before[i] == 1 and not np.isnan(seen[i]))
+            if len(rows):
+                scores[name] = self._column("retention", rows, seen[rows], "share", True).score
+        return scores
+
+    def _column(
+        self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], unit: str, higher: bool
+    ) -> Column:
+        if metric.startswith("clip"):
+            setup = Setup(
+                metric=metric,
+                library=str(getattr(self.clip, "library", "")),
+                backbone=str(getattr(self.clip, "name", "")),
+                resize=str(getattr(self.clip, "resize", "")),
+            )
+        else:
+            setup = self.classifier.setup(metric) if self.classifier is not None else Setup(metric=metric)
+        return Column(
+            items=rows,
+            values=values,
+            unit=unit,
+            higher_is_better=higher,
+            setup=protocol(setup, self.benchmark, self.sampler),
+        )

@@ -1,0 +1,153 @@
+"""From what the command is given to what is evaluated: rows, benchmark, metrics."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erasure import tinyworld
+from erasure.errors import InputError, unknown_name
+from erasure.ledger import Ledger
+from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
+
+from .benchmarks import Benchmark, benchmark_class
+from .benchmarks.tinyworld import SUITES
+from .evaluate import Metrics, TinyWorldMetrics
+from .pictures import Sampler
+from .public import PublicMetrics
+from .rows import ERASED, GOLD, Row, reference_rows
+
+Loader = Callable[[str], Any]
+"""Loads a pipeline by folder or Hub id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is evaluated.
+
+    Attributes:
+        title: What it is, for people.
+        rows: The judged model first, if it is not the original itself; then the reference rows.
+        removed: What should be gone.
+        folder: Where its numbers go if nowhere else is named.
+        original: The original's name.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    removed: tuple[str, ...]
+    folder: Path
+    original: str
+
+
+def source_of(
+    given: str, load: Loader, *, removed: Sequence[str] = (), original: str | None = None, gold: str | None = None
+) -> Source:
+    """Return the rows of a ledger, or of a model beside its original.
+
+    Args:
+        given: A ledger's folder, or a model.
+        load: Loads a pipeline.
+        removed: What is to be gone; a ledger knows it.
+        original: The model that `given` was made from; a ledger knows it, else the tiny world.
+        gold: A model trained without what was removed.
+
+    Raises:
+        InputError: Nothing stands in the ledger, or of a model it is not said what is to be gone.
+    """
+    if (Path(given) / "ledger.json").is_file():
+        ledger = Ledger.open(given)
+        names = tuple(concept.target for entry in ledger.standing for concept in entry.concepts)
+        if not names:
+            raise InputError(f"evaluate: expected a ledger in which a removal stands, got {given!r}. Remove something.")
+        base = ledger.base.name
+        pipe = load(base)
+        judged = Row(
+            name=ERASED,
+            pipe=pipe,
+            about=f"{given}: {', '.join(f'{e.id} by {e.method}' for e in ledger.standing)}",
+            applied=lambda: ledger.applied_to(pipe),
+            edit=ledger.state(),
+            folder=ledger.path / "evaluations" / "pictures",
+        )
+        rows, folder = [judged, *reference_rows(pipe, names)], ledger.path / "evaluations"
+    else:
+        if not removed:
+            raise InputError(
+                f"evaluate: expected what is to be gone from {given!r}, got nothing. Name it: --removed cat, or give a"
+                " ledger."
+            )
+        names, base = tuple(removed), original or TINYWORLD
+        pipe = load(base)
+        rows, folder = reference_rows(pipe, names), Path("erasure-runs") / f"evaluation-{Path(given).name}"
+        if given != base:
+            rows.insert(0, Row(name=ERASED, pipe=load(given), about=f"the model {given}"))
+    if gold is not None:
+        rows.append(Row(name=GOLD, pipe=load(gold), about=f"{gold}: trained without {', '.join(names)}"))
+    return Source(
+        title=f"{Path(given).name}: {', '.join(names)}",
+        rows=tuple(rows),
+        removed=names,
+        folder=folder,
+        original=base,
+    )
+
+
+def benchmark_of(name: str, source: Source, suite: str, lists: Sequence[Path]) -> Benchmark:
+    """Return a benchmark by name.
+
+    Args:
+        name: See `benchmarks.benchmark_names`.
+        source: What was removed from what.
+        suite: "quick", "standard" or "full", of the tiny world.
+        lists: Files of prompts, for the benchmarks that read some.
+
+    Raises:
+        UnknownNameError: There is no such benchmark or suite, or the benchmark does not know what was removed.
+        InputError: Not as many files as the benchmark reads, or one that cannot be read.
+    """
+    kind = benchmark_class(name)
+    if name == TINYWORLD:
+        if lists:
+            raise InputError(
+                "evaluate: expected no --list for the tiny world's own benchmark, which brings its prompts."
+            )
+        if suite not in SUITES:
+            raise unknown_name("suite", suite, SUITES)
+        known = tuple(_world_name(removed) for removed in source.removed)
+        return kind(removed=known, total=SUITES[suite])  # type: ignore[call-arg]
+    files = {"sixcd-dual": ("clean", "malicious")}.get(name, ("path",))
+    if len(lists) != len(files):
+        raise InputError(
+            f"evaluate: expected {len(files)} --list for {name} ({', '.join(files)}), got {len(lists)}."
+            f" Its prompts are not part of this package: {kind.source}."
+        )
+    given: dict[str, Any] = dict(zip(files, lists, strict=True))
+    if "removed" in getattr(kind, "__dataclass_fields__", {}):
+        given["removed"] = source.removed
+    return kind(**given)
+
+
+def metrics_of(benchmark: Benchmark, sampler: Sampler, device: str) -> Metrics:
+    """Return what measures a benchmark."""
+    if benchmark.name != TINYWORLD:
+        return PublicMetrics.available(benchmark, sampler, device=device)
+    return TinyWorldMetrics(
+        benchmark=benchmark,
+        oracle=tinyworld.load_oracle(device),
+        judge=tinyworld.load_judge(device),
+        sampler=sampler,
+    )
+
+
+def sampler_of(benchmark: Benchmark, source: Source) -> Sampler:
+    """Return how the pictures are made: as the model samples best on the tiny world, else as the benchmark says."""
+    if benchmark.name == TINYWORLD and source.original == TINYWORLD:
+        return Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
+    return benchmark.sampler()
+
+
+def _world_name(name: str) -> str:
+    from erasure.tinyworld import vocabulary
+
+    return vocabulary.canonical(name) or name

@@ -1,0 +1,209 @@
+"""Evaluations: every row on the same prompts and seeds, the arithmetic of the metrics, scores and report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from erasure.errors import InputError, UnknownNameError
+from erasure.eval import evaluate as module
+from erasure.eval.benchmarks.tinyworld import TinyWorld
+from erasure.eval.evaluate import (
+    Evaluation,
+    TinyWorldMetrics,
+    compare_scores,
+    evaluate,
+    kept_items,
+    removed_items,
+    write_scores,
+)
+from erasure.eval.evaluation_report import render, terminal_table
+from erasure.eval.pictures import Sampler
+from erasure.eval.rows import DESTROYED, ERASED, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
+from erasure.eval.sources import benchmark_of, source_of
+from erasure.ledger import Ledger
+from erasure.tinyworld.judge import Judge, build
+from tests.eval import world
+
+SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=8)
+BENCHMARK = TinyWorld(removed=("cat", "neon"), total=24)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Judge(build(), world.pipeline().tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def rows(folder: Path) -> list[Row]:
+    pipe = world.pipeline()
+    judged = Row(name=ERASED, pipe=pipe, about="a spoiled model", applied=lambda: destroyed(pipe, 0.2), folder=folder)
+    return [judged, *reference_rows(pipe, ["cat", "neon"])]
+
+
+def metrics(judge: Judge) -> TinyWorldMetrics:
+    return TinyWorldMetrics(benchmark=BENCHMARK, oracle=world.oracle(), judge=judge, sampler=SAMPLER)
+
+
+@pytest.fixture
+def evaluation(judge: Judge, tmp_path: Path) -> Evaluation:
+    return evaluate(rows(tmp_path / "pictures"), BENCHMARK, metrics(judge), sampler=SAMPLER)
+
+
+def test_every_row_is_measured_by_every_metric(evaluation: Evaluation) -> None:
+    data = evaluation.as_json()
+    assert list(data["rows"]) == [ERASED, ORIGINAL, NEGATIVE, DESTROYED]
+    wanted = {"efficacy", "efficacy_explicit", "efficacy_combined", "joint", "clip_score", "caption_match"}
+    for row in data["rows"].values():
+        assert wanted < set(row)
+        assert all({"value", "n", "low", "high", "unit", "higher_is_better"} <= set(score) for score in row.values())
+    assert data["protocol"]["benchmark"]["id"] == BENCHMARK.id
+    assert data["rows"][ERASED]["clip_score"]["n"] == len(kept_items(BENCHMARK.items))
+    explicit = [item for item in BENCHMARK.items if item.unwanted and item.wording == "explicit"]
+    assert data["rows"][ERASED]["efficacy_explicit"]["n"] == len(explicit)
+    assert len(removed_items(BENCHMARK.items)) + len(kept_items(BENCHMARK.items)) == BENCHMARK.n
+
+
+def test_the_original_is_at_no_distance_from_itself(evaluation: Evaluation) -> None:
+    scores = evaluation.scores
+    for metric in ("oracle_distance", "judge_distance"):
+        assert scores[ORIGINAL][metric].value == 0
+        assert scores[DESTROYED][metric].value > 0
+        assert metric not in evaluation.differences
+    assert all(score.value == 1 for name, score in scores[ORIGINAL].items() if name.startswith("retention"))
+    assert evaluation.skipped["fd, kid"]
+
+
+def test_differences_are_of_the_same_pictures(evaluation: Evaluation) -> None:
+    found = evaluation.differences["clip_score"]
+    after, before = (evaluation.scores[name]["clip_score"] for name in (ERASED, ORIGINAL))
+    assert found["value"] == pytest.approx(after.value - before.value)
+    assert found["low"] <= found["value"] <= found["high"]
+    assert evaluation.differences["efficacy_explicit"]["mcnemar"]["n"] == after_n(evaluation)
+
+
+def after_n(evaluation: Evaluation) -> int:
+    return evaluation.scores[ERASED]["efficacy_explicit"].n
+
+
+def test_pictures_are_made_once(judge: Judge, tmp_path: Path, cache: Path) -> None:
+    def made() -> list[str]:
+        told: list[str] = []
+        evaluate(
+            rows(tmp_path / "pictures"),
+            BENCHMARK,
+            metrics(judge),
+            sampler=SAMPLER,
+            on_picture=lambda what, more, total: told.append(what),
+        )
+        return [what for what in told if what.startswith("pictures")]
+
+    assert {what.partition(", ")[2] for what in made()} == {"erased", "original", "negative prompt", "destroyed"}
+    assert len(list((cache / "pictures").iterdir())) == 3  # the judged row's stay with its ledger
+    assert not made()
+
+
+def test_the_destroyed_model_comes_back_bit_for_bit() -> None:
+    pipe = world.pipeline()
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    with destroyed(pipe):
+        assert not torch.equal(pipe.unet.conv_in.weight, before["conv_in.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
+
+
+def test_sets_are_compared_with_the_original_under_other_seeds(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ENOUGH_FOR_SETS", 4)
+    found = evaluate(rows(tmp_path), BENCHMARK, metrics(judge), sampler=SAMPLER).scores
+    kept = len(kept_items(BENCHMARK.items))
+    for name in (ERASED, ORIGINAL, DESTROYED):
+        assert found[name]["kid"].n == found[name]["fd"].n == kept
+    # Other seeds are other pictures: the original is not at 0, which is what the numbers are read against.
+    assert found[ORIGINAL]["fd"].value > 0
+
+
+def test_arithmetic_of_known_answers(judge: Judge) -> None:
+    items = BENCHMARK.items
+    unwanted = np.array([float(item.unwanted == "neon") if item.unwanted else np.nan for item in items])
+    wanted = np.array([1.0 if item.wanted else np.nan for item in items])
+    before = np.array([1.0 if item.wanted else np.nan for item in items])
+    kept = kept_items(items)
+    wanted[kept[0]], before[kept[1]], wanted[kept[1]] = 0.0, 0.0, 0.0  # one lost; one that never was there
+    found = metrics(judge)._measures(
+        items, unwanted, wanted, before, {}, np.ones((len(items), 96), np.float32), np.zeros(len(items))
+    )
+    scores = found.scores
+    assert scores["efficacy"].value == 0  # all of neon is left, nothing of cat
+    assert found.concepts["cat"].value == 1
+    explicit = [item.unwanted for item in items if item.unwanted and item.wording == "explicit"]
+    assert scores["efficacy_explicit"].value == pytest.approx(explicit.count("cat") / len(explicit))
+    combined = [item.unwanted for item in items if item.unwanted and item.wanted]
+    assert scores["joint"].value == pytest.approx(combined.count("cat") / len(combined))
+    retained = [score for name, score in scores.items() if name.startswith("retention")]
+    assert sum(score.n for score in retained) == len(kept) - 1
+    assert sum(round(score.value * score.n) for score in retained) == len(kept) - 2
+    shown = [score for name, score in scores.items() if name.startswith("shown")]
+    assert sum(score.n for score in shown) == len(kept)
+
+
+def test_the_page_needs_nothing_else_and_shows_every_row(evaluation: Evaluation) -> None:
+    page = render(evaluation, "cat <b>and</b> neon")
+    assert "<b>and</b>" not in page
+    assert not [word for word in ("http://", "https://", "<script src", '<link rel="style') if word in page]
+    assert page.count("<figure>") % len(evaluation.stores) == 0
+    assert page.count("<figure>") > 0
+    assert all(name in page for name in ("efficacy explicit", "negative prompt", "destroyed"))
+    assert terminal_table(evaluation).row_count == len(evaluation.scores[ERASED])
+
+
+def test_score_files_of_different_protocols_share_no_column(
+    evaluation: Evaluation, judge: Judge, tmp_path: Path
+) -> None:
+    one = write_scores(evaluation, tmp_path / "one")
+    two = write_scores(evaluation, tmp_path / "two")
+    assert len(set(compare_scores([one, two], "clip_score").values())) == 1
+    data = json.loads(two.read_text())
+    data["protocol"]["metrics"]["clip_score"]["steps"] = 50
+    two.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="steps 2 against 50"):
+        compare_scores([one, two], "clip_score")
+    with pytest.raises(InputError, match="expected scores with 'fid'"):
+        compare_scores([one], "fid")
+
+
+def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the original among the rows"):
+        evaluate(rows(tmp_path)[:1], BENCHMARK, metrics(judge), sampler=SAMPLER)
+
+
+def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
+    def load(name: str) -> Any:
+        del name
+        return world.pipeline()
+
+    with pytest.raises(InputError, match="expected what is to be gone"):
+        source_of("tinyworld", load)
+    Ledger.open_or_create(tmp_path / "empty", world.pipeline(), "tinyworld")
+    with pytest.raises(InputError, match="expected a ledger in which a removal stands"):
+        source_of(str(tmp_path / "empty"), load)
+    source = source_of("tinyworld", load, removed=["cat"])
+    assert [row.name for row in source.rows] == [ORIGINAL, NEGATIVE, DESTROYED]
+    with pytest.raises(UnknownNameError, match="standard"):
+        benchmark_of("tinyworld", source, "standart", [])
+    with pytest.raises(UnknownNameError, match="imagenette"):
+        benchmark_of("imagenete", source, "quick", [])
+    with pytest.raises(InputError, match="expected 1 --list for imagenette"):
+        benchmark_of("imagenette", source, "quick", [])
+    with pytest.raises(InputError, match="no --list for the tiny world"):
+        benchmark_of("tinyworld", source, "quick", [tmp_path / "list.csv"])
