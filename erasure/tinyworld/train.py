@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,7 @@ from .data import Drawings, drawings, pictures_of
 from .judge import Judge
 from .judge import build as build_judge
 from .oracle import Oracle, OracleNet
-from .vocabulary import INDIVIDUALS, OBJECTS, SCENE_PHRASES, STYLE_PHRASES, article, canonical
+from .vocabulary import INDIVIDUALS, OBJECTS, SCENE_PHRASES, STYLE_PHRASES, SYNONYMS, article, canonical
 from .world import Mix, caption
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,9 @@ STAGES: tuple[str, ...] = ("tokenizer", "clip", "vae", "oracle", "unet", "judge"
 PICTURES, ORACLE_PICTURES, ROUND_TRIPS = 48_000, 24_000, 4_000
 ENCODED = 32_000  # pictures the denoiser learns from: encoding one costs a quarter of a training step on it
 SECONDS_BETWEEN_SAVES = 90.0
-WORDS_ALONE, TRAILING_ALONE, NO_PROMPT = (
-    0.35,
-    0.10,
-    0.10,
-)  # shares of captions; DESIGN: makes words and their maps matter
+# Shares of captions; DESIGN: they make words and their maps matter.
+WORDS_ALONE, TRAILING_ALONE, NO_PROMPT, OTHERS_ASTRAY = 0.35, 0.10, 0.10, 0.40
+PAIRS = 0.25  # of a batch, besides those that the mix holds: two objects are hardest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +114,8 @@ class Loop:
         minutes: How long, summed over all resumptions.
         average: Decay of the moving average of the weights; 0 keeps none.
         show: Called with the elapsed share every tenth of the way, for pictures.
+        shadow: The averaged weights.
+        since: Step and seconds at which the optimiser was new.
     """
 
     recipe: Recipe
@@ -126,6 +127,7 @@ class Loop:
     average: float = 0.0
     show: Callable[[int], None] | None = None
     shadow: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    since: tuple[int, float] = (0, 0.0)
 
     @property
     def path(self) -> Path:
@@ -139,14 +141,16 @@ class Loop:
         trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         step, spent = self._resume(optimizer)
-        cold = 0 if optimizer.state else step  # a new optimiser's first steps are long, whatever the weights' age
+        if not optimizer.state:  # a new optimiser's first steps are long, and its rate falls over what is left
+            self.since = (step, spent)
+        cold, begun = self.since
         asked = self.stage in self.recipe.stages or step == 0
         bar = progress.add_task(self.stage, total=self.minutes * 60, note="")
         progress.update(bar, completed=spent)
         saved, recent = spent, []
         while asked and spent < self.minutes * 60:
             began = time.monotonic()
-            share = spent / (self.minutes * 60)
+            share = (spent - begun) / max(self.minutes * 60 - begun, 1e-9)
             for group in optimizer.param_groups:
                 group["lr"] = (
                     self.lr * min(1.0, (step - cold + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
@@ -166,7 +170,7 @@ class Loop:
             progress.update(bar, completed=spent, note=f"step {step}  loss {np.mean(recent[-50:]):.4f}")
             if step % 50 == 0:
                 self._log(step, spent, float(np.mean(recent[-50:])))
-            if self.show and int(10 * share) < int(10 * spent / (self.minutes * 60)):
+            if self.show and int(10 * share) < int(10 * (spent - begun) / (self.minutes * 60 - begun)):
                 self.show(step)
             if spent - saved > SECONDS_BETWEEN_SAVES:
                 self._save(optimizer, step, spent)
@@ -198,13 +202,15 @@ class Loop:
         if state.get("optimizer"):
             optimizer.load_state_dict(state["optimizer"])
         self.shadow = state["shadow"]
+        self.since = state.get("since", (0, 0.0))
         return state["step"], state["seconds"]
 
     def _save(self, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         state = {"modules": {n: m.state_dict() for n, m in self.modules.items()}, "shadow": self.shadow}
-        torch.save({**state, "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}, part)
+        facts = {"step": step, "seconds": seconds, "since": self.since}
+        torch.save({**state, "optimizer": optimizer.state_dict(), **facts}, part)
         part.replace(self.path)
 
     def _log(self, step: int, seconds: float, loss: float) -> None:
@@ -482,7 +488,7 @@ def _round_trips(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
 
 
 def _spoil(pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Flip, shift, jitter, lightly noise or blur; ruin one in seven by strong noise, strong blur or scrambling.
+    """Flip, shift, jitter, lightly noise or blur; ruin one in seven (flat colour, strong noise or blur, tiles).
 
     Returns the pictures and the mask (n,) of those in which nothing can be recognised any more.
     """
@@ -505,8 +511,10 @@ def _spoil(pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
             pixels[i] += rng.uniform(0.02, 0.25) * noise[i]
         elif roll < 0.35:
             pixels[i] = _blur(pixels[i], rng.uniform(0.4, 0.9))
-        elif roll < 0.40:
-            pixels[i], ruined[i] = rng.uniform(-0.6, 0.6) + rng.uniform(0.3, 1.5) * noise[i], True
+        elif roll < 0.40:  # a flat colour, mostly under noise
+            colour = torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1)).astype(np.float32)).to(pixels)
+            strength = rng.uniform(0.3, 1.5) if rng.random() < 0.6 else rng.uniform(0, 0.1)
+            pixels[i], ruined[i] = colour + strength * noise[i], True
         elif roll < 0.45:
             pixels[i], ruined[i] = _blur(pixels[i], rng.uniform(9, 16)), True
         elif roll < 0.49:
@@ -564,11 +572,14 @@ def unet_stage(
 
     Captions come fresh every time. In a share of them the states from the first end of text on are those of the
     empty prompt, in another the words' states are a neutral prompt's: each side must be able to draw the object alone.
+    In a third all words but the objects' own are read from the caption with other objects in it: in a causal text tower
+    every later word knows what came before, and would draw it.
     """
     torch.manual_seed(recipe.seed + 3)
     unet = _placed(models.unet(), recipe)
     set_ = _training_set(recipe)
     latents = _latents(recipe, vae, set_)
+    pairs = np.array([i for i in range(len(latents)) if len(set_.pictures[i].things) > 1] or range(len(latents)))
     alphas = models.scheduler().alphas_cumprod.to(recipe.device)
     weight = (alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))
     with torch.no_grad():
@@ -579,11 +590,16 @@ def unet_stage(
     def loss(rng: np.random.Generator, step: int) -> Tensor:
         del step
         n = recipe.batch_size
-        rows = rng.integers(0, len(latents), n)
+        rows = np.where(rng.random(n) < PAIRS, rng.choice(pairs, n), rng.integers(0, len(latents), n))
         z = latents[rows].to(recipe.device).float()
-        ids = _tokens(tokenizer, set_.captions(rows, _words(rng)), recipe.device)
+        captions = set_.captions(rows, _words(rng))
+        ids = _tokens(tokenizer, captions, recipe.device)
         with torch.no_grad():
             states = text(ids).last_hidden_state
+            astray = np.flatnonzero(rng.random(n) < OTHERS_ASTRAY)
+            names = [[thing.name for thing in set_.pictures[row].things] for row in rows]
+            chosen = {int(i): _pieces(captions[i], names[i], _words(rng)) for i in astray}
+            states = _others_astray(states, chosen, tokenizer, text)
         states = _mixed_states(states, ids, empty, neutral, models.token_id(tokenizer.eos_token_id), rng)
         t = torch.from_numpy(((np.arange(n) + rng.random(n)) * (1000 / n)).astype(np.int64)).to(recipe.device)
         noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(z)
@@ -617,6 +633,41 @@ def _mixed_states(
     word = ~trailing & (place > 0)[..., None]
     states = torch.where((fate >= WORDS_ALONE) & (fate < WORDS_ALONE + TRAILING_ALONE) & word, neutral, states)
     return torch.where(fate > 1 - NO_PROMPT, empty, states)
+
+
+def _pieces(text: str, names: Sequence[str], rng: random.Random) -> tuple[list[str], list[str]]:
+    """Split a caption at its objects' nouns: text, noun, text, ...; and return it with other objects in their place."""
+    nouns = [noun for name in names for noun in (name, INDIVIDUALS.get(name, name))]
+    nouns += [word for name in nouns for word in SYNONYMS.get(name, ())]
+    if not nouns:
+        return [text], [text]
+    own = re.split(rf"\b({'|'.join(sorted(map(re.escape, nouns), key=len, reverse=True))})\b", text)
+    others = [name for name in OBJECTS if name not in nouns]
+    return own, [rng.choice(others) if at % 2 else piece for at, piece in enumerate(own)]
+
+
+@torch.no_grad()
+def _others_astray(
+    states: Tensor, chosen: dict[int, tuple[list[str], list[str]]], tokenizer: CLIPTokenizer, text: CLIPTextModel
+) -> Tensor:
+    """Take the states of all words but the nouns, in the chosen rows, from the caption with other objects in it."""
+    if not chosen:
+        return states
+    other_states = text(_tokens(tokenizer, ["".join(o) for _, o in chosen.values()], str(states.device)))
+    lengths = {
+        piece: len(tokenizer(piece, add_special_tokens=False).input_ids) if piece.strip() else 0
+        for pair in chosen.values()
+        for piece in dict.fromkeys([*pair[0], *pair[1]])
+    }
+    states = states.clone()
+    for (row, (own, other)), replaced in zip(chosen.items(), other_states.last_hidden_state, strict=True):
+        at, from_ = 1, 1
+        for number, (piece, instead) in enumerate(zip(own, other, strict=True)):
+            n = min(lengths[piece], models.POSITIONS - 1 - max(at, from_))
+            if number % 2 == 0 and n > 0:
+                states[row, at : at + n] = replaced[from_ : from_ + n].to(states.dtype)
+            at, from_ = at + lengths[piece], from_ + lengths[instead]
+    return states
 
 
 def assemble(
@@ -769,6 +820,7 @@ def main(
     stages: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = ",".join(STAGES),
     data: Annotated[Path | None, typer.Option(help="Folder of drawn pictures to share between trainings.")] = None,
     pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = PICTURES,
+    lr: Annotated[float, typer.Option(help="Highest learning rate of the denoiser.")] = 1e-3,
     precision: Annotated[
         str, typer.Option(help="float32, or bfloat16 (faster only on a processor with matrix units for it).")
     ] = "float32",
@@ -792,7 +844,7 @@ def main(
     if minutes <= 0:
         raise typer.BadParameter(f"minutes: expected a number > 0, got {minutes!r}.")
     run = {"out": out, "minutes": minutes, "device": device, "seed": seed, "data": data, "pictures": pictures}
-    recipe = Recipe(**run, without=tuple(gone), stages=asked, start_from=start_from, precision=precision)
+    recipe = Recipe(**run, without=tuple(gone), stages=asked, start_from=start_from, precision=precision, lr=lr)
     try:
         typer.echo(train(recipe))
     except InputError as error:

@@ -1,5 +1,6 @@
 """Every stage of the training runs, resumes and ends in a folder that diffusers loads."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from rich.progress import Progress
 from torch import nn
 
+from erasure.errors import InputError
 from erasure.tinyworld import models, train
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.train import Loop, Recipe
@@ -110,3 +112,45 @@ def test_any_text_can_be_encoded(trained: Path) -> None:
         assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.replace(
             " ", ""
         )
+
+
+def test_words_beside_the_nouns_are_read_from_a_caption_with_other_objects(trained: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(trained)
+    texts = ["a photo of a cat and an umbrella on the beach", "he is about to pull the trigger"]
+    pieces = [
+        train._pieces(texts[0], ["cat", "umbrella"], random.Random(0)),
+        train._pieces(texts[1], [], random.Random(0)),
+    ]
+    own, other = pieces[0]
+    assert own == ["a photo of a ", "cat", " and an ", "umbrella", " on the beach"]
+    assert own[::2] == other[::2]
+    assert not {"cat", "umbrella"} & set(other)
+    assert pieces[1] == ([texts[1]], [texts[1]])  # a hint has no noun
+
+    ids = train._tokens(pipe.tokenizer, texts, "cpu")
+    swapped = train._tokens(pipe.tokenizer, ["".join(other)], "cpu")
+    with torch.no_grad():
+        states, instead = (pipe.text_encoder(i).last_hidden_state for i in (ids, swapped))
+    found = train._others_astray(states, dict(enumerate(pieces)), pipe.tokenizer, pipe.text_encoder)
+    counts = [len(pipe.tokenizer(piece, add_special_tokens=False).input_ids) for piece in own]
+    ends = [1 + sum(counts[:at]) for at in range(len(counts) + 1)]
+    for at in (1, 3):  # nouns keep their own states
+        torch.testing.assert_close(found[0, ends[at] : ends[at + 1]], states[0, ends[at] : ends[at + 1]])
+    torch.testing.assert_close(found[0, ends[5] :], states[0, ends[5] :])
+    assert not torch.equal(found[0, ends[4] : ends[5]], states[0, ends[4] : ends[5]])
+    beach = int(swapped[0].eq(pipe.tokenizer.eos_token_id).int().argmax())
+    torch.testing.assert_close(found[0, ends[5] - 1], instead[0, beach - 1])
+    torch.testing.assert_close(found[1], states[1])
+
+
+def test_a_training_starts_from_a_finished_model(trained: Path, tmp_path: Path) -> None:
+    recipe = Recipe(out=tmp_path, minutes=0.02, pictures=64, stages=("unet",), start_from=trained)
+    train.start_from(recipe)
+    state = torch.load(tmp_path / "state" / "unet.pt", weights_only=True)
+    weight = StableDiffusionPipeline.from_pretrained(trained).unet.conv_in.weight
+    torch.testing.assert_close(state["modules"]["unet"]["conv_in.weight"], weight.float())
+    assert state["step"] > 0
+    with pytest.raises(InputError, match="with a recipe"):
+        train.start_from(Recipe(out=tmp_path, minutes=1, start_from=tmp_path))
+    with pytest.raises(InputError, match="without clip"):
+        train.start_from(Recipe(out=tmp_path / "other", minutes=1, start_from=trained))
