@@ -53,8 +53,8 @@ PICTURES, ORACLE_PICTURES, ROUND_TRIPS = 48_000, 24_000, 4_000
 ENCODED = 32_000  # pictures the denoiser learns from: encoding one costs a quarter of a training step on it
 SECONDS_BETWEEN_SAVES = 90.0
 # Shares of captions; DESIGN: they make words and their maps matter.
-WORDS_ALONE, TRAILING_ALONE, NO_PROMPT, OTHERS_ASTRAY = 0.35, 0.10, 0.10, 0.40
-PAIRS = 0.25  # of a batch, besides those that the mix holds: two objects are hardest
+WORDS_ALONE, TRAILING_ALONE, NO_PROMPT, OTHERS_ASTRAY = 0.35, 0.10, 0.10, 0.75
+PAIRS = 0.35  # of a batch, besides those that the mix holds: two objects are hardest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,9 +347,9 @@ def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> 
         return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
     parts = {"text": text, "images": images, "project": project, "scale": scale}
-    Loop(recipe=recipe, stage="clip", modules=parts, loss=loss, minutes=recipe.minutes * SHARES["clip"], lr=1e-3).run(
-        progress
-    )
+    Loop(
+        recipe=recipe, stage="clip", modules=parts, loss=loss, minutes=recipe.minutes * SHARES["clip"], lr=recipe.lr
+    ).run(progress)
     return text.eval().requires_grad_(False)
 
 
@@ -373,9 +373,9 @@ def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
         return error.abs().mean() + 0.5 * edges + 2 * colours + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
     minutes = recipe.minutes * SHARES["vae"]
-    Loop(recipe=recipe, stage="vae", modules={"vae": vae}, loss=loss, minutes=minutes, lr=1.5e-3, average=0.998).run(
-        progress
-    )
+    Loop(
+        recipe=recipe, stage="vae", modules={"vae": vae}, loss=loss, minutes=minutes, lr=1.5 * recipe.lr, average=0.998
+    ).run(progress)
     vae = vae.eval().requires_grad_(False)
     _normalise(vae, set_, recipe)
     return vae
@@ -462,9 +462,9 @@ def oracle_stage(recipe: Recipe, vae: AutoencoderKL, progress: Progress) -> Orac
         return 10 * F.binary_cross_entropy_with_logits(guess_things, things) + (known * whole).mean()
 
     minutes = recipe.minutes * SHARES["oracle"]
-    Loop(recipe=recipe, stage="oracle", modules={"net": net}, loss=loss, minutes=minutes, lr=3e-3, average=0.995).run(
-        progress
-    )
+    Loop(
+        recipe=recipe, stage="oracle", modules={"net": net}, loss=loss, minutes=minutes, lr=3 * recipe.lr, average=0.995
+    ).run(progress)
     net.eval().requires_grad_(False)
     _calibrate(net, recipe)
     return Oracle(net, recipe.device)
@@ -572,7 +572,7 @@ def unet_stage(
 
     Captions come fresh every time. In a share of them the states from the first end of text on are those of the
     empty prompt, in another the words' states are a neutral prompt's: each side must be able to draw the object alone.
-    In a third all words but the objects' own are read from the caption with other objects in it: in a causal text tower
+    In most all words but the objects' own are read from the caption with other objects in it: in a causal text tower
     every later word knows what came before, and would draw it.
     """
     torch.manual_seed(recipe.seed + 3)
@@ -636,21 +636,25 @@ def _mixed_states(
 
 
 def _pieces(text: str, names: Sequence[str], rng: random.Random) -> tuple[list[str], list[str]]:
-    """Split a caption at its objects' nouns: text, noun, text, ...; and return it with other objects in their place."""
+    """Split a caption at its objects' nouns: text, noun, text, ...; and return it with other objects in their place.
+
+    Of several nouns one is kept half of the time: its state then comes from beside another object.
+    """
     nouns = [noun for name in names for noun in (name, INDIVIDUALS.get(name, name))]
     nouns += [word for name in nouns for word in SYNONYMS.get(name, ())]
     if not nouns:
         return [text], [text]
     own = re.split(rf"\b({'|'.join(sorted(map(re.escape, nouns), key=len, reverse=True))})\b", text)
     others = [name for name in OBJECTS if name not in nouns]
-    return own, [rng.choice(others) if at % 2 else piece for at, piece in enumerate(own)]
+    kept = rng.randrange(1, len(own), 2) if len(own) > 3 and rng.random() < 0.5 else None
+    return own, [rng.choice(others) if at % 2 and at != kept else piece for at, piece in enumerate(own)]
 
 
 @torch.no_grad()
 def _others_astray(
     states: Tensor, chosen: dict[int, tuple[list[str], list[str]]], tokenizer: CLIPTokenizer, text: CLIPTextModel
 ) -> Tensor:
-    """Take the states of all words but the nouns, in the chosen rows, from the caption with other objects in it."""
+    """Take the states of all words that a caption shares with that of other objects, in the chosen rows, from there."""
     if not chosen:
         return states
     other_states = text(_tokens(tokenizer, ["".join(o) for _, o in chosen.values()], str(states.device)))
@@ -662,9 +666,9 @@ def _others_astray(
     states = states.clone()
     for (row, (own, other)), replaced in zip(chosen.items(), other_states.last_hidden_state, strict=True):
         at, from_ = 1, 1
-        for number, (piece, instead) in enumerate(zip(own, other, strict=True)):
+        for piece, instead in zip(own, other, strict=True):
             n = min(lengths[piece], models.POSITIONS - 1 - max(at, from_))
-            if number % 2 == 0 and n > 0:
+            if piece == instead and n > 0:
                 states[row, at : at + n] = replaced[from_ : from_ + n].to(states.dtype)
             at, from_ = at + lengths[piece], from_ + lengths[instead]
     return states
@@ -734,7 +738,7 @@ def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) ->
 
     minutes = recipe.minutes * SHARES["judge"]
     Loop(
-        recipe=recipe, stage="judge", modules={"model": model}, loss=loss, minutes=minutes, lr=1e-3, average=0.995
+        recipe=recipe, stage="judge", modules={"model": model}, loss=loss, minutes=minutes, lr=recipe.lr, average=0.995
     ).run(progress)
     return Judge(model, tokenizer, recipe.device)
 
@@ -820,7 +824,9 @@ def main(
     stages: Annotated[str, typer.Option(help="Stages to run, separated by commas.")] = ",".join(STAGES),
     data: Annotated[Path | None, typer.Option(help="Folder of drawn pictures to share between trainings.")] = None,
     pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = PICTURES,
-    lr: Annotated[float, typer.Option(help="Highest learning rate of the denoiser.")] = 1e-3,
+    lr: Annotated[
+        float, typer.Option(help="Highest learning rate of the denoiser; those of the other stages are in proportion.")
+    ] = 1e-3,
     precision: Annotated[
         str, typer.Option(help="float32, or bfloat16 (faster only on a processor with matrix units for it).")
     ] = "float32",
