@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ class Measures:
         return {**worst, **scores, **self.sets}
 
 
+@runtime_checkable
 class Metrics(Protocol):
     """What measures rows on one benchmark."""
 

@@ -116,7 +116,7 @@ def _concepts(evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return [
-        {"name": f"{name.capitalize()}, worst first", "items": sorted(items, key=lambda it: it["value"])}
+        {"name": f"{name.capitalize()}, worst first", "concepts": sorted(items, key=lambda it: it["value"])}
         for name, items in groups.items()
         if items
     ]

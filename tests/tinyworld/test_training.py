@@ -152,6 +152,6 @@ def test_a_training_starts_from_a_finished_model(trained: Path, tmp_path: Path) 
     torch.testing.assert_close(state["modules"]["unet"]["conv_in.weight"], weight.float())
     assert state["step"] > 0
     with pytest.raises(InputError, match="with a recipe"):
-        train.start_from(Recipe(out=tmp_path, minutes=1, start_from=tmp_path))
+        train.start_from(Recipe(out=tmp_path, minutes=1.0, start_from=tmp_path))
     with pytest.raises(InputError, match="without clip"):
-        train.start_from(Recipe(out=tmp_path / "other", minutes=1, start_from=trained))
+        train.start_from(Recipe(out=tmp_path / "other", minutes=1.0, start_from=trained))
