@@ -206,18 +206,23 @@ class Loop:
         return state["step"], state["seconds"]
 
     def _save(self, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
         state = {"modules": {n: m.state_dict() for n, m in self.modules.items()}, "shadow": self.shadow}
         facts = {"step": step, "seconds": seconds, "since": self.since}
-        torch.save({**state, "optimizer": optimizer.state_dict(), **facts}, part)
-        part.replace(self.path)
+        _write_state(self.path, {**state, "optimizer": optimizer.state_dict(), **facts})
 
     def _log(self, step: int, seconds: float, loss: float) -> None:
         path = self.recipe.out / "losses" / f"{self.stage}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", newline="") as file:
             csv.writer(file).writerow([step, round(seconds, 1), round(loss, 6)])
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a stage's state whole: a kill leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
 
 
 def start_from(recipe: Recipe) -> None:
@@ -249,13 +254,12 @@ def start_from(recipe: Recipe) -> None:
         "unet": ("unet", folder / "unet" / weights),
         "judge": ("model", folder / "judge" / "model.safetensors"),
     }
-    state.mkdir(parents=True, exist_ok=True)
     for stage, (name, path) in places.items():
         if (state / f"{stage}.pt").exists() or not path.exists():
             continue
         tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
         facts = {"step": done[stage]["steps"], "seconds": 60 * done[stage]["minutes"]}
-        torch.save({"modules": {name: tensors}, "shadow": {name: tensors}, **facts}, state / f"{stage}.pt")
+        _write_state(state / f"{stage}.pt", {"modules": {name: tensors}, "shadow": {name: tensors}, **facts})
 
 
 def _batch(set_: Drawings, rng: np.random.Generator, size: int, device: str) -> tuple[np.ndarray, Tensor]:

@@ -6,22 +6,9 @@ from typing import ClassVar
 
 from erasure.concept import normalized
 
+from ..metrics.accuracy import IMAGENETTE as CLASSES
 from .base import Benchmark, Item, class_index, named_in, roles, unique_cases
 from .lists import read_list
-
-CLASSES: dict[str, int] = {
-    "tench": 0,
-    "English springer": 217,
-    "cassette player": 482,
-    "chain saw": 491,
-    "church": 497,
-    "French horn": 566,
-    "garbage truck": 569,
-    "gas pump": 571,
-    "golf ball": 574,
-    "parachute": 701,
-}
-"""The classes with their index among the 1,000 of ImageNet (ILSVRC 2012)."""
 
 
 @dataclass(frozen=True, kw_only=True)
