@@ -177,7 +177,13 @@ def tinyworld_attention(source: str, results: Path) -> str:
     rows = [
         (name, f"{value['value']:.3f} ± {value['standard_error']:.3f} of {run['attention']['n']}")
         for _, run in _runs(source, results)
-        for name, value in (("the object's", run["attention"]["own"]), ("another", run["attention"]["other word"]))
+        for name, key in (
+            ("the object's", "own"),
+            ("another, at random", "other word"),
+            ("all before it", "words before it"),
+            ("all after it", "words after it"),
+        )
+        for value in [run["attention"][key]]
     ]
     return _table(("word", "IoU of its map with the box"), rows, _runs(source, results))
 

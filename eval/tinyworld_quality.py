@@ -29,6 +29,7 @@ from erasure.runs import commit, versions
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.data import THINGS, drawings
+from erasure.tinyworld.nouns import box_mask
 from erasure.tinyworld.oracle import Oracle, Reading, as_pixels
 from erasure.tinyworld.train import _blur
 from erasure.tinyworld.world import Mix, compose, draw
@@ -235,7 +236,7 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
     backbone, names = backbone_of(pipe), list(words.OBJECTS)
     rng = random.Random("attention test")
     layers = [name for name in cross_attention_layers(backbone) if ".up_blocks.2." in name]
-    own, other = [], []
+    own, other, earlier, later = [], [], [], []
     for i in range(n):
         name, scene = names[i % len(names)], rng.choice(words.SCENES[1:])
         picture = compose([name], rng, scene=scene)
@@ -247,16 +248,21 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(i))
         alpha = backbone.alphas_cumprod[MAP_TIMESTEP]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        with AttentionCapture(backbone=backbone, layers=layers, tokens=[*word, rng.choice(rest)]) as capture:
+        with AttentionCapture(backbone=backbone, layers=layers, tokens=[*word, *rest]) as capture:
             backbone.predict(noisy, torch.tensor(MAP_TIMESTEP), states)
         maps = average_maps(capture.maps, 16, 16)[0]
-        box = _box_mask(picture.things[0].box)
+        box = box_mask(picture.things[0].box)
         own.append(_iou(maps[: len(word)].mean(0), box))
-        other.append(_iou(maps[len(word)], box))
+        overlap = {place: _iou(map_, box) for place, map_ in zip(rest, maps[len(word) :], strict=True)}
+        other.append(overlap[rng.choice(rest)])
+        earlier += [value for place, value in overlap.items() if place < word[0]]
+        later += [value for place, value in overlap.items() if place > word[-1]]
     return {
         "n": n,
         "own": _mean(own),
         "other word": _mean(other),
+        "words before it": _mean(earlier),
+        "words after it": _mean(later),
         "ratio": float(np.mean(own) / np.mean(other)),
         "layers": layers,
     }
@@ -264,12 +270,6 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
     return {"value": float(np.mean(values)), "standard_error": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
-
-
-def _box_mask(box: tuple[float, float, float, float]) -> Tensor:
-    centre = (torch.arange(16) + 0.5) * 4
-    across, down = ((centre >= box[i]) & (centre <= box[i + 2]) for i in (0, 1))
-    return down[:, None] & across[None]
 
 
 def _iou(attention: Tensor, box: Tensor) -> float:

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import random
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,13 +33,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..attention import AttentionCapture, cross_attention_layers
+from ..backbones import backbone_of
 from ..errors import InputError
+from ..losses.grounding import grounding_loss
 from . import models
 from .data import Drawings, drawings, pictures_of
 from .judge import Judge
 from .judge import build as build_judge
+from .nouns import nouns_of
 from .oracle import Oracle, OracleNet
-from .vocabulary import INDIVIDUALS, OBJECTS, SCENE_PHRASES, STYLE_PHRASES, SYNONYMS, article, canonical
+from .vocabulary import INDIVIDUALS, OBJECTS, SCENE_PHRASES, STYLE_PHRASES, article, canonical
 from .world import Mix, caption
 
 logger = logging.getLogger(__name__)
@@ -52,9 +55,10 @@ STAGES: tuple[str, ...] = ("tokenizer", "clip", "vae", "oracle", "unet", "judge"
 PICTURES, ORACLE_PICTURES, ROUND_TRIPS = 48_000, 24_000, 4_000
 ENCODED = 32_000  # pictures the denoiser learns from: encoding one costs a quarter of a training step on it
 SECONDS_BETWEEN_SAVES = 90.0
-# Shares of captions; DESIGN: they make words and their maps matter.
-WORDS_ALONE, TRAILING_ALONE, NO_PROMPT, OTHERS_ASTRAY = 0.35, 0.10, 0.10, 0.75
-PAIRS = 0.35  # of a batch, besides those that the mix holds: two objects are hardest
+# Shares of captions; DESIGN: they make words matter.
+WORDS_ALONE, TRAILING_ALONE, NO_PROMPT = 0.35, 0.10, 0.10
+PAIRS = 0.6  # of a batch, besides those that the mix holds: two objects are hardest
+GROUNDING = 0.05  # weight of the maps' loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -576,8 +580,9 @@ def unet_stage(
 
     Captions come fresh every time. In a share of them the states from the first end of text on are those of the
     empty prompt, in another the words' states are a neutral prompt's: each side must be able to draw the object alone.
-    In most all words but the objects' own are read from the caption with other objects in it: in a causal text tower
-    every later word knows what came before, and would draw it.
+    The attention maps of the objects' nouns at the latents' own resolution are drawn towards the objects' boxes
+    (`losses.grounding`), the more the less noise there is: in a causal text tower every word after the noun knows the
+    object too, and without this its maps look no different from the noun's.
     """
     torch.manual_seed(recipe.seed + 3)
     unet = _placed(models.unet(), recipe)
@@ -586,6 +591,8 @@ def unet_stage(
     pairs = np.array([i for i in range(len(latents)) if len(set_.pictures[i].things) > 1] or range(len(latents)))
     alphas = models.scheduler().alphas_cumprod.to(recipe.device)
     weight = (alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))
+    backbone = backbone_of(assemble(unet, text, vae, tokenizer))
+    layers = [name for name in cross_attention_layers(backbone) if ".up_blocks.2." in name]
     with torch.no_grad():
         empty, neutral = (
             text(_tokens(tokenizer, [t], recipe.device)).last_hidden_state for t in ("", "a picture of something there")
@@ -600,17 +607,24 @@ def unet_stage(
         ids = _tokens(tokenizer, captions, recipe.device)
         with torch.no_grad():
             states = text(ids).last_hidden_state
-            astray = np.flatnonzero(rng.random(n) < OTHERS_ASTRAY)
-            names = [[thing.name for thing in set_.pictures[row].things] for row in rows]
-            chosen = {int(i): _pieces(captions[i], names[i], _words(rng)) for i in astray}
-            states = _others_astray(states, chosen, tokenizer, text)
-        states = _mixed_states(states, ids, empty, neutral, models.token_id(tokenizer.eos_token_id), rng)
+        fate = torch.from_numpy(rng.random(n)).to(recipe.device)
+        states = _mixed_states(states, ids, empty, neutral, models.token_id(tokenizer.eos_token_id), fate)
         t = torch.from_numpy(((np.arange(n) + rng.random(n)) * (1000 / n)).astype(np.int64)).to(recipe.device)
         noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(z)
         a = alphas[t][:, None, None, None]
         noisy = (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        error = (unet(noisy, t, states).sample.float() - noise).square().mean((1, 2, 3))
-        return (error * weight[t]).mean()
+        with AttentionCapture(
+            backbone=backbone, layers=layers, reduce=lambda _, maps: maps.mean(1), implementation="softmax"
+        ) as capture:
+            predicted = unet(noisy, t, states).sample
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        nouns = nouns_of(tokenizer, captions, [set_.pictures[row] for row in rows]).to(recipe.device)
+        nouns = nouns.where(_words_kept(fate))
+        if not len(nouns.row):
+            return (error * weight[t]).mean()
+        maps = torch.stack(list(capture.maps.values())).mean(0)[nouns.row]  # (nouns, pixels, tokens)
+        grounding = grounding_loss((maps * nouns.tokens[:, None]).sum(2), nouns.boxes.flatten(1))
+        return (error * weight[t]).mean() + GROUNDING * (grounding * alphas[t[nouns.row]].sqrt()).sum() / n
 
     loop = Loop(
         recipe=recipe,
@@ -626,56 +640,21 @@ def unet_stage(
     return unet.eval().requires_grad_(False)
 
 
-def _mixed_states(
-    states: Tensor, ids: Tensor, empty: Tensor, neutral: Tensor, eos: int, rng: np.random.Generator
-) -> Tensor:
+def _mixed_states(states: Tensor, ids: Tensor, empty: Tensor, neutral: Tensor, eos: int, fate: Tensor) -> Tensor:
+    """Exchange a share of the states; `fate` (n,) in [0, 1) says which row's, see `_words_kept`."""
     first = (ids == eos).int().argmax(1)
     place = torch.arange(ids.shape[1], device=ids.device)[None]
     trailing = (place >= first[:, None])[..., None]
-    fate = torch.from_numpy(rng.random(len(ids))).to(ids.device)[:, None, None]
-    states = torch.where((fate < WORDS_ALONE) & trailing, empty, states)
     word = ~trailing & (place > 0)[..., None]
+    fate = fate[:, None, None]
+    states = torch.where((fate < WORDS_ALONE) & trailing, empty, states)
     states = torch.where((fate >= WORDS_ALONE) & (fate < WORDS_ALONE + TRAILING_ALONE) & word, neutral, states)
     return torch.where(fate > 1 - NO_PROMPT, empty, states)
 
 
-def _pieces(text: str, names: Sequence[str], rng: random.Random) -> tuple[list[str], list[str]]:
-    """Split a caption at its objects' nouns: text, noun, text, ...; and return it with other objects in their place.
-
-    Of several nouns one is kept half of the time: its state then comes from beside another object.
-    """
-    nouns = [noun for name in names for noun in (name, INDIVIDUALS.get(name, name))]
-    nouns += [word for name in nouns for word in SYNONYMS.get(name, ())]
-    if not nouns:
-        return [text], [text]
-    own = re.split(rf"\b({'|'.join(sorted(map(re.escape, nouns), key=len, reverse=True))})\b", text)
-    others = [name for name in OBJECTS if name not in nouns]
-    kept = rng.randrange(1, len(own), 2) if len(own) > 3 and rng.random() < 0.5 else None
-    return own, [rng.choice(others) if at % 2 and at != kept else piece for at, piece in enumerate(own)]
-
-
-@torch.no_grad()
-def _others_astray(
-    states: Tensor, chosen: dict[int, tuple[list[str], list[str]]], tokenizer: CLIPTokenizer, text: CLIPTextModel
-) -> Tensor:
-    """Take the states of all words that a caption shares with that of other objects, in the chosen rows, from there."""
-    if not chosen:
-        return states
-    other_states = text(_tokens(tokenizer, ["".join(o) for _, o in chosen.values()], str(states.device)))
-    lengths = {
-        piece: len(tokenizer(piece, add_special_tokens=False).input_ids) if piece.strip() else 0
-        for pair in chosen.values()
-        for piece in dict.fromkeys([*pair[0], *pair[1]])
-    }
-    states = states.clone()
-    for (row, (own, other)), replaced in zip(chosen.items(), other_states.last_hidden_state, strict=True):
-        at, from_ = 1, 1
-        for piece, instead in zip(own, other, strict=True):
-            n = min(lengths[piece], models.POSITIONS - 1 - max(at, from_))
-            if piece == instead and n > 0:
-                states[row, at : at + n] = replaced[from_ : from_ + n].to(states.dtype)
-            at, from_ = at + lengths[piece], from_ + lengths[instead]
-    return states
+def _words_kept(fate: Tensor) -> Tensor:
+    """Return whether a row's words kept their own states, as a mask (n,)."""
+    return ((fate < WORDS_ALONE) | (fate >= WORDS_ALONE + TRAILING_ALONE)) & (fate <= 1 - NO_PROMPT)
 
 
 def assemble(

@@ -1,6 +1,5 @@
 """Every stage of the training runs, resumes and ends in a folder that diffusers loads."""
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -114,34 +113,26 @@ def test_any_text_can_be_encoded(trained: Path) -> None:
         )
 
 
-def test_words_beside_the_nouns_are_read_from_a_caption_with_other_objects(trained: Path) -> None:
+def test_exchanged_states_leave_the_other_side_as_it_was(trained: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(trained)
-    texts = ["a photo of a cat and an umbrella on the beach", "he is about to pull the trigger"]
-    pieces = [
-        train._pieces(texts[0], ["cat", "umbrella"], random.Random(0)),
-        train._pieces(texts[1], [], random.Random(0)),
-    ]
-    own, other = pieces[0]
-    assert own == ["a photo of a ", "cat", " and an ", "umbrella", " on the beach"]
-    assert own[::2] == other[::2]
-    drawn = [train._pieces(texts[0], ["cat", "umbrella"], random.Random(i))[1] for i in range(40)]
-    assert {("cat" in o, "umbrella" in o) for o in drawn} == {(False, False), (True, False), (False, True)}
-    assert pieces[1] == ([texts[1]], [texts[1]])  # a hint has no noun
-
+    eos = models.token_id(pipe.tokenizer.eos_token_id)
+    texts = ["a photo of a cat"] * 4
     ids = train._tokens(pipe.tokenizer, texts, "cpu")
-    swapped = train._tokens(pipe.tokenizer, ["".join(other)], "cpu")
     with torch.no_grad():
-        states, instead = (pipe.text_encoder(i).last_hidden_state for i in (ids, swapped))
-    found = train._others_astray(states, dict(enumerate(pieces)), pipe.tokenizer, pipe.text_encoder)
-    counts = [len(pipe.tokenizer(piece, add_special_tokens=False).input_ids) for piece in own]
-    ends = [1 + sum(counts[:at]) for at in range(len(counts) + 1)]
-    for at in (at for at in (1, 3) if own[at] != other[at]):  # a noun that was replaced keeps its own states
-        torch.testing.assert_close(found[0, ends[at] : ends[at + 1]], states[0, ends[at] : ends[at + 1]])
-    torch.testing.assert_close(found[0, ends[5] :], states[0, ends[5] :])
-    assert not torch.equal(found[0, ends[4] : ends[5]], states[0, ends[4] : ends[5]])
-    beach = int(swapped[0].eq(pipe.tokenizer.eos_token_id).int().argmax())
-    torch.testing.assert_close(found[0, ends[5] - 1], instead[0, beach - 1])
-    torch.testing.assert_close(found[1], states[1])
+        states, empty, neutral = (
+            pipe.text_encoder(train._tokens(pipe.tokenizer, t, "cpu")).last_hidden_state
+            for t in (texts, [""], ["a picture of something there"])
+        )
+    fate = torch.tensor([0.1, train.WORDS_ALONE + 0.05, 0.7, 0.95])
+    mixed = train._mixed_states(states, ids, empty, neutral, eos, fate)
+    end = int((ids[0] == eos).int().argmax())
+    torch.testing.assert_close(mixed[0, :end], states[0, :end])
+    torch.testing.assert_close(mixed[0, end:], empty[0, end:])
+    torch.testing.assert_close(mixed[1, 1:end], neutral[0, 1:end])
+    torch.testing.assert_close(mixed[1, end:], states[1, end:])
+    torch.testing.assert_close(mixed[2], states[2])
+    torch.testing.assert_close(mixed[3], empty[0])
+    assert train._words_kept(fate).tolist() == [True, False, True, False]
 
 
 def test_a_training_starts_from_a_finished_model(trained: Path, tmp_path: Path) -> None:

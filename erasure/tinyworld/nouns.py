@@ -1,0 +1,85 @@
+"""Where a caption names the things of a picture, and where those stand: what the denoiser's maps are held against."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from . import models
+from .vocabulary import INDIVIDUALS, SYNONYMS
+from .world import SIZE, Picture
+
+LATENT = 16  # pixels along a side of the latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nouns:
+    """The things that a batch of captions names, a row each.
+
+    Attributes:
+        row: The caption's place in the batch.
+        tokens: 1 at the tokens of the thing's name.
+        boxes: The pixels of the latents that the thing's box covers.
+    """
+
+    row: Int[Tensor, " n"]
+    tokens: Float[Tensor, "n positions"]
+    boxes: Bool[Tensor, "n latent latent"]
+
+    def to(self, device: str) -> "Nouns":
+        """Return the same on a device."""
+        return Nouns(row=self.row.to(device), tokens=self.tokens.to(device), boxes=self.boxes.to(device))
+
+    def where(self, kept: Bool[Tensor, " batch"]) -> "Nouns":
+        """Return those of the captions that `kept` marks."""
+        chosen = kept[self.row]
+        return Nouns(row=self.row[chosen], tokens=self.tokens[chosen], boxes=self.boxes[chosen])
+
+
+def nouns_of(tokenizer: CLIPTokenizer, captions: Sequence[str], pictures: Sequence[Picture]) -> Nouns:
+    """Find the things that each caption names by a word of their own: name, synonym, or an individual's class.
+
+    A family word ("an animal") or a hint that names nothing is passed over.
+    """
+    encoded = tokenizer(
+        list(captions), truncation=True, max_length=models.POSITIONS, return_offsets_mapping=True, padding="max_length"
+    )
+    rows, tokens, boxes = [], [], []
+    for i, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
+        for at, thing in enumerate(picture.things):
+            spans = _spans(caption, picture, at)
+            own = [any(a < end and b > start for start, end in spans) for a, b in encoded["offset_mapping"][i]]
+            if any(own):
+                rows.append(i)
+                tokens.append(own)
+                boxes.append(box_mask(thing.box))
+    return Nouns(
+        row=torch.tensor(rows, dtype=torch.long),
+        tokens=torch.tensor(tokens, dtype=torch.float32).view(-1, models.POSITIONS),
+        boxes=torch.stack(boxes) if boxes else torch.zeros(0, LATENT, LATENT, dtype=torch.bool),
+    )
+
+
+def _spans(caption: str, picture: Picture, at: int) -> list[tuple[int, int]]:
+    """Return where the caption names the picture's thing of that place; the longest name wins ("whiskered fish")."""
+    owner = {word.lower(): i for i, thing in enumerate(picture.things) for word in _words(thing.name)}
+    names = "|".join(sorted(map(re.escape, owner), key=len, reverse=True))
+    found = re.finditer(rf"\b(?:{names})\b", caption, flags=re.IGNORECASE)
+    return [match.span() for match in found if owner[match[0].lower()] == at]
+
+
+def _words(name: str) -> tuple[str, ...]:
+    cls = INDIVIDUALS.get(name)
+    return (name, cls) if cls else (name, *SYNONYMS.get(name, ()))
+
+
+def box_mask(box: tuple[float, float, float, float]) -> Bool[Tensor, "latent latent"]:
+    """Return the pixels of the latents whose centre is in a box of the picture's pixels."""
+    step = SIZE / LATENT
+    centre = (torch.arange(LATENT) + 0.5) * step
+    across, down = ((centre >= box[i]) & (centre <= box[i + 2]) for i in (0, 1))
+    return down[:, None] & across[None]
