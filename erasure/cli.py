@@ -333,7 +333,7 @@ def evaluate(
         found = evaluated(
             what.rows,
             asked,
-            sources.metrics_of(asked, sampler, place),
+            sources.metrics_of(asked, place),
             sampler=sampler,
             on_picture=advance,
             facts={"suite": suite, "device": place},

@@ -37,7 +37,7 @@ from .pictures import Pair, Sampler
 from .rows import ERASED, ORIGINAL, Row
 from .scores import Score, Setup, cosine_distances, shared_setup
 from .statistics import mcnemar, paired_bootstrap
-from .store import ImageStore, check_paired
+from .store import ImageStore, Manifest, check_paired
 
 FORMAT = "erasure-scores/1"
 ENOUGH_FOR_SETS = 1_000
@@ -101,6 +101,24 @@ class Measures:
         worst = {"efficacy": min(gone, key=lambda score: score.value)} if gone else {}
         return {**worst, **scores, **self.sets}
 
+    def of_pictures(self, benchmark: Benchmark, manifest: Manifest) -> "Measures":
+        """Return the same with what made the pictures in every protocol."""
+        made = {
+            "benchmark": benchmark.id,
+            "sampler": manifest.scheduler["name"],
+            "steps": manifest.steps,
+            "guidance_scale": manifest.guidance_scale,
+        }
+
+        def stamped(scores: Mapping[str, Score]) -> dict[str, Score]:
+            return {
+                name: replace(score, setup=score.setup and replace(score.setup, **made))
+                for name, score in scores.items()
+            }
+
+        columns = {name: replace(column, setup=replace(column.setup, **made)) for name, column in self.columns.items()}
+        return replace(self, columns=columns, sets=stamped(self.sets), concepts=stamped(self.concepts))
+
 
 @runtime_checkable
 class Metrics(Protocol):
@@ -128,13 +146,11 @@ class TinyWorldMetrics:
         benchmark: Its items say what is asked for.
         oracle: Says what a picture shows.
         judge: open_clip's CLIP, trained apart from the model and the oracle.
-        sampler: For the protocol.
     """
 
     benchmark: Benchmark
     oracle: Oracle
     judge: Judge
-    sampler: Sampler
     _sets: "SetDistances | None" = field(default=None, init=False, repr=False)
 
     @property
@@ -224,16 +240,8 @@ class TinyWorldMetrics:
             columns[name] = self._column(name, rows, score, CLIP_UNIT, name != "clip_score_removed")
         for name, (each, unit, higher) in values.items():
             columns[name] = self._column(name, kept, each[kept], unit, higher)
-        sets = {} if self._sets is None else self._sets.scores(features[kept], self.benchmark, self.sampler)
-        concepts = {
-            name: self._share("efficacy", rows, 1 - unwanted[rows]).score
-            for name in dict.fromkeys(items[i].unwanted for i in removed)
-            for rows in [chosen(removed, lambda i, n=name: items[i].unwanted == n)]
-        }
-        for name in dict.fromkeys(items[i].wanted for i in kept):
-            rows = chosen(kept, lambda i, n=name: items[i].wanted == n and seen_before[i] == 1)
-            if len(rows):
-                concepts[name] = self._share("retention", rows, wanted[rows]).score
+        sets = {} if self._sets is None else self._sets.scores(features[kept])
+        concepts = concept_scores(items, unwanted, wanted, seen_before, self._share)
         return Measures(columns=columns, sets=sets, concepts=concepts, seen=seen)
 
     def _sees(
@@ -263,14 +271,10 @@ class TinyWorldMetrics:
     ) -> Column:
         reads = "tiny world's judge, open_clip" if metric.startswith(("clip", "judge")) else "tiny world's oracle"
         against = "the original model, same prompts and seeds"
-        setup = protocol(
-            Setup(
-                metric=metric,
-                backbone=reads,
-                reference=against if metric in ("retention", "oracle_distance", "judge_distance") else "",
-            ),
-            self.benchmark,
-            self.sampler,
+        setup = Setup(
+            metric=metric,
+            backbone=reads,
+            reference=against if metric in ("retention", "oracle_distance", "judge_distance") else "",
         )
         return Column(items=rows, values=values, unit=unit, higher_is_better=higher, setup=setup)
 
@@ -291,7 +295,7 @@ class SetDistances:
     names: tuple[str, str]
     reference: list[np.ndarray] = field(default_factory=list)
 
-    def scores(self, features: np.ndarray, benchmark: Benchmark, sampler: Sampler) -> dict[str, Score]:
+    def scores(self, features: np.ndarray) -> dict[str, Score]:
         """Return both distances of a row's features (n, dim)."""
         scores: dict[str, Score] = {}
         for name, metric in zip(self.names, (Fid, Kid), strict=True):
@@ -301,14 +305,8 @@ class SetDistances:
                 distance.update_features(rows, reference=True)
             score = distance.compute()
             setup = score.setup or Setup(metric=name)
-            scores[name] = replace(score, setup=protocol(replace(setup, metric=name), benchmark, sampler))
+            scores[name] = replace(score, setup=replace(setup, metric=name))
         return scores
-
-
-def protocol(setup: Setup, benchmark: Benchmark, sampler: Sampler) -> Setup:
-    """Return a metric's setup with what made the pictures."""
-    given = {**setup.as_json(), "benchmark": benchmark.id, "sampler": benchmark.scheduler}
-    return Setup(**{**given, "steps": sampler.steps, "guidance_scale": sampler.guidance_scale})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,7 +428,8 @@ def evaluate(
     measures = {}
     for name, store in stores.items():
         check_paired(original, store)
-        measures[name] = metrics.measure(store, original, advance(f"reading, {_spoken(name)}", benchmark.n))
+        found = metrics.measure(store, original, advance(f"reading, {_spoken(name)}", benchmark.n))
+        measures[name] = found.of_pictures(benchmark, store.manifest)
     return Evaluation(
         benchmark=benchmark,
         rows=named,
@@ -493,6 +492,35 @@ def kept_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
 def removed_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
     """Return the items that ask for something removed."""
     return np.array([i for i, item in enumerate(items) if item.unwanted], dtype=np.int64)
+
+
+def concept_scores(
+    items: Sequence[Item],
+    unwanted: Float[np.ndarray, " n"],
+    wanted: Float[np.ndarray, " n"],
+    before: Float[np.ndarray, " n"],
+    share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
+) -> dict[str, Score]:
+    """Return the efficacy of each removed and the retention of each kept concept of which there is a picture.
+
+    Args:
+        items: What is asked for.
+        unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
+        wanted: The same of what should stay.
+        before: The same of what should stay, in the original's pictures.
+        share: Makes the column of a metric from rows and their values.
+    """
+    scores: dict[str, Score] = {}
+    removed, kept = removed_items(items), kept_items(items)
+    for name in dict.fromkeys(items[i].unwanted for i in removed):
+        rows = chosen(removed, lambda i, n=name: items[i].unwanted == n and not np.isnan(unwanted[i]))
+        if len(rows):
+            scores[name] = share("efficacy", rows, 1 - unwanted[rows]).score
+    for name in dict.fromkeys(items[i].wanted for i in kept if items[i].wanted):
+        rows = chosen(kept, lambda i, n=name: items[i].wanted == n and before[i] == 1 and not np.isnan(wanted[i]))
+        if len(rows):
+            scores[name] = share("retention", rows, wanted[rows]).score
+    return scores
 
 
 def chosen(rows: Int[np.ndarray, " k"], which: Callable[[int], bool]) -> Int[np.ndarray, " j"]:

@@ -18,15 +18,14 @@ from .evaluate import (
     Measures,
     SetDistances,
     chosen,
+    concept_scores,
     kept_items,
-    protocol,
     removed_items,
 )
 from .metrics.accuracy import Classifier, resnet50
 from .metrics.clip import Clip, OpenClip, TextTower
 from .metrics.clip_score import UNIT, clip_score
 from .metrics.features import Extractor, extractor
-from .pictures import Sampler
 from .scores import Score, Setup
 from .store import ImageStore
 
@@ -37,7 +36,6 @@ class PublicMetrics:
 
     Attributes:
         benchmark: Its items say what is asked for.
-        sampler: For the protocol.
         clip: Judge of CLIP score; None skips it.
         classifier: For items that have a class index; None skips them.
         features: For FID and KID; None skips them.
@@ -45,7 +43,6 @@ class PublicMetrics:
     """
 
     benchmark: Benchmark
-    sampler: Sampler
     clip: Clip | None
     classifier: Classifier | None
     features: Extractor | None
@@ -53,7 +50,7 @@ class PublicMetrics:
     _sets: SetDistances | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def available(cls, benchmark: Benchmark, sampler: Sampler, *, device: str = "cpu") -> "PublicMetrics":
+    def available(cls, benchmark: Benchmark, *, device: str = "cpu") -> "PublicMetrics":
         """Return the metrics whose weights are in the local cache; nothing is downloaded."""
         skipped: dict[str, str] = {}
 
@@ -72,7 +69,6 @@ class PublicMetrics:
             skipped["fid, kid"] = f"{kept} pictures of what should stay, below {ENOUGH_FOR_SETS:,}"
         return cls(
             benchmark=benchmark,
-            sampler=sampler,
             clip=loaded("clip_score", lambda: OpenClip.load(device=device)),
             classifier=loaded("efficacy, retention", lambda: resnet50(device=device)) if classes else None,
             features=loaded("fid, kid", lambda: extractor("inception", device=device))
@@ -118,10 +114,14 @@ class PublicMetrics:
         concepts: dict[str, Score] = {}
         if self.classifier is not None:
             columns |= self._accuracies(removed, kept, seen, before)
-            concepts = self._concepts(removed, kept, seen, before)
-        sets = (
-            self._sets.scores(np.concatenate(features), self.benchmark, self.sampler) if self._sets and features else {}
-        )
+            concepts = concept_scores(
+                items,
+                seen,
+                seen,
+                before,
+                lambda metric, rows, values: self._column(metric, rows, values, "share", True),
+            )
+        sets = self._sets.scores(np.concatenate(features)) if self._sets and features else {}
         return Measures(columns=columns, sets=sets, concepts=concepts, seen=seen)
 
     def _hits(self, images: Any, start: int) -> Float[np.ndarray, " n"]:
@@ -149,25 +149,6 @@ class PublicMetrics:
             "retention": self._column("retention", held, seen[held], "share", True),
         }
 
-    def _concepts(
-        self,
-        removed: Int[np.ndarray, " k"],
-        kept: Int[np.ndarray, " j"],
-        seen: Float[np.ndarray, " n"],
-        before: Float[np.ndarray, " n"],
-    ) -> dict[str, Score]:
-        items = self.benchmark.items
-        scores: dict[str, Score] = {}
-        for name in dict.fromkeys(items[i].unwanted for i in removed):
-            rows = chosen(removed, lambda i, n=name: items[i].unwanted == n and not np.isnan(seen[i]))
-            if len(rows):
-                scores[name] = self._column("efficacy", rows, 1 - seen[rows], "share", True).score
-        for name in dict.fromkeys(items[i].wanted for i in kept if items[i].wanted):
-            rows = chosen(kept, lambda i, n=name: items[i].wanted == n and before[i] == 1 and not np.isnan(seen[i]))
-            if len(rows):
-                scores[name] = self._column("retention", rows, seen[rows], "share", True).score
-        return scores
-
     def _column(
         self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], unit: str, higher: bool
     ) -> Column:
@@ -180,10 +161,4 @@ class PublicMetrics:
             )
         else:
             setup = self.classifier.setup(metric) if self.classifier is not None else Setup(metric=metric)
-        return Column(
-            items=rows,
-            values=values,
-            unit=unit,
-            higher_is_better=higher,
-            setup=protocol(setup, self.benchmark, self.sampler),
-        )
+        return Column(items=rows, values=values, unit=unit, higher_is_better=higher, setup=setup)

@@ -128,15 +128,14 @@ def benchmark_of(name: str, source: Source, suite: str, lists: Sequence[Path]) -
     return kind(**given)
 
 
-def metrics_of(benchmark: Benchmark, sampler: Sampler, device: str) -> Metrics:
+def metrics_of(benchmark: Benchmark, device: str) -> Metrics:
     """Return what measures a benchmark."""
     if benchmark.name != TINYWORLD:
-        return PublicMetrics.available(benchmark, sampler, device=device)
+        return PublicMetrics.available(benchmark, device=device)
     return TinyWorldMetrics(
         benchmark=benchmark,
         oracle=tinyworld.load_oracle(device),
         judge=tinyworld.load_judge(device),
-        sampler=sampler,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval import evaluate as module
@@ -52,7 +53,7 @@ def rows(folder: Path) -> list[Row]:
 
 
 def metrics(judge: Judge) -> TinyWorldMetrics:
-    return TinyWorldMetrics(benchmark=BENCHMARK, oracle=world.oracle(), judge=judge, sampler=SAMPLER)
+    return TinyWorldMetrics(benchmark=BENCHMARK, oracle=world.oracle(), judge=judge)
 
 
 @pytest.fixture
@@ -131,6 +132,19 @@ def test_sets_are_compared_with_the_original_under_other_seeds(
         assert found[name]["kid"].n == found[name]["fd"].n == kept
     # Other seeds are other pictures: the original is not at 0, which is what the numbers are read against.
     assert found[ORIGINAL]["fd"].value > 0
+
+
+def test_the_protocol_names_the_scheduler_that_made_the_pictures(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = world.pipeline()
+    monkeypatch.setattr(pipe, "scheduler", EulerDiscreteScheduler())
+    found = evaluate(rows(tmp_path), BENCHMARK, metrics(judge), sampler=SAMPLER)
+    setups = [score.setup for scores in found.scores.values() for score in scores.values()]
+    assert {(setup.sampler, setup.steps, setup.benchmark) for setup in setups if setup} == {
+        ("EulerDiscreteScheduler", SAMPLER.steps, BENCHMARK.id)
+    }
+    assert None not in setups
 
 
 def test_arithmetic_of_known_answers(judge: Judge) -> None:
