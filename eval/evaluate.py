@@ -24,6 +24,7 @@ from erasure.tinyworld.judge import Judge
 from erasure.tinyworld.oracle import Oracle
 
 from .benchmarks import Benchmark, Item
+from .metrics.attention_drift import AttentionDrift, Beside
 from .metrics.caption_match import UNIT as CAPTION_UNIT
 from .metrics.caption_match import CaptionMatch
 from .metrics.clip_score import UNIT as CLIP_UNIT
@@ -43,6 +44,8 @@ FORMAT = "erasure-scores/1"
 ENOUGH_FOR_SETS = 1_000
 """Pictures below which no distance between sets is computed: there are paired distances instead."""
 BATCH = 64
+DRIFT_PROMPTS = 24
+"""Prompts that name something removed and something beside it whose attention maps are followed, at most."""
 OTHER_SEEDS = 2**30
 """Added to each seed for the pictures of the original that sets of pictures are compared with."""
 
@@ -425,11 +428,12 @@ def evaluate(
         others: list[Pair] = [(prompt, (seed + OTHER_SEEDS) % 2**31) for prompt, seed in kept]
         reference = named[ORIGINAL].made(others, sampler, advance("pictures, original, other seeds", len(others)))
     metrics.prepare(reference)
-    measures = {}
+    measures, asks = {}, _drift_prompts(benchmark.items)
     for name, store in stores.items():
         check_paired(original, store)
         found = metrics.measure(store, original, advance(f"reading, {_spoken(name)}", benchmark.n))
-        measures[name] = found.of_pictures(benchmark, store.manifest)
+        drift = _drift(named[name], asks, sampler, advance(f"attention, {_spoken(name)}", len(asks)))
+        measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(benchmark, store.manifest)
     return Evaluation(
         benchmark=benchmark,
         rows=named,
@@ -448,6 +452,34 @@ def evaluate(
         },
         skipped=metrics.skipped,
     )
+
+
+def _drift_prompts(items: Sequence[Item]) -> list[Beside]:
+    """Return prompts that name something removed and something kept, spread evenly over those of a benchmark."""
+    asks = [
+        Beside(prompt=item.prompt, removed=item.unwanted, beside=item.wanted, seed=item.seed)
+        for item in items
+        if item.unwanted and item.wanted and item.unwanted in item.prompt and item.wanted in item.prompt
+    ]
+    return asks[:: max(1, len(asks) // DRIFT_PROMPTS)][:DRIFT_PROMPTS]
+
+
+def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_prompt: Callable[[int], None]) -> dict[str, Score]:
+    """Return the attention indices of a row's model; none where there are no prompts for them."""
+    if not asks:
+        return {}
+    drift = AttentionDrift(
+        pipe=row.pipe,
+        steps=sampler.steps,
+        guidance_scale=sampler.guidance_scale,
+        negative_prompt=row.negative_prompt,
+    )
+    with row.applied():
+        drift.update(asks, on_prompt)
+    return {
+        f"attention_{name}": replace(score, setup=Setup(metric=f"attention_{name}", resize="maps of 16 x 16"))
+        for name, score in drift.compute().items()
+    }
 
 
 def write_scores(evaluation: Evaluation, folder: Path) -> Path:

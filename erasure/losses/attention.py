@@ -1,0 +1,25 @@
+"""Overlaps of cross-attention maps, as A-STAR measures them (Agarwal et al., ICCV 2023, arXiv:2306.14544)."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+EPSILON = 1e-6  # as in InitNO's loss of the same form: no division by an empty map
+
+
+def overlap(one: Float[Tensor, "*n h w"], other: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
+    """Return sum min(A, B) / sum (A + B), the fraction of eqs. 2 and 3: 0 for disjoint maps, 0.5 for equal ones."""
+    return one.minimum(other).sum((-2, -1)) / ((one + other).sum((-2, -1)) + EPSILON)
+
+
+def soft_iou(one: Float[Tensor, "*n h w"], other: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
+    """Return sum min(A, B) / sum max(A, B): 0 for disjoint maps, 1 for equal ones.
+
+    The paper's text speaks of IoU, its equations are `overlap`: x there is x / (1 - x) here.
+    """
+    return one.minimum(other).sum((-2, -1)) / (one.maximum(other).sum((-2, -1)) + EPSILON)
+
+
+def binarised(maps: Float[Tensor, "*n h w"], threshold: float = 0.5) -> Bool[Tensor, "*n h w"]:
+    """Return where a map is at least `threshold` of its maximum; reconstructed, the paper states no rule."""
+    maps = maps.detach()
+    return maps >= threshold * maps.amax((-2, -1), keepdim=True)
