@@ -232,7 +232,7 @@ def test_compare_sets_the_original_beside_every_removal(tmp_path) -> None:
 
 
 def test_the_lists_name_what_there_is() -> None:
-    assert "eraser.preserve_scale=1.0" in call("methods").stdout
+    assert "eraser.preserve_scale=0.05" in call("methods").stdout
     assert "uce" in call("methods").stdout
     assert "tinyworld" in call("models").stdout
     result = call("doctor")

@@ -17,7 +17,7 @@ from tests import tiny
 
 PIPE = tiny.sd1(vocabulary="clip")
 BACKBONE: Any = backbone_of(PIPE)
-PUBLISHED = UCE(rows="last-subject")
+PUBLISHED = UCE(rows="last-subject", strength=1.0, preserve_scale=1.0)
 
 
 def state(prompt: str, position: int) -> torch.Tensor:
@@ -49,13 +49,13 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("rows", ["last-subject", "templates"])
 def test_the_unconditional_anchor_is_the_first_end_of_text_state(rows: Any) -> None:
-    found = UCE(rows=rows).rows_of(BACKBONE, [Concept(target="cat")])
+    found = UCE(rows=rows, strength=1.0).rows_of(BACKBONE, [Concept(target="cat")])
     close(found.anchors[at(found, "cat", "{}|subject")], state("", 1))
 
 
 def test_the_published_edit_is_equation_7_layer_by_layer() -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird", "tree"))
-    eraser = UCE(rows="last-subject", erase_scale=2.0, preserve_scale=0.3, reg=0.7)
+    eraser = UCE(rows="last-subject", erase_scale=2.0, preserve_scale=0.3, strength=1.0, reg=0.7)
     edit = eraser.fit(BACKBONE, [concept])
     target, anchor, *kept = (state(word, 1) for word in ("cat", "dog", "bird", "tree"))
     keys = torch.stack([2.0**0.5 * target, *(0.3**0.5 * one for one in kept)])
@@ -67,7 +67,7 @@ def test_the_published_edit_is_equation_7_layer_by_layer() -> None:
 
 
 def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
-    rows = UCE(trailing_states=1).rows_of(BACKBONE, [Concept(target="umbrella", anchor="fire hydrant")])
+    rows = UCE(trailing_states=1, strength=1.0).rows_of(BACKBONE, [Concept(target="umbrella", anchor="fire hydrant")])
     template = "a photo of a {} in the forest"
     prompt, other = fill(template, "umbrella"), fill(template, "fire hydrant")
     assert prompt == "a photo of an umbrella in the forest"
@@ -83,7 +83,7 @@ def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
 
 
 def test_without_an_anchor_a_prompt_becomes_itself_without_the_name() -> None:
-    rows = UCE().rows_of(BACKBONE, [Concept(target="cat")])
+    rows = UCE(strength=1.0).rows_of(BACKBONE, [Concept(target="cat")])
     template, blank = "a photo of a {} in the forest", "a photo in the forest"
     prompt = fill(template, "cat")
     trailing, word = (at(rows, "cat", f"{template}|{where}") for where in ("trailing-0", "word-1"))
@@ -91,8 +91,19 @@ def test_without_an_anchor_a_prompt_becomes_itself_without_the_name() -> None:
     close(rows.anchors[trailing], state(blank, end(blank)))
     close(rows.anchors[word], state(blank, end(blank) - 1))
     # "style" of "neon style" has no counterpart in the empty prompt, and becomes what the name becomes.
-    rows = UCE().rows_of(BACKBONE, [Concept(target="neon", kind="style")])
+    rows = UCE(strength=1.0).rows_of(BACKBONE, [Concept(target="neon", kind="style")])
     close(rows.anchors[at(rows, "neon", "{} style|word-1")], state("", 1))
+
+
+@pytest.mark.parametrize("rows", ["last-subject", "templates"])
+def test_strength_scales_the_whole_edit(rows: Any) -> None:
+    concept = Concept(target="cat", anchor="dog", preserve=("bird",))
+    one, more = (UCE(rows=rows, strength=strength).fit(BACKBONE, [concept]) for strength in (1.0, 1.5))
+    name, layer = next(iter(BACKBONE.text_projections().items()))
+    weight = layer.weight.detach().double()
+    change = one.changes[f"{name}.weight"].of(weight)
+    torch.testing.assert_close(more.changes[f"{name}.weight"].of(weight), 1.5 * change, rtol=1e-6, atol=1e-9)
+    assert change.norm() > 0
 
 
 def test_each_prompt_weighs_as_much_as_a_published_row() -> None:
@@ -127,7 +138,7 @@ def test_a_name_too_long_to_be_read_is_an_error() -> None:
 @pytest.mark.parametrize("rows", ["last-subject", "templates"])
 def test_targets_are_erased_and_preserved_prompts_stay(rows: Any) -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird",))
-    eraser = UCE(rows=rows, reg=1e-6) if rows == "last-subject" else UCE(rows=rows, reg=1e-3)
+    eraser = UCE(rows=rows, strength=1.0, preserve_scale=1.0, reg=1e-6 if rows == "last-subject" else 1e-3)
     edit = eraser.fit(BACKBONE, [concept])
     layer = next(iter(BACKBONE.text_projections().values()))
     cat, dog, bird = (state(word, 1) for word in ("cat", "dog", "bird"))
