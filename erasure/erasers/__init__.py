@@ -1,16 +1,14 @@
 """The erasers, one method a file; a file is found by its being here."""
 
-import inspect
-import pkgutil
 from dataclasses import fields
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from ..errors import InputError, unknown_name
+from ..plugins import classes_in
 from .base import Eraser, History, Step
 
 __all__ = ["Eraser", "History", "Step", "eraser_class", "eraser_names", "make_eraser"]
@@ -53,13 +51,7 @@ def make_eraser(name: str, **settings: Any) -> Eraser:
 
 @cache
 def _classes() -> dict[str, type[Eraser]]:
-    modules = [import_module(f".{found.name}", __name__) for found in pkgutil.iter_modules(__path__)]
-    here = [(module, kind) for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
-    return {
-        kind.name: kind
-        for module, kind in here
-        if issubclass(kind, Eraser) and not inspect.isabstract(kind) and kind.__module__ == module.__name__
-    }
+    return classes_in(__name__, __path__, Eraser)
 
 
 def _one_line(name: str, error: ValidationError) -> str:

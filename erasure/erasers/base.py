@@ -1,6 +1,6 @@
 """What every eraser is: settings, and one method that turns concepts into an edit."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..edit import Edit
+from ..plugins import Plugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eraser(ABC):
+class Eraser(Plugin):
     """A method with its settings: its fields are the keys of a config, its defaults the values of its paper.
 
     Attributes:
@@ -53,7 +54,6 @@ class Eraser(ABC):
             is the same whatever was removed before, so a ledger need not put that together first.
     """
 
-    name: ClassVar[str]
     reads_weights: ClassVar[bool] = True
     # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})

@@ -1,11 +1,9 @@
 """Benchmarks: named, versioned sets of prompts and seeds, one a file; a file is found by its being here."""
 
-import inspect
-import pkgutil
 from functools import cache
-from importlib import import_module
 
 from erasure.errors import unknown_name
+from erasure.plugins import classes_in
 
 from .base import Benchmark, Item, Wording
 
@@ -30,10 +28,4 @@ def benchmark_class(name: str) -> type[Benchmark]:
 
 @cache
 def _classes() -> dict[str, type[Benchmark]]:
-    modules = [import_module(f".{found.name}", __name__) for found in pkgutil.iter_modules(__path__)]
-    here = [(module, kind) for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
-    return {
-        kind.name: kind
-        for module, kind in here
-        if issubclass(kind, Benchmark) and not inspect.isabstract(kind) and kind.__module__ == module.__name__
-    }
+    return classes_in(__name__, __path__, Benchmark)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from erasure.concept import normalized
 from erasure.errors import InputError, unknown_name
+from erasure.plugins import Plugin
 
 from ..pictures import Pair, Sampler
 
@@ -47,7 +48,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(ABC):
+class Benchmark(Plugin):
     """A named list of prompts and seeds. The fields of a subclass say which part of it, and where its files are.
 
     Attributes:
@@ -61,7 +62,6 @@ class Benchmark(ABC):
         guidance_scale: Of classifier-free guidance.
     """
 
-    name: ClassVar[str]
     version: ClassVar[int]
     source: ClassVar[str]
     licence: ClassVar[str]
