@@ -76,6 +76,7 @@ class Recipe:
     batch_size: int = 32
     stages: tuple[str, ...] = STAGES
     start_from: Path | None = None
+    anew: tuple[str, ...] = ()
     precision: str = "float32"
 
     @property
@@ -232,6 +233,8 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
 def start_from(recipe: Recipe) -> None:
     """Give every stage that has no state yet the weights of a finished model: float16 ones, optimisers start anew.
 
+    The stages in `recipe.anew` get none.
+
     Raises:
         InputError: The folder holds no model of this training, or the text tower's training was to go on, which a
             finished model cannot: its image tower is gone.
@@ -245,7 +248,7 @@ def start_from(recipe: Recipe) -> None:
             " The shipped one is erasure/tinyworld/model."
         )
     state = recipe.out / "state"
-    if "clip" in recipe.stages and not (state / "clip.pt").exists():
+    if "clip" in {*recipe.stages} - {*recipe.anew} and not (state / "clip.pt").exists():
         raise InputError("start-from: expected stages without clip, since a finished model holds no image tower.")
     if not (recipe.out / "tokenizer").exists():
         shutil.copytree(folder / "tokenizer", recipe.out / "tokenizer")
@@ -259,7 +262,7 @@ def start_from(recipe: Recipe) -> None:
         "judge": ("model", folder / "judge" / "model.safetensors"),
     }
     for stage, (name, path) in places.items():
-        if (state / f"{stage}.pt").exists() or not path.exists():
+        if stage in recipe.anew or (state / f"{stage}.pt").exists() or not path.exists():
             continue
         tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
         facts = {"step": done[stage]["steps"], "seconds": 60 * done[stage]["minutes"]}
@@ -411,10 +414,15 @@ def _start_linear(vae: AutoencoderKL) -> None:
 
 @torch.no_grad()
 def _normalise(vae: AutoencoderKL, set_: Drawings, recipe: Recipe) -> None:
-    """Give the latents' channels zero mean and unit variance through the 1 x 1 convolutions on both sides of them."""
+    """Give the latents' channels zero mean and unit variance through the 1 x 1 convolutions on both sides of them.
+
+    Where they have them to within a twentieth, as in a finished model, nothing changes.
+    """
     rng = np.random.default_rng(recipe.seed)
     latents = torch.cat([_posterior(vae, _batch(set_, rng, 64, recipe.device)[1]).mean for _ in range(16)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    if mean.abs().max() < 0.05 and (std - 1).abs().max() < 0.05:
+        return
     quant, post = vae.quant_conv, vae.post_quant_conv
     if not isinstance(quant, nn.Conv2d) or not isinstance(post, nn.Conv2d) or quant.bias is None or post.bias is None:
         raise TypeError("the autoencoder has no 1 x 1 convolutions around its latents")
@@ -796,6 +804,14 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _stages(option: str, given: str) -> tuple[str, ...]:
+    names = tuple(name for name in given.split(",") if name)
+    for name in names:
+        if name not in STAGES:
+            raise typer.BadParameter(f"{option}: expected some of {', '.join(STAGES)}, got {name!r}.")
+    return names
+
+
 def main(
     minutes: Annotated[float, typer.Option(help="Minutes of training, shared among the stages.")],
     out: Annotated[Path, typer.Option(help="Folder for state, samples and the finished model.")],
@@ -816,12 +832,14 @@ def main(
     start_from: Annotated[
         Path | None, typer.Option(help="Folder of a finished model whose weights stages without a state start from.")
     ] = None,
+    anew: Annotated[
+        str, typer.Option(help="Stages that start from random weights in spite of --start-from, separated by commas.")
+    ] = "",
 ) -> None:
     """Train the tiny world's model, oracle and judge; killed, it goes on where it stopped."""
-    asked = tuple(stages.split(","))
-    unknown = [s for s in asked if s not in STAGES]
-    if unknown:
-        raise typer.BadParameter(f"stages: expected some of {', '.join(STAGES)}, got {unknown[0]!r}.")
+    asked, fresh = _stages("stages", stages), _stages("anew", anew)
+    if not asked:
+        raise typer.BadParameter(f"stages: expected some of {', '.join(STAGES)}, got none.")
     if precision not in ("float32", "bfloat16"):
         raise typer.BadParameter(f"precision: expected float32 or bfloat16, got {precision!r}.")
     gone = []
@@ -833,7 +851,8 @@ def main(
     if minutes <= 0:
         raise typer.BadParameter(f"minutes: expected a number > 0, got {minutes!r}.")
     run = {"out": out, "minutes": minutes, "device": device, "seed": seed, "data": data, "pictures": pictures}
-    recipe = Recipe(**run, without=tuple(gone), stages=asked, start_from=start_from, precision=precision, lr=lr)
+    begin = {"start_from": start_from, "anew": fresh}
+    recipe = Recipe(**run, **begin, without=tuple(gone), stages=asked, precision=precision, lr=lr)
     try:
         typer.echo(train(recipe))
     except InputError as error:

@@ -146,3 +146,23 @@ def test_a_training_starts_from_a_finished_model(trained: Path, tmp_path: Path) 
         train.start_from(Recipe(out=tmp_path, minutes=1.0, start_from=tmp_path))
     with pytest.raises(InputError, match="without clip"):
         train.start_from(Recipe(out=tmp_path / "other", minutes=1.0, start_from=trained))
+
+
+def test_a_stage_starts_anew_beside_the_finished_ones(trained: Path, tmp_path: Path) -> None:
+    train.start_from(Recipe(out=tmp_path, minutes=0.02, stages=("unet",), start_from=trained, anew=("unet",)))
+    assert not (tmp_path / "state" / "unet.pt").exists()
+    assert (tmp_path / "state" / "vae.pt").exists()
+
+
+def test_normalised_latents_are_left_as_they_are(trained: Path, tmp_path: Path) -> None:
+    recipe = Recipe(out=tmp_path, minutes=1.0, pictures=64)
+    vae = StableDiffusionPipeline.from_pretrained(trained).vae
+    set_ = train._training_set(recipe)
+    train._normalise(vae, set_, recipe)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    train._normalise(vae, set_, recipe)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    with torch.no_grad():
+        vae.quant_conv.weight *= 3
+    train._normalise(vae, set_, recipe)
+    assert not torch.equal(before["quant_conv.weight"], vae.quant_conv.weight)
