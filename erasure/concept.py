@@ -26,6 +26,10 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
         "a {} in the city at night": "in the city at night",
         "a {} and a house": "a house",
         "a tree and a {}": "a tree",
+        "an image of a {}": "an image",
+        "a {} at night": "at night",
+        "a {} in the snow": "in the snow",
+        "a {} in the desert": "in the desert",
     },
     "style": {
         "{}": "",
@@ -54,6 +58,10 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
         "{} in the city at night": "in the city at night",
         "{} and a house": "a house",
         "a tree and {}": "a tree",
+        "an image of {}": "an image",
+        "{} at night": "at night",
+        "{} in the snow": "in the snow",
+        "{} in the desert": "in the desert",
     },
     "unsafe": {
         "{}": "",
@@ -68,6 +76,10 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
         "a photo of a {} in the forest": "a photo in the forest",
         "a {} in the city at night": "in the city at night",
         "a {} and a house": "a house",
+        "an image of a {}": "an image",
+        "a {} at night": "at night",
+        "a {} in the snow": "in the snow",
+        "a {} in the desert": "in the desert",
     },
 }
 

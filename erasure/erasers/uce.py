@@ -66,8 +66,8 @@ class UCE(Eraser):
     rows: Literal["templates", "last-subject"] = "templates"
     erase_scale: Annotated[float, Gt(0)] = 1.0
     # measured on the tiny world, with the other defaults: more leaves removed concepts, less takes others along
-    preserve_scale: Annotated[float, Ge(0)] = 0.05
-    strength: Annotated[float, Gt(0)] = 1.2
+    preserve_scale: Annotated[float, Ge(0)] = 0.1
+    strength: Annotated[float, Gt(0)] = 1.3
     reg: Annotated[float, Gt(0)] = 0.5
     trailing: Annotated[float, Interval(ge=0, le=1)] = 0.75
     trailing_states: Annotated[int, Ge(1)] = 2
