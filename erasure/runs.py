@@ -252,7 +252,7 @@ def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
     if device.startswith("cuda"):
         memory["peak_device_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return {
-        "config": run.as_json(),
+        "config": replace(run, output="").as_json(),  # a path of this machine means nothing elsewhere
         "versions": versions(),
         "device": device,
         "threads": torch.get_num_threads(),

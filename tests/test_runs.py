@@ -1,6 +1,7 @@
 """Runs: a file is checked whole, what it leaves open is filled in, and what was run can be run again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,7 @@ def test_what_a_run_records_reads_back_as_the_same_run(tmp_path) -> None:
     )
     recorded = runs.facts(run, device="cpu", start=0.0)
     assert runs.parse(json.loads(json.dumps(recorded))["config"]) == run
+    assert runs.facts(replace(run, output="somewhere"), device="cpu", start=0.0)["config"] == recorded["config"]
     assert recorded["peak_mib"] > 0
     assert recorded["versions"]["torch"]
     assert {"commit", "dirty"} == recorded["git"].keys()
