@@ -311,7 +311,9 @@ def evaluate(
     original: Annotated[
         str | None, typer.Option(help="What a model was made from  [default: tinyworld; a ledger knows it]")
     ] = None,
-    gold: Annotated[str | None, typer.Option(metavar="MODEL", help="A model trained without what was removed.")] = None,
+    gold: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A model trained without what was removed, or its denoiser.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For scores.json and report.html.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,

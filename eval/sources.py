@@ -50,7 +50,8 @@ def source_of(
         load: Loads a pipeline.
         removed: What is to be gone; a ledger knows it.
         original: The model that `given` was made from; a ledger knows it, else the tiny world.
-        gold: A model trained without what was removed.
+        gold: A model trained without what was removed, or a folder of its denoiser alone, which then reads the
+            original's text states and draws through its decoder.
 
     Raises:
         InputError: Nothing stands in the ledger, or of a model it is not said what is to be gone.
@@ -83,7 +84,8 @@ def source_of(
         if given != base:
             rows.insert(0, Row(name=ERASED, pipe=load(given), about=f"the model {given}"))
     if gold is not None:
-        rows.append(Row(name=GOLD, pipe=load(gold), about=f"{gold}: trained without {', '.join(names)}"))
+        pipe = _with_denoiser(load(base), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
+        rows.append(Row(name=GOLD, pipe=pipe, about=f"{gold}: trained without {', '.join(names)}"))
     return Source(
         title=f"{Path(given).name}: {', '.join(names)}",
         rows=tuple(rows),
@@ -144,6 +146,32 @@ def sampler_of(benchmark: Benchmark, source: Source) -> Sampler:
     if benchmark.name == TINYWORLD and source.original == TINYWORLD:
         return Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
     return benchmark.sampler()
+
+
+def _is_denoiser(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def _with_denoiser(pipe: Any, folder: Path) -> Any:
+    """Put a folder's denoiser into a pipeline.
+
+    Raises:
+        InputError: The folder holds no denoiser, or one of another shape.
+    """
+    before = pipe.unet
+    try:
+        denoiser = type(before).from_pretrained(folder, torch_dtype=before.dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"gold: expected a denoiser in {str(folder)!r}, got {reason[0]}") from error
+    shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (before, denoiser)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"gold: expected a denoiser with the original's layers, got another in {str(folder)!r}."
+            " Give the whole model."
+        )
+    pipe.register_modules(unet=denoiser.to(before.device).eval().requires_grad_(False))
+    return pipe
 
 
 def _world_name(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval import evaluate as module
@@ -23,7 +23,7 @@ from erasure.eval.evaluate import (
 )
 from erasure.eval.evaluation_report import render, terminal_table
 from erasure.eval.pictures import Sampler
-from erasure.eval.rows import DESTROYED, ERASED, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
+from erasure.eval.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
 from erasure.eval.sources import benchmark_of, source_of
 from erasure.ledger import Ledger
 from erasure.tinyworld.judge import Judge, build
@@ -199,6 +199,25 @@ def test_score_files_of_different_protocols_share_no_column(
 def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the original among the rows"):
         evaluate(rows(tmp_path)[:1], BENCHMARK, metrics(judge), sampler=SAMPLER)
+
+
+def test_a_gold_standard_may_be_a_denoiser_alone(tmp_path: Path) -> None:
+    gold = world.pipeline()
+    with torch.no_grad():
+        gold.unet.conv_in.weight.add_(1)
+    gold.unet.save_pretrained(tmp_path / "gold")
+    gold.save_pretrained(tmp_path / "whole")
+
+    def load(name: str) -> Any:
+        return world.pipeline() if name == "tinyworld" else DiffusionPipeline.from_pretrained(name)
+
+    for folder in ("gold", "whole"):
+        *_, last = source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / folder)).rows
+        assert last.name == GOLD
+        torch.testing.assert_close(last.pipe.unet.conv_in.weight, gold.unet.conv_in.weight)
+    (tmp_path / "gold" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="gold: expected a denoiser"):
+        source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / "gold"))
 
 
 def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
