@@ -4,14 +4,12 @@ import time
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasure.backbones import backbone_of
 from erasure.closed_form import Rows
 from erasure.concept import Concept
 from erasure.edit import Edit, EditMetadata
-from tests.tiny import sd1, tokenizer
+from tests.tiny import sd1, sd15
 
 from .closed_form import random_rows
 from .record import arguments, spread, write_run
@@ -29,7 +27,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a small model, to try the script")
     options = parser.parse_args()
     started = time.perf_counter()
-    pipe = sd1() if options.toy else sd15(options.seed)
+    pipe = sd1() if options.toy else sd15(seed=options.seed)
     if options.dtype != "float32":
         pipe.to(DTYPES[options.dtype])
     results = []
@@ -38,38 +36,6 @@ def main() -> None:
         results.append({"concepts": concepts, "fit_seconds": fit_seconds, **measured(pipe, edit, options.repeats)})
         print(line(results[-1]))
     write_run(options, name="apply-edit", version=VERSION, results=results, started=started, torch=torch)
-
-
-def sd15(seed: int) -> Any:
-    """Return a pipeline of Stable Diffusion 1.5's UNet and text encoder; the autoencoder, never used, is tiny."""
-    tokens = tokenizer("clip")
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            bos_token_id=tokens.bos_token_id,
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
-        )
-    )
-    # The usual initialisation of so many parameters takes most of a minute, and its values do not matter here.
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in unet.to_empty(device="cpu").parameters():
-        parameter.data.normal_(std=0.02, generator=generator)
-    return StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=(32,), latent_channels=4),
-        text_encoder=text.eval(),
-        tokenizer=tokens,
-        unet=unet.eval(),
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def solved(pipe: Any, concepts: int, *, seed: int) -> tuple[Edit, float]:

@@ -40,6 +40,11 @@ def sdxl(*, seed: int = 0, vocabulary: Vocabulary = "bytes") -> Any:
     return _seeded(seed, lambda: _stable_diffusion_xl(vocabulary))
 
 
+def sd15(*, seed: int = 0) -> Any:
+    """Return a pipeline of Stable Diffusion 1.5's own size: 860 M parameters of denoiser, random ones, 5 GiB in all."""
+    return _seeded(seed, _stable_diffusion_15)
+
+
 # Every family, for tests that run over all of them.
 FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
 
@@ -87,6 +92,29 @@ def _stable_diffusion(vocabulary: Vocabulary, pad_token: str, prediction_type: s
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _stable_diffusion_15() -> Any:
+    pipe = _stable_diffusion("clip", "<|endoftext|>", "epsilon", "quick_gelu")
+    # The usual initialisation of so many parameters takes most of a minute, and their values do not matter here.
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    for parameter in unet.to_empty(device="cpu").parameters():
+        parameter.data.normal_(std=0.02)
+    text = _text_config(pipe.tokenizer, "quick_gelu")
+    text.update({"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 768})
+    text.update({"num_hidden_layers": 12, "num_attention_heads": 12})
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        sample_size=512,
+    )
+    return StableDiffusionPipeline(
+        **{**pipe.components, "unet": unet.eval(), "text_encoder": CLIPTextModel(text).eval(), "vae": vae.eval()},
         requires_safety_checker=False,
     )
 
