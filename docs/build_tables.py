@@ -81,6 +81,7 @@ def removal_steps(source: str, results: Path) -> str:
     rows = [
         (
             step["method"],
+            _settings(run),
             f"{step['id']} {', '.join(_targets([step]))}",
             *(_share(step, name) for name in ("efficacy", "near", "far")),
             step.get("worst", ""),
@@ -90,7 +91,7 @@ def removal_steps(source: str, results: Path) -> str:
         for step in run.get("steps", ())
         if step.get("efficacy") is not None
     ]
-    headings = ("method", "after", "efficacy", "near kept", "far kept", "most is left of", "seconds")
+    headings = ("method", "settings", "after", "efficacy", "near kept", "far kept", "most is left of", "seconds")
     return _table(headings, rows, _runs(source, results))
 
 
