@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -376,7 +376,8 @@ def _keys_at(schema: Any, path: Sequence[int | str]) -> list[str]:
         "measure": MeasureSettings,
         "eraser": schema.model_fields["eraser"].annotation,
     }
-    return list(kinds[str(path[0])].__dataclass_fields__)
+    names = [known.name for known in fields(kinds[str(path[0])])]
+    return ["name", *names] if path[0] == "eraser" and "name" not in names else names
 
 
 def _child(place: Any, key: str, assignment: str) -> Any:

@@ -215,3 +215,11 @@ def test_a_run_that_stops_leaves_what_it_finished(tmp_path) -> None:
         break
     assert [entry.concepts[0].target for entry in Ledger.open(tmp_path).entries] == ["cat"]
     assert backbone_of(pipe).fingerprint() == fingerprint
+
+
+def test_a_misspelt_setting_is_answered_with_the_settings_there_are() -> None:
+    with pytest.raises(InputError) as caught:
+        runs.parse({"eraser": {"name": "esd", "stepz": 3}, "concepts": [{"target": "cat"}]})
+    known = str(caught.value).partition("Known: ")[2].rstrip(".").split(", ")
+    assert {"name", "steps", "lr"} <= set(known)
+    assert not {"quick", "reads_weights"} & set(known)
