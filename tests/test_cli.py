@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from erasure import Ledger, tinyworld
 from erasure.backbones import backbone_of
 from erasure.cli import app
+from erasure.erasers.uce import UCE
 from tests import tiny
 from tests.eval import world
 
@@ -232,7 +233,7 @@ def test_compare_sets_the_original_beside_every_removal(tmp_path) -> None:
 
 
 def test_the_lists_name_what_there_is() -> None:
-    assert "eraser.preserve_scale=0.05" in call("methods").stdout
+    assert f"eraser.preserve_scale={UCE().preserve_scale}" in call("methods").stdout
     assert "uce" in call("methods").stdout
     assert "tinyworld" in call("models").stdout
     result = call("doctor")
