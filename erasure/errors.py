@@ -49,3 +49,8 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     suggestion = f" Did you mean {by_folded[near[0]]!r}?" if near else ""
     return UnknownNameError(f"Unknown {what} {name!r}.{suggestion} Known: {', '.join(known) or 'none'}.")
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error says, or its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure import tinyworld
-from erasure.errors import InputError, unknown_name
+from erasure.errors import InputError, reason, unknown_name
 from erasure.ledger import Ledger
 from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
 
@@ -162,8 +162,7 @@ def _with_denoiser(pipe: Any, folder: Path) -> Any:
     try:
         denoiser = type(before).from_pretrained(folder, torch_dtype=before.dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"gold: expected a denoiser in {str(folder)!r}, got {reason[0]}") from error
+        raise InputError(f"gold: expected a denoiser in {str(folder)!r}, got {reason(error)}") from error
     shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (before, denoiser)]
     if shapes[0] != shapes[1]:
         raise InputError(

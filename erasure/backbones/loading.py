@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from ..errors import InputError
+from ..errors import InputError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,9 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
     try:
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"model: expected a complete diffusers model in {str(folder)!r}, got {reason[0]}") from error
+        raise InputError(
+            f"model: expected a complete diffusers model in {str(folder)!r}, got {reason(error)}"
+        ) from error
 
 
 def _from_hub(name: str, dtype: torch.dtype) -> Any:

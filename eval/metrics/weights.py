@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from erasure.errors import ErasureError, InputError
+from erasure.errors import ErasureError, InputError, reason
 
 
 class MissingWeightsError(ErasureError, FileNotFoundError):
@@ -29,8 +29,7 @@ def missing_weights(where: str, what: str, fetch: str, error: Exception | None =
             f"{where}: expected the weights {what!r} in the local cache, got none."
             f" {fetch}, or allow the download with download=True."
         )
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return MissingWeightsError(f"{where}: expected to download the weights {what!r}, got {reason[0]!r}. {fetch}.")
+    return MissingWeightsError(f"{where}: expected to download the weights {what!r}, got {reason(error)!r}. {fetch}.")
 
 
 def from_hub(load: Callable[..., Any], source: str | Path, where: str, *, download: bool, **options: Any) -> Any:
