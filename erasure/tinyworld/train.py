@@ -840,6 +840,8 @@ def main(
     asked, fresh = _stages("stages", stages), _stages("anew", anew)
     if not asked:
         raise typer.BadParameter(f"stages: expected some of {', '.join(STAGES)}, got none.")
+    if fresh and start_from is None:
+        raise typer.BadParameter("anew: expected --start-from beside it, got none; without it every stage starts anew.")
     if precision not in ("float32", "bfloat16"):
         raise typer.BadParameter(f"precision: expected float32 or bfloat16, got {precision!r}.")
     gone = []

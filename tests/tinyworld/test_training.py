@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import StableDiffusionPipeline
 from rich.progress import Progress
 from torch import nn
@@ -152,6 +153,8 @@ def test_a_stage_starts_anew_beside_the_finished_ones(trained: Path, tmp_path: P
     train.start_from(Recipe(out=tmp_path, minutes=0.02, stages=("unet",), start_from=trained, anew=("unet",)))
     assert not (tmp_path / "state" / "unet.pt").exists()
     assert (tmp_path / "state" / "vae.pt").exists()
+    with pytest.raises(typer.BadParameter, match="anew: expected --start-from"):
+        train.main(minutes=1.0, out=tmp_path, anew="unet")
 
 
 def test_normalised_latents_are_left_as_they_are(trained: Path, tmp_path: Path) -> None:
