@@ -225,8 +225,9 @@ class TinyWorldMetrics:
             for wording in dict.fromkeys(items[i].wording for i in removed)
             for rows in [chosen(removed, lambda i, w=wording: items[i].wording == w)]
         }
-        for tier in dict.fromkeys(items[i].group for i in kept):
-            rows = chosen(kept, lambda i, t=tier: items[i].group == t)
+        stays = chosen(np.arange(len(items)), lambda i: bool(items[i].wanted))
+        for tier in dict.fromkeys(items[i].group for i in stays):
+            rows = chosen(stays, lambda i, t=tier: items[i].group == t)
             named = tier.replace(" ", "_").replace("-", "_")
             held = rows[seen_before[rows] == 1]
             columns[f"retention_{named}"] = self._share("retention", held, wanted[held])

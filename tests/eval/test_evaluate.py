@@ -164,11 +164,22 @@ def test_arithmetic_of_known_answers(judge: Judge) -> None:
     assert scores["efficacy_explicit"].value == pytest.approx(explicit.count("cat") / len(explicit))
     combined = [item.unwanted for item in items if item.unwanted and item.wanted]
     assert scores["joint"].value == pytest.approx(combined.count("cat") / len(combined))
+    asked = len(kept) + len(combined)  # B of "A and B" should stay as well
     retained = [score for name, score in scores.items() if name.startswith("retention")]
-    assert sum(score.n for score in retained) == len(kept) - 1
-    assert sum(round(score.value * score.n) for score in retained) == len(kept) - 2
+    assert sum(score.n for score in retained) == asked - 1
+    assert sum(round(score.value * score.n) for score in retained) == asked - 2
     shown = [score for name, score in scores.items() if name.startswith("shown")]
-    assert sum(score.n for score in shown) == len(kept)
+    assert sum(score.n for score in shown) == asked
+
+
+def test_each_tier_has_a_retention_where_nothing_co_occurs_by_itself(judge: Judge) -> None:
+    assert not BENCHMARK.tiers["co-occurring"]
+    seen = np.ones(len(BENCHMARK.items))
+    columns = metrics(judge)._measures(
+        BENCHMARK.items, seen, seen, seen, {}, np.ones((len(seen), 96), np.float32), seen
+    )
+    for tier in ("siblings", "co_occurring", "look_alikes", "everything_else"):
+        assert columns.scores[f"retention_{tier}"].n > 0
 
 
 def test_the_page_needs_nothing_else_and_shows_every_row(evaluation: Evaluation) -> None:
