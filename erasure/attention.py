@@ -57,11 +57,44 @@ def softmax_columns(
     mask: Float[Tensor, "batch heads #pixels tokens"] | None = None,
 ) -> Float[Tensor, "batch heads pixels k"]:
     """Return the same as `one_hot_columns` from the explicit matrix: the reference, heavy on memory."""
+    maps = softmax_maps(query, key, mask)
+    index = columns.to(key.device)[:, None, None, :].expand(*maps.shape[:3], -1)
+    return maps.gather(-1, index)
+
+
+def softmax_maps(
+    query: Float[Tensor, "batch heads pixels dim"],
+    key: Float[Tensor, "batch heads tokens dim"],
+    mask: Float[Tensor, "batch heads #pixels tokens"] | None = None,
+) -> Maps:
+    """Return softmax(query key^T / sqrt(dim) + mask), every column of it."""
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores + mask
-    index = columns.to(key.device)[:, None, None, :].expand(*scores.shape[:3], -1)
-    return scores.softmax(dim=-1).gather(-1, index)
+    return (scores if mask is None else scores + mask).softmax(dim=-1)
+
+
+@torch.no_grad()
+def layer_pixels(backbone: Backbone, layers: Sequence[str] | None = None) -> dict[str, int]:
+    """Return how many pixels each cross-attention layer looks at, at the model's own picture size, by full name.
+
+    One pass of the denoiser over an empty latent tells, and no map is made.
+
+    Raises:
+        UnknownNameError: A layer that the model does not have.
+    """
+    known = cross_attention_layers(backbone)
+    found: dict[str, int] = {}
+    with ExitStack() as hooks:
+        for name in known if layers is None else layers:
+            if name not in known:
+                raise unknown_name("cross-attention layer", name, known)
+
+            def note(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+                found[name] = output.shape[1]
+
+            hooks.callback(known[name].get_submodule("to_q").register_forward_hook(note).remove)
+        latents = torch.zeros(1, *backbone.latent_shape())
+        backbone.predict(latents, torch.tensor(0), backbone.unconditional())
+    return found
 
 
 def average_maps(maps: Mapping[str, Maps], height: int, width: int) -> Float[Tensor, "batch tokens {height} {width}"]:
@@ -185,6 +218,8 @@ class AttentionCapture:
         if mask is not None:
             mask = attention.prepare_attention_mask(mask, tokens, batch)
             mask = mask.view(batch, attention.heads, -1, tokens).float()
+        if self.tokens is None and self.implementation == "softmax":
+            return softmax_maps(query.float(), key.float(), mask)
         compute = one_hot_columns if self.implementation == "one-hot" else softmax_columns
         return compute(query.float(), key.float(), self._columns(batch, tokens), mask)
 

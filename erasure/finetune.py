@@ -5,7 +5,7 @@ stand in for the pipeline's only while `Student.__call__` runs. So original and 
 what is trained, and there is nothing to restore when something fails.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -71,6 +71,15 @@ class Student:
         }
         return dense | patched
 
+    def shifts(self) -> dict[str, Tensor]:
+        """Return how far each weight is from the pipeline's, by full parameter name, float32 with gradient."""
+        return {
+            name: self._dense[name] - original.float()
+            if name in self._dense
+            else (self._ups[name] @ self._downs[name]).view_as(original)
+            for name, original in self._originals.items()
+        }
+
     def changes(self) -> dict[str, DenseChange | LowRankChange]:
         """Return what was learned, by full parameter name, as float32 on the CPU."""
         return {
@@ -110,7 +119,9 @@ def finetune(
     rank: int | None = None,
     optimizer: Optimizer = "adamw",
     weight_decay: float = 0.0,
+    clip_norm: float | None = None,
     preservation: Sequence[Preservation] = (),
+    stop: Callable[[Student, int], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     seed: int = 0,
 ) -> dict[str, DenseChange | LowRankChange]:
@@ -130,15 +141,17 @@ def finetune(
             out.
         optimizer: "adamw" or "adam", with PyTorch's defaults.
         weight_decay: Of the optimiser, towards zero weights (towards a zero patch with `rank`).
+        clip_norm: Scale the gradient of all trained weights down to this norm where it is longer, > 0.
         preservation: Further terms.
-        on_step: Called after each update with the total loss.
+        stop: Asked after each update, with the number of updates made, whether to end here.
+        on_step: Called after each update with the loss and its weighted terms.
         seed: Of the generators handed to the losses and of the patches' start.
 
     Raises:
         InputError: A setting out of range, or no parameter to train.
         SolveError: The loss is no longer finite.
     """
-    _check(steps=steps, lr=lr, rank=rank)
+    _check(steps=steps, lr=lr, rank=rank, clip_norm=clip_norm)
     seeds = torch.Generator().manual_seed(seed)
     terms = [(1.0, loss), *((term.weight, term.loss) for term in preservation)]
     start, *draws = (
@@ -150,20 +163,38 @@ def finetune(
     scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
     with _at_rest(backbone):
         for step in range(steps):
-            total = 0.0
+            parts: list[float] = []
             for (weight, term), generator in zip(terms, draws, strict=True):
                 if weight:
                     value = weight * term(student, step, generator)
                     student(scaler.scale(value).backward)  # gradient checkpointing runs parts of the forward again
-                    total += value.item()
+                    parts.append(value.item())
+                else:
+                    parts.append(0.0)
+            total = sum(parts)
             if not torch.isfinite(torch.tensor(total)):
                 raise SolveError(f"finetune: expected a finite loss, got {total} at step {step + 1}. Lower lr.")
+            if clip_norm is not None:
+                scaler.unscale_(moving)
+                nn.utils.clip_grad_norm_(student.trained, clip_norm)
             scaler.step(moving)
             scaler.update()
             moving.zero_grad()
+            enough = step + 1 < steps and stop is not None and stop(student, step + 1)
             if on_step is not None:
-                on_step(Step(step=step + 1, total=steps, loss=total))
+                end = step + 1 if enough else steps
+                on_step(Step(step=step + 1, total=end, loss=total, parts=tuple(parts)))
+            if enough:
+                break
     return student.changes()
+
+
+def with_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
+    """Return what calls a function while the pipeline's models have other weights, by full parameter name."""
+    if not weights:
+        return lambda function, *args, **kwargs: function(*args, **kwargs)
+    scope = _Scope(backbone, weights)
+    return lambda function, *args, **kwargs: functional_call(scope, dict(weights), (function, args, kwargs))
 
 
 class _Scope(nn.Module):
@@ -197,10 +228,12 @@ def _at_rest(backbone: Backbone) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def _check(*, steps: int, lr: float, rank: int | None) -> None:
+def _check(*, steps: int, lr: float, rank: int | None, clip_norm: float | None) -> None:
     if steps < 0:
         raise InputError(f"finetune.steps: expected at least 0, got {steps!r}. Give how many updates to make.")
     if not lr > 0:
         raise InputError(f"finetune.lr: expected a number > 0, got {lr!r}. The papers use about 1e-5.")
     if rank is not None and rank < 1:
         raise InputError(f"finetune.rank: expected at least 1, got {rank!r}. Leave it out to train full weights.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise InputError(f"finetune.clip_norm: expected a number > 0, got {clip_norm!r}. Leave it out not to clip.")

@@ -1,17 +1,23 @@
 """What every eraser is: settings, and one method that turns concepts into an edit."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from PIL.Image import Image
 from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..edit import Edit
 from ..plugins import Plugin
+
+Shows = Callable[[Sequence[Image], Concept], Sequence[bool]]
+"""Says of each picture whether it shows a concept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +29,44 @@ class Step:
         total: How many there will be.
         loss: The step's loss, where there is one.
         note: What the step did, where that differs from step to step.
+        parts: The weighted terms that the loss is the sum of, the main one first.
     """
 
     step: int
     total: int
     loss: float | None = None
     note: str = ""
+    parts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a continual eraser may know of what came before.
+    """What a continual eraser may know of what came before, and of what is around it.
 
     Attributes:
         targets: The concepts removed so far, in order.
         originals: Weights of the model before the first removal, by full parameter name; those that differ now.
+        memory: A folder for what is made once and used by every removal; None keeps nothing.
+        shows: Tells which pictures show a concept; None where nothing can tell.
     """
 
     targets: tuple[Concept, ...] = ()
     originals: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Path | None = None
+    shows: Shows | None = None
+
+    @contextmanager
+    def original(self, backbone: Backbone) -> Iterator[None]:
+        """Have the model be as before the first removal for the length of a `with`."""
+        parameters = backbone.parameters(self.originals.__contains__)
+        now = {name: parameter.data for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = self.originals[name].to(parameter.device, parameter.dtype)
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = now[name]
 
 
 @dataclass(frozen=True, kw_only=True)

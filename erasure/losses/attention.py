@@ -1,4 +1,8 @@
-"""Overlaps of cross-attention maps, as A-STAR measures them (Agarwal et al., ICCV 2023, arXiv:2306.14544)."""
+"""Losses and indices on cross-attention maps.
+
+Overlaps are as A-STAR measures them (Agarwal et al., ICCV 2023, arXiv:2306.14544); the distance of whole maps is DUGE's
+(Thakral et al., arXiv:2503.13769), reconstructed.
+"""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -23,3 +27,15 @@ def binarised(maps: Float[Tensor, "*n h w"], threshold: float = 0.5) -> Bool[Ten
     """Return where a map is at least `threshold` of its maximum; reconstructed, the paper states no rule."""
     maps = maps.detach()
     return maps >= threshold * maps.amax((-2, -1), keepdim=True)
+
+
+def map_distance(
+    maps: Float[Tensor, "batch heads pixels tokens"], reference: Float[Tensor, "batch heads pixels tokens"]
+) -> Float[Tensor, ""]:
+    """Return the squared distance of two distributions over tokens, mean over batch, heads and pixels; in [0, 2].
+
+    One layer's part of DUGE's unlearning loss `mean_i (A_i(c) - A_i(empty))^2`. What is summed and what averaged
+    inside the square is not known from the paper; over tokens a sum keeps the loss from being tiny, since most of the
+    attention is on the start of the text.
+    """
+    return (maps - reference).square().sum(-1).mean()
