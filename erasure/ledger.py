@@ -1,8 +1,9 @@
 """The record of removals on one base model: add, undo any of them, replay, verify.
 
-A ledger is a folder: `ledger.json` lists the removals in order, `edits/` holds one safetensors file each. A removal is
-there once `ledger.json` names it, and that file is only ever replaced whole, so a process that is killed at any moment
-leaves the last complete state.
+A ledger is a folder: `ledger.json` lists the removals in order, `edits/` holds one safetensors file each, `memory/`
+what continual methods make once and use for every removal; it may be deleted and is then made again. A removal is there
+once `ledger.json` names it, and that file is only ever replaced whole, so a process that is killed at any moment leaves
+the last complete state.
 
 What stands is computed from the original weights, never by subtracting: closed-form removals by one joint solve, which
 makes their order irrelevant and undoing one exact, then the changes of trained removals, in order. A trained removal
@@ -28,7 +29,7 @@ from .backbones import backbone_of
 from .closed_form import Rows, solve
 from .concept import Concept, normalized
 from .edit import Edit, EditMetadata, MapChange
-from .erasers import Eraser, History, Step
+from .erasers import Eraser, History, Shows, Step
 from .errors import BaseMismatchError, ErasureError, LedgerError, unknown_name
 from .files import write_whole
 
@@ -202,6 +203,7 @@ class Ledger:
         *,
         on_step: Callable[[Step], None] | None = None,
         seed: int = 0,
+        shows: Shows | None = None,
     ) -> Entry:
         """Fit a removal on top of what stands, and add it; the pipeline is left as it was.
 
@@ -211,6 +213,7 @@ class Ledger:
             concepts: What to remove, as one entry.
             on_step: Called after each step of a method that takes many.
             seed: Of the fit.
+            shows: Tells which pictures show a concept, for methods that look; None where nothing can tell.
 
         Raises:
             BaseMismatchError: The pipeline is not the ledger's base.
@@ -222,7 +225,12 @@ class Ledger:
         standing = self.standing
         edit = self.edit() if eraser.reads_weights else self._unedited()
         originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
-        history = History(targets=tuple(c for entry in standing for c in entry.concepts), originals=originals)
+        history = History(
+            targets=tuple(c for entry in standing for c in entry.concepts),
+            originals=originals,
+            memory=self.path / "memory",
+            shows=shows,
+        )
         start = time.perf_counter()
         with edit.applied_to(pipe, check=False):
             fitted = eraser.fit(backbone, concepts, history=history, on_step=on_step, seed=seed)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from PIL.Image import Image
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
@@ -21,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 
 from . import tinyworld
 from .concept import Concept, normalized
-from .erasers import Eraser, Step, eraser_class
+from .erasers import Eraser, Shows, Step, eraser_class
 from .errors import ErasureError, InputError, unknown_name
 from .tinyworld import vocabulary
 
@@ -234,8 +235,20 @@ def remove(
 
     Every entry is in the ledger before it is yielded, so what stands is complete wherever the caller stops.
     """
+    shows = shows_of(run.model, str(pipe.device))
     for concept in run.concepts:
-        yield ledger.remove(pipe, run.eraser, [concept], on_step=on_step, seed=run.seed)
+        yield ledger.remove(pipe, run.eraser, [concept], on_step=on_step, seed=run.seed, shows=shows)
+
+
+def shows_of(model: str, device: str) -> Shows | None:
+    """Return what tells whether a model's pictures show a concept: on the tiny world its oracle, else nothing."""
+    if model != TINYWORLD:
+        return None
+
+    def shows(images: Sequence[Image], concept: Concept) -> Sequence[bool]:
+        return tinyworld.load_oracle(device).read(images).sees(concept.target).tolist()
+
+    return shows
 
 
 def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pydantic_core import to_json
 
 from ..errors import InputError, unknown_name
 from ..plugins import classes_in
-from .base import Eraser, History, Step
+from .base import Eraser, History, Shows, Step
 
-__all__ = ["Eraser", "History", "Step", "eraser_class", "eraser_names", "make_eraser"]
+__all__ = ["Eraser", "History", "Shows", "Step", "eraser_class", "eraser_names", "make_eraser"]
 
 
 def eraser_names() -> tuple[str, ...]:

@@ -33,3 +33,15 @@ def test_a_region_is_where_a_map_is_at_least_half_its_maximum() -> None:
     region = binarised(maps)
     assert region.tolist() == [[True, True], [False, False]]
     assert not region.requires_grad
+
+
+def test_map_distance_is_bounded_and_does_not_mind_order() -> None:
+    from erasure.losses.attention import map_distance
+
+    one, other = torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 5, 4)
+    one[..., 0], other[..., 1] = 1, 1
+    assert map_distance(one, one).item() == 0
+    assert map_distance(one, other).item() == 2  # the furthest that two distributions can be apart
+    a, b = torch.rand(2, 2, 3, 5, 4).softmax(-1)
+    assert 0 < map_distance(a, b) < 2
+    torch.testing.assert_close(map_distance(a.flip(0, 1), b.flip(0, 1)), map_distance(a, b))

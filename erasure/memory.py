@@ -1,0 +1,185 @@
+"""Pictures that the original model made, kept as latents: what a continual eraser remembers it by.
+
+They are made once, from the weights before the first removal, and kept beside the ledger, so that what is replayed does
+not drift from one removal to the next.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from .backbones.base import Backbone
+from .concept import Concept, fill, normalized
+from .erasers.base import History
+from .files import make_folder, write_whole
+from .sampling import sample
+from .text import TextStates
+
+_THINGS = (
+    "a tree, a house, a car, a boat, a flower, a bird, an umbrella, a castle, a guitar, a mushroom, "
+    "the beach, the forest, the city, the desert, snow, the night sky, a mountain, a river, a bridge, "
+    "a road, a garden, a kitchen, a chair, a table, a lamp, a clock, a book, a cup, a loaf of bread, "
+    "an apple, a bicycle, a train, an aeroplane, a horse, a fish, a person walking, a crowd, a portrait, "
+    "a window, clouds"
+)
+GENERIC: tuple[str, ...] = tuple(_THINGS.split(", "))
+"""What half of a memory is about: everyday things, places and people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How remembered pictures are made.
+
+    Attributes:
+        steps: Of the pipeline's own scheduler.
+        guidance_scale: Of classifier-free guidance.
+        batch_size: Pictures at once.
+    """
+
+    steps: int = 50
+    guidance_scale: float = 7.5
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Memory:
+    """Pictures of the original model with their prompts.
+
+    Attributes:
+        prompts: What each was made for.
+        latents: As the denoiser left them, float16 on the CPU.
+    """
+
+    prompts: tuple[str, ...]
+    latents: Float[Tensor, "n c h w"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, keep: Sequence[bool] | Bool[Tensor, " n"]) -> "Memory":
+        """Return the pictures for which `keep` is true."""
+        kept = [at for at, wanted in enumerate(keep) if wanted]
+        return Memory(prompts=tuple(self.prompts[at] for at in kept), latents=self.latents[kept])
+
+
+def remembered(
+    backbone: Backbone, history: History, prompts: Sequence[str], *, sampling: Sampling, seed: int
+) -> Memory:
+    """Return the original model's picture of each prompt, from the history's folder where they are there already.
+
+    Args:
+        backbone: The model as it is now.
+        history: Knows the original weights and the folder.
+        prompts: One for each picture.
+        sampling: How they are made.
+        seed: Of the first picture's noise; the next ones count on from it.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    path = None if history.memory is None else history.memory / f"{_key(backbone, history, prompts, sampling, seed)}"
+    if path is not None and path.is_file():
+        return Memory(prompts=tuple(prompts), latents=load_file(path)["latents"])
+    with history.original(backbone):
+        latents = sample(
+            backbone.pipe,
+            prompts,
+            [seed + at for at in range(len(prompts))],
+            steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            batch_size=sampling.batch_size,
+            output="latents",
+        )
+    made = Memory(prompts=tuple(prompts), latents=latents.half())
+    if path is not None:
+        make_folder(path.parent)
+        write_whole(path, save({"latents": made.latents.contiguous()}, metadata={"prompts": json.dumps(list(prompts))}))
+    return made
+
+
+def memory_prompts(backbone: Backbone, concepts: Sequence[Concept], total: int) -> tuple[str, ...]:
+    """Return the prompts of a memory: half everyday things, half what is nearest to the concepts in the text space.
+
+    Near is what the concepts preserve, the nearest first, each as often as the other; a concept that preserves
+    nothing leaves its half to everyday things. None names one of the concepts.
+    """
+    near = [word for word, _ in nearest(backbone, concepts)]
+    halves = [f"a photo of {thing}" for thing in GENERIC], [fill("a photo of a {}", word) for word in near]
+    free = [[prompt for prompt in half if not _names_any(prompt, concepts)] for half in halves]
+    generic, close = free[0], free[1] or free[0]
+    return tuple((generic if at % 2 else close)[at // 2 % len(generic if at % 2 else close)] for at in range(total))
+
+
+def nearest(backbone: Backbone, concepts: Sequence[Concept]) -> list[tuple[str, float]]:
+    """Return what the concepts preserve with its largest similarity to one of them, the most similar first."""
+    words = list(dict.fromkeys(word for concept in concepts for word in concept.preserve))
+    if not words:
+        return []
+    found = similarity(backbone.encode(words), backbone.encode([concept.target for concept in concepts])).amax(1)
+    return sorted(zip(words, found.tolist(), strict=True), key=lambda pair: -pair[1])
+
+
+def similarity(one: TextStates, other: TextStates) -> Float[Tensor, "n m"]:
+    """Return the cosines of two sets of prompts at their first end-of-text token, where CLIP pools a sentence."""
+    pooled = [
+        F.normalize(part.states[torch.arange(len(part)), part.eot.to(part.states.device)].float(), dim=1)
+        for part in (one, other)
+    ]
+    return pooled[0] @ pooled[1].T
+
+
+def free_of(
+    backbone: Backbone,
+    memory: Memory,
+    concepts: Sequence[Concept],
+    *,
+    max_similarity: float,
+    shows: Callable[[Sequence[Image.Image], Concept], Sequence[bool]] | None,
+) -> Memory:
+    """Return the memory without what would teach a removed concept again.
+
+    A picture goes if its prompt names one of the concepts, if its prompt's text state is too similar to that of the
+    concept in the same sentence, or if `shows` finds the concept in it.
+    """
+    asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
+    close = similarity(backbone.encode(memory.prompts), backbone.encode(asked)).amax(1) > max_similarity
+    keep = [
+        not near and not _names_any(prompt, concepts)
+        for near, prompt in zip(close.tolist(), memory.prompts, strict=True)
+    ]
+    left = memory.select(keep)
+    if shows is None or not len(left):
+        return left
+    pictures = decoded(backbone, left.latents)
+    seen = [list(shows(pictures, concept)) for concept in concepts]
+    return left.select([not any(flags) for flags in zip(*seen, strict=True)])
+
+
+@torch.no_grad()
+def decoded(backbone: Backbone, latents: Float[Tensor, "n c h w"], batch_size: int = 8) -> list[Image.Image]:
+    """Return the pictures of latents that the pipeline's denoiser left."""
+    vae, processor = backbone.pipe.vae, backbone.pipe.image_processor
+    scaled = latents.float() / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    parts = [vae.decode(part.to(vae.device, vae.dtype)).sample for part in scaled.split(batch_size)]
+    return processor.postprocess(torch.cat(parts).float(), output_type="pil")
+
+
+def _names_any(prompt: str, concepts: Sequence[Concept]) -> bool:
+    words = f" {normalized(prompt)} "
+    return any(f" {normalized(name)} " in words for concept in concepts for name in concept.names)
+
+
+def _key(backbone: Backbone, history: History, prompts: Sequence[str], sampling: Sampling, seed: int) -> Path:
+    with history.original(backbone):
+        base = backbone.fingerprint()
+    told = json.dumps([base, list(prompts), asdict(sampling), seed])
+    return Path(f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors")

@@ -1,0 +1,284 @@
+"""DUGE (reconstructed): the tests of its specification, section 9, on small models of the real classes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from erasure.attention import AttentionCapture, cross_attention_layers, layer_pixels
+from erasure.backbones import Backbone, backbone_of
+from erasure.concept import Concept
+from erasure.edit import LowRankChange
+from erasure.erasers import History, make_eraser
+from erasure.erasers.duge import DUGE, _distance, _maps, _noised
+from erasure.errors import InputError
+from erasure.finetune import Student
+from erasure.ledger import Ledger
+from erasure.losses.preservation import denoising_target
+from erasure.memory import GENERIC, free_of, memory_prompts, nearest, remembered
+from tests.erasers.test_esd import Untrained
+from tests.tiny import FAMILIES, sd1
+
+CAT = Concept(target="cat", preserve=("dog", "house"), aliases=("kitten",))
+BOAT = Concept(target="boat", preserve=("dog",))
+QUICK = DUGE(**DUGE.quick, probe_every=0)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return backbone_of(FAMILIES[request.param]())
+
+
+@pytest.fixture
+def small() -> Backbone:
+    return backbone_of(sd1())
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_latents(backbone: Backbone, n: int = 2) -> Any:
+    return _noised(backbone, torch.randn(n, *backbone.latent_shape(), generator=generator()), generator(1))[:2]
+
+
+def student_of(backbone: Backbone, settings: DUGE = QUICK) -> Student:
+    return Student(backbone, settings._which, settings.rank if settings.trained == "lora" else None, generator())
+
+
+def deltas(edit: Any, backbone: Backbone) -> dict[str, torch.Tensor]:
+    weights = backbone.parameters(edit.changes.__contains__)
+    return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
+
+
+def test_equal_models_with_the_empty_prompt_have_no_loss_and_no_gradient(backbone: Backbone) -> None:
+    latents, timestep = some_latents(backbone)
+    empty, layers = backbone.unconditional().expand(2), list(cross_attention_layers(backbone))
+    student = student_of(backbone)
+    with torch.no_grad():
+        reference = _maps(backbone, layers, latents, timestep, empty)
+    loss = student(_distance, backbone, layers, latents, timestep, empty, reference)
+    assert loss.item() == 0
+    gradients = torch.autograd.grad(loss, student.trained, allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+    assert not reference  # each layer's maps are dropped once they are compared
+
+
+def test_maps_are_distributions_over_all_tokens(backbone: Backbone) -> None:
+    latents, timestep = some_latents(backbone)
+    layers = list(cross_attention_layers(backbone))
+    with torch.no_grad():
+        maps = _maps(backbone, layers, latents, timestep, backbone.encode(["a cat", "a dog"]))
+    sizes = layer_pixels(backbone)
+    assert list(maps) == list(sizes)  # in the order of execution
+    assert set(maps) == set(layers)
+    for layer, found in maps.items():
+        assert found.shape[0] == 2
+        assert found.shape[2:] == (sizes[layer], 77)
+        torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:3]), rtol=0, atol=1e-5)
+
+
+def test_watching_changes_nothing(small: Backbone) -> None:
+    latents, timestep = some_latents(small)
+    states = small.encode(["a cat", "a dog"])
+    with torch.no_grad():
+        plain = small.predict(latents, timestep, states)
+        with AttentionCapture(backbone=small, reduce=lambda _, maps: maps, implementation="softmax"):
+            watched = small.predict(latents, timestep, states)
+    assert torch.equal(plain, watched)
+
+
+def test_the_loss_on_maps_reaches_queries_and_keys_and_not_what_comes_after_the_last_map(small: Backbone) -> None:
+    student = student_of(small)
+    value = QUICK._erasing(small, [CAT], History())(student, 0, generator())
+    gradients = dict(
+        zip(student.weights(), torch.autograd.grad(value, student.trained, allow_unused=True), strict=True)
+    )
+    reached = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+    assert all(".attn2." in name for name in gradients)
+    assert all(name in reached for name in gradients if "to_q" in name or "to_k" in name)
+    last = next(
+        reversed(_maps(small, list(cross_attention_layers(small)), *some_latents(small), small.encode(["a"] * 2)))
+    )
+    assert not any(name.startswith((f"{last}.to_v", f"{last}.to_out")) for name in reached)
+
+
+def test_what_is_trained(small: Backbone) -> None:
+    every = set(small.parameters(lambda _: True))
+    assert {n for n in every if QUICK._which(n)} == {n for n in every if ".attn2." in n}
+    kv = {n for n in every if replace(QUICK, trained="kv")._which(n)}
+    assert kv == {f"{name}.weight" for name in small.text_projections()}
+    edit = replace(QUICK, trained="lora", rank=2).fit(small, [CAT])
+    assert all(isinstance(change, LowRankChange) and change.down.shape[0] == 2 for change in edit.changes.values())
+
+
+def test_regularisation_starts_at_zero_and_freezes_the_model_when_it_is_all(small: Backbone) -> None:
+    memory = QUICK._memory(small, [CAT], History())
+    for kind in ("l2-sp", "l1-sp", "ewc"):
+        settings = replace(QUICK, regularisation=kind, fisher_pictures=2)
+        loss = settings._regularising(small, memory, History(), 0)(student_of(small), 0, generator())
+        assert loss.item() == 0
+    moved = [
+        sum(
+            d.square().sum()
+            for d in deltas(replace(QUICK, reg_scale=scale, steps=12).fit(small, [CAT]), small).values()
+        )
+        for scale in (0.0, 1e9)
+    ]
+    assert moved[1] < moved[0] / 3
+
+
+def test_weights_anchored_to_the_base_are_far_from_it_after_an_earlier_removal(small: Backbone) -> None:
+    memory = QUICK._memory(small, [CAT], History())
+    name = next(iter(small.parameters(QUICK._which)))
+    history = History(originals={name: small.parameters(QUICK._which)[name].detach() + 1})
+    student = student_of(small)
+    for ref, expected in (("prev", 0.0), ("base", None)):
+        loss = replace(QUICK, ref_weights=ref)._regularising(small, memory, history, 0)(student, 0, generator())
+        scalars = sum(weight.numel() for weight in student.trained)
+        wanted = history.originals[name].numel() / scalars if expected is None else expected
+        assert loss.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_prior_preservation_is_the_training_loss_and_distilled_starts_at_zero(backbone: Backbone) -> None:
+    settings = replace(QUICK, prompt_dropout=0.0)
+    memory = settings._memory(backbone, [CAT], History())
+    with torch.no_grad():
+        found = settings._preserving(backbone, memory, History())(Untrained(), 0, generator(3))
+        distilled = replace(settings, distill=True)._preserving(backbone, memory, History())
+        assert distilled(Untrained(), 0, generator(3)).item() == 0
+        draws = generator(3)
+        rows = [int(torch.randint(len(memory), (), generator=draws)) for _ in range(settings.batch_size)]
+        [torch.rand((), generator=draws) for _ in rows]
+        clean = memory.latents[rows].float()
+        noisy, timestep, noise, alpha = _noised(backbone, clean, draws)
+        predicted = backbone.predict(noisy, timestep, backbone.encode([memory.prompts[row] for row in rows]))
+    wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
+    torch.testing.assert_close(found, (predicted - wanted).square().mean())
+
+
+def test_a_fisher_is_positive_and_of_mean_one(small: Backbone) -> None:
+    settings = replace(QUICK, fisher_pictures=3)
+    fisher = settings._fisher(small, settings._memory(small, [CAT], History()), History(), 0)
+    values = torch.cat([part.flatten() for part in fisher.values()])
+    assert set(fisher) == set(small.parameters(settings._which))
+    assert values.min() >= 0
+    torch.testing.assert_close(values.mean(), torch.tensor(1.0))
+
+
+def test_without_the_unlearning_loss_the_target_is_nobodys_business(small: Backbone) -> None:
+    edit = replace(QUICK, unlearn_scale=0.0, prior_scale=0.0, weight_decay=0.0).fit(small, [CAT])
+    assert all(not delta.any() for delta in deltas(edit, small).values())
+
+
+def test_the_first_weight_is_calibrated(small: Backbone) -> None:
+    settings = replace(QUICK, calibration=2.0)
+    memory = settings._memory(small, [CAT], History())
+    erasing, preserving = settings._erasing(small, [CAT], History()), settings._preserving(small, memory, History())
+    student = student_of(small)
+
+    def length(loss: Any, seed: int) -> float:
+        total = torch.zeros(())
+        for at in range(32):
+            gradients = torch.autograd.grad(loss(student, 0, generator(seed + at)), student.trained, allow_unused=True)
+            total += torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
+        return float(total)
+
+    scaled = settings._calibrated(erasing, preserving)
+    scaled(student, 0, generator())  # finds the weight
+    assert length(scaled, 100) / length(preserving, 100) == pytest.approx(2.0, rel=0.3)
+
+
+def test_stopping_and_going_on_gives_the_same_weights_as_one_run(small: Backbone, tmp_path: Path) -> None:
+    pipe = small.pipe
+    whole, parts = (Ledger.open_or_create(tmp_path / name, pipe, "tiny") for name in ("whole", "parts"))
+    for concept in (CAT, BOAT):
+        whole.remove(pipe, QUICK, [concept])
+        parts.remove(pipe, QUICK, [concept])
+        parts = Ledger.open(tmp_path / "parts")
+        for file in (tmp_path / "parts" / "memory").iterdir():
+            file.unlink()  # made again, it is the same
+    one, other = deltas(whole.edit(), small), deltas(parts.edit(), small)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(list((tmp_path / "whole" / "memory").iterdir())) == 3  # the memory once, pictures of two targets
+
+
+@pytest.mark.parametrize("change", [{"ref_attention": "base"}, {"ref_weights": "base"}, {"revisit": 1.0}])
+def test_switches_that_look_back_change_the_second_removal_alone(
+    change: dict[str, Any], small: Backbone, tmp_path: Path
+) -> None:
+    edits = []
+    for name, settings in (("plain", QUICK), ("switched", replace(QUICK, **change))):
+        ledger = Ledger.open_or_create(tmp_path / name, small.pipe, "tiny")
+        ledger.remove(small.pipe, settings, [CAT])
+        first = deltas(ledger.edit(), small)
+        ledger.remove(small.pipe, settings, [BOAT])
+        edits.append((first, deltas(ledger.edit(), small)))
+    (first, second), (first_switched, second_switched) = edits
+    assert all(torch.equal(first[name], first_switched[name]) for name in first)
+    assert any(not torch.equal(second[name], second_switched[name]) for name in second)
+
+
+def test_the_memory_is_half_near_and_names_nothing_removed(small: Backbone) -> None:
+    prompts = memory_prompts(small, [CAT], 40)
+    assert len(prompts) == 40
+    assert sum(prompt in ("a photo of a dog", "a photo of a house") for prompt in prompts) >= 20
+    assert not any("cat" in prompt or "kitten" in prompt for prompt in prompts)
+    assert len(GENERIC) >= 30
+    assert {word for word, _ in nearest(small, [CAT])} == {"dog", "house"}
+    assert all(
+        prompt.removeprefix("a photo of ") in GENERIC for prompt in memory_prompts(small, [Concept(target="x")], 8)
+    )
+
+
+def test_the_memory_loses_what_would_teach_the_target_again(small: Backbone) -> None:
+    made = remembered(small, History(), ["a dog", "a kitten", "a house"], sampling=QUICK._sampling, seed=0)
+    assert made.latents.dtype == torch.float16
+    by_name = free_of(small, made, [CAT], max_similarity=1.0, shows=None)
+    assert by_name.prompts == ("a dog", "a house")
+    by_picture = free_of(small, made, [CAT], max_similarity=1.0, shows=lambda images, _: [True, False])
+    assert by_picture.prompts == ("a house",)
+    assert not len(free_of(small, made, [CAT], max_similarity=-1.0, shows=None))
+    with pytest.raises(InputError, match="Raise max_similarity"):
+        replace(QUICK, max_similarity=-1.0)._memory(small, [CAT], History())
+
+
+def test_the_memory_is_of_the_original_model(small: Backbone) -> None:
+    name = next(name for name in small.parameters(QUICK._which) if name.endswith("to_out.0.bias"))
+    parameter = small.parameters(QUICK._which)[name]
+    before = remembered(small, History(), ["a dog"], sampling=QUICK._sampling, seed=0)
+    history = History(originals={name: parameter.detach().clone()})
+    parameter.data = parameter.data + 1
+    edited = parameter.detach().clone()
+    again = remembered(small, history, ["a dog"], sampling=QUICK._sampling, seed=0)
+    changed = remembered(small, History(), ["a dog"], sampling=QUICK._sampling, seed=0)
+    assert torch.equal(before.latents, again.latents)
+    assert not torch.equal(before.latents, changed.latents)
+    assert torch.equal(parameter, edited)
+
+
+def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
+    settings = replace(QUICK, steps=6, probe_every=2, probe_pictures=4)
+    steps: list[Any] = []
+    settings.fit(small, [CAT], history=History(shows=lambda i, c: [False] * len(i)), on_step=steps.append)
+    assert steps[-1].step == steps[-1].total == 2
+    steps.clear()
+    never = History(shows=lambda images, concept: [len(images) == 1] * len(images))
+    settings.fit(small, [CAT], history=never, on_step=steps.append)
+    assert steps[-1].step == steps[-1].total == 6
+
+
+def test_layers_above_the_largest_size_are_left_out(small: Backbone) -> None:
+    with pytest.raises(InputError, match=r"duge\.max_pixels: expected at least"):
+        replace(QUICK, max_pixels=1).fit(small, [CAT])
+    biggest = max(layer_pixels(small).values())
+    plain, same = (deltas(s.fit(small, [CAT]), small) for s in (QUICK, replace(QUICK, max_pixels=biggest)))
+    assert all(torch.equal(plain[name], same[name]) for name in plain)
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(InputError, match=r"duge\.ref_attention: expected 'prev' or 'base'"):
+        make_eraser("duge", ref_attention="first")
