@@ -73,25 +73,19 @@ def softmax_maps(
 
 
 @torch.no_grad()
-def layer_pixels(backbone: Backbone, layers: Sequence[str] | None = None) -> dict[str, int]:
+def layer_pixels(backbone: Backbone) -> dict[str, int]:
     """Return how many pixels each cross-attention layer looks at, at the model's own picture size, by full name.
 
     One pass of the denoiser over an empty latent tells, and no map is made.
-
-    Raises:
-        UnknownNameError: A layer that the model does not have.
     """
-    known = cross_attention_layers(backbone)
     found: dict[str, int] = {}
     with ExitStack() as hooks:
-        for name in known if layers is None else layers:
-            if name not in known:
-                raise unknown_name("cross-attention layer", name, known)
+        for name, layer in cross_attention_layers(backbone).items():
 
             def note(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
                 found[name] = output.shape[1]
 
-            hooks.callback(known[name].get_submodule("to_q").register_forward_hook(note).remove)
+            hooks.callback(layer.get_submodule("to_q").register_forward_hook(note).remove)
         latents = torch.zeros(1, *backbone.latent_shape())
         backbone.predict(latents, torch.tensor(0), backbone.unconditional())
     return found

@@ -265,15 +265,8 @@ class Edit:
         if check:
             self.check_base(pipe)
         parameters = self._parameters_of(pipe)
-        edited = self._edited(parameters)
-        originals = {name: parameter.data for name, parameter in parameters.items()}
-        try:
-            for name, parameter in parameters.items():
-                parameter.data = edited.pop(name)
+        with exchanged(parameters, self._edited(parameters)):
             yield pipe
-        finally:
-            for name, parameter in parameters.items():
-                parameter.data = originals[name].to(parameter.device, parameter.dtype)
 
     def merge_into(self, pipe: Any, *, check: bool = True) -> None:
         """Change the pipeline's weights for good; for arguments and errors see `applied_to`."""
@@ -365,6 +358,21 @@ class Edit:
 
     def _edited(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         return {name: _edited_weight(name, parameters[name].data, change) for name, change in self.changes.items()}
+
+
+@contextmanager
+def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give parameters other weights for the length of a `with`; on exit their own tensors are put back."""
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    waiting = dict(weights)
+    del weights  # so that a model that is moved to another device inside does not leave them behind
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = waiting.pop(name).to(parameter.device, parameter.dtype)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name].to(parameter.device, parameter.dtype)
 
 
 def _edited_weight(name: str, weight: Tensor, change: Change) -> Tensor:

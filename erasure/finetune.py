@@ -5,7 +5,7 @@ stand in for the pipeline's only while `Student.__call__` runs. So original and 
 what is trained, and there is nothing to restore when something fails.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -189,12 +189,9 @@ def finetune(
     return student.changes()
 
 
-def with_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
-    """Return what calls a function while the pipeline's models have other weights, by full parameter name."""
-    if not weights:
-        return lambda function, *args, **kwargs: function(*args, **kwargs)
-    scope = _Scope(backbone, weights)
-    return lambda function, *args, **kwargs: functional_call(scope, dict(weights), (function, args, kwargs))
+def below(n: int, generator: torch.Generator) -> int:
+    """Draw a number from 0 to n - 1."""
+    return int(torch.randint(n, (), generator=generator))
 
 
 class _Scope(nn.Module):

@@ -6,20 +6,21 @@ not drift from one removal to the next.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from .backbones.base import Backbone
 from .concept import Concept, fill, normalized
-from .erasers.base import History
+from .erasers.base import History, Shows
+from .errors import InputError
 from .files import make_folder, write_whole
 from .sampling import sample
 from .text import TextStates
@@ -65,7 +66,7 @@ class Memory:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def select(self, keep: Sequence[bool] | Bool[Tensor, " n"]) -> "Memory":
+    def select(self, keep: Sequence[bool]) -> "Memory":
         """Return the pictures for which `keep` is true."""
         kept = [at for at, wanted in enumerate(keep) if wanted]
         return Memory(prompts=tuple(self.prompts[at] for at in kept), latents=self.latents[kept])
@@ -84,11 +85,16 @@ def remembered(
         seed: Of the first picture's noise; the next ones count on from it.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written, or holds a damaged file.
     """
-    path = None if history.memory is None else history.memory / f"{_key(backbone, history, prompts, sampling, seed)}"
+    path = None if history.memory is None else history.memory / _file(backbone, history, prompts, sampling, seed)
     if path is not None and path.is_file():
-        return Memory(prompts=tuple(prompts), latents=load_file(path)["latents"])
+        try:
+            return Memory(prompts=tuple(prompts), latents=load_file(path)["latents"])
+        except (SafetensorError, OSError, KeyError):
+            raise InputError(
+                f"{path}: expected pictures that were remembered, got a damaged file. Delete it; it is made again."
+            ) from None
     with history.original(backbone):
         latents = sample(
             backbone.pipe,
@@ -143,7 +149,7 @@ def free_of(
     concepts: Sequence[Concept],
     *,
     max_similarity: float,
-    shows: Callable[[Sequence[Image.Image], Concept], Sequence[bool]] | None,
+    shows: Shows | None,
 ) -> Memory:
     """Return the memory without what would teach a removed concept again.
 
@@ -178,8 +184,9 @@ def _names_any(prompt: str, concepts: Sequence[Concept]) -> bool:
     return any(f" {normalized(name)} " in words for concept in concepts for name in concept.names)
 
 
-def _key(backbone: Backbone, history: History, prompts: Sequence[str], sampling: Sampling, seed: int) -> Path:
+def _file(backbone: Backbone, history: History, prompts: Sequence[str], sampling: Sampling, seed: int) -> str:
+    """Return the name of the file for these pictures of this model, and for no others."""
     with history.original(backbone):
         base = backbone.fingerprint()
     told = json.dumps([base, list(prompts), asdict(sampling), seed])
-    return Path(f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors")
+    return f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..edit import Edit
+from ..edit import Edit, exchanged
+from ..errors import InputError
 from ..plugins import Plugin
 
 Shows = Callable[[Sequence[Image], Concept], Sequence[bool]]
@@ -58,15 +59,8 @@ class History:
     @contextmanager
     def original(self, backbone: Backbone) -> Iterator[None]:
         """Have the model be as before the first removal for the length of a `with`."""
-        parameters = backbone.parameters(self.originals.__contains__)
-        now = {name: parameter.data for name, parameter in parameters.items()}
-        try:
-            for name, parameter in parameters.items():
-                parameter.data = self.originals[name].to(parameter.device, parameter.dtype)
+        with exchanged(backbone.parameters(self.originals.__contains__), self.originals):
             yield
-        finally:
-            for name, parameter in parameters.items():
-                parameter.data = now[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +76,11 @@ class Eraser(Plugin):
     reads_weights: ClassVar[bool] = True
     # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+    def require(self, concepts: Sequence[Concept]) -> None:
+        """Raise InputError if there is nothing to remove."""
+        if not concepts:
+            raise InputError(f"{self.name}: expected at least one concept, got none. Name what is to be erased.")
 
     @abstractmethod
     def fit(

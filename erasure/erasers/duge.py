@@ -6,6 +6,7 @@ second-hand, and nearly all numbers are reconstructed. Call results of this "DUG
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ from ..backbones.base import Backbone
 from ..concept import Concept, Kind, fill, templates
 from ..edit import Edit, EditMetadata
 from ..errors import InputError
-from ..finetune import Preservation, Student, finetune, with_weights
+from ..finetune import Preservation, Student, below, finetune
 from ..losses.attention import map_distance
 from ..losses.preservation import denoising_target, prior_preservation
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
@@ -141,12 +142,12 @@ class DUGE(Eraser):
         on_step: Callable[[Step], None] | None = None,
         seed: int = 0,
     ) -> Edit:
-        if not concepts:
-            raise InputError("duge: expected at least one concept, got none. Name what is to be erased.")
+        self.require(concepts)
         known = history or History()
         memory = self._memory(backbone, concepts, known)
         preserving = self._preserving(backbone, memory, known)
-        plain = replace(self, distill=False)._preserving(backbone, memory, known)  # the distilled form starts at zero
+        # The distilled form starts at zero, which the first weight cannot be calibrated with.
+        plain = replace(self, distill=False)._preserving(backbone, memory, known) if self.distill else preserving
         erasing = self._calibrated(self._erasing(backbone, concepts, known), plain)
         terms = [Preservation(loss=preserving, weight=self.prior_scale)]
         reg_scale = _REG_SCALES[self.regularisation] if self.reg_scale is None else self.reg_scale
@@ -205,16 +206,16 @@ class DUGE(Eraser):
                 f"duge.max_pixels: expected at least {min(pixels.values())}, the size of the smallest layer,"
                 f" got {self.max_pixels!r}. Raise it."
             )
-        frozen = with_weights(backbone, history.originals if self.ref_attention == "base" else {})
+        frozen = history.original if self.ref_attention == "base" else nullcontext
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             drawn = earlier if earlier and _uniform(generator) < self.revisit else now
-            latents, states = drawn[_below(len(drawn), generator)]
+            latents, states = drawn[below(len(drawn), generator)]
             clean = _rows(latents, self.batch_size, generator).to(backbone.device)
             noisy, timestep, _, _ = _noised(backbone, clean, generator)
-            read = states.select([_below(len(states), generator) for _ in range(len(clean))])
-            with torch.no_grad():
-                reference = frozen(_maps, backbone, layers, noisy, timestep, empty.expand(len(clean)))
+            read = states.select([below(len(states), generator) for _ in range(len(clean))])
+            with torch.no_grad(), frozen(backbone):
+                reference = _maps(backbone, layers, noisy, timestep, empty.expand(len(clean)))
             return student(_distance, backbone, layers, noisy, timestep, read, reference)
 
         return loss
@@ -242,10 +243,9 @@ class DUGE(Eraser):
         distinct = list(dict.fromkeys(memory.prompts))
         states = concatenate([backbone.unconditional(), backbone.encode(distinct)])
         at = {prompt: row + 1 for row, prompt in enumerate(distinct)}
-        original = with_weights(backbone, history.originals)
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            rows = [_below(len(memory), generator) for _ in range(self.batch_size)]
+            rows = [below(len(memory), generator) for _ in range(self.batch_size)]
             dropped = [_uniform(generator) < self.prompt_dropout for _ in rows]
             clean = memory.latents[rows].float().to(backbone.device)
             noisy, timestep, noise, alpha = _noised(backbone, clean, generator)
@@ -253,8 +253,8 @@ class DUGE(Eraser):
                 [0 if drop else at[memory.prompts[row]] for row, drop in zip(rows, dropped, strict=True)]
             )
             if self.distill:
-                with torch.no_grad():
-                    wanted = original(backbone.predict, noisy, timestep, read).float()
+                with torch.no_grad(), history.original(backbone):
+                    wanted = backbone.predict(noisy, timestep, read).float()
             else:
                 wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
             return prior_preservation(student(backbone.predict, noisy, timestep, read).float(), wanted)
@@ -290,14 +290,13 @@ class DUGE(Eraser):
         generator = torch.Generator().manual_seed(seed)
         student = Student(backbone, self._fisher_of, None, generator)
         single = replace(self, batch_size=1, prompt_dropout=0.0)._preserving(backbone, memory, history)
-        totals: dict[str, Tensor] = {}
+        totals = {name: torch.zeros_like(shift) for name, shift in student.shifts().items()}
         for _ in range(self.fisher_pictures):
-            value = single(student, 0, generator)
-            gradients = student(torch.autograd.grad, value, student.trained, allow_unused=True)
-            for name, leaf, gradient in zip(student.shifts(), student.trained, gradients, strict=True):
-                square = torch.zeros_like(leaf) if gradient is None else gradient.square()
-                totals[name] = totals.get(name, 0.0) + square / self.fisher_pictures
-        return normalised_fisher({name: total.detach() for name, total in totals.items()})
+            gradients = _gradients(student, single, generator)
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.square() / self.fisher_pictures
+        return normalised_fisher(totals)
 
     def _fisher_of(self, name: str) -> bool:
         return self._which(name) and (self.trained != "lora" or name.endswith(".weight"))
@@ -384,18 +383,18 @@ def _noised(
     return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, timestep, noise, alpha
 
 
+def _gradients(student: Student, loss: Loss, generator: torch.Generator) -> tuple[Tensor | None, ...]:
+    """Return the gradient of each trained leaf; None where the loss has no path to it."""
+    return student(torch.autograd.grad, loss(student, 0, generator), student.trained, allow_unused=True)
+
+
 def _gradient_norm(student: Student, loss: Loss, generator: torch.Generator) -> float:
-    value = loss(student, 0, generator)
-    gradients = student(torch.autograd.grad, value, student.trained, allow_unused=True)
+    gradients = _gradients(student, loss, generator)
     return float(torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt())
 
 
 def _rows(latents: Latents, k: int, generator: torch.Generator) -> Float[Tensor, "{k} c h w"]:
     return latents[torch.randint(len(latents), (k,), generator=generator)].float()
-
-
-def _below(n: int, generator: torch.Generator) -> int:
-    return int(torch.randint(n, (), generator=generator))
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from ..backbones.base import Backbone
 from ..concept import Concept, blank, fill, templates
 from ..edit import Edit, EditMetadata
-from ..errors import InputError
-from ..finetune import Preservation, Student, finetune
+from ..finetune import Preservation, Student, below, finetune
 from ..sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
 from ..text import TextStates, concatenate
 from .base import Eraser, History, Step
@@ -90,8 +89,7 @@ class ESD(Eraser):
         on_step: Callable[[Step], None] | None = None,
         seed: int = 0,
     ) -> Edit:
-        if not concepts:
-            raise InputError("esd: expected at least one concept, got none. Name what is to be erased.")
+        self.require(concepts)
         changes = finetune(
             backbone,
             lambda name: trains(self.variant, name),
@@ -116,8 +114,8 @@ class ESD(Eraser):
         anchors = _encoded(backbone, [anchor for some in pairs for _, anchor in some])
 
         def draw(generator: torch.Generator) -> int:
-            concept = _below(len(pairs), generator)
-            return firsts[concept] + _below(len(pairs[concept]), generator)
+            concept = below(len(pairs), generator)
+            return firsts[concept] + below(len(pairs[concept]), generator)
 
         latents = _PartiallyDenoised(backbone, targets, self, draw)
 
@@ -137,7 +135,7 @@ class ESD(Eraser):
     ) -> Callable[[Student, int, torch.Generator], Float[Tensor, ""]]:
         """Return the distance to the frozen model for what stays, at latents that the frozen model denoised."""
         states = _encoded(backbone, _kept(concepts, self.prompts))
-        latents = _PartiallyDenoised(backbone, states, self, lambda generator: _below(len(states), generator))
+        latents = _PartiallyDenoised(backbone, states, self, lambda generator: below(len(states), generator))
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             x, timestep, rows = latents.next(generator)
@@ -237,7 +235,3 @@ def _encoded(backbone: Backbone, prompts: Sequence[str]) -> TextStates:
     distinct = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompt for prompt in prompts if prompt))}
     parts = [backbone.unconditional(), *([backbone.encode(list(distinct))] if distinct else [])]
     return concatenate(parts).select([distinct[prompt] + 1 if prompt else 0 for prompt in prompts])
-
-
-def _below(n: int, generator: torch.Generator) -> int:
-    return int(torch.randint(n, (), generator=generator))

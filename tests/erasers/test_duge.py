@@ -260,6 +260,15 @@ def test_the_memory_is_of_the_original_model(small: Backbone) -> None:
     assert torch.equal(parameter, edited)
 
 
+def test_a_damaged_memory_is_named(small: Backbone, tmp_path: Path) -> None:
+    history = History(memory=tmp_path)
+    remembered(small, history, ["a dog"], sampling=QUICK._sampling, seed=0)
+    [file] = tmp_path.iterdir()
+    file.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"got a damaged file\. Delete it"):
+        remembered(small, history, ["a dog"], sampling=QUICK._sampling, seed=0)
+
+
 def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
     settings = replace(QUICK, steps=6, probe_every=2, probe_pictures=4)
     steps: list[Any] = []
