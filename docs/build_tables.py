@@ -24,6 +24,7 @@ MARKED = re.compile(r"(<!-- table ([\w-]+): (.+?) -->\n).*?(<!-- end table -->)"
 NOTHING = "*No result is committed yet.*\n"
 
 Run = Mapping[str, Any]
+ROWS = ("erased", "gold", "original", "negative_prompt", "destroyed")
 
 
 def main() -> None:
@@ -93,6 +94,18 @@ def removal_steps(source: str, results: Path) -> str:
     ]
     headings = ("method", "settings", "after", "efficacy", "near kept", "far kept", "most is left of", "seconds")
     return _table(headings, rows, _runs(source, results))
+
+
+def evaluation(source: str, results: Path) -> str:
+    """Return one row a metric, one column a model, of one judged model beside its references."""
+    [(path, run)] = _runs(source, results) or [(Path(), {})]
+    if not run:
+        return NOTHING
+    rows = run["rows"]
+    names = [name for name in ROWS if name in rows]
+    metrics = [name for name in rows["original"] if not name.startswith("shown_")]
+    cells = [(f"`{name}`", *(_score(rows[row].get(name)) for row in names)) for name in metrics]
+    return _table(("metric", *names), cells, [(path, run["protocol"])])
 
 
 def closed_form(source: str, results: Path) -> str:
@@ -210,6 +223,7 @@ def attributes(docstring: str) -> dict[str, str]:
 TABLES: dict[str, Callable[[str, Path], str]] = {
     "removal": removal,
     "removal-steps": removal_steps,
+    "evaluation": evaluation,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
     "startup": startup,
@@ -270,6 +284,14 @@ def _seconds(steps: Iterable[Mapping[str, Any]]) -> str:
 def _rate(rate: Mapping[str, Any]) -> str:
     low, high = rate["interval"]
     return f"{rate['value']:.3f} [{low:.3f}, {high:.3f}] of {rate['n']}"
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    """Return a score with its interval and count; a dash where there is none."""
+    if score is None or score["value"] is None:
+        return "–"
+    interval = "" if score["low"] is None else f" [{score['low']:.3g}, {score['high']:.3g}]"
+    return f"{score['value']:.3g}{interval} of {score['n']}"
 
 
 def _share(step: Mapping[str, Any], name: str) -> str:

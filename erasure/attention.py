@@ -5,8 +5,8 @@ returns exactly the wanted columns: value column j is 1 at one token and 0 elsew
 probability of that token. It is differentiable, and the pixels x tokens matrix is never built.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
@@ -70,6 +70,30 @@ def softmax_maps(
     """Return softmax(query key^T / sqrt(dim) + mask), every column of it."""
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     return (scores if mask is None else scores + mask).softmax(dim=-1)
+
+
+@contextmanager
+def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -> Iterator[dict[str, Tensor]]:
+    """While entered, keep what `reduce` makes of each named layer's output in a forward pass of the denoiser.
+
+    A layer's output is what attention adds to the hidden states, after its output projection: (batch, pixels,
+    channels). The maps say where a text is read; this also says what is read there.
+
+    Raises:
+        UnknownNameError: A layer that the model does not have.
+    """
+    known = cross_attention_layers(backbone)
+    kept: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for name in layers:
+            if name not in known:
+                raise unknown_name("cross-attention layer", name, known)
+
+            def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+                kept[name] = reduce(name, output)
+
+            hooks.callback(known[name].register_forward_hook(keep).remove)
+        yield kept
 
 
 @torch.no_grad()

@@ -112,15 +112,28 @@ def remembered(
     return made
 
 
-def memory_prompts(backbone: Backbone, concepts: Sequence[Concept], total: int) -> tuple[str, ...]:
+def memory_prompts(
+    backbone: Backbone,
+    concepts: Sequence[Concept],
+    total: int,
+    *,
+    contexts: Sequence[str] = ("a photo of a {}",),
+    without: Sequence[Concept] = (),
+) -> tuple[str, ...]:
     """Return the prompts of a memory: half everyday things, half what is nearest to the concepts in the text space.
 
     Near is what the concepts preserve, the nearest first, each as often as the other; a concept that preserves
-    nothing leaves its half to everyday things. None names one of the concepts.
+    nothing leaves its half to everyday things. The contexts of near names take turns. None names one of the
+    concepts, nor one of `without`.
     """
     near = [word for word, _ in nearest(backbone, concepts)]
-    halves = [f"a photo of {thing}" for thing in GENERIC], [fill("a photo of a {}", word) for word in near]
-    free = [[prompt for prompt in half if not _names_any(prompt, concepts)] for half in halves]
+    close = [
+        fill(contexts[(row + turn) % len(contexts)], word)
+        for turn in range(len(contexts))
+        for row, word in enumerate(near)
+    ]
+    halves = [f"a photo of {thing}" for thing in GENERIC], close
+    free = [[prompt for prompt in half if not _names_any(prompt, [*concepts, *without])] for half in halves]
     generic, close = free[0], free[1] or free[0]
     return tuple((generic if at % 2 else close)[at // 2 % len(generic if at % 2 else close)] for at in range(total))
 

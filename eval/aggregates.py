@@ -160,19 +160,24 @@ def generalization_erosion(original: Sequence[Number], accuracies: Sequence[Numb
     return _mean("generalization_erosion", [max(0.0, before - after) for before, after in pairs])
 
 
-def erosion_slope(erosions: Sequence[Number]) -> float:
+def erosion_slope(erosions: Sequence[Number], at: Sequence[int] | None = None) -> float:
     """Return the least-squares slope of GE_n over the step n, per step; 0 is a model that stays as it is.
 
     Args:
-        erosions: GE of consecutive steps, in [0, 1]; GE_0 = 0 of the original may be the first.
+        erosions: GE of some steps, in [0, 1]; GE_0 = 0 of the original may be the first.
+        at: The step n of each; None takes them for consecutive.
 
     Raises:
-        InputError: There are fewer than two, which have no slope, or one is no fraction.
+        InputError: There are fewer than two different steps, which have no slope, or one is no fraction.
     """
-    if len(erosions) < 2:
-        raise InputError(f"erosion_slope: expected at least two steps, got {len(erosions)}. Report GE alone.")
     heights = np.array([_fractions("erosion_slope", erosion=value)[0] for value in erosions])
-    steps = np.arange(len(heights)) - (len(heights) - 1) / 2
+    steps = np.arange(len(heights)) if at is None else np.array(at)
+    if len(steps) != len(heights) or len(set(steps.tolist())) < 2:
+        raise InputError(
+            f"erosion_slope: expected at least two steps, one an erosion, got {len(heights)} erosions at"
+            f" {steps.tolist()}. Report GE alone."
+        )
+    steps = steps - steps.mean()
     return float(steps @ heights / (steps @ steps))
 
 

@@ -252,7 +252,7 @@ def plan_tinyworld(removed: Sequence[str], settings: MeasureSettings) -> Plan:
         *(
             probe
             for name in dict.fromkeys(removed)
-            for probe in _probes(name, "removed", settings.per_concept, settings, ())
+            for probe in tinyworld_probes(name, "removed", settings.per_concept, settings, ())
         ),
         *_spread(near, "near", settings.near, settings, forbidden),
         *_spread(far, "far", settings.far, settings, forbidden),
@@ -384,11 +384,11 @@ def _spread(
     return [
         probe
         for position, name in enumerate(names)
-        for probe in _probes(name, role, share(total, len(names), position), settings, forbidden)
+        for probe in tinyworld_probes(name, role, share(total, len(names), position), settings, forbidden)
     ]
 
 
-def _probes(name: str, role: Role, n: int, settings: MeasureSettings, forbidden: Sequence[str]) -> list[Probe]:
+def tinyworld_probes(name: str, role: Role, n: int, settings: MeasureSettings, forbidden: Sequence[str]) -> list[Probe]:
     """Return the first n prompts of a concept that name nothing forbidden; the same ones whatever else is measured."""
     drawn, probes = 2 * n + 8, []
     for i, prompt in enumerate(vocabulary.prompts_for(name, drawn, settings.seed)):

@@ -14,14 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..attention import AttentionCapture, Maps, layer_pixels
+from ..attention import AttentionCapture, Reduce, layer_pixels, watched_outputs
 from ..backbones.base import Backbone
-from ..concept import Concept, Kind, fill, templates
+from ..concept import Concept, Kind, blank, fill, preserved_templates, templates
 from ..edit import Edit, EditMetadata
 from ..errors import InputError
 from ..finetune import Preservation, Student, below, finetune
-from ..losses.attention import map_distance
+from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import denoising_target, prior_preservation
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
 from ..memory import Memory, Sampling, free_of, memory_prompts, remembered
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 Latents = Float[Tensor, "n c h w"]
 Loss = Callable[[Student, int, torch.Generator], Float[Tensor, ""]]
+Match = Literal["maps", "outputs", "noise"]
 
 _PICTURES: Mapping[Kind, str] = {
     "object": "a photo of a {}",
@@ -44,6 +46,21 @@ _PICTURES: Mapping[Kind, str] = {
 _REG_SCALES = {"l2-sp": 25_000.0, "l1-sp": 50.0, "ewc": 1e5}
 _CALIBRATION_BATCHES = 8
 _MEMORY_SEED, _TARGET_SEED, _PROBE_SEED = 10_000_000, 20_000_000, 30_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Target:
+    """What L_U is trained on for one target.
+
+    Attributes:
+        latents: Pictures of it.
+        spoken: Prompts that speak of it.
+        blank: What each says without it; one row is all of theirs.
+    """
+
+    latents: Latents
+    spoken: TextStates
+    blank: TextStates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +76,14 @@ class DUGE(Eraser):
     reconstructed or come from related methods; the specification gives the source of each.
 
     Attributes:
+        match: What L_U compares: "maps", as specified; or one of two labelled extensions, since equal maps still mix in
+            what the target's values hold: "outputs", what the layers read with those maps, or "noise", the prediction.
+        towards: What it is drawn towards: "empty", the empty prompt, as specified; or "blank" (extension), what a
+            prompt says without the target ("a cat on the beach": "on the beach"), at pictures made for that prompt, so
+            that the beach stays.
+        overshoot: How far beyond it, as a share of the way from what the frozen model has for the target (extension, as
+            ESD's negative guidance): sampling multiplies what is left of the way by the guidance scale. Not for maps,
+            which are distributions.
         trained: "attn2": all of cross-attention; "kv": its keys and values; "lora": patches of `rank` in all of it.
         rank: Of the patches.
         ref_attention: Whose maps L_U is drawn towards: "prev", the model at the start of this removal, or "base", the
@@ -81,7 +106,9 @@ class DUGE(Eraser):
         batch_size: Target pictures a step, and memory pictures a step.
         prompt_dropout: Share of memory pictures that are trained with the unconditional prompt.
         target_pictures: Pictures of each target, made by the original model.
-        memory_size: Pictures of what stays, half of them near the first request.
+        memory_size: Pictures of what stays, half of them near a request.
+        memory_for: Whose near concepts they are: "first", those of the sequence's first request, made once; or "each",
+            those of the request at hand in all contexts of its kind, made for each (extension).
         max_similarity: A memory prompt whose text state is more like the target's is dropped.
         picture_steps: Sampling steps of target and memory pictures.
         picture_guidance: Their classifier-free guidance.
@@ -105,6 +132,9 @@ class DUGE(Eraser):
         "max_similarity": 1.0,
     }
 
+    match: Match = "maps"
+    towards: Literal["empty", "blank"] = "empty"
+    overshoot: Annotated[float, Field(ge=0)] = 0.0
     trained: Literal["attn2", "kv", "lora"] = "attn2"
     rank: Annotated[int, Field(ge=1)] = 16
     ref_attention: Literal["prev", "base"] = "prev"
@@ -126,6 +156,7 @@ class DUGE(Eraser):
     prompt_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     target_pictures: Annotated[int, Field(ge=1)] = 16
     memory_size: Annotated[int, Field(ge=2)] = 200
+    memory_for: Literal["first", "each"] = "first"
     max_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.9
     picture_steps: Annotated[int, Field(ge=1)] = 50
     picture_guidance: Annotated[float, Field(ge=0)] = 7.5
@@ -143,6 +174,11 @@ class DUGE(Eraser):
         seed: int = 0,
     ) -> Edit:
         self.require(concepts)
+        if self.overshoot and self.match == "maps":
+            raise InputError(
+                "duge.overshoot: expected 0 where maps are matched, got"
+                f" {self.overshoot!r}. Set match to outputs or noise."
+            )
         known = history or History()
         memory = self._memory(backbone, concepts, known)
         preserving = self._preserving(backbone, memory, known)
@@ -181,9 +217,13 @@ class DUGE(Eraser):
         return self.trained != "kv" or inner.endswith(("to_k.weight", "to_v.weight"))
 
     def _memory(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> Memory:
-        """Return what is replayed: made for the first request of the sequence, less what has been removed since."""
+        """Return what is replayed: the original model's pictures, less what has been removed since."""
         gone = [*history.targets, *concepts]
-        prompts = memory_prompts(backbone, gone[:1], self.memory_size)
+        if self.memory_for == "first":
+            prompts = memory_prompts(backbone, gone[:1], self.memory_size)
+        else:
+            contexts = preserved_templates(concepts[0].kind)
+            prompts = memory_prompts(backbone, concepts, self.memory_size, contexts=contexts, without=gone)
         made = remembered(backbone, history, prompts, sampling=self._sampling, seed=_MEMORY_SEED)
         left = free_of(backbone, made, gone, max_similarity=self.max_similarity, shows=history.shows)
         if not len(left):
@@ -198,7 +238,6 @@ class DUGE(Eraser):
         """Return L_U at pictures of a target."""
         now = [self._target(backbone, concept, history) for concept in concepts]
         earlier = [self._target(backbone, concept, history) for concept in history.targets] if self.revisit else []
-        empty = backbone.unconditional()
         pixels = layer_pixels(backbone)
         layers = [name for name, size in pixels.items() if self.max_pixels is None or size <= self.max_pixels]
         if not layers:
@@ -206,17 +245,24 @@ class DUGE(Eraser):
                 f"duge.max_pixels: expected at least {min(pixels.values())}, the size of the smallest layer,"
                 f" got {self.max_pixels!r}. Raise it."
             )
+        look = _Look(backbone=backbone, match=self.match, layers=layers)
         frozen = history.original if self.ref_attention == "base" else nullcontext
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             drawn = earlier if earlier and _uniform(generator) < self.revisit else now
-            latents, states = drawn[below(len(drawn), generator)]
-            clean = _rows(latents, self.batch_size, generator).to(backbone.device)
-            noisy, timestep, _, _ = _noised(backbone, clean, generator)
-            read = states.select([below(len(states), generator) for _ in range(len(clean))])
+            target = drawn[below(len(drawn), generator)]
+            rows = [below(len(target.latents), generator) for _ in range(self.batch_size)]
+            noisy, timestep, _, _ = _noised(backbone, target.latents[rows].float().to(backbone.device), generator)
+            said = rows if self.towards == "blank" else [below(len(target.spoken), generator) for _ in rows]
+            read, blank = (states.select([at % len(states) for at in said]) for states in (target.spoken, target.blank))
             with torch.no_grad(), frozen(backbone):
-                reference = _maps(backbone, layers, noisy, timestep, empty.expand(len(clean)))
-            return student(_distance, backbone, layers, noisy, timestep, read, reference)
+                reference = look.at(noisy, timestep, blank)
+                if self.overshoot:
+                    away = look.at(noisy, timestep, read)
+                    reference = {
+                        name: wanted + self.overshoot * (wanted - away[name]) for name, wanted in reference.items()
+                    }
+            return student(look.distance, noisy, timestep, read, reference)
 
         return loss
 
@@ -301,14 +347,27 @@ class DUGE(Eraser):
     def _fisher_of(self, name: str) -> bool:
         return self._which(name) and (self.trained != "lora" or name.endswith(".weight"))
 
-    def _target(self, backbone: Backbone, concept: Concept, history: History) -> tuple[Latents, TextStates]:
-        """Return pictures of a target, and the states of the prompts that speak of it."""
-        prompt = fill(_PICTURES[concept.kind], concept.target)
+    def _target(self, backbone: Backbone, concept: Concept, history: History) -> _Target:
+        """Return pictures of a target, the prompts that speak of it, and what stands in their place."""
+        pairs = _pairs(concept)
         pictures = remembered(
-            backbone, history, [prompt] * self.target_pictures, sampling=self._sampling, seed=_TARGET_SEED
+            backbone,
+            history,
+            [self._asked(concept, at) for at in range(self.target_pictures)],
+            sampling=self._sampling,
+            seed=_TARGET_SEED,
         )
-        spoken = [fill(template, name) for name in concept.names for template in templates(concept.kind)]
-        return pictures.latents, backbone.encode(spoken)
+        without = [blank for _, blank in pairs] if self.towards == "blank" else [""]
+        return _Target(
+            latents=pictures.latents,
+            spoken=backbone.encode([prompt for prompt, _ in pairs]),
+            blank=concatenate([backbone.encode([text]) if text else backbone.unconditional() for text in without]),
+        )
+
+    def _asked(self, concept: Concept, at: int) -> str:
+        """Return what the target's picture of a number is made for."""
+        pairs = _pairs(concept)
+        return pairs[at % len(pairs)][0] if self.towards == "blank" else fill(_PICTURES[concept.kind], concept.target)
 
     def _probe(
         self, backbone: Backbone, concepts: Sequence[Concept], history: History
@@ -318,7 +377,7 @@ class DUGE(Eraser):
         if not self.probe_every or shows is None:
             return None
         asked = [
-            (concept, fill(_PICTURES[concept.kind], concept.target), _PROBE_SEED + at)
+            (concept, self._asked(concept, at), _PROBE_SEED + at)
             for concept in concepts
             for at in range(max(1, self.probe_pictures // len(concepts)))
         ]
@@ -343,33 +402,53 @@ class DUGE(Eraser):
         return gone
 
 
-def _maps(
-    backbone: Backbone, layers: Sequence[str], latents: Latents, timestep: Int[Tensor, " n"], states: TextStates
-) -> dict[str, Tensor]:
-    """Return the attention maps of a pass, by layer."""
-    with AttentionCapture(
-        backbone=backbone, layers=layers, reduce=lambda _, maps: maps, implementation="softmax"
-    ) as capture:
-        backbone.predict(latents, timestep, states)
-    return capture.maps
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What L_U compares of a pass through the denoiser.
 
+    Attributes:
+        backbone: The model.
+        match: See `DUGE.match`.
+        layers: Full names of the cross-attention layers that are looked at.
+    """
 
-def _distance(
-    backbone: Backbone,
-    layers: Sequence[str],
-    latents: Latents,
-    timestep: Int[Tensor, " n"],
-    states: TextStates,
-    reference: dict[str, Tensor],
-) -> Float[Tensor, ""]:
-    """Return the mean over layers of the distance to the reference's maps, each of which is dropped once it is used."""
+    backbone: Backbone
+    match: Match
+    layers: Sequence[str]
 
-    def reduce(layer: str, maps: Maps) -> Tensor:
-        return map_distance(maps, reference.pop(layer))
+    def at(
+        self,
+        latents: Latents,
+        timestep: Int[Tensor, " n"],
+        states: TextStates,
+        reduce: Reduce = lambda _, found: found,
+    ) -> dict[str, Tensor]:
+        """Return what `reduce` makes of each layer of a pass; the noise counts as one layer."""
+        match self.match:
+            case "maps":
+                seen = AttentionCapture(
+                    backbone=self.backbone, layers=self.layers, reduce=reduce, implementation="softmax"
+                )
+                with seen:
+                    self.backbone.predict(latents, timestep, states)
+                return seen.maps
+            case "outputs":
+                with watched_outputs(self.backbone, self.layers, reduce) as outputs:
+                    self.backbone.predict(latents, timestep, states)
+                return outputs
+            case "noise":
+                return {"noise": reduce("noise", self.backbone.predict(latents, timestep, states).float())}
 
-    with AttentionCapture(backbone=backbone, layers=layers, reduce=reduce, implementation="softmax") as capture:
-        backbone.predict(latents, timestep, states)
-    return torch.stack(list(capture.maps.values())).mean()
+    def distance(
+        self, latents: Latents, timestep: Int[Tensor, " n"], states: TextStates, reference: dict[str, Tensor]
+    ) -> Float[Tensor, ""]:
+        """Return the mean over layers of the distance to the reference, which is dropped layer by layer."""
+        measure = {"maps": map_distance, "outputs": output_distance, "noise": F.mse_loss}[self.match]
+
+        def reduce(layer: str, found: Tensor) -> Tensor:
+            return measure(found, reference.pop(layer))
+
+        return torch.stack(list(self.at(latents, timestep, states, reduce).values())).mean()
 
 
 def _noised(
@@ -393,8 +472,14 @@ def _gradient_norm(student: Student, loss: Loss, generator: torch.Generator) -> 
     return float(torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt())
 
 
-def _rows(latents: Latents, k: int, generator: torch.Generator) -> Float[Tensor, "{k} c h w"]:
-    return latents[torch.randint(len(latents), (k,), generator=generator)].float()
+def _pairs(concept: Concept) -> list[tuple[str, str]]:
+    """Return the prompts that speak of a concept, each with what it says without; names and contexts take turns."""
+    names, contexts = concept.names, templates(concept.kind)
+    turns = [(names[(at + at // len(contexts)) % len(names)], at) for at in range(len(names) * len(contexts))]
+    return [
+        (fill(contexts[at % len(contexts)], name), blank(concept.kind, contexts[at % len(contexts)]))
+        for name, at in turns
+    ]
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -39,3 +39,14 @@ def map_distance(
     attention is on the start of the text.
     """
     return (maps - reference).square().sum(-1).mean()
+
+
+def output_distance(
+    outputs: Float[Tensor, "batch pixels channels"], reference: Float[Tensor, "batch pixels channels"]
+) -> Float[Tensor, ""]:
+    """Return the squared distance of what a layer reads, as a share of the reference's mean square.
+
+    The extension that DUGE's specification proposes where equal maps are not enough, reconstructed: also what the
+    values put in counts. The share makes layers of unlike sizes count alike.
+    """
+    return (outputs - reference).square().mean() / (reference.square().mean() + EPSILON)
