@@ -227,19 +227,20 @@ class AttentionCapture:
             hooks.callback(handle.remove)
 
     def _maps(self, attention: Any, seen: Mapping[str, Tensor]) -> Maps:
-        """Return the wanted columns of one layer, computed in float32."""
+        """Return the wanted columns of one layer, computed in float32 or better."""
         query, key = (seen[part].unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in ("query", "key"))
         query = query if attention.norm_q is None else attention.norm_q(query)
         key = key if attention.norm_k is None else attention.norm_k(key)
+        query, key = at_least_float32(query), at_least_float32(key)
         batch, _, tokens, _ = key.shape
         mask = seen.get("mask")
         if mask is not None:
             mask = attention.prepare_attention_mask(mask, tokens, batch)
-            mask = mask.view(batch, attention.heads, -1, tokens).float()
+            mask = mask.view(batch, attention.heads, -1, tokens).to(query.dtype)
         if self.tokens is None and self.implementation == "softmax":
-            return softmax_maps(query.float(), key.float(), mask)
+            return softmax_maps(query, key, mask)
         compute = one_hot_columns if self.implementation == "one-hot" else softmax_columns
-        return compute(query.float(), key.float(), self._columns(batch, tokens), mask)
+        return compute(query, key, self._columns(batch, tokens), mask)
 
     def _columns(self, batch: int, tokens: int) -> Int[Tensor, "batch k"]:
         columns = torch.as_tensor(range(tokens) if self.tokens is None else self.tokens, dtype=torch.long)
@@ -249,6 +250,11 @@ class AttentionCapture:
                 " Positions count from the start-of-text token."
             )
         return columns.expand(batch, -1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return half precision as float32, and what is finer as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _submodule(backbone: Backbone, name: str) -> nn.Module:

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention import AttentionCapture, Reduce, layer_pixels, watched_outputs
+from ..attention import AttentionCapture, Reduce, at_least_float32, layer_pixels, watched_outputs
 from ..backbones.base import Backbone
 from ..concept import Concept, Kind, blank, fill, preserved_templates, templates
 from ..edit import Edit, EditMetadata
@@ -303,7 +303,7 @@ class DUGE(Eraser):
                     wanted = backbone.predict(noisy, timestep, read).float()
             else:
                 wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
-            return prior_preservation(student(backbone.predict, noisy, timestep, read).float(), wanted)
+            return prior_preservation(at_least_float32(student(backbone.predict, noisy, timestep, read)), wanted)
 
         return loss
 
@@ -437,7 +437,7 @@ class _Look:
                     self.backbone.predict(latents, timestep, states)
                 return outputs
             case "noise":
-                return {"noise": reduce("noise", self.backbone.predict(latents, timestep, states).float())}
+                return {"noise": reduce("noise", at_least_float32(self.backbone.predict(latents, timestep, states)))}
 
     def distance(
         self, latents: Latents, timestep: Int[Tensor, " n"], states: TextStates, reference: dict[str, Tensor]

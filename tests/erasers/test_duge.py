@@ -12,7 +12,7 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
 from erasure.edit import LowRankChange
 from erasure.erasers import History, make_eraser
-from erasure.erasers.duge import DUGE, _distance, _maps, _noised
+from erasure.erasers.duge import DUGE, _Look, _noised, _pairs
 from erasure.errors import InputError
 from erasure.finetune import Student
 from erasure.ledger import Ledger
@@ -48,18 +48,23 @@ def student_of(backbone: Backbone, settings: DUGE = QUICK) -> Student:
     return Student(backbone, settings._which, settings.rank if settings.trained == "lora" else None, generator())
 
 
+def look_at(backbone: Backbone, match: Any = "maps") -> _Look:
+    return _Look(backbone=backbone, match=match, layers=list(cross_attention_layers(backbone)))
+
+
 def deltas(edit: Any, backbone: Backbone) -> dict[str, torch.Tensor]:
     weights = backbone.parameters(edit.changes.__contains__)
     return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
 
 
-def test_equal_models_with_the_empty_prompt_have_no_loss_and_no_gradient(backbone: Backbone) -> None:
+@pytest.mark.parametrize("match", ["maps", "outputs", "noise"])
+def test_equal_models_with_the_empty_prompt_have_no_loss_and_no_gradient(match: Any, backbone: Backbone) -> None:
     latents, timestep = some_latents(backbone)
-    empty, layers = backbone.unconditional().expand(2), list(cross_attention_layers(backbone))
+    empty, look = backbone.unconditional().expand(2), look_at(backbone, match)
     student = student_of(backbone)
     with torch.no_grad():
-        reference = _maps(backbone, layers, latents, timestep, empty)
-    loss = student(_distance, backbone, layers, latents, timestep, empty, reference)
+        reference = look.at(latents, timestep, empty)
+    loss = student(look.distance, latents, timestep, empty, reference)
     assert loss.item() == 0
     gradients = torch.autograd.grad(loss, student.trained, allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
@@ -70,7 +75,7 @@ def test_maps_are_distributions_over_all_tokens(backbone: Backbone) -> None:
     latents, timestep = some_latents(backbone)
     layers = list(cross_attention_layers(backbone))
     with torch.no_grad():
-        maps = _maps(backbone, layers, latents, timestep, backbone.encode(["a cat", "a dog"]))
+        maps = look_at(backbone).at(latents, timestep, backbone.encode(["a cat", "a dog"]))
     sizes = layer_pixels(backbone)
     assert list(maps) == list(sizes)  # in the order of execution
     assert set(maps) == set(layers)
@@ -99,9 +104,7 @@ def test_the_loss_on_maps_reaches_queries_and_keys_and_not_what_comes_after_the_
     reached = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
     assert all(".attn2." in name for name in gradients)
     assert all(name in reached for name in gradients if "to_q" in name or "to_k" in name)
-    last = next(
-        reversed(_maps(small, list(cross_attention_layers(small)), *some_latents(small), small.encode(["a"] * 2)))
-    )
+    last = next(reversed(look_at(small).at(*some_latents(small), small.encode(["a"] * 2))))
     assert not any(name.startswith((f"{last}.to_v", f"{last}.to_out")) for name in reached)
 
 
@@ -291,3 +294,97 @@ def test_layers_above_the_largest_size_are_left_out(small: Backbone) -> None:
 def test_settings_out_of_range() -> None:
     with pytest.raises(InputError, match=r"duge\.ref_attention: expected 'prev' or 'base'"):
         make_eraser("duge", ref_attention="first")
+
+
+@pytest.mark.parametrize("match", ["outputs", "noise"])
+def test_the_extensions_reach_values_and_the_output_projection_of_every_layer(match: Any, small: Backbone) -> None:
+    student = student_of(small)
+    value = replace(QUICK, match=match)._erasing(small, [CAT], History())(student, 0, generator())
+    gradients = torch.autograd.grad(value, student.trained, allow_unused=True)
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
+
+
+def test_what_stands_in_a_targets_place_is_its_context(small: Backbone) -> None:
+    pairs = dict(_pairs(CAT))
+    assert pairs["a cat on the beach"] == "on the beach"
+    assert pairs["cat"] == ""
+    assert {name for prompt in pairs for name in CAT.names if name in prompt} == {"cat", "kitten"}
+    assert len(pairs) == 2 * len({blank for _, blank in _pairs(CAT)} | {1})
+    settings = replace(QUICK, towards="blank", target_pictures=3)
+    target = settings._target(small, CAT, History())
+    assert len(target.latents) == 3
+    assert len(target.spoken) == len(target.blank) == len(pairs)
+    torch.testing.assert_close(target.blank.states[0], small.unconditional().states[0])
+    assert settings._asked(CAT, 1) == next(iter(list(pairs)[1:]))
+    plain = QUICK._target(small, CAT, History())
+    assert len(plain.blank) == 1
+    assert QUICK._asked(CAT, 1) == "a photo of a cat"
+
+
+def test_overshooting_goes_on_beyond_what_is_aimed_at(small: Backbone) -> None:
+    settings = replace(QUICK, match="noise", towards="blank", batch_size=1, target_pictures=1)
+    with torch.no_grad():
+        near, far = (
+            replace(settings, overshoot=o)._erasing(small, [CAT], History())(Untrained(), 0, generator())
+            for o in (0.0, 1.0)
+        )
+    assert far.item() == pytest.approx(4 * near.item(), rel=1e-4)  # twice the way, squared
+    with pytest.raises(InputError, match=r"duge\.overshoot: expected 0 where maps are matched, got 1\.0"):
+        replace(QUICK, overshoot=1.0).fit(small, [CAT])
+
+
+def test_a_memory_for_each_request_is_near_that_request(small: Backbone) -> None:
+    asked = {
+        kind: replace(QUICK, memory_for=kind, memory_size=8)._memory(small, [BOAT], History(targets=(CAT,))).prompts
+        for kind in ("first", "each")
+    }
+    assert any("house" in prompt for prompt in asked["first"])
+    assert all(word in " ".join(asked["each"]) for word in ("dog",))
+    assert len({prompt for prompt in asked["each"] if "dog" in prompt}) > 1  # in several contexts
+    assert not any(word in prompt for prompt in asked["each"] for word in ("cat", "kitten", "boat"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"match": "outputs", "overshoot": 0.5}, {"match": "noise"}])
+def test_gradients_agree_with_finite_differences(settings: dict[str, Any], small: Backbone) -> None:
+    """Spec 9.11, in float64, for each of the three losses through a whole UNet."""
+    for part in (small.pipe.unet, small.pipe.text_encoder):
+        part.double()
+    duge = replace(QUICK, prompt_dropout=0.0, **settings)
+    memory = duge._memory(small, [CAT], History())
+    names = list(small.parameters(duge._which))
+    weights = {name: small.parameters(duge._which)[name].detach().clone() for name in names}
+    base = {name: weight.clone() for name, weight in weights.items()}
+    losses = {
+        "unlearning": duge._erasing(small, [CAT], History()),
+        "prior": duge._preserving(small, memory, History()),
+        "weights": duge._regularising(small, memory, History(), 0),
+    }
+    draws = generator(7)
+    way = {name: torch.randn(weight.shape, generator=draws, dtype=torch.float64) for name, weight in weights.items()}
+    for name, loss in losses.items():
+        student = Double(small, base, weights, way)
+        at = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        [slope] = torch.autograd.grad(student.at(at, loss), at)
+        step = 1e-4
+        with torch.no_grad():
+            high, low = (student.at(torch.tensor(sign * step, dtype=torch.float64), loss) for sign in (1, -1))
+        assert slope.item() == pytest.approx((high - low).item() / (2 * step), rel=1e-6), name
+
+
+class Double(Student):
+    """A student in float64 on a line through weight space, a little way off the pipeline's own weights."""
+
+    def __init__(self, backbone: Backbone, base: Any, weights: Any, way: Any) -> None:
+        super().__init__(backbone, QUICK._which, None, generator())
+        self.base, self.start, self.way = base, {n: w + 0.01 * way[n] for n, w in weights.items()}, way
+        self.now: dict[str, torch.Tensor] = {}
+
+    def at(self, along: torch.Tensor, loss: Any) -> torch.Tensor:
+        self.now = {name: start + along * self.way[name] for name, start in self.start.items()}
+        return loss(self, 0, generator(5))
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(self._scope, self.now, (function, args, kwargs))
+
+    def shifts(self) -> dict[str, torch.Tensor]:
+        return {name: now - self.base[name] for name, now in self.now.items()}
