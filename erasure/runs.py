@@ -165,7 +165,9 @@ def read_concepts(path: Path) -> list[dict[str, Any]]:
 
 
 def parse(config: Mapping[str, Any]) -> Run:
-    """Check a config whole and fill in what it leaves open; on the tiny world that is aliases, kind and preserve.
+    """Check a config whole and fill in what it leaves open.
+
+    On the tiny world that is aliases, kind and preserve, and settings for so small a model where the eraser has some.
 
     Raises:
         InputError: Every key that is unknown, of the wrong type or out of range, on one line.
@@ -179,8 +181,10 @@ def parse(config: Mapping[str, Any]) -> Run:
         raise InputError(
             f"eraser: expected a name and settings, got {given!r}. Write for example {{name: uce, reg: 0.5}}."
         )
-    if config["model"] == TINYWORLD and isinstance(config.get("concepts"), list):
-        config["concepts"] = _worldly(config["concepts"])
+    if config["model"] == TINYWORLD:
+        settings = {**eraser_class(name).on_tinyworld, **settings}
+        if isinstance(config.get("concepts"), list):
+            config["concepts"] = _worldly(config["concepts"])
     schema = create_model(
         "Run",
         __config__=ConfigDict(extra="forbid", strict=True),

@@ -18,12 +18,17 @@ from erasure.finetune import Student
 from erasure.ledger import Ledger
 from erasure.losses.preservation import denoising_target
 from erasure.memory import GENERIC, free_of, memory_prompts, nearest, remembered
+from erasure.runs import read_config
 from tests.erasers.test_esd import Untrained
 from tests.tiny import FAMILIES, sd1
 
 CAT = Concept(target="cat", preserve=("dog", "house"), aliases=("kitten",))
 BOAT = Concept(target="boat", preserve=("dog",))
-QUICK = DUGE(**DUGE.quick, probe_every=0)
+CONFIGS = Path(__file__).parents[2] / "configs"
+SPECIFIED = {
+    k: v for k, v in read_config(CONFIGS / "duge" / "specified-tinyworld.yaml")["eraser"].items() if k != "name"
+}
+QUICK = DUGE(**{**SPECIFIED, **DUGE.quick, "probe_every": 0})
 
 
 @pytest.fixture(params=sorted(FAMILIES))
