@@ -84,8 +84,8 @@ def source_of(
         if given != base:
             rows.insert(0, Row(name=ERASED, pipe=load(given), about=f"the model {given}"))
     if gold is not None:
-        pipe = _with_denoiser(load(base), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
-        rows.append(Row(name=GOLD, pipe=pipe, about=f"{gold}: trained without {', '.join(names)}"))
+        never = _with_denoiser(load(base), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
+        rows.append(Row(name=GOLD, pipe=never, about=f"{gold}: trained without {', '.join(names)}"))
     return Source(
         title=f"{Path(given).name}: {', '.join(names)}",
         rows=tuple(rows),

@@ -9,6 +9,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
+from erasure.concept import Concept
+from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval import evaluate as module
 from erasure.eval.benchmarks.tinyworld import TinyWorld
@@ -226,6 +228,12 @@ def test_a_gold_standard_may_be_a_denoiser_alone(tmp_path: Path) -> None:
         *_, last = source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / folder)).rows
         assert last.name == GOLD
         torch.testing.assert_close(last.pipe.unet.conv_in.weight, gold.unet.conv_in.weight)
+    pipe = world.pipeline()
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tinyworld")
+    ledger.remove(pipe, make_eraser("uce"), [Concept(target="cat")])
+    first, *_ = source_of(str(tmp_path / "ledger"), load, gold=str(tmp_path / "gold")).rows
+    with first.applied() as edited:  # of the ledger's base, not of the gold standard
+        assert not torch.equal(edited.unet.conv_in.weight, gold.unet.conv_in.weight)
     (tmp_path / "gold" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="gold: expected a denoiser"):
         source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / "gold"))
