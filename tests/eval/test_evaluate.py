@@ -1,6 +1,7 @@
 """Evaluations: every row on the same prompts and seeds, the arithmetic of the metrics, scores and report."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -215,14 +216,14 @@ def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:
 
 
 def test_a_gold_standard_may_be_a_denoiser_alone(tmp_path: Path) -> None:
-    gold = world.pipeline()
+    gold = deepcopy(world.pipeline())
     with torch.no_grad():
         gold.unet.conv_in.weight.add_(1)
     gold.unet.save_pretrained(tmp_path / "gold")
     gold.save_pretrained(tmp_path / "whole")
 
     def load(name: str) -> Any:
-        return world.pipeline() if name == "tinyworld" else DiffusionPipeline.from_pretrained(name)
+        return deepcopy(world.pipeline()) if name == "tinyworld" else DiffusionPipeline.from_pretrained(name)
 
     for folder in ("gold", "whole"):
         *_, last = source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / folder)).rows
