@@ -202,7 +202,9 @@ def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
 
 @app.command()
 def undo(
-    ledger: LedgerFolder, name: Annotated[str, typer.Argument(metavar="ID", help="As `erasure log` shows it.")]
+    ledger: LedgerFolder,
+    name: Annotated[str, typer.Argument(metavar="ID", help="As `erasure log` shows it.")],
+    device: Device = "auto",
 ) -> None:
     """Take one removal back, whichever it is; the others stay."""
     from .ledger import Ledger
@@ -210,8 +212,16 @@ def undo(
     opened = Ledger.open(ledger)
     entry = opened.undo(name)
     out.print(f"{entry.id} {_targets(entry)}: undone. Standing: {_standing(opened)}.", markup=False)
+    if not opened.approximate:
+        return
+    try:
+        moved = opened.moved(_loaded(opened.base.name, _device(device)))
+    except ErasureError as error:  # the undo stands all the same
+        moved = {}
+        out.print(f"how far the others moved is not known: {error}", markup=False)
     for other in opened.approximate:
-        out.print(f"{other}: was trained on top of an undone removal; what stands is an approximation.", markup=False)
+        far = f" The weights beneath it moved by {moved[other]:.2f} of its own change." if other in moved else ""
+        out.print(f"{other}: was trained on top of an undone removal; an approximation stands.{far}", markup=False)
 
 
 @app.command()

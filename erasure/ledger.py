@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .backbones import backbone_of
+from .backbones.base import Backbone
 from .closed_form import Rows, solve
 from .concept import Concept, normalized
 from .edit import Edit, EditMetadata, MapChange
@@ -298,6 +299,38 @@ class Ledger:
         last = None if upto is None else self.entry(upto).id
         parts = [entry.sha256 for entry in self.standing if last is None or entry.id <= last]
         return hashlib.sha256("\n".join([self.base.fingerprint, *parts]).encode()).hexdigest()[:16]
+
+    def moved(self, pipe: Any) -> dict[str, float]:
+        """Return how far the weights beneath each approximate removal have moved since it was fitted.
+
+        Args:
+            pipe: The unedited base model.
+
+        Returns:
+            By id, the norm of the move over the norm of the removal's own change, over the weights that it changes.
+
+        Raises:
+            BaseMismatchError: The pipeline is not the ledger's base.
+            LedgerError: See `edit`.
+        """
+        backbone = backbone_of(pipe)
+        self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
+        return {name: self._moved(backbone, self.entry(name)) for name in self.approximate}
+
+    def _moved(self, backbone: Backbone, entry: Entry) -> float:
+        own = self._load(entry)
+        beneath = [self.entry(name) for name in entry.started_from]
+        then, now = (
+            Edit.joint([self._load(other) for other in others]).changes if others else {}
+            for others in (beneath, [other for other in beneath if other.state == "standing"])
+        )
+        moves = changes = 0.0
+        for name, weight in backbone.parameters(own.changes.__contains__).items():
+            original = weight.detach()
+            start, end = (side[name].of(original).double() if name in side else 0.0 for side in (then, now))
+            moves += float(torch.as_tensor(start - end).square().sum())
+            changes += float(own.changes[name].of(original).double().square().sum())
+        return (moves / changes) ** 0.5 if changes else 0.0
 
     def verify(self, pipe: Any | None = None) -> list[str]:
         """Return what is wrong, a line each: files by hash, solved removals by solving them again, the base.

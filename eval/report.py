@@ -121,6 +121,7 @@ def render(
         skipped=skipped if last is None else None,
         notes=_notes(ledger, rows),
         steps=[row.as_view() for row in rows],
+        curve=_curve(rows),
         columns=columns,
         groups=_groups(
             strips, columns, {concept.target: row.entry.id for row in rows for concept in row.entry.concepts}
@@ -144,6 +145,48 @@ def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"name": "Kept, near", "rate": step["near"], "say": near},
         {"name": "Kept, far", "rate": step["far"], "say": far},
     ]
+
+
+def _curve(rows: Sequence[StepRow]) -> dict[str, Any] | None:
+    """Return where the lines of the erosion curve go, in the units of its drawing; None for fewer than two removals.
+
+    Before the first removal all that was there is there, by what retention means; efficacy has no value then.
+    """
+    views = [row.as_view() for row in rows]
+    if sum(view["measured"] is not None for view in views) < 2:
+        return None
+    left, right, top, bottom = 44.0, 704.0, 14.0, 194.0
+    places = [left + (right - left) * at / len(views) for at in range(len(views) + 1)]
+
+    def height(share: float) -> float:
+        return bottom - (bottom - top) * share
+
+    lines = []
+    for key, name in (("efficacy", "removed"), ("near", "kept, near"), ("far", "kept, far")):
+        rates = [(places[at], view[key]) for at, view in enumerate(views, 1) if view[key]]
+        dots = [
+            {
+                "x": x,
+                "y": height(rate["value"]),
+                "low": height(rate["interval"][0]),
+                "high": height(rate["interval"][1]),
+                "say": f"{name}: {rate['value']:.2f}, {rate['interval'][0]:.2f} to {rate['interval'][1]:.2f}",
+            }
+            for x, rate in rates
+        ]
+        start = [] if key == "efficacy" else [(places[0], height(1.0))]
+        through = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*start, *((dot["x"], dot["y"]) for dot in dots)])
+        if dots:
+            lines.append({"key": key, "name": name, "dots": dots, "through": through})
+    labels = ["original", *(", ".join(view["concepts"]) for view in views)]
+    shown = range(0, len(labels), max(1, (len(labels) + 8) // 9))
+    return {
+        "lines": lines,
+        "grid": [(height(share), f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+        "labels": [(places[at], labels[at] if len(labels[at]) < 13 else f"{labels[at][:11]}…") for at in shown],
+        "left": left,
+        "right": right,
+    }
 
 
 def _groups(

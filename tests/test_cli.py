@@ -129,6 +129,16 @@ def test_undo_and_log_tell_what_stands(tmp_path) -> None:
     assert "neon (002) was removed and taken back" in page
 
 
+def test_undoing_beneath_a_trained_removal_tells_how_far_it_moved(tmp_path) -> None:
+    call("remove", "cat", "--ledger", "here", *FAST)
+    quick = ("--no-measure", "--set", "eraser.steps=1", "--set", "eraser.sample_steps=2")
+    call("remove", "gun", "--ledger", "here", "--method", "esd", *quick)
+    said = call("undo", "here", "1").stdout.split("\n")
+    assert said[0] == "001 cat: undone. Standing: gun (002)."
+    assert re.fullmatch(r"002: was trained .* an approximation stands\. The weights .* by \d+\.\d\d .*", said[1])
+    assert call("undo", "here", "2").stdout == "002 gun: undone. Standing: nothing.\n"
+
+
 def test_without_a_measure_it_only_removes(tmp_path) -> None:
     document = json.loads(call("remove", "cat", *FAST, "--json").stdout)
     assert document["ledger"] == "erasure-runs/cat"

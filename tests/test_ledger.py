@@ -159,8 +159,16 @@ def test_undoing_beneath_a_trained_removal_is_labelled_approximate(tmp_path, pip
     assert ledger.entries[1].started_from == ("001",)
     ledger.undo("003")
     assert ledger.approximate == ()
+    assert ledger.moved(pipe) == {}
     ledger.undo("001")
     assert ledger.approximate == ("002",)
+    own = Edit.load(tmp_path / ledger.entries[1].file).changes
+    weights = backbone_of(pipe).parameters(own.__contains__)
+    sizes = [
+        sum(float(changes[name].of(weights[name].detach()).square().sum()) for name in own if name in changes)
+        for changes in (edits[0].changes, own)
+    ]
+    assert ledger.moved(pipe) == {"002": pytest.approx((sizes[0] / sizes[1]) ** 0.5, rel=1e-4)}
     assert Ledger.open(tmp_path).verify(pipe) == []
     with ledger.applied_to(pipe):
         pass
