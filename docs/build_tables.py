@@ -108,6 +108,33 @@ def evaluation(source: str, results: Path) -> str:
     return _table(("metric", *names), cells, [(path, run["protocol"])])
 
 
+def continual(source: str, results: Path) -> str:
+    """Return one row a run, as it stands after its last removal, beside the original it started from."""
+    rows = []
+    for path, run in _runs(source, results):
+        first, last = run["points"]["0"], run["points"][max(run["points"], key=int)]
+        rows.append(
+            (
+                path.parent.name.rsplit("-", 2)[0],
+                f"{run['order']}, {run['seed']}",
+                _plain(last, "ua"),
+                *(f"{_plain(last, key)}, {last[key] / first[key]:.2f} of before" for key in ("ra_near", "ra_far")),
+                f"{last['ge']:.3f}",
+                f"{run['slope']:.4f}",
+                "–" if last["fd"] is None else f"{last['fd']:.4f}",
+                f"{last['drift']:.3f}",
+                f"{sum(removal['training_seconds'] for removal in run['removals']):.0f}",
+            )
+        )
+    headings = ("method", "order, seed", "UA", "RA near", "RA far", "GE", "slope of GE", "FD", "drift", "seconds")
+    return _table(headings, rows, _runs(source, results))
+
+
+def _plain(point: Run, key: str) -> str:
+    low, high = point[f"{key}_interval"]
+    return f"{point[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def closed_form(source: str, results: Path) -> str:
     """Return one row a number of concepts."""
     rows = [
@@ -224,6 +251,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "removal": removal,
     "removal-steps": removal_steps,
     "evaluation": evaluation,
+    "continual": continual,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
     "startup": startup,
