@@ -188,7 +188,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     pipe, work = tinyworld.load(), options.work / options.out.name
     kind = InPlace if options.in_place else Removals
     removals = kind(folder=work / "removals", pipe=pipe, run=run, memory=options.work / "memory")
-    settings = MeasureSettings(seed=1)
+    settings = replace(run.measure or MeasureSettings(), seed=1)
     forbidden = [word for name in TARGETS for word in (name, *vocabulary.SYNONYMS.get(name, ()))]
     probes = [
         probe

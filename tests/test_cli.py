@@ -87,6 +87,8 @@ def test_concepts_are_removed_one_after_another_and_reported(tmp_path) -> None:
 
     page = (tmp_path / document["report"]).read_text()
     assert "Removed: cat and neon" in page
+    [curve] = re.findall(r"<svg[^>]*Erosion curve.*?</svg>", page, flags=re.DOTALL)
+    assert curve.count("<circle") == 2 * 3  # after each removal, of what is gone, near and far
     assert page.count("data:image/png;base64,") > 3 * (2 * 2)
     assert not re.search(r"(src|href)=[\"'](?!data:)", page)
     assert "http" not in page.replace("http-equiv", "")
