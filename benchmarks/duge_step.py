@@ -20,7 +20,7 @@ import torch
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.erasers import History
+from erasure.erasers import History, Step
 from erasure.erasers.duge import DUGE
 from erasure.finetune import finetune
 from erasure.runs import read_config
@@ -78,8 +78,9 @@ def measured(case: str, steps: int) -> dict[str, Any]:
     moments: list[float] = []
     before = 0
 
-    def note(step: object) -> None:
-        moments.append(time.perf_counter())
+    def note(step: Step) -> None:
+        if step.stage == "fit":
+            moments.append(time.perf_counter())
 
     if case.startswith("training"):
         plain = DUGE(**{**DUGE.on_tinyworld, **cases()[case], **SMALL, "distill": False})
@@ -87,7 +88,7 @@ def measured(case: str, steps: int) -> dict[str, Any]:
         before = resident()
         finetune(backbone, plain._which, loss, steps=steps + 1, lr=plain.lr, clip_norm=1.0, on_step=note)
     else:
-        duge.fit(backbone, [CONCEPT], on_step=lambda step: note(step))
+        duge.fit(backbone, [CONCEPT], on_step=note)
     seconds = [later - earlier for earlier, later in itertools.pairwise(moments)]
     return {
         "case": case,

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from .errors import ErasureError, InputError
 
 if TYPE_CHECKING:
+    from .erasers import Step
     from .eval.record import Record
     from .ledger import Entry, Ledger
     from .runs import Run
@@ -154,7 +155,7 @@ def _remove(run: "Run", *, as_json: bool, start: float) -> None:
     steps = []
     with _bars() as advance:
         record = Record(ledger, pipe, run.measure, advance)
-        for entry in runs.remove(run, pipe, ledger, on_step=lambda step: advance("fit", 1, step.total)):
+        for entry in runs.remove(run, pipe, ledger, on_step=_counted(advance)):
             measured = record.measure(entry)
             steps.append(_step_json(entry, measured))
             show.print(_line(entry, measured), markup=False)
@@ -610,6 +611,17 @@ def _loaded(model: str, device: str) -> Any:
             library.disable_progress_bar()
             library.set_verbosity_error()
         return load_model(model, device=device)
+
+
+def _counted(advance: Callable[[str, int, int], None]) -> Callable[["Step"], None]:
+    """Return what moves a bar by the steps of a fit, which say how many are done and not how many more."""
+    done: dict[str, int] = {}
+
+    def step(step: "Step") -> None:
+        advance(step.stage, step.step - done.get(step.stage, 0), step.total)
+        done[step.stage] = step.step if step.step < step.total else 0
+
+    return step
 
 
 @contextmanager

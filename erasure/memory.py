@@ -6,8 +6,8 @@ not drift from one removal to the next.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .backbones.base import Backbone
 from .concept import Concept, fill, normalized
-from .erasers.base import History, Shows
+from .erasers.base import History, Shows, Step
 from .errors import InputError
 from .files import make_folder, write_whole
 from .sampling import sample
@@ -73,7 +73,13 @@ class Memory:
 
 
 def remembered(
-    backbone: Backbone, history: History, prompts: Sequence[str], *, sampling: Sampling, seed: int
+    backbone: Backbone,
+    history: History,
+    prompts: Sequence[str],
+    *,
+    sampling: Sampling,
+    seed: int,
+    on_step: Callable[[Step], None] | None = None,
 ) -> Memory:
     """Return the original model's picture of each prompt, from the history's folder where they are there already.
 
@@ -83,6 +89,7 @@ def remembered(
         prompts: One for each picture.
         sampling: How they are made.
         seed: Of the first picture's noise; the next ones count on from it.
+        on_step: Called after each batch that is made.
 
     Raises:
         InputError: The folder cannot be written, or holds a damaged file.
@@ -104,6 +111,7 @@ def remembered(
             guidance_scale=sampling.guidance_scale,
             batch_size=sampling.batch_size,
             output="latents",
+            on_step=lambda step: on_step and on_step(replace(step, stage="pictures")),
         )
     made = Memory(prompts=tuple(prompts), latents=latents.half())
     if path is not None:

@@ -272,7 +272,8 @@ def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, bars: 
         moments: list[float] = []
 
         def advance(step: Step, bar: Any = bar, moments: list[float] = moments) -> None:
-            moments.append(time.perf_counter())
+            if step.stage == "fit":
+                moments.append(time.perf_counter())
             bars.update(bar, completed=step.step, total=step.total)
 
         seconds = removals.add(replace(concepts[at], preserve=kept), advance)

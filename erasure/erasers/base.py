@@ -31,6 +31,7 @@ class Step:
         loss: The step's loss, where there is one.
         note: What the step did, where that differs from step to step.
         parts: The weighted terms that the loss is the sum of, the main one first.
+        stage: What the steps are of: "fit", or "pictures" that a method makes before it; each stage counts from 1.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Step:
     loss: float | None = None
     note: str = ""
     parts: tuple[float, ...] = ()
+    stage: str = "fit"
 
 
 @dataclass(frozen=True, kw_only=True)

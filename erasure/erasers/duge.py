@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 Latents = Float[Tensor, "n c h w"]
 Loss = Callable[[Student, int, torch.Generator], Float[Tensor, ""]]
+OnStep = Callable[[Step], None]
 Match = Literal["maps", "outputs", "noise"]
 
 _PICTURES: Mapping[Kind, str] = {
@@ -191,11 +192,11 @@ class DUGE(Eraser):
                 f" {self.overshoot!r}. Set match to outputs or noise."
             )
         known = history or History()
-        memory = self._memory(backbone, concepts, known)
+        memory = self._memory(backbone, concepts, known, on_step)
         preserving = self._preserving(backbone, memory, known)
         # The distilled form starts at zero, which the first weight cannot be calibrated with.
         plain = replace(self, distill=False)._preserving(backbone, memory, known) if self.distill else preserving
-        erasing = self._calibrated(self._erasing(backbone, concepts, known), plain)
+        erasing = self._calibrated(self._erasing(backbone, concepts, known, on_step), plain)
         terms = [Preservation(loss=preserving, weight=self.prior_scale)]
         reg_scale = _REG_SCALES[self.regularisation] if self.reg_scale is None else self.reg_scale
         if reg_scale:
@@ -227,7 +228,9 @@ class DUGE(Eraser):
             return False
         return self.trained != "kv" or inner.endswith(("to_k.weight", "to_v.weight"))
 
-    def _memory(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> Memory:
+    def _memory(
+        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_step: OnStep | None = None
+    ) -> Memory:
         """Return what is replayed: the original model's pictures, less what has been removed since."""
         gone = [*history.targets, *concepts]
         if self.memory_for == "first":
@@ -235,7 +238,7 @@ class DUGE(Eraser):
         else:
             contexts = preserved_templates(concepts[0].kind)
             prompts = memory_prompts(backbone, concepts, self.memory_size, contexts=contexts, without=gone)
-        made = remembered(backbone, history, prompts, sampling=self._sampling, seed=_MEMORY_SEED)
+        made = remembered(backbone, history, prompts, sampling=self._sampling, seed=_MEMORY_SEED, on_step=on_step)
         left = free_of(backbone, made, gone, max_similarity=self.max_similarity, shows=history.shows)
         if not len(left):
             raise InputError(
@@ -245,10 +248,14 @@ class DUGE(Eraser):
         logger.info("duge: %d of %d memory pictures are free of what is removed", len(left), len(made))
         return left
 
-    def _erasing(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> Loss:
+    def _erasing(
+        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_step: OnStep | None = None
+    ) -> Loss:
         """Return L_U at pictures of a target."""
-        now = [self._target(backbone, concept, history) for concept in concepts]
-        earlier = [self._target(backbone, concept, history) for concept in history.targets] if self.revisit else []
+        now = [self._target(backbone, concept, history, on_step) for concept in concepts]
+        earlier = (
+            [self._target(backbone, concept, history, on_step) for concept in history.targets] if self.revisit else []
+        )
         pixels = layer_pixels(backbone)
         layers = [name for name, size in pixels.items() if self.max_pixels is None or size <= self.max_pixels]
         if not layers:
@@ -358,7 +365,7 @@ class DUGE(Eraser):
     def _fisher_of(self, name: str) -> bool:
         return self._which(name) and (self.trained != "lora" or name.endswith(".weight"))
 
-    def _target(self, backbone: Backbone, concept: Concept, history: History) -> _Target:
+    def _target(self, backbone: Backbone, concept: Concept, history: History, on_step: OnStep | None = None) -> _Target:
         """Return pictures of a target, the prompts that speak of it, and what stands in their place."""
         pairs = _pairs(concept)
         pictures = remembered(
@@ -367,6 +374,7 @@ class DUGE(Eraser):
             [self._asked(concept, at) for at in range(self.target_pictures)],
             sampling=self._sampling,
             seed=_TARGET_SEED,
+            on_step=on_step,
         )
         without = [blank for _, blank in pairs] if self.towards == "blank" else [""]
         return _Target(

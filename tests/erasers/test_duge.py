@@ -393,3 +393,14 @@ class Double(Student):
 
     def shifts(self) -> dict[str, torch.Tensor]:
         return {name: now - self.base[name] for name, now in self.now.items()}
+
+
+def test_pictures_are_reported_before_the_fit_while_they_are_made(small: Backbone, tmp_path: Path) -> None:
+    steps: list[Any] = []
+    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_step=steps.append)
+    made = [step for step in steps if step.stage == "pictures"]
+    assert [step.total for step in made] == [QUICK.memory_size, QUICK.target_pictures]
+    assert all(step.step == step.total for step in made)
+    steps.clear()
+    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_step=steps.append)
+    assert {step.stage for step in steps} == {"fit"}  # they are there already
