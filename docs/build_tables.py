@@ -108,6 +108,24 @@ def evaluation(source: str, results: Path) -> str:
     return _table(("metric", *names), cells, [(path, run["protocol"])])
 
 
+def evaluation_speed(source: str, results: Path) -> str:
+    """Return one row a case of the evaluation's benchmark."""
+    says: dict[str, Callable[[Run], str]] = {
+        "generation": lambda case: (
+            f"{case['store_images_per_second']:.2f} pictures a second, raw {case['raw_images_per_second']:.2f}:"
+            f" {case['ratio']:.3f} of it"
+        ),
+        "texts": lambda case: (
+            f"{case['texts_read']} texts read for {case['pictures']} pictures of {case['distinct']} prompts"
+        ),
+        "memory": lambda case: (
+            f"{case['pictures']:,} pictures: peak {case['peak_kib']:,} KiB, features {case['features_kib']:,} KiB"
+        ),
+    }
+    rows = [(case["case"], says[case["case"]](case)) for _, run in _runs(source, results) for case in run["results"]]
+    return _table(("case", "found"), rows, _runs(source, results))
+
+
 def continual(source: str, results: Path) -> str:
     """Return one row a run, as it stands after its last removal, beside the original it started from."""
     rows = []
@@ -251,6 +269,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "removal": removal,
     "removal-steps": removal_steps,
     "evaluation": evaluation,
+    "evaluation-speed": evaluation_speed,
     "continual": continual,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
