@@ -183,6 +183,8 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     for assignment in options.set:
         config = override(config, assignment)
     targets = ORDERS[options.order]
+    if not all(0 < n <= len(targets) for n in options.points):
+        raise InputError(f"--points: expected numbers from 1 to {len(targets)}, got {options.points}.")
     requests = [parse({**config, "concepts": [{"target": name}]}) for name in targets]
     run, concepts = requests[0], [request.concepts[0] for request in requests]
     pipe, work = tinyworld.load(), options.work / options.out.name

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from erasure import tinyworld
+from erasure.errors import InputError
 from erasure.eval import continual, continual_curves
 from erasure.eval.continual import FAR, NEAR, ORDERS, ROLES, TARGETS, Look, _measured, experiment
 from erasure.eval.quick import Probe
@@ -130,6 +131,12 @@ def test_a_run_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: pytest.Mo
     assert whole["points"]["0"]["ua"] is None
     assert [removal["target"] for removal in whole["removals"]] == ["cat", "neon"]
     assert json.loads(json.dumps(whole)) == whole
+
+
+def test_points_beyond_the_last_removal_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--points: expected numbers from 1 to 8, got \[9\]"):
+        experiment(options(tmp_path, points=[9]))
+    assert not (tmp_path / "work").exists()
 
 
 def test_in_place_each_is_fitted_on_the_last_weights(tmp_path: Path) -> None:
