@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,14 @@ def measured(case: str, steps: int) -> dict[str, Any]:
     before = 0
 
     def note(step: Step) -> None:
+        nonlocal before
         if step.stage == "fit":
             moments.append(time.perf_counter())
+        else:
+            before = resident()  # pictures are made before the first update
 
     if case.startswith("training"):
-        plain = DUGE(**{**DUGE.on_tinyworld, **cases()[case], **SMALL, "distill": False})
+        plain = replace(duge, distill=False)
         loss = plain._preserving(backbone, plain._memory(backbone, [CONCEPT], History()), History())
         before = resident()
         finetune(backbone, plain._which, loss, steps=steps + 1, lr=plain.lr, clip_norm=1.0, on_step=note)

@@ -128,12 +128,14 @@ def evaluation_speed(source: str, results: Path) -> str:
 
 def continual(source: str, results: Path) -> str:
     """Return one row a run, as it stands after its last removal, beside the original it started from."""
+    from erasure.eval.continual_curves import label
+
     rows = []
     for path, run in _runs(source, results):
         first, last = run["points"]["0"], run["points"][max(run["points"], key=int)]
         rows.append(
             (
-                path.parent.name.rsplit("-", 2)[0],
+                label(path.parent.name),
                 f"{run['order']}, {run['seed']}",
                 _plain(last, "ua"),
                 *(f"{_plain(last, key)}, {last[key] / first[key]:.2f} of before" for key in ("ra_near", "ra_far")),

@@ -75,7 +75,7 @@ class DUGE(Eraser):
     layers alike (the formula is second-hand, its reduction reconstructed). L_pr is the denoising loss on pictures that
     the original model made (second-hand). L_reg keeps the weights near a reference (its form is reconstructed).
 
-    The specification's defaults, which are reconstructed or come from related methods, remove nothing on the tiny
+    The specification's defaults, reconstructed or from related methods, removed nothing in trials on the tiny
     world: equal maps still mix in what the target's values hold. So the defaults here are extensions, chosen on
     concepts that no result reports. `configs/duge/specified-tinyworld.yaml` has every specified value.
 
