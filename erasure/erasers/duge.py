@@ -85,9 +85,9 @@ class DUGE(Eraser):
         towards: What it is drawn towards: "empty", the empty prompt, as specified; or "blank" (extension), what a
             prompt says without the target ("a cat on the beach": "on the beach"), at pictures made for that prompt, so
             that the beach stays.
-        overshoot: How far beyond it, as a share of the way from what the frozen model has for the target (extension, as
-            ESD's negative guidance): sampling multiplies what is left of the way by the guidance scale. Not for maps,
-            which are distributions.
+        overshoot: How far beyond it, as a share of the way there from what the original model has for the target
+            (extension, as ESD's negative guidance): sampling multiplies what is left of the way by the guidance scale.
+            Not for maps, which are distributions.
         trained: "attn2": all of cross-attention; "kv": its keys and values; "lora": patches of `rank` in all of it.
         rank: Of the patches.
         ref_attention: Whose maps L_U is drawn towards: "prev", the model at the start of this removal, or "base", the
@@ -273,13 +273,16 @@ class DUGE(Eraser):
             noisy, timestep, _, _ = _noised(backbone, target.latents[rows].float().to(backbone.device), generator)
             said = rows if self.towards == "blank" else [below(len(target.spoken), generator) for _ in rows]
             read, blank = (states.select([at % len(states) for at in said]) for states in (target.spoken, target.blank))
-            with torch.no_grad(), frozen(backbone):
-                reference = look.at(noisy, timestep, blank)
+            with torch.no_grad():
+                with frozen(backbone):
+                    reference = look.at(noisy, timestep, blank)
                 if self.overshoot:
-                    away = look.at(noisy, timestep, read)
-                    reference = {
-                        name: wanted + self.overshoot * (wanted - away[name]) for name, wanted in reference.items()
-                    }
+                    # Always of the original: what an overshot model has for an earlier target lies beyond the blank
+                    # already, and a step as far again from there would lead back to the target.
+                    with history.original(backbone):
+                        wanted, away = (look.at(noisy, timestep, states) for states in (blank, read))
+                    for name, value in reference.items():
+                        reference[name] = value + self.overshoot * (wanted[name] - away[name])
             return student(look.distance, noisy, timestep, read, reference)
 
         return loss

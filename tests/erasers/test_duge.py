@@ -338,6 +338,19 @@ def test_overshooting_goes_on_beyond_what_is_aimed_at(small: Backbone) -> None:
         replace(QUICK, overshoot=1.0).fit(small, [CAT])
 
 
+def test_overshooting_an_earlier_target_does_not_lead_back_to_it(small: Backbone) -> None:
+    """The way is the original's, whatever earlier removals made of it: here they made the model deaf to all text."""
+    settings = replace(QUICK, match="noise", towards="blank", batch_size=1, target_pictures=1)
+    deaf = {name: weight for name, weight in small.parameters(settings._which).items() if "to_v" in name}
+    history = History(originals={name: weight.detach().clone() for name, weight in deaf.items()}, targets=(CAT,))
+    with torch.no_grad():
+        way = replace(settings, overshoot=0.0)._erasing(small, [CAT], History())(Untrained(), 0, generator())
+        loss = replace(settings, overshoot=1.0)._erasing(small, [CAT], history)
+        for weight in deaf.values():
+            weight.zero_()
+        assert loss(Untrained(), 0, generator()).item() == pytest.approx(way.item(), rel=1e-4)
+
+
 def test_a_memory_for_each_request_is_near_that_request(small: Backbone) -> None:
     asked = {
         kind: replace(QUICK, memory_for=kind, memory_size=8)._memory(small, [BOAT], History(targets=(CAT,))).prompts
