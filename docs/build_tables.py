@@ -103,7 +103,8 @@ def evaluation(source: str, results: Path) -> str:
         return NOTHING
     rows = run["rows"]
     names = [name for name in ROWS if name in rows]
-    metrics = [name for name in rows["original"] if not name.startswith("shown_")]
+    known = dict.fromkeys(metric for name in names for metric in rows[name])
+    metrics = [metric for metric in known if not metric.startswith("shown_")]
     cells = [(f"`{name}`", *(_score(rows[row].get(name)) for row in names)) for name in metrics]
     return _table(("metric", *names), cells, [(path, run["protocol"])])
 

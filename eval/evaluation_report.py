@@ -17,7 +17,7 @@ from .benchmarks import Item
 from .evaluate import Evaluation
 from .pictures import as_png
 from .rows import ERASED, ORIGINAL
-from .scores import Score
+from .scores import Score, written
 
 FAILURES, EXAMPLES = 12, 4
 """Strips of each kind of failure, and of each group without choice."""
@@ -35,7 +35,7 @@ def terminal_table(evaluation: Evaluation) -> Table:
         cells = []
         for row in scores.values():
             score = row.get(metric)
-            cells.append("–" if score is None else f"{score.value:.3f}\n{_interval(score)}")
+            cells.append("–" if score is None else "\n".join(_figures(score)))
         first = next(row[metric] for row in scores.values() if metric in row)
         table.add_row(f"{_spoken(metric)} {_arrow(first)}\nn {first.n}", *cells)
     return table
@@ -87,7 +87,7 @@ def _metric_view(metric: str, scores: Mapping[str, Mapping[str, Score]]) -> dict
         "arrow": _arrow(known[0]),
         "unit": known[0].unit,
         "n": known[0].n if len({score.n for score in known}) == 1 else None,
-        "cells": [score and {"value": f"{score.value:.3f}", "interval": _interval(score)} for score in found],
+        "cells": [score and dict(zip(("value", "interval"), _figures(score), strict=True)) for score in found],
     }
 
 
@@ -95,8 +95,10 @@ def _arrow(score: Score) -> str:
     return "↑" if score.higher_is_better else "↓"
 
 
-def _interval(score: Score) -> str:
-    return "" if score.bounds is None else f"[{score.bounds[0]:.3f}, {score.bounds[1]:.3f}]"
+def _figures(score: Score) -> tuple[str, str]:
+    """Return the value and the interval; "" without one."""
+    value, *bounds = written(score.value, *(score.bounds or ()))
+    return value, f"[{', '.join(bounds)}]" if bounds else ""
 
 
 def _concepts(evaluation: Evaluation) -> list[dict[str, Any]]:

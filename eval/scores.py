@@ -1,5 +1,6 @@
 """Numbers that carry what is needed to believe them: a count, an interval, a unit and a direction."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import NormalDist
@@ -255,8 +256,18 @@ class Score:
 
     def __str__(self) -> str:
         if self.interval is not None:
-            return f"{self.value:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
-        return f"{self.value:.3f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.3f}")
+            value, low, high = written(self.value, *self.interval)
+            return f"{value} [{low}, {high}]"
+        if self.standard_error is None:
+            return written(self.value)[0]
+        return " ± ".join(written(self.value, self.standard_error))
+
+
+def written(*values: float) -> list[str]:
+    """Return numbers of one quantity with equally many decimals: three, or what the largest needs for two digits."""
+    largest = max(map(abs, values))
+    decimals = 3 if largest == 0 else min(max(3, 1 - math.floor(math.log10(largest))), 6)
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def kept_rate(before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]) -> Rate | None:

@@ -78,6 +78,27 @@ def test_a_removal_is_shown_with_interval_count_and_source(tables: ModuleType, t
     assert tables.built(built, tmp_path) == built
 
 
+def test_an_evaluation_has_a_column_a_row_and_a_dash_where_nothing_was_measured(
+    tables: ModuleType, tmp_path: Path
+) -> None:
+    score = {"value": 0.91234, "low": 0.88, "high": 0.94567, "n": 13, "unit": "share", "higher_is_better": True}
+    run = {
+        "protocol": {"git": {"commit": "0123456789abcdef", "dirty": False}},
+        "rows": {
+            "original": {"efficacy": {**score, "value": 0.0, "low": None}, "shown_dog": score},
+            "erased": {"efficacy": score, "fd": {**score, "value": 0.0084, "n": 2000}},
+        },
+    }
+    (tmp_path / "evaluation" / "one").mkdir(parents=True)
+    (tmp_path / "evaluation" / "one" / "scores.json").write_text(json.dumps(run), encoding="utf-8")
+    built = tables.built("<!-- table evaluation: evaluation/one/scores.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| metric | erased | original |" in built
+    assert "| `efficacy` | 0.912 [0.88, 0.946] of 13 | 0 of 13 |" in built
+    assert "| `fd` | 0.0084 [0.88, 0.946] of 2000 | – |" in built
+    assert "commit 0123456789," in built
+    assert "shown_dog" not in built
+
+
 def test_a_table_without_results_says_so(tables: ModuleType, tmp_path: Path) -> None:
     page = "<!-- table startup: nowhere/*.json -->\n<!-- end table -->\n"
     assert "No result is committed yet" in tables.built(page, tmp_path)

@@ -160,7 +160,7 @@ class Fid:
             n=judged.n,
             reference_n=reference.n,
             standard_error=None,
-            unit="FID",
+            unit="Fréchet distance",
             higher_is_better=False,
             setup=self.setup,
             kid=self._kid.compute() if min(judged.n, reference.n) < ENOUGH else None,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval.scores import Rate, Score, Setup, cosine_distances, kept_rate, shared_setup, wilson
+from erasure.eval.scores import Rate, Score, Setup, cosine_distances, kept_rate, shared_setup, wilson, written
 
 
 def test_wilson_solves_its_defining_equation() -> None:
@@ -39,6 +39,15 @@ def test_kept_rate_ignores_what_the_original_missed() -> None:
     after = np.array([True, False, True, True])
     assert kept_rate(before, after) == Rate(hits=2, n=3)
     assert kept_rate(~before & False, after) is None
+
+
+def test_small_numbers_keep_two_digits() -> None:
+    assert written(0.5, 0.41, 0.592) == ["0.500", "0.410", "0.592"]
+    assert written(0.00021, 0.00015, 0.0031) == ["0.0002", "0.0001", "0.0031"]
+    assert written(2.4e-5, -1e-6, 3.1e-5) == ["0.000024", "-0.000001", "0.000031"]
+    assert written(0.0) == ["0.000"]
+    assert written(1e-12) == ["0.000000"]
+    assert written(27.25) == ["27.250"]
 
 
 def test_mean_score_has_the_textbook_standard_error() -> None:
