@@ -133,11 +133,13 @@ def remove(
         from .ledger import Ledger
 
         raw["model"] = Ledger.open(raw["output"]).base.name
-    _remove(runs.parse(raw), as_json=as_json, start=start)
+    named = [runs.list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
+    lists = [from_file] if from_file is not None else named
+    _remove(runs.parse(raw), lists=lists, as_json=as_json, start=start)
 
 
-def _remove(run: "Run", *, as_json: bool, start: float) -> None:
-    """Carry out a run and show it."""
+def _remove(run: "Run", *, lists: Sequence[Path], as_json: bool, start: float) -> None:
+    """Carry out a run and show it; the lists are the files that its concepts came from."""
     from . import runs
     from .eval.record import Record
     from .eval.report import write_report
@@ -147,6 +149,8 @@ def _remove(run: "Run", *, as_json: bool, start: float) -> None:
     device = _device(run.device)
     folder = Path(run.output) if run.output else _new_folder(run)
     pipe = _loaded(run.model, device)
+    for path in lists:
+        runs.check_phrases(path, pipe)
     ledger = Ledger.open_or_create(folder, pipe, _lasting_name(run.model))
     run, already = runs.remaining(run, ledger)
     for name in already:

@@ -1,7 +1,7 @@
 """What is to be removed: a target, what it becomes, what must stay, and the prompts that speak of it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -178,6 +178,17 @@ def fill(template: str, name: str) -> str:
 def blank(kind: Kind, template: str) -> str:
     """Return the prompt that says what `template` says without the concept: "a photo of a {}" gives "a photo"."""
     return _TEMPLATES[kind][template]
+
+
+def blank_of(template: str) -> str | None:
+    """Return the prompt that says what a template of any kind says without the concept; None for an unknown one."""
+    return next((known[template] for known in _TEMPLATES.values() if template in known), None)
+
+
+def speaks_of(prompt: str, concepts: Sequence["Concept"]) -> bool:
+    """Whether a prompt holds a name of one of the concepts, as whole words between spaces."""
+    words = f" {normalized(prompt)} "
+    return any(f" {normalized(name)} " in words for concept in concepts for name in concept.names)
 
 
 def normalized(phrase: str) -> str:

@@ -186,12 +186,25 @@ class Edit:
         changes: By full parameter name: "unet.….attn2.to_k.weight".
         metadata: How it came to be.
         rows: The least-squares problem that the edit solves, where it solves one; with it, several removals can be
-            solved for together.
+            solved for together. It is solved in the parameters whose change is a map; what else there is was trained.
     """
 
     changes: Mapping[str, Change]
     metadata: EditMetadata
     rows: Rows | None = field(default=None)
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether all of it is the solution of its rows."""
+        return self.rows is not None and not self._trained()
+
+    def _trained(self) -> dict[str, Change]:
+        """Return the changes that are no solution of the rows."""
+        return {
+            name: change
+            for name, change in self.changes.items()
+            if self.rows is None or not isinstance(change, MapChange)
+        }
 
     @classmethod
     def from_rows(cls, rows: Rows, names: Sequence[str], metadata: EditMetadata) -> "Edit":
@@ -217,8 +230,8 @@ class Edit:
         """Return what a sequence of removals amounts to on the model they began with.
 
         All edits with rows are solved for together, from the original weights: the result is the same to the last bit
-        in any order, and as if they had been asked for at once. The changes of trained edits, which have no rows and
-        may have started from weights that were edited before, are added after them, in order.
+        in any order, and as if they had been asked for at once. What was trained, which may have started from weights
+        that were edited before, is added after them, in order.
 
         Raises:
             InputError: There are no edits, or anchors go round in a circle.
@@ -228,8 +241,9 @@ class Edit:
         solved = [edit for edit in edits if edit.rows is not None]
         for edit in solved:
             _check_same_base(solved[0].metadata, edit.metadata)
-        trained = [edit for edit in edits if edit.rows is None]
-        return cls._summed([*([_jointly_solved(solved)] if solved else []), *trained])
+        trained = [replace(edit, changes=changes, rows=None) for edit in edits if (changes := edit._trained())]
+        summed = cls._summed([*([_jointly_solved(solved)] if solved else []), *trained])
+        return replace(summed, metadata=_composed([edit.metadata for edit in edits]))
 
     @classmethod
     def _summed(cls, edits: Sequence["Edit"]) -> "Edit":
@@ -406,7 +420,7 @@ def _cut(delta: Tensor, factors: tuple[Tensor, Tensor] | None, rank: int | None)
 def _jointly_solved(edits: Sequence[Edit]) -> Edit:
     """Solve edits with rows together; weights that only some of them touch take part in only those."""
     touching: dict[tuple[int, ...], list[str]] = {}
-    for name in sorted({name for edit in edits for name in edit.changes}):
+    for name in sorted({name for edit in edits for name in edit.changes.keys() - edit._trained().keys()}):
         those = tuple(at for at, edit in enumerate(edits) if name in edit.changes)
         touching.setdefault(those, []).append(name)
     changes: dict[str, Change] = {}

@@ -120,6 +120,7 @@ def finetune(
     optimizer: Optimizer = "adamw",
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    clear_gradients: bool = True,
     preservation: Sequence[Preservation] = (),
     stop: Callable[[Student, int], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
@@ -142,6 +143,8 @@ def finetune(
         optimizer: "adamw" or "adam", with PyTorch's defaults.
         weight_decay: Of the optimiser, towards zero weights (towards a zero patch with `rank`).
         clip_norm: Scale the gradient of all trained weights down to this norm where it is longer, > 0.
+        clear_gradients: Whether each update follows its own step's gradient; else the sum of all so far, as in training
+            scripts that never clear it.
         preservation: Further terms.
         stop: Asked after each update, with the number of updates made, whether to end here.
         on_step: Called after each update with the loss and its weighted terms.
@@ -179,7 +182,8 @@ def finetune(
                 nn.utils.clip_grad_norm_(student.trained, clip_norm)
             scaler.step(moving)
             scaler.update()
-            moving.zero_grad()
+            if clear_gradients:
+                moving.zero_grad()
             enough = step + 1 < steps and stop is not None and stop(student, step + 1)
             if on_step is not None:
                 end = step + 1 if enough else steps

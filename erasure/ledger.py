@@ -65,7 +65,8 @@ class Entry:
         seed: Of the fit.
         file: The edit, relative to the ledger's folder.
         sha256: Of that file.
-        solved: Whether it is closed-form and takes part in the joint solve; a trained one does not.
+        solved: Whether all of it is closed-form and solved for with the others; what is trained in whole or in part is
+            not.
         started_from: The removals that stood when it was fitted.
         state: Whether it stands or was undone.
         undone: When it was undone.
@@ -359,7 +360,7 @@ class Ledger:
         problems = []
         if edit.metadata.base_fingerprint != self.base.fingerprint:
             problems.append(f"{entry.file}: was made for another base ({edit.metadata.base_fingerprint[:12]}).")
-        if (edit.rows is not None) != entry.solved or edit.metadata.concepts != entry.concepts:
+        if edit.closed_form != entry.solved or edit.metadata.concepts != entry.concepts:
             problems.append(f"{entry.file}: its header and ledger.json disagree.")
         error = _replay_error(edit)
         if error > _REPLAY_TOLERANCE:
@@ -395,7 +396,7 @@ class Ledger:
                 seed=edit.metadata.seed,
                 file=file,
                 sha256=hashlib.sha256(edit.save(self.path / file).read_bytes()).hexdigest(),
-                solved=edit.rows is not None,
+                solved=edit.closed_form,
                 started_from=started_from,
                 seconds=seconds,
             )
@@ -414,7 +415,7 @@ class Ledger:
         erased = {normalized(name) for entry in self.standing for concept in entry.concepts for name in concept.names}
         # Only such an anchor can close a circle; to solve at every addition would make a thousand of them slow.
         if not erased.isdisjoint(normalized(concept.anchor) for concept in edit.metadata.concepts):
-            Edit.joint([*(self._load(entry) for entry in self.standing if entry.solved), edit])
+            Edit.joint([*(self._load(entry) for entry in self.standing), edit])
 
     def _on_base(self, edit: Edit) -> Edit:
         metadata = replace(edit.metadata, base_fingerprint=self.base.fingerprint, base_name=self.base.name)

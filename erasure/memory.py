@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backbones.base import Backbone
-from .concept import Concept, fill, normalized
+from .concept import Concept, fill, speaks_of
 from .erasers.base import History, Shows, Step
 from .errors import InputError
 from .files import make_folder, write_whole
@@ -94,29 +95,51 @@ def remembered(
     Raises:
         InputError: The folder cannot be written, or holds a damaged file.
     """
-    path = None if history.memory is None else history.memory / _file(backbone, history, prompts, sampling, seed)
-    if path is not None and path.is_file():
-        try:
-            return Memory(prompts=tuple(prompts), latents=load_file(path)["latents"])
-        except (SafetensorError, OSError, KeyError):
-            raise InputError(
-                f"{path}: expected pictures that were remembered, got a damaged file. Delete it; it is made again."
-            ) from None
+
+    def make() -> dict[str, Tensor]:
+        with history.original(backbone):
+            latents = sample(
+                backbone.pipe,
+                prompts,
+                [seed + at for at in range(len(prompts))],
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                batch_size=sampling.batch_size,
+                output="latents",
+                on_step=lambda step: on_step and on_step(replace(step, stage="pictures")),
+            )
+        return {"latents": latents.half()}
+
     with history.original(backbone):
-        latents = sample(
-            backbone.pipe,
-            prompts,
-            [seed + at for at in range(len(prompts))],
-            steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            batch_size=sampling.batch_size,
-            output="latents",
-            on_step=lambda step: on_step and on_step(replace(step, stage="pictures")),
-        )
-    made = Memory(prompts=tuple(prompts), latents=latents.half())
-    if path is not None:
-        make_folder(path.parent)
-        write_whole(path, save({"latents": made.latents.contiguous()}, metadata={"prompts": json.dumps(list(prompts))}))
+        base = backbone.fingerprint()
+    key = [base, list(prompts), asdict(sampling), seed]
+    return Memory(prompts=tuple(prompts), latents=stored(history.memory, key, make)["latents"])
+
+
+def stored(folder: Path | None, key: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what `make` makes, from the folder where it was made before.
+
+    Args:
+        folder: Where it is kept, in a file named by the hash of its key; None keeps nothing.
+        key: All that it depends on, as JSON values.
+        make: Makes it.
+
+    Raises:
+        InputError: The folder cannot be written, or holds a damaged file.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:24]}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            raise InputError(
+                f"{path}: expected what was kept there, got a damaged file. Delete it; it is made again."
+            ) from None
+    made = {name: tensor.contiguous() for name, tensor in make().items()}
+    make_folder(folder)
+    write_whole(path, save(made))
     return made
 
 
@@ -141,7 +164,7 @@ def memory_prompts(
         for row, word in enumerate(near)
     ]
     halves = [f"a photo of {thing}" for thing in GENERIC], close
-    free = [[prompt for prompt in half if not _names_any(prompt, [*concepts, *without])] for half in halves]
+    free = [[prompt for prompt in half if not speaks_of(prompt, [*concepts, *without])] for half in halves]
     generic, close = free[0], free[1] or free[0]
     return tuple((generic if at % 2 else close)[at // 2 % len(generic if at % 2 else close)] for at in range(total))
 
@@ -180,7 +203,7 @@ def free_of(
     asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
     close = similarity(backbone.encode(memory.prompts), backbone.encode(asked)).amax(1) > max_similarity
     keep = [
-        not near and not _names_any(prompt, concepts)
+        not near and not speaks_of(prompt, concepts)
         for near, prompt in zip(close.tolist(), memory.prompts, strict=True)
     ]
     left = memory.select(keep)
@@ -198,16 +221,3 @@ def decoded(backbone: Backbone, latents: Float[Tensor, "n c h w"], batch_size: i
     scaled = latents.float() / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     parts = [vae.decode(part.to(vae.device, vae.dtype)).sample for part in scaled.split(batch_size)]
     return processor.postprocess(torch.cat(parts).float(), output_type="pil")
-
-
-def _names_any(prompt: str, concepts: Sequence[Concept]) -> bool:
-    words = f" {normalized(prompt)} "
-    return any(f" {normalized(name)} " in words for concept in concepts for name in concept.names)
-
-
-def _file(backbone: Backbone, history: History, prompts: Sequence[str], sampling: Sampling, seed: int) -> str:
-    """Return the name of the file for these pictures of this model, and for no others."""
-    with history.original(backbone):
-        base = backbone.fingerprint()
-    told = json.dumps([base, list(prompts), asdict(sampling), seed])
-    return f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.safetensors"

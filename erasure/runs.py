@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from . import tinyworld
+from .backbones import backbone_of
 from .concept import Concept, normalized
 from .erasers import Eraser, Shows, Step, eraser_class
 from .errors import ErasureError, InputError, unknown_name
@@ -142,15 +143,86 @@ def read_concepts(path: Path) -> list[dict[str, Any]]:
     A first line that starts with "concept" or "target" names the columns, else they are concept, anchor, preserve.
 
     Raises:
-        InputError: It cannot be read, holds no concept, has an unknown column or a line without a concept.
+        InputError: It cannot be read, holds no concept, has an unknown column, an empty line between others, or a line
+            without a concept or with one that becomes itself.
     """
+    return [concept for _, concept in _numbered_concepts(path)]
+
+
+def check_phrases(path: Path, pipe: Any) -> None:
+    """Refuse a list of removal requests with a phrase that is longer than what the model reads.
+
+    Raises:
+        InputError: Names the line.
+    """
+    backbone = backbone_of(pipe)
+    for number, concept in _numbered_concepts(path):
+        names = [
+            concept["target"],
+            concept.get("anchor", ""),
+            *concept.get("aliases", ()),
+            *concept.get("preserve", ()),
+        ]
+        phrases = [name for name in names if name]
+        states = backbone.encode(phrases)
+        for phrase, offsets in zip(states.prompts, states.offsets, strict=True):
+            if max(end for _, end in offsets) < len(phrase):
+                raise InputError(
+                    f"--from {str(path)!r} line {number}: expected phrases of at most {states.ids.shape[1] - 2} tokens,"
+                    f" got {phrase!r}. Shorten it."
+                )
+
+
+def list_path(name: str) -> Path:
+    """Return the file of a list of removal requests: one that comes with the library, by its name, or a path.
+
+    Raises:
+        InputError: It is neither.
+    """
+    known = _lists()
+    path = known.get(normalized(name), Path(name))
+    if not path.is_file():
+        raise InputError(f"concepts: expected a list's name or file, got {name!r}. Known: {', '.join(sorted(known))}.")
+    return path
+
+
+def _lists() -> dict[str, Path]:
+    folder = Path(str(resources.files("erasure.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*/*.csv"))}
+
+
+def _families_expanded(concepts: Sequence[Any]) -> list[Any]:
+    """Replace a family word ("weapon", "weapons") by the requests of its list; what it was given holds for each."""
+    known = _lists()
+    found: list[Any] = []
+    for entry in concepts:
+        word = (
+            normalized(entry["target"]) if isinstance(entry, Mapping) and isinstance(entry.get("target"), str) else ""
+        )
+        name = next((name for name in (word, f"{word}s") if name in known), None)
+        if name is None:
+            found.append(entry)
+        else:
+            given = {key: value for key, value in entry.items() if key not in ("target", "aliases")}
+            found += [{**member, **given} for member in read_concepts(known[name])]
+    return found
+
+
+def _numbered_concepts(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the requests of a list, each with the number of its line."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(map(str.strip, row))]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise InputError(f"--from: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"--from {str(path)!r}: expected text in UTF-8 and CSV, got {str(error)!r}.") from None
+    while rows and not any(map(str.strip, rows[-1][1])):
+        rows.pop()  # blank lines at the end say nothing
+    for number, row in rows:
+        if not any(map(str.strip, row)):
+            raise InputError(f"--from {str(path)!r} line {number}: expected a concept, got an empty line. Delete it.")
     columns = ["target", "anchor", "preserve"]
     known = ["target", "anchor", "preserve", "kind", "aliases"]
     if rows and rows[0][1][0].strip().lower() in ("concept", "target"):
@@ -158,7 +230,7 @@ def read_concepts(path: Path) -> list[dict[str, Any]]:
         for name in columns:
             if name not in known:
                 raise unknown_name(f"column of {str(path)!r}", name, known)
-    concepts = [_concept_of_row(path, number, columns, row) for number, row in rows]
+    concepts = [(number, _concept_of_row(path, number, columns, row)) for number, row in rows]
     if not concepts:
         raise InputError(f"--from {str(path)!r}: expected a concept a line, got none.")
     return concepts
@@ -181,6 +253,10 @@ def parse(config: Mapping[str, Any]) -> Run:
         raise InputError(
             f"eraser: expected a name and settings, got {given!r}. Write for example {{name: uce, reg: 0.5}}."
         )
+    if isinstance(config.get("concepts"), str):
+        config["concepts"] = read_concepts(list_path(config["concepts"]))
+    elif eraser_class(name).together and isinstance(config.get("concepts"), list):
+        config["concepts"] = _families_expanded(config["concepts"])
     if config["model"] == TINYWORLD:
         settings = {**eraser_class(name).on_tinyworld, **settings}
         if isinstance(config.get("concepts"), list):
@@ -235,13 +311,14 @@ def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:
 def remove(
     run: Run, pipe: Any, ledger: "Ledger", *, on_step: Callable[[Step], None] | None = None
 ) -> Iterator["Entry"]:
-    """Remove the run's concepts one after another, and yield each one's entry.
+    """Remove the run's concepts one after another, or together where the method takes a family as one; yield entries.
 
     Every entry is in the ledger before it is yielded, so what stands is complete wherever the caller stops.
     """
     shows = shows_of(run.model, str(pipe.device))
-    for concept in run.concepts:
-        yield ledger.remove(pipe, run.eraser, [concept], on_step=on_step, seed=run.seed, shows=shows)
+    requests = [run.concepts] if run.eraser.together and run.concepts else [(concept,) for concept in run.concepts]
+    for concepts in requests:
+        yield ledger.remove(pipe, run.eraser, concepts, on_step=on_step, seed=run.seed, shows=shows)
 
 
 def shows_of(model: str, device: str) -> Shows | None:
@@ -359,6 +436,10 @@ def _concept_of_row(path: Path, number: int, columns: Sequence[str], row: Sequen
             concept[column] = cell
     if not concept.get("target"):
         raise InputError(f"--from {str(path)!r} line {number}: expected a concept, got {','.join(row)!r}.")
+    try:
+        Concept.from_json(concept)
+    except ErasureError as error:
+        raise InputError(f"--from {str(path)!r} line {number}: {error}") from None
     return concept
 
 

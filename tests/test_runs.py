@@ -9,7 +9,8 @@ from ruamel.yaml import YAML
 
 from erasure import Concept, runs
 from erasure.backbones import backbone_of
-from erasure.erasers import eraser_names
+from erasure.concept import normalized
+from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import ErasureError, InputError, UnknownNameError
 from erasure.ledger import Ledger
 from erasure.tinyworld import vocabulary
@@ -86,7 +87,7 @@ def test_all_errors_of_a_file_are_shown_at_once() -> None:
         ({"eraser": "uce"}, "eraser: expected a name and settings, got 'uce'"),
         ({"eraser": {"name": "ucee"}}, "Unknown eraser 'ucee'. Did you mean 'uce'?"),
         ({"concepts": []}, "concepts: .*at least 1"),
-        ({"concepts": "cat"}, "concepts: expected an? array, got 'cat'"),
+        ({"concepts": "cat"}, "concepts: expected a list's name or file, got 'cat'. Known: nudity, violence, weapons"),
         ({"concepts": [{"target": " "}]}, "concepts.0: concept.target: expected words"),
         ({"measure": {"far": -1}}, "measure.far: expected a number greater than or equal to 0"),
         ({"measure": {"fra": 1}}, "measure: Unknown key 'fra'. Did you mean 'far'?"),
@@ -118,7 +119,7 @@ def test_overrides_are_read_as_yaml_and_checked_like_the_file() -> None:
 
 def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None:
     file = tmp_path / "requests.csv"
-    file.write_text("cat\n\nVan Gogh, art ,Monet; Rembrandt\n")
+    file.write_text("cat\nVan Gogh, art ,Monet; Rembrandt\n\n\n")
     assert runs.read_concepts(file) == [
         {"target": "cat"},
         {"target": "Van Gogh", "anchor": "art", "preserve": ["Monet", "Rembrandt"]},
@@ -133,6 +134,8 @@ def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None
         ("", "expected a concept a line, got none"),
         ("cat,dog,x,y\n", "line 1: expected at most 3 columns, got 4"),
         ("cat\n,dog\n", "line 2: expected a concept"),
+        ("cat\n\ndog\n", "line 2: expected a concept, got an empty line"),
+        ("concept,anchor\ncat,dog\ngun,Gun\n", "line 3: .*expected another concept than the target, got 'Gun'"),
         ("concept,ancor\ncat,dog\n", "Did you mean 'anchor'?"),
     ],
 )
@@ -168,6 +171,9 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
         raw["eraser"] |= {"steps": 1, "sample_steps": 2}
     if raw["eraser"]["name"] == "duge":
         raw["eraser"] |= {"steps": 1, "picture_steps": 2, "memory_size": 4, "target_pictures": 2, "max_similarity": 1.0}
+    if raw["eraser"]["name"] == "trce":
+        raw["eraser"] |= {"sample_steps": 3, "early_steps": 2, "trajectories": 1, "epochs": 1, "null_trajectories": 2}
+        raw["eraser"]["reg"] = 1e-3
     run = runs.parse(raw)
     pipe = tiny.sd1()
     ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
@@ -226,3 +232,42 @@ def test_a_misspelt_setting_is_answered_with_the_settings_there_are() -> None:
     known = str(caught.value).partition("Known: ")[2].rstrip(".").split(", ")
     assert {"name", "steps", "lr"} <= set(known)
     assert not {"quick", "reads_weights"} & set(known)
+
+
+def test_a_family_word_is_its_list_for_a_method_that_takes_families() -> None:
+    run = runs.parse({"concepts": [{"target": "Weapon", "preserve": ["car"]}], "eraser": {"name": "trce"}})
+    assert [concept.target for concept in run.concepts] == ["gun", "knife", "bomb"]
+    assert {concept.anchor for concept in run.concepts} == {"flower"}
+    assert {concept.preserve for concept in run.concepts} == {("car",)}
+    assert run.concepts[0].aliases == ("pistol", "revolver", "weapon")
+    assert runs.parse({"concepts": "weapons", "eraser": {"name": "trce"}}).concepts[2].aliases[0] == "explosive"
+    with pytest.raises(UnknownNameError, match="'weapon'"):
+        runs.parse({"concepts": [{"target": "weapon"}], "eraser": {"name": "uce"}})
+
+
+@pytest.mark.parametrize("name", ["nudity", "violence", "weapons"])
+def test_the_lists_are_whole(name) -> None:
+    concepts = [Concept.from_json(entry) for entry in runs.read_concepts(runs.list_path(name))]
+    words = [name for concept in concepts for name in concept.names]
+    assert len(set(map(normalized, words))) == len(words) >= 9
+    assert all(concept.anchor and concept.kind == "unsafe" for concept in concepts)
+
+
+def test_a_phrase_beyond_the_models_reach_is_named_with_its_line(tmp_path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(f"concept,anchor\ncat,dog\ngun,{'very ' * 80}calm\n")
+    with pytest.raises(InputError, match=r"list.csv' line 3: expected phrases of at most 75 tokens, got 'very very"):
+        runs.check_phrases(file, tiny.sd1())
+    file.write_text("concept,anchor\ncat,dog\n")
+    runs.check_phrases(file, tiny.sd1())
+
+
+def test_a_method_that_takes_families_makes_one_entry_of_them(tmp_path) -> None:
+    settings = {**eraser_class("trce").quick, "stages": "text"}
+    run = runs.parse({**ELSEWHERE, "concepts": [{"target": "cat"}, {"target": "dog"}], "eraser": {"name": "uce"}})
+    pipe = tiny.sd1()
+    both = replace(run, eraser=make_eraser("trce", **settings))
+    [entry] = runs.remove(both, pipe, Ledger.open_or_create(tmp_path / "one", pipe, "tiny"))
+    assert [concept.target for concept in entry.concepts] == ["cat", "dog"]
+    assert entry.solved
+    assert len(list(runs.remove(run, pipe, Ledger.open_or_create(tmp_path / "two", pipe, "tiny")))) == 2

@@ -73,9 +73,12 @@ class Eraser(Plugin):
         name: What it is called in a config and on the command line; the file's name.
         reads_weights: Whether the edit depends on the weights that it is fitted on. One that only reads text states
             is the same whatever was removed before, so a ledger need not put that together first.
+        together: Whether several concepts that are asked for at once are removed at once, as one entry of a ledger: the
+            members of a family; else one after another.
     """
 
     reads_weights: ClassVar[bool] = True
+    together: ClassVar[bool] = False
     # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Settings that a run on the tiny world has where it leaves them open: so small a model takes other step sizes.

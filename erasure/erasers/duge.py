@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from ..attention import AttentionCapture, Reduce, at_least_float32, layer_pixels, watched_outputs
 from ..backbones.base import Backbone
-from ..concept import Concept, Kind, blank, fill, preserved_templates, templates
+from ..concept import Concept, Kind, blank, fill, preserved_templates, speaks_of, templates
 from ..edit import Edit, EditMetadata
 from ..errors import InputError
 from ..finetune import Preservation, Student, below, finetune
 from ..losses.attention import map_distance, output_distance
-from ..losses.preservation import denoising_target, prior_preservation
+from ..losses.preservation import denoising_target, prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
 from ..memory import Memory, Sampling, free_of, memory_prompts, remembered
 from ..sampling import sample
@@ -46,6 +46,7 @@ _PICTURES: Mapping[Kind, str] = {
 """What the target's own pictures are made for."""
 _REG_SCALES = {"l2-sp": 25_000.0, "l1-sp": 50.0, "ewc": 1e5}
 _CALIBRATION_BATCHES = 8
+_READ_AT_ONCE = 32
 _MEMORY_SEED, _TARGET_SEED, _PROBE_SEED = 10_000_000, 20_000_000, 30_000_000
 
 
@@ -97,6 +98,10 @@ class DUGE(Eraser):
             L_pr, averaged over eight batches at the start.
         calibration: See `unlearn_scale`.
         prior_scale: Weight of L_pr, >= 0.
+        reading_scale: Weight of a fourth term, >= 0 (extension): how far keys and values that the trained model has for
+            what is preserved, in all contexts of the request's kind, are from the original model's, squared and
+            relative. It takes no pass of the denoiser, and covers every name at every step, where the memory has a few
+            pictures of each.
         distill: Take the original model's prediction instead of the noise as what L_pr asks for.
         regularisation: "l2-sp", "l1-sp", or "ewc" with a Fisher of the L_pr gradients on the memory.
         reg_scale: Weight of L_reg, >= 0; None is 25,000 for l2-sp, 50 for l1-sp, 1e5 for ewc.
@@ -154,6 +159,7 @@ class DUGE(Eraser):
     unlearn_scale: Annotated[float, Field(ge=0)] | None = None
     calibration: Annotated[float, Field(gt=0)] = 5.0
     prior_scale: Annotated[float, Field(ge=0)] = 20.0
+    reading_scale: Annotated[float, Field(ge=0)] = 0.0
     distill: bool = True
     regularisation: Literal["l2-sp", "l1-sp", "ewc"] = "l2-sp"
     reg_scale: Annotated[float, Field(ge=0)] | None = None
@@ -198,6 +204,8 @@ class DUGE(Eraser):
         plain = replace(self, distill=False)._preserving(backbone, memory, known) if self.distill else preserving
         erasing = self._calibrated(self._erasing(backbone, concepts, known, on_step), plain)
         terms = [Preservation(loss=preserving, weight=self.prior_scale)]
+        if self.reading_scale:
+            terms.append(Preservation(loss=self._reading(backbone, concepts, known), weight=self.reading_scale))
         reg_scale = _REG_SCALES[self.regularisation] if self.reg_scale is None else self.reg_scale
         if reg_scale:
             loss = self._regularising(backbone, memory, known, seed)
@@ -325,6 +333,29 @@ class DUGE(Eraser):
             else:
                 wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
             return prior_preservation(at_least_float32(student(backbone.predict, noisy, timestep, read)), wanted)
+
+        return loss
+
+    def _reading(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> Loss:
+        """Return how far keys and values of what is preserved are from the original model's."""
+        gone = [*history.targets, *concepts]
+        kept = [
+            fill(template, name)
+            for concept in concepts
+            for name in concept.preserve
+            for template in preserved_templates(concept.kind)
+        ]
+        prompts = [prompt for prompt in dict.fromkeys(["", *kept]) if not speaks_of(prompt, gone)]
+        states = backbone.encode(prompts).states.float()
+        trained = [f"{name}.weight" for name in backbone.text_projections()]
+        originals = {
+            name: history.originals.get(name, parameter).detach().to(states)
+            for name, parameter in backbone.parameters(trained.__contains__).items()
+        }
+
+        def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+            rows = [below(len(prompts), generator) for _ in range(_READ_AT_ONCE)]
+            return reading_distance(states[rows].flatten(0, 1), student.weights(), originals)
 
         return loss
 

@@ -1,7 +1,9 @@
 """What keeps the predictions for everything that is not removed."""
 
+from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,3 +27,20 @@ def prior_preservation(predicted: Latents, wanted: Latents) -> Float[Tensor, ""]
             (reconstructed), which varies less and is zero while nothing has moved.
     """
     return F.mse_loss(predicted, wanted)
+
+
+def reading_distance(
+    states: Float[Tensor, "n dim"], weights: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+) -> Float[Tensor, ""]:
+    """Return how far projections read text states otherwise than they did: |P W'^T - P W^T|^2 / |P W^T|^2, their mean.
+
+    Args:
+        states: P, what is to be read as before.
+        weights: W' by name, each (out, dim), with gradient.
+        originals: W by the same names.
+    """
+    changed = [
+        (states @ (weights[name] - original).T).square().sum() / (states @ original.T).square().sum()
+        for name, original in originals.items()
+    ]
+    return torch.stack(changed).mean()
