@@ -107,7 +107,7 @@ class DUGE(Eraser):
         reg_scale: Weight of L_reg, >= 0; None is 25,000 for l2-sp, 50 for l1-sp, 1e5 for ewc.
         fisher_pictures: Of the memory, for ewc.
         max_pixels: Leave layers that look at more pixels out of L_U; None takes all.
-        revisit: Probability of training L_U on an earlier target instead; 0.25 is the specification's extension.
+        revisit: Probability of training L_U on an earlier target instead (extension; 0.25 in the specification).
         steps: Updates at most.
         lr: Of AdamW.
         weight_decay: Of AdamW.
@@ -124,7 +124,7 @@ class DUGE(Eraser):
         probe_every: Updates between two looks at whether the target is gone; 0 never looks. Nothing is looked at where
             the history has nothing that can tell.
         probe_pictures: Of each look.
-        probe_share: End where at most this share of them shows the target.
+        probe_share: End where at most this share of them shows the target; the specification has 0.1.
 
     Differs from the specification: those defaults, and pictures are kept as the latents that the sampler ended with,
     not decoded and encoded again.
@@ -159,13 +159,13 @@ class DUGE(Eraser):
     unlearn_scale: Annotated[float, Field(ge=0)] | None = None
     calibration: Annotated[float, Field(gt=0)] = 5.0
     prior_scale: Annotated[float, Field(ge=0)] = 20.0
-    reading_scale: Annotated[float, Field(ge=0)] = 0.0
+    reading_scale: Annotated[float, Field(ge=0)] = 0.3
     distill: bool = True
     regularisation: Literal["l2-sp", "l1-sp", "ewc"] = "l2-sp"
     reg_scale: Annotated[float, Field(ge=0)] | None = None
     fisher_pictures: Annotated[int, Field(ge=1)] = 32
     max_pixels: Annotated[int, Field(ge=1)] | None = None
-    revisit: Annotated[float, Field(ge=0, le=1)] = 0.25
+    revisit: Annotated[float, Field(ge=0, le=1)] = 0.5
     steps: Annotated[int, Field(ge=0)] = 200
     lr: Annotated[float, Field(gt=0)] = 1e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -179,8 +179,8 @@ class DUGE(Eraser):
     picture_steps: Annotated[int, Field(ge=1)] = 50
     picture_guidance: Annotated[float, Field(ge=0)] = 7.5
     probe_every: Annotated[int, Field(ge=0)] = 25
-    probe_pictures: Annotated[int, Field(ge=1)] = 16
-    probe_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    probe_pictures: Annotated[int, Field(ge=1)] = 32
+    probe_share: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     def fit(
         self,

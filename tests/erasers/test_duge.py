@@ -417,3 +417,28 @@ def test_pictures_are_reported_before_the_fit_while_they_are_made(small: Backbon
     steps.clear()
     QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_step=steps.append)
     assert {step.stage for step in steps} == {"fit"}  # they are there already
+
+
+def test_readings_of_what_is_preserved_start_at_zero_and_reach_keys_and_values_alone(small: Backbone) -> None:
+    loss = QUICK._reading(small, [CAT], History())
+    student = student_of(small)
+    value = loss(student, 0, generator())
+    assert value.item() == 0
+    with torch.no_grad():
+        for leaf in student.trained:
+            leaf.mul_(1.1)
+    value = loss(student, 0, generator())
+    assert value.item() == pytest.approx(0.1**2, rel=1e-4)  # all of it a tenth larger: relative and squared
+    names = list(student.weights())
+    gradients = torch.autograd.grad(value, student.trained, allow_unused=True)
+    reached = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    assert reached == {f"{name}.weight" for name in small.text_projections()}
+
+
+def test_readings_are_compared_with_those_of_the_original(small: Backbone) -> None:
+    kv = {
+        name: p for name, p in small.parameters(QUICK._which).items() if name.endswith(("to_k.weight", "to_v.weight"))
+    }
+    history = History(originals={name: p.detach() / 1.1 for name, p in kv.items()}, targets=(BOAT,))
+    loss = QUICK._reading(small, [CAT], history)
+    assert loss(student_of(small), 0, generator()).item() == pytest.approx(0.1**2, rel=1e-4)
