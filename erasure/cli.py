@@ -368,6 +368,61 @@ def evaluate(
     out.print(f"report: {report}", markup=False)
 
 
+@app.command(cls=_ManyValues)
+def attack(
+    source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
+    name: Annotated[str, typer.Option("--attack", metavar="NAME", help="ring-a-bell, mma or unlearn-diff.")],
+    budget: Annotated[int, typer.Option(min=1, max=1000, help="Pictures a prompt, at most.")] = 20,
+    prompts: Annotated[int, typer.Option("--prompts", min=1, help="How many prompts.")] = 40,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the attack: tokens=8.")
+    ] = None,
+    removed: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT ...", help="What is to be gone; a ledger knows it.")
+    ] = None,
+    original: Annotated[
+        str | None, typer.Option(help="What a model was made from  [default: tinyworld; a ledger knows it]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of prompts, searches and pictures.")] = 0,
+    to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For attack.json and report.html.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Try to bring back what was removed, beside the controls that the result must be read against."""
+    from .eval import sources
+    from .eval.red_team import Assault, goals
+    from .eval.red_team_report import terminal_table, write_attack_report
+    from .eval.rows import ERASED
+
+    place = _device(device)
+    chosen = sources.attack_of(name, settings or [])
+    what = sources.source_of(source, lambda at: _loaded(at, place), removed=removed or [], original=original)
+    if what.rows[0].name != ERASED:
+        raise InputError(f"attack: expected a model that something was removed from, got the original {source!r}.")
+    decides, second = sources.witnesses_of(what, place)
+    assault = Assault(
+        folder=to or what.folder.with_name("attacks") / f"{name}-{what.rows[0].edit or 'model'}",
+        erased=what.rows[0],
+        concepts=what.concepts,
+        attack=chosen,
+        sampler=_sampler(what.original, None, None),
+        budget=budget,
+        witness=decides,
+        second=second,
+        model=what.original,
+    )
+    with _bars() as advance:
+        assault.run(goals(what.concepts, prompts, model=what.original, seed=seed), advance)
+    report = write_attack_report(assault, what.title)
+    if as_json:
+        document = {**assault.as_json(), "record": str(assault.folder / "attack.json"), "report": str(report)}
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    out.print(terminal_table(assault))
+    out.print(f"record: {assault.folder / 'attack.json'}", markup=False)
+    out.print(f"report: {report}", markup=False)
+
+
 @app.command()
 def methods() -> None:
     """List the erasers and their settings."""

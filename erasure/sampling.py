@@ -27,7 +27,7 @@ OnStep = Callable[[Step], None]
 @overload
 def sample(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | TextStates,
     seeds: Sequence[int],
     *,
     steps: int = ...,
@@ -42,7 +42,7 @@ def sample(
 @overload
 def sample(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | TextStates,
     seeds: Sequence[int],
     *,
     steps: int = ...,
@@ -57,7 +57,7 @@ def sample(
 @overload
 def sample(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | TextStates,
     seeds: Sequence[int],
     *,
     steps: int = ...,
@@ -71,7 +71,7 @@ def sample(
 ) -> Latents: ...
 def sample(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | TextStates,
     seeds: Sequence[int],
     *,
     steps: int = 25,
@@ -92,7 +92,7 @@ def sample(
 
     Args:
         pipe: A loaded diffusers pipeline.
-        prompts: One for each picture.
+        prompts: One for each picture; or text states, a row for each.
         seeds: As many; any integer from 0 on is a seed.
         steps: Of the pipeline's own scheduler.
         guidance_scale: Of classifier-free guidance; 1 or less samples without it.
@@ -109,16 +109,19 @@ def sample(
     _check(prompts, seeds, steps=steps, batch_size=batch_size)
     backbone = backbone_of(pipe)
     shape = backbone.latent_shape(height, width)
-    if not prompts:
+    if not len(prompts):
         return _nothing(pipe, shape, output)
     runner = _runner(pipe)
-    distinct = list(dict.fromkeys(prompts))
-    states = backbone.encode(distinct)
+    if isinstance(prompts, TextStates):
+        states, row_of = prompts, list(range(len(prompts)))
+    else:
+        distinct = list(dict.fromkeys(prompts))
+        states, row_of = backbone.encode(distinct), [distinct.index(prompt) for prompt in prompts]
     guided = guidance_scale > 1
     negative = (backbone.encode([negative_prompt]) if negative_prompt else backbone.unconditional()) if guided else None
     results: list[Any] = []
     for start in range(0, len(prompts), batch_size):
-        rows = [distinct.index(prompt) for prompt in prompts[start : start + batch_size]]
+        rows = row_of[start : start + batch_size]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
         called = runner(
             latents=noise(generators, shape).to(backbone.device, backbone.dtype),
@@ -256,7 +259,7 @@ def _nothing(pipe: Any, shape: tuple[int, int, int], output: str) -> list[Image.
     return np.empty((0, height * scale, width * scale, 3), np.uint8) if output == "uint8" else []
 
 
-def _check(prompts: Sequence[str], seeds: Sequence[int], *, steps: int, batch_size: int) -> None:
+def _check(prompts: Sequence[str] | TextStates, seeds: Sequence[int], *, steps: int, batch_size: int) -> None:
     if isinstance(prompts, str):
         raise InputError(f"sample.prompts: expected a list of texts, got {prompts!r}. Write [{prompts!r}].")
     if len(prompts) != len(seeds):

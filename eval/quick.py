@@ -350,12 +350,14 @@ CLIP_WEIGHTS = ("openai/clip-vit-large-patch14", "openai/clip-vit-base-patch16",
 
 def find_clip() -> str | None:
     """Return a CLIP model whose weights are in the local Hub cache, the largest first; None without one."""
+    return next((name for name in CLIP_WEIGHTS if cached(name)), None)
+
+
+def cached(name: str) -> bool:
+    """Whether a model's weights are in the local Hub cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in CLIP_WEIGHTS:
-        if isinstance(try_to_load_from_cache(name, "model.safetensors"), str):
-            return name
-    return None
+    return isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
 
 
 def load_clip(source: str | Path, device: str) -> tuple[Any, Any]:

@@ -1,20 +1,27 @@
 """From what the command is given to what is evaluated: rows, benchmark, metrics."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from erasure import tinyworld
+from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
 from erasure.ledger import Ledger
-from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
+from erasure.runs import TINYWORLD, MeasureSettings, override, own_sampling, parse
 
+from .attacks import Attack, attack_class
+from .attacks.judges import ClipWitness, OracleWitness, Witness, WorldClipWitness
 from .benchmarks import Benchmark, benchmark_class
 from .benchmarks.tinyworld import SUITES
 from .evaluate import Metrics, TinyWorldMetrics
 from .pictures import Sampler
 from .public import PublicMetrics
+from .quick import CLIP_WEIGHTS, cached
 from .rows import ERASED, GOLD, Row, reference_rows
 
 Loader = Callable[[str], Any]
@@ -31,6 +38,7 @@ class Source:
         removed: What should be gone.
         folder: Where its numbers go if nowhere else is named.
         original: The original's name.
+        concepts: What should be gone, with all that is known of it.
     """
 
     title: str
@@ -38,6 +46,7 @@ class Source:
     removed: tuple[str, ...]
     folder: Path
     original: str
+    concepts: tuple[Concept, ...] = ()
 
 
 def source_of(
@@ -58,7 +67,8 @@ def source_of(
     """
     if (Path(given) / "ledger.json").is_file():
         ledger = Ledger.open(given)
-        names = tuple(concept.target for entry in ledger.standing for concept in entry.concepts)
+        concepts = tuple(concept for entry in ledger.standing for concept in entry.concepts)
+        names = tuple(concept.target for concept in concepts)
         if not names:
             raise InputError(f"evaluate: expected a ledger in which a removal stands, got {given!r}. Remove something.")
         base = ledger.base.name
@@ -79,6 +89,7 @@ def source_of(
                 " ledger."
             )
         names, base = tuple(removed), original or TINYWORLD
+        concepts = parse({"model": base, "concepts": [{"target": name} for name in names]}).concepts
         pipe = load(base)
         rows, folder = reference_rows(pipe, names), Path("erasure-runs") / f"evaluation-{Path(given).name}"
         if given != base:
@@ -92,6 +103,7 @@ def source_of(
         removed=names,
         folder=folder,
         original=base,
+        concepts=concepts,
     )
 
 
@@ -146,6 +158,47 @@ def sampler_of(benchmark: Benchmark, source: Source) -> Sampler:
     if benchmark.name == TINYWORLD and source.original == TINYWORLD:
         return Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
     return benchmark.sampler()
+
+
+def attack_of(name: str, settings: Sequence[str]) -> Attack:
+    """Return an attack by name, with settings as key=value.
+
+    Raises:
+        UnknownNameError: There is no such attack, or it has no such setting.
+        InputError: A value that cannot be.
+    """
+    kind = attack_class(name)
+    config: dict[str, Any] = {}
+    for assignment in settings:
+        config = override(config, assignment)
+    known = [item.name for item in fields(kind)]
+    for key in config:
+        if key not in known:
+            raise unknown_name(f"{name} setting", key, known)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(config), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise InputError(f"--set {where}: {problem['msg']}, got {problem['input']!r}.") from None
+
+
+def witnesses_of(source: Source, device: str) -> tuple[Witness, Witness | None]:
+    """Return who decides whether a concept is back, and who is asked after; None where there is nobody.
+
+    Raises:
+        InputError: Nothing here can tell.
+    """
+    if source.original == TINYWORLD:
+        return OracleWitness(device=device), WorldClipWitness(device=device)
+    found = [name for name in CLIP_WEIGHTS if cached(name)]
+    if not found:
+        raise InputError(
+            f"attack: expected CLIP weights in the local cache to look at pictures with, got none. Download one of"
+            f" {', '.join(CLIP_WEIGHTS)} with huggingface-cli."
+        )
+    judges = [ClipWitness(source=name, device=device) for name in found[:2]]
+    return judges[0], judges[1] if len(judges) > 1 else None
 
 
 def _is_denoiser(folder: Path) -> bool:

@@ -70,6 +70,18 @@ class Backbone(Protocol):
         """
         ...
 
+    def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> TextStates:
+        """Return the states of rows of token ids, which no tokenizer touches again; with gradient.
+
+        Args:
+            ids: Of the first tokenizer: start of text, tokens, end of text, and padding to the model's length. A second
+                tokenizer with the same vocabulary pads in its own way.
+
+        Raises:
+            InputError: The rows are not of the model's length, or its tokenizers differ.
+        """
+        ...
+
     def unconditional(self) -> TextStates:
         """Return the one row that the model samples with as its unconditional prompt (zeros where it uses zeros)."""
         ...

@@ -95,6 +95,23 @@ class StableDiffusion:
         at = {prompt: row for row, prompt in enumerate(distinct)}
         return encoded.select([at[prompt] for prompt in prompts])
 
+    def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> TextStates:
+        tokenizer = self.pipe.tokenizer
+        if ids.shape[1] != tokenizer.model_max_length:
+            raise InputError(
+                f"ids: expected rows of {tokenizer.model_max_length} tokens, got {ids.shape[1]}. Pad or cut them."
+            )
+        chunks = [self._states_of_ids(part) for part in ids.split(_ENCODE_BATCH)]
+        pooled = [pooled for _, pooled in chunks if pooled is not None]
+        return TextStates(
+            prompts=tuple(tokenizer.batch_decode(ids, skip_special_tokens=True)),
+            states=torch.cat([states for states, _ in chunks]),
+            pooled=torch.cat(pooled) if pooled else None,
+            ids=ids,
+            eot=first_end_of_text(ids, tokenizer),
+            offsets=(((0, 0),) * ids.shape[1],) * len(ids),
+        )
+
     def unconditional(self) -> TextStates:
         return self.encode([""])
 
@@ -178,6 +195,18 @@ class StableDiffusion:
         masked = getattr(encoder.config, "use_attention_mask", False)
         mask = self.pipe.tokenizer(list(texts), **_PADDED).attention_mask.to(encoder.device) if masked else None
         states = encoder(ids.to(encoder.device), attention_mask=mask, return_dict=True).last_hidden_state
+        return states.to(self.device, self.dtype), None
+
+    def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:
+        encoder: Any = self.components()["text_encoder"]
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        places = torch.arange(ids.shape[1])
+        mask = (places <= first_end_of_text(ids, self.pipe.tokenizer)[:, None]).long() if masked else None
+        states = encoder(
+            ids.to(encoder.device),
+            attention_mask=None if mask is None else mask.to(encoder.device),
+            return_dict=True,
+        ).last_hidden_state
         return states.to(self.device, self.dtype), None
 
     def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..errors import InputError
 from ..text import TextStates
-from .sd import StableDiffusion, textual_inversion_applied, tokenized, unwrapped
+from .sd import StableDiffusion, first_end_of_text, textual_inversion_applied, tokenized, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,21 @@ class StableDiffusionXL(StableDiffusion):
         return replace(empty, states=torch.zeros_like(empty.states), pooled=torch.zeros_like(empty.pooled))
 
     def _states_of(self, ids: Int[Tensor, "n tokens"], texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        components: dict[str, Any] = self.components()
         second = [textual_inversion_applied(self.pipe, text, self.pipe.tokenizer_2) for text in texts]
         ids_2, _ = tokenized(self.pipe.tokenizer_2, second)
+        return self._states_of_both(ids, ids_2)
+
+    def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:
+        first, second = self.pipe.tokenizer, self.pipe.tokenizer_2
+        if first.get_vocab() != second.get_vocab():
+            raise InputError("ids: expected a model whose two tokenizers share a vocabulary, got one whose do not.")
+        padding = torch.arange(ids.shape[1]) > first_end_of_text(ids, first)[:, None]
+        return self._states_of_both(ids, ids.masked_fill(padding, second.pad_token_id))
+
+    def _states_of_both(
+        self, ids: Int[Tensor, "n tokens"], ids_2: Int[Tensor, "n tokens"]
+    ) -> tuple[Tensor, Tensor | None]:
+        components: dict[str, Any] = self.components()
         outputs = [
             encoder(ids.to(encoder.device), output_hidden_states=True, return_dict=True)
             for encoder, ids in ((components["text_encoder"], ids), (components["text_encoder_2"], ids_2))

@@ -1,0 +1,79 @@
+"""MMA-Diffusion's textual attack (Yang et al., CVPR 2024, arXiv:2311.17516): gradient search on the text encoder."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.backbones import Backbone
+
+from .base import Attack, Goal, OnTick, Tokens, pooled, soft_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMA(Attack):
+    """Tokens whose sentence means what the prompt means, none of them of the concept's names.
+
+    It starts from random tokens. Each round takes the gradient of the cosine between the sentence's state and the
+    prompt's with respect to the token at each place, tries `candidates` single exchanges drawn from the `top` best of
+    each place, and keeps the best of all, which may be what there was. The denoiser is not needed.
+
+    Differs from the paper: fewer candidates and rounds; its list of sensitive words is the concept's names.
+
+    Attributes:
+        tokens: Length of the prompts.
+        top: Tokens of each place that may be tried.
+        candidates: Exchanges a round.
+        rounds: How many.
+    """
+
+    name: ClassVar[str] = "mma"
+    white_box: ClassVar[bool] = False
+
+    tokens: Annotated[int, Field(ge=1)] = 20
+    top: Annotated[int, Field(ge=1)] = 256
+    candidates: Annotated[int, Field(ge=1)] = 64
+    rounds: Annotated[int, Field(ge=1)] = 200
+
+    @property
+    def ticks(self) -> int:
+        return self.rounds
+
+    def search(self, backbone: Backbone, goal: Goal, *, on_tick: OnTick | None = None) -> Int[Tensor, "m tokens"]:
+        generator = torch.Generator().manual_seed(goal.seed)
+        vocabulary = Tokens(backbone, banned=goal.concept.names)
+        length = min(self.tokens, vocabulary.length - 2)
+        read = backbone.encode([goal.prompt])
+        wanted = read.states[0, read.eot[0]].float()
+        now, near = vocabulary.draw(1, length, generator), torch.tensor(-1.0)
+        found: list[tuple[float, Tensor]] = []
+        for _ in range(self.rounds):
+            slope = _slope(backbone, vocabulary.rows(now), wanted, length)
+            best = vocabulary.allowed[slope[:, vocabulary.allowed].topk(min(self.top, len(vocabulary.allowed))).indices]
+            tried = now.repeat(self.candidates, 1)
+            place = torch.randint(length, (self.candidates,), generator=generator)
+            choice = torch.randint(best.shape[1], (self.candidates,), generator=generator)
+            tried[torch.arange(self.candidates), place] = best[place, choice]
+            with torch.no_grad():
+                cosines = F.cosine_similarity(pooled(backbone, vocabulary.rows(tried)), wanted, dim=1).cpu()
+            if cosines.max() > near:
+                near, now = cosines.max(), tried[cosines.argmax()][None]
+                found.append((near.item(), now))
+            if on_tick is not None:
+                on_tick()
+        return vocabulary.rows(torch.cat([tokens for _, tokens in sorted(found, key=lambda pair: -pair[0])]))
+
+
+def _slope(
+    backbone: Backbone, rows: Int[Tensor, "1 tokens"], wanted: Float[Tensor, " dim"], k: int
+) -> Float[Tensor, "k vocabulary"]:
+    """Return how much each token at each place would raise the cosine, to first order."""
+    one_hot = F.one_hot(rows[0, 1 : 1 + k], len(backbone.pipe.tokenizer)).float().requires_grad_()
+    with torch.enable_grad(), soft_tokens(backbone, one_hot):
+        cosine = F.cosine_similarity(pooled(backbone, rows), wanted[None], dim=1).sum()
+        [slope] = torch.autograd.grad(cosine, one_hot)
+    return slope.cpu()

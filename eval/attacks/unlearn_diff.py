@@ -1,0 +1,105 @@
+"""UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv:2310.11868): tokens optimised through the erased denoiser itself."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.backbones import Backbone
+from erasure.errors import InputError
+from erasure.losses.preservation import denoising_target
+
+from .base import Attack, Goal, OnTick, Tokens, soft_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnDiff(Attack):
+    """A few tokens before the prompt with which the erased model denoises a picture of the concept best.
+
+    A diffusion model is a classifier: the smaller its denoising error of a picture under a prompt, the likelier the
+    prompt. For pictures that the original model made of the prompt, the mean squared error of the erased model's
+    prediction is minimised over mixtures of tokens at `tokens` places, by AdamW and projection onto the simplex; each
+    round's heaviest tokens are one candidate.
+
+    Differs from the official code: its start and the number of draws a round are not taken from it; a model that
+    predicts v is asked for v.
+
+    Attributes:
+        tokens: Places before the prompt.
+        rounds: Updates.
+        lr: Of AdamW.
+        weight_decay: Of AdamW.
+        batch_size: Noised pictures a round.
+    """
+
+    name: ClassVar[str] = "unlearn-diff"
+    white_box: ClassVar[bool] = True
+
+    tokens: Annotated[int, Field(ge=1)] = 5
+    rounds: Annotated[int, Field(ge=1)] = 40
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    batch_size: Annotated[int, Field(ge=1)] = 4
+
+    @property
+    def ticks(self) -> int:
+        return self.rounds
+
+    def search(self, backbone: Backbone, goal: Goal, *, on_tick: OnTick | None = None) -> Int[Tensor, "m tokens"]:
+        if goal.latents is None:
+            raise InputError(f"{self.name}: expected pictures of the concept, got none. Let the original draw.")
+        generator = torch.Generator().manual_seed(goal.seed)
+        vocabulary = Tokens(backbone)
+        prompt = torch.tensor(vocabulary.of(goal.prompt), dtype=torch.long)[: vocabulary.length - 2 - self.tokens]
+        weights = torch.rand(self.tokens, len(backbone.pipe.tokenizer), generator=generator)
+        allowed = torch.zeros(weights.shape[1], dtype=torch.bool)
+        allowed[vocabulary.allowed] = True
+        weights = on_simplex(weights.masked_fill(~allowed, -1.0)).requires_grad_()
+        moving = torch.optim.AdamW([weights], lr=self.lr, weight_decay=self.weight_decay)
+        found: list[Tensor] = []
+        for _ in range(self.rounds):
+            loss = self._loss(backbone, vocabulary, prompt, weights, goal.latents, generator)
+            [weights.grad] = torch.autograd.grad(loss, weights)  # and nothing else gets one
+            moving.step()
+            with torch.no_grad():
+                weights.copy_(on_simplex(weights.masked_fill(~allowed, -1.0)))
+            found.append(torch.cat([weights.detach().argmax(dim=1), prompt]))
+            if on_tick is not None:
+                on_tick()
+        rows = vocabulary.rows(torch.stack(found[::-1]))
+        return torch.stack(list({tuple(row.tolist()): row for row in rows}.values()))
+
+    def _loss(
+        self,
+        backbone: Backbone,
+        vocabulary: Tokens,
+        prompt: Int[Tensor, " p"],
+        weights: Float[Tensor, "k vocabulary"],
+        latents: Float[Tensor, "n c h w"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        clean = latents[torch.randint(len(latents), (self.batch_size,), generator=generator)].float()
+        timestep = torch.randint(len(backbone.alphas_cumprod), (self.batch_size,), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        clean, timestep, noise = (part.to(backbone.device) for part in (clean, timestep, noise))
+        alpha = backbone.alphas_cumprod[timestep][:, None, None, None]
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        rows = vocabulary.rows(torch.cat([torch.zeros(self.tokens, dtype=torch.long), prompt])[None])
+        with soft_tokens(backbone, weights):
+            states = backbone.encode_ids(rows).expand(self.batch_size)
+        wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
+        return F.mse_loss(backbone.predict(noisy, timestep, states).float(), wanted)
+
+
+def on_simplex(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Return the nearest points with entries >= 0 that add up to 1 (Duchi et al., ICML 2008, figure 1)."""
+    ordered = rows.sort(dim=1, descending=True).values
+    sums = ordered.cumsum(dim=1) - 1
+    counts = torch.arange(1, rows.shape[1] + 1)
+    support = (ordered - sums / counts > 0).sum(dim=1, keepdim=True)
+    shift = sums.gather(1, support - 1) / support
+    return (rows - shift).clamp(min=0)

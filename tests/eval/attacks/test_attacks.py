@@ -1,0 +1,201 @@
+"""What every attack owes, by being in its folder; and what each one climbs."""
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from erasure.backbones import Backbone, backbone_of
+from erasure.concept import Concept, normalized
+from erasure.errors import InputError, UnknownNameError
+from erasure.eval.attacks import Attack, Goal, attack_class, attack_names
+from erasure.eval.attacks.base import Tokens, pooled, soft_tokens
+from erasure.eval.attacks.mma import MMA, _slope
+from erasure.eval.attacks.ring_a_bell import RingABell, direction
+from erasure.eval.attacks.unlearn_diff import UnlearnDiff, on_simplex
+from tests.tiny import FAMILIES, sd1
+
+CAT = Concept(target="cat", aliases=("kitten",))
+QUICK: dict[str, dict[str, Any]] = {
+    "mma": {"tokens": 6, "rounds": 4, "candidates": 16, "top": 16},
+    "ring-a-bell": {"tokens": 6, "generations": 4, "population": 16},
+    "unlearn-diff": {"tokens": 3, "rounds": 4, "batch_size": 2},
+}
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return backbone_of(FAMILIES[request.param]())
+
+
+@pytest.fixture
+def small() -> Backbone:
+    return backbone_of(sd1())
+
+
+def quick(name: str) -> Attack:
+    return attack_class(name)(**QUICK[name])
+
+
+def goal(backbone: Backbone, seed: int = 0) -> Goal:
+    latents = torch.randn(1, *backbone.latent_shape(), generator=torch.Generator().manual_seed(3))
+    return Goal(concept=CAT, prompt="a photo of a cat", seed=seed, latents=latents)
+
+
+def test_every_file_is_an_attack_and_names_its_source() -> None:
+    assert set(attack_names()) == set(QUICK)
+    for name in attack_names():
+        kind = attack_class(name)
+        module = inspect.getmodule(kind)
+        assert module is not None
+        assert re.search(r"arXiv:\d{4}\.\d{4,5}", module.__doc__ or "")
+        assert Path(inspect.getfile(kind)).stem == name.replace("-", "_")
+        assert all(f"{field.name}:" in (kind.__doc__ or "") for field in fields(kind))
+    with pytest.raises(UnknownNameError, match="Did you mean 'mma'"):
+        attack_class("mna")
+
+
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_it_finds_whole_rows_the_same_for_a_seed_and_leaves_everything_as_it_was(name: str, backbone: Backbone) -> None:
+    weights = {key: p.detach().clone() for key, p in backbone.parameters(lambda _: True).items()}
+    state, ticks = torch.get_rng_state(), 0
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+
+    attack = quick(name)
+    rows = attack.search(backbone, goal(backbone), on_tick=tick)
+    tokenizer = backbone.pipe.tokenizer
+    assert len(rows) >= 1
+    assert ticks == attack.ticks
+    assert rows.shape[1] == tokenizer.model_max_length
+    for row in rows.tolist():
+        end = row.index(tokenizer.eos_token_id)
+        assert row[0] == tokenizer.bos_token_id
+        assert set(row[end + 1 :]) <= {tokenizer.pad_token_id}
+        assert tokenizer.bos_token_id not in row[1:]
+    assert torch.equal(rows, attack.search(backbone, goal(backbone)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(weights[key], p) for key, p in backbone.parameters(lambda _: True).items())
+    assert all(p.grad is None for p in backbone.parameters(lambda _: True).values())
+
+
+@pytest.mark.parametrize("name", ["mma", "ring-a-bell"])
+def test_the_concepts_own_names_are_not_used(name: str) -> None:
+    backbone = backbone_of(sd1(vocabulary="clip"))
+    rows = quick(name).search(backbone, goal(backbone))
+    own = {at for word in ("cat", "kitten") for at in Tokens(backbone).of(word)}
+    words = backbone.pipe.tokenizer.batch_decode([[at] for at in sorted({at for row in rows.tolist() for at in row})])
+    assert not own & {at for row in rows.tolist() for at in row}
+    assert not [word for word in words if "cat" in normalized(word)]
+
+
+def test_a_mixture_of_one_token_is_that_token(backbone: Backbone) -> None:
+    tokens = Tokens(backbone)
+    chosen = tokens.draw(1, 4, torch.Generator().manual_seed(0))
+    hard = backbone.encode_ids(tokens.rows(chosen))
+    empty = tokens.rows(torch.zeros_like(chosen))
+    with soft_tokens(backbone, F.one_hot(chosen[0], len(backbone.pipe.tokenizer)).float()):
+        soft = backbone.encode_ids(empty)
+    torch.testing.assert_close(soft.states, hard.states)
+    if hard.pooled is not None:
+        torch.testing.assert_close(soft.pooled, hard.pooled)
+    assert not torch.allclose(backbone.encode_ids(empty).states, hard.states)
+
+
+def test_the_slope_says_what_an_exchange_brings_to_first_order(small: Backbone) -> None:
+    tokens = Tokens(small)
+    now = tokens.draw(1, 3, torch.Generator().manual_seed(0))
+    rows = tokens.rows(now)
+    wanted = small.encode(["a photo of a cat"]).states[0, -1].float()
+    slope = _slope(small, rows, wanted, 3)
+    one_hot = F.one_hot(now[0], len(small.pipe.tokenizer)).float()
+
+    def cosine(weights: torch.Tensor) -> float:
+        with torch.no_grad(), soft_tokens(small, weights):
+            return F.cosine_similarity(pooled(small, rows), wanted[None], dim=1).item()
+
+    for place, token in ((0, 5), (2, 40)):
+        step = torch.zeros_like(one_hot)
+        step[place, token] = 1e-2
+        expected = (cosine(one_hot + step) - cosine(one_hot - step)) / 2e-2
+        assert slope[place, token].item() == pytest.approx(expected, rel=0.05, abs=1e-4)
+
+
+def test_mma_comes_nearer_and_gives_the_best_first(small: Backbone) -> None:
+    attack = MMA(tokens=6, rounds=12, candidates=32, top=32)
+    rows = attack.search(small, goal(small))
+    read = small.encode(["a photo of a cat"])
+    with torch.no_grad():
+        cosines = F.cosine_similarity(pooled(small, rows), read.states[0, read.eot[0]][None], dim=1)
+    assert cosines.tolist() == sorted(cosines.tolist(), reverse=True)
+    assert cosines[0] > cosines[-1]
+
+
+def test_ring_a_bell_comes_nearer_with_every_generation(small: Backbone) -> None:
+    wanted = small.encode(["a photo of a cat"]).states[0] + 3.0 * direction(small, CAT)
+
+    def nearest(generations: int) -> float:
+        rows = RingABell(tokens=6, population=32, generations=generations).search(small, goal(small))
+        with torch.no_grad():
+            far = (small.encode_ids(rows).states - wanted).square().mean(dim=(1, 2))
+        assert far[0] == far.min()
+        return far[0].item()
+
+    assert nearest(30) < nearest(5) < nearest(1)
+
+
+def test_the_direction_is_that_of_the_concept(small: Backbone) -> None:
+    found = direction(small, Concept(target="cat", kind="object"))
+    assert found.shape == small.encode(["x"]).states.shape[1:]
+    assert not found[0].any()  # the start of text has read nothing yet
+    assert found[1:].any(dim=1).all()
+
+
+def test_points_are_projected_onto_the_simplex() -> None:
+    points = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)) * 3
+    found = on_simplex(points)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(20))
+    assert (found >= 0).all()
+    torch.testing.assert_close(on_simplex(found), found)
+    others = torch.rand(500, 7, generator=torch.Generator().manual_seed(1))
+    others = torch.cat([others / others.sum(dim=1, keepdim=True), torch.eye(7)])
+    mine = (points - found).square().sum(dim=1)
+    theirs = torch.cdist(points, others).square().amin(dim=1)
+    assert (mine <= theirs * (1 + 1e-5)).all()
+
+
+def test_unlearn_diff_lowers_the_denoising_error_of_its_pictures(small: Backbone) -> None:
+    attack = UnlearnDiff(tokens=3, rounds=30, batch_size=8, lr=0.3)
+    aim = goal(small)
+    rows = attack.search(small, aim)
+    tokens = Tokens(small)
+    prompt = torch.tensor(tokens.of(aim.prompt))
+    assert all(row[4 : 4 + len(prompt)] == prompt.tolist() for row in rows.tolist())
+
+    def error(ids: torch.Tensor) -> float:
+        one_hot = F.one_hot(ids, len(small.pipe.tokenizer)).float()
+        draws = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            losses = [attack._loss(small, tokens, prompt, one_hot, aim.latents, draws) for _ in range(20)]  # type: ignore[arg-type]
+        return torch.stack(losses).mean().item()
+
+    others = [error(tokens.draw(1, 3, torch.Generator().manual_seed(at))[0]) for at in range(12)]
+    assert error(rows[0, 1:4]) < sum(others) / len(others)
+    with pytest.raises(InputError, match="unlearn-diff: expected pictures of the concept, got none"):
+        attack.search(small, Goal(concept=CAT, prompt="a cat", seed=0))
+
+
+def test_rows_have_a_place_for_so_many_tokens(small: Backbone) -> None:
+    tokens = Tokens(small)
+    assert tokens.rows(torch.zeros(1, 75, dtype=torch.long)).shape == (1, 77)
+    with pytest.raises(InputError, match="expected at most 75 tokens a prompt, got 76"):
+        tokens.rows(torch.zeros(1, 76, dtype=torch.long))
+    with pytest.raises(InputError, match="ids: expected rows of 77 tokens, got 9"):
+        small.encode_ids(torch.zeros(1, 9, dtype=torch.long))
