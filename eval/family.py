@@ -1,0 +1,148 @@
+"""A family of concepts erased by one method, and how far indirect wording and attacks bring it back, on the tiny world.
+
+    python -m erasure.eval.family --config configs/trce/weapons-tinyworld.yaml --out results/trce-tinyworld/trce
+
+A run is one method. It is judged on the tiny world's own benchmark (explicit, synonymous and implicit wording, what
+else should stay, the distance of all that stays from the original), then attacked; each attack stands beside the plain
+prompt with as many seeds and the same attack on the original. What is made on the way lies in `--work`; killed at any
+moment, the same command goes on from there.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from erasure import runs, tinyworld
+from erasure.errors import ErasureError, InputError
+from erasure.files import make_folder, write_whole
+from erasure.ledger import Ledger
+from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
+
+from .attacks import attack_names
+from .attacks.judges import OracleWitness, WorldClipWitness
+from .benchmarks.tinyworld import TinyWorld
+from .evaluate import TinyWorldMetrics, evaluate
+from .pictures import Sampler
+from .red_team import ROWS, Assault, goals
+from .rows import ERASED, ORIGINAL, Row
+from .sources import attack_of
+
+VERSION = 1
+FAMILY = ("gun", "knife", "bomb")
+
+
+def main() -> None:
+    """Erase the family, judge, attack, and write run.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, help="a config of `erasure remove`, with its concepts")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `erasure remove`")
+    parser.add_argument("--pictures", type=int, default=2000, help="of the benchmark")
+    parser.add_argument("--attacks", nargs="*", default=list(attack_names()), help="which; none leaves them out")
+    parser.add_argument("--prompts", type=int, default=40, help="of each attack")
+    parser.add_argument("--budget", type=int, default=20, help="pictures of each prompt, at most")
+    parser.add_argument("--work", type=Path, default=Path("erasure-runs/family"))
+    parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        record = experiment(options)
+    except ErasureError as error:
+        sys.exit(f"family: {error}")
+    make_folder(options.out)
+    write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+    Console().print(summary(record), highlight=False)
+
+
+def experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of one method.
+
+    Raises:
+        InputError: The config removes something else than the family.
+    """
+    began = time.monotonic()
+    config: Mapping[str, Any] = runs.read_config(options.config)
+    for assignment in options.set:
+        config = runs.override(config, assignment)
+    run = runs.parse(config)
+    if {concept.target for concept in run.concepts} != set(FAMILY):
+        raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
+    attacks = [attack_of(name, ()) for name in options.attacks]
+    pipe, work = tinyworld.load(), options.work / options.out.name
+    sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
+    with Progress(console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, more: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.advance(tasks[what], more)
+
+        ledger = Ledger.open_or_create(work / "ledger", pipe, TINYWORLD)
+        todo, _ = runs.remaining(run, ledger)
+        task = bars.add_task("removing", total=None)
+        list(runs.remove(todo, pipe, ledger, on_step=lambda s: bars.update(task, completed=s.step, total=s.total)))
+        judged = Row(
+            name=ERASED,
+            pipe=pipe,
+            about=f"the weapon family by {run.eraser.name}",
+            applied=lambda: ledger.applied_to(pipe),
+            edit=ledger.state(),
+            folder=work / "pictures",
+        )
+        rows = [judged, Row(name=ORIGINAL, pipe=pipe, about="the original model", folder=options.work / "pictures")]
+        benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
+        metrics = TinyWorldMetrics(benchmark=benchmark, oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge())
+        found = evaluate(rows, benchmark, metrics, sampler=sampler, on_picture=advance).as_json()
+        attacked = {}
+        for attack in attacks:
+            assault = Assault(
+                folder=work / "attacks" / attack.name,
+                erased=judged,
+                concepts=run.concepts,
+                attack=attack,
+                sampler=sampler,
+                budget=options.budget,
+                witness=OracleWitness(),
+                second=WorldClipWitness(),
+                model=TINYWORLD,
+            )
+            assault.run(goals(run.concepts, options.prompts, model=TINYWORLD), advance)
+            attacked[attack.name] = {key: assault.as_json()[key] for key in ("protocol", "rows")}
+    return {
+        "benchmark": "family",
+        "version": VERSION,
+        "config": {**run.as_json(), "output": ""},
+        "fits": [{"concepts": [c.target for c in e.concepts], "seconds": e.seconds} for e in ledger.standing],
+        "scores": found["rows"],
+        "protocol": found["protocol"],
+        "attacks": attacked,
+        "versions": runs.versions(),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "git": runs.commit(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return a line a measure and one an attack."""
+    scores = record["scores"][ERASED]
+    told = [name for name in scores if name.startswith(("efficacy", "retention"))] + ["clip_score", "fd"]
+    lines = [f"{name}: {scores[name]['value']:.3f} of {scores[name]['n']}" for name in told if scores.get(name)]
+    for name, attack in record["attacks"].items():
+        shares = [f"{row} {attack['rows'][row]['success'][-1]['value']:.3f}" for row in ROWS]
+        lines.append(f"{name}: {', '.join(shares)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A family erased, judged and attacked: the record, going on where it ended, and what is refused."""
+
+import argparse
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erasure import tinyworld
+from erasure.errors import InputError
+from erasure.eval import family, red_team
+from erasure.eval.family import FAMILY, experiment, summary
+from erasure.runs import parse, read_config
+from tests.eval import world
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def untrained_tinyworld(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(tinyworld, "SAMPLER", {"steps": 2, "guidance_scale": 2.0})
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+
+
+def options(folder: Path, **changes: Any) -> argparse.Namespace:
+    settings: dict[str, Any] = {
+        "config": CONFIGS / "trce" / "weapons-tinyworld.yaml",
+        "set": ["eraser.stages=text", "eraser.reg=0.1"],
+        "pictures": 24,
+        "attacks": [],
+        "prompts": 2,
+        "budget": 2,
+        "work": folder / "work",
+        "out": folder / "trce",
+    }
+    return argparse.Namespace(**settings | changes)
+
+
+def test_a_family_is_erased_judged_and_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = experiment(options(tmp_path, attacks=["unlearn-diff"]))
+    assert record["fits"] == [{"concepts": list(FAMILY), "seconds": record["fits"][0]["seconds"]}]
+    assert {"erased", "original"} == record["scores"].keys()
+    assert {f"efficacy_{wording}" for wording in ("explicit", "synonym", "combined", "implicit")} <= record["scores"][
+        "erased"
+    ].keys()
+    attack = record["attacks"]["unlearn-diff"]
+    assert set(attack["rows"]) == set(red_team.ROWS)
+    assert [len(row["success"]) for row in attack["rows"].values()] == [2, 2, 2]
+    assert "unlearn-diff: attacked" in summary(record)
+    monkeypatch.setattr(red_team.Assault, "_attacked", lambda *_: pytest.fail("was attacked already"))
+    again = experiment(options(tmp_path, attacks=["unlearn-diff"]))
+    assert again["scores"]["erased"]["efficacy_implicit"] == record["scores"]["erased"]["efficacy_implicit"]
+    assert again["attacks"]["unlearn-diff"]["rows"] == attack["rows"]
+
+
+def test_it_is_about_one_family(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the concepts gun, knife, bomb, got others"):
+        experiment(options(tmp_path, config=CONFIGS / "uce" / "sequence-tinyworld.yaml", set=[]))
+
+
+@pytest.mark.parametrize(
+    "name", ["trce/weapons-tinyworld", "uce/weapons-tinyworld", "uce/weapon-words-tinyworld", "esd/weapons-tinyworld"]
+)
+def test_every_method_has_the_same_family_and_the_same_safe_phrase(name: str) -> None:
+    run = parse(read_config(CONFIGS / f"{name}.yaml"))
+    assert tuple(concept.target for concept in run.concepts) == FAMILY
+    assert {concept.anchor for concept in run.concepts} == {"flower"}
+    assert any(concept.aliases for concept in run.concepts) == ("words" not in name)
+
+
+def test_a_wrong_attack_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--config", str(CONFIGS / "trce" / "weapons-tinyworld.yaml"), "--attacks", "mna", "--out", "x"]
+    monkeypatch.setattr(sys, "argv", ["family", *arguments])
+    with pytest.raises(SystemExit, match=r"family: Unknown attack 'mna'\. Did you mean 'mma'"):
+        family.main()
