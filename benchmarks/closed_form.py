@@ -1,5 +1,7 @@
 """The shared closed-form solve against layer-by-layer ones, on the text projections of Stable Diffusion 1.5.
 
+And TRCE's first stage as a whole, from encoded sentences and captions to new weights, against the same layer by layer.
+
 All three give the same new weights, and the run checks it:
 
 - shared: `erasure.closed_form.solve`, one Cholesky factorisation for all layers, then W M for each;
@@ -11,11 +13,14 @@ Everything in float64, from float32 weights to float32 weights. States are rando
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from erasure.captions import square_root
 from erasure.closed_form import Rows, TextMap, solve
+from erasure.erasers.trce import published_eta
 
 from .record import arguments, timed, write_run
 
@@ -43,6 +48,9 @@ def main() -> None:
         rows = random_rows(concepts, options.preserve, dim=weights[0].shape[1], reg=options.reg, seed=options.seed)
         results.append(compare(rows, weights, repeats=options.repeats, outer_up_to=options.outer_up_to))
         print(line(results[-1]))
+    pairs, tokens = (12, 200) if options.toy else (300, 10_000)
+    results.append(trce_stage_1(weights, pairs=pairs, tokens=tokens, repeats=options.repeats, seed=options.seed))
+    print(stage_line(results[-1]))
     write_run(options, name="closed-form", version=VERSION, results=results, started=started, torch=torch)
 
 
@@ -79,6 +87,62 @@ def compare(rows: Rows, weights: Sequence[Tensor], *, repeats: int, outer_up_to:
         "ratio_outer": outer_seconds / timings["shared"]["seconds"],
         "relative_difference": errors,
     }
+
+
+def trce_stage_1(weights: Sequence[Tensor], *, pairs: int, tokens: int, repeats: int, seed: int) -> dict[str, object]:
+    """Return the seconds from text states to new weights, one solve for all layers and layer by layer.
+
+    Layer by layer keeps W S beside S for each, as the official code's cache does, and solves each layer's system.
+    """
+    generator = torch.Generator().manual_seed(seed + 2)
+    dim = weights[0].shape[1]
+    unsafe, safe = torch.randn(2, pairs, dim, generator=generator)
+    captions = torch.randn(tokens, dim, generator=generator)
+    eta = published_eta(0.01)
+
+    def problem() -> Rows:
+        states = captions.double()
+        kept = square_root(states.T @ states)
+        return replace(
+            random_rows(pairs, len(kept), dim=dim, reg=0.0, seed=seed),
+            targets=unsafe.double(),
+            anchors=safe.double(),
+            weights=torch.full((pairs,), 1 / pairs, dtype=torch.float64),
+            preserve=kept,
+            preserve_weights=torch.full((len(kept),), eta / tokens, dtype=torch.float64),
+        )
+
+    def by_layer(weight: Tensor) -> Tensor:
+        old, states = weight.double(), captions.double()
+        second = eta / tokens * (states.T @ states)
+        right = (safe.double() @ old.T).T @ unsafe.double() / pairs + old @ second
+        gram = unsafe.double().T @ unsafe.double() / pairs + second
+        return torch.cholesky_solve(right.T, torch.linalg.cholesky(gram)).T.to(weight.dtype)
+
+    timings = {
+        "shared": timed(lambda: shared(problem(), weights), repeats),
+        "by_layer": timed(lambda: [by_layer(weight) for weight in weights], max(1, repeats // 2)),
+    }
+    wanted = shared(problem(), weights)
+    return {
+        "case": "trce stage 1",
+        "pairs": pairs,
+        "caption_tokens": tokens,
+        "projections": len(weights),
+        **{f"{name}_seconds": timing["seconds"] for name, timing in timings.items()},
+        "all_seconds": {name: timing["all_seconds"] for name, timing in timings.items()},
+        "ratio": timings["by_layer"]["seconds"] / timings["shared"]["seconds"],
+        "relative_difference": difference(wanted, [by_layer(weight) for weight in weights]),
+    }
+
+
+def stage_line(result: dict[str, object]) -> str:
+    """Say TRCE's first stage in a line."""
+    return (
+        f"TRCE stage 1, {result['pairs']} pairs, {result['caption_tokens']:,} caption tokens:"
+        f" shared {result['shared_seconds']:.2f} s, layer by layer {result['by_layer_seconds']:.2f} s"
+        f" = {result['ratio']:.1f} x"
+    )
 
 
 def shared(rows: Rows, weights: Sequence[Tensor]) -> list[Tensor]:

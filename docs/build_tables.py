@@ -169,6 +169,7 @@ def closed_form(source: str, results: Path) -> str:
         )
         for _, run in _runs(source, results)
         for case in run["results"]
+        if "concepts" in case
     ]
     headings = (
         "concepts",

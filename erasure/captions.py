@@ -107,6 +107,14 @@ def read_captions(path: str | Path) -> Iterator[str]:
         raise InputError(f"captions: expected text in UTF-8 in {str(path)!r}, got {str(error)!r}.") from None
 
 
+def square_root(second: Float[Tensor, "d d"]) -> Float[Tensor, "r d"]:
+    """Return rows whose sum of outer products is the given matrix: they stand for all the states it was summed from."""
+    values, vectors = torch.linalg.eigh(second)
+    values = values.clamp(min=0)
+    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    return (vectors * values.sqrt()).T[kept]
+
+
 def _summed(backbone: Backbone, captions: Iterable[str]) -> dict[str, Tensor]:
     rest = iter(captions)
     sums: dict[str, Tensor] = {}

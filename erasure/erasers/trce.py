@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..captions import Statistics, ordinary_captions, read_captions, statistics
+from ..captions import Statistics, ordinary_captions, read_captions, square_root, statistics
 from ..closed_form import Row, Rows, TextMap, solve
 from ..concept import Concept, blank_of, fill, normalized, templates
 from ..edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, exchanged
@@ -498,7 +498,7 @@ class _Reader:
         kept = [
             Row(label="", site=f"captions {captions.id}|{at}", state=s, weight=weight, anchor_label="", anchor=s)
             for weight in [self._settings.eta / captions.tokens]
-            for at, s in enumerate(_square_root(second) if weight else ())
+            for at, s in enumerate(square_root(second) if weight else ())
         ]
         return Rows.of(erased, kept, reg=self._settings.reg, dim=len(second))
 
@@ -617,14 +617,6 @@ def _mean_shift(changes: Mapping[str, DenseChange | LowRankChange]) -> float:
         change.delta if isinstance(change, DenseChange) else change.up @ change.down for change in changes.values()
     ]
     return float(sum(delta.abs().sum() for delta in deltas) / sum(delta.numel() for delta in deltas))
-
-
-def _square_root(second: Float[Tensor, "d d"]) -> Float[Tensor, "r d"]:
-    """Return rows whose sum of outer products is the given matrix: they stand for all the states it was summed from."""
-    values, vectors = torch.linalg.eigh(second)
-    values = values.clamp(min=0)
-    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
-    return (vectors * values.sqrt()).T[kept]
 
 
 def _sentence_vector_changes(backbone: Backbone, mapped: TextMap) -> dict[str, Change]:

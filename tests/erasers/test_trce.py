@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
-from erasure.captions import statistics
+from erasure.captions import square_root, statistics
 from erasure.closed_form import Rows, solve
 from erasure.concept import Concept
 from erasure.edit import DenseChange, Edit, MapChange
@@ -20,7 +20,6 @@ from erasure.erasers.trce import (
     _Active,
     _Pair,
     _Reader,
-    _square_root,
     _States,
     _steers,
     published_eta,
@@ -52,7 +51,7 @@ def small() -> Backbone:
 def some_rows(n: int = 6, dim: int = 12, *, eta: float = 0.01, reg: float = 0.0, seed: int = 0) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     e, s, k = (torch.randn(m, dim, generator=generator, dtype=torch.float64) for m in (n, n, 3 * dim))
-    kept = _square_root(k.T @ k)
+    kept = square_root(k.T @ k)
     return Rows(
         targets=e,
         anchors=s,
@@ -134,10 +133,10 @@ def test_order_and_duplicates_of_terms_change_nothing(small: Backbone) -> None:
 
 def test_the_two_roots_of_a_second_moment_agree() -> None:
     k = torch.randn(40, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    root = _square_root(k.T @ k)
+    root = square_root(k.T @ k)
     assert torch.allclose(root.T @ root, k.T @ k, rtol=1e-12)
     flat = torch.outer(k[0], k[0])
-    assert len(_square_root(flat)) == 1
+    assert len(square_root(flat)) == 1
 
 
 def test_stage_one_changes_keys_and_values_alone(backbone: Backbone) -> None:
