@@ -147,8 +147,12 @@ class TRCE(Eraser):
         "frames": list(templates("unsafe"))[1:],
         "trajectory_frame": "a photo of a {}",
         "trajectory_guidance": 3.0,
-        "null_trajectories": 100,
+        "null_trajectories": 200,
+        "eta": 20.0,
         "reg": 1e-4,
+        "batch_size": 4,
+        "epochs": 16,
+        "lr": 1e-3,
     }
 
     stages: Literal["both", "text", "visual"] = "both"
