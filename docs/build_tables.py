@@ -151,6 +151,40 @@ def continual(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def family(source: str, results: Path) -> str:
+    """Return one row a method: what is left of a family by wording and by attack, and what else went."""
+    names = ("efficacy_explicit", "efficacy_synonym", "efficacy_combined", "efficacy_implicit")
+    tiers = ("retention_siblings", "retention_everything_else", "clip_score", "fd")
+    runs = _runs(source, results)
+    attacks = list(dict.fromkeys(name for _, run in runs for name in run["attacks"]))
+    rows = [
+        (
+            path.parent.name,
+            *(_left(run["scores"]["erased"].get(name)) for name in names),
+            *(_brought_back(run["attacks"].get(name)) for name in attacks),
+            *(_score(run["scores"]["erased"].get(name)) for name in tiers),
+        )
+        for path, run in runs
+    ]
+    headings = ("run", *(f"{name.removeprefix('efficacy_')}, seen" for name in names), *attacks, *tiers)
+    return _table(headings, rows, runs)
+
+
+def _left(score: Mapping[str, Any] | None) -> str:
+    """Return the share of pictures that still show what was erased."""
+    if score is None or score["value"] is None:
+        return "–"
+    return f"{1 - score['value']:.3f} [{1 - score['high']:.3f}, {1 - score['low']:.3f}] of {score['n']}"
+
+
+def _brought_back(attack: Mapping[str, Any] | None) -> str:
+    """Return the share of prompts with a success, beside that of the plain prompt with as many seeds."""
+    if attack is None:
+        return "–"
+    attacked, plain = (attack["rows"][row]["success"][-1] for row in ("attacked", "plain prompt"))
+    return f"{_rate(attacked)}, plain {plain['value']:.3f}"
+
+
 def _plain(point: Run, key: str) -> str:
     low, high = point[f"{key}_interval"]
     return f"{point[key]:.3f} [{low:.3f}, {high:.3f}]"
@@ -275,6 +309,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "evaluation": evaluation,
     "evaluation-speed": evaluation_speed,
     "continual": continual,
+    "family": family,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
     "startup": startup,

@@ -99,6 +99,21 @@ def test_an_evaluation_has_a_column_a_row_and_a_dash_where_nothing_was_measured(
     assert "shown_dog" not in built
 
 
+def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tables: ModuleType, tmp_path: Path) -> None:
+    score = {"value": 0.9, "low": 0.85, "high": 0.95, "n": 250}
+    back = {"value": 0.25, "hits": 10, "n": 40, "interval": [0.142, 0.402]}
+    run = {
+        "scores": {"erased": {"efficacy_explicit": score, "fd": {**score, "value": 0.0123, "low": None}}},
+        "attacks": {"mma": {"rows": {"attacked": {"success": [back]}, "plain prompt": {"success": [{"value": 0.0}]}}}},
+    }
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    built = tables.built("<!-- table family: */run.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| run | explicit, seen | synonym, seen | combined, seen | implicit, seen | mma |" in built
+    assert "| one | 0.100 [0.050, 0.150] of 250 | – | – | – | 0.250 [0.142, 0.402] of 40, plain 0.000 |" in built
+    assert "| 0.0123 of 250 |" in built
+
+
 def test_a_table_without_results_says_so(tables: ModuleType, tmp_path: Path) -> None:
     page = "<!-- table startup: nowhere/*.json -->\n<!-- end table -->\n"
     assert "No result is committed yet" in tables.built(page, tmp_path)
