@@ -186,7 +186,10 @@ class Assault:
         goal = Goal(concept=concept, prompt=prompt, seed=seed, latents=latents)
 
         def search() -> dict[str, Tensor]:
-            tick = progress and (lambda: progress(f"{self.attack.name}, prompt {at + 1}", 1, self.attack.ticks))
+            def tick() -> None:
+                if progress is not None:
+                    progress(f"{self.attack.name}, prompt {at + 1}", 1, self.attack.ticks)
+
             return {"ids": self.attack.search(backbone, goal, on_tick=tick)[:CANDIDATES]}
 
         if self.attack.white_box:
@@ -227,7 +230,7 @@ class Assault:
                 if hit or number == self.budget - 1:
                     write_whole(self.picture(at, row), as_png(image, {"row": row, "seed": seed + number}))
                 if hit:
-                    seen = self.second and bool(self.second.shows([image], self.concepts)[0])
+                    seen = None if self.second is None else bool(self.second.shows([image], self.concepts)[0])
                     return Tries(first=number + 1, made=number + 1, confirmed=seen)
         return Tries(first=None, made=self.budget, confirmed=None)
 
