@@ -361,7 +361,7 @@ def evaluate(
         document = {**found.as_json(), "scores": str(scores), "report": str(report)}
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return
-    out.print(terminal_table(found))
+    _print_whole(terminal_table(found))
     for name, why in found.skipped.items():
         out.print(f"not computed: {name}: {why}", markup=False)
     out.print(f"scores: {scores}", markup=False)
@@ -418,7 +418,7 @@ def attack(
         document = {**assault.as_json(), "record": str(assault.folder / "attack.json"), "report": str(report)}
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return
-    out.print(terminal_table(assault))
+    _print_whole(terminal_table(assault))
     out.print(f"record: {assault.folder / 'attack.json'}", markup=False)
     out.print(f"report: {report}", markup=False)
 
@@ -483,6 +483,12 @@ def doctor() -> None:
 def main() -> None:
     """Run the command."""
     app()
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table with nothing cut off, also where the terminal is narrower or there is none."""
+    needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
+    Console(width=max(out.width, needed), highlight=False).print(table)
 
 
 def _fail(message: str) -> None:
