@@ -151,8 +151,8 @@ class TRCE(Eraser):
         "eta": 20.0,
         "reg": 1e-4,
         "batch_size": 4,
-        "epochs": 16,
-        "lr": 1e-3,
+        "epochs": 8,
+        "lr": 5e-4,
     }
 
     stages: Literal["both", "text", "visual"] = "both"
