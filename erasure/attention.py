@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .backbones.base import Backbone
 from .errors import InputError, unknown_name
+from .text import TextStates
 
 Maps = Float[Tensor, "batch heads pixels tokens"]
 Reduce = Callable[[str, Maps], Tensor]
@@ -166,6 +167,8 @@ class AttentionCapture:
     implementation: Implementation = "one-hot"
     maps: dict[str, Tensor] = field(default_factory=dict, init=False)
     _hooks: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
+    _ends_early: bool = field(default=False, init=False, repr=False)
+    _wanted: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.tokens is None and self.reduce is None:
@@ -180,6 +183,7 @@ class AttentionCapture:
             if name not in known:
                 raise unknown_name("cross-attention layer", name, known)
         self.maps.clear()
+        self._wanted = len(set(chosen))
         with ExitStack() as hooks:
             for name in chosen:
                 self._watch(name, known[name], hooks)
@@ -190,6 +194,23 @@ class AttentionCapture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hooks.close()
+
+    def read(
+        self, latents: Float[Tensor, "n c h w"], timestep: Int[Tensor, "..."], states: TextStates
+    ) -> dict[str, Tensor]:
+        """Return the maps of a pass that ends at the last watched layer: what comes after it is not computed.
+
+        Maps and their gradients are those of a whole pass. For arguments see `Backbone.predict`.
+        """
+        self._ends_early = True
+        try:
+            with self:
+                self.backbone.predict(latents, timestep, states)
+        except _EnoughError:
+            pass
+        finally:
+            self._ends_early = False
+        return dict(self.maps)
 
     def _watch(self, name: str, attention: nn.Module, hooks: ExitStack) -> None:
         """Hook one layer: its mask on the way in, its queries and keys as they are made, the maps on the way out."""
@@ -217,6 +238,8 @@ class AttentionCapture:
             self.maps.pop(name, None)  # so that the order is that of this pass
             self.maps[name] = maps if self.reduce is None else self.reduce(name, maps)
             seen.clear()
+            if self._ends_early and len(self.maps) == self._wanted:
+                raise _EnoughError
 
         for handle in (
             attention.register_forward_pre_hook(enter, with_kwargs=True),
@@ -250,6 +273,10 @@ class AttentionCapture:
                 " Positions count from the start-of-text token."
             )
         return columns.expand(batch, -1)
+
+
+class _EnoughError(Exception):
+    """Ends a pass in which all that was wanted has been seen."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:

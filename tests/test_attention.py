@@ -154,6 +154,42 @@ def test_average_maps_means_over_heads_and_layers_of_a_size() -> None:
         average_maps(maps, 5, 5)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_pass_that_ends_early_has_the_same_maps_and_gradients(count: int, backbone: Backbone) -> None:
+    states = backbone.encode(["a cat and a dog"])
+    timestep = torch.tensor(500)
+    watched = list(cross_attention_layers(backbone))
+    with AttentionCapture(backbone=backbone, tokens=[1]) as order:
+        backbone.predict(torch.zeros(1, *backbone.latent_shape()), timestep, states)
+    first = list(order.maps)[:count]
+    after = backbone.component("unet").conv_out
+    found = []
+    for early in (False, True):
+        latents = torch.randn(1, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+        latents.requires_grad_()
+        runs: list[int] = []
+        handle = after.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        capture = AttentionCapture(backbone=backbone, layers=first, tokens=[2, 6])
+        if early:
+            maps = capture.read(latents, timestep, states)
+        else:
+            with capture:
+                backbone.predict(latents, timestep, states)
+            maps = capture.maps
+        handle.remove()
+        loss = sum(layer.square().sum() for layer in maps.values())
+        [gradient] = torch.autograd.grad(loss, latents)
+        found.append((list(maps), torch.stack([layer.sum() for layer in maps.values()]), gradient))
+        assert len(runs) == (0 if early else 1)
+    assert found[0][0] == found[1][0] == first
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(found[0][2], found[1][2])
+    assert len(watched) > count
+    with AttentionCapture(backbone=backbone, layers=first, tokens=[1]) as later:  # ends early no more
+        assert backbone.predict(latents.detach(), timestep, states).shape == latents.shape
+    assert list(later.maps) == first
+
+
 def test_wrong_layers_and_tokens_are_named() -> None:
     backbone = backbone_of(FAMILIES["sd1"]())
     with (
