@@ -101,8 +101,8 @@ class TRCE(Eraser):
 
     Attributes:
         stages: "both", "text" (1) or "visual" (2).
-        frames: Sentences with one `{}` for the term; none are `FRAMES` for unsafe concepts and the kind's templates for
-            others.
+        frames: Sentences with one `{}` for the term; or "captions", `FRAMES` for unsafe concepts and the templates of
+            their kind for others; or "templates", those for all.
         weight_start: Weight of the start-of-text state, >= 0.
         weight_eot: Of the first end-of-text state.
         weight_last: Of the last state of all, times their number after the words, as in the code.
@@ -144,7 +144,7 @@ class TRCE(Eraser):
         "reg": 1e-3,
     }
     on_tinyworld: ClassVar[Mapping[str, Any]] = {
-        "frames": list(templates("unsafe"))[1:],
+        "frames": "templates",  # the world's captions know no magazines
         "trajectory_frame": "a photo of a {}",
         "trajectory_guidance": 3.0,
         "null_trajectories": 200,
@@ -156,7 +156,7 @@ class TRCE(Eraser):
     }
 
     stages: Literal["both", "text", "visual"] = "both"
-    frames: tuple[str, ...] = ()
+    frames: Literal["captions", "templates"] | tuple[str, ...] = "captions"
     weight_start: Annotated[float, Field(ge=0)] = 0.0
     weight_eot: Annotated[float, Field(ge=0)] = 1.0
     weight_last: Annotated[float, Field(ge=0)] = 0.0
@@ -230,9 +230,14 @@ class TRCE(Eraser):
             _Pair.of(frame, name, concept)
             for concept in concepts
             for name in concept.names
-            for frame in self.frames or (tuple(FRAMES) if concept.kind == "unsafe" else templates(concept.kind))
+            for frame in self._sentences(concept)
         ]
         return list(dict.fromkeys(pairs))
+
+    def _sentences(self, concept: Concept) -> tuple[str, ...]:
+        if not isinstance(self.frames, str):
+            return self.frames
+        return tuple(FRAMES) if self.frames == "captions" and concept.kind == "unsafe" else templates(concept.kind)
 
     def _statistics(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> Statistics:
         gone = [*history.targets, *concepts]
