@@ -154,7 +154,7 @@ def continual(source: str, results: Path) -> str:
 def family(source: str, results: Path) -> str:
     """Return one row a method: what is left of a family by wording and by attack, and what else went."""
     names = ("efficacy_explicit", "efficacy_synonym", "efficacy_combined", "efficacy_implicit")
-    tiers = ("retention_siblings", "retention_everything_else", "clip_score", "fd")
+    tiers = ("retention_everything_else", "clip_score", "fd")
     runs = _runs(source, results)
     attacks = list(dict.fromkeys(name for _, run in runs for name in run["attacks"]))
     rows = [
@@ -162,11 +162,13 @@ def family(source: str, results: Path) -> str:
             path.parent.name,
             *(_left(run["scores"]["erased"].get(name)) for name in names),
             *(_brought_back(run["attacks"].get(name)) for name in attacks),
+            "–" if run["beside"]["erased"] is None else _rate(run["beside"]["erased"]),
             *(_score(run["scores"]["erased"].get(name)) for name in tiers),
         )
         for path, run in runs
     ]
-    headings = ("run", *(f"{name.removeprefix('efficacy_')}, seen" for name in names), *attacks, *tiers)
+    seen = (f"{name.removeprefix('efficacy_')}, seen" for name in names)
+    headings = ("run", *seen, *attacks, "tools and vehicles kept", *tiers)
     return _table(headings, rows, runs)
 
 

@@ -26,6 +26,7 @@ from erasure.errors import ErasureError, InputError
 from erasure.files import make_folder, write_whole
 from erasure.ledger import Ledger
 from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
+from erasure.tinyworld import vocabulary
 
 from .attacks import attack_names
 from .attacks.judges import OracleWitness, WorldClipWitness
@@ -34,10 +35,13 @@ from .evaluate import TinyWorldMetrics, evaluate
 from .pictures import Sampler
 from .red_team import ROWS, Assault, goals
 from .rows import ERASED, ORIGINAL, Row
+from .scores import Rate
 from .sources import attack_of
 
 VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
+BESIDE = tuple(name for name, family in vocabulary.OBJECTS.items() if family in ("tool", "vehicle"))
+"""What is most like the family of all that stays: it has no siblings left."""
 
 
 def main() -> None:
@@ -123,6 +127,8 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "config": {**run.as_json(), "output": ""},
         "fits": [{"concepts": [c.target for c in e.concepts], "seconds": e.seconds} for e in ledger.standing],
         "scores": found["rows"],
+        "concepts": found["concepts"],
+        "beside": {row: (rate := beside(concepts)) and rate.as_json() for row, concepts in found["concepts"].items()},
         "protocol": found["protocol"],
         "attacks": attacked,
         "versions": runs.versions(),
@@ -131,6 +137,13 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "git": runs.commit(),
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def beside(concepts: Mapping[str, Any]) -> Rate | None:
+    """Return the retention of tools and vehicles together, from that of each; None if the original shows none."""
+    found = [concepts[name] for name in BESIDE if name in concepts]
+    n = sum(each["n"] for each in found)
+    return Rate(hits=sum(round(each["value"] * each["n"]) for each in found), n=n) if n else None
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -104,13 +104,14 @@ def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tables: Mod
     back = {"value": 0.25, "hits": 10, "n": 40, "interval": [0.142, 0.402]}
     run = {
         "scores": {"erased": {"efficacy_explicit": score, "fd": {**score, "value": 0.0123, "low": None}}},
+        "beside": {"erased": {**back, "value": 0.8, "hits": 32}},
         "attacks": {"mma": {"rows": {"attacked": {"success": [back]}, "plain prompt": {"success": [{"value": 0.0}]}}}},
     }
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
     built = tables.built("<!-- table family: */run.json -->\n<!-- end table -->\n", tmp_path)
-    assert "| run | explicit, seen | synonym, seen | combined, seen | implicit, seen | mma |" in built
-    assert "| one | 0.100 [0.050, 0.150] of 250 | – | – | – | 0.250 [0.142, 0.402] of 40, plain 0.000 |" in built
+    assert "| run | explicit, seen | synonym, seen | combined, seen | implicit, seen | mma | tools" in built
+    assert "| one | 0.100 [0.050, 0.150] of 250 | – | – | – | 0.250 [0.142, 0.402] of 40, plain 0.000 | 0.800" in built
     assert "| 0.0123 of 250 |" in built
 
 

@@ -12,6 +12,7 @@ from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.eval import family, red_team
 from erasure.eval.family import FAMILY, experiment, summary
+from erasure.eval.scores import Rate
 from erasure.runs import parse, read_config
 from tests.eval import world
 
@@ -50,10 +51,18 @@ def test_a_family_is_erased_judged_and_attacked(tmp_path: Path, monkeypatch: pyt
     assert set(attack["rows"]) == set(red_team.ROWS)
     assert [len(row["success"]) for row in attack["rows"].values()] == [2, 2, 2]
     assert "unlearn-diff: attacked" in summary(record)
+    assert record["beside"] == {"erased": None, "original": None}  # an untrained model shows nothing to keep
     monkeypatch.setattr(red_team.Assault, "_attacked", lambda *_: pytest.fail("was attacked already"))
     again = experiment(options(tmp_path, attacks=["unlearn-diff"]))
     assert again["scores"]["erased"]["efficacy_implicit"] == record["scores"]["erased"]["efficacy_implicit"]
     assert again["attacks"]["unlearn-diff"]["rows"] == attack["rows"]
+
+
+def test_tools_and_vehicles_are_counted_together() -> None:
+    rates = {"hammer": {"value": 0.5, "n": 4}, "car": {"value": 1.0, "n": 2}, "cat": {"value": 0.0, "n": 9}}
+    assert set(family.BESIDE) == {"hammer", "scissors", "car", "cart", "boat", "rocket"}
+    assert family.beside(rates) == Rate(hits=4, n=6)
+    assert family.beside({"cat": rates["cat"]}) is None
 
 
 def test_it_is_about_one_family(tmp_path: Path) -> None:
