@@ -231,6 +231,23 @@ def apply_edit(source: str, results: Path) -> str:
     return _table(("concepts", "apply", "undo", "check that the model is the base"), rows, _runs(source, results))
 
 
+def duge_step(source: str, results: Path) -> str:
+    """Return one row a kind of training step."""
+    rows = [
+        (
+            case["case"],
+            f"{case['seconds']:.3f} s",
+            f"{case['times_seconds']:.2f}",
+            f"{case['peak_mib']:.0f} MiB",
+            f"{case['times_peak_mib']:.2f}",
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+    ]
+    headings = ("step", "seconds", "of an ordinary step", "memory above the model", "of an ordinary step")
+    return _table(headings, rows, _runs(source, results))
+
+
 def startup(source: str, results: Path) -> str:
     """Return one row a command."""
     rows = [
@@ -311,6 +328,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "evaluation": evaluation,
     "evaluation-speed": evaluation_speed,
     "continual": continual,
+    "duge-step": duge_step,
     "family": family,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
