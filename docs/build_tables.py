@@ -231,6 +231,25 @@ def apply_edit(source: str, results: Path) -> str:
     return _table(("concepts", "apply", "undo", "check that the model is the base"), rows, _runs(source, results))
 
 
+def trce_stage_1(source: str, results: Path) -> str:
+    """Return one row: the first stage of TRCE from text states to new weights."""
+    rows = [
+        (
+            f"{case['pairs']:,}",
+            f"{case['caption_tokens']:,}",
+            str(case["projections"]),
+            f"{case['shared_seconds']:.2f} s",
+            f"{case['by_layer_seconds']:.2f} s",
+            f"{case['ratio']:.1f}",
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+        if case.get("case") == "trce stage 1"
+    ]
+    headings = ("sentence pairs", "caption tokens", "projections", "one solve for all", "layer by layer", "ratio")
+    return _table(headings, rows, _runs(source, results))
+
+
 def duge_step(source: str, results: Path) -> str:
     """Return one row a kind of training step."""
     rows = [
@@ -329,6 +348,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "evaluation-speed": evaluation_speed,
     "continual": continual,
     "duge-step": duge_step,
+    "trce-stage-1": trce_stage_1,
     "family": family,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
