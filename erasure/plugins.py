@@ -3,9 +3,14 @@
 import inspect
 import pkgutil
 from abc import ABC
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from .errors import InputError, unknown_name
 
 
 class Plugin(ABC):
@@ -36,3 +41,38 @@ def classes_in(package: str, path: Iterable[str], base: type[AnyPlugin]) -> dict
         for module, kind in here
         if issubclass(kind, base) and not inspect.isabstract(kind) and kind.__module__ == module.__name__
     }
+
+
+def with_settings(kind: type[AnyPlugin], settings: Mapping[str, Any], *, where: str) -> AnyPlugin:
+    """Return a plugin that is a dataclass with its settings checked strictly: the text "1.0" is no number.
+
+    Args:
+        kind: Its class.
+        settings: By field.
+        where: Stands before a setting's name in what is said of its value.
+
+    Raises:
+        UnknownNameError: It has no such setting.
+        InputError: Values of a wrong type or out of range, all named at once.
+    """
+    known = list(inspect.signature(kind).parameters)
+    for key in settings:
+        if key not in known:
+            raise unknown_name(f"{kind.name} setting", key, known)
+    try:
+        # In strict mode only JSON can be read as a dataclass; its arrays become the tuples of the fields.
+        return TypeAdapter(kind).validate_json(to_json(settings), strict=True)
+    except ValidationError as error:
+        problems = [
+            f"{where}{'.'.join(map(str, problem['loc']))}: {_lowered(problem['msg'])}, got {problem['input']!r}."
+            for problem in error.errors()
+        ]
+        raise InputError(" ".join(problems)) from error
+
+
+def _lowered(message: str) -> str:
+    """Turn pydantic's "Input should be ..." into this library's "expected ..."."""
+    said = message.removeprefix("Value error, ")
+    for pydantic, ours in ((" be greater", " be a number greater"), (" be less", " be a number less")):
+        said = said.replace(f"Input should{pydantic}", f"Input should{ours}")
+    return said.replace("Input should be", "expected")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Assault:
     model: str
     found: list[Found] = field(default_factory=list)
 
-    @property
+    @cached_property
     def protocol(self) -> dict[str, Any]:
         """What must be equal for two runs to be one."""
         return {
@@ -237,7 +238,7 @@ class Assault:
     def _pictures(self, states: TextStates, seed: int, numbers: Sequence[int]) -> list[Image]:
         pipe = self.erased.pipe
         return sample(
-            pipe, states, [seed + number for number in numbers], **asdict(replace(self.sampler, batch_size=4))
+            pipe, states, [seed + number for number in numbers], **asdict(replace(self.sampler, batch_size=_AT_ONCE))
         )
 
     def _done(self) -> list[Found]:

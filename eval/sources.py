@@ -1,17 +1,15 @@
 """From what the command is given to what is evaluated: rows, benchmark, metrics."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from erasure import tinyworld
 from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
 from erasure.ledger import Ledger
+from erasure.plugins import with_settings
 from erasure.runs import TINYWORLD, MeasureSettings, override, own_sampling, parse
 
 from .attacks import Attack, attack_class
@@ -171,16 +169,7 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
     config: dict[str, Any] = {}
     for assignment in settings:
         config = override(config, assignment)
-    known = [item.name for item in fields(kind)]
-    for key in config:
-        if key not in known:
-            raise unknown_name(f"{name} setting", key, known)
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(config), strict=True)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"--set {where}: {problem['msg']}, got {problem['input']!r}.") from None
+    return with_settings(kind, config, where="--set ")
 
 
 def witnesses_of(source: Source, device: str) -> tuple[Witness, Witness | None]:
