@@ -60,6 +60,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Prompts = Annotated[list[str], typer.Option("--prompt", metavar="TEXT ...", help="One or more prompts.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, as in 0,1,2 or 0-7; every prompt gets each.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps  [default: the model's own]")]
+Removed = Annotated[list[str] | None, typer.Option(metavar="TEXT ...", help="What is to be gone; a ledger knows it.")]
+Original = Annotated[
+    str | None, typer.Option(help="What a model was made from  [default: tinyworld; a ledger knows it]")
+]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale  [default: the model's own]")]
 
 
@@ -320,12 +324,8 @@ def evaluate(
     lists: Annotated[
         list[Path] | None, typer.Option("--list", metavar="FILE", help="Prompts of a public benchmark.")
     ] = None,
-    removed: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT ...", help="What is to be gone; a ledger knows it.")
-    ] = None,
-    original: Annotated[
-        str | None, typer.Option(help="What a model was made from  [default: tinyworld; a ledger knows it]")
-    ] = None,
+    removed: Removed = None,
+    original: Original = None,
     gold: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A model trained without what was removed, or its denoiser.")
     ] = None,
@@ -377,12 +377,8 @@ def attack(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the attack: tokens=8.")
     ] = None,
-    removed: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT ...", help="What is to be gone; a ledger knows it.")
-    ] = None,
-    original: Annotated[
-        str | None, typer.Option(help="What a model was made from  [default: tinyworld; a ledger knows it]")
-    ] = None,
+    removed: Removed = None,
+    original: Original = None,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts, searches and pictures.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For attack.json and report.html.")] = None,
     device: Device = "auto",

@@ -29,14 +29,13 @@ from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
 from erasure.tinyworld import vocabulary
 
 from .attacks import attack_names
-from .attacks.judges import OracleWitness, WorldClipWitness
 from .benchmarks.tinyworld import TinyWorld
-from .evaluate import TinyWorldMetrics, evaluate
+from .evaluate import evaluate
 from .pictures import Sampler
 from .red_team import ROWS, Assault, goals
-from .rows import ERASED, ORIGINAL, Row
+from .rows import ERASED, ORIGINAL
 from .scores import Rate
-from .sources import attack_of
+from .sources import attack_of, metrics_of, source_of, witnesses_of
 
 VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
@@ -94,29 +93,23 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         todo, _ = runs.remaining(run, ledger)
         task = bars.add_task("removing", total=None)
         list(runs.remove(todo, pipe, ledger, on_step=lambda s: bars.update(task, completed=s.step, total=s.total)))
-        judged = Row(
-            name=ERASED,
-            pipe=pipe,
-            about=f"the weapon family by {run.eraser.name}",
-            applied=lambda: ledger.applied_to(pipe),
-            edit=ledger.state(),
-            folder=work / "pictures",
-        )
-        rows = [judged, Row(name=ORIGINAL, pipe=pipe, about="the original model", folder=options.work / "pictures")]
+        source = source_of(str(work / "ledger"), lambda _: pipe)
+        rows = [row for row in source.rows if row.name in (ERASED, ORIGINAL)]
         benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
-        metrics = TinyWorldMetrics(benchmark=benchmark, oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge())
+        metrics = metrics_of(benchmark, "cpu")
         found = evaluate(rows, benchmark, metrics, sampler=sampler, on_picture=advance).as_json()
+        decides, second = witnesses_of(source, "cpu")
         attacked = {}
         for attack in attacks:
             assault = Assault(
                 folder=work / "attacks" / attack.name,
-                erased=judged,
+                erased=source.rows[0],
                 concepts=run.concepts,
                 attack=attack,
                 sampler=sampler,
                 budget=options.budget,
-                witness=OracleWitness(),
-                second=WorldClipWitness(),
+                witness=decides,
+                second=second,
                 model=TINYWORLD,
             )
             assault.run(goals(run.concepts, options.prompts, model=TINYWORLD), advance)

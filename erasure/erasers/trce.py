@@ -210,19 +210,21 @@ class TRCE(Eraser):
             InputError: A sentence without anything in it to become, a phrase that is too long, or captions that cannot
                 be read.
         """
-        known = history or History()
-        reader = _Reader(backbone, self._pairs(concepts), self)
-        return reader.rows(self._statistics(backbone, concepts, known))
+        return self._problems(backbone, concepts, history or History())[0]
 
     def _text(self, backbone: Backbone, concepts: Sequence[Concept], history: History, metadata: EditMetadata) -> Edit:
-        reader = _Reader(backbone, self._pairs(concepts), self)
-        found = self._statistics(backbone, concepts, history)
+        rows, pooled = self._problems(backbone, concepts, history)
         names = [f"{name}.weight" for name in backbone.text_projections()]
-        edit = Edit.from_rows(reader.rows(found), names, metadata)
-        pooled = reader.pooled_rows(found)
+        edit = Edit.from_rows(rows, names, metadata)
         if pooled is None:
             return edit
         return replace(edit, changes={**edit.changes, **_sentence_vector_changes(backbone, solve(pooled))})
+
+    def _problems(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> tuple[Rows, Rows | None]:
+        """Return stage 1's problems: of the key and value projections, and of what reads the sentence vector."""
+        reader = _Reader(backbone, self._pairs(concepts), self)
+        found = self._statistics(backbone, concepts, history)
+        return reader.rows(found), reader.pooled_rows(found)
 
     def _pairs(self, concepts: Sequence[Concept]) -> list["_Pair"]:
         """Return each term in each sentence, with the same sentence made safe."""
@@ -315,9 +317,9 @@ class TRCE(Eraser):
             (_MALICIOUS_SEED, of_terms, self.trajectory_guidance, plan.malicious),
             (_NULL_SEED, [""] * (1 + max(at for at, _ in plan.null)), 1.0, plan.null),
         )
-        made = []
+        made, model = [], backbone.fingerprint()
         for first_seed, asked, guidance, visits in kinds:
-            key = [backbone.fingerprint(), asked, guidance, self.sample_steps, first_seed, visits]
+            key = [model, asked, guidance, self.sample_steps, first_seed, visits]
 
             def make(
                 asked: Sequence[str] = asked,

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 from PIL.Image import Image
+from torch import Tensor
 
 from erasure import tinyworld
 from erasure.concept import Concept
@@ -57,7 +58,7 @@ class WorldClipWitness:
         return np.any([_best(judge, features, _known(concept)) for concept in concepts], axis=0)
 
 
-def _best(judge: Judge, features: object, name: str) -> Bool[np.ndarray, " n"]:
+def _best(judge: Judge, features: Tensor, name: str) -> Bool[np.ndarray, " n"]:
     """Return of which pictures a name is the best description among its kind."""
     if name in vocabulary.STYLES:
         names = vocabulary.STYLES
@@ -68,7 +69,7 @@ def _best(judge: Judge, features: object, name: str) -> Bool[np.ndarray, " n"]:
     else:
         names = (*vocabulary.OBJECTS, *vocabulary.INDIVIDUALS, "nothing")
         texts = [f"a picture of {vocabulary.article(thing)}" for thing in names[:-1]] + ["a picture of nothing"]
-    cosines = features @ judge.text_features(texts).T  # type: ignore[operator]
+    cosines = features @ judge.text_features(texts).T
     return cosines.argmax(dim=1).numpy() == list(names).index(name)
 
 
