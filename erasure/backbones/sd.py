@@ -102,15 +102,8 @@ class StableDiffusion:
                 f"ids: expected rows of {tokenizer.model_max_length} tokens, got {ids.shape[1]}. Pad or cut them."
             )
         chunks = [self._states_of_ids(part) for part in ids.split(_ENCODE_BATCH)]
-        pooled = [pooled for _, pooled in chunks if pooled is not None]
-        return TextStates(
-            prompts=tuple(tokenizer.batch_decode(ids, skip_special_tokens=True)),
-            states=torch.cat([states for states, _ in chunks]),
-            pooled=torch.cat(pooled) if pooled else None,
-            ids=ids,
-            eot=first_end_of_text(ids, tokenizer),
-            offsets=(((0, 0),) * ids.shape[1],) * len(ids),
-        )
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return self._assembled(texts, ids, (((0, 0),) * ids.shape[1],) * len(ids), chunks)
 
     def unconditional(self) -> TextStates:
         return self.encode([""])
@@ -179,6 +172,15 @@ class StableDiffusion:
             self._states_of(ids[start : start + _ENCODE_BATCH], texts[start : start + _ENCODE_BATCH])
             for start in range(0, len(texts), _ENCODE_BATCH)
         ]
+        return self._assembled(texts, ids, offsets, chunks)
+
+    def _assembled(
+        self,
+        texts: Sequence[str],
+        ids: Int[Tensor, "n tokens"],
+        offsets: tuple[tuple[tuple[int, int], ...], ...],
+        chunks: Sequence[tuple[Tensor, Tensor | None]],
+    ) -> TextStates:
         pooled = [pooled for _, pooled in chunks if pooled is not None]
         return TextStates(
             prompts=tuple(texts),
@@ -190,24 +192,28 @@ class StableDiffusion:
         )
 
     def _states_of(self, ids: Int[Tensor, "n tokens"], texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        encoder: Any = self.components()["text_encoder"]
-        # Padding is attended to, as in training, except by a model whose own configuration asks for a mask.
-        masked = getattr(encoder.config, "use_attention_mask", False)
-        mask = self.pipe.tokenizer(list(texts), **_PADDED).attention_mask.to(encoder.device) if masked else None
-        states = encoder(ids.to(encoder.device), attention_mask=mask, return_dict=True).last_hidden_state
-        return states.to(self.device, self.dtype), None
+        mask = self.pipe.tokenizer(list(texts), **_PADDED).attention_mask if self._masked else None
+        return self._last_states(ids, mask), None
 
     def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:
+        within = torch.arange(ids.shape[1]) <= first_end_of_text(ids, self.pipe.tokenizer)[:, None]
+        return self._last_states(ids, within.long() if self._masked else None), None
+
+    @property
+    def _masked(self) -> bool:
+        """Whether the encoder leaves padding out.
+
+        It is attended to, as in training, except by a model whose own configuration asks for a mask.
+        """
+        config: Any = self.components()["text_encoder"].config
+        return bool(getattr(config, "use_attention_mask", False))
+
+    def _last_states(self, ids: Int[Tensor, "n tokens"], mask: Int[Tensor, "n tokens"] | None) -> Tensor:
         encoder: Any = self.components()["text_encoder"]
-        masked = getattr(encoder.config, "use_attention_mask", False)
-        places = torch.arange(ids.shape[1])
-        mask = (places <= first_end_of_text(ids, self.pipe.tokenizer)[:, None]).long() if masked else None
-        states = encoder(
-            ids.to(encoder.device),
-            attention_mask=None if mask is None else mask.to(encoder.device),
-            return_dict=True,
-        ).last_hidden_state
-        return states.to(self.device, self.dtype), None
+        if mask is not None:
+            mask = mask.to(encoder.device)
+        states = encoder(ids.to(encoder.device), attention_mask=mask, return_dict=True).last_hidden_state
+        return states.to(self.device, self.dtype)
 
     def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
         return None
