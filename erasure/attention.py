@@ -31,6 +31,19 @@ def cross_attention_layers(backbone: Backbone) -> dict[str, nn.Module]:
     return {name: _submodule(backbone, name) for name in names}
 
 
+def layers_named(backbone: Backbone, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Return the cross-attention layers of those full names; None is all.
+
+    Raises:
+        UnknownNameError: A layer that the model does not have.
+    """
+    known = cross_attention_layers(backbone)
+    for name in known if names is None else names:
+        if name not in known:
+            raise unknown_name("cross-attention layer", name, known)
+    return known if names is None else {name: known[name] for name in names}
+
+
 def one_hot_columns(
     query: Float[Tensor, "batch heads pixels dim"],
     key: Float[Tensor, "batch heads tokens dim"],
@@ -83,17 +96,14 @@ def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -
     Raises:
         UnknownNameError: A layer that the model does not have.
     """
-    known = cross_attention_layers(backbone)
     kept: dict[str, Tensor] = {}
     with ExitStack() as hooks:
-        for name in layers:
-            if name not in known:
-                raise unknown_name("cross-attention layer", name, known)
+        for name, layer in layers_named(backbone, layers).items():
 
             def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
                 kept[name] = reduce(name, output)
 
-            hooks.callback(known[name].register_forward_hook(keep).remove)
+            hooks.callback(layer.register_forward_hook(keep).remove)
         yield kept
 
 
@@ -133,20 +143,15 @@ def average_maps(maps: Mapping[str, Maps], height: int, width: int) -> Float[Ten
 
 
 @dataclass(kw_only=True)
-class AttentionCapture:
-    """While entered, keeps the cross-attention maps of each forward pass of the denoiser.
+class MapCapture:
+    """While entered, keeps the cross-attention maps of each forward pass through some layers.
 
     The layers' output is that of a plain pass, to the last bit: hooks read the queries and keys that the layer itself
     makes, whatever its processor does with them, so processors are never exchanged. All hooks are gone on exit, also
     after an exception. A later pass overwrites the maps of an earlier one, layer by layer.
 
-        with AttentionCapture(backbone=backbone, layers=names, tokens=[2, 3]) as capture:
-            backbone.predict(latents, timestep, states)
-        capture.maps["unet.mid_block.attentions.0.transformer_blocks.0.attn2"]  # (batch, heads, pixels, 2)
-
     Attributes:
-        backbone: The model to watch.
-        layers: Full names of cross-attention layers; None is all.
+        layers: The attention layers to watch, by name.
         tokens: Token positions whose maps are wanted, shared by the batch or one row each; None is every token, which
             needs `reduce`.
         reduce: Turns a layer's name and maps into what is kept of them.
@@ -155,20 +160,17 @@ class AttentionCapture:
             what `reduce` returned.
 
     Raises:
-        UnknownNameError: A layer that the model does not have.
         InputError: Neither tokens nor reduce is given, a position is outside the text, or a layer does not make its
             queries and keys itself.
     """
 
-    backbone: Backbone
-    layers: Sequence[str] | None = None
+    layers: Mapping[str, nn.Module]
     tokens: Sequence[int] | Int[Tensor, "batch k"] | None = None
     reduce: Reduce | None = None
     implementation: Implementation = "one-hot"
     maps: dict[str, Tensor] = field(default_factory=dict, init=False)
     _hooks: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
     _ends_early: bool = field(default=False, init=False, repr=False)
-    _wanted: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.tokens is None and self.reduce is None:
@@ -176,17 +178,11 @@ class AttentionCapture:
                 "attention.tokens: expected token positions, or a reduce for all tokens, got neither. Give one."
             )
 
-    def __enter__(self) -> "AttentionCapture":
-        known = cross_attention_layers(self.backbone)
-        chosen = list(known if self.layers is None else self.layers)
-        for name in chosen:
-            if name not in known:
-                raise unknown_name("cross-attention layer", name, known)
+    def __enter__(self) -> "MapCapture":
         self.maps.clear()
-        self._wanted = len(set(chosen))
         with ExitStack() as hooks:
-            for name in chosen:
-                self._watch(name, known[name], hooks)
+            for name, layer in self.layers.items():
+                self._watch(name, layer, hooks)
             self._hooks = hooks.pop_all()
         return self
 
@@ -195,17 +191,18 @@ class AttentionCapture:
     ) -> None:
         self._hooks.close()
 
-    def read(
-        self, latents: Float[Tensor, "n c h w"], timestep: Int[Tensor, "..."], states: TextStates
-    ) -> dict[str, Tensor]:
+    def read_from(self, run: Callable[[], Any]) -> dict[str, Tensor]:
         """Return the maps of a pass that ends at the last watched layer: what comes after it is not computed.
 
-        Maps and their gradients are those of a whole pass. For arguments see `Backbone.predict`.
+        Maps and their gradients are those of a whole pass.
+
+        Args:
+            run: Makes the pass.
         """
         self._ends_early = True
         try:
             with self:
-                self.backbone.predict(latents, timestep, states)
+                run()
         except _EnoughError:
             pass
         finally:
@@ -238,7 +235,7 @@ class AttentionCapture:
             self.maps.pop(name, None)  # so that the order is that of this pass
             self.maps[name] = maps if self.reduce is None else self.reduce(name, maps)
             seen.clear()
-            if self._ends_early and len(self.maps) == self._wanted:
+            if self._ends_early and len(self.maps) == len(self.layers):
                 raise _EnoughError
 
         for handle in (
@@ -273,6 +270,60 @@ class AttentionCapture:
                 " Positions count from the start-of-text token."
             )
         return columns.expand(batch, -1)
+
+
+@dataclass(kw_only=True)
+class AttentionCapture:
+    """While entered, keeps the cross-attention maps of each forward pass of the denoiser; see `MapCapture`.
+
+        with AttentionCapture(backbone=backbone, layers=names, tokens=[2, 3]) as capture:
+            backbone.predict(latents, timestep, states)
+        capture.maps["unet.mid_block.attentions.0.transformer_blocks.0.attn2"]  # (batch, heads, pixels, 2)
+
+    Attributes:
+        backbone: The model to watch.
+        layers: Full names of cross-attention layers; None is all.
+        tokens: As in `MapCapture`, like `reduce`, `implementation` and `maps`.
+
+    Raises:
+        UnknownNameError: A layer that the model does not have.
+        InputError: As in `MapCapture`.
+    """
+
+    backbone: Backbone
+    layers: Sequence[str] | None = None
+    tokens: Sequence[int] | Int[Tensor, "batch k"] | None = None
+    reduce: Reduce | None = None
+    implementation: Implementation = "one-hot"
+    _capture: MapCapture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._capture = MapCapture(
+            layers=layers_named(self.backbone, self.layers),
+            tokens=self.tokens,
+            reduce=self.reduce,
+            implementation=self.implementation,
+        )
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """Results by layer name, in the order of execution."""
+        return self._capture.maps
+
+    def __enter__(self) -> "AttentionCapture":
+        self._capture.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._capture.__exit__(kind, error, trace)
+
+    def read(
+        self, latents: Float[Tensor, "n c h w"], timestep: Int[Tensor, "..."], states: TextStates
+    ) -> dict[str, Tensor]:
+        """Return the maps of a pass that ends at the last watched layer; for arguments see `Backbone.predict`."""
+        return self._capture.read_from(lambda: self.backbone.predict(latents, timestep, states))
 
 
 class _EnoughError(Exception):
