@@ -3,12 +3,19 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import InputError
+
+Offsets = Sequence[tuple[int, int]]
+"""For each token of a prompt its characters [start, end); (0, 0) for special tokens."""
+
+PADDED: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+"""How diffusers' pipelines ask a tokenizer for a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,16 +49,11 @@ class TextStates:
 
         Case and runs of spaces do not count. An occurrence that truncation cut off, wholly or in part, is not given.
         """
-        words = r"\s+".join(re.escape(word) for word in phrase.split())
-        if not words:
-            raise InputError(f"phrase: expected words, got {phrase!r}. Name what to look for in the prompt.")
-        occurrences = re.finditer(rf"(?<!\w){words}(?!\w)", self.prompts[row], flags=re.IGNORECASE)
-        covered = max((end for _, end in self.offsets[row]), default=0)
-        return [self.tokens_of(row, at.start(), at.end()) for at in occurrences if at.end() <= covered]
+        return spans_in(self.prompts[row], self.offsets[row], phrase)
 
     def tokens_of(self, row: int, start: int, end: int) -> list[int]:
         """Return the positions of the tokens that hold any of the prompt's characters [start, end)."""
-        return [at for at, (first, last) in enumerate(self.offsets[row]) if first < end and last > start]
+        return tokens_at(self.offsets[row], start, end)
 
     def word_positions(self, row: int, phrase: str) -> list[int]:
         """Return the token positions of `phrase` in the prompt of `row`, those of all its occurrences in order.
@@ -111,3 +113,33 @@ def concatenate(parts: Sequence[TextStates]) -> TextStates:
         eot=torch.cat([part.eot for part in parts]),
         offsets=tuple(offsets for part in parts for offsets in part.offsets),
     )
+
+
+def tokenized(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, tuple[tuple[tuple[int, int], ...], ...]]:
+    """Return ids and character offsets of the texts, padded and cut as diffusers' pipelines do."""
+    batch = tokenizer(list(texts), max_length=tokenizer.model_max_length, return_offsets_mapping=True, **PADDED)
+    offsets = tuple(tuple((start, end) for start, end in row) for row in batch["offset_mapping"].tolist())
+    return batch["input_ids"], offsets
+
+
+def first_end_of_text(ids: Int[Tensor, "n tokens"], tokenizer: Any) -> Int[Tensor, " n"]:
+    """Return the position of each row's first end-of-text token, found by its id.
+
+    The largest id will not do: tokens that were added after training have larger ones.
+    """
+    return (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+
+
+def spans_in(prompt: str, offsets: Offsets, phrase: str) -> list[list[int]]:
+    """Return the token positions of each occurrence of a phrase in a prompt; see `TextStates.spans`."""
+    words = r"\s+".join(re.escape(word) for word in phrase.split())
+    if not words:
+        raise InputError(f"phrase: expected words, got {phrase!r}. Name what to look for in the prompt.")
+    occurrences = re.finditer(rf"(?<!\w){words}(?!\w)", prompt, flags=re.IGNORECASE)
+    covered = max((end for _, end in offsets), default=0)
+    return [tokens_at(offsets, at.start(), at.end()) for at in occurrences if at.end() <= covered]
+
+
+def tokens_at(offsets: Offsets, start: int, end: int) -> list[int]:
+    """Return the positions of the tokens that hold any of a prompt's characters [start, end)."""
+    return [at for at, (first, last) in enumerate(offsets) if first < end and last > start]

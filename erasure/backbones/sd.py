@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from ..errors import InputError, unknown_name
-from ..text import TextStates
+from ..text import PADDED, TextStates, first_end_of_text, tokenized
 from .base import PredictionType
 
 _ENCODE_BATCH = 64
@@ -192,7 +192,7 @@ class StableDiffusion:
         )
 
     def _states_of(self, ids: Int[Tensor, "n tokens"], texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        mask = self.pipe.tokenizer(list(texts), **_PADDED).attention_mask if self._masked else None
+        mask = self.pipe.tokenizer(list(texts), **PADDED).attention_mask if self._masked else None
         return self._last_states(ids, mask), None
 
     def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:
@@ -219,29 +219,11 @@ class StableDiffusion:
         return None
 
 
-_PADDED: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-
-
-def tokenized(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, tuple[tuple[tuple[int, int], ...], ...]]:
-    """Return ids and character offsets of the texts, padded and cut as diffusers' pipelines do."""
-    batch = tokenizer(list(texts), max_length=tokenizer.model_max_length, return_offsets_mapping=True, **_PADDED)
-    offsets = tuple(tuple((start, end) for start, end in row) for row in batch["offset_mapping"].tolist())
-    return batch["input_ids"], offsets
-
-
 def textual_inversion_applied(pipe: Any, prompt: str, tokenizer: Any) -> str:
     """Return the prompt with learned tokens of several vectors written out, as diffusers' pipelines do."""
     if isinstance(pipe, TextualInversionLoaderMixin):
         return str(pipe.maybe_convert_prompt(prompt, tokenizer))
     return prompt
-
-
-def first_end_of_text(ids: Int[Tensor, "n tokens"], tokenizer: Any) -> Int[Tensor, " n"]:
-    """Return the position of each row's first end-of-text token, found by its id.
-
-    The largest id will not do: tokens that were added after training have larger ones.
-    """
-    return (ids == tokenizer.eos_token_id).int().argmax(dim=1)
 
 
 def unwrapped(module: Any) -> Any:

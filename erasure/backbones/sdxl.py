@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..errors import InputError
-from ..text import TextStates
-from .sd import StableDiffusion, first_end_of_text, textual_inversion_applied, tokenized, unwrapped
+from ..text import TextStates, first_end_of_text, tokenized
+from .sd import StableDiffusion, textual_inversion_applied, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
