@@ -7,7 +7,7 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
-from erasure.text import TextStates, concatenate
+from erasure.text import TextStates, concatenate, without_phrases
 from tests import tiny
 
 
@@ -70,3 +70,35 @@ def test_to_changes_the_dtype_of_states_alone(backbone: Any) -> None:
     half = backbone.encode(["a cat"]).to(dtype=torch.float16)
     assert half.states.dtype == torch.float16
     assert half.ids.dtype == torch.long
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases", "expected"),
+    [
+        ("a photo of a cat", ["cat"], "a photo"),
+        ("a photo of a cat on a sofa", ["cat"], "a photo on a sofa"),
+        ("a dog and a cat in the park", ["cat"], "a dog in the park"),
+        ("a cat and a dog", ["cat"], "a dog"),
+        ("a photo of a cat and a dog at night", ["cat"], "a photo of a dog at night"),
+        ("a dog, a cat and a tree", ["cat"], "a dog, a tree"),
+        ("Biscuit and Mittens", ["Biscuit"], "Mittens"),
+        ("A CAT", ["cat"], ""),
+        ("portrait by Vincent van  Gogh, oil", ["van Gogh", "Vincent van Gogh"], "portrait, oil"),
+        ("a house in the style of Van Gogh", ["van gogh"], "a house in the style"),
+        ("Van Gogh's garden", ["Van Gogh"], "garden"),
+        ("concatenate the category", ["cat"], "concatenate the category"),
+        ("two cats", ["cat"], "two cats"),  # another word
+        ("two cats", ["cat", "cats"], "two"),
+        ("what (else)? 3.5", ["(else)?"], "what 3.5"),
+        ("a tree  in   the rain", ["cat"], "a tree  in   the rain"),  # nothing to take out, nothing touched
+        ("the", ["cat"], "the"),
+        ("Null", ["cat"], "Null"),
+    ],
+)
+def test_the_phrase_goes_with_what_joins_it(prompt: str, phrases: list[str], expected: str) -> None:
+    assert without_phrases(prompt, phrases) == expected
+
+
+def test_an_empty_phrase_is_refused() -> None:
+    with pytest.raises(InputError, match="expected words, got ' '"):
+        without_phrases("a cat", [" "])

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from erasure.errors import InputError
+from erasure.text import without_phrases
 
 from ..scores import Setup
 from .clip import Clip, OpenClip, TextTower, setup_of
 from .images import Images, as_pil
-from .texts import TextScore, without_phrases
+from .texts import TextScore
 
 UNIT = "100 x cosine"
 
