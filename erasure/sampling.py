@@ -15,7 +15,7 @@ from .backbones import backbone_of
 from .backbones.base import Backbone
 from .erasers.base import Step
 from .errors import InputError
-from .text import TextStates, concatenate
+from .text import TextStates, concatenate, reading
 
 logger = logging.getLogger(__name__)
 
@@ -123,16 +123,18 @@ def sample(
     for start in range(0, len(prompts), batch_size):
         rows = row_of[start : start + batch_size]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
-        called = runner(
-            latents=noise(generators, shape).to(backbone.device, backbone.dtype),
-            generator=generators,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            output_type="latent" if output == "latents" else "np",
-            **_embeddings(states.select(rows), negative.expand(len(rows)) if negative is not None else None),
-        )
+        read = states.select(rows)
+        with reading(read):
+            called = runner(
+                latents=noise(generators, shape).to(backbone.device, backbone.dtype),
+                generator=generators,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                height=height,
+                width=width,
+                output_type="latent" if output == "latents" else "np",
+                **_embeddings(read, negative.expand(len(rows)) if negative is not None else None),
+            )
         results.append(called.images.cpu() if output == "latents" else _as_uint8(called.images))
         if on_step is not None:
             on_step(Step(step=start + len(rows), total=len(prompts)))

@@ -1,0 +1,397 @@
+"""What comes between a pipeline's loop and its denoiser: a hook at every step of any diffusers pipeline.
+
+The loop of a pipeline scales its latents (`scheduler.scale_model_input`), asks the denoiser, and hands latents and
+prediction to `scheduler.step`. Whoever changes the latents must reach all three. Here the denoiser is hooked as a
+module and the scheduler's methods are shadowed on the instance, so no loop is written again and whatever diffusers adds
+to one is kept: image to image, inpainting, several images a prompt, callbacks, offloading.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+Latents = Float[Tensor, "n c h w"]
+
+
+@dataclass(kw_only=True)
+class Denoising:
+    """One call of the denoiser by a pipeline's loop.
+
+    Attributes:
+        step: Which step of the schedule, from 0.
+        total: How many the schedule has.
+        first: Whether this is the first step of the loop, which may begin in the middle of the schedule.
+        timestep: As the loop gave it to the denoiser.
+        latents: Before the scheduler's scaling, one for each picture; as earlier hooks of the same step left them.
+        guided: Whether the denoiser is asked for unconditional predictions as well (classifier-free guidance).
+    """
+
+    step: int
+    total: int
+    first: bool
+    timestep: Tensor
+    latents: Latents
+    guided: bool
+    _denoiser: nn.Module
+    _scale: Callable[[Tensor, Any], Tensor]
+    _sample: Tensor
+    _args: tuple[Any, ...]
+    _kwargs: Mapping[str, Any]
+    _link: "_Link"
+
+    def conditional(self, value: Any) -> Any:
+        """Return the part of a batch of the denoiser's that belongs to the prompts; tensors inside are found."""
+        return rows_of(value, len(self._sample), self._part)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the loop gives the denoiser for the prompts, by name."""
+        return self.conditional(dict(self._kwargs))
+
+    @property
+    def _part(self) -> slice:
+        """The rows of the prompts: the second block of the batch under classifier-free guidance, else the first."""
+        n = len(self.latents)
+        return slice(n, 2 * n) if self.guided else slice(0, n)
+
+    def scaled(self, latents: Latents) -> Tensor:
+        """Return latents as the denoiser takes them."""
+        return self._scale(latents, self.timestep)
+
+    def predict(self, latents: Latents, **replaced: Any) -> Tensor:
+        """Return the denoiser's output for the prompts at other latents, with gradient; no hook is called.
+
+        Args:
+            latents: Before scaling, one for each picture.
+            replaced: The denoiser's arguments that take the place of the loop's.
+        """
+        sample = self._with_latents(self.conditional(self._sample), latents)
+        kwargs = {**self.arguments, "return_dict": False, **replaced}
+        with self._link.at_rest():
+            return self._denoiser(sample, *self.conditional(self._args), **kwargs)[0]
+
+    def predict_all(self, latents: Latents) -> Tensor:
+        """Return the denoiser's output for the whole batch of the loop, at other latents; no hook is called."""
+        repeats = len(self._sample) // len(latents)
+        sample = self._with_latents(self._sample, torch.cat([latents] * repeats))
+        with self._link.at_rest():
+            return self._denoiser(sample, *self._args, **{**self._kwargs, "return_dict": False})[0]
+
+    def _with_latents(self, sample: Tensor, latents: Latents) -> Tensor:
+        """Return a sample with these latents, scaled; an inpainting denoiser's further channels stay."""
+        channels = latents.shape[1]
+        return torch.cat([self.scaled(latents).to(sample.dtype), sample[:, channels:]], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepping:
+    """What the scheduler did with a prediction.
+
+    Attributes:
+        prediction: What the loop made of the denoiser's output, one row a picture.
+        previous: The latents after the step.
+        scheduler: As it was before the first step of the loop.
+        options: The loop's further arguments to the scheduler, with generators as they were before the step.
+    """
+
+    prediction: Tensor
+    previous: Latents
+    scheduler: Any
+    options: Mapping[str, Any]
+
+
+Before = Callable[[Denoising], Latents]
+"""Returns the latents that the step goes on with, of the shape and dtype of those it got."""
+After = Callable[[Denoising, Tensor], Tensor]
+"""Returns the output that the loop gets in place of the denoiser's, for the whole batch."""
+Stepped = Callable[[Denoising, Stepping], Latents]
+"""Returns the latents that the loop gets in place of the scheduler's."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Hook:
+    rows: Callable[[], int]
+    before: Before | None
+    after: After | None
+    stepped: Stepped | None
+
+
+@contextmanager
+def around_each_step(
+    pipe: Any,
+    *,
+    rows: Callable[[], int],
+    before: Before | None = None,
+    after: After | None = None,
+    stepped: Stepped | None = None,
+) -> Iterator[None]:
+    """Have functions called around the denoiser at each step of the pipeline's loop, for the length of a `with`.
+
+    Several can be in force at once; they are called in the order they were entered. Shallow copies of the pipeline
+    share them, also with a scheduler copied deeply.
+
+    Args:
+        pipe: A diffusers pipeline with a UNet.
+        rows: Says how many pictures are being made; 0 leaves the step alone.
+        before: Called before the denoiser.
+        after: Called after it.
+        stepped: Called after the scheduler's step.
+    """
+    link = _Link.of(pipe)
+    hook = _Hook(rows=rows, before=before, after=after, stepped=stepped)
+    link.hooks.append(hook)
+    try:
+        with link.connected(pipe):
+            yield
+    finally:
+        link.hooks.remove(hook)
+
+
+def rows_of(value: Any, batch: int, part: slice) -> Any:
+    """Return a value of the denoiser's arguments with each tensor of `batch` rows cut to some of them."""
+    if isinstance(value, Tensor):
+        return value[part] if value.ndim > 0 and len(value) == batch else value
+    if isinstance(value, Mapping):
+        return {key: rows_of(inner, batch, part) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(rows_of(inner, batch, part) for inner in value)
+    return value
+
+
+_SHADOWED = ("set_timesteps", "scale_model_input", "step")
+
+
+@dataclass(eq=False)
+class _Link:
+    """What the scheduler's and the denoiser's hooks of one pipeline know together."""
+
+    hooks: list[_Hook] = field(default_factory=list)
+    users: int = 0
+    sample: Tensor | None = None
+    updated: Latents | None = None
+    scheduler: Any = None
+    calls: int = 0
+    first: int | None = None
+    entered: list[Denoising | None] = field(default_factory=list)
+    done: Denoising | None = None
+    untouched: Any = None
+    resting: bool = False
+
+    @classmethod
+    def of(cls, pipe: Any) -> "_Link":
+        """Return the link that the pipeline's scheduler has already, or a new one."""
+        shadow = vars(pipe.scheduler).get("step")
+        return shadow.link if isinstance(shadow, _Shadow) else cls()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Have no hook called: what runs inside is not the loop's."""
+        before, self.resting = self.resting, True
+        try:
+            yield
+        finally:
+            self.resting = before
+
+    @contextmanager
+    def connected(self, pipe: Any) -> Iterator[None]:
+        """Put the hooks in place, for the first of several users."""
+        self.users += 1
+        try:
+            if self.users > 1:
+                yield
+                return
+            scheduler = pipe.scheduler
+            handles = [
+                pipe.unet.register_forward_pre_hook(self._enter, with_kwargs=True),
+                pipe.unet.register_forward_hook(self._leave),
+            ]
+            try:
+                for name in _SHADOWED:
+                    setattr(scheduler, name, _Shadow(scheduler, name, self))
+                yield
+            finally:
+                for name in _SHADOWED:
+                    vars(scheduler).pop(name, None)
+                for handle in handles:
+                    handle.remove()
+        finally:
+            self.users -= 1
+
+    def begin(self, scheduler: Any) -> None:
+        """A new schedule was set."""
+        self.scheduler, self.calls, self.first, self.sample, self.updated = scheduler, 0, None, None, None
+        self.entered.clear()
+        self.done = self.untouched = None
+
+    def _enter(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.resting or self.sample is None:
+            return None
+        sample, args, kwargs = _sample_of(args, kwargs)
+        call = self._denoising(denoiser, sample, args, kwargs)
+        self.entered.append(call)
+        if call is None:
+            return None
+        start = call.latents
+        for hook in self.hooks:
+            if hook.before is not None and hook.rows():
+                call.latents = hook.before(call).detach()
+        if call.latents is not start:
+            self.updated = call.latents
+            repeats = len(sample) // len(start)
+            sample = call._with_latents(sample, torch.cat([call.latents] * repeats))
+        return (sample, *args), kwargs
+
+    def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.resting or not self.entered:
+            return None
+        call = self.entered.pop()
+        if call is None:
+            return None
+        plain = output[0] if isinstance(output, tuple) else output.sample
+        changed = plain
+        for hook in self.hooks:
+            if hook.after is not None and hook.rows():
+                changed = hook.after(call, changed)
+        self.done = call
+        if changed is plain:
+            return None
+        if isinstance(output, tuple):
+            return (changed, *output[1:])
+        return type(output)(sample=changed)
+
+    def _denoising(
+        self, denoiser: nn.Module, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Denoising | None:
+        """Return the call, or None where no hook wants it."""
+        n = max((hook.rows() for hook in self.hooks), default=0)
+        unscaled = self.sample
+        if not n or unscaled is None:
+            return None
+        if len(sample) % n or len(unscaled) != len(sample):
+            raise InputError(
+                f"guidance: expected the denoiser to be asked for {n} pictures, got {len(sample)} latents."
+                " Encode the prompts of this call while the guidance is in force."
+            )
+        timestep = torch.as_tensor(args[0] if args else kwargs["timestep"])
+        return Denoising(
+            first=self.calls == 0,
+            step=self._step_at(timestep),
+            total=len(self.scheduler.timesteps),
+            timestep=timestep,
+            latents=unscaled[:n],
+            guided=len(sample) > n,
+            _denoiser=denoiser,
+            _scale=self.scaled,
+            _sample=sample,
+            _args=args,
+            _kwargs=kwargs,
+            _link=self,
+        )
+
+    def scaled(self, latents: Tensor, timestep: Any) -> Tensor:
+        with self.at_rest():
+            return self.scheduler.scale_model_input(latents, timestep)
+
+    def after_step(self, result: Any, prediction: Tensor, options: Mapping[str, Any]) -> Any:
+        """Return what the loop gets for the scheduler's result."""
+        call, self.done = self.done, None
+        if call is None:
+            return result
+        plain = result[0] if isinstance(result, tuple) else result.prev_sample
+        latents = plain
+        for hook in self.hooks:
+            if hook.stepped is not None and hook.rows():
+                step = Stepping(prediction=prediction, previous=latents, scheduler=self.untouched, options=options)
+                latents = hook.stepped(call, step)
+        if latents is plain:
+            return result
+        if isinstance(result, tuple):
+            return (latents, *result[1:])
+        return type(result)(**{**result, "prev_sample": latents})
+
+    def before_step(self, scheduler: Any) -> None:
+        """Keep a copy of the scheduler as it is before the first step, for those who make steps of their own."""
+        if self.untouched is None and any(hook.stepped for hook in self.hooks):
+            with self.at_rest():
+                self.untouched = copy.deepcopy(scheduler)
+            for name in _SHADOWED:
+                vars(self.untouched).pop(name, None)
+
+    def _step_at(self, timestep: Tensor) -> int:
+        """Return the place in the schedule: an image-to-image loop begins in the middle, some schedules repeat."""
+        if self.first is None:
+            timesteps = torch.as_tensor(self.scheduler.timesteps).cpu()
+            self.first = int((timesteps == timestep.reshape(-1)[0].cpu()).int().argmax())
+        place = self.first + self.calls
+        self.calls += 1
+        return place
+
+
+class _Shadow:
+    """Stands before a scheduler's method on the instance; a deep copy of the scheduler has one of its own."""
+
+    def __init__(self, scheduler: Any, name: str, link: _Link) -> None:
+        self.scheduler, self.name, self.link = scheduler, name, link
+        # Pipelines look at the signatures of these methods to see what they take.
+        self.__signature__ = inspect.signature(self._method)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shadow":
+        return _Shadow(copy.deepcopy(self.scheduler, memo), self.name, self.link)
+
+    @property
+    def _method(self) -> Callable[..., Any]:
+        return getattr(type(self.scheduler), self.name).__get__(self.scheduler)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        link = self.link
+        if self.name == "set_timesteps":
+            link.begin(self.scheduler)
+        elif self.name == "scale_model_input" and not link.resting:
+            link.scheduler = self.scheduler
+            link.sample, link.updated = args[0] if args else kwargs["sample"], None
+        elif self.name == "step":
+            if link.updated is not None:
+                args, kwargs = _with_sample(args, kwargs, link.updated)
+            link.sample, link.updated = None, None
+            return self._stepped(args, kwargs)
+        return self._method(*args, **kwargs)
+
+    def _stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.link.before_step(self.scheduler)
+        given = inspect.signature(self._method).bind(*args, **kwargs).arguments
+        options = {key: value for key, value in given.items() if key not in ("model_output", "timestep", "sample")}
+        if "generator" in options:
+            options["generator"] = _cloned(options["generator"])
+        return self.link.after_step(self._method(*args, **kwargs), given["model_output"], options)
+
+
+def _cloned(generators: Any) -> Any:
+    """Return generators that draw what these will."""
+    if isinstance(generators, list | tuple):
+        return [_cloned(generator) for generator in generators]
+    return None if generators is None else generators.clone_state()
+
+
+def _with_sample(
+    args: tuple[Any, ...], kwargs: dict[str, Any], latents: Latents
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of `scheduler.step(model_output, timestep, sample, ...)` with another sample."""
+    if len(args) > 2:
+        return (*args[:2], latents.to(args[2].dtype), *args[3:]), kwargs
+    return args, {**kwargs, "sample": latents.to(kwargs["sample"].dtype)}
+
+
+def _sample_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Return the denoiser's first argument, however it was given, and the others."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["sample"], (), {key: value for key, value in kwargs.items() if key != "sample"}
