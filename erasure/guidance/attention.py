@@ -1,0 +1,409 @@
+"""Guidance of the latents by a loss on cross-attention maps: what A-STAR and Attend-and-Excite share.
+
+Before the denoiser's step the latents are moved against the gradient of a loss on the maps of the named concepts:
+z' = z - alpha_i grad L(z). The step itself is the pipeline's own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from math import ceil
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..attention import MapCapture, average_maps
+from ..errors import InputError
+from ..losses.attention import competing, smoothed, soft_iou
+from .steps import Denoising, Latents, around_each_step
+
+ConceptMaps = Float[Tensor, "k h w"]
+Positions = Sequence[Sequence[int]]
+"""The token positions of each concept of one prompt."""
+
+Normalisation = Literal["softmax_100", "raw", "max", "sum"]
+Schedule = Literal["sqrt", "constant", "half"]
+
+# 512 pixels give maps of 16 x 16 there, Stable Diffusion's best for layout (Hertz et al., arXiv:2208.01626).
+_DOWNSAMPLING = 4
+# Keeps small gradients of a float16 denoiser from becoming zero on their way back.
+_LOSS_SCALE = 2.0**10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """Where the concepts of one prompt are.
+
+    Attributes:
+        names: Of the concepts that the prompt holds.
+        positions: Token positions of each.
+        end: Position of the first end-of-text token.
+        layout: A mask for each concept that was given one, by the concept's place in `positions`: (height, width) in
+            [0, 1], of any size.
+    """
+
+    names: tuple[str, ...]
+    positions: Positions
+    end: int
+    layout: Mapping[int, Float[Tensor, "h w"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedStep:
+    """What one step's guidance did, for logs and pictures.
+
+    Attributes:
+        step: Which step of the schedule, from 0.
+        timestep: Of training.
+        loss: The whole loss of each picture.
+        terms: Each term of it by name, for each picture.
+        overlap: The soft IoU of each picture's concepts before the update, mean over pairs; 0 for a single concept.
+        moved: How far each picture's latents were moved, as a share of their norm.
+        updates: How many updates were made.
+        maps: Each picture's concept maps before the update, (concepts, height, width), after normalisation.
+    """
+
+    step: int
+    timestep: float
+    loss: list[float]
+    terms: dict[str, list[float]]
+    overlap: list[float]
+    moved: list[float]
+    updates: int
+    maps: list[Tensor] = field(repr=False)
+
+
+Masks = Mapping[int, Float[Tensor, "h w"]]
+OnGuided = Callable[[GuidedStep], None]
+Terms = dict[str, Float[Tensor, ""]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapReading:
+    """How concepts' maps are made of a denoiser's cross-attention.
+
+    The defaults are those of the public code of Attend-and-Excite; A-STAR's paper is silent about them.
+
+    Attributes:
+        normalise: What is made of the probabilities: "softmax_100", tokens compete at each pixel by a softmax over a
+            hundred times their probability; "raw"; "max", each map divided by its own maximum; "sum", by its sum.
+        competitors: With "softmax_100", which tokens take part: "all" but the start and the last position, as for
+            Stable Diffusion 1.x, or those of the "prompt", as for 2.x.
+        smooth: Blur the maps over 3 x 3 pixels.
+        layers: Names of the denoiser's cross-attention layers, all of one size, such as
+            "up_blocks.1.attentions.0.transformer_blocks.0.attn2"; None is what `map_layers` says.
+    """
+
+    normalise: Normalisation = "softmax_100"
+    competitors: Literal["all", "prompt"] = "all"
+    smooth: bool = True
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, allowed = getattr(self, item.name), getattr(item.type, "__args__", ())
+            if getattr(item.type, "__origin__", None) is Literal and value not in allowed:
+                raise InputError(
+                    f"{item.name}: expected {' or '.join(map(repr, allowed))}, got {value!r}. Choose one of these."
+                )
+
+    def require(self, name: str, holds: bool, expected: str, advice: str) -> None:
+        """Raise InputError where a setting's value does not hold."""
+        if not holds:
+            raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}. Note that {advice}.")
+
+    def capture(self, denoiser: nn.Module, part: Callable[[Tensor], Tensor] = lambda maps: maps) -> MapCapture:
+        """Return a capture of the maps of every token, mean over heads, of some of the batch's rows."""
+        return MapCapture(
+            layers=map_layers(denoiser, self.layers),
+            reduce=lambda _, maps: part(maps).mean(1, keepdim=True),
+            implementation="softmax",
+        )
+
+    def attention(
+        self, capture: MapCapture, maps: Mapping[str, Tensor], latents: Latents, denoiser: nn.Module
+    ) -> Float[Tensor, "batch tokens rows columns"]:
+        """Return what was captured in a pass over latents of this size as pictures, mean over layers."""
+        downsampling = downsampling_of(next(iter(capture.layers)), denoiser)
+        height, width = (ceil(side / downsampling) for side in latents.shape[-2:])
+        return average_maps(maps, height, width)
+
+    def concept_maps(self, attention: Float[Tensor, "tokens h w"], named: Named) -> ConceptMaps:
+        """Return the map of each concept from the probabilities of every token: the mean of its tokens'."""
+        if self.normalise == "softmax_100":
+            last = named.end if self.competitors == "prompt" else len(attention) - 1
+            attention = torch.cat([attention[:1], competing(attention[None, 1:last])[0]])  # so that positions stay
+        maps = torch.stack([attention[list(positions)].mean(0) for positions in named.positions])
+        if self.smooth:
+            maps = smoothed(maps[None])[0]
+        match self.normalise:
+            case "max":
+                return maps / maps.detach().amax((1, 2), keepdim=True)
+            case "sum":
+                return maps / maps.sum((1, 2), keepdim=True)
+            case _:
+                return maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionGuidance(MapReading, ABC):
+    """Moves the latents so that concepts' attention maps have a low loss.
+
+    Attributes:
+        alpha: Size of the update: latents lose alpha_i times the gradient of their loss.
+        schedule: How alpha falls over the steps: "sqrt" from alpha to alpha times the square root of a half,
+            "constant", or "half": constant over the first half, then linearly to 0.
+        steps_range: The part of the schedule that is guided, as shares of it from 0 to 1.
+        clip: Longest update, as a share of the latents' norm; None does not clip.
+        refine_at: Steps of the schedule at which the update is repeated until the loss is low enough.
+        refine_updates: The most updates of such a step.
+    """
+
+    alpha: float = 20.0
+    schedule: Schedule = "sqrt"
+    steps_range: tuple[float, float] = (0.0, 1.0)
+    clip: float | None = None
+    refine_at: tuple[int, ...] = ()
+    refine_updates: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("alpha", self.alpha >= 0, "a number of at least 0", "0 switches the guidance off")
+        self.require("clip", self.clip is None or self.clip > 0, "a number > 0 or None", "None does not clip")
+        self.require("refine_updates", self.refine_updates >= 1, "at least 1", "leave refine_at empty not to refine")
+        start, end = self.steps_range
+        self.require("steps_range", 0 <= start <= end <= 1, "two shares from 0 to 1, in order", "(0, 1) is all steps")
+
+    @abstractmethod
+    def terms(self, maps: ConceptMaps, masks: Masks, named: Named) -> Terms:
+        """Return the loss of one picture by its terms.
+
+        Args:
+            maps: One for each concept.
+            masks: The regions that they held at the step before, or that the user gave, by the concept's place; empty
+                where there are none.
+            named: The concepts.
+        """
+
+    def masks(self, maps: ConceptMaps, step: int) -> Masks:
+        """Return the regions to keep from this step to the next; none where the loss uses none."""
+        return {}
+
+    @abstractmethod
+    def low_enough(self, terms: Terms, before: Terms | None, concepts: int, step: int) -> bool:
+        """Whether a refined step's loss is; `before` has the terms before the last update."""
+
+    @contextmanager
+    def guiding(
+        self,
+        pipe: Any,
+        named: Callable[[], Sequence[Named]],
+        *,
+        on_guided: OnGuided | None = None,
+    ) -> Iterator[None]:
+        """Have the pipeline's loop guided for the length of a `with`; no weight is changed and none gets a gradient.
+
+        Args:
+            pipe: A diffusers pipeline with a UNet.
+            named: Says where the concepts of each picture's prompt are; asked at every step.
+            on_guided: Called after each guided step.
+        """
+        if self.alpha == 0:
+            yield
+            return
+        denoiser = unwrapped(pipe.unet)
+        run = _Run(self, denoiser, named, on_guided)
+        required = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
+        try:
+            for parameter in required:
+                parameter.requires_grad_(False)
+            with around_each_step(pipe, rows=run.rows, before=run.update):
+                yield
+        finally:
+            for parameter, was in required.items():
+                parameter.requires_grad_(was)
+
+    def alpha_at(self, step: int, total: int) -> float:
+        """Return the size of the update at a step of a schedule; 0 outside of the guided part."""
+        start, end = self.steps_range
+        if not start * total <= step < end * total:
+            return 0.0
+        done = step / max(total - 1, 1)
+        match self.schedule:
+            case "sqrt":
+                return self.alpha * (1 - done / 2) ** 0.5
+            case "constant":
+                return self.alpha
+            case "half":
+                return self.alpha * min(1.0, 2 * (1 - done))
+
+
+class _Run:
+    """One loop's guidance: what it remembers from step to step."""
+
+    def __init__(
+        self,
+        settings: AttentionGuidance,
+        denoiser: nn.Module,
+        named: Callable[[], Sequence[Named]],
+        on_guided: OnGuided | None,
+    ) -> None:
+        self.settings = settings
+        self.denoiser = denoiser
+        self.named = named
+        self.on_guided = on_guided
+        self.masks: list[Masks] = []
+        self.capture = settings.capture(denoiser)
+
+    def rows(self) -> int:
+        """How many pictures are being made; 0 where none of their prompts names a concept."""
+        named = self.named()
+        return len(named) if any(len(row.positions) for row in named) else 0
+
+    def update(self, call: Denoising) -> Latents:
+        """Return the latents that the step goes on with."""
+        settings = self.settings
+        if call.first or len(self.masks) != len(call.latents):
+            self.masks = [{}] * len(call.latents)
+        alpha = settings.alpha_at(call.step, call.total)
+        if alpha == 0:
+            return call.latents
+        named = self.named()
+        maps, terms, gradient = self._gradient(call, call.latents, named)
+        first = (maps, terms)
+        latents, updates = self._moved(call.latents, alpha * gradient), 1
+        while updates < (settings.refine_updates if call.step in settings.refine_at else 1):
+            before = terms
+            maps, terms, gradient = self._gradient(call, latents, named)
+            rows = zip(terms, before, named, strict=True)
+            if all(settings.low_enough(now, then, len(row.positions), call.step) for now, then, row in rows if now):
+                break
+            latents, updates = self._moved(latents, alpha * gradient), updates + 1
+        self.masks = [{} if found is None else settings.masks(found, call.step) for found in maps]
+        if self.on_guided is not None:
+            self.on_guided(_guided(call, *first, latents, updates))
+        return latents
+
+    def _gradient(
+        self, call: Denoising, latents: Latents, named: Sequence[Named]
+    ) -> tuple[list[Tensor | None], list[Terms], Latents]:
+        """Return each picture's concept maps without gradient, the terms of its loss, and the gradient of the sum."""
+        with torch.enable_grad():
+            leaf = latents.detach().float().requires_grad_()
+            maps = [
+                self.settings.concept_maps(attention, row) if row.positions else None
+                for attention, row in zip(self._attention(call, leaf), named, strict=True)
+            ]
+            terms: list[Terms] = [
+                {} if found is None else self.settings.terms(found, self._masks_of(at, row, found), row)
+                for at, (found, row) in enumerate(zip(maps, named, strict=True))
+            ]
+            # The pictures do not meet in the denoiser: the gradient of the sum is that of each.
+            total = torch.stack([value for row in terms for value in row.values()]).sum()
+            (gradient,) = torch.autograd.grad(total * _LOSS_SCALE, leaf)
+        detached = [{name: value.detach() for name, value in row.items()} for row in terms]
+        return [None if found is None else found.detach() for found in maps], detached, gradient / _LOSS_SCALE
+
+    def _attention(self, call: Denoising, latents: Latents) -> Float[Tensor, "batch tokens rows columns"]:
+        maps = self.capture.read_from(lambda: call.predict(latents))
+        return self.settings.attention(self.capture, maps, latents, self.denoiser)
+
+    def _masks_of(self, at: int, named: Named, maps: ConceptMaps) -> Masks:
+        """Return the regions of the step before, with the user's in the place of those that he gave."""
+        return {**self.masks[at], **{place: _resized(mask, maps) for place, mask in named.layout.items()}}
+
+    def _moved(self, latents: Latents, change: Latents) -> Latents:
+        if self.settings.clip is not None:
+            norms, longest = _norms(change), self.settings.clip * _norms(latents)
+            change = change * (longest / norms.clamp(min=1e-12)).clamp(max=1)[:, None, None, None]
+        return (latents.float() - change).to(latents.dtype)
+
+
+def _guided(
+    call: Denoising, maps: Sequence[Tensor | None], terms: Sequence[Terms], latents: Latents, updates: int
+) -> GuidedStep:
+    names = list(dict.fromkeys(name for row in terms for name in row))
+    found = [torch.empty(0, 1, 1) if row is None else row for row in maps]
+    return GuidedStep(
+        step=call.step,
+        timestep=float(call.timestep.reshape(-1)[0]),
+        loss=[float(sum(row.values())) for row in terms],
+        terms={name: [float(row.get(name, 0.0)) for row in terms] for name in names},
+        overlap=[mean_overlap(row) for row in found],
+        moved=(_norms(latents - call.latents) / _norms(call.latents)).tolist(),
+        updates=updates,
+        maps=[row.cpu() for row in found],
+    )
+
+
+def mean_overlap(maps: ConceptMaps) -> float:
+    """Return the soft IoU of the concepts, mean over pairs; 0 where there is no pair."""
+    pairs = [(one, other) for one in range(len(maps)) for other in range(one)]
+    return float(sum(soft_iou(maps[one], maps[other]) for one, other in pairs)) / len(pairs) if pairs else 0.0
+
+
+def map_layers(denoiser: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """Return the cross-attention layers whose maps guide, by their names in the denoiser.
+
+    By default those at a quarter of the latents' size: 16 x 16 in the down and up blocks of Stable Diffusion 1.x at
+    512 pixels. Where the middle block is of that size too (SDXL), the up blocks are left out, so that the pass ends
+    early. A denoiser without such layers is read where its maps are finest, on the way up, if it has any there: these
+    know most of the picture.
+
+    Raises:
+        InputError: A name that is no cross-attention layer of the denoiser, or layers of several sizes.
+    """
+    known = {name: module for name, module in denoiser.named_modules() if name.endswith("attn2")}
+    if names is not None:
+        missing = [name for name in names if name not in known]
+        if missing or not names:
+            raise InputError(
+                f"layers: expected cross-attention layers of the denoiser, got {missing or list(names)}."
+                f" It has {', '.join(known)}."
+            )
+        sizes = {downsampling_of(name, denoiser) for name in names}
+        if len(sizes) > 1:
+            raise InputError(f"layers: expected layers of one size, got {list(names)}. Choose those of one block.")
+        return {name: known[name] for name in names}
+    size = {name: downsampling_of(name, denoiser) for name in known}
+    at_quarter = [name for name in known if size[name] == _DOWNSAMPLING]
+    if any(not name.startswith("mid_block") for name in at_quarter):
+        if any(name.startswith("mid_block") for name in at_quarter):
+            at_quarter = [name for name in at_quarter if not name.startswith("up_blocks")]
+        return {name: known[name] for name in at_quarter}
+    finest = [name for name in known if size[name] == min(size.values())]
+    on_the_way_up = [name for name in finest if name.startswith("up_blocks")]
+    return {name: known[name] for name in on_the_way_up or finest}
+
+
+def downsampling_of(layer: str, denoiser: nn.Module) -> int:
+    """Return how many latents a layer's pixel stands for along a side, from where it is in the UNet.
+
+    By name rather than by the number of pixels, which does not tell two sizes apart for some aspect ratios.
+    """
+    blocks = len(denoiser.get_submodule("down_blocks")._modules)
+    block, _, rest = layer.partition(".")
+    at = {"mid_block": blocks - 1}.get(block)
+    if at is None:
+        place = int(rest.partition(".")[0])
+        at = place if block == "down_blocks" else blocks - 1 - place
+    return 2**at
+
+
+def unwrapped(module: Any) -> Any:
+    """Return the module that torch.compile wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _norms(latents: Latents) -> Float[Tensor, " n"]:
+    return latents.float().flatten(1).norm(dim=1)
+
+
+def _resized(mask: Float[Tensor, "height width"], maps: ConceptMaps) -> Float[Tensor, "h w"]:
+    """Return a mask at the size of the maps, where at least half of a pixel is covered."""
+    size = maps.shape[-2:]
+    covered = nn.functional.adaptive_avg_pool2d(mask[None, None].to(maps), (size[0], size[1]))[0, 0]
+    return (covered >= 0.5).to(maps.dtype)

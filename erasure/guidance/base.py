@@ -1,0 +1,144 @@
+"""What every guidance is: a change of the sampling instead of the weights, applied as an edit is."""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from ..backbones import backbone_of
+from ..errors import InputError
+from ..plugins import Plugin
+from ..text import TextStates, being_read
+from .attention import AttentionGuidance, Named, OnGuided
+from .words import positions_in
+
+
+@runtime_checkable
+class Applicable(Protocol):
+    """What can be in force on a pipeline for the length of a `with`: an Edit, a Guidance."""
+
+    def applied_to(self, pipe: Any) -> AbstractContextManager[Any]:
+        """Put it in force; on exit the pipeline is as it was."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Plugin):
+    """A method that acts while pictures are made, with its settings.
+
+    Attributes:
+        name: What it is called; the file's name.
+    """
+
+    @abstractmethod
+    def applied_to(self, pipe: Any) -> AbstractContextManager[Any]:
+        """Have the pipeline sample with this guidance for the length of a `with`; no weight is changed.
+
+        The pipeline's own call is guided, and `sample`. Prompts that name none of the guidance's concepts are made as
+        without it, bit for bit.
+
+        Raises:
+            InputError: When a picture is made: from embeddings that were given instead of prompts.
+        """
+
+
+class Prompts:
+    """The prompts that a pipeline is making pictures of, a row a picture."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._backbone = backbone_of(pipe)
+        self._encoded: TextStates | None = None
+
+    def now(self) -> TextStates | None:
+        """Return the states of the prompts of the loop that is running; None where no prompts are known."""
+        return being_read() or self._encoded
+
+    @contextmanager
+    def followed(self, pipe: Any) -> Iterator["Prompts"]:
+        """Take note of the prompts that the pipeline's own call encodes, for the length of a `with`."""
+        encode = pipe.encode_prompt
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(encode).bind(*args, **kwargs)
+            given.apply_defaults()
+            self._encoded = self._repeated(given.arguments["prompt"], given.arguments["num_images_per_prompt"])
+            return encode(*args, **kwargs)
+
+        own = vars(pipe).get("encode_prompt")
+        vars(pipe)["encode_prompt"] = noted
+        try:
+            yield self
+        finally:
+            del vars(pipe)["encode_prompt"]
+            if own is not None:
+                vars(pipe)["encode_prompt"] = own
+
+    def _repeated(self, prompt: str | Sequence[str] | None, copies: int) -> TextStates | None:
+        if prompt is None:
+            if being_read() is None:
+                raise InputError(
+                    "guidance: expected prompts, got their embeddings, which do not show their words. Give the prompts."
+                )
+            return None
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        states = self._backbone.encode(prompts)
+        return states.select([row for row in range(len(prompts)) for _ in range(copies)])
+
+
+class NamedPrompts:
+    """Where some concepts are in the prompts of the loop that is running."""
+
+    def __init__(self, prompts: Prompts, concepts: Sequence[str]) -> None:
+        self._prompts = prompts
+        self._concepts = concepts
+        self._last: tuple[TextStates | None, list[Named]] = (None, [])
+
+    def states(self) -> TextStates | None:
+        """Return the states of the prompts, a row a picture; None where no prompts are known."""
+        return self._prompts.now()
+
+    def __call__(self) -> list[Named]:
+        """Return for each picture where the concepts are in its prompt."""
+        states = self.states()
+        if states is not self._last[0]:
+            rows = range(0 if states is None else len(states))
+            self._last = (states, [_named(states, row, self._concepts) for row in rows] if states else [])
+        return self._last[1]
+
+
+@contextmanager
+def named_prompts(pipe: Any, concepts: Sequence[str]) -> Iterator[NamedPrompts]:
+    """Follow where the concepts are in each prompt of the pipeline, for the length of a `with`.
+
+    Raises:
+        InputError: There are no concepts.
+    """
+    if isinstance(concepts, str) or not concepts:
+        raise InputError(f"concepts: expected words of the prompts, got {concepts!r}. Give a list of them.")
+    with Prompts(pipe).followed(pipe) as prompts:
+        yield NamedPrompts(prompts, concepts)
+
+
+def _named(states: TextStates, row: int, concepts: Sequence[str]) -> Named:
+    positions = positions_in(states.prompts[row], states.offsets[row], concepts)
+    return Named(names=tuple(positions), positions=list(positions.values()), end=int(states.eot[row]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptGuidance(AttentionGuidance, Guidance):
+    """Attention guidance for whichever of some concepts a prompt names.
+
+    Attributes:
+        concepts: Words or phrases as they stand in the prompts; one that a prompt does not hold is left out there.
+        on_guided: Called after each guided step with what was done.
+    """
+
+    concepts: tuple[str, ...]
+    on_guided: OnGuided | None = None
+
+    @contextmanager
+    def applied_to(self, pipe: Any) -> Iterator[Any]:
+        with named_prompts(pipe, self.concepts) as named, self.guiding(pipe, named, on_guided=self.on_guided):
+            yield pipe

@@ -1,0 +1,290 @@
+"""Localised removal: an erasing force that acts only where the concept's attention is, and not its neighbours'.
+
+Built on A-STAR's maps and regions (arXiv:2306.14544) and the safety term of SLD (Schramowski et al., CVPR 2023,
+arXiv:2211.05105); the combination is this project's own.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backbones import backbone_of
+from ..losses.attention import Rule, leak, regions
+from ..text import TextStates, without_phrases
+from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, unwrapped
+from .base import Guidance, named_prompts
+from .steps import Denoising, Latents, Stepping, around_each_step
+
+NamedRows = Callable[[], Sequence[Named]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakLoss(AttentionGuidance):
+    """Pushes concepts out of their neighbours' regions: the sum of `leak` over the concepts that go.
+
+    One-sided: A-STAR's segregation would also strengthen a concept that is to go wherever it is the stronger of two.
+
+    Attributes:
+        erased: Names of those that go; the others that a prompt names are their neighbours.
+        region: Rule for the neighbours' regions.
+    """
+
+    erased: tuple[str, ...]
+    region: Rule = "half"
+
+    def terms(self, maps: ConceptMaps, masks: Masks, named: Named) -> Terms:
+        gone = [name in self.erased for name in named.names]
+        kept = regions(maps[[not one for one in gone]], self.region).to(maps.dtype)
+        return {"leak": torch.stack([leak(one[None], kept[None])[0] for one in maps[gone]]).sum()}
+
+    def low_enough(self, terms: Terms, before: Terms | None, concepts: int, step: int) -> bool:
+        return False  # it is never refined
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalisedRemoval(MapReading, Guidance):
+    """Makes a concept's own region of the picture from the prompt without it, and leaves the rest as it would be.
+
+    Beside the picture that is made runs the one that would be made without this, from the same noise. At each step its
+    maps say where the concept is, B_e, and where its neighbours are, B_n. Inside
+
+        M = B_e minus the union of B_n, of this and all earlier steps
+
+    the prediction is that for the prompt with the concept replaced, less `scale` times the direction of its name,
+    eps_c' - scale (eps_e - eps_u), under the pipeline's own classifier-free guidance; outside, the latents are those of
+    the other picture, so there it stays the same. With `outside="free"` the predictions alone are told apart, not the
+    latents: half the cost, but what changes inside spreads.
+
+    The specification's force is the second term alone (reconstructed there). Alone it mostly fails on the tiny world: a
+    direction away from "cat" leaves the prompt's own "cat" in force. That is why the prompt is changed inside.
+
+    Attributes:
+        concepts: What goes, by words as they stand in the prompts; a prompt that names none of them is left alone.
+        preserve: Neighbours whose regions are spared, by words as well.
+        anchor: What stands in the prompt inside the region; "" takes the words out, None leaves the prompt as it is.
+        scale: Strength of the force away from the concept's name.
+        outside: Whether the rest is held at the "original" or left "free".
+        region: Rule for the regions.
+        region_threshold: For the rule "half", in (0, 1].
+        steps_range: The part of the schedule in which it acts, as shares of it from 0 to 1.
+        leak_alpha: Size of an update of the latents before each step that pushes the concept out of its neighbours'
+            regions (`LeakLoss`); 0 makes none.
+        on_masks: Called at each step with its number and with where each picture was acted on.
+    """
+
+    name: ClassVar[str] = "localised"
+
+    concepts: tuple[str, ...]
+    preserve: tuple[str, ...] = ()
+    anchor: str | None = ""
+    scale: float = 0.0
+    outside: Literal["original", "free"] = "original"
+    region: Rule = "half"
+    region_threshold: float = 0.5
+    steps_range: tuple[float, float] = (0.0, 1.0)
+    leak_alpha: float = 0.0
+    on_masks: Callable[[int, Bool[Tensor, "n h w"]], None] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("scale", self.scale >= 0, "a number of at least 0", "0 leaves the force out")
+        self.require(
+            "anchor", self.anchor is not None or self.scale > 0, "words", "without one only a scale above 0 acts"
+        )
+        self.require("region_threshold", 0 < self.region_threshold <= 1, "a number in (0, 1]", "1 is the peak alone")
+        both = sorted(set(self.concepts) & set(self.preserve))
+        self.require("preserve", not both, "neighbours that stay", f"{', '.join(both)} is also to go")
+        start, end = self.steps_range
+        self.require("steps_range", 0 <= start <= end <= 1, "two shares from 0 to 1, in order", "(0, 1) is all steps")
+
+    @contextmanager
+    def applied_to(self, pipe: Any) -> Iterator[Any]:
+        with named_prompts(pipe, (*self.concepts, *self.preserve)) as every:
+
+            def named() -> Sequence[Named]:
+                rows = every()
+                return rows if any(set(row.names) & set(self.concepts) for row in rows) else []
+
+            run = _Run(self, pipe, named, every.states)
+            hooks = around_each_step(
+                pipe, rows=lambda: len(named()), before=run.before, after=run.after, stepped=run.stepped
+            )
+            with run.capture, hooks, self._parted(pipe, named):  # so that the other picture is not moved with this one
+                yield pipe
+
+    @contextmanager
+    def _parted(self, pipe: Any, named: NamedRows) -> Iterator[None]:
+        loss = LeakLoss(
+            erased=self.concepts,
+            region=self.region,
+            alpha=self.leak_alpha,
+            steps_range=self.steps_range,
+            normalise=self.normalise,
+            competitors=self.competitors,
+            smooth=self.smooth,
+            layers=self.layers,
+        )
+
+        def both() -> Sequence[Named]:
+            """The rows, those emptied that hold no neighbour to be pushed out of."""
+            rows = named()
+            return [row if set(row.names) & set(self.preserve) else _nothing(row) for row in rows]
+
+        with loss.guiding(pipe, both):
+            yield
+
+    def acts_at(self, call: Denoising) -> bool:
+        """Whether the step is in `steps_range`."""
+        start, end = self.steps_range
+        return start * call.total <= call.step < end * call.total
+
+    def masks(
+        self, attention: Float[Tensor, "n tokens h w"], named: Sequence[Named], size: Sequence[int]
+    ) -> Bool[Tensor, "n k height width"]:
+        """Return where each of the concepts is pushed away in each picture, at the latents' size."""
+        found = torch.zeros(len(named), len(self.concepts), *attention.shape[-2:], device=attention.device)
+        for at, (tokens, row) in enumerate(zip(attention, named, strict=True)):
+            if not row.positions:
+                continue
+            held = dict(zip(row.names, self._regions(tokens, row), strict=True))
+            spared = [held[name] for name in self.preserve if name in held]
+            for place, name in enumerate(self.concepts):
+                if name in held:
+                    free = [~one for one in spared]
+                    found[at, place] = torch.stack([held[name], *free]).all(0)
+        return F.interpolate(found, (size[0], size[1]), mode="nearest").bool()
+
+    def _regions(self, tokens: Float[Tensor, "tokens h w"], row: Named) -> Bool[Tensor, "k h w"]:
+        return regions(self.concept_maps(tokens, row), self.region, self.region_threshold)
+
+    def replaced_in(self, prompt: str) -> str:
+        """Return a prompt with the concepts replaced by the anchor."""
+        if not self.anchor:
+            return without_phrases(prompt, self.concepts)
+        for phrase in sorted(self.concepts, key=len, reverse=True):
+            words = r"\s+".join(re.escape(word) for word in phrase.split())
+            prompt = re.sub(rf"(?<!\w){words}(?!\w)", lambda _: str(self.anchor), prompt, flags=re.IGNORECASE)
+        return prompt
+
+
+class _Run:
+    """One loop's removal: the other picture, and where the two may differ."""
+
+    def __init__(
+        self, settings: LocalisedRemoval, pipe: Any, named: NamedRows, states: Callable[[], TextStates | None]
+    ) -> None:
+        self.settings = settings
+        self.named = named
+        self.states = states
+        self.backbone = backbone_of(pipe)
+        self.denoiser = unwrapped(pipe.unet)
+        self.capture = settings.capture(self.denoiser)
+        self.names = {name: self.backbone.encode([name]) for name in settings.concepts}
+        self.scheduler: Any = None
+        self.original: Latents = torch.empty(0, 0, 0, 0)
+        self.acted: Bool[Tensor, "n k h w"] | None = None
+        self.plain: Tensor | None = None
+        self.changed: Tensor | None = None
+        self._read: TextStates | None = None
+        self._without: TextStates | None = None
+
+    @torch.no_grad()
+    def before(self, call: Denoising) -> Latents:
+        """At the first step, note where both pictures begin."""
+        if call.first:
+            self.original, self.acted, self.scheduler = call.latents, None, None
+        return call.latents
+
+    @torch.no_grad()
+    def after(self, call: Denoising, output: Tensor) -> Tensor:
+        """Change the prompts' predictions inside the region; the region is that of this and all earlier steps."""
+        self.changed = output
+        at = call.latents
+        if self.settings.outside == "original":
+            self.plain, at = call.predict_all(self.original), self.original
+        if not self.settings.acts_at(call):
+            return output
+        attention = call.conditional(self.settings.attention(self.capture, self.capture.maps, at, self.denoiser))
+        masks = self.settings.masks(attention, self.named(), call.latents.shape[-2:])
+        self.acted = masks if self.acted is None else self.acted | masks
+        if self.settings.on_masks is not None:
+            self.settings.on_masks(call.step, self.acted.any(1).cpu())
+        self.changed = output.clone()
+        call.conditional(self.changed).add_(self._force(call, output, self.acted))
+        return self.changed
+
+    @torch.no_grad()
+    def stepped(self, call: Denoising, step: Stepping) -> Latents:
+        """Make the other picture's step, and have it outside the region."""
+        if self.settings.outside == "free" or self.plain is None or self.changed is None:
+            return step.previous
+        if self.scheduler is None:
+            self.scheduler = copy.deepcopy(step.scheduler)
+        prediction = _combined_alike(call, self.changed, step.prediction, self.plain)
+        options = {**step.options, "return_dict": False}
+        self.original = self.scheduler.step(prediction, call.timestep, self.original, **options)[0]
+        if self.acted is None:
+            return step.previous
+        inside = self.acted.any(1, keepdim=True)
+        concerned = torch.tensor([bool(set(row.names) & set(self.settings.concepts)) for row in self.named()])
+        inside = inside | ~concerned.to(inside.device)[:, None, None, None]  # rows of other prompts are the loop's own
+        return torch.where(inside, step.previous, self.original.to(step.previous.dtype))
+
+    def _force(self, call: Denoising, output: Tensor, masks: Bool[Tensor, "n k h w"]) -> Tensor:
+        """Return what is added to the predictions for the prompts."""
+        settings, bound = self.settings, call.conditional(output)
+        inside = masks.any(1, keepdim=True).to(bound)
+        force = torch.zeros_like(bound)
+        if settings.anchor is not None:
+            force += inside * (self._predicted(call, self._replaced()) - bound)
+        if settings.scale:
+            n = len(call.latents)
+            free = output[:n] if call.guided else self._predicted(call, self.backbone.unconditional().expand(n))
+            for at, (name, states) in enumerate(self.names.items()):
+                if any(name in row.names for row in self.named()):
+                    away = self._predicted(call, states.expand(n)) - free
+                    force -= settings.scale * masks[:, at, None].to(bound) * away
+        return force
+
+    def _replaced(self) -> TextStates:
+        """Return the states of the prompts with the concepts replaced, encoded once a batch."""
+        states = self.states()
+        if self._without is None or states is not self._read:
+            prompts = states.prompts if states is not None else ()
+            self._read, self._without = states, self.backbone.encode(list(map(self.settings.replaced_in, prompts)))
+        return self._without
+
+    @staticmethod
+    def _predicted(call: Denoising, states: TextStates) -> Tensor:
+        """Return the prediction for other texts, one for each picture."""
+        replaced: dict[str, Any] = {"encoder_hidden_states": states.states}
+        if states.pooled is not None:
+            replaced["added_cond_kwargs"] = {**call.arguments["added_cond_kwargs"], "text_embeds": states.pooled}
+        return call.predict(call.latents, **replaced)
+
+
+def _combined_alike(call: Denoising, output: Tensor, prediction: Tensor, other: Tensor) -> Tensor:
+    """Return what the loop would make of another output, from what it made of this one.
+
+    Classifier-free guidance is a sum of the two halves with weights that the loop knows, u + w (c - u), and some
+    pipelines rescale it: the weights of each picture are found by least squares, exactly but for rounding.
+    """
+    if not call.guided:
+        return other
+    n = len(call.latents)
+    halves = torch.stack([output[:n], call.conditional(output)], -1).flatten(1, -2).double()
+    weights = torch.linalg.lstsq(halves.cpu(), prediction.flatten(1).double().cpu()[..., None]).solution.to(halves)
+    others = torch.stack([other[:n], call.conditional(other)], -1)
+    return (others.double() * weights[:, None, None, None, :, 0]).sum(-1).to(prediction.dtype)
+
+
+def _nothing(row: Named) -> Named:
+    return Named(names=(), positions=(), end=row.end)

@@ -1,0 +1,62 @@
+"""What every guidance owes: a file in erasure/guidance/ that defines one is held to it by being there."""
+
+import inspect
+import re
+from dataclasses import is_dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from erasure.edit import Edit
+from erasure.guidance import Applicable, Guidance, guidances
+from erasure.sampling import sample
+from tests import tiny
+
+KINDS = [pytest.param(kind, id=name) for name, kind in sorted(guidances().items())]
+PROMPTS = ["a cat and a dog", "a tree"]
+
+
+def latents(pipe: Any) -> torch.Tensor:
+    return sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")
+
+
+def test_an_edit_is_applied_as_a_guidance_is() -> None:
+    assert set(guidances()) >= {"a-star", "attend-and-excite", "localised"}
+    assert issubclass(Edit, Applicable)
+    assert issubclass(Guidance, Applicable)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_a_frozen_dataclass_with_a_docstring_that_names_its_source(kind: Any) -> None:
+    assert is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    module = inspect.getmodule(kind)
+    assert module is not None
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}", str(module.__doc__))
+    assert set(inspect.signature(kind).parameters) >= {"concepts"}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_acts_inside_the_with_alone_and_changes_no_weight(kind: Any, family: str) -> None:
+    pipe = tiny.FAMILIES[family]()
+    before, weights = latents(pipe), {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    with kind(concepts=("cat",)).applied_to(pipe) as inside:
+        assert inside is pipe
+        first, again = latents(pipe), latents(pipe)
+    assert torch.equal(first, again)  # nothing is left from one loop to the next
+    assert not torch.equal(first[0], before[0])
+    assert torch.equal(first[1], before[1])  # a prompt without the concept
+    assert torch.equal(latents(pipe), before)
+    assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_inside_leaves_nothing_behind(kind: Any) -> None:
+    pipe = tiny.sd1()
+    with pytest.raises(RuntimeError, match="stop"), kind(concepts=("cat",)).applied_to(pipe):
+        raise RuntimeError("stop")
+    assert not {"step", "set_timesteps", "scale_model_input"} & vars(pipe.scheduler).keys()
+    assert "encode_prompt" not in vars(pipe)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
