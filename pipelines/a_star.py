@@ -1,0 +1,250 @@
+"""A-STAR as diffusers pipelines (Agarwal et al., ICCV 2023, arXiv:2306.14544)."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from erasure.errors import InputError
+from erasure.guidance.a_star import AStarLoss
+from erasure.guidance.attention import Named, OnGuided
+from erasure.guidance.words import owners, positions_in
+from erasure.text import Offsets, first_end_of_text, tokenized
+
+_SETTINGS = tuple(item.name for item in fields(AStarLoss))
+_BOX_SIDE = 256  # of the mask that a box is drawn into, before it is brought to the size of the maps
+
+
+class AStarMixin:
+    """Gives a Stable Diffusion pipeline the guidance of A-STAR: its call takes the concepts to keep apart and alive.
+
+    The call is that of the base pipeline, with its parameters and results, and these further keyword arguments; without
+    `concepts` and `token_indices` it is the base pipeline's call.
+
+    Args:
+        concepts: Words or phrases of the prompt, each a concept. For a list of prompts, a list of them for each.
+        token_indices: In the place of `concepts`, the token positions of each concept, a number or several; 0 is the
+            start of the text. For a list of prompts, such a list for each.
+        layout: Where concepts are to be, in the order of the concepts or by their words: a box (left, top, right,
+            bottom) in shares of the picture from 0 to 1, or a mask, an image or array that is bright (1) there; None
+            leaves a concept free. For a list of prompts, a list of such layouts.
+        on_guided: Called after each guided step with a `GuidedStep`.
+        alpha, segregation_scale, retention_scale, schedule, ...: The settings of `AStarLoss`.
+
+    Raises:
+        InputError: Concepts that the prompt does not hold, positions outside of it, settings out of range; it is a
+            ValueError.
+    """
+
+    tokenizer: Any
+
+    def __call__(
+        self,
+        *args: Any,
+        concepts: Sequence[Any] | None = None,
+        token_indices: Sequence[Any] | None = None,
+        layout: Any = None,
+        on_guided: OnGuided | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        call: Any = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
+        settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
+        if concepts is None and token_indices is None:
+            if settings or layout is not None or on_guided is not None:
+                raise InputError(
+                    f"concepts: expected the words to guide, got none, but {', '.join(settings) or 'a layout'}."
+                    " Name them, as in concepts=['cat', 'dog']."
+                )
+            return call(*args, **kwargs)
+        if concepts is not None and token_indices is not None:
+            raise InputError("token_indices: expected either them or concepts, got both. Leave one out.")
+        loss = AStarLoss(**settings)
+        given = inspect.signature(call).bind(*args, **kwargs).arguments
+        named = self._named(given, concepts, token_indices, layout)
+        copies = given.get("num_images_per_prompt") or 1
+        rows = [row for row in named for _ in range(copies)]
+        with loss.guiding(self, lambda: rows, on_guided=on_guided):
+            return call(*args, **kwargs)
+
+    def _named(
+        self, given: Mapping[str, Any], concepts: Sequence[Any] | None, token_indices: Sequence[Any] | None, layout: Any
+    ) -> list[Named]:
+        """Return where the concepts of each prompt are."""
+        prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
+        asked = concepts if concepts is not None else token_indices
+        if prompt is None:
+            if embeds is None or token_indices is None:
+                raise InputError(
+                    "concepts: expected a prompt to find them in, got none. Give the prompt, or token_indices."
+                )
+            several = len(embeds) > 1
+            n, last = len(embeds), embeds.shape[1] - 1
+            found = [_Prompt(text="", offsets=(), end=last)] * n
+        else:
+            if concepts is not None and given.get("prompt_2") not in (None, prompt):
+                raise InputError("concepts: expected one prompt, got another prompt_2. Give token_indices instead.")
+            several = not isinstance(prompt, str)
+            found = self._read([prompt] if isinstance(prompt, str) else list(prompt))
+        asks = _one_each("concepts" if concepts is not None else "token_indices", asked, len(found), several)
+        layouts = _one_each("layout", layout, len(found), several) if layout is not None else [None] * len(found)
+        find = _named_by_words if concepts is not None else _named_by_position
+        return [find(text, ask, where) for text, ask, where in zip(found, asks, layouts, strict=True)]
+
+    def _read(self, prompts: Sequence[str]) -> list["_Prompt"]:
+        convert = getattr(self, "maybe_convert_prompt", None)  # writes learned tokens of several vectors out
+        texts = [str(convert(prompt, self.tokenizer)) if convert is not None else prompt for prompt in prompts]
+        ids, offsets = tokenized(self.tokenizer, texts)
+        ends = first_end_of_text(ids, self.tokenizer).tolist()
+        return [_Prompt(text=text, offsets=row, end=end) for text, row, end in zip(texts, offsets, ends, strict=True)]
+
+
+class _Prompt:
+    """A prompt as the tokenizer sees it."""
+
+    def __init__(self, *, text: str, offsets: Offsets, end: int) -> None:
+        self.text, self.offsets, self.end = text, offsets, end
+
+
+def _one_each(name: str, value: Any, n: int, several: bool) -> list[Any]:
+    """Return what belongs to each of n prompts."""
+    if isinstance(value, str) or not isinstance(value, Sequence | Mapping) or not len(value):
+        raise InputError(f"{name}: expected a list, got {value!r}. Give one entry a concept.")
+    if not several:
+        return [value]
+    if len(value) != n or any(isinstance(entry, str | int) for entry in value):
+        raise InputError(f"{name}: expected a list for each of {n} prompts, got {value!r}. Give a list of lists.")
+    return list(value)
+
+
+def _named_by_words(prompt: _Prompt, words: Sequence[Any], layout: Any) -> Named:
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"concepts: expected words of the prompt, got {words!r}. Positions go into token_indices.")
+    positions = positions_in(prompt.text, prompt.offsets, words)
+    for word in words:
+        if word not in positions:
+            raise InputError(
+                f"concepts: expected words of the prompt {prompt.text!r}, got {word!r}. Write it as it stands there."
+            )
+    names = tuple(positions)
+    return Named(names=names, positions=list(positions.values()), end=prompt.end, layout=_masks(layout, names))
+
+
+def _named_by_position(prompt: _Prompt, positions: Sequence[Any], layout: Any) -> Named:
+    lists = [[at] if isinstance(at, int) else list(at) for at in positions]
+    for at in (at for row in lists for at in row):
+        if not 1 <= at < prompt.end:
+            raise InputError(
+                f"token_indices: expected positions from 1 to {prompt.end - 1}, got {at!r}. 0 is the start of the text."
+            )
+    names = tuple(str(at) for at in positions)
+    if len(set(names)) < len(names):
+        raise InputError(f"token_indices: expected each concept once, got {list(positions)!r}. Name it once.")
+    owners(dict(zip(names, lists, strict=True)), prompt.text)
+    return Named(names=names, positions=lists, end=prompt.end, layout=_masks(layout, names))
+
+
+def _masks(layout: Any, names: Sequence[str]) -> dict[int, Float[Tensor, "h w"]]:
+    """Return a mask for each concept that was given one, by its place."""
+    if layout is None:
+        return {}
+    if isinstance(layout, Mapping):
+        unknown = [name for name in layout if name not in names]
+        if unknown:
+            raise InputError(f"layout: expected the concepts {', '.join(names)}, got {unknown[0]!r}. Use their words.")
+        layout = [layout.get(name) for name in names]
+    if len(layout) != len(names):
+        raise InputError(f"layout: expected one entry for each of {len(names)} concepts, got {len(layout)}.")
+    return {place: _mask(where) for place, where in enumerate(layout) if where is not None}
+
+
+def _mask(where: Any) -> Float[Tensor, "h w"]:
+    if isinstance(where, Image.Image):
+        return torch.from_numpy(np.asarray(where.convert("L"), dtype=np.float32) / 255)
+    if isinstance(where, np.ndarray | Tensor):
+        mask = torch.as_tensor(where).float()
+        if mask.ndim != 2 or mask.min() < 0 or mask.max() > 1 or not mask.any():
+            raise InputError(
+                f"layout: expected a mask (height, width) in [0, 1] with something in it, got {tuple(mask.shape)} from"
+                f" {float(mask.min())} to {float(mask.max())}. Divide 8-bit values by 255."
+            )
+        return mask
+    box = [float(side) for side in where]
+    if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise InputError(
+            f"layout: expected a box (left, top, right, bottom) in shares from 0 to 1, got {tuple(where)!r}."
+            " Divide pixels by the picture's size."
+        )
+    left, top, right, bottom = (round(side * _BOX_SIDE) for side in box)
+    mask = torch.zeros(_BOX_SIDE, _BOX_SIDE)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def _superset(base: Any) -> inspect.Signature:
+    """Return the signature of a base pipeline's call with what the mixin takes besides."""
+    own = inspect.signature(AStarMixin.__call__).parameters
+    further = [own[name] for name in ("concepts", "token_indices", "layout", "on_guided")]
+    further += [
+        inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=item.type)
+        for item in fields(AStarLoss)
+    ]
+    given = list(inspect.signature(base.__call__).parameters.values())
+    rest = [parameter for parameter in given if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    return inspect.Signature([*(parameter for parameter in given if parameter not in rest), *further, *rest])
+
+
+def _with_signature(pipeline: Any) -> Any:
+    """Give a pipeline class a call that shows what it takes, however the base's call changes."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return AStarMixin.__call__(self, *args, **kwargs)
+
+    __call__.__doc__ = AStarMixin.__doc__
+    __call__.__qualname__ = f"{pipeline.__name__}.__call__"
+    __call__.__signature__ = _superset(pipeline.__mro__[2])  # pyright: ignore[reportFunctionMemberAccess]
+    pipeline.__call__ = __call__
+    return pipeline
+
+
+@_with_signature
+class StableDiffusionAStarPipeline(AStarMixin, StableDiffusionPipeline):
+    """Text to picture with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin` for what it takes."""
+
+
+@_with_signature
+class StableDiffusionXLAStarPipeline(AStarMixin, StableDiffusionXLPipeline):
+    """Text to picture with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin` for what it takes."""
+
+
+@_with_signature
+class StableDiffusionAStarImg2ImgPipeline(AStarMixin, StableDiffusionImg2ImgPipeline):
+    """Picture to picture with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin`."""
+
+
+@_with_signature
+class StableDiffusionXLAStarImg2ImgPipeline(AStarMixin, StableDiffusionXLImg2ImgPipeline):
+    """Picture to picture with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin`."""
+
+
+@_with_signature
+class StableDiffusionAStarInpaintPipeline(AStarMixin, StableDiffusionInpaintPipeline):
+    """Inpainting with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin`."""
+
+
+@_with_signature
+class StableDiffusionXLAStarInpaintPipeline(AStarMixin, StableDiffusionXLInpaintPipeline):
+    """Inpainting with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin`."""
