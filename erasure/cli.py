@@ -371,7 +371,7 @@ def evaluate(
 @app.command(cls=_ManyValues)
 def attack(
     source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
-    name: Annotated[str, typer.Option("--attack", metavar="NAME", help="ring-a-bell, mma or unlearn-diff.")],
+    name: Annotated[str, typer.Option("--attack", metavar="NAME", help="ring-a-bell, mma, unlearn-diff or revival.")],
     budget: Annotated[int, typer.Option(min=1, max=1000, help="Pictures a prompt, at most.")] = 20,
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="How many prompts.")] = 40,
     settings: Annotated[

@@ -210,7 +210,8 @@ class Assault:
             (PLAIN, plain, self.erased.applied),
             (ORIGINAL, of_original, nullcontext),
         ):
-            with applied():
+            helped = nullcontext() if row == PLAIN else self.attack.while_sampling(self.erased.pipe, goal)
+            with applied(), helped:
                 rows[row] = self._tries(at, row, states, seed)
         return Found(
             concept=concept.target,

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +59,10 @@ class Attack(Plugin):
         Raises:
             InputError: A white-box attack without pictures, or more tokens than a prompt holds.
         """
+
+    def while_sampling(self, pipe: Any, goal: Goal) -> AbstractContextManager[None]:
+        """Return what is in force while pictures are made of what was found; nothing, unless an attack has it."""
+        return nullcontext()
 
     @property
     @abstractmethod
