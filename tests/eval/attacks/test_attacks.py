@@ -212,15 +212,16 @@ def test_the_revival_probe_asks_by_name_and_finds_the_names_tokens(small: Backbo
 
 @pytest.mark.parametrize("method", ["a-star", "attend-and-excite"])
 def test_the_revival_probe_pulls_the_concepts_attention_and_leaves_nothing_behind(method: Any) -> None:
-    pipe, attack = tinyworld.load(), Revival(method=method)
+    # A trained model's peaks are at 1 from the start, where Attend-and-Excite's loss is flat.
+    pipe, attack = tinyworld.load() if method == "a-star" else sd1(), Revival(method=method, alpha=20.0)
     states = backbone_of(pipe).encode(["a cat"])
     aim = Goal(concept=CAT, prompt="a cat", seed=0)
 
     def lost(attack: Revival | None) -> float:
         """Return how far the concept is from the middle, or its peak from 1, over the steps of four pictures."""
         steps: list[GuidedStep] = []
-        mask = torch.zeros(16, 16)
-        mask[4:12, 4:12] = 1
+        mask = torch.zeros(8, 8)
+        mask[2:6, 2:6] = 1
         end = int(states.eot[0])
         row = Named(names=("cat",), positions=[states.word_positions(0, "cat")], end=end, layout={0: mask})
         watch = AStarLoss(alpha=1e-12, segregation_scale=0.0)
