@@ -7,7 +7,7 @@ second-hand, and nearly all numbers are reconstructed. Call results of this "DUG
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -26,6 +26,7 @@ from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import denoising_target, prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
 from ..memory import Memory, Sampling, free_of, memory_prompts, remembered
+from ..preservation import Weights, preservations
 from ..sampling import sample
 from ..text import TextStates, concatenate
 from .base import Eraser, History, Step
@@ -125,6 +126,7 @@ class DUGE(Eraser):
             the history has nothing that can tell.
         probe_pictures: Of each look.
         probe_share: End where at most this share of them shows the target; the specification has 0.1.
+        preservation: Further terms by name and weight (extension); see `erasure.preservation`.
 
     Differs from the specification: those defaults, and pictures are kept as the latents that the sampler ended with,
     not decoded and encoded again.
@@ -181,6 +183,7 @@ class DUGE(Eraser):
     probe_every: Annotated[int, Field(ge=0)] = 25
     probe_pictures: Annotated[int, Field(ge=1)] = 32
     probe_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    preservation: Weights = field(default_factory=dict)
 
     def fit(
         self,
@@ -210,6 +213,7 @@ class DUGE(Eraser):
         if reg_scale:
             loss = self._regularising(backbone, memory, known, seed)
             terms.append(Preservation(loss=loss, weight=reg_scale))
+        terms += preservations(self.preservation, backbone, concepts, reference=lambda: known.original(backbone))
         changes = finetune(
             backbone,
             self._which,

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from ..backbones.base import Backbone
 from ..concept import Concept, blank, fill, templates
 from ..edit import Edit, EditMetadata
 from ..finetune import Preservation, Student, below, finetune
+from ..preservation import Weights, preservations
 from ..sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
 from ..text import TextStates, concatenate
 from .base import Eraser, History, Step
@@ -59,6 +60,8 @@ class ESD(Eraser):
         preserve_scale: Weight of a term that ties the predictions for what is preserved, and for the unconditional
             prompt, to those of the frozen model.
             Differs from the paper: 0 there.
+        preservation: Further terms by name and weight; see `erasure.preservation`.
+            Differs from the paper: none there.
 
     With several concepts each start code draws one, as in the published script.
     Differs from the paper: a concept with an anchor has it in the formula in the place of the unconditional prompt;
@@ -79,6 +82,7 @@ class ESD(Eraser):
     prompts: Literal["bare", "templates"] = "bare"
     rank: Annotated[int, Field(ge=1)] | None = None
     preserve_scale: Annotated[float, Field(ge=0)] = 0.0
+    preservation: Weights = field(default_factory=dict)
 
     def fit(
         self,
@@ -98,7 +102,10 @@ class ESD(Eraser):
             lr=self.lr,
             rank=self.rank,
             optimizer="adam",
-            preservation=[Preservation(loss=self._preserving(backbone, concepts), weight=self.preserve_scale)],
+            preservation=[
+                Preservation(loss=self._preserving(backbone, concepts), weight=self.preserve_scale),
+                *preservations(self.preservation, backbone, concepts),
+            ],
             on_step=on_step,
             seed=seed,
         )

@@ -6,6 +6,7 @@ formulas are known second-hand. Nothing here is copied from that code, which has
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,6 +25,7 @@ from ..finetune import Preservation, Student, finetune
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
 from ..memory import stored
+from ..preservation import Weights, preservations
 from ..sampling import ddim_latents, ddim_timesteps, noise
 from ..text import TextStates
 from .base import Eraser, History, Step
@@ -130,6 +132,7 @@ class TRCE(Eraser):
         weight_decay: Of AdamW.
         accumulate_forever: Never clear gradients, as the code does.
         rank: Train patches of this rank instead of the weights.
+        preservation: Further terms of the second stage by name and weight (ours); see `erasure.preservation`.
     """
 
     name: ClassVar[str] = "trce"
@@ -182,6 +185,7 @@ class TRCE(Eraser):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     accumulate_forever: bool = False
     rank: Annotated[int, Field(ge=1)] | None = None
+    preservation: Weights = field(default_factory=dict)
 
     def fit(
         self,
@@ -267,6 +271,10 @@ class TRCE(Eraser):
             null=backbone.unconditional(),
         )
         active = _Active()
+
+        def without_text() -> AbstractContextManager[None]:
+            return exchanged(backbone.parameters(before.__contains__), before)
+
         with text.applied_to(backbone.pipe, check=False):
             changes = finetune(
                 backbone,
@@ -278,7 +286,8 @@ class TRCE(Eraser):
                 weight_decay=self.weight_decay,
                 clear_gradients=not self.accumulate_forever,
                 preservation=[
-                    Preservation(loss=self._preserving(backbone, states, null, plan), weight=self.preserve_weight)
+                    Preservation(loss=self._preserving(backbone, states, null, plan), weight=self.preserve_weight),
+                    *preservations(self.preservation, backbone, concepts, reference=without_text),
                 ],
                 on_step=on_step and (lambda step: on_step(replace(step, note=active.note()))),
                 seed=seed,
