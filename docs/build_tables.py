@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -324,13 +324,23 @@ def tinyworld_attention(source: str, results: Path) -> str:
 
 
 def settings(source: str, results: Path) -> str:
-    """Return one row a setting of an eraser, from its fields and the docstring that explains them."""
+    """Return one row a setting of an eraser or a guidance, from its fields and the docstrings that explain them."""
     from erasure.erasers import eraser_class
+    from erasure.guidance import guidances
 
-    eraser = eraser_class(source)
-    meanings = attributes(inspect.getdoc(eraser) or "")
-    rows = [(f"`{field.name}`", f"`{field.default!r}`", meanings.get(field.name, "")) for field in fields(eraser)]
+    kind: Any = guidances()[source] if source in guidances() else eraser_class(source)
+    meanings: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        meanings |= attributes(inspect.getdoc(base) or "") if is_dataclass(base) else {}
+    rows = [(f"`{field.name}`", f"`{_default(field)!r}`", meanings.get(field.name, "")) for field in fields(kind)]
     return _table(("setting", "default", "meaning"), rows, ())
+
+
+def _default(field: Field[Any]) -> Any:
+    """Return a field's default; for one that must be given, its place is held by "..."."""
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return ... if field.default is MISSING else field.default
 
 
 def attributes(docstring: str) -> dict[str, str]:
@@ -391,7 +401,7 @@ def _settings(run: Run) -> str:
     from erasure.erasers import eraser_class
 
     given = {**run.get("config", {}).get("eraser", {})}
-    defaults = {field.name: field.default for field in fields(eraser_class(given.pop("name")))} if given else {}
+    defaults = {field.name: _default(field) for field in fields(eraser_class(given.pop("name")))} if given else {}
     changed = [f"{name}={value}" for name, value in given.items() if defaults.get(name) != value]
     return ", ".join(changed) or "defaults"
 
