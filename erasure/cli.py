@@ -316,6 +316,43 @@ def compare(
     out.print(str(to), markup=False)
 
 
+@app.command()
+def attention(
+    source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    concepts: Annotated[str, typer.Option(metavar="A,B", help="Words or phrases of the prompt, with commas.")],
+    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    columns: Annotated[int, typer.Option(min=2, help="How many steps to show.")] = 6,
+    alpha: Annotated[float, typer.Option(min=0, help="Size of A-STAR's updates; 0 shows the model alone.")] = 20.0,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    device: Device = "auto",
+) -> None:
+    """Show where the words of a prompt look while it is drawn, before and after A-STAR."""
+    from .eval.attention_pictures import attention_sheet, watched
+    from .eval.pictures import as_png
+    from .files import write_whole
+    from .guidance.a_star import AStar
+    from .ledger import Ledger
+
+    names = tuple(name.strip() for name in concepts.split(",") if name.strip())
+    ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
+    model = source if ledger is None else ledger.base.name
+    guidance = AStar(concepts=names, alpha=alpha)
+    pipe = _loaded(model, _device(device))
+    sampler = _sampler(model, steps, guidance_scale)
+    wanted = [("plain", None), *([("A-STAR", guidance)] if alpha else [])]
+    rows = []
+    with _bars() as advance, _standing_in(ledger, pipe):
+        for heading, helped in wanted:
+            rows.append((heading, watched(pipe, prompt, names, seed, sampler, helped)))
+            advance("pictures", 1, len(wanted))
+    facts = {"prompt": prompt, "seed": seed, "model": source, "alpha": alpha, **asdict(sampler)}
+    write_whole(to, as_png(attention_sheet(rows, names, columns), facts))
+    out.print(str(to), markup=False)
+
+
 @app.command(cls=_ManyValues)
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],

@@ -235,6 +235,22 @@ def test_generate_makes_every_prompt_with_every_seed(tmp_path) -> None:
     assert Image.open("plain/a-cat-0.png").size == (64, 64)
 
 
+def test_attention_draws_the_words_of_a_prompt_before_and_after_a_star() -> None:
+    asked = ("--prompt", "a cat and a dog", "--steps", "2", "--columns", "2", "--out", "maps.png")
+    result = call("attention", "tinyworld", "--concepts", "cat, dog", *asked)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.split() == ["maps.png"]
+    with Image.open("maps.png") as sheet:
+        both = sheet.size
+    assert call("attention", "tinyworld", "--concepts", "cat,dog", *asked, "--alpha", "0").exit_code == 0
+    with Image.open("maps.png") as sheet:
+        assert sheet.size[0] == both[0]
+        assert sheet.size[1] < both[1]
+    wrong = call("attention", "tinyworld", "--concepts", "rocket", *asked)
+    assert wrong.exit_code == 2
+    assert "got 'rocket'" in wrong.stderr
+
+
 def test_compare_sets_the_original_beside_every_removal(tmp_path) -> None:
     call("remove", "cat", "gun", "--ledger", "here", *FAST)
     result = call("compare", "here", "--prompt", "a cat", "--seeds", "0,1", "--steps", "1", "--out", "all.png")

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Protocol, runtime_checkable
 
 from ..backbones import backbone_of
@@ -60,6 +61,7 @@ class Prompts:
         """Take note of the prompts that the pipeline's own call encodes, for the length of a `with`."""
         encode = pipe.encode_prompt
 
+        @wraps(encode)  # so that one guidance inside another finds its parameters
         def noted(*args: Any, **kwargs: Any) -> Any:
             given = inspect.signature(encode).bind(*args, **kwargs)
             given.apply_defaults()

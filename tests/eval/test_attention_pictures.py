@@ -1,0 +1,59 @@
+"""Pictures of where a model's words look."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erasure import tinyworld
+from erasure.errors import InputError
+from erasure.eval.attention_pictures import Watched, attention_sheet, overlaid, watched
+from erasure.eval.pictures import Sampler
+from erasure.guidance.a_star import AStar
+from tests import tiny
+
+SAMPLER = Sampler(steps=3, guidance_scale=4.0)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
+    pipe = tiny.FAMILIES[family]()
+    (plain,) = SAMPLER.make(pipe, [("a cat and a dog", 0)])
+    seen = watched(pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER)
+    assert np.array_equal(np.asarray(seen.picture), np.asarray(plain))
+    assert sorted(seen.maps) == [0, 1, 2]
+    assert all(maps.shape == (2, 8, 8) and maps.min() >= 0 and maps.max() <= 1 for maps in seen.maps.values())
+    assert 0 <= seen.overlap(0) <= 1
+    guided = watched(pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER, AStar(concepts=("cat", "dog"), alpha=500.0))
+    assert not torch.equal(guided.maps[2], seen.maps[2])
+    (after,) = SAMPLER.make(pipe, [("a cat and a dog", 0)])
+    assert np.array_equal(np.asarray(after), np.asarray(plain))
+
+
+def test_a_trained_words_map_is_brightest_on_its_object() -> None:
+    """The tiny world's maps lie on their objects: two words of one picture end far apart."""
+    seen = watched(tinyworld.load(), "a cat and a dog on a beach", ["cat", "dog"], 3, Sampler(guidance_scale=4.0))
+    assert seen.overlap(24) < 0.2 < seen.overlap(0)
+
+
+def test_the_sheet_has_a_row_for_each_concept_and_a_column_for_each_step() -> None:
+    seen = Watched(picture=Image.new("RGB", (16, 16), "blue"), maps={step: torch.rand(2, 4, 4) for step in range(9)})
+    sheet = attention_sheet([("plain", seen), ("guided", seen)], ["cat", "dog"], 3)
+    cell, gap = 144, 8
+    assert sheet.size == (gap + 4 * (cell + gap), 34 + 4 * (24 + cell + gap))
+    with pytest.raises(InputError, match="columns: expected at least 2, got 1"):
+        attention_sheet([("plain", seen)], ["cat", "dog"], 1)
+
+
+def test_the_overlay_is_strongest_at_the_maximum() -> None:
+    attention = torch.zeros(4, 4)
+    attention[0, 0] = 0.5
+    shown = np.asarray(overlaid(Image.new("RGB", (8, 8), "white"), attention)).astype(int)
+    orange = shown[..., 0] - shown[..., 2]
+    assert orange[0, 0] == orange.max() > 100
+    assert orange[-1, -1] == 0
+
+
+def test_a_concept_that_is_not_in_the_prompt_is_named() -> None:
+    with pytest.raises(InputError, match="expected words of the prompt 'a cat', got 'dog'"):
+        watched(tiny.sd1(), "a cat", ["dog"], 0, SAMPLER)
