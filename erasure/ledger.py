@@ -12,12 +12,14 @@ was fitted on top of those before it, so undoing one beneath it is an approximat
 
 import hashlib
 import json
+import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +69,7 @@ class Entry:
         sha256: Of that file.
         solved: Whether all of it is closed-form and solved for with the others; what is trained in whole or in part is
             not.
-        started_from: The removals that stood when it was fitted.
+        started_from: The removals that stood when it was fitted; none for a solved one, which does not depend on them.
         state: Whether it stands or was undone.
         undone: When it was undone.
         seconds: Of the fit; None for an edit that was fitted elsewhere.
@@ -91,6 +93,11 @@ class Entry:
         """Give the fields as plain data."""
         return {**asdict(self), "concepts": [concept.as_json() for concept in self.concepts]}
 
+    @cached_property
+    def line(self) -> str:
+        """What `ledger.json` says of it; kept, so that an addition costs the same whatever stands before it."""
+        return json.dumps(self.as_json(), ensure_ascii=False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
@@ -102,13 +109,20 @@ class _Record:
     base: Base
     entries: tuple[Entry, ...]
 
+    def content(self) -> bytes:
+        """Return the file's bytes: JSON with a line an entry, for people and for the tools that compare lines."""
+        head = json.dumps({"format": self.format, "base": asdict(self.base)}, ensure_ascii=False)
+        lines = ",".join(f"\n{entry.line}" for entry in self.entries)
+        return f'{head[:-1]}, "entries": [{lines}\n]}}\n'.encode()
+
 
 class Ledger:
-    """An open ledger. It holds the record as last read or written; writing reads it again first, under a lock."""
+    """An open ledger. It holds the record as last read or written; writing looks at the file first, under a lock."""
 
-    def __init__(self, path: Path, record: _Record) -> None:
+    def __init__(self, path: Path, record: _Record, content: bytes = b"") -> None:
         self.path = path
         self._record = record
+        self._content = content  # what the record was read from or written as
 
     @classmethod
     def create(cls, path: str | Path, base_fingerprint: str, base_name: str) -> "Ledger":
@@ -135,7 +149,8 @@ class Ledger:
         Raises:
             LedgerError: There is none, or its record is damaged.
         """
-        return cls(Path(path), _read(Path(path)))
+        content = _read(Path(path))
+        return cls(Path(path), _parsed(content, Path(path)), content)
 
     @classmethod
     def open_or_create(cls, path: str | Path, pipe: Any, name: str) -> "Ledger":
@@ -397,7 +412,8 @@ class Ledger:
                 file=file,
                 sha256=hashlib.sha256(edit.save(self.path / file).read_bytes()).hexdigest(),
                 solved=edit.closed_form,
-                started_from=started_from,
+                # A thousand entries that each listed all before them would make the file grow with their square.
+                started_from=() if edit.closed_form else started_from,
                 seconds=seconds,
             )
             self._write(replace(self._record, entries=(*self.entries, entry)))
@@ -406,15 +422,22 @@ class Ledger:
     def _sweep(self) -> None:
         """Delete what an addition left that was killed before `ledger.json` named it."""
         named = {entry.file for entry in self.entries}
-        for file in (self.path / "edits").iterdir():
-            if file.name.endswith((".safetensors", ".tmp")) and f"edits/{file.name}" not in named:
-                file.unlink()
+        for name in os.listdir(self.path / "edits"):  # names alone: there is one for every removal
+            if name.endswith((".safetensors", ".tmp")) and f"edits/{name}" not in named:
+                (self.path / "edits" / name).unlink()
 
     def _check_solvable(self, edit: Edit) -> None:
-        """Refuse a removal that the joint solve has no place for, such as a circle of anchors."""
-        erased = {normalized(name) for entry in self.standing for concept in entry.concepts for name in concept.names}
-        # Only such an anchor can close a circle; to solve at every addition would make a thousand of them slow.
-        if not erased.isdisjoint(normalized(concept.anchor) for concept in edit.metadata.concepts):
+        """Refuse a removal that closes a circle of anchors, which the joint solve has no place for."""
+        added = edit.metadata.concepts
+        anchors = {normalized(concept.anchor) for concept in added} - {""}  # the unconditional prompt is never erased
+        if not anchors:
+            return
+        becomes: dict[str, set[str]] = {}
+        for concept in (*(concept for entry in self.standing for concept in entry.concepts), *added):
+            for name in concept.names:
+                becomes.setdefault(normalized(name), set()).add(normalized(concept.anchor))
+        # Only such a removal is solved for already now; to solve at every addition would make a thousand of them slow.
+        if not _reached(anchors, becomes).isdisjoint(normalized(name) for concept in added for name in concept.names):
             Edit.joint([*(self._load(entry) for entry in self.standing), edit])
 
     def _on_base(self, edit: Edit) -> Edit:
@@ -447,29 +470,41 @@ class Ledger:
                     f" has held for {_LOCK_SECONDS:.0f} s. Try again when that is done."
                 ) from None
             try:
-                self._record = _read(self.path)
+                self._refresh()
                 yield
             finally:
                 lock.release()
 
+    def _refresh(self) -> None:
+        """Take over what another process wrote.
+
+        The bytes are compared, which takes a fraction of a millisecond where to parse them takes tens, and which no
+        clock or reused inode can mislead.
+        """
+        content = _read(self.path)
+        if content != self._content:
+            self._record, self._content = _parsed(content, self.path), content
+
     def _write(self, record: _Record) -> None:
-        data = {
-            "format": record.format,
-            "base": asdict(record.base),
-            "entries": [entry.as_json() for entry in record.entries],
-        }
-        write_whole(self.path / "ledger.json", (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
-        self._record = record
+        content = record.content()
+        write_whole(self.path / "ledger.json", content)
+        self._record, self._content = record, content
 
 
-def _read(path: Path) -> _Record:
+def _read(path: Path) -> bytes:
     file = path / "ledger.json"
     try:
-        record = TypeAdapter(_Record).validate_json(file.read_bytes(), strict=True)
+        return file.read_bytes()
     except FileNotFoundError:
         raise LedgerError(f"ledger: expected a folder with a ledger.json, got {str(path)!r}. Check the path.") from None
     except OSError as error:
         raise LedgerError(f"{file}: expected a file to read, got {error.strerror!r}. Check its permissions.") from None
+
+
+def _parsed(content: bytes, path: Path) -> _Record:
+    file = path / "ledger.json"
+    try:
+        record = TypeAdapter(_Record).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -480,6 +515,17 @@ def _read(path: Path) -> _Record:
                 f"{file}: expected entries in order with files in edits/, got {entry.id!r}, {entry.file!r}."
             )
     return record
+
+
+def _reached(names: Iterable[str], becomes: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return the names, what they become, what that becomes, and so on."""
+    reached, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting.extend(becomes.get(name, ()))
+    return reached
 
 
 def _replay_error(edit: Edit) -> float:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from erasure import Concept, Edit, Ledger, make_eraser
 from erasure.backbones import backbone_of
 from erasure.errors import BaseMismatchError, InputError, LedgerError, UnknownNameError
+from erasure.ledger import Entry, _parsed
 from tests import tiny
 
 CONCEPTS = [
@@ -270,6 +271,87 @@ def test_a_circle_of_anchors_is_refused_before_anything_is_written(tmp_path, pip
         ledger.add(uce.fit(backbone, [Concept(target="dog", anchor="cat")]))
     assert len(Ledger.open(tmp_path).entries) == 1
     assert len(list((tmp_path / "edits").iterdir())) == 1
+
+
+def test_an_anchor_that_was_erased_is_no_circle_and_costs_no_solve(tmp_path, pipe, monkeypatch) -> None:
+    uce, backbone = make_eraser("uce"), backbone_of(pipe)
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.add(uce.fit(backbone, [Concept(target="cat", anchor="dog")]))
+    monkeypatch.setattr(Edit, "joint", None)
+    ledger.add(uce.fit(backbone, [Concept(target="bird", aliases=("sparrow",), anchor="cat")]))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="circle"):
+        ledger.add(uce.fit(backbone, [Concept(target="dog", anchor="sparrow")]))
+    assert ledger.verify(pipe) == []
+
+
+def test_a_record_is_json_with_a_line_an_entry(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    assert json.loads((tmp_path / "ledger.json").read_text())["entries"] == []
+    for edit in edits:
+        ledger.add(edit)
+    ledger.undo("002")
+    text = (tmp_path / "ledger.json").read_text()
+    assert json.loads(text)["entries"] == [json.loads(json.dumps(entry.as_json())) for entry in ledger.entries]
+    lines = text.splitlines()
+    assert [json.loads(line.rstrip(","))["id"] for line in lines[1:-1]] == ["001", "002", "003"]
+
+
+def test_a_record_in_another_layout_opens_and_goes_on(tmp_path, pipe, edits) -> None:
+    new_ledger(tmp_path, pipe).add(edits[0])
+    file = tmp_path / "ledger.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=1))  # as an editor leaves it
+    ledger = Ledger.open(tmp_path)
+    ledger.add(edits[1])
+    assert len(file.read_text().splitlines()) == 4
+    assert [entry.concepts for entry in Ledger.open(tmp_path).entries] == [(CONCEPTS[0],), (CONCEPTS[1],)]
+
+
+def test_an_addition_costs_the_same_whatever_stands_before_it(tmp_path, pipe, edits, monkeypatch) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    work = {"written": 0, "read": 0}
+
+    def counted(name, function):
+        def call(*args):
+            work[name] += 1
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr("erasure.ledger.Entry.as_json", counted("written", Entry.as_json))
+    monkeypatch.setattr("erasure.ledger._parsed", counted("read", _parsed))
+    sizes = []
+    for number in range(1, 13):
+        entry = ledger.remove(pipe, make_eraser("uce", rows="last-subject"), [Concept(target=f"thing {number:02d}")])
+        assert work == {"written": number, "read": 0}
+        sizes.append(len(entry.line))
+    assert max(sizes) - min(sizes) < 10  # the seconds may have a digit more or less
+    ledger.undo("007")
+    assert work == {"written": 13, "read": 0}
+
+
+def test_what_another_wrote_is_seen_whatever_the_file_looks_like(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.add(edits[0])
+    file = tmp_path / "ledger.json"
+    before = file.stat()
+    file.write_bytes(file.read_bytes().replace(b'"seed": 0', b'"seed": 7'))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_ino) == (before.st_size, before.st_ino)
+    ledger.add(edits[1])
+    assert [entry.seed for entry in Ledger.open(tmp_path).entries] == [7, 0]
+    assert [entry.seed for entry in ledger.entries] == [7, 0]
+
+
+def test_another_process_is_seen_between_two_additions(tmp_path, pipe, edits) -> None:
+    edits[1].save(tmp_path / "edit.safetensors")
+    ledger = new_ledger(tmp_path / "ledger", pipe)
+    ledger.add(edits[0])
+    script = "import sys; from erasure import Edit, Ledger; Ledger.open(sys.argv[1]).add(Edit.load(sys.argv[2]))"
+    files = [str(tmp_path / "ledger"), str(tmp_path / "edit.safetensors")]
+    subprocess.run([sys.executable, "-c", script, *files], check=True)
+    assert ledger.add(edits[2]).id == "003"
+    assert [entry.concepts for entry in Ledger.open(ledger.path).entries] == [(concept,) for concept in CONCEPTS]
 
 
 def test_two_open_ledgers_do_not_lose_each_others_entries(tmp_path, pipe, edits) -> None:
