@@ -243,7 +243,9 @@ class Ledger:
         edit = self.edit() if eraser.reads_weights else self._unedited()
         originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
         history = History(
-            targets=tuple(c for entry in standing for c in entry.concepts),
+            # What reads text states alone keeps its rows of what was removed: the joint solve leaves them out while
+            # that stands, and has them again when it is undone.
+            targets=tuple(c for entry in standing for c in entry.concepts) if eraser.reads_weights else (),
             originals=originals,
             memory=self.path / "memory",
             shows=shows,

@@ -100,6 +100,17 @@ def test_undo_of_any_entry_equals_never_having_removed_it(tmp_path, pipe, edits)
         assert ledger.approximate == ()
 
 
+def test_undo_brings_back_what_a_later_removal_was_to_preserve(tmp_path, pipe) -> None:
+    uce = make_eraser("uce")
+    ledger, never = new_ledger(tmp_path / "undone", pipe), new_ledger(tmp_path / "never", pipe)
+    ledger.remove(pipe, uce, [Concept(target="cat")])
+    for each in (ledger, never):
+        each.remove(pipe, uce, [Concept(target="dog", preserve=("cat", "house"))])
+    assert not equal(weights_under(ledger, pipe), weights_under(never, pipe))
+    ledger.undo("001")
+    assert equal(weights_under(ledger, pipe), weights_under(never, pipe))
+
+
 def test_applying_leaves_the_model_as_it_was(tmp_path, pipe, edits) -> None:
     ledger = new_ledger(tmp_path, pipe)
     ledger.add(edits[0])
