@@ -70,7 +70,10 @@ class Rows:
 
     Attributes:
         targets: States c to be moved.
-        anchors: States a that they are moved to.
+        anchors: States that they become.
+        strengths: How far towards those they are moved: a = c + strength (anchor - c) in the equation; None is 1, all
+            the way. Apart from the anchors, which so stay states of the text encoder: float32, and the same for every
+            target.
         weights: w, >= 0.
         labels: For each of them the name that is erased, normalised.
         anchor_labels: The name that it becomes; "" is the unconditional prompt.
@@ -84,6 +87,7 @@ class Rows:
 
     targets: Float[Tensor, "n dim"]
     anchors: Float[Tensor, "n dim"]
+    strengths: Float[Tensor, " n"] | None = None
     weights: Float[Tensor, " n"]
     labels: tuple[str, ...]
     anchor_labels: tuple[str, ...]
@@ -125,6 +129,7 @@ class Rows:
         return Rows(
             targets=_stacked([row.state for row in erased], dim),
             anchors=_stacked([row.anchor for row in erased], dim),
+            strengths=torch.tensor([row.strength for row in erased], dtype=torch.float64),
             weights=torch.tensor([row.weight for row in erased], dtype=torch.float64),
             labels=tuple(row.label for row in erased),
             anchor_labels=tuple(row.anchor_label for row in erased),
@@ -136,13 +141,37 @@ class Rows:
             reg=reg,
         )
 
+    def goals(self) -> Float[Tensor, "n dim"]:
+        """Return the states a that the targets are moved to."""
+        if self.strengths is None:
+            return self.anchors
+        strengths = self.strengths[:, None]
+        # All the way is the anchor itself, not what rounding makes of it.
+        return torch.where(strengths == 1, self.anchors, self.targets + strengths * (self.anchors - self.targets))
+
     def _erased_rows(self) -> list["Row"]:
+        strengths = [1.0] * len(self.labels) if self.strengths is None else self.strengths.tolist()
         columns = zip(
-            self.labels, self.sites, self.targets, self.weights.tolist(), self.anchor_labels, self.anchors, strict=True
+            self.labels,
+            self.sites,
+            self.targets,
+            self.weights.tolist(),
+            self.anchor_labels,
+            self.anchors,
+            strengths,
+            strict=True,
         )
         return [
-            Row(label=label, site=site, state=state, weight=weight, anchor_label=anchor_label, anchor=anchor)
-            for label, site, state, weight, anchor_label, anchor in columns
+            Row(
+                label=label,
+                site=site,
+                state=state,
+                weight=weight,
+                anchor_label=anchor_label,
+                anchor=anchor,
+                strength=strength,
+            )
+            for label, site, state, weight, anchor_label, anchor, strength in columns
         ]
 
     def _kept_rows(self) -> list["Row"]:
@@ -165,7 +194,8 @@ class Row:
         state: The state.
         weight: Its weight, >= 0.
         anchor_label: The name that it becomes.
-        anchor: The state that it is moved to; itself for a preserved row.
+        anchor: The state of that; itself for a preserved row.
+        strength: How far it is moved towards the anchor; 1 is all the way.
     """
 
     label: str
@@ -174,11 +204,17 @@ class Row:
     weight: float
     anchor_label: str
     anchor: Float[Tensor, " dim"]
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         for label in (self.label, self.anchor_label):
             if label != normalized(label):
                 raise InputError(f"row: expected a normalised label, got {label!r}. Use {normalized(label)!r}.")
+
+    @property
+    def goal(self) -> Float[Tensor, " dim"]:
+        """The state that it is moved to."""
+        return self.anchor if self.strength == 1 else self.state + self.strength * (self.anchor - self.state)
 
     @property
     def template(self) -> str:
@@ -203,9 +239,10 @@ def solve(rows: Rows) -> TextMap:
     """
     _check(rows)
     # A row that stays where it is holds others in place, as a preserved one does, and adds nothing to the rank.
-    moved = (rows.anchors != rows.targets).any(dim=1) & (rows.weights > 0)
+    goals = rows.goals()
+    moved = (goals != rows.targets).any(dim=1) & (rows.weights > 0)
     roots = rows.weights.sqrt()[:, None]
-    targets, difference = rows.targets * roots, ((rows.anchors - rows.targets) * roots)[moved]
+    targets, difference = rows.targets * roots, ((goals - rows.targets) * roots)[moved]
     preserve = rows.preserve * rows.preserve_weights.sqrt()[:, None]
     factor = _cholesky(targets.T @ targets + preserve.T @ preserve, rows.reg)
     dim = targets.shape[1]
@@ -262,15 +299,17 @@ def _stacked(states: Sequence[Float[Tensor, " dim"]], dim: int) -> Float[Tensor,
 def _first_of_each(rows: Sequence[Row]) -> list[Row]:
     """Return the rows in canonical order, each key once, at its largest weight.
 
-    Two encodings of one row may differ in their last bits; then the smaller numbers are taken, in any order the same.
+    At one weight the strongest is taken. Two encodings of one row may differ in their last bits; then the smaller
+    numbers are taken, in any order the same.
     """
     by_key: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         by_key.setdefault(row.key, []).append(row)
-    return [
-        same[0] if len(same) == 1 else min(same, key=lambda row: (-row.weight, row.state.tolist(), row.anchor.tolist()))
-        for _, same in sorted(by_key.items())
-    ]
+    return [same[0] if len(same) == 1 else min(same, key=_preference) for _, same in sorted(by_key.items())]
+
+
+def _preference(row: Row) -> tuple[float, float, list[float], list[float]]:
+    return (-row.weight, -row.strength, row.state.tolist(), row.anchor.tolist())
 
 
 def _templates_speaking_of(names: Set[str], templates: Set[str]) -> set[str]:
@@ -292,10 +331,12 @@ def _with_anchors_resolved(rows: Sequence[Row]) -> list[Row]:
     maps: dict[str, TextMap] = {}
 
     def resolved(row: Row) -> Row:
-        label, anchor = row.anchor_label, row.anchor
+        if row.anchor_label not in becomes:
+            return row
+        label, anchor = row.anchor_label, row.goal
         while label in becomes:
             if (label, row.site) in at:
-                label, anchor = at[label, row.site].anchor_label, at[label, row.site].anchor
+                label, anchor = at[label, row.site].anchor_label, at[label, row.site].goal
                 continue
             if label not in maps:
                 own = [other for other in rows if other.label == label]

@@ -44,6 +44,7 @@ def row(
     anchor: str | None = None,
     site: str = "bare",
     weight: float = 1.0,
+    strength: float = 1.0,
 ) -> Row:
     return Row(
         label=label,
@@ -52,6 +53,7 @@ def row(
         weight=weight,
         anchor_label=label if anchor is None else anchor,
         anchor=state if becomes is None else becomes,
+        strength=strength,
     )
 
 
@@ -196,6 +198,19 @@ def test_equal_rows_count_once_at_their_largest_weight() -> None:
     assert joined.weights.tolist() == [3.0]
     assert joined.preserve_weights.tolist() == [3.0]
     assert Rows.joined(parts[::-1]).labels == joined.labels
+
+
+def test_rows_are_moved_beyond_their_anchors_by_their_strength() -> None:
+    cat, dog, bird = states(3, 0)
+    parts = [
+        Rows.of([row("cat", cat, dog, anchor="dog", strength=s)], [row("bird", bird)], **SMALL) for s in (1.0, 1.5, 1.2)
+    ]
+    sent = [solve(part).minus_identity() for part in parts]
+    torch.testing.assert_close(sent[1], 1.5 * sent[0])
+    assert torch.equal(parts[0].goals()[0], dog)
+    assert torch.equal(solve(replace(parts[0], strengths=None)).minus_identity(), sent[0])
+    for order in (parts, parts[::-1]):
+        assert torch.equal(solve(Rows.joined(order)).minus_identity(), sent[1])
 
 
 def test_an_anchor_that_is_erased_resolves_along_the_chain() -> None:

@@ -211,7 +211,8 @@ class _Reader:
                 state=state,
                 weight=weight,
                 anchor_label=pair.anchor_label,
-                anchor=state + self._eraser.strength * (anchor - state),
+                anchor=anchor,
+                strength=self._eraser.strength,
             )
             for where, weight, state, anchor in weighted
             if weight > 0
