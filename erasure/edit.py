@@ -22,8 +22,10 @@ from .closed_form import Rows, TextMap, solve
 from .concept import Concept
 from .errors import BaseMismatchError, InputError
 from .files import write_whole
+from .row_storage import fetched, packed, put_apart, unpacked, unpacked_first
 
-_FORMAT = "erasure-edit/1"
+_FORMAT = "erasure-edit/2"
+_FIRST_FORMAT = "erasure-edit/1"  # its rows were written out column by column
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -328,24 +330,36 @@ class Edit:
             total += delta.square().sum().item()
         return Lora(state_dict=state_dict, relative_error=(missed / total) ** 0.5 if total else 0.0)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, shared: Path | None = None) -> Path:
         """Write the edit to one safetensors file, whole or not at all, and return its path.
+
+        Args:
+            path: The file.
+            shared: A folder for the rows that many edits have in common, each of which is stored once there; None
+                writes all into the one file.
 
         Raises:
             InputError: The place cannot be written.
         """
         path = Path(path)
         tensors, description = _described(self)
+        if shared is not None:
+            description["shared"] = put_apart(tensors, shared)
         header = {"format": _FORMAT, "edit": json.dumps(description, sort_keys=True)}
         write_whole(path, serialized(tensors, metadata=header))
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Edit":
+    def load(cls, path: str | Path, *, shared: Path | None = None) -> "Edit":
         """Return the edit that `save` wrote; nothing in the file is executed.
 
+        Args:
+            path: The file.
+            shared: The folder of what it shares with others; None looks in `rows/` beside the file's own folder, which
+                is where a ledger has it.
+
         Raises:
-            InputError: There is no such file, or it is not an edit.
+            InputError: There is no such file, it is not an edit, or what it shares is missing or was changed.
         """
         path = Path(path)
         if not path.is_file():
@@ -358,10 +372,12 @@ class Edit:
             raise InputError(
                 f"edit: expected a safetensors file, got {str(path)!r} ({error}). Save it again."
             ) from error
-        if header.get("format") != _FORMAT:
+        if header.get("format") not in (_FORMAT, _FIRST_FORMAT):
             found = header.get("format")
             raise InputError(f"{path}: expected an edit of the format {_FORMAT}, got {found!r}. Check the file.")
-        return _from_description(json.loads(header["edit"]), tensors)
+        description = json.loads(header["edit"])
+        blocks = fetched(description.get("shared", {}), shared or path.parent.parent / "rows")
+        return _from_description(description, {**tensors, **blocks})
 
     def _parameters_of(self, pipe: Any) -> dict[str, nn.Parameter]:
         found = backbone_of(pipe).parameters(self.changes.__contains__)
@@ -499,23 +515,11 @@ def _described(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
     description: dict[str, Any] = {
         "changes": {name: described(change, name) for name, change in edit.changes.items()},
         "metadata": edit.metadata.as_json(),
-        "rows": None,
+        "rows": edit.rows is not None,
     }
     if edit.rows is not None:
-        description["rows"] = {}
-        for item in fields(edit.rows):
-            value = getattr(edit.rows, item.name)
-            if isinstance(value, Tensor):
-                tensors[f"rows.{item.name}"] = _compact(value)
-            else:
-                description["rows"][item.name] = value
+        tensors |= packed(edit.rows)
     return tensors, description
-
-
-def _compact(tensor: Tensor) -> Tensor:
-    """Return a float64 tensor as float32 where that loses nothing, as with states of a float32 text encoder."""
-    single = tensor.float()
-    return single.contiguous() if torch.equal(single.double(), tensor) else tensor.contiguous()
 
 
 def _from_description(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
@@ -537,16 +541,11 @@ def _from_description(description: Mapping[str, Any], tensors: Mapping[str, Tens
             case kind:
                 raise InputError(f"edit: expected a known kind of change, got {kind!r}. Update this library.")
 
+    rows = description["rows"]
+    if rows:
+        rows = unpacked(tensors) if rows is True else unpacked_first(rows, tensors)
     return Edit(
         changes={name: change_of(data) for name, data in description["changes"].items()},
         metadata=EditMetadata.from_json(description["metadata"]),
-        rows=_rows_from(description["rows"], tensors),
+        rows=rows or None,
     )
-
-
-def _rows_from(data: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Rows | None:
-    if data is None:
-        return None
-    columns: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    columns |= {key.removeprefix("rows."): tensors[key].double() for key in tensors if key.startswith("rows.")}
-    return Rows(**columns)

@@ -1,9 +1,9 @@
 """The record of removals on one base model: add, undo any of them, replay, verify.
 
-A ledger is a folder: `ledger.json` lists the removals in order, `edits/` holds one safetensors file each, `memory/`
-what continual methods make once and use for every removal; it may be deleted and is then made again. A removal is there
-once `ledger.json` names it, and that file is only ever replaced whole, so a process that is killed at any moment leaves
-the last complete state.
+A ledger is a folder: `ledger.json` lists the removals in order, `edits/` holds one safetensors file each, `rows/` the
+text states that several of them have in common, `memory/` what continual methods make once and use for every removal;
+it may be deleted and is then made again. A removal is there once `ledger.json` names it, and that file is only ever
+replaced whole, so a process that is killed at any moment leaves the last complete state.
 
 What stands is computed from the original weights, never by subtracting: closed-form removals by one joint solve, which
 makes their order irrelevant and undoing one exact, then the changes of trained removals, in order. A trained removal
@@ -33,7 +33,7 @@ from .closed_form import Rows, solve
 from .concept import Concept, normalized
 from .edit import Edit, EditMetadata, MapChange
 from .erasers import Eraser, History, Shows, Step
-from .errors import BaseMismatchError, ErasureError, LedgerError, unknown_name
+from .errors import BaseMismatchError, ErasureError, InputError, LedgerError, unknown_name
 from .files import write_whole
 
 _FORMAT = "erasure-ledger/1"
@@ -395,7 +395,10 @@ class Ledger:
             raise LedgerError(
                 f"{path}: expected the file with sha256 {entry.sha256[:12]}, got {found[:12]}. It was changed."
             )
-        return Edit.load(path)
+        try:
+            return Edit.load(path, shared=self.path / "rows")
+        except InputError as error:
+            raise LedgerError(f"ledger entry {entry.id}: {error}") from None
 
     def _add(self, edit: Edit, *, started_from: tuple[str, ...], seconds: float | None = None) -> Entry:
         with self._locked():
@@ -412,7 +415,7 @@ class Ledger:
                 settings=json.loads(json.dumps(dict(edit.metadata.settings))),
                 seed=edit.metadata.seed,
                 file=file,
-                sha256=hashlib.sha256(edit.save(self.path / file).read_bytes()).hexdigest(),
+                sha256=hashlib.sha256(edit.save(self.path / file, shared=self.path / "rows").read_bytes()).hexdigest(),
                 solved=edit.closed_form,
                 # A thousand entries that each listed all before them would make the file grow with their square.
                 started_from=() if edit.closed_form else started_from,
@@ -427,6 +430,10 @@ class Ledger:
         for name in os.listdir(self.path / "edits"):  # names alone: there is one for every removal
             if name.endswith((".safetensors", ".tmp")) and f"edits/{name}" not in named:
                 (self.path / "edits" / name).unlink()
+        # Rows that such an addition had written already are kept: they are right, and likely the next one's.
+        for name in os.listdir(self.path / "rows") if (self.path / "rows").is_dir() else ():
+            if name.endswith(".tmp"):
+                (self.path / "rows" / name).unlink()
 
     def _check_solvable(self, edit: Edit) -> None:
         """Refuse a removal that closes a circle of anchors, which the joint solve has no place for."""

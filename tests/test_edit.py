@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,42 @@ def test_save_then_load_is_equal(tmp_path: Path, rows: Any) -> None:
         assert loaded.rows.sites == edit.rows.sites
         assert torch.equal(loaded.rows.targets, edit.rows.targets)
         assert same(Edit.joint([loaded]), Edit.joint([edit]))
+
+
+def test_rows_apart_from_the_file_are_found_beside_its_folder_and_nowhere_else(tmp_path: Path) -> None:
+    edit = UCE().fit(BACKBONE, [Concept(target="cat", preserve=("dog",))])
+    (tmp_path / "edits").mkdir()
+    alone = edit.save(tmp_path / "alone.safetensors")
+    path = edit.save(tmp_path / "edits" / "cat.safetensors", shared=tmp_path / "rows")
+    assert path.stat().st_size < 0.5 * alone.stat().st_size
+    for loaded in (Edit.load(path), Edit.load(alone), Edit.load(path, shared=tmp_path / "rows")):
+        assert same(loaded, edit)
+        assert same(Edit.joint([loaded]), Edit.joint([edit]))
+    moved = path.rename(tmp_path / "cat.safetensors")
+    with pytest.raises(InputError, match="save it alone to take it elsewhere") as caught:
+        Edit.load(moved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
+    edit = UCE(rows="last-subject", strength=1.0).fit(BACKBONE, [Concept(target="cat", preserve=("dog",))])
+    assert edit.rows is not None
+    columns = {item.name: getattr(edit.rows, item.name) for item in fields(edit.rows) if item.name != "strengths"}
+    described = {
+        "changes": {name: {"kind": "map", "u": "u", "v": "v"} for name in edit.changes},
+        "metadata": edit.metadata.as_json(),
+        "rows": {name: value for name, value in columns.items() if not isinstance(value, Tensor)},
+    }
+    found = edit.changes[PROJECTIONS[0]].map
+    tensors = {f"rows.{name}": value for name, value in columns.items() if isinstance(value, Tensor)}
+    save_file(
+        {**tensors, "u": found.u, "v": found.v.contiguous()},
+        tmp_path / "first",
+        metadata={"format": "erasure-edit/1", "edit": json.dumps(described)},
+    )
+    loaded = Edit.load(tmp_path / "first")
+    assert same(loaded, edit)
+    assert same(Edit.joint([loaded]), Edit.joint([edit]))
 
 
 def test_a_shared_map_is_written_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import permutations
@@ -272,6 +273,28 @@ def test_verify_solves_again(tmp_path, pipe, edits) -> None:
     doctored = Edit(changes=edits[0].scaled(1.001).changes, metadata=edits[0].metadata, rows=edits[0].rows)
     ledger.add(doctored)
     assert "solving it again" in ledger.verify()[0]
+
+
+def test_what_removals_preserve_alike_is_stored_once_and_verified(tmp_path, pipe) -> None:
+    ledger, uce = new_ledger(tmp_path / "one", pipe), make_eraser("uce")
+    ledger.remove(pipe, uce, [Concept(target="cat", preserve=("dog", "house"))])
+    blocks = set((ledger.path / "rows").iterdir())
+    entry = ledger.remove(pipe, uce, [Concept(target="gun", preserve=("house", "dog"))])
+    assert set((ledger.path / "rows").iterdir()) == blocks
+    assert (ledger.path / entry.file).stat().st_size < 60_000
+    (ledger.path / "rows" / ".killed.tmp").write_bytes(b"half")
+    ledger.remove(pipe, uce, [Concept(target="boat", preserve=("bird",))])
+    assert {file.suffix for file in (ledger.path / "rows").iterdir()} == {".safetensors"}
+    assert ledger.verify(pipe) == []
+    copied = Ledger.open(shutil.copytree(ledger.path, tmp_path / "copied"))
+    assert equal(weights_under(copied, pipe), weights_under(ledger, pipe))
+    damaged = min(blocks)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    problems = ledger.verify(pipe)
+    assert len(problems) >= 2
+    assert all("rows" in problem and "It was changed" in problem for problem in problems)
+    with pytest.raises(LedgerError, match=r"ledger entry 001: .*It was changed"):
+        ledger.edit()
 
 
 def test_a_circle_of_anchors_is_refused_before_anything_is_written(tmp_path, pipe) -> None:
