@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,42 @@ class MapChange:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class SolvedChange:
+    """The change by the map that solves its edit's rows, found when it is first needed.
+
+    The rows say it in less room than the map, and a ledger, which solves for many removals at once, needs no single
+    one.
+
+    Attributes:
+        rows: The problem.
+        size: |M - I|_F when the edit was stored, by which a later solve is checked; None for one that was not yet.
+    """
+
+    rows: Rows
+    size: float | None = None
+
+    @cached_property
+    def as_map(self) -> MapChange:
+        """The change with its map."""
+        return MapChange(map=solve(Rows.joined([self.rows])))
+
+    @cached_property
+    def norm(self) -> float:
+        """|M - I|_F as it is solved for here."""
+        return float(torch.linalg.norm(self.as_map.map.minus_identity()))
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return what is added to the weight, in float64."""
+        return self.as_map.of(weight)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self.as_map.factors(weight)
+
+    def scaled(self, factor: float) -> MapChange:
+        return self.as_map.scaled(factor)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SumChange:
     """Several changes of one weight, each computed from the weight of the base."""
 
@@ -106,7 +143,7 @@ class SumChange:
         return SumChange(parts=tuple(part.scaled(factor) for part in self.parts))
 
 
-Change = DenseChange | LowRankChange | MapChange | SumChange
+Change = DenseChange | LowRankChange | MapChange | SolvedChange | SumChange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +242,18 @@ class Edit:
         return {
             name: change
             for name, change in self.changes.items()
-            if self.rows is None or not isinstance(change, MapChange)
+            if self.rows is None or not isinstance(change, MapChange | SolvedChange)
         }
 
     @classmethod
     def from_rows(cls, rows: Rows, names: Sequence[str], metadata: EditMetadata) -> "Edit":
-        """Return the edit that solves `rows` in the parameters `names`, with the rules of a joint solve."""
-        change = MapChange(map=solve(Rows.joined([rows])))
+        """Return the edit that solves `rows` in the parameters `names`, with the rules of a joint solve.
+
+        Raises:
+            InputError: See `closed_form.solve`.
+        """
+        change = SolvedChange(rows=rows)
+        _ = change.as_map  # what cannot be solved is refused now
         return cls(changes=dict.fromkeys(names, change), metadata=metadata, rows=rows)
 
     @classmethod
@@ -505,6 +547,10 @@ def _described(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 return {"kind": "dense", "delta": key_of(change.delta, f"{name}.delta")}
             case LowRankChange():
                 return {"kind": "low-rank", **{k: key_of(getattr(change, k), f"{name}.{k}") for k in ("up", "down")}}
+            case SolvedChange() if change.rows is edit.rows:
+                return {"kind": "solved", "size": change.norm if change.size is None else change.size}
+            case SolvedChange():
+                return described(change.as_map, name)
             case MapChange():
                 v = None if change.map.v is None else key_of(change.map.v, f"{name}.v")
                 return {"kind": "map", "u": key_of(change.map.u, f"{name}.u"), "v": v}
@@ -523,7 +569,9 @@ def _described(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _from_description(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
+    rows = _rows_from(description["rows"], tensors)
     maps: dict[str, MapChange] = {}
+    solved: dict[float, SolvedChange] = {}
 
     def change_of(data: Mapping[str, Any]) -> Change:
         match data["kind"]:
@@ -536,16 +584,22 @@ def _from_description(description: Mapping[str, Any], tensors: Mapping[str, Tens
                     v = None if data["v"] is None else tensors[data["v"]]
                     maps[data["u"]] = MapChange(map=TextMap(u=tensors[data["u"]], v=v))
                 return maps[data["u"]]
+            case "solved" if rows is not None:
+                return solved.setdefault(data["size"], SolvedChange(rows=rows, size=data["size"]))
             case "sum":
                 return SumChange(parts=tuple(change_of(part) for part in data["parts"]))
             case kind:
                 raise InputError(f"edit: expected a known kind of change, got {kind!r}. Update this library.")
 
-    rows = description["rows"]
-    if rows:
-        rows = unpacked(tensors) if rows is True else unpacked_first(rows, tensors)
     return Edit(
         changes={name: change_of(data) for name, data in description["changes"].items()},
         metadata=EditMetadata.from_json(description["metadata"]),
-        rows=rows or None,
+        rows=rows,
     )
+
+
+def _rows_from(description: Mapping[str, Any] | bool | None, tensors: Mapping[str, Tensor]) -> Rows | None:
+    """Return an edit's rows, if it has any; a file of the first format describes them."""
+    if not description:
+        return None
+    return unpacked(tensors) if description is True else unpacked_first(description, tensors)

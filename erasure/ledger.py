@@ -31,7 +31,7 @@ from .backbones import backbone_of
 from .backbones.base import Backbone
 from .closed_form import Rows, solve
 from .concept import Concept, normalized
-from .edit import Edit, EditMetadata, MapChange
+from .edit import Edit, EditMetadata, MapChange, SolvedChange
 from .erasers import Eraser, History, Shows, Step
 from .errors import BaseMismatchError, ErasureError, InputError, LedgerError, unknown_name
 from .files import write_whole
@@ -538,17 +538,23 @@ def _reached(names: Iterable[str], becomes: Mapping[str, Iterable[str]]) -> set[
 
 
 def _replay_error(edit: Edit) -> float:
-    """Return |M - M'|_F / |M - I|_F between an edit's own map and the solve of its rows; 0 for a trained one."""
-    maps = {id(change.map): change.map for change in edit.changes.values() if isinstance(change, MapChange)}
-    if edit.rows is None or not maps:
-        return 0.0
-    again = solve(Rows.joined([edit.rows])).minus_identity()
+    """Return how far the solve of an edit's rows is from what the edit says of it, relative to that; 0 if trained.
+
+    An edit that holds a map says |M - I|_F to every entry, any other its size alone.
+    """
+    changes = {id(change): change for change in edit.changes.values()}.values()
     worst = 0.0
-    for stored in maps.values():
-        size = torch.linalg.norm(stored.minus_identity())
-        difference = torch.linalg.norm(stored.minus_identity() - again)
-        worst = max(worst, float(difference / size) if size > 0 else float(difference))
+    for change in changes:
+        if isinstance(change, SolvedChange) and change.size is not None:
+            worst = max(worst, _relative(abs(change.norm - change.size), change.size))
+        elif isinstance(change, MapChange) and edit.rows is not None:
+            stored, again = (each.minus_identity() for each in (change.map, solve(Rows.joined([edit.rows]))))
+            worst = max(worst, _relative(float((stored - again).norm()), float(stored.norm())))
     return worst
+
+
+def _relative(difference: float, size: float) -> float:
+    return difference / size if size > 0 else difference
 
 
 @contextmanager

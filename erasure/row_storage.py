@@ -77,7 +77,7 @@ def put_apart(tensors: dict[str, Tensor], folder: Path) -> dict[str, str]:
     """
     hashes = {}
     for name in [name for name in tensors if name.startswith(tuple(_BLOCKS)) and _size(tensors[name]) >= _WORTH_A_FILE]:
-        content = save({"states": tensors.pop(name)})
+        content = save({"states": tensors.pop(name)})  # of one tensor and no metadata: the same bytes at any time
         hashes[name] = hashlib.sha256(content).hexdigest()
         file = _file(folder, hashes[name])
         if not file.is_file() or file.read_bytes() != content:

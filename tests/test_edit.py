@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.closed_form import TextMap
+from erasure.closed_form import Rows, TextMap, solve
 from erasure.concept import Concept
 from erasure.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange
 from erasure.erasers.uce import UCE
@@ -255,7 +256,7 @@ def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
         "metadata": edit.metadata.as_json(),
         "rows": {name: value for name, value in columns.items() if not isinstance(value, Tensor)},
     }
-    found = edit.changes[PROJECTIONS[0]].map
+    found = solve(Rows.joined([edit.rows]))
     tensors = {f"rows.{name}": value for name, value in columns.items() if isinstance(value, Tensor)}
     save_file(
         {**tensors, "u": found.u, "v": found.v.contiguous()},
@@ -267,10 +268,26 @@ def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
     assert same(Edit.joint([loaded]), Edit.joint([edit]))
 
 
+def test_a_map_that_the_rows_give_is_not_written_and_not_solved_for_before_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat"), Concept(target="dog")])
+    with safe_open(edit.save(tmp_path / "edit"), framework="pt") as file:
+        assert not [name for name in file.keys() if not name.startswith("rows.")]  # noqa: SIM118 - not a mapping
+    monkeypatch.setattr("erasure.edit.solve", None)
+    loaded = Edit.load(tmp_path / "edit")
+    assert loaded.closed_form
+    again = Edit.load(loaded.save(tmp_path / "again"))
+    monkeypatch.undo()
+    assert same(again, edit)
+    half = Edit.load(edit.scaled(0.5).save(tmp_path / "half"))  # no rows say this one
+    assert same(half, edit.scaled(0.5))
+    summed = Edit.load(Edit.compose([edit, half]).save(tmp_path / "summed"))
+    assert same(summed, Edit.compose([edit, half]))
+
+
 def test_a_shared_map_is_written_once(tmp_path: Path) -> None:
-    edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
-    one = made({PROJECTIONS[0]: edit.changes[PROJECTIONS[0]]})
-    many = made(dict.fromkeys(PROJECTIONS, edit.changes[PROJECTIONS[0]]))
+    one, many = made({PROJECTIONS[0]: a_map()}), made(dict.fromkeys(PROJECTIONS, a_map()))
     sizes = [made_edit.save(tmp_path / f"{at}").stat().st_size for at, made_edit in enumerate((one, many))]
     assert sizes[1] - sizes[0] < 300 * len(PROJECTIONS)  # a name each; the map again would be over 1,000
     loaded = Edit.load(tmp_path / "1")
