@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from .errors import InputError, unknown_name
@@ -191,6 +192,7 @@ def speaks_of(prompt: str, concepts: Sequence["Concept"]) -> bool:
     return any(f" {normalized(name)} " in words for concept in concepts for name in concept.names)
 
 
+@lru_cache(maxsize=4096)  # a joint solve asks for each name once a row
 def normalized(phrase: str) -> str:
     """Return the form in which two spellings of one phrase are equal: case and runs of spaces do not count."""
     return " ".join(phrase.split()).casefold()

@@ -482,10 +482,11 @@ def _jointly_solved(edits: Sequence[Edit]) -> Edit:
         those = tuple(at for at, edit in enumerate(edits) if name in edit.changes)
         touching.setdefault(those, []).append(name)
     changes: dict[str, Change] = {}
+    problems = []
     for those, names in touching.items():
-        rows = Rows.joined([rows for at in those if (rows := edits[at].rows) is not None])
-        changes.update(dict.fromkeys(names, MapChange(map=solve(rows))))
-    rows = Rows.joined([edit.rows for edit in edits if edit.rows is not None]) if len(touching) == 1 else None
+        problems.append(Rows.joined([rows for at in those if (rows := edits[at].rows) is not None]))
+        changes.update(dict.fromkeys(names, MapChange(map=solve(problems[-1]))))
+    rows = problems[0] if len(problems) == 1 else None
     return Edit(changes=changes, metadata=_composed([edit.metadata for edit in edits]), rows=rows)
 
 
