@@ -1,7 +1,8 @@
 """A ledger that grows one removal at a time: the time of each, its size on the disk, and the solve at the end.
 
-A small model of Stable Diffusion 1.x's classes, with random weights; requests are two words each, by UCE's
-defaults. The weights at the end are compared with those of a ledger to which the same edits were added in reverse.
+A small model of Stable Diffusion 1.x's classes, with random weights and states that are 32 wide, so that a fit takes
+little beside what the ledger does; requests are two words each, by UCE's defaults. The weights at the end are compared
+with those of a ledger to which the same edits were added in reverse.
 """
 
 import itertools
@@ -21,11 +22,11 @@ from tests.tiny import sd1
 
 from .record import arguments, write_run
 
-VERSION = 1
+VERSION = 2
 WORDS = (
     *("cat", "dog", "rabbit", "fish", "bird", "tree", "flower", "mushroom", "cactus", "house", "church"),
     *("castle", "car", "cart", "boat", "rocket", "umbrella", "guitar", "hammer", "scissors", "gun", "knife"),
-    *("bomb", "beach", "forest", "night", "snow", "desert", "city", "neon", "mosaic", "pixel"),
+    *("bomb", "beach", "forest", "night", "snow", "desert", "city", "neon", "mosaic", "pixel", "ladder"),
 )
 
 
@@ -39,8 +40,10 @@ def main() -> None:
     if options.toy:
         options.removals, options.every = 6, 3
     started = time.perf_counter()
-    pairs = itertools.islice(itertools.permutations(WORDS, 2), options.removals)
-    concepts = [Concept(target=f"{one} {other}", preserve=("a lamp",)) for one, other in pairs]
+    pairs = list(itertools.permutations(WORDS, 2))
+    if options.removals > len(pairs):
+        parser.error(f"--removals: expected at most {len(pairs)}, as many as there are pairs of words.")
+    concepts = [Concept(target=f"{one} {other}", preserve=("a lamp",)) for one, other in pairs[: options.removals]]
     with tempfile.TemporaryDirectory() as folder:
         results = grown(sd1(), concepts, Path(folder), options.every)
     write_run(options, name="ledger", version=VERSION, results=results, started=started, torch=torch)
@@ -54,23 +57,49 @@ def grown(pipe: Any, concepts: list[Concept], folder: Path, every: int) -> list[
     for number, concept in enumerate(concepts, 1):
         ledger.remove(pipe, uce, [concept])
         if number % every == 0:
-            now = time.perf_counter()
-            results.append({"removals": number, "seconds_each": (now - begun) / every})
-            print(f"{number} removals, the last {every} in {now - begun:.2f} s")
+            seconds = time.perf_counter() - begun
+            fits = sum(entry.seconds or 0 for entry in ledger.entries[-every:])
+            results.append(
+                {
+                    "case": "growth",
+                    "removals": number,
+                    "of": every,
+                    "seconds_each": seconds / every,
+                    "fit_seconds_each": fits / every,
+                }
+            )
+            print(f"{number} removals, the last {every} in {seconds:.2f} s")
             begun = time.perf_counter()
     start = time.perf_counter()
     edit = ledger.edit()
     solve = time.perf_counter() - start
-    sizes = [(folder / "grown" / entry.file).stat().st_size for entry in ledger.entries]
     whole = {
+        "case": "whole",
         "removals": len(concepts),
         "solve_seconds": solve,
-        "bytes_each": sum(sizes) / len(sizes),
-        "ledger_json_bytes": (folder / "grown" / "ledger.json").stat().st_size,
+        **sizes(ledger),
         "same_in_reverse": same(pipe, edit, reversed_ledger(pipe, ledger, folder / "reversed").edit()),
     }
     print(", ".join(f"{key} {value}" for key, value in whole.items()))
     return [*results, whole]
+
+
+def sizes(ledger: Ledger) -> dict[str, Any]:
+    """Return what a ledger takes of the disk, and how many states of which width it holds of its first removal."""
+    files = {path: path.stat().st_size for path in ledger.path.rglob("*") if path.is_file()}
+    apart = [size for path, size in files.items() if path.parent.name == "rows"]
+    rows = Edit.load(ledger.path / ledger.entries[0].file).rows
+    assert rows is not None  # UCE's edits have them
+    return {
+        "bytes_each": sum(files[ledger.path / entry.file] for entry in ledger.entries) / len(ledger.entries),
+        "shared_bytes": sum(apart),
+        "shared_files": len(apart),
+        "ledger_json_bytes": files[ledger.path / "ledger.json"],
+        "disk_bytes_each": sum(files.values()) / len(ledger.entries),
+        "target_rows": len(rows.targets),
+        "preserved_rows": len(rows.preserve),
+        "width": rows.targets.shape[1],
+    }
 
 
 def reversed_ledger(pipe: Any, ledger: Ledger, folder: Path) -> Ledger:

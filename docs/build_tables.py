@@ -250,6 +250,27 @@ def trce_stage_1(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def ledger(source: str, results: Path) -> str:
+    """Return one row a stretch of a growing ledger, then what the whole came to."""
+    says: dict[str, Callable[[Run], tuple[str, str]]] = {
+        "growth": lambda case: (
+            f"removals {case['removals'] - case['of'] + 1:,} to {case['removals']:,}",
+            f"{case['seconds_each']:.3f} s each, {case['fit_seconds_each']:.3f} s of it the fit",
+        ),
+        "whole": lambda case: (
+            f"all {case['removals']:,}",
+            (
+                f"{case['disk_bytes_each'] / 1024:.1f} KiB each, {case['bytes_each'] / 1024:.1f} KiB of it the edit's"
+                f" own file ({case['target_rows']} states, {case['width']} wide); one solve in"
+                f" {case['solve_seconds']:.1f} s; the same weights as in reverse order:"
+                f" {'yes' if case['same_in_reverse'] else 'NO'}"
+            ),
+        ),
+    }
+    rows = [says[case["case"]](case) for _, run in _runs(source, results) for case in run["results"]]
+    return _table(("removals", "found"), rows, _runs(source, results))
+
+
 def duge_step(source: str, results: Path) -> str:
     """Return one row a kind of training step."""
     rows = [
@@ -362,6 +383,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "family": family,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
+    "ledger": ledger,
     "startup": startup,
     "tinyworld-quality": tinyworld_quality,
     "tinyworld-oracle": tinyworld_oracle,

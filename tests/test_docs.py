@@ -115,6 +115,25 @@ def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tables: Mod
     assert "| 0.0123 of 250 |" in built
 
 
+def test_a_growing_ledger_has_a_row_a_stretch_and_one_for_the_whole(tables: ModuleType, tmp_path: Path) -> None:
+    growth = {"case": "growth", "removals": 1000, "of": 100, "seconds_each": 0.0612, "fit_seconds_each": 0.05}
+    whole = {
+        "case": "whole",
+        "removals": 1000,
+        "solve_seconds": 5.04,
+        "bytes_each": 20480.0,
+        "disk_bytes_each": 21504.0,
+    }
+    whole |= {"target_rows": 133, "width": 32, "same_in_reverse": True}
+    (tmp_path / "run.json").write_text(json.dumps({"results": [growth, whole]}), encoding="utf-8")
+    built = tables.built("<!-- table ledger: run.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| removals 901 to 1,000 | 0.061 s each, 0.050 s of it the fit |" in built
+    assert (
+        "| all 1,000 | 21.0 KiB each, 20.0 KiB of it the edit's own file (133 states, 32 wide); one solve in" in built
+    )
+    assert "in reverse order: yes |" in built
+
+
 def test_a_table_without_results_says_so(tables: ModuleType, tmp_path: Path) -> None:
     page = "<!-- table startup: nowhere/*.json -->\n<!-- end table -->\n"
     assert "No result is committed yet" in tables.built(page, tmp_path)
