@@ -42,7 +42,14 @@ def spread(seconds: list[float]) -> dict[str, Any]:
 
 
 def write_run(
-    options: argparse.Namespace, *, name: str, version: int, results: list[dict[str, Any]], started: float, torch: Any
+    options: argparse.Namespace,
+    *,
+    name: str,
+    version: int,
+    results: list[dict[str, Any]],
+    started: float,
+    torch: Any,
+    device: str = "cpu",
 ) -> None:
     """Write `run.json` into the folder that was asked for, if one was, and say where.
 
@@ -53,6 +60,7 @@ def write_run(
         results: One mapping a measured case.
         started: `time.perf_counter()` at the start of the run.
         torch: The module, for the number of threads; None where the benchmark does not use it.
+        device: Where it ran; a GPU is named.
     """
     if options.out is None:
         return
@@ -63,7 +71,7 @@ def write_run(
         "config": {key: value for key, value in config.items() if key != "out"},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "device": "cpu",
+        "device": f"cuda, {torch.cuda.get_device_name()}" if device == "cuda" else device,
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -288,6 +288,26 @@ def duge_step(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def a_star_step(source: str, results: Path) -> str:
+    """Return one row a kind of denoising step and device; "not measured" on a GPU until one was at hand."""
+    runs = [run for _, run in _runs(source, results)]
+    rows = [
+        (
+            run["device"],
+            case["case"],
+            f"{case['seconds']:.2f} s",
+            f"{case['extra']:+.2f}",
+            f"{case['peak_mib']:.0f} MiB",
+        )
+        for run in runs
+        for case in run["results"]
+    ]
+    if runs and not any(run["device"].startswith("cuda") for run in runs):
+        rows.append(("a GPU", "all", *["not measured"] * 3))
+    headings = ("device", "step", "seconds", "beyond an ordinary step", "memory above the model")
+    return _table(headings, rows, _runs(source, results))
+
+
 def startup(source: str, results: Path) -> str:
     """Return one row a command."""
     rows = [
@@ -379,6 +399,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "evaluation-speed": evaluation_speed,
     "continual": continual,
     "duge-step": duge_step,
+    "a-star-step": a_star_step,
     "trce-stage-1": trce_stage_1,
     "family": family,
     "closed-form": closed_form,

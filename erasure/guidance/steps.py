@@ -210,17 +210,19 @@ class _Link:
                 yield
                 return
             scheduler = pipe.scheduler
+            own = {name: vars(scheduler)[name] for name in _SHADOWED if name in vars(scheduler)}
             handles = [
                 pipe.unet.register_forward_pre_hook(self._enter, with_kwargs=True),
                 pipe.unet.register_forward_hook(self._leave),
             ]
             try:
                 for name in _SHADOWED:
-                    setattr(scheduler, name, _Shadow(scheduler, name, self))
+                    setattr(scheduler, name, _Shadow(scheduler, name, self, own.get(name)))
                 yield
             finally:
                 for name in _SHADOWED:
                     vars(scheduler).pop(name, None)
+                vars(scheduler).update(own)
                 for handle in handles:
                     handle.remove()
         finally:
@@ -339,16 +341,21 @@ class _Link:
 class _Shadow:
     """Stands before a scheduler's method on the instance; a deep copy of the scheduler has one of its own."""
 
-    def __init__(self, scheduler: Any, name: str, link: _Link) -> None:
-        self.scheduler, self.name, self.link = scheduler, name, link
+    def __init__(self, scheduler: Any, name: str, link: _Link, own: Callable[..., Any] | None) -> None:
+        self.scheduler, self.name, self.link, self.own = scheduler, name, link, own
         # Pipelines look at the signatures of these methods to see what they take.
-        self.__signature__ = inspect.signature(self._method)
+        self.__signature__ = inspect.signature(self._of_class)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Shadow":
-        return _Shadow(copy.deepcopy(self.scheduler, memo), self.name, self.link)
+        return _Shadow(copy.deepcopy(self.scheduler, memo), self.name, self.link, self.own)
 
     @property
     def _method(self) -> Callable[..., Any]:
+        """The method that was there: the class's, or what somebody else had put in its place."""
+        return self._of_class if self.own is None else self.own
+
+    @property
+    def _of_class(self) -> Callable[..., Any]:
         return getattr(type(self.scheduler), self.name).__get__(self.scheduler)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -367,7 +374,7 @@ class _Shadow:
 
     def _stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.link.before_step(self.scheduler)
-        given = inspect.signature(self._method).bind(*args, **kwargs).arguments
+        given = self.__signature__.bind(*args, **kwargs).arguments
         options = {key: value for key, value in given.items() if key not in ("model_output", "timestep", "sample")}
         if "generator" in options:
             options["generator"] = _cloned(options["generator"])

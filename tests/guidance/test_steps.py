@@ -149,6 +149,21 @@ def test_nothing_is_left_on_the_pipeline_also_after_an_exception() -> None:
     assert torch.equal(run(pipe), before)
 
 
+def test_what_somebody_else_put_in_a_methods_place_is_called_and_put_back() -> None:
+    pipe, calls = tiny.sd1(), []
+    step = pipe.scheduler.step
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return step(*args, **kwargs)
+
+    pipe.scheduler.step = note
+    with around_each_step(pipe, rows=lambda: 2, stepped=lambda _, step: step.previous):
+        run(pipe)
+    assert len(calls) == 3
+    assert pipe.scheduler.step is note
+
+
 def test_a_deep_copy_of_the_scheduler_keeps_the_hooks_and_the_signatures() -> None:
     pipe, calls = tiny.sd1(), []
 
