@@ -58,7 +58,8 @@ class GuidedStep:
     Attributes:
         step: Which step of the schedule, from 0.
         timestep: Of training.
-        loss: The whole loss of each picture.
+        loss: The whole loss of each picture before the update.
+        last_loss: The same where it was last looked at: before the last update of a step that is refined.
         terms: Each term of it by name, for each picture.
         overlap: The soft IoU of each picture's concepts before the update, mean over pairs; 0 for a single concept.
         moved: How far each picture's latents were moved, as a share of their norm.
@@ -69,6 +70,7 @@ class GuidedStep:
     step: int
     timestep: float
     loss: list[float]
+    last_loss: list[float]
     terms: dict[str, list[float]]
     overlap: list[float]
     moved: list[float]
@@ -284,7 +286,7 @@ class _Run:
             latents, updates = self._moved(latents, alpha * gradient), updates + 1
         self.masks = [{} if found is None else settings.masks(found, call.step) for found in maps]
         if self.on_guided is not None:
-            self.on_guided(_guided(call, *first, latents, updates))
+            self.on_guided(_guided(call, *first, terms, latents, updates))
         return latents
 
     def _gradient(
@@ -323,7 +325,12 @@ class _Run:
 
 
 def _guided(
-    call: Denoising, maps: Sequence[Tensor | None], terms: Sequence[Terms], latents: Latents, updates: int
+    call: Denoising,
+    maps: Sequence[Tensor | None],
+    terms: Sequence[Terms],
+    last: Sequence[Terms],
+    latents: Latents,
+    updates: int,
 ) -> GuidedStep:
     names = list(dict.fromkeys(name for row in terms for name in row))
     found = [torch.empty(0, 1, 1) if row is None else row for row in maps]
@@ -331,6 +338,7 @@ def _guided(
         step=call.step,
         timestep=float(call.timestep.reshape(-1)[0]),
         loss=[float(sum(row.values())) for row in terms],
+        last_loss=[float(sum(row.values())) for row in last],
         terms={name: [float(row.get(name, 0.0)) for row in terms] for name in names},
         overlap=[mean_overlap(row) for row in found],
         moved=(_norms(latents - call.latents) / _norms(call.latents)).tolist(),

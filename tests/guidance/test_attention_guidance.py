@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from erasure import tinyworld
 from erasure.attention import MapCapture, average_maps
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStar, AStarLoss
@@ -172,6 +173,19 @@ def test_a_small_update_lowers_the_loss_as_its_gradient_says() -> None:
         pipe("a cat and a dog", num_inference_steps=2, output_type="latent", generator=generator)
     assert len(wrong) == 4
     assert max(map(abs, wrong)) < 0.05
+
+
+def test_the_loss_falls_in_nearly_every_step_of_a_trained_model() -> None:
+    pipe, falls = tinyworld.load(), []
+    for seed in range(3):
+        steps: list[GuidedStep] = []
+        refined: dict[str, Any] = {"refine_at": tuple(range(10)), "refine_updates": 2}
+        guidance = AStar(concepts=("cat", "dog"), alpha=5.0, retention_scale=0.0, on_guided=steps.append, **refined)
+        with guidance.applied_to(pipe):
+            sample(pipe, ["a cat and a dog"], [seed], steps=10, output="latents")
+        falls += [step.last_loss[0] < step.loss[0] for step in steps]
+    assert len(falls) == 30
+    assert sum(falls) >= 29
 
 
 def guided(pipe: Any, prompts: list[str] | None = None, n: int = 3, **settings: Any) -> list[GuidedStep]:
