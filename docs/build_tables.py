@@ -308,6 +308,41 @@ def a_star_step(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def several_concepts(source: str, results: Path) -> str:
+    """Return one row an arm: how often both objects are drawn, and how well the pictures fit and look."""
+    rows = [
+        (
+            name,
+            _rate(arm["both"]),
+            _rate(arm["both_never_seen_together"]) if arm["both_never_seen_together"] else "",
+            f"{arm['frechet_distance']['value']:.4f}",
+            *(f"{arm[key]['value']:.2f}" for key in ("clip_score", "clip_minimum", "caption_match")),
+        )
+        for _, run in _runs(source, results)
+        for name, arm in run["arms"].items()
+    ]
+    headings = (
+        "sampling", "both objects", "of pairs never drawn together", "FD to drawings", "CLIP score", "lesser object",
+        "caption match",
+    )  # fmt: skip
+    return _table(headings, rows, _runs(source, results))
+
+
+def localised(source: str, results: Path) -> str:
+    """Return one row a way to remove one of two objects: what goes, what stays, and how far the rest moves."""
+    rows = []
+    for _, run in _runs(source, results):
+        negative = run["arms"]["a negative prompt"]
+        for name, arm in run["arms"].items():
+            ratios = [
+                f"{arm[key]:.4g} ({arm[key] / negative[key]:.2f})"
+                for key in ("pixels_outside", "oracle_distance_outside")
+            ]
+            rows.append((name, _rate(arm["gone"]), _rate(arm["other_kept"]), *ratios))
+    headings = ("sampling", "object gone", "other object kept", "pixels outside", "oracle distance outside")
+    return _table(headings, rows, _runs(source, results))
+
+
 def startup(source: str, results: Path) -> str:
     """Return one row a command."""
     rows = [
@@ -373,15 +408,17 @@ def settings(source: str, results: Path) -> str:
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         meanings |= attributes(inspect.getdoc(base) or "") if is_dataclass(base) else {}
-    rows = [(f"`{field.name}`", f"`{_default(field)!r}`", meanings.get(field.name, "")) for field in fields(kind)]
+    rows = [(f"`{field.name}`", _shown_default(field), meanings.get(field.name, "")) for field in fields(kind)]
     return _table(("setting", "default", "meaning"), rows, ())
 
 
+def _shown_default(field: Field[Any]) -> str:
+    return "to be given" if (default := _default(field)) is MISSING else f"`{default!r}`"
+
+
 def _default(field: Field[Any]) -> Any:
-    """Return a field's default; for one that must be given, its place is held by "..."."""
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return ... if field.default is MISSING else field.default
+    """Return a field's default, made where it is made; MISSING where there is none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def attributes(docstring: str) -> dict[str, str]:
@@ -400,6 +437,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "continual": continual,
     "duge-step": duge_step,
     "a-star-step": a_star_step,
+    "several-concepts": several_concepts,
+    "localised": localised,
     "trce-stage-1": trce_stage_1,
     "family": family,
     "closed-form": closed_form,

@@ -161,7 +161,8 @@ class Judged:
         """Return the scores of an arm, and which pictures show both objects."""
         reading = self.oracle.read(pixels)
         seen = np.array([[reading.sees(name)[at] for name in ask.pair] for at, ask in enumerate(self.asks)])
-        both, held = seen.all(1), np.array([ask.held_out for ask in self.asks])
+        both = np.asarray(seen.all(1))
+        held = np.array([ask.held_out for ask in self.asks])
         features = self.judge.image_features(list(map(Image.fromarray, pixels)))
         written = self.judge.text_features(captions(reading))
         halves = 100 * torch.einsum("nd,nkd->nk", features, self.halves)
@@ -172,7 +173,7 @@ class Judged:
         }
         scores = {
             "both": Rate.of(both).as_json(),
-            "both_never_seen_together": Rate.of(both[held]).as_json() if held.any() else None,
+            "both_never_seen_together": Rate.of(np.asarray(both[held])).as_json() if held.any() else None,
             "neither": Rate.of(~seen.any(1)).as_json(),
             "frechet_distance": {"value": fid(features, self.reference), "n": len(pixels)},
             **{

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,12 +57,14 @@ class LocalisedRemoval(MapReading, Guidance):
     Beside the picture that is made runs the one that would be made without this, from the same noise. At each step its
     maps say where the concept is, B_e, and where its neighbours are, B_n. Inside
 
-        M = B_e minus the union of B_n, of this and all earlier steps
+        M = B_e, grown a little, minus the union of B_n
 
-    the prediction is that for the prompt with the concept replaced, less `scale` times the direction of its name,
+    the prediction is that for the prompt with the concept replaced and without the neighbours, who have regions of
+    their own and would be drawn once more, less `scale` times the direction of its name,
     eps_c' - scale (eps_e - eps_u), under the pipeline's own classifier-free guidance; outside, the latents are those of
-    the other picture, so there it stays the same. With `outside="free"` the predictions alone are told apart, not the
-    latents: half the cost, but what changes inside spreads.
+    the other picture. An autoencoder spreads what changes inside over the whole picture, so both are decoded and the
+    region is set into the other picture, its edge faded inwards: outside, not a pixel changes. With `outside="free"`
+    the predictions alone are told apart, neither latents nor pixels: half the cost, and what changes inside spreads.
 
     The specification's force is the second term alone (reconstructed there). Alone it mostly fails on the tiny world: a
     direction away from "cat" leaves the prompt's own "cat" in force. That is why the prompt is changed inside.
@@ -74,6 +77,7 @@ class LocalisedRemoval(MapReading, Guidance):
         outside: Whether the rest is held at the "original" or left "free".
         region: Rule for the regions.
         region_threshold: For the rule "half", in (0, 1].
+        grow: By how many pixels of the maps the concept's region is grown; its neighbours' are still spared.
         steps_range: The part of the schedule in which it acts, as shares of it from 0 to 1.
         leak_alpha: Size of an update of the latents before each step that pushes the concept out of its neighbours'
             regions (`LeakLoss`); 0 makes none.
@@ -89,6 +93,7 @@ class LocalisedRemoval(MapReading, Guidance):
     outside: Literal["original", "free"] = "original"
     region: Rule = "half"
     region_threshold: float = 0.5
+    grow: int = 1
     steps_range: tuple[float, float] = (0.0, 1.0)
     leak_alpha: float = 0.0
     on_masks: Callable[[int, Bool[Tensor, "n h w"]], None] | None = None
@@ -100,6 +105,7 @@ class LocalisedRemoval(MapReading, Guidance):
             "anchor", self.anchor is not None or self.scale > 0, "words", "without one only a scale above 0 acts"
         )
         self.require("region_threshold", 0 < self.region_threshold <= 1, "a number in (0, 1]", "1 is the peak alone")
+        self.require("grow", self.grow >= 0, "at least 0 pixels of the maps", "0 leaves the region as it is")
         both = sorted(set(self.concepts) & set(self.preserve))
         self.require("preserve", not both, "neighbours that stay", f"{', '.join(both)} is also to go")
         start, end = self.steps_range
@@ -117,7 +123,8 @@ class LocalisedRemoval(MapReading, Guidance):
             hooks = around_each_step(
                 pipe, rows=lambda: len(named()), before=run.before, after=run.after, stepped=run.stepped
             )
-            with run.capture, hooks, self._parted(pipe, named):  # so that the other picture is not moved with this one
+            # The leak comes last, so that the other picture is not moved with this one.
+            with run.capture, hooks, run.setting_in(pipe), self._parted(pipe, named):
                 yield pipe
 
     @contextmanager
@@ -159,14 +166,16 @@ class LocalisedRemoval(MapReading, Guidance):
             for place, name in enumerate(self.concepts):
                 if name in held:
                     free = [~one for one in spared]
-                    found[at, place] = torch.stack([held[name], *free]).all(0)
+                    found[at, place] = torch.stack([_grown(held[name], self.grow), *free]).all(0)
         return F.interpolate(found, (size[0], size[1]), mode="nearest").bool()
 
     def _regions(self, tokens: Float[Tensor, "tokens h w"], row: Named) -> Bool[Tensor, "k h w"]:
         return regions(self.concept_maps(tokens, row), self.region, self.region_threshold)
 
     def replaced_in(self, prompt: str) -> str:
-        """Return a prompt with the concepts replaced by the anchor."""
+        """Return what the region is drawn from: a prompt with the concepts replaced, and without their neighbours."""
+        if self.preserve:
+            prompt = without_phrases(prompt, self.preserve)
         if not self.anchor:
             return without_phrases(prompt, self.concepts)
         for phrase in sorted(self.concepts, key=len, reverse=True):
@@ -190,6 +199,7 @@ class _Run:
         self.names = {name: self.backbone.encode([name]) for name in settings.concepts}
         self.scheduler: Any = None
         self.original: Latents = torch.empty(0, 0, 0, 0)
+        self.edited: Latents = self.original
         self.acted: Bool[Tensor, "n k h w"] | None = None
         self.plain: Tensor | None = None
         self.changed: Tensor | None = None
@@ -205,7 +215,7 @@ class _Run:
 
     @torch.no_grad()
     def after(self, call: Denoising, output: Tensor) -> Tensor:
-        """Change the prompts' predictions inside the region; the region is that of this and all earlier steps."""
+        """Change the prompts' predictions inside the region; the region is this step's."""
         self.changed = output
         at = call.latents
         if self.settings.outside == "original":
@@ -214,11 +224,12 @@ class _Run:
             return output
         attention = call.conditional(self.settings.attention(self.capture, self.capture.maps, at, self.denoiser))
         masks = self.settings.masks(attention, self.named(), call.latents.shape[-2:])
-        self.acted = masks if self.acted is None else self.acted | masks
+        # Early maps are vague: where a later step finds that a neighbour stands, the other picture is taken up again.
+        self.acted = masks
         if self.settings.on_masks is not None:
-            self.settings.on_masks(call.step, self.acted.any(1).cpu())
+            self.settings.on_masks(call.step, masks.any(1).cpu())
         self.changed = output.clone()
-        call.conditional(self.changed).add_(self._force(call, output, self.acted))
+        call.conditional(self.changed).add_(self._force(call, output, masks))
         return self.changed
 
     @torch.no_grad()
@@ -236,7 +247,36 @@ class _Run:
         inside = self.acted.any(1, keepdim=True)
         concerned = torch.tensor([bool(set(row.names) & set(self.settings.concepts)) for row in self.named()])
         inside = inside | ~concerned.to(inside.device)[:, None, None, None]  # rows of other prompts are the loop's own
-        return torch.where(inside, step.previous, self.original.to(step.previous.dtype))
+        self.edited = torch.where(inside, step.previous, self.original.to(step.previous.dtype))
+        return self.edited
+
+    @contextmanager
+    def setting_in(self, pipe: Any) -> Iterator[None]:
+        """Have the autoencoder give the other picture outside of the region, for the length of a `with`."""
+        vae, decode = pipe.vae, pipe.vae.decode
+
+        @wraps(decode)
+        def both(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+            decoded = decode(z, *args, **kwargs)
+            if self.settings.outside == "free" or self.acted is None or self.edited.shape != z.shape:
+                return decoded
+            # Latents are scaled, and shifted, before they are decoded: their difference is only scaled.
+            difference = (self.original - self.edited) / vae.config.scaling_factor
+            if getattr(vae.config, "latents_std", None) is not None:
+                difference = difference * torch.tensor(vae.config.latents_std, device=z.device).view(1, -1, 1, 1)
+            plain = decode(z + difference.to(z), *args, **kwargs)
+            if isinstance(decoded, tuple):
+                return (_set_in(decoded[0], plain[0], self.acted), *decoded[1:])
+            return type(decoded)(sample=_set_in(decoded.sample, plain.sample, self.acted))
+
+        own = vars(vae).get("decode")
+        vars(vae)["decode"] = both
+        try:
+            yield
+        finally:
+            del vars(vae)["decode"]
+            if own is not None:
+                vars(vae)["decode"] = own
 
     def _force(self, call: Denoising, output: Tensor, masks: Bool[Tensor, "n k h w"]) -> Tensor:
         """Return what is added to the predictions for the prompts."""
@@ -271,6 +311,19 @@ class _Run:
         return call.predict(call.latents, **replaced)
 
 
+def _set_in(
+    edited: Float[Tensor, "n 3 height width"],
+    plain: Float[Tensor, "n 3 height width"],
+    acted: Bool[Tensor, "n k rows columns"],
+) -> Float[Tensor, "n 3 height width"]:
+    """Return the plain pictures with the edited ones in the region, faded in from its edge inwards."""
+    region = acted.any(1, keepdim=True).to(edited)
+    size = (edited.shape[-2], edited.shape[-1])
+    share = F.interpolate(region, size, mode="bilinear", align_corners=False)
+    inside = F.interpolate(region, size, mode="nearest")
+    return plain + inside * (2 * share - 1).clamp(0, 1) * (edited - plain)
+
+
 def _combined_alike(call: Denoising, output: Tensor, prediction: Tensor, other: Tensor) -> Tensor:
     """Return what the loop would make of another output, from what it made of this one.
 
@@ -284,6 +337,10 @@ def _combined_alike(call: Denoising, output: Tensor, prediction: Tensor, other: 
     weights = torch.linalg.lstsq(halves.cpu(), prediction.flatten(1).double().cpu()[..., None]).solution.to(halves)
     others = torch.stack([other[:n], call.conditional(other)], -1)
     return (others.double() * weights[:, None, None, None, :, 0]).sum(-1).to(prediction.dtype)
+
+
+def _grown(region: Bool[Tensor, "h w"], pixels: int) -> Bool[Tensor, "h w"]:
+    return F.max_pool2d(region[None, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0, 0].bool()
 
 
 def _nothing(row: Named) -> Named:

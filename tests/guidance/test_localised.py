@@ -1,6 +1,6 @@
 """Localised removal: inside the concept's region the picture without it, outside the picture as it was."""
 
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ def latents(pipe: Any, prompts: list[str], **kwargs: Any) -> Tensor:
 def with_masks(pipe: Any, prompts: list[str], **settings: Any) -> tuple[Tensor, list[Tensor]]:
     masks: list[Tensor] = []
     # Random weights have flat maps, which are at least half their maximum everywhere.
-    settings = {"region": "otsu", "on_masks": lambda _, mask: masks.append(mask), **settings}
+    settings = {"region": "otsu", "grow": 0, "on_masks": lambda _, mask: masks.append(mask), **settings}
     removal = LocalisedRemoval(concepts=("cat",), **settings)
     with removal.applied_to(pipe):
         return latents(pipe, prompts), masks
@@ -44,11 +44,22 @@ def test_outside_of_the_region_the_picture_stays_what_it_was(family: str, schedu
     assert (after - before)[inside].abs().mean() > 100 * (after - before)[~inside].abs().mean()
 
 
-def test_a_region_once_acted_on_stays_so_and_the_neighbours_are_spared() -> None:
-    pipe = tiny.sd1()
-    _, spared = with_masks(pipe, [PROMPT], preserve=("dog",))
-    assert all((earlier & ~later).sum() == 0 for earlier, later in pairwise(spared))
-    removal = LocalisedRemoval(concepts=("cat",), preserve=("dog",), smooth=False, normalise="raw")
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_outside_of_the_region_no_pixel_changes(family: str) -> None:
+    pipe = tiny.FAMILIES[family]()
+    (before,) = sample(pipe, [PROMPT], [0], steps=4, output="uint8")
+    masks: list[Tensor] = []
+    removal = LocalisedRemoval(concepts=("cat",), region="otsu", grow=0, on_masks=lambda _, mask: masks.append(mask))
+    with removal.applied_to(pipe):
+        (after,) = sample(pipe, [PROMPT], [0], steps=4, output="uint8")
+    outside = ~masks[-1][0].numpy().repeat(2, 0).repeat(2, 1)
+    assert abs(after[outside].astype(int) - before[outside]).max() <= 1  # rounding of the combined predictions
+    assert abs(after[~outside].astype(int) - before[~outside]).max() > 1
+    assert "decode" not in vars(pipe.vae)
+
+
+def test_the_region_is_the_concepts_grown_less_its_neighbours() -> None:
+    removal = LocalisedRemoval(concepts=("cat",), preserve=("dog",), smooth=False, normalise="raw", grow=0)
     attention = torch.zeros(1, 10, 4, 4)
     attention[0, 2, :, :3] = 1  # the cat
     attention[0, 5, :, 2:] = 1  # the dog
@@ -57,6 +68,12 @@ def test_a_region_once_acted_on_stays_so_and_the_neighbours_are_spared() -> None
     assert mask.shape == (1, 1, 8, 8)
     assert mask[0, 0, :, :4].all()
     assert not mask[0, 0, :, 4:].any()
+    attention[0, 2, :, 1:] = 0  # the cat is a strip at the left
+    grown = replace(removal, grow=1).masks(attention, named, (4, 4))[0, 0]
+    assert grown[:, :2].all()
+    assert not grown[:, 2:].any()
+    alone = [Named(names=("cat",), positions=[[5]], end=7)]
+    assert removal.masks(attention, alone, (4, 4))[0, 0].sum() == 8
 
 
 def test_prompts_that_do_not_name_it_are_left_alone_bit_for_bit() -> None:
@@ -132,6 +149,7 @@ def test_the_leak_moves_only_where_a_neighbour_is_named_and_keeps_the_rest() -> 
         ({"anchor": None}, "anchor: expected words, got None. Note that without one only a scale above 0 acts"),
         ({"preserve": ("cat",)}, "preserve: expected neighbours that stay, got .*cat is also to go"),
         ({"region_threshold": 2.0}, "region_threshold: expected a number in"),
+        ({"grow": -1}, "grow: expected at least 0 pixels of the maps, got -1"),
         ({"steps_range": (-0.1, 1.0)}, "steps_range: expected two shares"),
     ],
 )
