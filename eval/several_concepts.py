@@ -173,7 +173,7 @@ class Judged:
         }
         scores = {
             "both": Rate.of(both).as_json(),
-            "both_never_seen_together": Rate.of(np.asarray(both[held])).as_json() if held.any() else None,
+            "both_never_seen_together": Rate.of(np.asarray(both)[held]).as_json() if held.any() else None,
             "neither": Rate.of(~seen.any(1)).as_json(),
             "frechet_distance": {"value": fid(features, self.reference), "n": len(pixels)},
             **{
