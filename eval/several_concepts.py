@@ -173,8 +173,8 @@ class Judged:
         }
         scores = {
             "both": Rate.of(both).as_json(),
-            "both_never_seen_together": Rate.of(np.asarray(both)[held]).as_json() if held.any() else None,
-            "neither": Rate.of(~seen.any(1)).as_json(),
+            "both_never_seen_together": Rate.of(both[np.flatnonzero(held)]).as_json() if held.any() else None,
+            "neither": Rate.of(np.asarray(~seen.any(1))).as_json(),
             "frechet_distance": {"value": fid(features, self.reference), "n": len(pixels)},
             **{
                 name: Score.mean(values.tolist(), unit=unit, higher_is_better=True).as_json()
