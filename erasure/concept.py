@@ -187,9 +187,10 @@ def blank_of(template: str) -> str | None:
 
 
 def speaks_of(prompt: str, concepts: Sequence["Concept"]) -> bool:
-    """Whether a prompt holds a name of one of the concepts, as whole words between spaces."""
-    words = f" {normalized(prompt)} "
-    return any(f" {normalized(name)} " in words for concept in concepts for name in concept.names)
+    """Whether a prompt holds a name of one of the concepts, as whole words: "a cat, asleep", not "catfish"."""
+    words = normalized(prompt)
+    names = {normalized(name) for concept in concepts for name in concept.names}
+    return any(name in words and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words) for name in names)
 
 
 @lru_cache(maxsize=4096)  # a joint solve asks for each name once a row

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erasure.concept import Concept, Kind, blank, fill, normalized, preserved_templates, templates
+from erasure.concept import Concept, Kind, blank, fill, normalized, preserved_templates, speaks_of, templates
 from erasure.errors import ErasureError, InputError, UnknownNameError, unknown_name
 
 WORDS = st.text(min_size=1).filter(str.strip)
@@ -69,3 +69,18 @@ def test_unknown_names_suggest_the_nearest_whatever_its_case() -> None:
     assert "Did you mean" not in str(unknown_name("eraser", "zzz", ["uce"]))
     assert isinstance(error, ErasureError)
     assert isinstance(error, LookupError)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "speaks"),
+    [
+        ("a cat, asleep", True),
+        ("The CAT's  tail", True),
+        ("a tabby   cat.", True),
+        ("catfish and concatenation", False),
+        ("a dog", False),
+        ("", False),
+    ],
+)
+def test_a_prompt_speaks_of_a_concept_by_whole_words_whatever_stands_beside_them(prompt: str, speaks: bool) -> None:
+    assert speaks_of(prompt, [Concept(target="cat", aliases=("tabby cat",))]) == speaks
