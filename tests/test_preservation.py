@@ -13,7 +13,7 @@ from erasure.edit import exchanged
 from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError
 from erasure.finetune import Student, finetune
-from erasure.preservation import attention_retention, preservations
+from erasure.preservation import attention_retention, class_phrases, preservations, reaches
 from tests import tiny
 
 CAT = Concept(target="cat", preserve=("dog", "bird"))
@@ -73,8 +73,54 @@ def test_every_trained_eraser_takes_it_and_a_weight_of_zero_is_none(name: str, f
 
     plain, none = learned(), learned(preservation={"attention": 0.0})
     assert all(torch.equal(plain[key], none[key]) for key in plain)
-    held = learned(preservation={"attention": 100.0})
-    assert not all(torch.equal(plain[key], held[key]) for key in plain)
+    for term in ("attention", "semantic-noise", *(() if name == "trce" else ("semantic-kv",))):
+        held = learned(preservation={term: 100.0})
+        assert not all(torch.equal(plain[key], held[key]) for key in plain)
+
+
+def test_phrases_speak_of_the_class_and_the_siblings_and_never_of_what_goes() -> None:
+    individual = Concept(target="Biscuit", anchor="dog", preserve=("cat", "big Biscuit"), kind="identity")
+    phrases = class_phrases([individual])
+    assert {"a dog on the beach", "a small dog", "a cat at night", "a dog standing"} <= set(phrases)
+    assert not [phrase for phrase in phrases if "biscuit" in phrase.casefold()]
+    assert len(phrases) == len(set(phrases)) >= 40
+    style = class_phrases([Concept(target="neon", preserve=("mosaic",), kind="style")])
+    assert style
+    assert not [phrase for phrase in style if phrase.endswith("standing")]
+
+
+@pytest.mark.parametrize("term", ["semantic-text", "semantic-kv", "semantic-noise"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_semantic_terms_are_zero_at_the_reference_and_have_a_gradient_beyond(term: Any, family: str) -> None:
+    backbone = backbone_of(tiny.FAMILIES[family]())
+    part = "token_embedding" if term == "semantic-text" else ".attn2.to_k."
+    (kept,) = preservations({term: 2.0}, backbone, [CAT], trained=lambda name: part in name)
+    assert kept.weight == 2.0
+    student = Student(backbone, lambda name: part in name, None, torch.Generator())
+    draws = torch.Generator().manual_seed(0)
+    assert float(kept.loss(student, 0, draws)) == pytest.approx(0.0, abs=1e-6)
+    with torch.no_grad():
+        for weight in student._dense.values():
+            weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    moved = kept.loss(student, 1, draws)
+    assert float(moved) > 1e-8
+    moved.backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in student._dense.values())
+
+
+def test_a_term_that_the_trained_weights_do_not_reach_is_refused() -> None:
+    backbone = backbone_of(tiny.sd1())
+    keys = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert reaches("semantic-kv", [keys])
+    assert reaches("semantic-noise", [keys])
+    assert reaches("attention", [keys])
+    assert not reaches("semantic-text", [keys])
+    assert reaches("semantic-text", ["text_encoder.text_model.embeddings.token_embedding.weight"])
+    message = r"preservation\.semantic-kv: expected trained weights .* Use attention or semantic-noise\."
+    with pytest.raises(InputError, match=message):
+        preservations({"semantic-kv": 1.0}, backbone, [CAT], trained=lambda name: ".attn1." in name)
+    with pytest.raises(InputError, match=r"preservation\.semantic-text"):
+        make_eraser("esd", **eraser_class("esd").quick, preservation={"semantic-text": 1.0}).fit(backbone, [CAT])
 
 
 def test_wrong_requests_are_named() -> None:
@@ -82,8 +128,10 @@ def test_wrong_requests_are_named() -> None:
     with pytest.raises(
         InputError, match=r"preservation.attention: expected concepts that preserve something, got none"
     ):
-        preservations({"attention": 1.0}, backbone, [Concept(target="cat")])
-    assert preservations({"attention": 0.0}, backbone, [Concept(target="cat")]) == []
+        preservations({"attention": 1.0}, backbone, [Concept(target="cat")], trained=lambda _: True)
+    assert preservations({"attention": 0.0}, backbone, [Concept(target="cat")], trained=lambda _: True) == []
+    with pytest.raises(InputError, match="semantic-kv: expected concepts that preserve something, got none"):
+        preservations({"semantic-kv": 1.0}, backbone, [Concept(target="cat")], trained=lambda _: True)
     with pytest.raises(InputError, match="preservation"):
         make_eraser("esd", preservation={"attentoin": 1.0})
     with pytest.raises(InputError, match=r"preservation\.attention: expected a number greater than or equal to 0"):

@@ -213,7 +213,13 @@ class DUGE(Eraser):
         if reg_scale:
             loss = self._regularising(backbone, memory, known, seed)
             terms.append(Preservation(loss=loss, weight=reg_scale))
-        terms += preservations(self.preservation, backbone, concepts, reference=lambda: known.original(backbone))
+        terms += preservations(
+            self.preservation,
+            backbone,
+            concepts,
+            trained=self._which,
+            reference=lambda: known.original(backbone),
+        )
         changes = finetune(
             backbone,
             self._which,

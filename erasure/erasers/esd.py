@@ -104,7 +104,7 @@ class ESD(Eraser):
             optimizer="adam",
             preservation=[
                 Preservation(loss=self._preserving(backbone, concepts), weight=self.preserve_scale),
-                *preservations(self.preservation, backbone, concepts),
+                *preservations(self.preservation, backbone, concepts, trained=lambda name: trains(self.variant, name)),
             ],
             on_step=on_step,
             seed=seed,

@@ -287,7 +287,7 @@ class TRCE(Eraser):
                 clear_gradients=not self.accumulate_forever,
                 preservation=[
                     Preservation(loss=self._preserving(backbone, states, null, plan), weight=self.preserve_weight),
-                    *preservations(self.preservation, backbone, concepts, reference=without_text),
+                    *preservations(self.preservation, backbone, concepts, trained=_steers, reference=without_text),
                 ],
                 on_step=on_step and (lambda step: on_step(replace(step, note=active.note()))),
                 seed=seed,
