@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from erasure.errors import ErasureError
 
 from .benchmarks import Benchmark
-from .evaluate import (
+from .measures import (
     BATCH,
     ENOUGH_FOR_SETS,
     Column,

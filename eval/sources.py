@@ -16,11 +16,12 @@ from .attacks import Attack, attack_class
 from .attacks.judges import ClipWitness, OracleWitness, Witness, WorldClipWitness
 from .benchmarks import Benchmark, benchmark_class
 from .benchmarks.tinyworld import SUITES
-from .evaluate import Metrics, TinyWorldMetrics
+from .measures import Metrics
 from .pictures import Sampler
 from .public import PublicMetrics
 from .quick import CLIP_WEIGHTS, cached
 from .rows import ERASED, GOLD, Row, reference_rows
+from .tinyworld_metrics import TinyWorldMetrics
 
 Loader = Callable[[str], Any]
 """Loads a pipeline by folder or Hub id."""

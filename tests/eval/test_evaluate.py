@@ -13,21 +13,16 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval import evaluate as module
+from erasure.eval import evaluate as evaluation_module
+from erasure.eval import tinyworld_metrics as metrics_module
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.evaluate import (
-    Evaluation,
-    TinyWorldMetrics,
-    compare_scores,
-    evaluate,
-    kept_items,
-    removed_items,
-    write_scores,
-)
+from erasure.eval.evaluate import Evaluation, compare_scores, evaluate, write_scores
 from erasure.eval.evaluation_report import render, terminal_table
+from erasure.eval.measures import kept_items, removed_items
 from erasure.eval.pictures import Sampler
 from erasure.eval.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
 from erasure.eval.sources import benchmark_of, source_of
+from erasure.eval.tinyworld_metrics import TinyWorldMetrics
 from erasure.ledger import Ledger
 from erasure.tinyworld.judge import Judge, build
 from tests.eval import world
@@ -128,7 +123,8 @@ def test_the_destroyed_model_comes_back_bit_for_bit() -> None:
 def test_sets_are_compared_with_the_original_under_other_seeds(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ENOUGH_FOR_SETS", 4)
+    for module in (evaluation_module, metrics_module):
+        monkeypatch.setattr(module, "ENOUGH_FOR_SETS", 4)
     found = evaluate(rows(tmp_path), BENCHMARK, metrics(judge), sampler=SAMPLER).scores
     kept = len(kept_items(BENCHMARK.items))
     for name in (ERASED, ORIGINAL, DESTROYED):

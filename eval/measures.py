@@ -1,0 +1,182 @@
+"""What is measured of a row: metrics with a value a picture, metrics of all pictures together, each concept's rate."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .benchmarks import Benchmark, Item
+from .metrics.features import Extractor
+from .metrics.fid import Fid
+from .metrics.kid import Kid
+from .scores import Score, Setup
+from .store import ImageStore, Manifest
+
+ENOUGH_FOR_SETS = 1_000
+"""Pictures below which no distance between sets is computed: there are paired distances instead."""
+BATCH = 64
+"""Pictures that are read together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One value each for some of the pictures.
+
+    Attributes:
+        items: Indices (k,) of the benchmark's items that have a value.
+        values: The values (k,); 0 and 1 for a share.
+        unit: "share" makes the score a rate with a Wilson interval.
+        higher_is_better: The direction.
+        setup: The protocol.
+    """
+
+    items: Int[np.ndarray, " k"]
+    values: Float[np.ndarray, " k"]
+    unit: str
+    higher_is_better: bool
+    setup: Setup
+
+    @property
+    def score(self) -> Score:
+        """The mean, with its interval."""
+        given = {"unit": self.unit, "higher_is_better": self.higher_is_better, "setup": self.setup}
+        if self.unit == "share":
+            return Score.share(self.values.astype(bool), **given)
+        return Score.mean(self.values, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """All that was measured of one row.
+
+    Attributes:
+        columns: Metrics with a value a picture, by name.
+        sets: Metrics of all pictures together, by name.
+        concepts: Efficacy or retention of each concept by name.
+        seen: Whether the concept that each item asks for was seen; NaN where nobody looked.
+    """
+
+    columns: Mapping[str, Column]
+    sets: Mapping[str, Score] = field(default_factory=dict)
+    concepts: Mapping[str, Score] = field(default_factory=dict)
+    seen: Float[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """Every metric by name; "efficacy" is that of the removed concept of which most is left."""
+        scores = {name: column.score for name, column in self.columns.items() if len(column.items)}
+        gone = [score for name, score in self.concepts.items() if score.setup and score.setup.metric == "efficacy"]
+        worst = {"efficacy": min(gone, key=lambda score: score.value)} if gone else {}
+        return {**worst, **scores, **self.sets}
+
+    def of_pictures(self, benchmark: Benchmark, manifest: Manifest) -> "Measures":
+        """Return the same with what made the pictures in every protocol."""
+        made = {
+            "benchmark": benchmark.id,
+            "sampler": manifest.scheduler["name"],
+            "steps": manifest.steps,
+            "guidance_scale": manifest.guidance_scale,
+        }
+
+        def stamped(scores: Mapping[str, Score]) -> dict[str, Score]:
+            return {
+                name: replace(score, setup=score.setup and replace(score.setup, **made))
+                for name, score in scores.items()
+            }
+
+        columns = {name: replace(column, setup=replace(column.setup, **made)) for name, column in self.columns.items()}
+        return replace(self, columns=columns, sets=stamped(self.sets), concepts=stamped(self.concepts))
+
+
+@runtime_checkable
+class Metrics(Protocol):
+    """What measures rows on one benchmark."""
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Metrics that are not computed, with the reason."""
+        ...
+
+    def prepare(self, reference: ImageStore | None) -> None:
+        """Take the original's pictures under other seeds, for distances between sets."""
+        ...
+
+    def measure(self, store: ImageStore, original: ImageStore, on_picture: Callable[[int], None]) -> Measures:
+        """Measure a row against the original's pictures of the same prompts and seeds."""
+        ...
+
+
+@dataclass
+class SetDistances:
+    """Distances between sets of pictures.
+
+    Attributes:
+        extractor: Whose features they are.
+        against: What the pictures are compared with, in words.
+        names: What the Fréchet and the kernel distance are called over these features.
+        reference: Features of the pictures compared with.
+    """
+
+    extractor: Extractor
+    against: str
+    names: tuple[str, str]
+    reference: list[np.ndarray] = field(default_factory=list)
+
+    def scores(self, features: np.ndarray) -> dict[str, Score]:
+        """Return both distances of a row's features (n, dim)."""
+        scores: dict[str, Score] = {}
+        for name, metric in zip(self.names, (Fid, Kid), strict=True):
+            distance = metric(extractor=self.extractor, reference=self.against)
+            distance.update_features(features)
+            for rows in self.reference:
+                distance.update_features(rows, reference=True)
+            score = distance.compute()
+            setup = score.setup or Setup(metric=name)
+            scores[name] = replace(score, setup=replace(setup, metric=name))
+        return scores
+
+
+def kept_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
+    """Return the items that ask for nothing removed."""
+    return np.array([i for i, item in enumerate(items) if not item.unwanted], dtype=np.int64)
+
+
+def removed_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
+    """Return the items that ask for something removed."""
+    return np.array([i for i, item in enumerate(items) if item.unwanted], dtype=np.int64)
+
+
+def concept_scores(
+    items: Sequence[Item],
+    unwanted: Float[np.ndarray, " n"],
+    wanted: Float[np.ndarray, " n"],
+    before: Float[np.ndarray, " n"],
+    share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
+) -> dict[str, Score]:
+    """Return the efficacy of each removed and the retention of each kept concept of which there is a picture.
+
+    Args:
+        items: What is asked for.
+        unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
+        wanted: The same of what should stay.
+        before: The same of what should stay, in the original's pictures.
+        share: Makes the column of a metric from rows and their values.
+    """
+    scores: dict[str, Score] = {}
+    removed, kept = removed_items(items), kept_items(items)
+    for name in dict.fromkeys(items[i].unwanted for i in removed):
+        rows = chosen(removed, lambda i, n=name: items[i].unwanted == n and not np.isnan(unwanted[i]))
+        if len(rows):
+            scores[name] = share("efficacy", rows, 1 - unwanted[rows]).score
+    for name in dict.fromkeys(items[i].wanted for i in kept if items[i].wanted):
+        rows = chosen(kept, lambda i, n=name: items[i].wanted == n and before[i] == 1 and not np.isnan(wanted[i]))
+        if len(rows):
+            scores[name] = share("retention", rows, wanted[rows]).score
+    return scores
+
+
+def chosen(rows: Int[np.ndarray, " k"], which: Callable[[int], bool]) -> Int[np.ndarray, " j"]:
+    """Return the rows of which something holds."""
+    return np.array([i for i in rows.tolist() if which(i)], dtype=np.int64)
