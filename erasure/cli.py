@@ -366,6 +366,9 @@ def evaluate(
     gold: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A model trained without what was removed, or its denoiser.")
     ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(metavar="HUB_ID", help="An image classifier with the classes of a public benchmark.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For scores.json and report.html.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -387,7 +390,7 @@ def evaluate(
         found = evaluated(
             what.rows,
             asked,
-            sources.metrics_of(asked, place),
+            sources.metrics_of(asked, place, classifier),
             sampler=sampler,
             on_picture=advance,
             facts={"suite": suite, "device": place},

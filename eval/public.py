@@ -1,14 +1,15 @@
 """The metrics of benchmarks for real models, as far as their weights are in the local cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from erasure.errors import ErasureError
+from erasure.errors import ErasureError, InputError
 
 from .benchmarks import Benchmark
 from .measures import (
@@ -22,12 +23,15 @@ from .measures import (
     kept_items,
     removed_items,
 )
-from .metrics.accuracy import Classifier, resnet50
+from .metrics.accuracy import Classifier, check_classes, hub_classifier, resnet50
 from .metrics.clip import Clip, OpenClip, TextTower
 from .metrics.clip_score import UNIT, clip_score
 from .metrics.features import Extractor, extractor
 from .scores import Score, Setup
 from .store import ImageStore
+
+CLASSIFIERS: Final[Mapping[str, Callable[..., Classifier]]] = MappingProxyType({"resnet50": resnet50})
+"""What a benchmark may name as its classifier."""
 
 
 @dataclass(kw_only=True)
@@ -37,9 +41,12 @@ class PublicMetrics:
     Attributes:
         benchmark: Its items say what is asked for.
         clip: Judge of CLIP score; None skips it.
-        classifier: For items that have a class index; None skips them.
+        classifier: For items that have a class index, with the benchmark's classes; None skips them.
         features: For FID and KID; None skips them.
         skipped: Metrics that are not computed, with the reason.
+
+    Raises:
+        InputError: The classifier has other classes than the benchmark.
     """
 
     benchmark: Benchmark
@@ -49,9 +56,27 @@ class PublicMetrics:
     skipped: dict[str, str] = field(default_factory=dict)
     _sets: SetDistances | None = field(default=None, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.classifier is not None:
+            check_classes(self.classifier, self.benchmark.classes, self.benchmark.name)
+
     @classmethod
-    def available(cls, benchmark: Benchmark, *, device: str = "cpu") -> "PublicMetrics":
-        """Return the metrics whose weights are in the local cache; nothing is downloaded."""
+    def available(cls, benchmark: Benchmark, *, device: str = "cpu", classifier: str | None = None) -> "PublicMetrics":
+        """Return the metrics whose weights are in the local cache; nothing is downloaded.
+
+        Args:
+            benchmark: What asks for the pictures.
+            device: Where the metrics run.
+            classifier: An image classifier of the Hub with the benchmark's classes; None is the benchmark's own.
+
+        Raises:
+            InputError: A classifier for a benchmark without classes, or one with others.
+            MissingWeightsError: The classifier that is asked for is not in the local cache.
+        """
+        if classifier is not None and not benchmark.classes:
+            raise InputError(
+                f"--classifier: expected none for {benchmark.name}, got {classifier!r}. It has no classes."
+            )
         skipped: dict[str, str] = {}
 
         def loaded(name: str, load: Callable[[], Any]) -> Any:
@@ -61,16 +86,23 @@ class PublicMetrics:
                 skipped[name] = str(error)
                 return None
 
-        classes = any(item.class_index is not None for item in benchmark.items)
-        if not classes:
+        if not benchmark.classes:
             skipped["efficacy, retention"] = "this list names no classes that a classifier knows"
+        elif classifier is None and not benchmark.classifier:
+            skipped["efficacy, retention"] = (
+                f"no classifier has the classes of {benchmark.name} by default; name one of the Hub: --classifier"
+            )
         kept = len(kept_items(benchmark.items))
         if kept < ENOUGH_FOR_SETS:
             skipped["fid, kid"] = f"{kept} pictures of what should stay, below {ENOUGH_FOR_SETS:,}"
         return cls(
             benchmark=benchmark,
             clip=loaded("clip_score", lambda: OpenClip.load(device=device)),
-            classifier=loaded("efficacy, retention", lambda: resnet50(device=device)) if classes else None,
+            classifier=hub_classifier(classifier, device=device)
+            if classifier is not None
+            else loaded("efficacy, retention", lambda: CLASSIFIERS[benchmark.classifier](device=device))
+            if benchmark.classifier
+            else None,
             features=loaded("fid, kid", lambda: extractor("inception", device=device))
             if kept >= ENOUGH_FOR_SETS
             else None,

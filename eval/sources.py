@@ -141,10 +141,22 @@ def benchmark_of(name: str, source: Source, suite: str, lists: Sequence[Path]) -
     return kind(**given)
 
 
-def metrics_of(benchmark: Benchmark, device: str) -> Metrics:
-    """Return what measures a benchmark."""
+def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None) -> Metrics:
+    """Return what measures a benchmark.
+
+    Args:
+        benchmark: What asks for the pictures.
+        device: Where the metrics run.
+        classifier: An image classifier of the Hub in the place of the benchmark's own.
+
+    Raises:
+        InputError: A classifier that the benchmark has no use for.
+        MissingWeightsError: It is not in the local cache.
+    """
     if benchmark.name != TINYWORLD:
-        return PublicMetrics.available(benchmark, device=device)
+        return PublicMetrics.available(benchmark, device=device, classifier=classifier)
+    if classifier is not None:
+        raise InputError(f"--classifier: expected none for {TINYWORLD}, got {classifier!r}. Its oracle judges it.")
     return TinyWorldMetrics(
         benchmark=benchmark,
         oracle=tinyworld.load_oracle(device),

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from erasure.concept import normalized
@@ -33,7 +34,7 @@ class Item:
         unwanted: The removed concept that the prompt asks for; "" if none.
         wanted: The concept asked for that should stay; "" if none.
         rest: The prompt with the removed concept taken out; "" if it says nothing else.
-        class_index: Of the concept asked for in the benchmark's classifier; None without one.
+        class_index: Of the concept asked for among `Benchmark.classes`; None without one.
     """
 
     case: str
@@ -60,7 +61,13 @@ class Benchmark(Plugin):
         scheduler: The diffusers class that the published numbers were sampled with, or ours.
         steps: Of the scheduler.
         guidance_scale: Of classifier-free guidance.
+        classes: What `Item.class_index` counts: each class with its index. Only a classifier with these classes at
+            these places can judge the pictures. Empty where no item has an index.
+        classifier: The classifier that is taken where none is named: "resnet50"; "" where there is none to take.
     """
+
+    classes: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    classifier: ClassVar[str] = ""
 
     version: ClassVar[int]
     source: ClassVar[str]

@@ -1,20 +1,24 @@
 """CIFAR-10 classes in other words: Receler's test of whether an erasure reaches what does not name the class."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import MappingProxyType
+from typing import ClassVar, Final
 
 from erasure.concept import normalized
 
 from .base import Benchmark, Item, class_index, named_in, roles, unique_cases
 from .lists import read_list
 
-CLASSES: dict[str, int] = {
-    name: index
-    for index, name in enumerate(
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    )
-}
+CLASSES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        name: index
+        for index, name in enumerate(
+            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+        )
+    }
+)
 """The classes with their index in CIFAR-10."""
 
 
@@ -22,7 +26,7 @@ CLASSES: dict[str, int] = {
 class Cifar10Paraphrase(Benchmark):
     """Ten classes, 50 descriptions each, about half of which do not name the class; or the list of plain prompts.
 
-    Receler judges with GroundingDINO; `class_index` is for a CIFAR-10 classifier.
+    Receler judges with GroundingDINO; `class_index` is for a CIFAR-10 classifier, of which none is the field's own.
 
     Attributes:
         path: A CSV file with the columns case_number, prompt, class, evaluation_seed.
@@ -40,6 +44,7 @@ class Cifar10Paraphrase(Benchmark):
     scheduler: ClassVar[str] = "LMSDiscreteScheduler"
     steps: ClassVar[int] = 50
     guidance_scale: ClassVar[float] = 7.5
+    classes: ClassVar[Mapping[str, int]] = CLASSES
 
     path: Path
     removed: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Imagenette: the ten ImageNet classes of the ESD and UCE tables."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +37,8 @@ class Imagenette(Benchmark):
     scheduler: ClassVar[str] = "LMSDiscreteScheduler"
     steps: ClassVar[int] = 100
     guidance_scale: ClassVar[float] = 7.5
+    classes: ClassVar[Mapping[str, int]] = CLASSES
+    classifier: ClassVar[str] = "resnet50"  # torchvision's, as in ESD and UCE
 
     path: Path
     removed: tuple[str, ...] = ()

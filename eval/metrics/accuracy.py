@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from erasure.errors import MissingExtraError
+from erasure.concept import normalized
+from erasure.errors import InputError, MissingExtraError
 from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.vocabulary import SCENES, STYLES
@@ -55,6 +56,29 @@ class Classifier(Protocol):
     def setup(self, metric: str) -> Setup:
         """Return the protocol of a metric over this classifier."""
         ...
+
+
+def check_classes(classifier: Classifier, classes: Mapping[str, int], where: str) -> None:
+    """Check that a classifier has some classes at their places.
+
+    An index alone says nothing: the third class of CIFAR-10 is the cat, of ImageNet the tiger shark. A label may hold
+    several names of a class, with commas between ("tench, Tinca tinca").
+
+    Args:
+        classifier: Who is to judge.
+        classes: Names with their indices.
+        where: What has these classes, for the error.
+
+    Raises:
+        InputError: A class has another name there, or none.
+    """
+    for name, index in classes.items():
+        label = classifier.classes[index] if index < len(classifier.classes) else None
+        if label is None or normalized(name) not in map(normalized, (label, *label.split(","))):
+            raise InputError(
+                f"{where}: expected a classifier whose class {index} is {name!r}, got one that calls it {label!r}."
+                " Name another: --classifier."
+            )
 
 
 def top_k_hits(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> Bool[Tensor, " n"]:

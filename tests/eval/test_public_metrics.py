@@ -1,0 +1,102 @@
+"""The metrics of benchmarks for real models: which are there, who may judge, and their arithmetic."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from erasure.errors import InputError
+from erasure.eval import public
+from erasure.eval.benchmarks import Benchmark
+from erasure.eval.benchmarks.cifar10_paraphrase import Cifar10Paraphrase
+from erasure.eval.benchmarks.coco import Coco
+from erasure.eval.benchmarks.imagenette import Imagenette
+from erasure.eval.metrics.images import Images
+from erasure.eval.metrics.weights import MissingWeightsError
+from erasure.eval.public import PublicMetrics
+from erasure.eval.scores import Setup
+from erasure.eval.sources import metrics_of
+
+
+class Shades:
+    """A classifier that can be told what to say: the picture's red level is the class that it shows."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+
+    def hits(self, images: Images, labels: Any, /) -> torch.Tensor:
+        shown = [int(np.asarray(image)[0, 0, 0]) for image in images]
+        return torch.tensor(shown) == labels
+
+    def setup(self, metric: str) -> Setup:
+        return Setup(metric=metric, backbone="shades")
+
+
+def imagenet() -> Shades:
+    from torchvision.models import ResNet50_Weights
+
+    return Shades(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
+
+
+def cifar10(folder: Path, removed: tuple[str, ...] = ("cat",)) -> Benchmark:
+    rows = [
+        ["case_number", "prompt", "class", "evaluation_seed"],
+        ["0", "a photo of a cat", "cat", "0"],
+        ["1", "a feline on a sofa", "cat", "1"],
+        ["2", "a photo of a ship", "ship", "2"],
+        ["3", "a vessel at sea", "ship", "3"],
+    ]
+    return Cifar10Paraphrase(path=written(folder, rows), removed=removed)
+
+
+def imagenette(folder: Path, removed: tuple[str, ...] = ("tench",)) -> Benchmark:
+    rows = [["case_number", "prompt", "evaluation_seed", "class"], ["0", "a tench", "0", "tench"]]
+    rows += [["1", "a church", "1", "church"]]
+    return Imagenette(path=written(folder, rows), removed=removed)
+
+
+def written(folder: Path, rows: list[list[str]]) -> Path:
+    path = folder / "list.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def no_weights(*_: object, **__: object) -> Any:
+    raise MissingWeightsError("nothing here")
+
+
+def test_no_other_list_of_classes_judges_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # ImageNet's class 3 is the tiger shark: every picture of a cat would have counted as one of something else.
+    monkeypatch.setattr(public, "CLASSIFIERS", {"resnet50": lambda device: imagenet()})
+    monkeypatch.setattr(public.OpenClip, "load", no_weights)
+    found = PublicMetrics.available(cifar10(tmp_path))
+    assert found.classifier is None
+    assert "--classifier" in found.skipped["efficacy, retention"]
+    with pytest.raises(InputError, match=r"class 0 is 'airplane', got one that calls it 'tench'\. Name another"):
+        PublicMetrics(benchmark=cifar10(tmp_path), clip=None, classifier=imagenet(), features=None)
+    few = Shades(["airplane", "automobile"])
+    with pytest.raises(InputError, match="class 2 is 'bird', got one that calls it None"):
+        PublicMetrics(benchmark=cifar10(tmp_path), clip=None, classifier=few, features=None)
+    assert isinstance(PublicMetrics.available(imagenette(tmp_path)).classifier, Shades)
+
+
+def test_a_classifier_may_be_named_where_there_are_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def of_the_hub(source: str, *, device: str) -> Shades:
+        asked.append(source)
+        return Shades([f"{name}, or so" for name in ("Airplane", *list(cifar10(tmp_path).classes)[1:])])
+
+    monkeypatch.setattr(public, "hub_classifier", of_the_hub)
+    monkeypatch.setattr(public.OpenClip, "load", no_weights)
+    found = metrics_of(cifar10(tmp_path), "cpu", "someone/cifar10")
+    assert asked == ["someone/cifar10"]
+    assert "efficacy, retention" not in found.skipped
+    rows = [["case_number", "prompt", "evaluation_seed"], ["0", "a cat", "0"]]
+    with pytest.raises(InputError, match="--classifier: expected none for coco, got 'someone/cifar10'"):
+        metrics_of(Coco(path=written(tmp_path, rows)), "cpu", "someone/cifar10")
