@@ -38,10 +38,15 @@ def judge() -> Judge:
         return Judge(build(), world.pipeline().tokenizer)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the reference rows' pictures are kept: they are drawn once for all tests that may find them there."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASURE_CACHE", str(shared))
 
 
 def rows(folder: Path) -> list[Row]:
@@ -54,9 +59,13 @@ def metrics(judge: Judge) -> TinyWorldMetrics:
     return TinyWorldMetrics(benchmark=BENCHMARK, oracle=world.oracle(), judge=judge)
 
 
-@pytest.fixture
-def evaluation(judge: Judge, tmp_path: Path) -> Evaluation:
-    return evaluate(rows(tmp_path / "pictures"), BENCHMARK, metrics(judge), sampler=SAMPLER)
+@pytest.fixture(scope="module")
+def evaluation(judge: Judge, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """An evaluation that is only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERASURE_CACHE", str(shared))
+        judged = rows(tmp_path_factory.mktemp("pictures"))
+        return evaluate(judged, BENCHMARK, metrics(judge), sampler=SAMPLER)
 
 
 def test_every_row_is_measured_by_every_metric(evaluation: Evaluation) -> None:
@@ -95,7 +104,9 @@ def after_n(evaluation: Evaluation) -> int:
     return evaluation.scores[ERASED]["efficacy_explicit"].n
 
 
-def test_pictures_are_made_once(judge: Judge, tmp_path: Path, cache: Path) -> None:
+def test_pictures_are_made_once(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+
     def made() -> list[str]:
         told: list[str] = []
         evaluate(
@@ -108,7 +119,7 @@ def test_pictures_are_made_once(judge: Judge, tmp_path: Path, cache: Path) -> No
         return [what for what in told if what.startswith("pictures")]
 
     assert {what.partition(", ")[2] for what in made()} == {"erased", "original", "negative prompt", "destroyed"}
-    assert len(list((cache / "pictures").iterdir())) == 3  # the judged row's stay with its ledger
+    assert len(list((tmp_path / "cache" / "pictures").iterdir())) == 3  # the judged row's stay with its ledger
     assert not made()
 
 
