@@ -18,7 +18,7 @@ from erasure.backbones import backbone_of
 
 from .benchmarks import Benchmark
 from .pictures import Pair, Sampler
-from .store import ImageStore, Manifest, generate
+from .store import ImageStore, Manifest, fill
 
 ERASED, ORIGINAL, NEGATIVE, DESTROYED, GOLD = "erased", "original", "negative_prompt", "destroyed", "gold"
 STRENGTH = 1.0
@@ -57,12 +57,12 @@ class Row:
         self, pairs: Sequence[Pair], sampler: Sampler, on_picture: Callable[[int], None] | None = None
     ) -> ImageStore:
         """Return the row's picture of each prompt and seed."""
-        sampler = replace(sampler, negative_prompt=self.negative_prompt)
         prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
         with self.applied():
-            identity = Manifest.of(self.pipe, prompts, seeds, sampler, self.edit).id
-            folder = (self.folder or picture_cache()) / identity
-            return generate(self.pipe, prompts, seeds, folder, sampler=sampler, edit=self.edit, on_picture=on_picture)
+            sampled = replace(sampler, negative_prompt=self.negative_prompt)
+            manifest = Manifest.of(self.pipe, prompts, seeds, sampled, self.edit)
+            store = ImageStore(folder=(self.folder or picture_cache()) / manifest.id, manifest=manifest)
+            return fill(self.pipe, store, batch_size=sampler.batch_size, on_picture=on_picture)
 
 
 def picture_cache() -> Path:

@@ -23,8 +23,9 @@ from erasure.files import make_folder, write_whole
 from erasure.runs import versions
 
 from .pictures import Pair, Sampler, make_files, slug
+from .pipeline_digest import pipeline_digest
 
-FORMAT = "erasure-images/1"
+FORMAT = "erasure-images/2"
 MANIFEST = "manifest.json"
 # The last twelve bytes of every whole PNG file: the empty chunk IEND with its checksum.
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -35,9 +36,9 @@ class Manifest:
     """All that decides the pictures of a store, but for the last bits that batches, threads and devices change.
 
     Attributes:
-        model: Fingerprint of the weights in force while sampling, edited or not.
-        edit: Id of what was in force on the model: an edit, a guidance; "" is nothing.
         precision: What the denoiser computed in: "float32".
+        model: Digest of all that was in force while sampling, edited or not: networks, tokenizers, safety checker.
+        edit: Id of what was in force on the model: an edit, a guidance; "" is nothing.
         scheduler: Its class as "name", and its settings.
         steps: Of the scheduler.
         guidance_scale: Of classifier-free guidance.
@@ -45,9 +46,9 @@ class Manifest:
         images: Prompt and seed of each row.
     """
 
+    precision: str
     model: str
     edit: str
-    precision: str
     scheduler: Mapping[str, Any]
     steps: int
     guidance_scale: float
@@ -78,17 +79,25 @@ class Manifest:
             )
         if negative := [seed for seed in seeds if seed < 0]:
             raise InputError(f"store: expected seeds from 0 on, got {negative[0]!r}.")
-        backbone = backbone_of(pipe)
         settings = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
         return cls(
-            model=backbone.fingerprint(),
+            precision=str(backbone_of(pipe).dtype).removeprefix("torch."),
+            model=pipeline_digest(pipe),
             edit=edit,
-            precision=str(backbone.dtype).removeprefix("torch."),
             scheduler=_plain({"name": type(pipe.scheduler).__name__, **settings}),
             steps=sampler.steps,
             guidance_scale=float(sampler.guidance_scale),
             negative_prompt=sampler.negative_prompt,
             images=tuple((prompt, int(seed)) for prompt, seed in zip(prompts, seeds, strict=True)),
+        )
+
+    def sampler(self, batch_size: int) -> Sampler:
+        """Return how the pictures are to be made."""
+        return Sampler(
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            batch_size=batch_size,
+            negative_prompt=self.negative_prompt,
         )
 
     @cached_property
@@ -157,7 +166,9 @@ class ImageStore:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
-                raise InputError(f"{path}: expected format {FORMAT!r}, got {data['format']!r}.")
+                raise InputError(
+                    f"{path}: expected format {FORMAT!r}, got {data['format']!r}. Generate the pictures anew."
+                )
             return cls(folder=Path(folder), manifest=Manifest.from_json(data))
         except OSError as error:
             raise InputError(f"{path}: expected a manifest, got {error.strerror!r}. Generate the pictures.") from None
@@ -233,12 +244,7 @@ def generate(
     edit: str = "",
     on_picture: Callable[[int], None] | None = None,
 ) -> ImageStore:
-    """Return a folder filled with one picture for each pair of a prompt and a seed; what is there already is kept.
-
-    The noise of each picture comes from its own CPU generator, see `erasure.sampling.sample`. Batches are fixed by the
-    rows, so the same pictures are made together whatever was interrupted and however many processes share the work:
-    under `accelerate launch` each takes every n-th batch, and all return when the folder is full. Only a batch that was
-    cut short while its files were written is finished in a smaller one.
+    """Return a folder filled with one picture for each pair of a prompt and a seed; see `fill`.
 
     Args:
         pipe: A loaded diffusers pipeline on this process's device, with whatever is in force on it.
@@ -250,19 +256,41 @@ def generate(
         on_picture: Called after each batch with how many more this process has made.
 
     Raises:
-        InputError: Prompts and seeds that cannot be used; a folder that cannot be written, holds other pictures or has
-            a manifest that asks for something else; or pictures that another process did not make.
+        InputError: Prompts and seeds that cannot be used, or a folder that cannot be filled.
+    """
+    sampler = sampler or Sampler()
+    store = ImageStore(folder=Path(folder), manifest=Manifest.of(pipe, prompts, seeds, sampler, edit))
+    return fill(pipe, store, batch_size=sampler.batch_size, on_picture=on_picture)
+
+
+def fill(
+    pipe: Any, store: ImageStore, *, batch_size: int, on_picture: Callable[[int], None] | None = None
+) -> ImageStore:
+    """Make the pictures of a store that are missing, and return it; what is there already is kept.
+
+    The noise of each picture comes from its own CPU generator, see `erasure.sampling.sample`. Batches are fixed by the
+    rows, so the same pictures are made together whatever was interrupted and however many processes share the work:
+    under `accelerate launch` each takes every n-th batch, and all return when the folder is full. Only a batch that was
+    cut short while its files were written is finished in a smaller one.
+
+    Args:
+        pipe: A loaded diffusers pipeline on this process's device, as it was when the manifest was taken.
+        store: What to make, and where; the folder is made if it is not there.
+        batch_size: Pictures made together.
+        on_picture: Called after each batch with how many more this process has made.
+
+    Raises:
+        InputError: The folder cannot be written, holds other pictures or has a manifest that asks for something else;
+            or another process did not make its pictures.
     """
     from accelerate import PartialState
 
-    sampler, processes = sampler or Sampler(), PartialState()
-    manifest = Manifest.of(pipe, prompts, seeds, sampler, edit)
-    store = ImageStore(folder=Path(folder), manifest=manifest)
+    processes, manifest = PartialState(), store.manifest
     made_with = {
         "versions": versions(),
         "device": str(backbone_of(pipe).device),
         "threads": torch.get_num_threads(),
-        "batch_size": sampler.batch_size,
+        "batch_size": batch_size,
         "processes": processes.num_processes,
     }
     _begin(store, made_with, write=processes.is_main_process)
@@ -270,12 +298,13 @@ def generate(
     _begin(store, made_with, write=False)
     store.missing()  # refuses what does not belong before any picture is made
     processes.wait_for_everyone()
-    size = sampler.batch_size
-    own = range(processes.process_index * size, len(store), processes.num_processes * size)
-    batches = ([row for row in range(start, min(start + size, len(store))) if not store._holds(row)] for start in own)
+    own = range(processes.process_index * batch_size, len(store), processes.num_processes * batch_size)
+    batches = (
+        [row for row in range(start, min(start + batch_size, len(store))) if not store._holds(row)] for start in own
+    )
     files = ([(store.path(row), manifest.images[row]) for row in batch] for batch in batches if batch)
     facts = {"manifest": manifest.id, "made_with": json.dumps(made_with, sort_keys=True)}
-    make_files(pipe, sampler, files, facts, on_picture)
+    make_files(pipe, manifest.sampler(batch_size), files, facts, on_picture)
     processes.wait_for_everyone()
     if missing := store.missing():
         raise InputError(f"{store.folder}: expected all pictures, got none for row {missing[0]}. Generate again.")

@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from erasure.errors import InputError
 from erasure.eval.pictures import Sampler
+from erasure.eval.pipeline_digest import pipeline_digest
 from erasure.eval.store import MANIFEST, ImageStore, Manifest, check_paired, generate
 from erasure.sampling import sample
 from tests import tiny
@@ -138,6 +142,43 @@ def test_another_model_scheduler_or_precision_is_an_error(full: ImageStore) -> N
         generate(half, PROMPTS, SEEDS, full.folder, sampler=SAMPLER)
 
 
+@pytest.mark.parametrize("component", ["vae", "unet", "text_encoder", "safety_checker"])
+def test_one_value_of_any_network_makes_other_pictures(component: str) -> None:
+    pipe = checked()
+    before = Manifest.of(pipe, PROMPTS, SEEDS, SAMPLER)
+    assert Manifest.of(checked(), PROMPTS, SEEDS, SAMPLER) == before
+    weight = max(getattr(pipe, component).parameters(), key=torch.numel)
+    weight.data.view(-1)[1] += 0.5  # not one of the few values that a fingerprint reads
+    after = Manifest.of(pipe, PROMPTS, SEEDS, SAMPLER)
+    assert after.id != before.id
+    assert "model" in before.difference(after)
+
+
+def test_tokenizer_and_configuration_tell_models_apart_and_notes_about_them_do_not(tmp_path: Path) -> None:
+    pipe = checked()
+    before = pipeline_digest(pipe)
+    pipe.tokenizer(["a cat"], padding="max_length", max_length=7, truncation=True)  # leaves its padding behind
+    pipe.save_pretrained(tmp_path)
+    assert pipeline_digest(pipe) == before
+    assert pipeline_digest(StableDiffusionPipeline.from_pretrained(tmp_path)) == before
+    pipe.vae.register_to_config(scaling_factor=1.0)
+    scaled = pipeline_digest(pipe)
+    pipe.tokenizer.add_tokens(["<new>"])
+    assert len({before, scaled, pipeline_digest(pipe)}) == 3
+
+
+def checked() -> Any:
+    """Return a model that looks at its own pictures."""
+    pipe = tiny.sd1()
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(vision_config={**vision, "image_size": 8, "patch_size": 4}, projection_dim=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        checker = StableDiffusionSafetyChecker(config)
+    pipe.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor(size=8, crop_size=8))
+    return pipe
+
+
 def test_batch_size_is_no_part_of_the_request(pipe: Any, full: ImageStore) -> None:
     generate(pipe, PROMPTS, SEEDS, full.folder, sampler=Sampler(steps=2, guidance_scale=4.0, batch_size=5))
 
@@ -207,7 +248,7 @@ def test_requests_that_cannot_be_met(pipe: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a manifest"):
         ImageStore.open(tmp_path)
     (tmp_path / MANIFEST).write_text('{"format": "something/9"}')
-    with pytest.raises(InputError, match="expected format 'erasure-images/1', got 'something/9'"):
+    with pytest.raises(InputError, match="expected format 'erasure-images/2', got 'something/9'"):
         ImageStore.open(tmp_path)
 
 
