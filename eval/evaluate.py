@@ -159,11 +159,12 @@ def evaluate(
         found = metrics.measure(store, original, advance(f"reading, {_spoken(name)}", benchmark.n))
         drift = _drift(named[name], asks, sampler, advance(f"attention, {_spoken(name)}", len(asks)))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(benchmark, store.manifest)
+    alone = measures[ORIGINAL].alone
     return Evaluation(
         benchmark=benchmark,
         rows=named,
         stores=stores,
-        measures=measures,
+        measures={name: found.without(alone) for name, found in measures.items()},
         facts={
             **(facts or {}),
             "steps": sampler.steps,
@@ -175,7 +176,7 @@ def evaluate(
             "threads": torch.get_num_threads(),
             "seconds": round(time.perf_counter() - start, 1),
         },
-        skipped=metrics.skipped,
+        skipped={**metrics.skipped, **alone},
     )
 
 

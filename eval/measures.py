@@ -1,6 +1,6 @@
 """What is measured of a row: metrics with a value a picture, metrics of all pictures together, each concept's rate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -70,6 +70,30 @@ class Measures:
         gone = [score for name, score in self.concepts.items() if score.setup and score.setup.metric == "efficacy"]
         worst = {"efficacy": min(gone, key=lambda score: score.value)} if gone else {}
         return {**worst, **scores, **self.sets}
+
+    @property
+    def alone(self) -> dict[str, str]:
+        """Scores of how much is gone that have none of what stayed beside them, with the reason.
+
+        They are not to be shown: a model that draws nothing any more has the best of them.
+        """
+        scores = self.scores
+        kept = any(name.startswith(("retention", "shown")) for name in scores)
+        why = "no picture of what should stay could be judged beside it"
+        found = {} if kept else {name: why for name in scores if name.startswith("efficacy")}
+        if "clip_score" not in scores and "clip_score_removed" in scores:
+            found["clip_score_removed"] = why
+        return found
+
+    def without(self, names: Collection[str]) -> "Measures":
+        """Return the same without some scores; without "efficacy", without that of each concept as well."""
+        concepts = {
+            name: score
+            for name, score in self.concepts.items()
+            if "efficacy" not in names or not score.setup or score.setup.metric != "efficacy"
+        }
+        columns = {name: column for name, column in self.columns.items() if name not in names}
+        return replace(self, columns=columns, concepts=concepts)
 
     def of_pictures(self, benchmark: Benchmark, manifest: Manifest) -> "Measures":
         """Return the same with what made the pictures in every protocol."""

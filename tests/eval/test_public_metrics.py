@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from erasure.errors import InputError
 from erasure.eval import public
@@ -15,11 +16,17 @@ from erasure.eval.benchmarks import Benchmark
 from erasure.eval.benchmarks.cifar10_paraphrase import Cifar10Paraphrase
 from erasure.eval.benchmarks.coco import Coco
 from erasure.eval.benchmarks.imagenette import Imagenette
+from erasure.eval.evaluate import evaluate
+from erasure.eval.measures import Measures
 from erasure.eval.metrics.images import Images
 from erasure.eval.metrics.weights import MissingWeightsError
+from erasure.eval.pictures import Sampler
 from erasure.eval.public import PublicMetrics
+from erasure.eval.rows import reference_rows
 from erasure.eval.scores import Setup
 from erasure.eval.sources import metrics_of
+from tests.eval import world
+from tests.eval.stores import store_of
 
 
 class Shades:
@@ -100,3 +107,44 @@ def test_a_classifier_may_be_named_where_there_are_classes(tmp_path: Path, monke
     rows = [["case_number", "prompt", "evaluation_seed"], ["0", "a cat", "0"]]
     with pytest.raises(InputError, match="--classifier: expected none for coco, got 'someone/cifar10'"):
         metrics_of(Coco(path=written(tmp_path, rows)), "cpu", "someone/cifar10")
+
+
+class Plain:
+    """A CLIP to whom all pictures and texts are alike."""
+
+    def image_features(self, pictures: list[Any], /) -> torch.Tensor:
+        return torch.ones(len(pictures), 2)
+
+    def text_features(self, texts: list[str], /) -> torch.Tensor:
+        return torch.ones(len(texts), 2)
+
+
+def measured(
+    folder: Path, benchmark: Benchmark, levels: Sequence[int], before: Sequence[int] | None = None, **judges: Any
+) -> Measures:
+    """Return what is measured of pictures of some red levels."""
+    given = {"clip": None, "classifier": Shades(list(benchmark.classes)), "features": None, **judges}
+    stores = [
+        store_of(folder, [Image.new("RGB", (8, 8), (level, 0, 0)) for level in shown], benchmark.pairs, name)
+        for name, shown in (("after", levels), ("before", levels if before is None else before))
+    ]
+    return PublicMetrics(benchmark=benchmark, **given).measure(*stores, lambda more: None)
+
+
+def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = measured(tmp_path, cifar10(tmp_path), [3, 0, 8, 8], clip=Plain())
+    assert not both.alone
+    lines = [["case_number", "prompt", "class", "evaluation_seed"], ["0", "a photo of a cat", "cat", "0"]]
+    only = Cifar10Paraphrase(path=written(tmp_path, lines), removed=("cat",))
+    gone = measured(tmp_path, only, [0], clip=Plain())
+    assert set(gone.alone) == {"efficacy", "efficacy_explicit", "clip_score_removed"}
+    shown = gone.without(gone.alone)
+    assert not shown.scores
+    assert not shown.concepts
+    judges = PublicMetrics(benchmark=only, clip=None, classifier=Shades(list(only.classes)), features=None)
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    rows = reference_rows(world.pipeline(), ["cat"])
+    found = evaluate(rows, only, judges, sampler=Sampler(steps=2, batch_size=4)).as_json()
+    assert not any(found["rows"].values())
+    assert not any(found["concepts"].values())
+    assert found["skipped"]["efficacy"] == "no picture of what should stay could be judged beside it"
