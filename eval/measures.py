@@ -172,6 +172,26 @@ def removed_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
     return np.array([i for i, item in enumerate(items) if item.unwanted], dtype=np.int64)
 
 
+def efficacy_by_wording(
+    items: Sequence[Item],
+    unwanted: Float[np.ndarray, " n"],
+    share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
+) -> dict[str, Column]:
+    """Return the efficacy over all removed concepts, a column for each wording of the prompts.
+
+    Args:
+        items: What is asked for.
+        unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
+        share: Makes the column of a metric from rows and their values.
+    """
+    looked = chosen(removed_items(items), lambda i: not np.isnan(unwanted[i]))
+    return {
+        f"efficacy_{wording}": share("efficacy", rows, 1 - unwanted[rows])
+        for wording in dict.fromkeys(items[i].wording for i in looked)
+        for rows in [chosen(looked, lambda i, w=wording: items[i].wording == w)]
+    }
+
+
 def concept_scores(
     items: Sequence[Item],
     unwanted: Float[np.ndarray, " n"],

@@ -20,6 +20,7 @@ from .measures import (
     SetDistances,
     chosen,
     concept_scores,
+    efficacy_by_wording,
     kept_items,
     removed_items,
 )
@@ -145,14 +146,9 @@ class PublicMetrics:
                 columns[name] = self._column(name, rows, fits[rows], UNIT, name == "clip_score")
         concepts: dict[str, Score] = {}
         if self.classifier is not None:
-            columns |= self._accuracies(removed, kept, seen, before)
-            concepts = concept_scores(
-                items,
-                seen,
-                seen,
-                before,
-                lambda metric, rows, values: self._column(metric, rows, values, "share", True),
-            )
+            columns |= efficacy_by_wording(items, seen, self._share)
+            columns |= self._retained(kept, seen, before)
+            concepts = concept_scores(items, seen, seen, before, self._share)
         sets = self._sets.scores(np.concatenate(features)) if self._sets and features else {}
         return Measures(columns=columns, sets=sets, concepts=concepts, seen=seen)
 
@@ -165,21 +161,18 @@ class PublicMetrics:
             found[known] = self.classifier.hits([images[row] for row in known], labels).numpy()
         return found
 
-    def _accuracies(
-        self,
-        removed: Int[np.ndarray, " k"],
-        kept: Int[np.ndarray, " j"],
-        seen: Float[np.ndarray, " n"],
-        before: Float[np.ndarray, " n"],
+    def _retained(
+        self, kept: Int[np.ndarray, " k"], seen: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"]
     ) -> dict[str, Column]:
-        gone = chosen(removed, lambda i: not np.isnan(seen[i]))
         stay = chosen(kept, lambda i: not np.isnan(seen[i]))
         held = chosen(stay, lambda i: before[i] == 1)
         return {
-            "efficacy_explicit": self._column("efficacy", gone, 1 - seen[gone], "share", True),
-            "shown": self._column("shown", stay, seen[stay], "share", True),
-            "retention": self._column("retention", held, seen[held], "share", True),
+            "shown": self._share("shown", stay, seen[stay]),
+            "retention": self._share("retention", held, seen[held]),
         }
+
+    def _share(self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"]) -> Column:
+        return self._column(metric, rows, values, "share", True)
 
     def _column(
         self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], unit: str, higher: bool

@@ -20,6 +20,7 @@ from .measures import (
     SetDistances,
     chosen,
     concept_scores,
+    efficacy_by_wording,
     kept_items,
     removed_items,
 )
@@ -113,11 +114,7 @@ class TinyWorldMetrics:
         seen: Float[np.ndarray, " n"],
     ) -> Measures:
         kept, removed = kept_items(items), removed_items(items)
-        columns = {
-            f"efficacy_{wording}": self._share("efficacy", rows, 1 - unwanted[rows])
-            for wording in dict.fromkeys(items[i].wording for i in removed)
-            for rows in [chosen(removed, lambda i, w=wording: items[i].wording == w)]
-        }
+        columns = efficacy_by_wording(items, unwanted, self._share)
         stays = chosen(np.arange(len(items)), lambda i: bool(items[i].wanted))
         for tier in dict.fromkeys(items[i].group for i in stays):
             rows = chosen(stays, lambda i, t=tier: items[i].group == t)

@@ -148,3 +148,15 @@ def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch:
     assert not any(found["rows"].values())
     assert not any(found["concepts"].values())
     assert found["skipped"]["efficacy"] == "no picture of what should stay could be judged beside it"
+
+
+def test_each_wording_has_an_efficacy_of_its_own(tmp_path: Path) -> None:
+    # The named cat is gone, the paraphrased one is not; one ship of two is lost, of which the original had both.
+    found = measured(tmp_path, cifar10(tmp_path), [8, 3, 8, 0], [3, 3, 8, 8]).scores
+    assert {name: (score.value, score.n) for name, score in found.items()} == {
+        "efficacy": (0.5, 2),
+        "efficacy_explicit": (1.0, 1),
+        "efficacy_paraphrase": (0.0, 1),
+        "shown": (0.5, 2),
+        "retention": (0.5, 2),
+    }
