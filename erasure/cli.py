@@ -402,6 +402,8 @@ def evaluate(
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return
     _print_whole(terminal_table(found))
+    for warning in found.warnings:
+        out.print(f"note: {warning}", markup=False)
     for name, why in found.skipped.items():
         out.print(f"not computed: {name}: {why}", markup=False)
     out.print(f"scores: {scores}", markup=False)

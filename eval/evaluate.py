@@ -33,6 +33,8 @@ DRIFT_PROMPTS = 24
 OTHER_SEEDS = 2**30
 """Added to each seed for the pictures of the original that sets of pictures are compared with."""
 
+OTHER_SCHEDULER = "sampled with {}; the published numbers of {} are of {}, and these are not to be compared with them"
+
 OnPicture = Callable[[str, int, int], None]
 """Told what is being made or read, how many more are done, and how many there are."""
 
@@ -48,6 +50,7 @@ class Evaluation:
         measures: Their numbers.
         facts: Versions, machine, commit, seconds.
         skipped: Metrics that were not computed, with the reason.
+        warnings: What a reader must know before comparing a number with another one.
     """
 
     benchmark: Benchmark
@@ -56,6 +59,7 @@ class Evaluation:
     measures: Mapping[str, Measures]
     facts: Mapping[str, Any]
     skipped: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
     @property
     def scores(self) -> dict[str, dict[str, Score]]:
@@ -109,6 +113,7 @@ class Evaluation:
             },
             "differences": self.differences,
             "skipped": dict(self.skipped),
+            "warnings": list(self.warnings),
         }
 
 
@@ -160,6 +165,7 @@ def evaluate(
         drift = _drift(named[name], asks, sampler, advance(f"attention, {_spoken(name)}", len(asks)))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(benchmark, store.manifest)
     alone = measures[ORIGINAL].alone
+    used, published = original.manifest.scheduler["name"], benchmark.published_scheduler
     return Evaluation(
         benchmark=benchmark,
         rows=named,
@@ -167,6 +173,7 @@ def evaluate(
         measures={name: found.without(alone) for name, found in measures.items()},
         facts={
             **(facts or {}),
+            "sampler": used,
             "steps": sampler.steps,
             "guidance_scale": sampler.guidance_scale,
             "model": original.manifest.model,
@@ -177,6 +184,7 @@ def evaluate(
             "seconds": round(time.perf_counter() - start, 1),
         },
         skipped={**metrics.skipped, **alone},
+        warnings=() if used == published else (OTHER_SCHEDULER.format(used, benchmark.name, published),),
     )
 
 

@@ -66,6 +66,7 @@ def render(evaluation: Evaluation, title: str) -> str:
         rows=[{"name": _spoken(name), "about": row.about} for name, row in evaluation.rows.items()],
         metrics=[_metric_view(metric, scores) for metric in _metrics(scores)],
         skipped=sorted(evaluation.skipped.items()),
+        warnings=evaluation.warnings,
         concepts=_concepts(evaluation),
         strips=_strips(evaluation),
         frames=len(evaluation.stores),

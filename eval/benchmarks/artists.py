@@ -31,7 +31,7 @@ class Artists(Benchmark):
     )
     licence: ClassVar[str] = "MIT (ESD, UCE), Apache-2.0 (SPM)"
     seeds: ClassVar[str] = "evaluation_seed of each row"
-    scheduler: ClassVar[str] = "LMSDiscreteScheduler"  # eval-scripts/generate-images.py of ESD and UCE
+    published_scheduler: ClassVar[str] = "LMSDiscreteScheduler"  # eval-scripts/generate-images.py of ESD and UCE
     steps: ClassVar[int] = 100
     guidance_scale: ClassVar[float] = 7.5
 

@@ -58,7 +58,8 @@ class Benchmark(Plugin):
         source: Where the prompts come from.
         licence: Of the prompts.
         seeds: Where the seeds come from, in words.
-        scheduler: The diffusers class that the published numbers were sampled with, or ours.
+        published_scheduler: The diffusers class that the published numbers were sampled with, or ours. The pictures are
+            made with the pipeline's own, whatever it is.
         steps: Of the scheduler.
         guidance_scale: Of classifier-free guidance.
         classes: What `Item.class_index` counts: each class with its index. Only a classifier with these classes at
@@ -73,7 +74,7 @@ class Benchmark(Plugin):
     source: ClassVar[str]
     licence: ClassVar[str]
     seeds: ClassVar[str]
-    scheduler: ClassVar[str]
+    published_scheduler: ClassVar[str]
     steps: ClassVar[int]
     guidance_scale: ClassVar[float]
 
@@ -123,7 +124,7 @@ class Benchmark(Plugin):
             "licence": self.licence,
             "n": self.n,
             "seeds": self.seeds,
-            "scheduler": self.scheduler,
+            "published_scheduler": self.published_scheduler,
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
         }

@@ -37,7 +37,7 @@ class Celebrities(Benchmark):
     )
     licence: ClassVar[str] = "Apache-2.0 (SPEED), MPL-2.0 (labels)"
     seeds: ClassVar[str] = "seed of each row, 1 to 5 for most; the n-th seed goes with the n-th template"
-    scheduler: ClassVar[str] = "DDIMScheduler"  # src/sample_images_from_csv.py of MACE
+    published_scheduler: ClassVar[str] = "DDIMScheduler"  # src/sample_images_from_csv.py of MACE
     steps: ClassVar[int] = 50
     guidance_scale: ClassVar[float] = 7.5
 

@@ -28,7 +28,7 @@ class Coco(Benchmark):
     )
     licence: ClassVar[str] = "MIT (UCE), Apache-2.0 (SPM); captions CC BY 4.0"
     seeds: ClassVar[str] = "evaluation_seed of each row"
-    scheduler: ClassVar[str] = "LMSDiscreteScheduler"  # eval-scripts/generate-images.py of UCE
+    published_scheduler: ClassVar[str] = "LMSDiscreteScheduler"  # eval-scripts/generate-images.py of UCE
     steps: ClassVar[int] = 100
     guidance_scale: ClassVar[float] = 7.5
 

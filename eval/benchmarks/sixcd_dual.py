@@ -35,7 +35,7 @@ class SixCdDual(Benchmark):
     licence: ClassVar[str] = "MIT"
     seeds: ClassVar[str] = "evaluation_seed of each row, the same with and without the concept"
     # Ours: the repository holds no sampling code.
-    scheduler: ClassVar[str] = "DDIMScheduler"
+    published_scheduler: ClassVar[str] = "DDIMScheduler"
     steps: ClassVar[int] = 50
     guidance_scale: ClassVar[float] = 7.5
 

@@ -53,7 +53,7 @@ class TinyWorld(Benchmark):
     source: ClassVar[str] = "this project, erasure/tinyworld/vocabulary.py"
     licence: ClassVar[str] = "Apache-2.0"
     seeds: ClassVar[str] = "CRC-32 of concept, wording, index and benchmark seed, modulo 2^31"
-    scheduler: ClassVar[str] = "DDIMScheduler"
+    published_scheduler: ClassVar[str] = "DDIMScheduler"
     steps: ClassVar[int] = int(tinyworld.SAMPLER["steps"])
     guidance_scale: ClassVar[float] = float(tinyworld.SAMPLER["guidance_scale"])
 

@@ -155,6 +155,17 @@ def test_the_protocol_names_the_scheduler_that_made_the_pictures(
         ("EulerDiscreteScheduler", SAMPLER.steps, BENCHMARK.id)
     }
     assert None not in setups
+    protocol = found.as_json()["protocol"]
+    assert protocol["sampler"] == "EulerDiscreteScheduler"
+    assert protocol["benchmark"]["published_scheduler"] == "DDIMScheduler"
+    [warning] = found.warnings
+    assert warning.startswith("sampled with EulerDiscreteScheduler; the published numbers of tinyworld are of DDIM")
+    assert warning[1:] in render(found, "cat")
+
+
+def test_the_published_scheduler_needs_no_word(evaluation: Evaluation) -> None:
+    assert evaluation.as_json()["protocol"]["sampler"] == BENCHMARK.published_scheduler
+    assert evaluation.as_json()["warnings"] == []
 
 
 def test_arithmetic_of_known_answers(judge: Judge) -> None:

@@ -48,7 +48,7 @@ def test_every_benchmark_is_found_and_says_what_it_is() -> None:
     for name in benchmark_names():
         kind = benchmark_class(name)
         assert kind.version >= 1
-        assert all((kind.source, kind.licence, kind.seeds, kind.scheduler))
+        assert all((kind.source, kind.licence, kind.seeds, kind.published_scheduler))
         assert kind.steps > 0
         assert kind.guidance_scale > 0
     with pytest.raises(UnknownNameError, match="Did you mean 'imagenette'"):
@@ -95,7 +95,7 @@ def test_two_lists_of_one_name_are_two_benchmarks(tmp_path: Path) -> None:
 def test_about_states_everything(imagenette: Path) -> None:
     about = Imagenette(path=imagenette).about()
     assert (about["n"], about["steps"], about["guidance_scale"]) == (2, 100, 7.5)
-    assert {"id", "version", "source", "licence", "seeds", "scheduler"} <= about.keys()
+    assert {"id", "version", "source", "licence", "seeds", "published_scheduler"} <= about.keys()
     sampler = Imagenette(path=imagenette).sampler(batch_size=4)
     assert (sampler.steps, sampler.guidance_scale, sampler.batch_size) == (100, 7.5, 4)
 
