@@ -356,10 +356,16 @@ def attention(
 @app.command(cls=_ManyValues)
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
-    suite: Annotated[str, typer.Option(help="quick, standard or full: 80, 2,000 or 8,000 pictures a model.")] = "quick",
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Of tinyworld: quick (default), standard or full: 80, 2,000 or 8,000 pictures a model."),
+    ] = None,
     benchmark: Annotated[str, typer.Option(help="tinyworld, or one that reads prompts from --list.")] = "tinyworld",
     lists: Annotated[
         list[Path] | None, typer.Option("--list", metavar="FILE", help="Prompts of a public benchmark.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the benchmark: limit=1000.")
     ] = None,
     removed: Removed = None,
     original: Original = None,
@@ -383,9 +389,9 @@ def evaluate(
     what = sources.source_of(
         source, lambda name: _loaded(name, place), removed=removed or [], original=original, gold=gold
     )
-    asked = sources.benchmark_of(benchmark, what, suite, lists or [])
+    asked = sources.benchmark_of(benchmark, what, suite=suite, lists=lists or [], settings=settings or [])
     sampler = sources.sampler_of(asked, what)
-    folder = to or what.folder / f"{benchmark}-{suite}"
+    folder = to or what.folder / asked.short
     with _bars() as advance:
         found = evaluated(
             what.rows,
@@ -393,7 +399,7 @@ def evaluate(
             sources.metrics_of(asked, place, classifier),
             sampler=sampler,
             on_picture=advance,
-            facts={"suite": suite, "device": place},
+            facts={"device": place},
         )
         scores = write_scores(found, folder)
         report = write_evaluation_report(found, folder, what.title)

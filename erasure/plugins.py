@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import ErrorDetails, to_json
 
-from .errors import InputError, unknown_name
+from .errors import ErasureError, InputError, unknown_name
 
 
 class Plugin(ABC):
@@ -63,11 +63,14 @@ def with_settings(kind: type[AnyPlugin], settings: Mapping[str, Any], *, where: 
         # In strict mode only JSON can be read as a dataclass; its arrays become the tuples of the fields.
         return TypeAdapter(kind).validate_json(to_json(settings), strict=True)
     except ValidationError as error:
-        problems = [
-            f"{where}{'.'.join(map(str, problem['loc']))}: {_lowered(problem['msg'])}, got {problem['input']!r}."
-            for problem in error.errors()
-        ]
-        raise InputError(" ".join(problems)) from error
+        raise InputError(" ".join(_said(problem, where) for problem in error.errors())) from error
+
+
+def _said(problem: ErrorDetails, where: str) -> str:
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ErasureError):  # of a plugin that checks its settings together: it says where
+        return str(cause)
+    return f"{where}{'.'.join(map(str, problem['loc']))}: {_lowered(problem['msg'])}, got {problem['input']!r}."
 
 
 def _lowered(message: str) -> str:

@@ -1,7 +1,7 @@
 """From what the command is given to what is evaluated: rows, benchmark, metrics."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -106,39 +106,48 @@ def source_of(
     )
 
 
-def benchmark_of(name: str, source: Source, suite: str, lists: Sequence[Path]) -> Benchmark:
+def benchmark_of(
+    name: str, source: Source, *, suite: str | None = None, lists: Sequence[Path] = (), settings: Sequence[str] = ()
+) -> Benchmark:
     """Return a benchmark by name.
 
     Args:
         name: See `benchmarks.benchmark_names`.
         source: What was removed from what.
-        suite: "quick", "standard" or "full", of the tiny world.
+        suite: "quick", "standard" or "full", of the tiny world; None is its quick one.
         lists: Files of prompts, for the benchmarks that read some.
+        settings: Its other fields, as key=value.
 
     Raises:
-        UnknownNameError: There is no such benchmark or suite, or the benchmark does not know what was removed.
-        InputError: Not as many files as the benchmark reads, or one that cannot be read.
+        UnknownNameError: There is no such benchmark, suite or setting, or the benchmark does not know what was removed.
+        InputError: Not as many files as the benchmark reads, a suite where there are none, or a value that cannot be.
     """
     kind = benchmark_class(name)
-    if name == TINYWORLD:
-        if lists:
-            raise InputError(
-                "evaluate: expected no --list for the tiny world's own benchmark, which brings its prompts."
-            )
-        if suite not in SUITES:
-            raise unknown_name("suite", suite, SUITES)
-        known = tuple(_world_name(removed) for removed in source.removed)
-        return kind(removed=known, total=SUITES[suite])  # type: ignore[call-arg]
-    files = {"sixcd-dual": ("clean", "malicious")}.get(name, ("path",))
-    if len(lists) != len(files):
+    if len(lists) != len(kind.lists):
+        where = f" Its prompts are not part of this package: {kind.source}." if kind.lists else " It has its prompts."
+        named = f" ({', '.join(kind.lists)})" if kind.lists else ""
+        raise InputError(f"evaluate: expected {len(kind.lists)} --list for {name}{named}, got {len(lists)}.{where}")
+    given: dict[str, Any] = dict(zip(kind.lists, lists, strict=True))
+    known = [field.name for field in fields(kind)]
+    if "removed" in known:
+        given["removed"] = [_world_name(gone) for gone in source.removed] if name == TINYWORLD else source.removed
+    chosen: dict[str, Any] = {}
+    for assignment in settings:
+        chosen = override(chosen, assignment)
+    for key in chosen:
+        if key not in known or key in given:
+            raise unknown_name(f"{name} setting", key, [field for field in known if field not in given])
+    if suite is not None and name != TINYWORLD:
         raise InputError(
-            f"evaluate: expected {len(files)} --list for {name} ({', '.join(files)}), got {len(lists)}."
-            f" Its prompts are not part of this package: {kind.source}."
+            f"--suite: expected none for {name}, got {suite!r}. The list says how many pictures there are."
         )
-    given: dict[str, Any] = dict(zip(files, lists, strict=True))
-    if "removed" in getattr(kind, "__dataclass_fields__", {}):
-        given["removed"] = source.removed
-    return kind(**given)
+    if name == TINYWORLD and not (suite is None and "total" in chosen):
+        if "total" in chosen:
+            raise InputError(f"--suite: expected none beside --set total, got {suite!r}. Give one of them.")
+        if (size := suite or "quick") not in SUITES:
+            raise unknown_name("suite", size, SUITES)
+        given["total"] = SUITES[size]
+    return with_settings(kind, {**given, **chosen}, where="--set ")
 
 
 def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None) -> Metrics:

@@ -331,3 +331,14 @@ def test_help_needs_neither_torch_nor_time() -> None:
         assert erasure("--help").returncode == 0
         seconds.append(os.times().children_user + os.times().children_system - before)
     assert min(seconds) < 0.7  # of processor time: what others do on the machine does not count
+
+
+def test_evaluate_takes_no_option_that_does_nothing(tmp_path) -> None:
+    (tmp_path / "coco.csv").write_text("case_number,prompt,evaluation_seed\n0,a cat,0\n")
+    model = ("evaluate", "tinyworld", "--removed", "cat")
+    coco = (*model, "--benchmark", "coco", "--list", "coco.csv")
+    assert "--suite: expected none for coco, got 'nonsense'" in fails(*coco, "--suite", "nonsense")
+    assert "expected 2 rows, got 1" in fails(*coco, "--set", "limit=2")
+    assert "--classifier: expected none for coco" in fails(*coco, "--classifier", "someone/classifier")
+    assert "Unknown suite 'nonsense'" in fails(*model, "--suite", "nonsense")
+    assert "expected 0 --list for tinyworld, got 1" in fails(*model, "--list", "coco.csv")

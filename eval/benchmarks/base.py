@@ -4,8 +4,9 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -62,11 +63,13 @@ class Benchmark(Plugin):
             made with the pipeline's own, whatever it is.
         steps: Of the scheduler.
         guidance_scale: Of classifier-free guidance.
+        lists: The fields that take the files of prompts, in order; none where the prompts come with it.
         classes: What `Item.class_index` counts: each class with its index. Only a classifier with these classes at
             these places can judge the pictures. Empty where no item has an index.
         classifier: The classifier that is taken where none is named: "resnet50"; "" where there is none to take.
     """
 
+    lists: ClassVar[tuple[str, ...]] = ("path",)
     classes: ClassVar[Mapping[str, int]] = MappingProxyType({})
     classifier: ClassVar[str] = ""
 
@@ -107,8 +110,17 @@ class Benchmark(Plugin):
 
         Lists are read from the user's own files; two that differ in one word are two benchmarks.
         """
-        rows = json.dumps([astuple(item) for item in self.items])
-        return f"{self.name}/{self.version}, n {self.n}, {hashlib.sha256(rows.encode()).hexdigest()[:8]}"
+        return f"{self.name}/{self.version}, n {self.n}, {self.digest}"
+
+    @cached_property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of all items."""
+        return hashlib.sha256(json.dumps([astuple(item) for item in self.items]).encode()).hexdigest()[:8]
+
+    @property
+    def short(self) -> str:
+        """Name and digest, for a folder."""
+        return f"{self.name}-{self.digest}"
 
     def sampler(self, batch_size: int = 16) -> Sampler:
         """Return steps and guidance as the pictures are to be made; the scheduler is the pipeline's own."""
@@ -127,7 +139,14 @@ class Benchmark(Plugin):
             "published_scheduler": self.published_scheduler,
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
+            "settings": self.settings,
         }
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What was asked for by its fields; files are left out, for a path means nothing elsewhere."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if not isinstance(value, Path)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ class SixCdDual(Benchmark):
     published_scheduler: ClassVar[str] = "DDIMScheduler"
     steps: ClassVar[int] = 50
     guidance_scale: ClassVar[float] = 7.5
+    lists: ClassVar[tuple[str, ...]] = ("clean", "malicious")
 
     clean: Path
     malicious: Path

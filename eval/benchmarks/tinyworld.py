@@ -56,6 +56,7 @@ class TinyWorld(Benchmark):
     published_scheduler: ClassVar[str] = "DDIMScheduler"
     steps: ClassVar[int] = int(tinyworld.SAMPLER["steps"])
     guidance_scale: ClassVar[float] = float(tinyworld.SAMPLER["guidance_scale"])
+    lists: ClassVar[tuple[str, ...]] = ()
 
     removed: tuple[str, ...]
     total: int = SUITES["standard"]
@@ -81,6 +82,15 @@ class TinyWorld(Benchmark):
         if size not in SUITES:
             raise unknown_name("suite", size, SUITES)
         return cls(removed=tuple(removed), total=SUITES[size])
+
+    @property
+    def size(self) -> str | None:
+        """The suite that it is; None if it is none."""
+        return next((size for size, total in SUITES.items() if total == self.total and not self.seed), None)
+
+    @property
+    def short(self) -> str:
+        return super().short if self.size is None else f"{self.name}-{self.size}"
 
     @property
     def left_out(self) -> dict[str, str]:

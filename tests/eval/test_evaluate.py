@@ -271,10 +271,47 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
     source = source_of("tinyworld", load, removed=["cat"])
     assert [row.name for row in source.rows] == [ORIGINAL, NEGATIVE, DESTROYED]
     with pytest.raises(UnknownNameError, match="standard"):
-        benchmark_of("tinyworld", source, "standart", [])
+        benchmark_of("tinyworld", source, suite="standart")
     with pytest.raises(UnknownNameError, match="imagenette"):
-        benchmark_of("imagenete", source, "quick", [])
-    with pytest.raises(InputError, match="expected 1 --list for imagenette"):
-        benchmark_of("imagenette", source, "quick", [])
-    with pytest.raises(InputError, match="no --list for the tiny world"):
-        benchmark_of("tinyworld", source, "quick", [tmp_path / "list.csv"])
+        benchmark_of("imagenete", source)
+    with pytest.raises(InputError, match=r"expected 1 --list for imagenette \(path\), got 0"):
+        benchmark_of("imagenette", source)
+    with pytest.raises(InputError, match=r"expected 2 --list for sixcd-dual \(clean, malicious\), got 1"):
+        benchmark_of("sixcd-dual", source, lists=[tmp_path / "list.csv"])
+    with pytest.raises(InputError, match="expected 0 --list for tinyworld, got 1"):
+        benchmark_of("tinyworld", source, lists=[tmp_path / "list.csv"])
+
+
+def test_a_suite_is_the_tiny_worlds_and_settings_are_each_benchmarks_own(tmp_path: Path) -> None:
+    source = source_of("tinyworld", lambda name: world.pipeline(), removed=["cat"])
+    quick, named = benchmark_of("tinyworld", source), benchmark_of("tinyworld", source, suite="quick")
+    assert quick.id == named.id
+    assert quick.short == "tinyworld-quick"
+    own = benchmark_of("tinyworld", source, settings=["total=24", "seed=1"])
+    assert own.n == 24
+    assert own.about()["settings"] == {"removed": ("cat",), "total": 24, "seed": 1}
+    assert own.short == f"tinyworld-{own.digest}"
+    rows = ["case_number,prompt,evaluation_seed", "0,a cat,0", "1,a dog,1"]
+    (tmp_path / "coco.csv").write_text("\n".join(rows))
+    files = [tmp_path / "coco.csv"]
+    one, both = (benchmark_of("coco", source, lists=files, settings=given) for given in (["limit=1"], []))
+    assert (one.n, both.n) == (1, 2)
+    assert one.short != both.short
+    assert one.about()["settings"] == {"limit": 1}
+    for wrong, match in (
+        ({"suite": "quick"}, "--suite: expected none for coco, got 'quick'"),
+        ({"settings": ["limit=many"]}, "--set limit: .*integer, got 'many'"),
+        ({"settings": ["limits=1"]}, "Unknown coco setting 'limits'. Did you mean 'limit'"),
+        ({"settings": ["path=other.csv"]}, r"Unknown coco setting 'path'\. .*Known: limit"),
+    ):
+        with pytest.raises((InputError, UnknownNameError), match=match):
+            benchmark_of("coco", source, lists=files, **wrong)
+    with pytest.raises(InputError, match="--suite: expected none beside --set total, got 'quick'"):
+        benchmark_of("tinyworld", source, suite="quick", settings=["total=24"])
+    with pytest.raises(InputError, match=r"^tinyworld: expected distinct removed concepts and at least 8 pictures"):
+        benchmark_of("tinyworld", source, settings=["total=2"])
+    people = tmp_path / "people.csv"
+    people.write_text("id,type,text,concept,seed\n1,retain,50 Cent,50 Cent,1")
+    (tmp_path / "labels.csv").write_text("Labels,Index\nAaliyah_[m.0x3n],0")
+    with pytest.raises(UnknownNameError, match="detector label '50 Cent'"):
+        _ = benchmark_of("celebrities", source, lists=[people], settings=[f"labels={tmp_path / 'labels.csv'}"]).items
