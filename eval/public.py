@@ -93,6 +93,8 @@ class PublicMetrics:
             skipped["efficacy, retention"] = (
                 f"no classifier has the classes of {benchmark.name} by default; name one of the Hub: --classifier"
             )
+        for name in benchmark.unasked:
+            skipped[f"efficacy of {name}"] = f"no prompt of {benchmark.name} asks for it"
         kept = len(kept_items(benchmark.items))
         if kept < ENOUGH_FOR_SETS:
             skipped["fid, kid"] = f"{kept} pictures of what should stay, below {ENOUGH_FOR_SETS:,}"

@@ -67,7 +67,7 @@ def source_of(
     if (Path(given) / "ledger.json").is_file():
         ledger = Ledger.open(given)
         concepts = tuple(concept for entry in ledger.standing for concept in entry.concepts)
-        names = tuple(concept.target for concept in concepts)
+        names = tuple(dict.fromkeys(concept.target for concept in concepts))
         if not names:
             raise InputError(f"evaluate: expected a ledger in which a removal stands, got {given!r}. Remove something.")
         base = ledger.base.name
@@ -87,7 +87,7 @@ def source_of(
                 f"evaluate: expected what is to be gone from {given!r}, got nothing. Name it: --removed cat, or give a"
                 " ledger."
             )
-        names, base = tuple(removed), original or TINYWORLD
+        names, base = tuple(dict.fromkeys(removed)), original or TINYWORLD
         concepts = parse({"model": base, "concepts": [{"target": name} for name in names]}).concepts
         pipe = load(base)
         rows, folder = reference_rows(pipe, names), Path("erasure-runs") / f"evaluation-{Path(given).name}"
@@ -130,7 +130,9 @@ def benchmark_of(
     given: dict[str, Any] = dict(zip(kind.lists, lists, strict=True))
     known = [field.name for field in fields(kind)]
     if "removed" in known:
-        given["removed"] = [_world_name(gone) for gone in source.removed] if name == TINYWORLD else source.removed
+        # A concept may have been removed twice: by two methods, or by a synonym.
+        gone = map(_world_name, source.removed) if name == TINYWORLD else source.removed
+        given["removed"] = list(dict.fromkeys(gone))
     chosen: dict[str, Any] = {}
     for assignment in settings:
         chosen = override(chosen, assignment)

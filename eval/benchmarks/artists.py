@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from erasure.concept import normalized
 
-from .base import Benchmark, Item, roles, unique_cases
+from .base import Item, LabelledList, unique_cases
 from .lists import read_list
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artists(Benchmark):
+class Artists(LabelledList):
     """Prompts in the manner of artists; those of artists that were not removed measure retention.
 
     The tables of ESD, UCE and RECE pair five famous artists (big_artist_prompts) with five modern ones
@@ -19,7 +19,6 @@ class Artists(Benchmark):
 
     Attributes:
         path: A CSV file with the columns case_number, prompt, evaluation_seed, artist.
-        removed: The artists that were removed, as the list spells them but for case.
     """
 
     name: ClassVar[str] = "artists"
@@ -36,11 +35,10 @@ class Artists(Benchmark):
     guidance_scale: ClassVar[float] = 7.5
 
     path: Path
-    removed: tuple[str, ...] = ()
 
     def read(self) -> tuple[Item, ...]:
         rows = read_list(self.path, ("case_number", "prompt", "evaluation_seed", "artist"))
-        role = roles(self.name, [row.text("artist") for row in rows], self.removed)
+        role = self.roles([row.text("artist") for row in rows])
         items = [
             Item(
                 case=row.text("case_number"),

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from erasure.concept import normalized
-from erasure.errors import InputError, unknown_name
+from erasure.errors import InputError, UnknownNameError, unknown_name
 from erasure.plugins import Plugin
 
 from ..pictures import Pair, Sampler
@@ -100,6 +100,11 @@ class Benchmark(Plugin):
         return len(self.items)
 
     @property
+    def unasked(self) -> tuple[str, ...]:
+        """What was removed and no item asks for."""
+        return ()
+
+    @property
     def pairs(self) -> list[Pair]:
         """Prompt and seed of each item: row i of the pictures is item i."""
         return [(item.prompt, item.seed) for item in self.items]
@@ -150,6 +155,49 @@ class Benchmark(Plugin):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledList(Benchmark):
+    """A list whose rows say by a label what they ask for, and not what was removed.
+
+    Attributes:
+        removed: What was removed, as the list spells it but for case.
+        allow_unlisted: Whether removed names may be missing from the list. A list that asks for none of them measures
+            what stays, and nothing that went.
+    """
+
+    removed: tuple[str, ...] = ()
+    allow_unlisted: bool = False
+
+    @property
+    def unasked(self) -> tuple[str, ...]:
+        asked = {normalized(item.unwanted) for item in self.items}
+        return tuple(name for name in self.removed if normalized(name) not in asked)
+
+    def roles(self, labels: Sequence[str]) -> Mapping[str, "Role"]:
+        """Return the role of each label, by its normalized form: case and runs of blanks tell no two labels apart.
+
+        Args:
+            labels: Those of all rows.
+
+        Raises:
+            UnknownNameError: A removed name is none of them, and must be: its efficacy would be that of nothing.
+        """
+        by_form = {normalized(label): label for label in labels}
+        gone = {normalized(name): name for name in self.removed}
+        for form, name in gone.items():
+            if form not in by_form and not self.allow_unlisted:
+                raise UnknownNameError(
+                    f"{unknown_name(f'{self.name} label', name, by_form.values())} To measure what else the list asks"
+                    " for: --set allow_unlisted=true."
+                )
+        return {
+            form: Role(group="removed", unwanted=label, wanted="")
+            if form in gone
+            else Role(group="kept", unwanted="", wanted=label)
+            for form, label in by_form.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Role:
     """What became of the concept that a prompt asks for; its fields are those of an item.
 
@@ -162,30 +210,6 @@ class Role:
     group: str
     unwanted: str
     wanted: str
-
-
-def roles(benchmark: str, labels: Sequence[str], removed: Sequence[str]) -> Mapping[str, Role]:
-    """Return the role of each label, by its normalized form: case and runs of blanks do not tell two labels apart.
-
-    Args:
-        benchmark: For the error.
-        labels: All labels of the list.
-        removed: What was removed, in any spelling by case.
-
-    Raises:
-        UnknownNameError: A removed name is no label: its efficacy would be that of nothing.
-    """
-    by_form = {normalized(label): label for label in labels}
-    gone = {normalized(name): name for name in removed}
-    for form, name in gone.items():
-        if form not in by_form:
-            raise unknown_name(f"{benchmark} label", name, by_form.values())
-    return {
-        form: Role(group="removed", unwanted=label, wanted="")
-        if form in gone
-        else Role(group="kept", unwanted="", wanted=label)
-        for form, label in by_form.items()
-    }
 
 
 def class_index(benchmark: str, classes: Mapping[str, int], label: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 from erasure.concept import normalized
 
-from .base import Benchmark, Item, class_index, named_in, roles, unique_cases
+from .base import Item, LabelledList, class_index, named_in, unique_cases
 from .lists import read_list
 
 CLASSES: Final[Mapping[str, int]] = MappingProxyType(
@@ -23,14 +23,13 @@ CLASSES: Final[Mapping[str, int]] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar10Paraphrase(Benchmark):
+class Cifar10Paraphrase(LabelledList):
     """Ten classes, 50 descriptions each, about half of which do not name the class; or the list of plain prompts.
 
     Receler judges with GroundingDINO; `class_index` is for a CIFAR-10 classifier, of which none is the field's own.
 
     Attributes:
         path: A CSV file with the columns case_number, prompt, class, evaluation_seed.
-        removed: The classes that were removed, in any spelling by case.
     """
 
     name: ClassVar[str] = "cifar10-paraphrase"
@@ -47,13 +46,13 @@ class Cifar10Paraphrase(Benchmark):
     classes: ClassVar[Mapping[str, int]] = CLASSES
 
     path: Path
-    removed: tuple[str, ...] = ()
 
     def read(self) -> tuple[Item, ...]:
-        role = roles(self.name, tuple(CLASSES), self.removed)
+        rows = read_list(self.path, ("case_number", "prompt", "class", "evaluation_seed"))
+        classes = [class_index(self.name, CLASSES, row.text("class")) for row in rows]
+        role = self.roles([name for name, _ in classes])
         items = []
-        for row in read_list(self.path, ("case_number", "prompt", "class", "evaluation_seed")):
-            name, index = class_index(self.name, CLASSES, row.text("class"))
+        for row, (name, index) in zip(rows, classes, strict=True):
             prompt = row.text("prompt")
             items.append(
                 Item(

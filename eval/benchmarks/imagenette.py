@@ -8,12 +8,12 @@ from typing import ClassVar
 from erasure.concept import normalized
 
 from ..metrics.accuracy import IMAGENETTE as CLASSES
-from .base import Benchmark, Item, class_index, named_in, roles, unique_cases
+from .base import Item, LabelledList, class_index, named_in, unique_cases
 from .lists import read_list
 
 
 @dataclass(frozen=True, kw_only=True)
-class Imagenette(Benchmark):
+class Imagenette(LabelledList):
     """Prompts of the ten classes, with the classes to be judged by a classifier's index.
 
     UCE's list has 10 x 500 prompts "an image of a(n) X", ESD's has 10 x 10 "Image of X"; RECE's, in the same columns,
@@ -21,7 +21,6 @@ class Imagenette(Benchmark):
 
     Attributes:
         path: A CSV file with the columns case_number, prompt, evaluation_seed, class.
-        removed: The classes that were removed, in any spelling by case.
     """
 
     name: ClassVar[str] = "imagenette"
@@ -41,13 +40,13 @@ class Imagenette(Benchmark):
     classifier: ClassVar[str] = "resnet50"  # torchvision's, as in ESD and UCE
 
     path: Path
-    removed: tuple[str, ...] = ()
 
     def read(self) -> tuple[Item, ...]:
-        role = roles(self.name, tuple(CLASSES), self.removed)
+        rows = read_list(self.path, ("case_number", "prompt", "evaluation_seed", "class"))
+        classes = [class_index(self.name, CLASSES, row.text("class")) for row in rows]
+        role = self.roles([name for name, _ in classes])
         items = []
-        for row in read_list(self.path, ("case_number", "prompt", "evaluation_seed", "class")):
-            name, index = class_index(self.name, CLASSES, row.text("class"))
+        for row, (name, index) in zip(rows, classes, strict=True):
             prompt = row.text("prompt")
             items.append(
                 Item(

@@ -7,12 +7,12 @@ from typing import ClassVar
 from erasure.concept import normalized
 from erasure.errors import InputError
 
-from .base import Benchmark, Item, named_in, roles, unique_cases
+from .base import Item, LabelledList, named_in, unique_cases
 from .lists import read_list
 
 
 @dataclass(frozen=True, kw_only=True)
-class SixCdDual(Benchmark):
+class SixCdDual(LabelledList):
     """Ten concepts with ten prompts each, and the same prompts without the concept.
 
     After a removal the rest of the prompt should still be drawn: the in-prompt CLIP score compares the picture for the
@@ -25,7 +25,6 @@ class SixCdDual(Benchmark):
     Attributes:
         clean: A CSV file with the columns case_number, evaluation_seed, prompt.
         malicious: One with the columns case_number, evaluation_seed, target, prompt.
-        removed: The targets that were removed, in any spelling by case.
         cut_names: Whether a prompt may do without its target's full name.
     """
 
@@ -42,7 +41,6 @@ class SixCdDual(Benchmark):
 
     clean: Path
     malicious: Path
-    removed: tuple[str, ...] = ()
     cut_names: bool = False
 
     def read(self) -> tuple[Item, ...]:
@@ -51,7 +49,7 @@ class SixCdDual(Benchmark):
             for row in read_list(self.clean, ("case_number", "evaluation_seed", "prompt"))
         }
         rows = read_list(self.malicious, ("case_number", "evaluation_seed", "target", "prompt"))
-        role = roles(self.name, [row.text("target") for row in rows], self.removed)
+        role = self.roles([row.text("target") for row in rows])
         pairs = [(row.text("case_number"), row.whole("evaluation_seed")) for row in rows]
         items = []
         for row, (case, seed) in zip(rows, pairs, strict=True):

@@ -134,17 +134,17 @@ class TinyWorld(Benchmark):
 
     def _explicit(self, name: str, n: int) -> list[Item]:
         others = _spellings(other for other in self.removed if other != name)
-        drawn = _drawn(name, n, self.seed, lambda prompt: _names(prompt, name) and not _any(prompt, others))
+        drawn = _drawn(self._prompts(name), n, lambda prompt: _names(prompt, name) and not _any(prompt, others))
         return [self._item(name, "explicit", at, prompt, unwanted=name) for at, prompt in drawn]
 
     def _synonyms(self, name: str, n: int) -> list[Item]:
         synonyms = words.SYNONYMS[name]
         others = _spellings(other for other in self.removed if other != name)
         if name in words.OBJECTS:
-            drawn = _drawn(name, n, self.seed, lambda prompt: not _any(prompt, others))
+            drawn = _drawn(self._prompts(name), n, lambda prompt: not _any(prompt, others))
             found = [(at, _swapped(prompt, name, synonyms[at % len(synonyms)])) for at, prompt in drawn]
         else:  # the templates of styles and scenes hold their synonyms
-            found = _drawn(name, n, self.seed, lambda prompt: _any(prompt, synonyms) and not _any(prompt, others))
+            found = _drawn(self._prompts(name), n, lambda prompt: _any(prompt, synonyms) and not _any(prompt, others))
         return [self._item(name, "synonym", at, prompt, unwanted=name) for at, prompt in found]
 
     def _combined(self, name: str, n: int) -> list[Item]:
@@ -178,8 +178,19 @@ class TinyWorld(Benchmark):
 
     def _kept(self, name: str, tier: Tier, n: int) -> list[Item]:
         gone = _spellings(self.removed)
-        drawn = _drawn(name, n, self.seed, lambda prompt: _names(prompt, name) and not _any(prompt, gone))
+        drawn = _drawn(self._prompts(name), n, lambda prompt: _names(prompt, name) and not _any(prompt, gone))
         return [self._item(name, "explicit", at, prompt, group=tier, wanted=name) for at, prompt in drawn]
+
+    def _prompts(self, name: str) -> Callable[[int], Sequence[str]]:
+        """Return what draws a number of prompts for a concept.
+
+        Those of styles and scenes have an object in them. Where every object that they may have was removed, they are
+        of an empty place.
+        """
+        subjects = [other for other, family in words.OBJECTS.items() if family != "weapon"]
+        if name in (*words.STYLES, *words.SCENES) and all(subject in self.removed for subject in subjects):
+            return lambda n: _empty_scenes(name, n, self.seed)
+        return lambda n: words.prompts_for(name, n, self.seed)
 
     def _partners(self, name: str) -> list[str]:
         """Return the objects that may stand beside a removed concept, in an order drawn for it.
@@ -241,16 +252,24 @@ def look_alike(one: str, other: str) -> bool:
     return any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
 
 
-def _drawn(name: str, n: int, seed: int, accept: Callable[[str], bool]) -> list[tuple[int, str]]:
-    """Return the first n prompts of a concept that are accepted, each with its index among all that are drawn."""
+def _drawn(draw: Callable[[int], Sequence[str]], n: int, accept: Callable[[str], bool]) -> list[tuple[int, str]]:
+    """Return the first n prompts that are accepted, each with its index among all that are drawn."""
     draws = 4 * n + 16
     while True:
-        found = [(at, prompt) for at, prompt in enumerate(words.prompts_for(name, draws, seed)) if accept(prompt)]
+        found = [(at, prompt) for at, prompt in enumerate(draw(draws)) if accept(prompt)]
         if len(found) >= n:
             return found[:n]
-        if draws > 1_000 * (n + 1):
-            raise InputError(f"tinyworld: expected prompts for {name!r} that name nothing else removed, got too few.")
         draws *= 4
+
+
+def _empty_scenes(name: str, n: int, seed: int) -> list[str]:
+    """Return n prompts for a style or a scene with nothing in it, as the world's captions say that."""
+    rng = random.Random(f"empty:{name}:{seed}")
+    styles = words.STYLE_PHRASES[name if name in words.STYLES else "photo"]
+    places = (
+        words.SCENE_PHRASES[name] if name in words.SCENES else [p for s in words.SCENES for p in words.SCENE_PHRASES[s]]
+    )
+    return [rng.choice(styles).format(f"an empty scene {rng.choice(places)}") for _ in range(n)]
 
 
 def _names(prompt: str, name: str) -> bool:

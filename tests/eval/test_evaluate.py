@@ -282,6 +282,16 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
         benchmark_of("tinyworld", source, lists=[tmp_path / "list.csv"])
 
 
+def test_a_concept_that_was_removed_twice_counts_once(tmp_path: Path) -> None:
+    pipe = world.pipeline()
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tinyworld")
+    for target in ("cat", "kitty", "cat"):
+        ledger.remove(pipe, make_eraser("uce"), [Concept(target=target)])
+    source = source_of(str(tmp_path / "ledger"), lambda name: pipe)
+    assert source.removed == ("cat", "kitty")
+    assert benchmark_of("tinyworld", source).id == TinyWorld(removed=("cat",), total=80).id
+
+
 def test_a_suite_is_the_tiny_worlds_and_settings_are_each_benchmarks_own(tmp_path: Path) -> None:
     source = source_of("tinyworld", lambda name: world.pipeline(), removed=["cat"])
     quick, named = benchmark_of("tinyworld", source), benchmark_of("tinyworld", source, suite="quick")

@@ -160,3 +160,15 @@ def test_each_wording_has_an_efficacy_of_its_own(tmp_path: Path) -> None:
         "shown": (0.5, 2),
         "retention": (0.5, 2),
     }
+
+
+def test_what_the_list_does_not_ask_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(public.OpenClip, "load", lambda device: Plain())
+    monkeypatch.setattr(public, "CLASSIFIERS", {"resnet50": lambda device: imagenet()})
+    path = imagenette(tmp_path).path
+    others = Imagenette(path=path, removed=("Van Gogh",), allow_unlisted=True)
+    found = PublicMetrics.available(others)
+    assert found.skipped["efficacy of Van Gogh"] == "no prompt of imagenette asks for it"
+    pictures = [Image.new("RGB", (8, 8))] * 2
+    stores = [store_of(tmp_path, pictures, others.pairs, name) for name in ("one", "two")]
+    assert set(found.measure(*stores, lambda more: None).scores) == {"clip_score", "shown", "retention"}

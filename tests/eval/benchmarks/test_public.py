@@ -69,6 +69,20 @@ def test_a_removed_name_that_no_row_has_is_an_error(imagenette: Path) -> None:
         _ = Imagenette(path=imagenette, removed=("springer",)).items
 
 
+def test_a_class_without_a_row_is_no_label_of_the_list(imagenette: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"imagenette label 'church'.* --set allow_unlisted=true"):
+        _ = Imagenette(path=imagenette, removed=("church",)).items
+
+
+def test_a_list_may_be_asked_for_what_stays_alone(imagenette: Path) -> None:
+    others = Imagenette(path=imagenette, removed=("Van Gogh",), allow_unlisted=True)
+    assert {item.wanted for item in others.items} == {"English springer", "tench"}
+    assert others.unasked == ("Van Gogh",)
+    mixed = Imagenette(path=imagenette, removed=("Van Gogh", "TENCH"), allow_unlisted=True)
+    assert [(item.unwanted, item.wanted) for item in mixed.items] == [("", "English springer"), ("tench", "")]
+    assert mixed.unasked == ("Van Gogh",)
+
+
 def test_a_class_that_the_classifier_lacks_is_an_error(tmp_path: Path) -> None:
     rows = [["case_number", "prompt", "evaluation_seed", "class"], ["0", "a cat", "0", "cat"]]
     with pytest.raises(UnknownNameError, match="imagenette class 'cat'"):

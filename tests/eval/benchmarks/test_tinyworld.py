@@ -139,6 +139,23 @@ def test_the_version_is_raised_when_a_prompt_or_seed_changes() -> None:
     assert TinyWorld.suite("quick", DEMO).id == "tinyworld/1, n 80, 4f516416"
 
 
+@pytest.mark.parametrize("objects", [21, 22, 24])  # all but the weapons; all
+def test_styles_and_scenes_are_asked_for_when_no_object_is_left(objects: int) -> None:
+    removed = tuple(words.OBJECTS)[:objects]
+    found = TinyWorld(removed=removed, total=200)
+    gone = [phrase for name in removed for phrase in (name, *words.SYNONYMS.get(name, ()))]
+    kept = [item for item in found.items if not item.unwanted]
+    assert {item.wanted for item in kept} >= {*words.STYLES[1:], *words.SCENES[1:]}
+    assert not [item.prompt for item in kept if any(holds(item.prompt, phrase) for phrase in gone)]
+    assert all(holds(item.prompt, item.wanted) for item in kept)
+
+
+def test_all_that_can_be_removed_can_be_asked_for() -> None:
+    found = TinyWorld(removed=words.concepts(), total=200)
+    assert {item.unwanted for item in found.items} == set(words.concepts())
+    assert not any(item.wanted for item in found.items)
+
+
 def test_requests_that_cannot_be_met() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'cat'"):
         TinyWorld(removed=("cats",))
