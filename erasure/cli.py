@@ -62,7 +62,8 @@ Seeds = Annotated[str, typer.Option(help="Seeds, as in 0,1,2 or 0-7; every promp
 Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps  [default: the model's own]")]
 Removed = Annotated[list[str] | None, typer.Option(metavar="TEXT ...", help="What is to be gone; a ledger knows it.")]
 Original = Annotated[
-    str | None, typer.Option(help="What a model was made from  [default: tinyworld; a ledger knows it]")
+    str | None,
+    typer.Option(help="What a model was made from; a ledger knows it  [default: tinyworld, for one of its kind]"),
 ]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale  [default: the model's own]")]
 

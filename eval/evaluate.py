@@ -19,7 +19,7 @@ from erasure.files import make_folder, write_whole
 from erasure.runs import commit, versions
 
 from .benchmarks import Benchmark, Item
-from .measures import ENOUGH_FOR_SETS, Measures, Metrics, kept_items
+from .measures import Measures, Metrics, kept_items
 from .metrics.attention_drift import AttentionDrift, Beside
 from .pictures import Pair, Sampler
 from .rows import ERASED, ORIGINAL, Row
@@ -137,7 +137,8 @@ def evaluate(
         facts: More about the run, for the protocol.
 
     Raises:
-        InputError: There is no original row, or a folder of pictures holds something else.
+        InputError: There is no original row, two rows are sampled differently, or a folder of pictures holds something
+            else.
     """
     named = {row.name: row for row in rows}
     if ORIGINAL not in named:
@@ -147,20 +148,20 @@ def evaluate(
     def advance(what: str, total: int) -> Callable[[int], None]:
         return lambda more: on_picture(what, more, total) if on_picture is not None else None
 
-    stores = {
-        row.name: row.pictures(benchmark, sampler, advance(f"pictures, {_spoken(row.name)}", benchmark.n))
-        for row in rows
-    }
+    stores = {row.name: row.store(benchmark.pairs, sampler) for row in rows}
     original = stores[ORIGINAL]
-    kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
-    reference = None
-    if len(kept) >= ENOUGH_FOR_SETS:
+    for store in stores.values():
+        check_paired(original, store)  # before any picture is made
+    for name, store in stores.items():
+        named[name].fill(store, sampler.batch_size, advance(f"pictures, {_spoken(name)}", benchmark.n))
+    if metrics.wants_reference:
+        kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
         others: list[Pair] = [(prompt, (seed + OTHER_SEEDS) % 2**31) for prompt, seed in kept]
-        reference = named[ORIGINAL].made(others, sampler, advance("pictures, original, other seeds", len(others)))
-    metrics.prepare(reference)
+        reference = named[ORIGINAL].store(others, sampler)
+        told = advance("pictures, original, other seeds", len(others))
+        metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, told))
     measures, asks = {}, _drift_prompts(benchmark.items)
     for name, store in stores.items():
-        check_paired(original, store)
         found = metrics.measure(store, original, advance(f"reading, {_spoken(name)}", benchmark.n))
         drift = _drift(named[name], asks, sampler, advance(f"attention, {_spoken(name)}", len(asks)))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(benchmark, store.manifest)

@@ -123,8 +123,13 @@ class Metrics(Protocol):
         """Metrics that are not computed, with the reason."""
         ...
 
-    def prepare(self, reference: ImageStore | None) -> None:
-        """Take the original's pictures under other seeds, for distances between sets."""
+    @property
+    def wants_reference(self) -> bool:
+        """Whether there are distances between sets, which need the original's pictures under other seeds."""
+        ...
+
+    def prepare(self, reference: ImageStore) -> None:
+        """Take these pictures, where they are wanted."""
         ...
 
     def measure(self, store: ImageStore, original: ImageStore, on_picture: Callable[[int], None]) -> Measures:

@@ -71,7 +71,7 @@ class PublicMetrics:
             classifier: An image classifier of the Hub with the benchmark's classes; None is the benchmark's own.
 
         Raises:
-            InputError: A classifier for a benchmark without classes, or one with others.
+            InputError: A classifier for a benchmark without classes, or one with others; or nothing can be measured.
             MissingWeightsError: The classifier that is asked for is not in the local cache.
         """
         if classifier is not None and not benchmark.classes:
@@ -98,7 +98,7 @@ class PublicMetrics:
         kept = len(kept_items(benchmark.items))
         if kept < ENOUGH_FOR_SETS:
             skipped["fid, kid"] = f"{kept} pictures of what should stay, below {ENOUGH_FOR_SETS:,}"
-        return cls(
+        metrics = cls(
             benchmark=benchmark,
             clip=loaded("clip_score", lambda: OpenClip.load(device=device)),
             classifier=hub_classifier(classifier, device=device)
@@ -111,10 +111,21 @@ class PublicMetrics:
             else None,
             skipped=skipped,
         )
+        if metrics.clip is None and metrics.features is None and (metrics.classifier is None or not kept):
+            if metrics.classifier is not None:
+                skipped["efficacy"] = "no prompt asks for what should stay, and it is not shown alone"
+            why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise InputError(f"evaluate: expected something to judge {benchmark.name} by, got nothing. {why}")
+        return metrics
 
-    def prepare(self, reference: ImageStore | None) -> None:
-        """Take the original's pictures under other seeds, for distances between sets."""
-        if reference is None or self.features is None:
+    @property
+    def wants_reference(self) -> bool:
+        """Whether there are distances between sets, which need the original's pictures under other seeds."""
+        return self.features is not None
+
+    def prepare(self, reference: ImageStore) -> None:
+        """Take these pictures, where they are wanted."""
+        if self.features is None:
             return
         self._sets = SetDistances(self.features, "the original model, same prompts, other seeds", ("fid", "kid"))
         for images in reference.batches(BATCH):

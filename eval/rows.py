@@ -16,7 +16,6 @@ import torch
 
 from erasure.backbones import backbone_of
 
-from .benchmarks import Benchmark
 from .pictures import Pair, Sampler
 from .store import ImageStore, Manifest, fill
 
@@ -47,22 +46,18 @@ class Row:
     negative_prompt: str = ""
     folder: Path | None = None
 
-    def pictures(
-        self, benchmark: Benchmark, sampler: Sampler, on_picture: Callable[[int], None] | None = None
-    ) -> ImageStore:
-        """Return the row's picture of each item of a benchmark; those that are there already are kept."""
-        return self.made(benchmark.pairs, sampler, on_picture)
-
-    def made(
-        self, pairs: Sequence[Pair], sampler: Sampler, on_picture: Callable[[int], None] | None = None
-    ) -> ImageStore:
-        """Return the row's picture of each prompt and seed."""
+    def store(self, pairs: Sequence[Pair], sampler: Sampler) -> ImageStore:
+        """Return where the row's picture of each prompt and seed is or will be; none is made."""
         prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
         with self.applied():
             sampled = replace(sampler, negative_prompt=self.negative_prompt)
             manifest = Manifest.of(self.pipe, prompts, seeds, sampled, self.edit)
-            store = ImageStore(folder=(self.folder or picture_cache()) / manifest.id, manifest=manifest)
-            return fill(self.pipe, store, batch_size=sampler.batch_size, on_picture=on_picture)
+        return ImageStore(folder=(self.folder or picture_cache()) / manifest.id, manifest=manifest)
+
+    def fill(self, store: ImageStore, batch_size: int, on_picture: Callable[[int], None] | None = None) -> ImageStore:
+        """Make the row's pictures that its store lacks, and return it."""
+        with self.applied():
+            return fill(self.pipe, store, batch_size=batch_size, on_picture=on_picture)
 
 
 def picture_cache() -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure import tinyworld
+from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
 from erasure.ledger import Ledger
@@ -57,12 +58,14 @@ def source_of(
         given: A ledger's folder, or a model.
         load: Loads a pipeline.
         removed: What is to be gone; a ledger knows it.
-        original: The model that `given` was made from; a ledger knows it, else the tiny world.
+        original: The model that `given` was made from; a ledger knows it. None is the tiny world, for a model that has
+            its layers.
         gold: A model trained without what was removed, or a folder of its denoiser alone, which then reads the
             original's text states and draws through its decoder.
 
     Raises:
-        InputError: Nothing stands in the ledger, or of a model it is not said what is to be gone.
+        InputError: Nothing stands in the ledger, or of a model it is not said what is to be gone or what it was made
+            from.
     """
     if (Path(given) / "ledger.json").is_file():
         ledger = Ledger.open(given)
@@ -92,7 +95,13 @@ def source_of(
         pipe = load(base)
         rows, folder = reference_rows(pipe, names), Path("erasure-runs") / f"evaluation-{Path(given).name}"
         if given != base:
-            rows.insert(0, Row(name=ERASED, pipe=load(given), about=f"the model {given}"))
+            judged = load(given)
+            if original is None and _shapes(judged) != _shapes(pipe):
+                raise InputError(
+                    f"--original: expected the model that {given!r} was made from, got none, and it is not the tiny"
+                    " world. Name it: --original MODEL."
+                )
+            rows.insert(0, Row(name=ERASED, pipe=judged, about=f"the model {given}"))
     if gold is not None:
         never = _with_denoiser(load(base), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
         rows.append(Row(name=GOLD, pipe=never, about=f"{gold}: trained without {', '.join(names)}"))
@@ -212,6 +221,10 @@ def witnesses_of(source: Source, device: str) -> tuple[Witness, Witness | None]:
         )
     judges = [ClipWitness(source=name, device=device) for name in found[:2]]
     return judges[0], judges[1] if len(judges) > 1 else None
+
+
+def _shapes(pipe: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in backbone_of(pipe).parameters(lambda name: True).items()}
 
 
 def _is_denoiser(folder: Path) -> bool:

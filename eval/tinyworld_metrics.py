@@ -59,9 +59,11 @@ class TinyWorldMetrics:
         why = f"{kept} pictures of what should stay; below {ENOUGH_FOR_SETS:,} the paired feature distance stands alone"
         return {"fd, kid": why}
 
-    def prepare(self, reference: ImageStore | None) -> None:
-        if reference is None or self.skipped:
-            return
+    @property
+    def wants_reference(self) -> bool:
+        return not self.skipped
+
+    def prepare(self, reference: ImageStore) -> None:
         self._sets = SetDistances(
             extractor("tinyworld-judge"), "the original model, same prompts, other seeds", ("fd", "kid")
         )

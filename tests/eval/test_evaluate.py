@@ -13,7 +13,6 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval import evaluate as evaluation_module
 from erasure.eval import tinyworld_metrics as metrics_module
 from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.evaluate import Evaluation, compare_scores, evaluate, write_scores
@@ -25,6 +24,7 @@ from erasure.eval.sources import benchmark_of, source_of
 from erasure.eval.tinyworld_metrics import TinyWorldMetrics
 from erasure.ledger import Ledger
 from erasure.tinyworld.judge import Judge, build
+from tests import tiny
 from tests.eval import world
 
 SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=8)
@@ -134,8 +134,7 @@ def test_the_destroyed_model_comes_back_bit_for_bit() -> None:
 def test_sets_are_compared_with_the_original_under_other_seeds(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (evaluation_module, metrics_module):
-        monkeypatch.setattr(module, "ENOUGH_FOR_SETS", 4)
+    monkeypatch.setattr(metrics_module, "ENOUGH_FOR_SETS", 4)
     found = evaluate(rows(tmp_path), BENCHMARK, metrics(judge), sampler=SAMPLER).scores
     kept = len(kept_items(BENCHMARK.items))
     for name in (ERASED, ORIGINAL, DESTROYED):
@@ -228,6 +227,18 @@ def test_score_files_of_different_protocols_share_no_column(
         compare_scores([one], "fid")
 
 
+def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_made(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    other = deepcopy(world.pipeline())
+    other.scheduler = EulerDiscreteScheduler()
+    gold = Row(name=GOLD, pipe=other, about="sampled by another scheduler", folder=tmp_path / "gold")
+    with pytest.raises(InputError, match="expected the same prompts, seeds and sampler, got scheduler"):
+        evaluate([*rows(tmp_path / "judged"), gold], BENCHMARK, metrics(judge), sampler=SAMPLER)
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the original among the rows"):
         evaluate(rows(tmp_path)[:1], BENCHMARK, metrics(judge), sampler=SAMPLER)
@@ -256,6 +267,14 @@ def test_a_gold_standard_may_be_a_denoiser_alone(tmp_path: Path) -> None:
     (tmp_path / "gold" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="gold: expected a denoiser"):
         source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / "gold"))
+
+
+def test_a_model_of_another_kind_is_not_compared_with_the_tiny_world() -> None:
+    models = {"tinyworld": world.pipeline(), "edited": deepcopy(world.pipeline()), "sd": tiny.sd1()}
+    assert source_of("edited", models.__getitem__, removed=["cat"]).rows[0].name == ERASED
+    with pytest.raises(InputError, match="--original: expected the model that 'sd' was made from, got none"):
+        source_of("sd", models.__getitem__, removed=["cat"])
+    assert source_of("sd", models.__getitem__, removed=["cat"], original="tinyworld").original == "tinyworld"
 
 
 def test_what_cannot_be_evaluated(tmp_path: Path) -> None:

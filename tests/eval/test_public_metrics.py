@@ -26,6 +26,7 @@ from erasure.eval.rows import reference_rows
 from erasure.eval.scores import Setup
 from erasure.eval.sources import metrics_of
 from tests.eval import world
+from tests.eval.metrics.tiny_judges import mean_colour
 from tests.eval.stores import store_of
 
 
@@ -80,7 +81,7 @@ def no_weights(*_: object, **__: object) -> Any:
 def test_no_other_list_of_classes_judges_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # ImageNet's class 3 is the tiger shark: every picture of a cat would have counted as one of something else.
     monkeypatch.setattr(public, "CLASSIFIERS", {"resnet50": lambda device: imagenet()})
-    monkeypatch.setattr(public.OpenClip, "load", no_weights)
+    monkeypatch.setattr(public.OpenClip, "load", lambda device: Plain())
     found = PublicMetrics.available(cifar10(tmp_path))
     assert found.classifier is None
     assert "--classifier" in found.skipped["efficacy, retention"]
@@ -172,3 +173,46 @@ def test_what_the_list_does_not_ask_for_is_said(tmp_path: Path, monkeypatch: pyt
     pictures = [Image.new("RGB", (8, 8))] * 2
     stores = [store_of(tmp_path, pictures, others.pairs, name) for name in ("one", "two")]
     assert set(found.measure(*stores, lambda more: None).scores) == {"clip_score", "shown", "retention"}
+
+
+def test_without_any_weights_nothing_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(public.OpenClip, "load", no_weights)
+    monkeypatch.setattr(public, "CLASSIFIERS", {"resnet50": no_weights})
+    with pytest.raises(InputError, match=r"to judge imagenette by, got nothing\. .*efficacy, retention: nothing here"):
+        PublicMetrics.available(imagenette(tmp_path))
+    monkeypatch.setattr(public, "CLASSIFIERS", {"resnet50": lambda device: imagenet()})
+    assert PublicMetrics.available(imagenette(tmp_path)).clip is None
+    rows = [["case_number", "prompt", "evaluation_seed", "class"], ["0", "a tench", "0", "tench"]]
+    only = Imagenette(path=written(tmp_path, rows), removed=("tench",))
+    with pytest.raises(InputError, match="efficacy: no prompt asks for what should stay, and it is not shown alone"):
+        PublicMetrics.available(only)
+
+
+def test_other_seeds_are_drawn_for_distances_that_are_computed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(public, "ENOUGH_FOR_SETS", 2)
+    monkeypatch.setattr(public.OpenClip, "load", lambda device: Plain())
+    told: list[str] = []
+
+    def drawn(features: Any) -> set[str]:
+        monkeypatch.setattr(public, "extractor", features)
+        told.clear()
+        benchmark = cifar10(tmp_path)
+        judges = PublicMetrics.available(benchmark)
+        assert judges.wants_reference == (judges.features is not None)
+        rows = reference_rows(world.pipeline(), ["cat"])[:1]
+        found = evaluate(
+            rows,
+            benchmark,
+            judges,
+            sampler=Sampler(steps=2, batch_size=4),
+            on_picture=lambda what, more, total: told.append(what),
+        )
+        return set(found.scores["original"])
+
+    assert "fid" not in drawn(no_weights)
+    assert "pictures, original, other seeds" not in told
+    assert {"fid", "kid"} < drawn(lambda name, device: mean_colour())
+    assert "pictures, original, other seeds" in told
