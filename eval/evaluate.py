@@ -185,7 +185,10 @@ def evaluate(
             "seconds": round(time.perf_counter() - start, 1),
         },
         skipped={**metrics.skipped, **alone},
-        warnings=() if used == published else (OTHER_SCHEDULER.format(used, benchmark.name, published),),
+        warnings=(
+            *([] if used == published else [OTHER_SCHEDULER.format(used, benchmark.name, published)]),
+            *metrics.warnings,
+        ),
     )
 
 

@@ -124,6 +124,11 @@ class Metrics(Protocol):
         ...
 
     @property
+    def warnings(self) -> Sequence[str]:
+        """What a reader must know before comparing the numbers with others, of what was measured so far."""
+        ...
+
+    @property
     def wants_reference(self) -> bool:
         """Whether there are distances between sets, which need the original's pictures under other seeds."""
         ...

@@ -1,7 +1,8 @@
 """The metrics of benchmarks for real models, as far as their weights are in the local cache."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 
 from erasure.errors import ErasureError, InputError
 
-from .benchmarks import Benchmark
+from .benchmarks import Benchmark, Item
 from .measures import (
     BATCH,
     ENOUGH_FOR_SETS,
@@ -28,6 +29,7 @@ from .metrics.accuracy import Classifier, check_classes, hub_classifier, resnet5
 from .metrics.clip import Clip, OpenClip, TextTower
 from .metrics.clip_score import UNIT, clip_score
 from .metrics.features import Extractor, extractor
+from .metrics.texts import without_phrases
 from .scores import Score, Setup
 from .store import ImageStore
 
@@ -56,10 +58,12 @@ class PublicMetrics:
     features: Extractor | None
     skipped: dict[str, str] = field(default_factory=dict)
     _sets: SetDistances | None = field(default=None, init=False, repr=False)
+    _tower: TextTower | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.classifier is not None:
             check_classes(self.classifier, self.benchmark.classes, self.benchmark.name)
+        self._tower = None if self.clip is None else TextTower(self.clip)
 
     @classmethod
     def available(cls, benchmark: Benchmark, *, device: str = "cpu", classifier: str | None = None) -> "PublicMetrics":
@@ -119,6 +123,17 @@ class PublicMetrics:
         return metrics
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must be known of the texts that were read."""
+        return () if self._tower is None else self._tower.warnings
+
+    @cached_property
+    def _rests(self) -> tuple[str, ...]:
+        """What each prompt says besides what was removed; "" where that is nothing, or all of it."""
+        names = [*dict.fromkeys(item.unwanted for item in self.benchmark.items if item.unwanted)]
+        return tuple(item.rest or _rest(item, [*names, *self.benchmark.unasked]) for item in self.benchmark.items)
+
+    @property
     def wants_reference(self) -> bool:
         """Whether there are distances between sets, which need the original's pictures under other seeds."""
         return self.features is not None
@@ -134,18 +149,22 @@ class PublicMetrics:
     def measure(self, store: ImageStore, original: ImageStore, on_picture: Callable[[int], None]) -> Measures:
         """Measure a row against the original's pictures of the same prompts and seeds."""
         items = self.benchmark.items
-        fits = np.full(len(items), np.nan)
+        fits, rest_fits = (np.full(len(items), np.nan) for _ in range(2))
         seen, before = (np.full(len(items), np.nan) for _ in range(2))
         features: list[np.ndarray] = []
         kept, removed = kept_items(items), removed_items(items)
         kept_rows = set(kept.tolist())
-        tower = None if self.clip is None else TextTower(self.clip)
         start = 0
         for images, originals in zip(store.batches(BATCH), original.batches(BATCH), strict=True):
             here = slice(start, start + len(images))
-            if self.clip is not None and tower is not None:
-                texts = tower.features([item.prompt for item in items[here]])
-                fits[here] = clip_score(self.clip.image_features(images), texts).numpy()
+            if self._tower is not None:
+                looks = self._tower.clip.image_features(images)
+                texts = self._tower.features([item.prompt for item in items[here]])
+                fits[here] = clip_score(looks, texts).numpy()
+                said = [row for row in range(len(images)) if self._rests[start + row]]
+                if said:
+                    texts = self._tower.features([self._rests[start + row] for row in said])
+                    rest_fits[[start + row for row in said]] = clip_score(looks[said], texts).numpy()
             seen[here], before[here] = self._hits(images, start), self._hits(originals, start)
             if self._sets is not None and self.features is not None:
                 rows = [row for row in range(len(images)) if start + row in kept_rows]
@@ -155,8 +174,13 @@ class PublicMetrics:
             on_picture(len(images))
         columns: dict[str, Column] = {}
         if self.clip is not None:
-            for name, rows in (("clip_score", kept), ("clip_score_removed", removed)):
-                columns[name] = self._column(name, rows, fits[rows], UNIT, name == "clip_score")
+            said = chosen(removed, lambda i: bool(self._rests[i]))
+            for name, rows, values in (
+                ("clip_score", kept, fits),
+                ("clip_score_removed", removed, fits),
+                ("clip_score_rest", said, rest_fits),
+            ):
+                columns[name] = self._column(name, rows, values[rows], UNIT, name != "clip_score_removed")
         concepts: dict[str, Score] = {}
         if self.classifier is not None:
             columns |= efficacy_by_wording(items, seen, self._share)
@@ -200,3 +224,9 @@ class PublicMetrics:
         else:
             setup = self.classifier.setup(metric) if self.classifier is not None else Setup(metric=metric)
         return Column(items=rows, values=values, unit=unit, higher_is_better=higher, setup=setup)
+
+
+def _rest(item: Item, names: Sequence[str]) -> str:
+    """Return a prompt without the names of what was removed; "" if it names none of it."""
+    text = without_phrases(item.prompt, names) if item.unwanted else ""
+    return "" if text == item.prompt else text

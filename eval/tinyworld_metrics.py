@@ -26,6 +26,7 @@ from .measures import (
 )
 from .metrics.caption_match import UNIT as CAPTION_UNIT
 from .metrics.caption_match import CaptionMatch
+from .metrics.clip import TextTower
 from .metrics.clip_score import UNIT as CLIP_UNIT
 from .metrics.clip_score import clip_score
 from .metrics.features import extractor
@@ -48,7 +49,11 @@ class TinyWorldMetrics:
     benchmark: Benchmark
     oracle: Oracle
     judge: Judge
-    _sets: "SetDistances | None" = field(default=None, init=False, repr=False)
+    _sets: SetDistances | None = field(default=None, init=False, repr=False)
+    _tower: TextTower = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._tower = TextTower(self.judge)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -58,6 +63,10 @@ class TinyWorldMetrics:
             return {}
         why = f"{kept} pictures of what should stay; below {ENOUGH_FOR_SETS:,} the paired feature distance stands alone"
         return {"fd, kid": why}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._tower.warnings
 
     @property
     def wants_reference(self) -> bool:
@@ -132,8 +141,9 @@ class TinyWorldMetrics:
             ("clip_score_removed", removed, [items[i].prompt for i in removed]),
             ("clip_score_rest", rest, [items[i].rest for i in rest]),
         ):
-            score = clip_score(torch.from_numpy(features[rows]), self._texts(texts)).numpy()
-            columns[name] = self._column(name, rows, score, CLIP_UNIT, name != "clip_score_removed")
+            if len(rows):
+                score = clip_score(torch.from_numpy(features[rows]), self._tower.features(texts)).numpy()
+                columns[name] = self._column(name, rows, score, CLIP_UNIT, name != "clip_score_removed")
         for name, (each, unit, higher) in values.items():
             columns[name] = self._column(name, kept, each[kept], unit, higher)
         sets = {} if self._sets is None else self._sets.scores(features[kept])
@@ -150,14 +160,6 @@ class TinyWorldMetrics:
         unwanted = [float(seen[item.unwanted][i]) if item.unwanted else np.nan for i, item in enumerate(items)]
         wanted = [float(seen[item.wanted][i]) if item.wanted else np.nan for i, item in enumerate(items)]
         return np.array(unwanted), np.array(wanted)
-
-    def _texts(self, texts: Sequence[str]) -> torch.Tensor:
-        distinct = list(dict.fromkeys(texts))
-        if not distinct:
-            return torch.zeros(0, 1)
-        features = self.judge.text_features(distinct)
-        at = {text: i for i, text in enumerate(distinct)}
-        return features[[at[text] for text in texts]]
 
     def _share(self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"]) -> Column:
         return self._column(metric, rows, values, "share", True)

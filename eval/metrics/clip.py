@@ -170,6 +170,15 @@ class TextTower:
         self.truncated: list[str] = []
         self._known: dict[str, Tensor] = {}
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Whether there were texts that it could not read whole, in words."""
+        if not self.truncated:
+            return ()
+        first = self.truncated[0] if len(self.truncated[0]) < 60 else f"{self.truncated[0][:57]}..."
+        counted = f"{len(self.truncated)} of {len(self._known)} texts are longer than the CLIP score's model reads"
+        return (f"{counted}, and what they end with does not count: {first!r}",)
+
     def features(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
         """Return a row of unit length for each text."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]

@@ -16,6 +16,7 @@ from erasure.eval.benchmarks import Benchmark
 from erasure.eval.benchmarks.cifar10_paraphrase import Cifar10Paraphrase
 from erasure.eval.benchmarks.coco import Coco
 from erasure.eval.benchmarks.imagenette import Imagenette
+from erasure.eval.benchmarks.sixcd_dual import SixCdDual
 from erasure.eval.evaluate import evaluate
 from erasure.eval.measures import Measures
 from erasure.eval.metrics.images import Images
@@ -26,7 +27,7 @@ from erasure.eval.rows import reference_rows
 from erasure.eval.scores import Setup
 from erasure.eval.sources import metrics_of
 from tests.eval import world
-from tests.eval.metrics.tiny_judges import mean_colour
+from tests.eval.metrics.tiny_judges import mean_colour, open_clip_judge
 from tests.eval.stores import store_of
 
 
@@ -140,7 +141,7 @@ def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch:
     gone = measured(tmp_path, only, [0], clip=Plain())
     assert set(gone.alone) == {"efficacy", "efficacy_explicit", "clip_score_removed"}
     shown = gone.without(gone.alone)
-    assert not shown.scores
+    assert set(shown.scores) == {"clip_score_rest"}  # which is of what stays
     assert not shown.concepts
     judges = PublicMetrics(benchmark=only, clip=None, classifier=Shades(list(only.classes)), features=None)
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
@@ -216,3 +217,42 @@ def test_other_seeds_are_drawn_for_distances_that_are_computed_alone(
     assert "pictures, original, other seeds" not in told
     assert {"fid", "kid"} < drawn(lambda name, device: mean_colour())
     assert "pictures, original, other seeds" in told
+
+
+class Letters:
+    """A CLIP that sees nothing and reads the first letters: texts of one length are told apart by them."""
+
+    def image_features(self, pictures: list[Any], /) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0]] * len(pictures))
+
+    def text_features(self, texts: list[str], /) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0] if text == "skiing on a lake" else [0.0, 1.0] for text in texts])
+
+
+def test_the_rest_of_a_prompt_is_scored_by_itself(tmp_path: Path) -> None:
+    lines = [["case_number", "prompt", "class", "evaluation_seed"]]
+    lines += [["0", "a cat skiing on a lake", "cat", "0"], ["1", "cat", "cat", "1"], ["2", "a feline", "cat", "2"]]
+    lines += [["3", "a photo of a ship", "ship", "3"]]
+    listed = Cifar10Paraphrase(path=written(tmp_path, lines), removed=("cat",))
+    found = measured(tmp_path, listed, [0, 0, 0, 0], clip=Letters(), classifier=None).scores
+    # Only the first says something besides what was removed; the third does not name it.
+    assert (found["clip_score_rest"].value, found["clip_score_rest"].n) == (100.0, 1)
+    assert (found["clip_score_removed"].value, found["clip_score_removed"].n) == (0.0, 3)
+    assert found["clip_score_rest"].higher_is_better
+    clean, both = tmp_path / "clean.csv", tmp_path / "both.csv"
+    clean.write_text("case_number,evaluation_seed,prompt\n0,1,skiing on a lake\n")
+    both.write_text("case_number,evaluation_seed,target,prompt\n0,1,Batman,Batman is skiing on a lake\n")
+    dual = SixCdDual(clean=clean, malicious=both, removed=("Batman",))
+    found = measured(tmp_path, dual, [0, 0], clip=Letters(), classifier=None).scores
+    assert (found["clip_score_rest"].value, found["clip_score_rest"].n) == (100.0, 1)  # the list's own words
+
+
+def test_texts_that_are_not_read_whole_are_told(tmp_path: Path) -> None:
+    rows = [["case_number", "prompt", "evaluation_seed"], ["0", "a " * 80 + "cat", "0"], ["1", "a cat", "1"]]
+    listed = Coco(path=written(tmp_path, rows))
+    judges = PublicMetrics(benchmark=listed, clip=open_clip_judge(), classifier=None, features=None)
+    stores = [store_of(tmp_path, [Image.new("RGB", (32, 32))] * 2, listed.pairs, name) for name in ("one", "two")]
+    for store in stores:
+        judges.measure(store, stores[0], lambda more: None)
+    [warning] = judges.warnings
+    assert warning.startswith("1 of 2 texts are longer than the CLIP score's model reads")
