@@ -505,11 +505,12 @@ def _rate(rate: Mapping[str, Any]) -> str:
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
-    """Return a score with its interval and count; a dash where there is none."""
+    """Return a score with its interval and count, and whose it is if it is one of several; a dash for none."""
     if score is None or score["value"] is None:
         return "–"
     interval = "" if score["low"] is None else f" [{score['low']:.3g}, {score['high']:.3g}]"
-    return f"{score['value']:.3g}{interval} of {score['n']}"
+    whose = f", {score['concept']}" if "concept" in score else ""
+    return f"{score['value']:.3g}{interval} of {score['n']}{whose}"
 
 
 def _share(step: Mapping[str, Any], name: str) -> str:

@@ -15,9 +15,10 @@ from erasure.files import make_folder, write_whole
 
 from .benchmarks import Item
 from .evaluate import Evaluation
+from .measures import is_efficacy
 from .pictures import as_png
 from .rows import ERASED, ORIGINAL
-from .scores import Score, written
+from .scores import LeastShare, Score, written
 
 FAILURES, EXAMPLES = 12, 4
 """Strips of each kind of failure, and of each group without choice."""
@@ -88,7 +89,7 @@ def _metric_view(metric: str, scores: Mapping[str, Mapping[str, Score]]) -> dict
         "arrow": _arrow(known[0]),
         "unit": known[0].unit,
         "n": known[0].n if len({score.n for score in known}) == 1 else None,
-        "cells": [score and dict(zip(("value", "interval"), _figures(score), strict=True)) for score in found],
+        "cells": [score and _figures(score) for score in found],
     }
 
 
@@ -96,10 +97,11 @@ def _arrow(score: Score) -> str:
     return "↑" if score.higher_is_better else "↓"
 
 
-def _figures(score: Score) -> tuple[str, str]:
-    """Return the value and the interval; "" without one."""
+def _figures(score: Score) -> list[str]:
+    """Return the value and, a line each, the interval and whose it is, where there are such."""
     value, *bounds = written(score.value, *(score.bounds or ()))
-    return value, f"[{', '.join(bounds)}]" if bounds else ""
+    lines = [f"[{', '.join(bounds)}]"] if bounds else []
+    return [value, *lines, *([score.concept] if isinstance(score, LeastShare) else [])]
 
 
 def _concepts(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -107,7 +109,7 @@ def _concepts(evaluation: Evaluation) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {"removed": [], "kept": []}
     for name, score in evaluation.measures[judged].concepts.items():
         low, high = score.bounds or (score.value, score.value)
-        group = "removed" if score.setup and score.setup.metric == "efficacy" else "kept"
+        group = "removed" if is_efficacy(score) else "kept"
         groups[group].append(
             {
                 "name": name,

@@ -11,7 +11,7 @@ from .benchmarks import Benchmark, Item
 from .metrics.features import Extractor
 from .metrics.fid import Fid
 from .metrics.kid import Kid
-from .scores import Score, Setup
+from .scores import LeastShare, Score, Setup
 from .store import ImageStore, Manifest
 
 ENOUGH_FOR_SETS = 1_000
@@ -67,8 +67,9 @@ class Measures:
     def scores(self) -> dict[str, Score]:
         """Every metric by name; "efficacy" is that of the removed concept of which most is left."""
         scores = {name: column.score for name, column in self.columns.items() if len(column.items)}
-        gone = [score for name, score in self.concepts.items() if score.setup and score.setup.metric == "efficacy"]
-        worst = {"efficacy": min(gone, key=lambda score: score.value)} if gone else {}
+        gone = {name: score for name, score in self.concepts.items() if is_efficacy(score)}
+        setups = [score.setup for score in gone.values() if score.setup]
+        worst = {"efficacy": LeastShare.of(gone, setups[0])} if setups else {}
         return {**worst, **scores, **self.sets}
 
     @property
@@ -88,9 +89,7 @@ class Measures:
     def without(self, names: Collection[str]) -> "Measures":
         """Return the same without some scores; without "efficacy", without that of each concept as well."""
         concepts = {
-            name: score
-            for name, score in self.concepts.items()
-            if "efficacy" not in names or not score.setup or score.setup.metric != "efficacy"
+            name: score for name, score in self.concepts.items() if "efficacy" not in names or not is_efficacy(score)
         }
         columns = {name: column for name, column in self.columns.items() if name not in names}
         return replace(self, columns=columns, concepts=concepts)
@@ -112,6 +111,11 @@ class Measures:
 
         columns = {name: replace(column, setup=replace(column.setup, **made)) for name, column in self.columns.items()}
         return replace(self, columns=columns, sets=stamped(self.sets), concepts=stamped(self.concepts))
+
+
+def is_efficacy(score: Score) -> bool:
+    """Say whether a score is of how much is gone; a classifier names its own form of it ("efficacy_top1")."""
+    return score.setup is not None and score.setup.metric.startswith("efficacy")
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from erasure.errors import InputError, unknown_name
 
-Number = float | int
+from .quantiles import Number, clopper_pearson
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -81,6 +81,7 @@ class Setup:
 
     Attributes:
         metric: Its name: "clip_score".
+        definition: Which form of it, where there are several: "the least of 3, ...".
         library: What computes it, with its version: "open_clip 3.3.0".
         backbone: The weights that it looks through: "ViT-B-32/openai".
         resize: How pictures are brought to the backbone's size: "bicubic, antialias, 224".
@@ -92,6 +93,7 @@ class Setup:
     """
 
     metric: str
+    definition: str = ""
     library: str = ""
     backbone: str = ""
     resize: str = ""
@@ -261,6 +263,51 @@ class Score:
         if self.standard_error is None:
             return written(self.value)[0]
         return " ± ".join(written(self.value, self.standard_error))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastShare(Score):
+    """The lowest of the shares of several concepts.
+
+    Attributes:
+        concept: Whose it is.
+    """
+
+    concept: str
+
+    @classmethod
+    def of(cls, shares: Mapping[str, Score], setup: Setup) -> "LeastShare":
+        """Return the lowest of k shares.
+
+        The lowest is lower than it would be alone: an interval for it must hold for whichever of the k it could have
+        been. So each has an interval at 1 - 0.05 / k (Bonferroni), in which all lie together in 95 % of draws, and the
+        lowest lies between the least of the lower and the least of the upper ends. It is the exact one: at so high a
+        confidence Wilson's holds a share of 0.9 too seldom (measured: 12 shares of 60 pictures in 92 % of draws).
+
+        Args:
+            shares: By concept, each of claims about pictures.
+            setup: The protocol; k is added to it.
+
+        Raises:
+            ValueError: There are none.
+        """
+        concept, least = min(shares.items(), key=lambda named: named[1].value)
+        confidence = 1 - 0.05 / len(shares)
+        ends = [clopper_pearson(round(share.value * share.n), share.n, confidence) for share in shares.values()]
+        return cls(
+            value=least.value,
+            n=least.n,
+            standard_error=None,
+            unit=least.unit,
+            higher_is_better=least.higher_is_better,
+            per_image=least.per_image,
+            interval=(min(low for low, _ in ends), min(high for _, high in ends)),
+            setup=replace(setup, definition=f"the least of {len(shares)}, exact interval at 1 - 0.05 / {len(shares)}"),
+            concept=concept,
+        )
+
+    def as_json(self) -> dict[str, object]:
+        return {**super().as_json(), "concept": self.concept}
 
 
 def written(*values: float) -> list[str]:

@@ -86,14 +86,14 @@ def test_an_evaluation_has_a_column_a_row_and_a_dash_where_nothing_was_measured(
         "protocol": {"git": {"commit": "0123456789abcdef", "dirty": False}},
         "rows": {
             "original": {"efficacy": {**score, "value": 0.0, "low": None}, "shown_dog": score},
-            "erased": {"efficacy": score, "fd": {**score, "value": 0.0084, "n": 2000}},
+            "erased": {"efficacy": {**score, "concept": "gun"}, "fd": {**score, "value": 0.0084, "n": 2000}},
         },
     }
     (tmp_path / "evaluation" / "one").mkdir(parents=True)
     (tmp_path / "evaluation" / "one" / "scores.json").write_text(json.dumps(run), encoding="utf-8")
     built = tables.built("<!-- table evaluation: evaluation/one/scores.json -->\n<!-- end table -->\n", tmp_path)
     assert "| metric | erased | original |" in built
-    assert "| `efficacy` | 0.912 [0.88, 0.946] of 13 | 0 of 13 |" in built
+    assert "| `efficacy` | 0.912 [0.88, 0.946] of 13, gun | 0 of 13 |" in built
     assert "| `fd` | 0.0084 [0.88, 0.946] of 2000 | – |" in built
     assert "commit 0123456789," in built
     assert "shown_dog" not in built

@@ -1,6 +1,7 @@
 """Evaluations: every row on the same prompts and seeds, the arithmetic of the metrics, scores and report."""
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from erasure.eval.evaluate import Evaluation, compare_scores, evaluate, write_sc
 from erasure.eval.evaluation_report import render, terminal_table
 from erasure.eval.measures import kept_items, removed_items
 from erasure.eval.pictures import Sampler
+from erasure.eval.quantiles import clopper_pearson
 from erasure.eval.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
 from erasure.eval.sources import benchmark_of, source_of
 from erasure.eval.tinyworld_metrics import TinyWorldMetrics
@@ -179,6 +181,8 @@ def test_arithmetic_of_known_answers(judge: Judge) -> None:
     )
     scores = found.scores
     assert scores["efficacy"].value == 0  # all of neon is left, nothing of cat
+    assert scores["efficacy"].as_json()["concept"] == "neon"
+    assert scores["efficacy"].bounds == clopper_pearson(0, scores["efficacy"].n, 0.975)  # of two
     assert found.concepts["cat"].value == 1
     explicit = [item.unwanted for item in items if item.unwanted and item.wording == "explicit"]
     assert scores["efficacy_explicit"].value == pytest.approx(explicit.count("cat") / len(explicit))
@@ -210,6 +214,17 @@ def test_the_page_needs_nothing_else_and_shows_every_row(evaluation: Evaluation)
     assert page.count("<figure>") > 0
     assert all(name in page for name in ("efficacy explicit", "negative prompt", "destroyed"))
     assert terminal_table(evaluation).row_count == len(evaluation.scores[ERASED])
+
+
+def test_the_concept_of_which_most_is_left_is_named(evaluation: Evaluation) -> None:
+    least = evaluation.as_json()["rows"][ERASED]["efficacy"]["concept"]
+    assert least in BENCHMARK.removed
+    table = terminal_table(evaluation)
+    at = list(table.columns[0].cells).index(next(cell for cell in table.columns[0].cells if "efficacy ↑" in str(cell)))
+    assert str(list(table.columns[1].cells)[at]).splitlines()[-1] == least
+    row = re.search(r"<th>efficacy ↑.*?</tr>", render(evaluation, "both"), flags=re.DOTALL)
+    assert row is not None
+    assert f"<br>{least}</small>" in row[0]
 
 
 def test_score_files_of_different_protocols_share_no_column(

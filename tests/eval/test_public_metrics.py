@@ -42,7 +42,7 @@ class Shades:
         return torch.tensor(shown) == labels
 
     def setup(self, metric: str) -> Setup:
-        return Setup(metric=metric, backbone="shades")
+        return Setup(metric=f"{metric}_top1", backbone="shades")
 
 
 def imagenet() -> Shades:

@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval.scores import Rate, Score, Setup, cosine_distances, kept_rate, shared_setup, wilson, written
+from erasure.eval.quantiles import clopper_pearson
+from erasure.eval.scores import (
+    LeastShare,
+    Rate,
+    Score,
+    Setup,
+    cosine_distances,
+    kept_rate,
+    shared_setup,
+    wilson,
+    written,
+)
 
 
 def test_wilson_solves_its_defining_equation() -> None:
@@ -90,6 +101,43 @@ def test_bounds_are_the_scores_own_or_the_normal_ones() -> None:
     assert share.per_image == (1.0,) * 3 + (0.0,) * 7
     assert share.as_json()["low"] == wilson(3, 10)[0]
     assert {"value", "n", "low", "high", "unit", "higher_is_better"} <= share.as_json().keys()
+
+
+def test_the_least_of_several_shares_has_an_interval_that_all_have_together() -> None:
+    def share(hits: int, n: int) -> Score:
+        return Score.share(np.array([True] * hits + [False] * (n - hits)), unit="share", higher_is_better=True)
+
+    setup = Setup(metric="efficacy")
+    alone = LeastShare.of({"cat": share(9, 10)}, setup)
+    assert (alone.concept, alone.value, alone.bounds) == ("cat", 0.9, clopper_pearson(9, 10))
+    least = LeastShare.of({"cat": share(19, 20), "neon": share(9, 10), "gun": share(20, 20)}, setup)
+    assert (least.concept, least.value, least.n) == ("neon", 0.9, 10)
+    confidence = 1 - 0.05 / 3
+    assert least.bounds == clopper_pearson(9, 10, confidence)
+    assert least.bounds[0] < wilson(9, 10)[0]
+    assert least.setup is not None
+    assert "of 3" in least.setup.definition
+    assert least.as_json()["concept"] == "neon"
+    few = LeastShare.of({"cat": share(2, 2), "neon": share(99, 100)}, setup)
+    assert few.bounds == (
+        clopper_pearson(2, 2, 0.975)[0],
+        clopper_pearson(99, 100, 0.975)[1],
+    )  # what has few pictures may be the least
+
+
+def test_the_interval_of_the_least_covers_it() -> None:
+    # Twelve concepts, each gone in 0.9 of 60 pictures: the interval that the lowest has by itself fails often.
+    rng, k, n = np.random.default_rng(0), 12, 60
+    covered = {"least": 0, "alone": 0}
+    for _ in range(400):
+        drawn = rng.random((k, n)) < 0.9
+        shares = {str(at): Score.share(claims, unit="share", higher_is_better=True) for at, claims in enumerate(drawn)}
+        low, high = LeastShare.of(shares, Setup(metric="efficacy")).bounds or (0.0, 0.0)
+        covered["least"] += low <= 0.9 <= high
+        low, high = min(shares.values(), key=lambda share: share.value).bounds or (0.0, 0.0)
+        covered["alone"] += low <= 0.9 <= high
+    assert covered["least"] >= 0.95 * 400
+    assert covered["alone"] < 0.9 * 400
 
 
 SETUP = Setup(metric="clip_score", library="open_clip 3.3.0", backbone="ViT-B-32/openai", steps=20, guidance_scale=4.0)
