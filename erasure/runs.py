@@ -357,10 +357,10 @@ def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result, and of some more packages."""
     found = {"python": platform.python_version()}
-    for name in ("erasure", "torch", "diffusers", "transformers", "safetensors", "numpy"):
+    for name in ("erasure", "torch", "diffusers", "transformers", "safetensors", "numpy", *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -30,7 +30,7 @@ from .store import ImageStore, check_paired
 FORMAT = "erasure-scores/1"
 DRIFT_PROMPTS = 24
 """Prompts that name something removed and something beside it whose attention maps are followed, at most."""
-OTHER_SEEDS = 2**30
+SEED_SHIFT = 2**30
 """Added to each seed for the pictures of the original that sets of pictures are compared with."""
 
 OTHER_SCHEDULER = "sampled with {}; the published numbers of {} are of {}, and these are not to be compared with them"
@@ -156,7 +156,7 @@ def evaluate(
         named[name].fill(store, sampler.batch_size, advance(f"pictures, {_spoken(name)}", benchmark.n))
     if metrics.wants_reference:
         kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
-        others: list[Pair] = [(prompt, (seed + OTHER_SEEDS) % 2**31) for prompt, seed in kept]
+        others: list[Pair] = [(prompt, (seed + SEED_SHIFT) % 2**31) for prompt, seed in kept]
         reference = named[ORIGINAL].store(others, sampler)
         told = advance("pictures, original, other seeds", len(others))
         metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, told))
@@ -164,7 +164,9 @@ def evaluate(
     for name, store in stores.items():
         found = metrics.measure(store, original, advance(f"reading, {_spoken(name)}", benchmark.n))
         drift = _drift(named[name], asks, sampler, advance(f"attention, {_spoken(name)}", len(asks)))
-        measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(benchmark, store.manifest)
+        measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
+            benchmark, store.manifest, original.manifest.model
+        )
     alone = measures[ORIGINAL].alone
     used, published = original.manifest.scheduler["name"], benchmark.published_scheduler
     return Evaluation(
@@ -178,7 +180,7 @@ def evaluate(
             "steps": sampler.steps,
             "guidance_scale": sampler.guidance_scale,
             "model": original.manifest.model,
-            "versions": versions(),
+            "versions": versions("open_clip_torch", "torchmetrics", "torchvision"),
             "git": commit(),
             "platform": platform.machine(),
             "threads": torch.get_num_threads(),

@@ -18,6 +18,9 @@ ENOUGH_FOR_SETS = 1_000
 """Pictures below which no distance between sets is computed: there are paired distances instead."""
 BATCH = 64
 """Pictures that are read together."""
+SAME_SEEDS = "the original model, same prompts and seeds"
+OTHER_SEEDS = "the original model, same prompts, other seeds"
+"""What a protocol calls the pictures that a score compares with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +97,30 @@ class Measures:
         columns = {name: column for name, column in self.columns.items() if name not in names}
         return replace(self, columns=columns, concepts=concepts)
 
-    def of_pictures(self, benchmark: Benchmark, manifest: Manifest) -> "Measures":
-        """Return the same with what made the pictures in every protocol."""
+    def of_pictures(self, benchmark: Benchmark, manifest: Manifest, original: str) -> "Measures":
+        """Return the same with what made the pictures in every protocol.
+
+        Args:
+            benchmark: What asked for them.
+            manifest: How they were made.
+            original: Digest of the original, for the scores that compare with its pictures.
+        """
         made = {
             "benchmark": benchmark.id,
             "sampler": manifest.scheduler["name"],
             "steps": manifest.steps,
             "guidance_scale": manifest.guidance_scale,
+            "precision": manifest.precision,
         }
 
-        def stamped(scores: Mapping[str, Score]) -> dict[str, Score]:
-            return {
-                name: replace(score, setup=score.setup and replace(score.setup, **made))
-                for name, score in scores.items()
-            }
+        def whole(setup: Setup) -> Setup:
+            compares = setup.reference in (SAME_SEEDS, OTHER_SEEDS)
+            return replace(setup, **made, original=original if compares else "")
 
-        columns = {name: replace(column, setup=replace(column.setup, **made)) for name, column in self.columns.items()}
+        def stamped(scores: Mapping[str, Score]) -> dict[str, Score]:
+            return {name: replace(score, setup=score.setup and whole(score.setup)) for name, score in scores.items()}
+
+        columns = {name: replace(column, setup=whole(column.setup)) for name, column in self.columns.items()}
         return replace(self, columns=columns, sets=stamped(self.sets), concepts=stamped(self.concepts))
 
 

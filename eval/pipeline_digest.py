@@ -35,6 +35,16 @@ def pipeline_digest(pipe: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of every byte of a network's weights.
+
+    Raises:
+        InputError: Weights that are not in memory.
+    """
+    weights = _weights(type(network).__name__, network)
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+
+
 def _is_setting(name: str, value: object) -> bool:
     # A component stands in a pipeline's configuration as its library and class.
     return not name.startswith("_") and not isinstance(value, tuple | list)

@@ -1,7 +1,7 @@
 """The metrics of benchmarks for real models, as far as their weights are in the local cache."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,6 +16,8 @@ from .benchmarks import Benchmark, Item
 from .measures import (
     BATCH,
     ENOUGH_FOR_SETS,
+    OTHER_SEEDS,
+    SAME_SEEDS,
     Column,
     Measures,
     SetDistances,
@@ -26,7 +28,7 @@ from .measures import (
     removed_items,
 )
 from .metrics.accuracy import Classifier, check_classes, hub_classifier, resnet50
-from .metrics.clip import Clip, OpenClip, TextTower
+from .metrics.clip import Clip, OpenClip, TextTower, setup_of
 from .metrics.clip_score import UNIT, clip_score
 from .metrics.features import Extractor, extractor
 from .metrics.texts import without_phrases
@@ -142,7 +144,7 @@ class PublicMetrics:
         """Take these pictures, where they are wanted."""
         if self.features is None:
             return
-        self._sets = SetDistances(self.features, "the original model, same prompts, other seeds", ("fid", "kid"))
+        self._sets = SetDistances(self.features, OTHER_SEEDS, ("fid", "kid"))
         for images in reference.batches(BATCH):
             self._sets.reference.append(np.asarray(self.features(images)))
 
@@ -214,15 +216,13 @@ class PublicMetrics:
     def _column(
         self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], unit: str, higher: bool
     ) -> Column:
-        if metric.startswith("clip"):
-            setup = Setup(
-                metric=metric,
-                library=str(getattr(self.clip, "library", "")),
-                backbone=str(getattr(self.clip, "name", "")),
-                resize=str(getattr(self.clip, "resize", "")),
-            )
+        if metric.startswith("clip") and self.clip is not None:
+            setup = setup_of(self.clip, metric)
+        elif self.classifier is not None:
+            reference = SAME_SEEDS if metric == "retention" else ""
+            setup = replace(self.classifier.setup(metric), reference=reference)
         else:
-            setup = self.classifier.setup(metric) if self.classifier is not None else Setup(metric=metric)
+            setup = Setup(metric=metric)
         return Column(items=rows, values=values, unit=unit, higher_is_better=higher, setup=setup)
 
 

@@ -90,6 +90,8 @@ class Setup:
         sampler: The scheduler: "DDIMScheduler".
         steps: Of the scheduler.
         guidance_scale: Of classifier-free guidance.
+        precision: What the denoiser computed in: "float32".
+        original: Digest of the original model, of a score that compares with its pictures.
     """
 
     metric: str
@@ -102,6 +104,8 @@ class Setup:
     sampler: str = ""
     steps: int | None = None
     guidance_scale: Number | None = None
+    precision: str = ""
+    original: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Give the fields as plain data."""

@@ -1,7 +1,8 @@
 """The metrics that have a meaning on the tiny world: what its oracle sees, and what its judge makes of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from .benchmarks import Benchmark, Item
 from .measures import (
     BATCH,
     ENOUGH_FOR_SETS,
+    OTHER_SEEDS,
+    SAME_SEEDS,
     Column,
     Measures,
     SetDistances,
@@ -25,13 +28,14 @@ from .measures import (
     removed_items,
 )
 from .metrics.caption_match import UNIT as CAPTION_UNIT
-from .metrics.caption_match import CaptionMatch
-from .metrics.clip import TextTower
+from .metrics.caption_match import CaptionMatch, caption_setup
+from .metrics.clip import TextTower, setup_of
 from .metrics.clip_score import UNIT as CLIP_UNIT
 from .metrics.clip_score import clip_score
-from .metrics.features import extractor
+from .metrics.features import judge_features
 from .metrics.oracle_distance import UNIT as DISTANCE_UNIT
 from .metrics.oracle_distance import OracleDistance
+from .metrics.weights import oracle_name
 from .scores import Setup, cosine_distances
 from .store import ImageStore
 
@@ -73,9 +77,7 @@ class TinyWorldMetrics:
         return not self.skipped
 
     def prepare(self, reference: ImageStore) -> None:
-        self._sets = SetDistances(
-            extractor("tinyworld-judge"), "the original model, same prompts, other seeds", ("fd", "kid")
-        )
+        self._sets = SetDistances(judge_features(self.judge), OTHER_SEEDS, ("fd", "kid"))
         for images in reference.batches(BATCH):
             self._sets.reference.append(self.judge.image_features(images).numpy())
 
@@ -167,11 +169,17 @@ class TinyWorldMetrics:
     def _column(
         self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], unit: str, higher: bool
     ) -> Column:
-        reads = "tiny world's judge, open_clip" if metric.startswith(("clip", "judge")) else "tiny world's oracle"
-        against = "the original model, same prompts and seeds"
-        setup = Setup(
-            metric=metric,
-            backbone=reads,
-            reference=against if metric in ("retention", "oracle_distance", "judge_distance") else "",
-        )
+        read_by = self._setups.get(metric, self._setups["oracle"])
+        against = SAME_SEEDS if metric in ("retention", "oracle_distance", "judge_distance") else ""
+        setup = replace(read_by, metric=metric, reference=against)
         return Column(items=rows, values=values, unit=unit, higher_is_better=higher, setup=setup)
+
+    @cached_property
+    def _setups(self) -> dict[str, Setup]:
+        """The protocol of the metrics that the oracle does not read alone, and under its name that of all others."""
+        judge = setup_of(self.judge, "judge")
+        return {
+            "oracle": Setup(metric="oracle", backbone=oracle_name(self.oracle)),
+            "caption_match": caption_setup(self.oracle, self.judge),
+            **dict.fromkeys(("clip_score", "clip_score_removed", "clip_score_rest", "judge_distance"), judge),
+        }

@@ -21,7 +21,7 @@ from ..scores import Score, Setup
 from .features import processed
 from .images import Images, as_pil
 from .labels import as_indices
-from .weights import from_hub, from_url, model_from_hub
+from .weights import from_hub, from_url, model_from_hub, oracle_name
 
 IMAGENETTE: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -248,4 +248,4 @@ class OracleClassifier:
         return torch.tensor([bool(seen[label][row]) for row, label in enumerate(labels.tolist())], dtype=torch.bool)
 
     def setup(self, metric: str) -> Setup:
-        return Setup(metric=metric, backbone="tinyworld-oracle")
+        return Setup(metric=metric, backbone=oracle_name(self.oracle))

@@ -5,7 +5,8 @@ tiny world the oracle's reading is turned into the sentence that the world itsel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,9 @@ from erasure.tinyworld.judge import Judge
 from erasure.tinyworld.oracle import Oracle, Pictures, Reading
 from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENE_PHRASES, SCENES, STYLE_PHRASES, STYLES, article
 
-from ..scores import Score
+from ..scores import Score, Setup
+from .clip import TextTower, setup_of
+from .weights import oracle_name
 
 UNIT = "100 x cosine of texts"
 
@@ -54,12 +57,17 @@ class CaptionMatch:
         judge: Its text tower compares the sentences; it was trained apart from the model that is judged.
     """
 
+    name: ClassVar[str] = "caption_match"
+
     oracle: Oracle
     judge: Judge
     _values: list[float] = field(default_factory=list, init=False, repr=False)
-    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _tower: TextTower = field(init=False, repr=False)
 
-    def update(self, pictures: Pictures, prompts: Sequence[str]) -> None:
+    def __post_init__(self) -> None:
+        self._tower = TextTower(self.judge)
+
+    def update(self, pictures: Pictures, prompts: Sequence[str]) -> "CaptionMatch":
         """Add pictures with what was asked for.
 
         Raises:
@@ -70,14 +78,20 @@ class CaptionMatch:
                 f"caption_match: expected a prompt a picture, got {len(prompts)} for {len(pictures)} pictures."
             )
         written = captions(self.oracle.read(pictures))
-        self._values.extend(text_match(self._features(written), self._features(prompts)).tolist())
+        self._values.extend(text_match(self._tower.features(written), self._tower.features(prompts)).tolist())
+        return self
 
     def compute(self) -> Score:
         """Return the mean over all pictures so far."""
-        return Score.mean(self._values, unit=UNIT, higher_is_better=True)
+        return Score.mean(self._values, unit=UNIT, higher_is_better=True, setup=self.setup)
 
-    def _features(self, texts: Sequence[str]) -> Tensor:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            self._known.update(zip(new, self.judge.text_features(new), strict=True))
-        return torch.stack([self._known[text] for text in texts])
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        return caption_setup(self.oracle, self.judge)
+
+
+def caption_setup(oracle: Oracle, judge: Judge) -> Setup:
+    """Return the protocol: the oracle reads the pictures, the judge's text space makes the number."""
+    text = setup_of(judge, CaptionMatch.name)
+    return replace(text, backbone=f"{text.backbone}, captions by {oracle_name(oracle)}")

@@ -17,7 +17,7 @@ from erasure.tinyworld.models import POSITIONS
 
 from ..scores import Setup
 from .images import Images, as_pil
-from .weights import missing_weights
+from .weights import judge_name, missing_weights
 
 DEFAULT = "ViT-L-14:openai"
 
@@ -104,7 +104,7 @@ class OpenClip:
     @property
     def library(self) -> str:
         """The library with its version."""
-        return f"open_clip {version('open_clip_torch')}"
+        return open_clip_version()
 
     @property
     def resize(self) -> str:
@@ -154,7 +154,14 @@ def setup_of(clip: Clip, metric: str) -> Setup:
     """Return the protocol of a metric over a CLIP."""
     if isinstance(clip, OpenClip):
         return Setup(metric=metric, library=clip.library, backbone=clip.name, resize=clip.resize)
-    return Setup(metric=metric, backbone="tinyworld-judge" if isinstance(clip, Judge) else type(clip).__name__)
+    if isinstance(clip, Judge):
+        return Setup(metric=metric, library=open_clip_version(), backbone=judge_name(clip))
+    return Setup(metric=metric, backbone=type(clip).__name__)
+
+
+def open_clip_version() -> str:
+    """Return the library with its version."""
+    return f"open_clip {version('open_clip_torch')}"
 
 
 class TextTower:

@@ -13,10 +13,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from erasure.errors import InputError, MissingExtraError, unknown_name
+from erasure.tinyworld.judge import Judge
 
 from ..scores import Setup
 from .images import Images, as_pil, as_uint8
-from .weights import from_hub, from_url, model_from_hub
+from .weights import from_hub, from_url, judge_name, model_from_hub, oracle_name
 
 Features = Float[Tensor, "_ _"] | Float[np.ndarray, "_ _"]
 """One row a picture."""
@@ -83,12 +84,17 @@ def extractor(name: str, *, device: str = "cpu", download: bool = False) -> Extr
         from erasure.tinyworld import load_oracle
 
         oracle = load_oracle(device)
-        return Given(lambda pictures: oracle.read(pictures).features, name)
+        return Given(lambda pictures: oracle.read(pictures).features, oracle_name(oracle))
     if name == "tinyworld-judge":
         from erasure.tinyworld import load_judge
 
-        return Given(load_judge(device).image_features, name)
+        return judge_features(load_judge(device))
     raise unknown_name("feature extractor", name, NAMES)
+
+
+def judge_features(judge: Judge) -> "Given":
+    """Return the tiny world's judge as an extractor."""
+    return Given(judge.image_features, judge_name(judge), library=f"open_clip {version('open_clip_torch')}")
 
 
 @dataclass(frozen=True)

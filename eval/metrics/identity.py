@@ -5,16 +5,18 @@ The tiny world's counterpart of the face and DINO similarities used for people a
 
 import random
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
 from erasure.errors import unknown_name
 from erasure.tinyworld.oracle import Oracle, Pictures
-from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENES
+from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENES, article
 from erasure.tinyworld.world import compose, draw
 
-from ..scores import Score
+from ..scores import Score, Setup
+from .weights import oracle_name
 
 UNIT = "cosine"
 DRAWINGS = 48
@@ -49,6 +51,8 @@ class Identity:
         UnknownNameError: There is no such individual.
     """
 
+    name: ClassVar[str] = "identity"
+
     oracle: Oracle
     individual: str
     _values: list[float] = field(default_factory=list, init=False, repr=False)
@@ -60,13 +64,24 @@ class Identity:
         self._class = others.mean(0)
         self._reference = mean_direction(own - self._class)
 
-    def update(self, pictures: Pictures) -> None:
+    def update(self, pictures: Pictures) -> "Identity":
         """Add pictures."""
-        self._values.extend(identity(self.oracle.read(pictures).features - self._class, self._reference).tolist())
+        self._values.extend(self.of(self.oracle.read(pictures).features).tolist())
+        return self
+
+    def of(self, features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+        """Return the score of each picture by its oracle features; nothing is added to the mean."""
+        return identity(features - self._class, self._reference)
 
     def compute(self) -> Score:
         """Return the mean over all pictures so far; near 1 for the individual, near 0 for others of its class."""
-        return Score.mean(self._values, unit=UNIT, higher_is_better=True)
+        return Score.mean(self._values, unit=UNIT, higher_is_better=True, setup=self.setup)
+
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        drawn = f"{DRAWINGS} drawings of {self.individual}, less as many of {article(INDIVIDUALS[self.individual])}"
+        return Setup(metric=self.name, backbone=oracle_name(self.oracle), reference=drawn)
 
     def _drawn(self, name: str) -> Float[np.ndarray, "n dim"]:
         rng = random.Random(f"identity:{name}")

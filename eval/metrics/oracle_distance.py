@@ -6,6 +6,7 @@ fitted to human judgement: those exist for photographs only. It is a measure of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from erasure.errors import InputError
 from erasure.tinyworld.oracle import Oracle, Pictures, as_pixels
 
-from ..scores import Score
+from ..scores import Score, Setup
+from .weights import oracle_name
 
 UNIT = "oracle distance"
 
@@ -58,19 +60,24 @@ class OracleDistance:
     Attributes:
         oracle: Whose features they are.
         batch_size: Pairs looked at together.
+        reference: What `before` shows, in words, for the protocol.
     """
+
+    name: ClassVar[str] = "oracle_distance"
 
     oracle: Oracle
     batch_size: int = 64
+    reference: str = ""
     _values: list[float] = field(default_factory=list, init=False, repr=False)
 
-    def update(self, before: Pictures, after: Pictures) -> None:
+    def update(self, before: Pictures, after: Pictures) -> "OracleDistance":
         """Add pairs of pictures.
 
         Raises:
             InputError: There are not as many of one as of the other.
         """
         self._values.extend(self._each(before, after, oracle_distance).tolist())
+        return self
 
     def maps(self, before: Pictures, after: Pictures) -> Float[Tensor, "n 64 64"]:
         """Return where two pictures differ, per pixel; nothing is added to the mean."""
@@ -78,7 +85,12 @@ class OracleDistance:
 
     def compute(self) -> Score:
         """Return the mean over all pairs so far."""
-        return Score.mean(self._values, unit=UNIT, higher_is_better=False)
+        return Score.mean(self._values, unit=UNIT, higher_is_better=False, setup=self.setup)
+
+    @property
+    def setup(self) -> Setup:
+        """What is measured."""
+        return Setup(metric=self.name, backbone=oracle_name(self.oracle), reference=self.reference)
 
     @torch.no_grad()
     def _each(

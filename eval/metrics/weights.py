@@ -1,4 +1,4 @@
-"""Weights of the judges: from the local caches, from the network only where the caller allows it."""
+"""Weights of the judges: what protocols call them; from the local caches, from the network only where it is allowed."""
 
 import re
 from collections.abc import Callable
@@ -9,10 +9,24 @@ from urllib.parse import urlparse
 import torch
 
 from erasure.errors import ErasureError, InputError, reason
+from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.oracle import Oracle
+
+from ..pipeline_digest import weights_digest
 
 
 class MissingWeightsError(ErasureError, FileNotFoundError):
     """The weights of a judge are not in the local cache, and may not or cannot be downloaded."""
+
+
+def oracle_name(oracle: Oracle) -> str:
+    """Return what a protocol calls the tiny world's oracle: a name and a digest of its weights."""
+    return f"tinyworld-oracle {weights_digest(oracle.net)[:12]}"
+
+
+def judge_name(judge: Judge) -> str:
+    """Return what a protocol calls the tiny world's judge: a name and a digest of its weights."""
+    return f"tinyworld-judge {weights_digest(judge.model)[:12]}"
 
 
 def missing_weights(where: str, what: str, fetch: str, error: Exception | None = None) -> MissingWeightsError:

@@ -19,6 +19,7 @@ from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.evaluate import Evaluation, compare_scores, evaluate, write_scores
 from erasure.eval.evaluation_report import render, terminal_table
 from erasure.eval.measures import kept_items, removed_items
+from erasure.eval.metrics.weights import judge_name, oracle_name
 from erasure.eval.pictures import Sampler
 from erasure.eval.quantiles import clopper_pearson
 from erasure.eval.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
@@ -252,6 +253,31 @@ def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_mad
     with pytest.raises(InputError, match="expected the same prompts, seeds and sampler, got scheduler"):
         evaluate([*rows(tmp_path / "judged"), gold], BENCHMARK, metrics(judge), sampler=SAMPLER)
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_protocol_names_all_that_decides_a_number(evaluation: Evaluation, judge: Judge) -> None:
+    protocol = evaluation.as_json()["protocol"]
+    assert {"open_clip_torch", "torchmetrics", "torchvision", "torch"} <= protocol["versions"].keys()
+    setups = protocol["metrics"]
+    assert {setup["precision"] for setup in setups.values()} == {"float32"}
+    reads = {name: setup["backbone"] for name, setup in setups.items()}
+    assert reads["joint"] == oracle_name(world.oracle())
+    assert reads["clip_score"] == judge_name(judge)
+    assert reads["caption_match"] == f"{judge_name(judge)}, captions by {oracle_name(world.oracle())}"
+    assert setups["clip_score"]["library"].startswith("open_clip ")
+    original = evaluation.stores[ORIGINAL].manifest.model
+    compare = {name for name, setup in setups.items() if setup["original"]}
+    assert compare == {name for name in setups if name.startswith(("retention", "oracle_dis", "judge_dis"))}
+    assert {setups[name]["original"] for name in compare} == {original}
+
+
+def test_scores_against_different_originals_share_no_column(evaluation: Evaluation, tmp_path: Path) -> None:
+    one, two = (write_scores(evaluation, tmp_path / name) for name in ("one", "two"))
+    data = json.loads(two.read_text())
+    data["protocol"]["metrics"]["oracle_distance"]["original"] = "another"
+    two.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"with original '.*' against 'another'"):
+        compare_scores([one, two], "oracle_distance")
 
 
 def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:

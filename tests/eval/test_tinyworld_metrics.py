@@ -1,5 +1,6 @@
 """Metrics that have a meaning on the tiny world: oracle distance, caption match, identity."""
 
+import copy
 import random
 
 import numpy as np
@@ -11,8 +12,10 @@ from erasure.errors import InputError, UnknownNameError
 from erasure.eval.metrics.caption_match import CaptionMatch, captions, text_match
 from erasure.eval.metrics.identity import Identity, identity, mean_direction
 from erasure.eval.metrics.oracle_distance import OracleDistance, oracle_distance, oracle_distance_map
+from erasure.eval.metrics.weights import judge_name, oracle_name
+from erasure.eval.scores import Setup
 from erasure.tinyworld.data import THINGS
-from erasure.tinyworld.oracle import Oracle, Reading
+from erasure.tinyworld.oracle import Oracle, OracleNet, Reading
 from erasure.tinyworld.vocabulary import SCENES, STYLES
 from erasure.tinyworld.world import compose, draw
 
@@ -122,3 +125,23 @@ def test_identity_tells_the_individual_from_its_class(oracle: Oracle) -> None:
 def test_identity_of_an_unknown_individual() -> None:
     with pytest.raises(UnknownNameError, match="Biscuit"):
         Identity(oracle=tinyworld.load_oracle(), individual="Bisciut")
+
+
+def test_the_protocol_tells_judges_apart_by_their_weights(oracle: Oracle) -> None:
+    judge = tinyworld.load_judge()
+    cats = _drawings("cat", 2)
+    found = {
+        "distance": OracleDistance(oracle=oracle, reference="drawings").update(cats, cats).compute().setup,
+        "captions": CaptionMatch(oracle=oracle, judge=judge).update(cats, ["a cat"] * 2).compute().setup,
+        "identity": Identity(oracle=oracle, individual="Mittens").update(cats).compute().setup,
+    }
+    assert [setup and setup.metric for setup in found.values()] == ["oracle_distance", "caption_match", "identity"]
+    assert found["distance"] == Setup(metric="oracle_distance", backbone=oracle_name(oracle), reference="drawings")
+    assert found["captions"] is not None
+    assert found["captions"].backbone == f"{judge_name(judge)}, captions by {oracle_name(oracle)}"
+    assert found["captions"].library.startswith("open_clip ")
+    assert found["identity"] is not None
+    assert found["identity"].reference == "48 drawings of Mittens, less as many of a cat"
+    other = Oracle(OracleNet())
+    assert oracle_name(other) != oracle_name(oracle)
+    assert oracle_name(Oracle(copy.deepcopy(oracle.net))) == oracle_name(oracle)

@@ -135,7 +135,7 @@ def test_the_oracle_knows_its_world() -> None:
     assert right.value > 0.8
     assert wrong.value < 0.2
     assert right.setup is not None
-    assert right.setup.backbone == "tinyworld-oracle"
+    assert right.setup.backbone.startswith("tinyworld-oracle ")  # and a digest of its weights
 
 
 def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
