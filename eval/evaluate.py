@@ -190,6 +190,7 @@ def evaluate(
         warnings=(
             *([] if used == published else [OTHER_SCHEDULER.format(used, benchmark.name, published)]),
             *metrics.warnings,
+            *dict.fromkeys(told for found in measures.values() for told in found.warnings),
         ),
     )
 

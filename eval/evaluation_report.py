@@ -16,6 +16,7 @@ from erasure.files import make_folder, write_whole
 from .benchmarks import Item
 from .evaluate import Evaluation
 from .measures import is_efficacy
+from .metrics.distances import SetDistance
 from .pictures import as_png
 from .rows import ERASED, ORIGINAL
 from .scores import LeastShare, Score, written
@@ -33,12 +34,9 @@ def terminal_table(evaluation: Evaluation) -> Table:
     for name in scores:
         table.add_column(_spoken(name), no_wrap=True)
     for metric in _metrics(scores):
-        cells = []
-        for row in scores.values():
-            score = row.get(metric)
-            cells.append("–" if score is None else "\n".join(_figures(score)))
-        first = next(row[metric] for row in scores.values() if metric in row)
-        table.add_row(f"{_spoken(metric)} {_arrow(first)}\nn {first.n}", *cells)
+        view = _metric_view(metric, scores)
+        cells = ("\n".join(cell) if cell else "–" for cell in view["cells"])
+        table.add_row("\n".join(filter(None, (f"{view['name']} {view['arrow']}", view["n"]))), *cells)
     return table
 
 
@@ -84,13 +82,19 @@ def _metrics(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
 def _metric_view(metric: str, scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
     found = [row.get(metric) for row in scores.values()]
     known = [score for score in found if score is not None]
+    alike = len({_counted(score) for score in known}) == 1
     return {
         "name": _spoken(metric),
         "arrow": _arrow(known[0]),
         "unit": known[0].unit,
-        "n": known[0].n if len({score.n for score in known}) == 1 else None,
-        "cells": [score and _figures(score) for score in found],
+        "n": _counted(known[0]) if alike else "",
+        "cells": [score and [*_figures(score), *([] if alike else [_counted(score)])] for score in found],
     }
+
+
+def _counted(score: Score) -> str:
+    against = f" against {score.reference_n:,}" if isinstance(score, SetDistance) else ""
+    return f"n {score.n:,}{against}"
 
 
 def _arrow(score: Score) -> str:

@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 
 from .benchmarks import Benchmark, Item
 from .metrics.features import Extractor
-from .metrics.fid import Fid
-from .metrics.kid import Kid
+from .metrics.fid import Fid, FidScore
 from .scores import LeastShare, Score, Setup
 from .store import ImageStore, Manifest
 
@@ -74,6 +73,15 @@ class Measures:
         setups = [score.setup for score in gone.values() if score.setup]
         worst = {"efficacy": LeastShare.of(gone, setups[0])} if setups else {}
         return {**worst, **scores, **self.sets}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must be known of single scores before they are compared."""
+        distances = {name: score for name, score in self.sets.items() if isinstance(score, FidScore)}
+        return [
+            *(f"{name}: {score.warning}" for name, score in distances.items() if score.warning),
+            *(f"{name}: no interval: {score.no_interval}" for name, score in distances.items() if score.no_interval),
+        ]
 
     @property
     def alone(self) -> dict[str, str]:
@@ -175,16 +183,16 @@ class SetDistances:
 
     def scores(self, features: np.ndarray) -> dict[str, Score]:
         """Return both distances of a row's features (n, dim)."""
-        scores: dict[str, Score] = {}
-        for name, metric in zip(self.names, (Fid, Kid), strict=True):
-            distance = metric(extractor=self.extractor, reference=self.against)
-            distance.update_features(features)
-            for rows in self.reference:
-                distance.update_features(rows, reference=True)
-            score = distance.compute()
-            setup = score.setup or Setup(metric=name)
-            scores[name] = replace(score, setup=replace(setup, metric=name))
-        return scores
+        distance = Fid(extractor=self.extractor, reference=self.against)
+        distance.update_features(features)
+        for rows in self.reference:
+            distance.update_features(rows, reference=True)
+        frechet = distance.compute()
+        kernel = frechet.kid or distance.compute_kid()
+        return {
+            name: replace(score, setup=self.extractor.setup(name, reference=self.against))
+            for name, score in zip(self.names, (replace(frechet, kid=None), kernel), strict=True)
+        }
 
 
 def kept_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:

@@ -166,8 +166,7 @@ class KernelDistance:
         Raises:
             InputError: A set has fewer than two pictures.
         """
-        _check(*(sum(map(len, parts)) for parts in self._features))
-        x, y = (torch.cat(parts) for parts in self._features)
+        x, y = self.rows
         estimate, drawn = mmd2_with_draws(x, y, self.kernel, resamples=self.resamples, seed=self.seed)
         draws = self.scale * drawn.numpy()
         low, high = np.quantile(draws, (0.025, 0.975)).tolist()
@@ -181,6 +180,17 @@ class KernelDistance:
             higher_is_better=False,
             setup=self.setup,
         )
+
+    @property
+    def rows(self) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "m dim"]]:
+        """The features kept of both sets.
+
+        Raises:
+            InputError: A set has fewer than two pictures.
+        """
+        _check(*(sum(map(len, parts)) for parts in self._features))
+        judged, reference = (torch.cat(parts) for parts in self._features)
+        return judged, reference
 
     @property
     def setup(self) -> Setup:

@@ -3,6 +3,7 @@
 import json
 import re
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,20 @@ def test_sets_are_compared_with_the_original_under_other_seeds(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_module, "ENOUGH_FOR_SETS", 4)
-    found = evaluate(rows(tmp_path), BENCHMARK, metrics(judge), sampler=SAMPLER).scores
-    kept = len(kept_items(BENCHMARK.items))
+    whole = evaluate(rows(tmp_path), BENCHMARK, metrics(judge), sampler=SAMPLER)
+    found, kept = whole.scores, len(kept_items(BENCHMARK.items))
     for name in (ERASED, ORIGINAL, DESTROYED):
         assert found[name]["kid"].n == found[name]["fd"].n == kept
     # Other seeds are other pictures: the original is not at 0, which is what the numbers are read against.
     assert found[ORIGINAL]["fd"].value > 0
+    assert found[ORIGINAL]["fd"].bounds is not None
+    # The warning and both counts go with the number, on the page as in the terminal.
+    [warning] = whole.warnings
+    assert warning.startswith(f"fd: a Fréchet distance over {kept} pictures is biased upwards")
+    page = render(whole, "cat and neon")
+    assert warning[1:] in page
+    assert f"Fréchet distance, n {kept} against {kept}</small>" in page
+    assert f"n {kept} against {kept}" in "\n".join(map(str, terminal_table(whole).columns[0].cells))
 
 
 def test_the_protocol_names_the_scheduler_that_made_the_pictures(
@@ -226,6 +235,26 @@ def test_the_concept_of_which_most_is_left_is_named(evaluation: Evaluation) -> N
     row = re.search(r"<th>efficacy ↑.*?</tr>", render(evaluation, "both"), flags=re.DOTALL)
     assert row is not None
     assert f"<br>{least}</small>" in row[0]
+
+
+def test_counts_that_differ_between_rows_are_shown_in_each(evaluation: Evaluation) -> None:
+    measured = dict(evaluation.measures)
+    column = measured[NEGATIVE].columns["clip_score"]
+    fewer = replace(column, items=column.items[:5], values=column.values[:5])
+    measured[NEGATIVE] = replace(measured[NEGATIVE], columns={**measured[NEGATIVE].columns, "clip_score": fewer})
+    changed = replace(evaluation, measures=measured)
+    kept = len(kept_items(BENCHMARK.items))
+    view = re.search(r"<th>clip score ↑.*?</tr>", render(changed, "both"), flags=re.DOTALL)
+    assert view is not None
+    assert re.findall(r"n \d+", view[0]) == [f"n {kept}", f"n {kept}", "n 5", f"n {kept}"]
+    table = terminal_table(changed)
+    at = [str(cell).splitlines() for cell in table.columns[0].cells].index(["clip score ↑"])
+    assert [str(list(column.cells)[at]).splitlines()[-1] for column in table.columns[1:]] == [
+        f"n {kept}",
+        f"n {kept}",
+        "n 5",
+        f"n {kept}",
+    ]
 
 
 def test_score_files_of_different_protocols_share_no_column(

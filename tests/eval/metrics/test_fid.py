@@ -101,6 +101,29 @@ def test_few_pictures_come_with_a_warning_and_kid() -> None:
     assert score.as_json()["warning"] == score.warning
 
 
+def test_the_interval_is_as_wide_as_the_distance_varies_over_other_pictures() -> None:
+    # Of 40 pairs of sets the distances spread by the standard error that one pair alone gives, to within a third.
+    drawn = torch.tensor([fid(_rows(300, 4, seed=at), _rows(300, 4, seed=100 + at, shift=0.5)) for at in range(40)])
+    x, y = _rows(300, 4, seed=1_000), _rows(300, 4, seed=1_001, shift=0.5)
+    score = Fid(extractor=mean_colour()).update_features(x).update_features(y, reference=True).compute()
+    assert score.standard_error == pytest.approx(float(drawn.std()), rel=0.33)
+    assert score.interval == pytest.approx(
+        (score.value - 1.959964 * score.standard_error, score.value + 1.959964 * score.standard_error)
+    )
+    assert score == Fid(extractor=mean_colour()).update_features(x).update_features(y, reference=True).compute()
+    same = Fid(extractor=mean_colour()).update_features(x).update_features(x, reference=True).compute()
+    assert same.interval is not None
+    assert same.interval[0] == 0.0
+
+
+@pytest.mark.parametrize(("n", "width", "why"), [(4, 300, "300 features a picture"), (5_001, 2, "more pictures than")])
+def test_no_interval_is_said_with_the_reason(n: int, width: int, why: str) -> None:
+    metric = Fid(extractor=mean_colour()).update_features(_rows(n, width))
+    score = metric.update_features(_rows(4, width, seed=1), reference=True).compute()
+    assert (score.interval, score.standard_error) == (None, None)
+    assert why in str(score.as_json()["no_interval"])
+
+
 def test_many_pictures_need_no_warning_and_no_more_memory() -> None:
     metric = Fid(extractor=mean_colour())
     for seed in range(6):
