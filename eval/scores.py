@@ -4,14 +4,32 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from statistics import NormalDist
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from erasure.errors import InputError, unknown_name
 
-from .quantiles import Number, clopper_pearson
+from .quantiles import Number, clopper_pearson, student_t
+
+RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
+    {
+        "100 x cosine": (-100.0, 100.0),
+        "100 x cosine of texts": (-100.0, 100.0),
+        "cosine": (-1.0, 1.0),
+        "cosine distance": (0.0, 2.0),
+        "Dice": (0.0, 1.0),
+        "LPIPS": (0.0, math.inf),
+        "oracle distance": (0.0, 4.0),
+        "probability": (0.0, 1.0),
+        "share": (0.0, 1.0),
+        "share of attention": (0.0, 1.0),
+        "soft IoU": (0.0, 1.0),
+    }
+)
+"""What a mean can be, by its unit: an interval does not leave it."""
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,7 +47,8 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     share, spread = hits / n, z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the two terms are equal, but for the last bits.
+    return (0.0 if hits == 0 else centre - half), (1.0 if hits == n else centre + half)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,11 +260,12 @@ class Score:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """95 % interval: the score's own, else the normal one; None without either."""
-        if self.interval is not None or self.standard_error is None:
+        """95 % interval: the score's own, else Student's, within what the unit can be; None without either."""
+        if self.interval is not None or self.standard_error is None or self.n < 2:
             return self.interval
-        half = NormalDist().inv_cdf(0.975) * self.standard_error
-        return self.value - half, self.value + half
+        half = student_t(self.n - 1) * self.standard_error
+        low, high = RANGES.get(self.unit, (-math.inf, math.inf))
+        return max(low, self.value - half), min(high, self.value + half)
 
     def as_json(self) -> dict[str, object]:
         """Give the summary as plain data, without the values per picture and the setup, which a column has once."""

@@ -91,9 +91,9 @@ def test_a_score_has_as_many_values_as_pictures() -> None:
         Score(value=1.0, n=0, standard_error=None, unit="x", higher_is_better=True)
 
 
-def test_bounds_are_the_scores_own_or_the_normal_ones() -> None:
+def test_bounds_are_the_scores_own_or_students() -> None:
     mean = Score.mean([1.0, 2.0, 3.0, 4.0], unit="steps", higher_is_better=False)
-    half = 1.959964 * mean.standard_error
+    half = 3.1824463 * mean.standard_error  # of three degrees of freedom
     assert mean.bounds == pytest.approx((2.5 - half, 2.5 + half))
     assert Score.mean([1.0], unit="steps", higher_is_better=False).bounds is None
     share = Score.share(np.array([True] * 3 + [False] * 7), unit="share", higher_is_better=True)
@@ -138,6 +138,41 @@ def test_the_interval_of_the_least_covers_it() -> None:
         covered["alone"] += low <= 0.9 <= high
     assert covered["least"] >= 0.95 * 400
     assert covered["alone"] < 0.9 * 400
+
+
+def test_students_interval_of_few_pictures_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2_000):
+        low, high = Score.mean(rng.normal(size=6), unit="x", higher_is_better=True).bounds or (0.0, 0.0)
+        covered += low <= 0 <= high
+    assert covered / 2_000 == pytest.approx(0.95, abs=0.015)  # with 1.96 it would be 0.89
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "bounds"),
+    [
+        ("100 x cosine of texts", [99.9, 100.0, 100.0, 100.0, 97.0], (None, 100.0)),
+        ("oracle distance", [0.0, 0.0, 0.0, 0.3], (0.0, None)),
+        ("share of attention", [0.9, 0.99, 1.0], (None, 1.0)),
+        ("anything else", [0.0, 0.0, 0.0, 0.3], (None, None)),
+    ],
+)
+def test_an_interval_stays_within_what_its_unit_can_be(
+    unit: str, values: list[float], bounds: tuple[float | None, float | None]
+) -> None:
+    found = Score.mean(values, unit=unit, higher_is_better=True)
+    free = Score.mean(values, unit="anything else", higher_is_better=True)
+    assert found.bounds is not None
+    assert free.bounds is not None
+    expected = tuple(own if own is not None else other for own, other in zip(bounds, free.bounds, strict=True))
+    assert found.bounds == expected
+
+
+def test_wilsons_ends_are_exact() -> None:
+    for n in (1, 10, 13, 40, 333):
+        assert wilson(0, n)[0] == 0.0
+        assert wilson(n, n)[1] == 1.0
 
 
 SETUP = Setup(metric="clip_score", library="open_clip 3.3.0", backbone="ViT-B-32/openai", steps=20, guidance_scale=4.0)
