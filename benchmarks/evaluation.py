@@ -1,24 +1,30 @@
 """Making and measuring the pictures of an evaluation: against the raw pipeline, and as their number grows."""
 
+import random
+import resource
+import sys
 import tempfile
 import time
-import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from erasure import tinyworld
-from erasure.eval.metrics.features import Given
-from erasure.eval.metrics.fid import Fid
-from erasure.eval.pictures import Sampler
-from erasure.eval.store import generate
+from erasure.eval.benchmarks.tinyworld import TinyWorld
+from erasure.eval.pictures import Pair, Sampler, as_png
+from erasure.eval.store import ImageStore, Manifest, generate
+from erasure.eval.tinyworld_metrics import TinyWorldMetrics
 from erasure.tinyworld import vocabulary
+from erasure.tinyworld.world import compose, draw
 
 from .record import arguments, spread, write_run
 
-VERSION = 1
+VERSION = 2
 
 
 def main() -> None:
@@ -32,7 +38,7 @@ def main() -> None:
     if options.toy:
         options.pictures, options.batch, options.steps, options.repeats = 4, 2, 2, 2
     started = time.perf_counter()
-    results = [generation(options), texts(), *memory([1_000, 4_000, 16_000] if not options.toy else [100, 200])]
+    results = [generation(options), texts(), *memory([2_000, 4_000, 8_000, 16_000] if not options.toy else [80, 160])]
     for result in results:
         print(", ".join(f"{key} {value}" for key, value in result.items() if key not in ("raw", "store")))
     write_run(options, name="evaluation", version=VERSION, results=results, started=started, torch=torch)
@@ -98,21 +104,65 @@ def texts() -> dict[str, Any]:
 
 
 def memory(counts: list[int]) -> list[dict[str, Any]]:
-    """Return the most memory that streaming FID's Python objects and arrays take over growing numbers of pictures."""
-    rng = np.random.default_rng(0)
+    """Return the peak memory of measuring two rows, for growing numbers of pictures, a process each."""
     results = []
     for count in counts:
-        metric = Fid(extractor=Given(lambda pictures: np.zeros((len(pictures), 96)), "random features"))
-        tracemalloc.start()
-        for _ in range(count // 100):
-            metric.update_features(rng.standard_normal((100, 96), dtype=np.float32))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        held = sum(rows.numel() * rows.element_size() for set_ in metric._kid._features for rows in set_)
-        results.append(
-            {"case": "memory", "pictures": count, "peak_kib": round(peak / 1024), "features_kib": round(held / 1024)}
-        )
+        # A process reads the next number of pictures with nothing left over from the last.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            results.append(pool.submit(measuring, count).result())
     return results
+
+
+def measuring(count: int) -> dict[str, Any]:
+    """Measure two rows of drawings as an evaluation does, and return the peak of resident memory."""
+    benchmark = TinyWorld(removed=("cat",), total=count)
+    metrics = TinyWorldMetrics(benchmark=benchmark, oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge())
+    names = [name for name in vocabulary.OBJECTS for _ in range(3)]
+    drawings = [draw(compose([name], random.Random(f"{name}{at}"))) for at, name in enumerate(names)]
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {name: drawn(Path(folder) / name, drawings, benchmark.pairs) for name in ("erased", "original")}
+        first = ImageStore(folder=stores["original"].folder, manifest=stores["original"].manifest)
+        metrics.oracle.read_with_maps([first[row] for row in range(min(64, count))])  # what a batch takes
+        start = peak_mib()
+        if metrics.wants_reference:
+            metrics.prepare(stores["original"])
+        metrics.measure(stores, lambda more: None)
+    return {
+        "case": "measuring",
+        "pictures": count,
+        "rows": len(stores),
+        "sets": metrics.wants_reference,
+        "start_mib": round(start, 1),
+        "peak_mib": round(peak_mib(), 1),
+    }
+
+
+def drawn(folder: Path, drawings: list[Image], pairs: list[Pair]) -> ImageStore:
+    """Return a store of some drawings over and over."""
+    manifest = Manifest(
+        precision="float32",
+        model=folder.name,
+        edit="",
+        scheduler={"name": "none"},
+        steps=1,
+        guidance_scale=1.0,
+        negative_prompt="",
+        images=tuple(pairs),
+    )
+    store = ImageStore(folder=folder, manifest=manifest)
+    folder.mkdir()
+    for row in range(len(store)):
+        store.path(row).write_bytes(as_png(drawings[row % len(drawings)], {"manifest": manifest.id}))
+    return store
+
+
+def peak_mib() -> float:
+    """Return the peak of this process's resident memory, torch's tensors included."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss starts with what the parent process had
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":

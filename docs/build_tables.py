@@ -119,6 +119,10 @@ def evaluation_speed(source: str, results: Path) -> str:
         "texts": lambda case: (
             f"{case['texts_read']} texts read for {case['pictures']} pictures of {case['distinct']} prompts"
         ),
+        "measuring": lambda case: (
+            f"{case['pictures']:,} pictures a row, {case['rows']} rows: peak {case['peak_mib']:.0f} MiB, of which"
+            f" {case['start_mib']:.0f} MiB before the first"
+        ),
         "memory": lambda case: (
             f"{case['pictures']:,} pictures: peak {case['peak_kib']:,} KiB, features {case['features_kib']:,} KiB"
         ),

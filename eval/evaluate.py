@@ -160,9 +160,10 @@ def evaluate(
         reference = named[ORIGINAL].store(others, sampler)
         told = advance("pictures, original, other seeds", len(others))
         metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, told))
+    measured = metrics.measure(stores, advance("reading", benchmark.n * len(stores)))
     measures, asks = {}, _drift_prompts(benchmark.items)
     for name, store in stores.items():
-        found = metrics.measure(store, original, advance(f"reading, {_spoken(name)}", benchmark.n))
+        found = measured[name]
         drift = _drift(named[name], asks, sampler, advance(f"attention, {_spoken(name)}", len(asks)))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
             benchmark, store.manifest, original.manifest.model

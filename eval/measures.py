@@ -1,11 +1,12 @@
 """What is measured of a row: metrics with a value a picture, metrics of all pictures together, each concept's rate."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL.Image import Image
 
 from .benchmarks import Benchmark, Item
 from .metrics.features import Extractor
@@ -47,6 +48,19 @@ class Column:
         if self.unit == "share":
             return Score.share(self.values.astype(bool), **given)
         return Score.mean(self.values, **given)
+
+
+AnyLooks = TypeVar("AnyLooks", bound="Looks")
+
+
+@dataclass(kw_only=True)
+class Looks:
+    """What was read of one row's pictures: fields of one number a picture; NaN where there is nothing to be read."""
+
+    @classmethod
+    def none(cls: type[AnyLooks], n: int) -> AnyLooks:
+        """Return those of n pictures that nobody has looked at yet."""
+        return cls(**{item.name: np.full(n, np.nan) for item in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +174,12 @@ class Metrics(Protocol):
         """Take these pictures, where they are wanted."""
         ...
 
-    def measure(self, store: ImageStore, original: ImageStore, on_picture: Callable[[int], None]) -> Measures:
-        """Measure a row against the original's pictures of the same prompts and seeds."""
+    def measure(self, stores: Mapping[str, ImageStore], on_picture: Callable[[int], None]) -> dict[str, Measures]:
+        """Measure all rows, the original's among them, of which the others are of the same prompts and seeds.
+
+        They are read side by side, so that what is compared with the original's pictures needs them once, and nothing
+        is kept but numbers.
+        """
         ...
 
 
@@ -173,20 +191,27 @@ class SetDistances:
         extractor: Whose features they are.
         against: What the pictures are compared with, in words.
         names: What the Fréchet and the kernel distance are called over these features.
-        reference: Features of the pictures compared with.
     """
 
     extractor: Extractor
     against: str
     names: tuple[str, str]
-    reference: list[np.ndarray] = field(default_factory=list)
+    _reference: Fid = field(init=False, repr=False)
 
-    def scores(self, features: np.ndarray) -> dict[str, Score]:
-        """Return both distances of a row's features (n, dim)."""
-        distance = Fid(extractor=self.extractor, reference=self.against)
-        distance.update_features(features)
-        for rows in self.reference:
-            distance.update_features(rows, reference=True)
+    def __post_init__(self) -> None:
+        self._reference = Fid(extractor=self.extractor, reference=self.against)
+
+    def read_reference(self, reference: ImageStore) -> None:
+        """Read the pictures that all rows are compared with."""
+        for images in reference.batches(BATCH):
+            self._reference.update_reference(images)
+
+    def row(self) -> Fid:
+        """Return what a row's features are added to, batch by batch; beyond 5,000 pictures it does not grow."""
+        return self._reference.again()
+
+    def scores(self, distance: Fid) -> dict[str, Score]:
+        """Return both distances of a row."""
         frechet = distance.compute()
         kernel = frechet.kid or distance.compute_kid()
         return {
@@ -203,6 +228,14 @@ def kept_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
 def removed_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
     """Return the items that ask for something removed."""
     return np.array([i for i, item in enumerate(items) if item.unwanted], dtype=np.int64)
+
+
+def side_by_side(stores: Mapping[str, ImageStore]) -> Iterator[tuple[slice, dict[str, list[Image]]]]:
+    """Give the pictures of all rows a batch at a time, with the items that they are of."""
+    start = 0
+    for batches in zip(*(store.batches(BATCH) for store in stores.values()), strict=True):
+        yield slice(start, start + len(batches[0])), dict(zip(stores, batches, strict=True))
+        start += len(batches[0])
 
 
 def efficacy_by_wording(

@@ -9,16 +9,17 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL.Image import Image
 
 from erasure.errors import ErasureError, InputError
 
 from .benchmarks import Benchmark, Item
 from .measures import (
-    BATCH,
     ENOUGH_FOR_SETS,
     OTHER_SEEDS,
     SAME_SEEDS,
     Column,
+    Looks,
     Measures,
     SetDistances,
     chosen,
@@ -26,17 +27,34 @@ from .measures import (
     efficacy_by_wording,
     kept_items,
     removed_items,
+    side_by_side,
 )
 from .metrics.accuracy import Classifier, check_classes, hub_classifier, resnet50
 from .metrics.clip import Clip, OpenClip, TextTower, setup_of
 from .metrics.clip_score import UNIT, clip_score
 from .metrics.features import Extractor, extractor
 from .metrics.texts import without_phrases
+from .rows import ORIGINAL
 from .scores import Score, Setup
 from .store import ImageStore
 
 CLASSIFIERS: Final[Mapping[str, Callable[..., Classifier]]] = MappingProxyType({"resnet50": resnet50})
 """What a benchmark may name as its classifier."""
+
+
+@dataclass(kw_only=True)
+class PublicLooks(Looks):
+    """What CLIP and a classifier make of one row's pictures.
+
+    Attributes:
+        fit: CLIP score against the prompt.
+        rest_fit: CLIP score against the prompt without what was removed.
+        seen: Whether the classifier takes it for the class that was asked for.
+    """
+
+    fit: Float[np.ndarray, " n"]
+    rest_fit: Float[np.ndarray, " n"]
+    seen: Float[np.ndarray, " n"]
 
 
 @dataclass(kw_only=True)
@@ -142,63 +160,57 @@ class PublicMetrics:
 
     def prepare(self, reference: ImageStore) -> None:
         """Take these pictures, where they are wanted."""
-        if self.features is None:
-            return
-        self._sets = SetDistances(self.features, OTHER_SEEDS, ("fid", "kid"))
-        for images in reference.batches(BATCH):
-            self._sets.reference.append(np.asarray(self.features(images)))
+        if self.features is not None:
+            self._sets = SetDistances(self.features, OTHER_SEEDS, ("fid", "kid"))
+            self._sets.read_reference(reference)
 
-    def measure(self, store: ImageStore, original: ImageStore, on_picture: Callable[[int], None]) -> Measures:
-        """Measure a row against the original's pictures of the same prompts and seeds."""
+    def measure(self, stores: Mapping[str, ImageStore], on_picture: Callable[[int], None]) -> dict[str, Measures]:
+        """Measure all rows, the original's among them, side by side; nothing is kept but numbers."""
         items = self.benchmark.items
-        fits, rest_fits = (np.full(len(items), np.nan) for _ in range(2))
-        seen, before = (np.full(len(items), np.nan) for _ in range(2))
-        features: list[np.ndarray] = []
+        looks = {name: PublicLooks.none(len(items)) for name in stores}
+        sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
+        for here, batch in side_by_side(stores):
+            for name, images in batch.items():
+                self._look(looks[name], here, images)
+                stay = [image for image, item in zip(images, items[here], strict=True) if not item.unwanted]
+                if name in sets and stay:
+                    sets[name].update(stay)
+                on_picture(len(images))
+        distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
+        return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
+
+    def _look(self, looks: PublicLooks, here: slice, images: list[Image]) -> None:
+        """Note down what was read of a row's pictures of some items."""
+        items = self.benchmark.items[here]
+        if self._tower is not None:
+            features = self._tower.clip.image_features(images)
+            looks.fit[here] = clip_score(features, self._tower.features([item.prompt for item in items])).numpy()
+            if said := [row for row in range(len(images)) if self._rests[here.start + row]]:
+                texts = self._tower.features([self._rests[here.start + row] for row in said])
+                looks.rest_fit[[here.start + row for row in said]] = clip_score(features[said], texts).numpy()
+        indices = {row: item.class_index for row, item in enumerate(items) if item.class_index is not None}
+        if self.classifier is not None and indices:
+            hits = self.classifier.hits([images[row] for row in indices], torch.tensor(list(indices.values())))
+            looks.seen[[here.start + row for row in indices]] = hits.numpy()
+
+    def _measures(self, looks: PublicLooks, before: PublicLooks, sets: Mapping[str, Score]) -> Measures:
+        items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
-        kept_rows = set(kept.tolist())
-        start = 0
-        for images, originals in zip(store.batches(BATCH), original.batches(BATCH), strict=True):
-            here = slice(start, start + len(images))
-            if self._tower is not None:
-                looks = self._tower.clip.image_features(images)
-                texts = self._tower.features([item.prompt for item in items[here]])
-                fits[here] = clip_score(looks, texts).numpy()
-                said = [row for row in range(len(images)) if self._rests[start + row]]
-                if said:
-                    texts = self._tower.features([self._rests[start + row] for row in said])
-                    rest_fits[[start + row for row in said]] = clip_score(looks[said], texts).numpy()
-            seen[here], before[here] = self._hits(images, start), self._hits(originals, start)
-            if self._sets is not None and self.features is not None:
-                rows = [row for row in range(len(images)) if start + row in kept_rows]
-                if rows:
-                    features.append(np.asarray(self.features([images[row] for row in rows])))
-            start += len(images)
-            on_picture(len(images))
         columns: dict[str, Column] = {}
         if self.clip is not None:
             said = chosen(removed, lambda i: bool(self._rests[i]))
             for name, rows, values in (
-                ("clip_score", kept, fits),
-                ("clip_score_removed", removed, fits),
-                ("clip_score_rest", said, rest_fits),
+                ("clip_score", kept, looks.fit),
+                ("clip_score_removed", removed, looks.fit),
+                ("clip_score_rest", said, looks.rest_fit),
             ):
                 columns[name] = self._column(name, rows, values[rows], UNIT, name != "clip_score_removed")
         concepts: dict[str, Score] = {}
         if self.classifier is not None:
-            columns |= efficacy_by_wording(items, seen, self._share)
-            columns |= self._retained(kept, seen, before)
-            concepts = concept_scores(items, seen, seen, before, self._share)
-        sets = self._sets.scores(np.concatenate(features)) if self._sets and features else {}
-        return Measures(columns=columns, sets=sets, concepts=concepts, seen=seen)
-
-    def _hits(self, images: Any, start: int) -> Float[np.ndarray, " n"]:
-        found = np.full(len(images), np.nan)
-        indices = [self.benchmark.items[start + row].class_index for row in range(len(images))]
-        known = [row for row, index in enumerate(indices) if index is not None]
-        if self.classifier is not None and known:
-            labels = torch.tensor([index for index in indices if index is not None])
-            found[known] = self.classifier.hits([images[row] for row in known], labels).numpy()
-        return found
+            columns |= efficacy_by_wording(items, looks.seen, self._share)
+            columns |= self._retained(kept, looks.seen, before.seen)
+            concepts = concept_scores(items, looks.seen, looks.seen, before.seen, self._share)
+        return Measures(columns=columns, sets=sets, concepts=concepts, seen=looks.seen)
 
     def _retained(
         self, kept: Int[np.ndarray, " k"], seen: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"]

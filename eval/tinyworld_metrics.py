@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
+from torch import Tensor
 
 from erasure.tinyworld.judge import Judge
-from erasure.tinyworld.oracle import Oracle
+from erasure.tinyworld.oracle import Oracle, Reading
 
-from .benchmarks import Benchmark, Item
+from .benchmarks import Benchmark
 from .measures import (
-    BATCH,
     ENOUGH_FOR_SETS,
     OTHER_SEEDS,
     SAME_SEEDS,
     Column,
+    Looks,
     Measures,
     SetDistances,
     chosen,
@@ -26,18 +27,54 @@ from .measures import (
     efficacy_by_wording,
     kept_items,
     removed_items,
+    side_by_side,
 )
 from .metrics.caption_match import UNIT as CAPTION_UNIT
-from .metrics.caption_match import CaptionMatch, caption_setup
+from .metrics.caption_match import caption_setup, captions, text_match
 from .metrics.clip import TextTower, setup_of
 from .metrics.clip_score import UNIT as CLIP_UNIT
 from .metrics.clip_score import clip_score
 from .metrics.features import judge_features
 from .metrics.oracle_distance import UNIT as DISTANCE_UNIT
-from .metrics.oracle_distance import OracleDistance
+from .metrics.oracle_distance import oracle_distance
 from .metrics.weights import oracle_name
-from .scores import Setup, cosine_distances
+from .rows import ORIGINAL
+from .scores import Score, Setup, cosine_distances
 from .store import ImageStore
+
+Numbers = Float[np.ndarray, " n"]
+
+
+@dataclass(kw_only=True)
+class WorldLooks(Looks):
+    """What oracle and judge make of one row's pictures.
+
+    Attributes:
+        unwanted: Whether the removed concept that was asked for is seen.
+        wanted: Whether the concept that should stay is seen.
+        fit: CLIP score against the prompt.
+        rest_fit: CLIP score against the prompt without what was removed.
+        caption: Caption match.
+        moved: Oracle distance to the original's picture.
+        judge_moved: Cosine distance of the judge's features to those of the original's picture.
+    """
+
+    unwanted: Numbers
+    wanted: Numbers
+    fit: Numbers
+    rest_fit: Numbers
+    caption: Numbers
+    moved: Numbers
+    judge_moved: Numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """What the networks make of some pictures: each reads them once."""
+
+    reading: Reading
+    maps: list[Tensor]
+    features: Tensor
 
 
 @dataclass(kw_only=True)
@@ -55,9 +92,10 @@ class TinyWorldMetrics:
     judge: Judge
     _sets: SetDistances | None = field(default=None, init=False, repr=False)
     _tower: TextTower = field(init=False, repr=False)
+    _captions: TextTower = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._tower = TextTower(self.judge)
+        self._tower, self._captions = TextTower(self.judge), TextTower(self.judge)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -78,90 +116,73 @@ class TinyWorldMetrics:
 
     def prepare(self, reference: ImageStore) -> None:
         self._sets = SetDistances(judge_features(self.judge), OTHER_SEEDS, ("fd", "kid"))
-        for images in reference.batches(BATCH):
-            self._sets.reference.append(self.judge.image_features(images).numpy())
+        self._sets.read_reference(reference)
 
-    def measure(self, store: ImageStore, original: ImageStore, on_picture: Callable[[int], None]) -> Measures:
+    def measure(self, stores: Mapping[str, ImageStore], on_picture: Callable[[int], None]) -> dict[str, Measures]:
         items = self.benchmark.items
-        captions = CaptionMatch(oracle=self.oracle, judge=self.judge)
-        distance = OracleDistance(oracle=self.oracle)
-        unwanted, wanted = (np.full(len(items), np.nan) for _ in range(2))
-        seen_before = np.full(len(items), np.nan)
-        features: list[np.ndarray] = []
-        paired: list[np.ndarray] = []
-        start = 0
-        for images, before in zip(store.batches(BATCH), original.batches(BATCH), strict=True):
-            part = items[start : start + len(images)]
-            here = slice(start, start + len(images))
-            unwanted[here], wanted[here] = self._sees(images, part)
-            seen_before[here] = self._sees(before, part)[1]
-            captions.update(images, [item.prompt for item in part])
-            distance.update(before, images)
-            features.append(self.judge.image_features(images).numpy())
-            paired.append(cosine_distances(self.judge.image_features(before).numpy(), features[-1]))
-            start += len(images)
-            on_picture(len(images))
-        seen = np.where(np.isnan(unwanted), wanted, unwanted)
-        return self._measures(
-            items,
-            unwanted,
-            wanted,
-            seen_before,
-            {
-                "caption_match": (np.array(captions.compute().per_image), CAPTION_UNIT, True),
-                "oracle_distance": (np.array(distance.compute().per_image), DISTANCE_UNIT, False),
-                "judge_distance": (np.concatenate(paired), "cosine distance", False),
-            },
-            np.concatenate(features),
-            seen,
-        )
+        looks = {name: WorldLooks.none(len(items)) for name in stores}
+        sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
+        for here, batch in side_by_side(stores):
+            before = self._read(batch[ORIGINAL])
+            stay = [not item.unwanted for item in items[here]]
+            for name, images in batch.items():
+                found = before if name == ORIGINAL else self._read(images)
+                self._look(looks[name], here, found, before)
+                if name in sets:
+                    sets[name].update_features(found.features[stay])
+                on_picture(len(images))
+        distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
+        return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
 
-    def _measures(
-        self,
-        items: Sequence[Item],
-        unwanted: Float[np.ndarray, " n"],
-        wanted: Float[np.ndarray, " n"],
-        seen_before: Float[np.ndarray, " n"],
-        values: Mapping[str, tuple[Float[np.ndarray, " n"], str, bool]],
-        features: Float[np.ndarray, "n dim"],
-        seen: Float[np.ndarray, " n"],
-    ) -> Measures:
+    @torch.no_grad()
+    def _read(self, images: list[Image]) -> _Batch:
+        reading, maps = self.oracle.read_with_maps(images)
+        return _Batch(reading=reading, maps=maps, features=self.judge.image_features(images))
+
+    def _look(self, looks: WorldLooks, here: slice, found: _Batch, before: _Batch) -> None:
+        """Note down what was read of a row's pictures of some items."""
+        items = self.benchmark.items[here]
+        looks.unwanted[here] = _sees(found.reading, [item.unwanted for item in items])
+        looks.wanted[here] = _sees(found.reading, [item.wanted for item in items])
+        prompts = self._tower.features([item.prompt for item in items])
+        looks.fit[here] = clip_score(found.features, prompts).numpy()
+        if said := [row for row, item in enumerate(items) if item.rest]:
+            rests = self._tower.features([items[row].rest for row in said])
+            looks.rest_fit[[here.start + row for row in said]] = clip_score(found.features[said], rests).numpy()
+        # Captions are no texts of the benchmark: how long they are is no matter of its prompts.
+        looks.caption[here] = text_match(self._captions.features(captions(found.reading)), prompts).numpy()
+        looks.moved[here] = oracle_distance(before.maps, found.maps).cpu().numpy()
+        looks.judge_moved[here] = cosine_distances(before.features.numpy(), found.features.numpy())
+
+    def _measures(self, looks: WorldLooks, before: WorldLooks, sets: Mapping[str, Score]) -> Measures:
+        items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
-        columns = efficacy_by_wording(items, unwanted, self._share)
+        columns = efficacy_by_wording(items, looks.unwanted, self._share)
         stays = chosen(np.arange(len(items)), lambda i: bool(items[i].wanted))
         for tier in dict.fromkeys(items[i].group for i in stays):
             rows = chosen(stays, lambda i, t=tier: items[i].group == t)
             named = tier.replace(" ", "_").replace("-", "_")
-            held = rows[seen_before[rows] == 1]
-            columns[f"retention_{named}"] = self._share("retention", held, wanted[held])
-            columns[f"shown_{named}"] = self._share("shown", rows, wanted[rows])
+            held = rows[before.wanted[rows] == 1]
+            columns[f"retention_{named}"] = self._share("retention", held, looks.wanted[held])
+            columns[f"shown_{named}"] = self._share("shown", rows, looks.wanted[rows])
         both = chosen(removed, lambda i: bool(items[i].wanted))
-        columns["joint"] = self._share("joint", both, (unwanted[both] == 0) * (wanted[both] == 1) * 1.0)
+        columns["joint"] = self._share("joint", both, (looks.unwanted[both] == 0) * (looks.wanted[both] == 1) * 1.0)
         rest = chosen(removed, lambda i: bool(items[i].rest))
-        for name, rows, texts in (
-            ("clip_score", kept, [items[i].prompt for i in kept]),
-            ("clip_score_removed", removed, [items[i].prompt for i in removed]),
-            ("clip_score_rest", rest, [items[i].rest for i in rest]),
+        for name, rows, values, unit, higher in (
+            ("clip_score", kept, looks.fit, CLIP_UNIT, True),
+            ("clip_score_removed", removed, looks.fit, CLIP_UNIT, False),
+            ("clip_score_rest", rest, looks.rest_fit, CLIP_UNIT, True),
+            ("caption_match", kept, looks.caption, CAPTION_UNIT, True),
+            ("oracle_distance", kept, looks.moved, DISTANCE_UNIT, False),
+            ("judge_distance", kept, looks.judge_moved, "cosine distance", False),
         ):
-            if len(rows):
-                score = clip_score(torch.from_numpy(features[rows]), self._tower.features(texts)).numpy()
-                columns[name] = self._column(name, rows, score, CLIP_UNIT, name != "clip_score_removed")
-        for name, (each, unit, higher) in values.items():
-            columns[name] = self._column(name, kept, each[kept], unit, higher)
-        sets = {} if self._sets is None else self._sets.scores(features[kept])
-        concepts = concept_scores(items, unwanted, wanted, seen_before, self._share)
-        return Measures(columns=columns, sets=sets, concepts=concepts, seen=seen)
-
-    def _sees(
-        self, images: Sequence[Image], items: Sequence[Item]
-    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Return whether each picture shows its item's unwanted and its wanted concept, NaN where there is none."""
-        reading = self.oracle.read(images)
-        names = {name for item in items for name in (item.unwanted, item.wanted) if name}
-        seen = {name: reading.sees(name) for name in names}
-        unwanted = [float(seen[item.unwanted][i]) if item.unwanted else np.nan for i, item in enumerate(items)]
-        wanted = [float(seen[item.wanted][i]) if item.wanted else np.nan for i, item in enumerate(items)]
-        return np.array(unwanted), np.array(wanted)
+            columns[name] = self._column(name, rows, values[rows], unit, higher)
+        return Measures(
+            columns=columns,
+            sets=sets,
+            concepts=concept_scores(items, looks.unwanted, looks.wanted, before.wanted, self._share),
+            seen=np.where(np.isnan(looks.unwanted), looks.wanted, looks.unwanted),
+        )
 
     def _share(self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"]) -> Column:
         return self._column(metric, rows, values, "share", True)
@@ -183,3 +204,9 @@ class TinyWorldMetrics:
             "caption_match": caption_setup(self.oracle, self.judge),
             **dict.fromkeys(("clip_score", "clip_score_removed", "clip_score_rest", "judge_distance"), judge),
         }
+
+
+def _sees(reading: Reading, names: Sequence[str]) -> Float[np.ndarray, " n"]:
+    """Return whether each picture shows its name, NaN where there is none."""
+    seen = {name: reading.sees(name) for name in set(names) if name}
+    return np.array([float(seen[name][row]) if name else np.nan for row, name in enumerate(names)])

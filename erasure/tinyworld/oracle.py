@@ -75,7 +75,10 @@ class OracleNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "n 3 64 64"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return calibrated logits of things (n, 27), styles (n, 6), scenes (n, 7), and pooled features (n, 256)."""
-        last = self.maps(x)[-1]
+        return self.heads(self.maps(x)[-1])
+
+    def heads(self, last: Float[Tensor, "n 128 8 8"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `forward` does, from the last feature maps."""
         pooled = torch.cat([last.mean((2, 3)), last.amax((2, 3))], 1)
         heads = (
             getattr(self, name)(pooled) / getattr(self, f"{name}_temperature") for name in ("things", "style", "scene")
@@ -148,13 +151,22 @@ class Oracle:
     @torch.no_grad()
     def read(self, pictures: Pictures, batch_size: int = 64) -> Reading:
         """Read pictures: PIL images or uint8 (n, 64, 64, 3)."""
-        parts: list[list[NDArray[np.float32]]] = [[], [], [], []]
-        for start in range(0, len(pictures), batch_size):
-            things, style, scene, pooled = self.net(as_pixels(pictures[start : start + batch_size]).to(self.device))
-            for part, value in zip(parts, (things.sigmoid(), style.softmax(1), scene.softmax(1), pooled), strict=True):
-                part.append(value.cpu().numpy())
-        sizes = (len(THINGS), len(STYLES), len(SCENES), 2 * STAGES[-1][0])
-        joined = [
-            np.concatenate(p) if p else np.zeros((0, size), np.float32) for p, size in zip(parts, sizes, strict=True)
+        parts = [
+            self.read_with_maps(pictures[start : start + batch_size])[0]
+            for start in range(0, len(pictures), batch_size)
         ]
-        return Reading(things=joined[0], style=joined[1], scene=joined[2], features=joined[3])
+        sizes = {"things": len(THINGS), "style": len(STYLES), "scene": len(SCENES), "features": 2 * STAGES[-1][0]}
+        return Reading(
+            **{
+                name: np.concatenate([getattr(part, name) for part in parts] or [np.zeros((0, size), np.float32)])
+                for name, size in sizes.items()
+            }
+        )
+
+    @torch.no_grad()
+    def read_with_maps(self, pictures: Pictures) -> tuple[Reading, list[Tensor]]:
+        """Read pictures at once, and return the feature maps of each resolution with it, on the oracle's device."""
+        maps = self.net.maps(as_pixels(pictures).to(self.device))
+        things, style, scene, pooled = self.net.heads(maps[-1])
+        values = (value.cpu().numpy() for value in (things.sigmoid(), style.softmax(1), scene.softmax(1), pooled))
+        return Reading(**dict(zip(("things", "style", "scene", "features"), values, strict=True))), maps

@@ -1,6 +1,6 @@
 """FID, Frechet Inception distance (Heusel et al., NeurIPS 2017, arXiv:1706.08500)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import ClassVar
 
@@ -176,6 +176,13 @@ class Fid:
             self._kid.update_features(rows[:room], reference=reference)
         moments.update(rows)
         return self
+
+    def again(self) -> "Fid":
+        """Return one with this one's reference and no judged pictures, for another model's."""
+        other = replace(self)
+        other._moments = Moments(), replace(self._moments[True])
+        other._kid._features[True].extend(self._kid._features[True])
+        return other
 
     def compute(self) -> FidScore:
         """Return the distance of all pictures so far.

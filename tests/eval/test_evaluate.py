@@ -1,6 +1,7 @@
 """Evaluations: every row on the same prompts and seeds, the arithmetic of the metrics, scores and report."""
 
 import json
+import random
 import re
 from copy import deepcopy
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
+from erasure import tinyworld
 from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
@@ -20,16 +22,22 @@ from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.evaluate import Evaluation, compare_scores, evaluate, write_scores
 from erasure.eval.evaluation_report import render, terminal_table
 from erasure.eval.measures import kept_items, removed_items
+from erasure.eval.metrics.caption_match import CaptionMatch
+from erasure.eval.metrics.clip_score import ClipScore
+from erasure.eval.metrics.oracle_distance import OracleDistance
 from erasure.eval.metrics.weights import judge_name, oracle_name
 from erasure.eval.pictures import Sampler
 from erasure.eval.quantiles import clopper_pearson
 from erasure.eval.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
 from erasure.eval.sources import benchmark_of, source_of
-from erasure.eval.tinyworld_metrics import TinyWorldMetrics
+from erasure.eval.tinyworld_metrics import TinyWorldMetrics, WorldLooks
 from erasure.ledger import Ledger
+from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.judge import Judge, build
+from erasure.tinyworld.world import compose, draw
 from tests import tiny
 from tests.eval import world
+from tests.eval.stores import store_of
 
 SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=8)
 BENCHMARK = TinyWorld(removed=("cat", "neon"), total=24)
@@ -179,6 +187,10 @@ def test_the_published_scheduler_needs_no_word(evaluation: Evaluation) -> None:
     assert evaluation.as_json()["warnings"] == []
 
 
+def looks(unwanted: np.ndarray, wanted: np.ndarray) -> WorldLooks:
+    return replace(WorldLooks.none(len(unwanted)), unwanted=unwanted, wanted=wanted)
+
+
 def test_arithmetic_of_known_answers(judge: Judge) -> None:
     items = BENCHMARK.items
     unwanted = np.array([float(item.unwanted == "neon") if item.unwanted else np.nan for item in items])
@@ -186,9 +198,7 @@ def test_arithmetic_of_known_answers(judge: Judge) -> None:
     before = np.array([1.0 if item.wanted else np.nan for item in items])
     kept = kept_items(items)
     wanted[kept[0]], before[kept[1]], wanted[kept[1]] = 0.0, 0.0, 0.0  # one lost; one that never was there
-    found = metrics(judge)._measures(
-        items, unwanted, wanted, before, {}, np.ones((len(items), 96), np.float32), np.zeros(len(items))
-    )
+    found = metrics(judge)._measures(looks(unwanted, wanted), looks(unwanted, before), {})
     scores = found.scores
     assert scores["efficacy"].value == 0  # all of neon is left, nothing of cat
     assert scores["efficacy"].as_json()["concept"] == "neon"
@@ -209,9 +219,7 @@ def test_arithmetic_of_known_answers(judge: Judge) -> None:
 def test_each_tier_has_a_retention_where_nothing_co_occurs_by_itself(judge: Judge) -> None:
     assert not BENCHMARK.tiers["co-occurring"]
     seen = np.ones(len(BENCHMARK.items))
-    columns = metrics(judge)._measures(
-        BENCHMARK.items, seen, seen, seen, {}, np.ones((len(seen), 96), np.float32), seen
-    )
+    columns = metrics(judge)._measures(looks(seen, seen), looks(seen, seen), {})
     for tier in ("siblings", "co_occurring", "look_alikes", "everything_else"):
         assert columns.scores[f"retention_{tier}"].n > 0
 
@@ -270,6 +278,70 @@ def test_score_files_of_different_protocols_share_no_column(
         compare_scores([one, two], "clip_score")
     with pytest.raises(InputError, match="expected scores with 'fid'"):
         compare_scores([one], "fid")
+
+
+def drawings(n: int, shift: int = 0) -> list[Any]:
+    names = list(words.OBJECTS)
+    return [draw(compose([names[at % len(names)]], random.Random(f"{at}:{shift}"))) for at in range(n)]
+
+
+def test_every_picture_and_every_text_is_read_once(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_module, "ENOUGH_FOR_SETS", 4)
+    oracle, counted = world.oracle(), {"oracle": 0, "judge": 0}
+    texts: list[str] = []
+
+    class Counting(Judge):
+        def image_features(self, pictures: Any, batch_size: int = 64) -> torch.Tensor:
+            counted["judge"] += len(pictures)
+            return super().image_features(pictures, batch_size)
+
+        def text_features(self, given: Any) -> torch.Tensor:
+            texts.extend(given)
+            return super().text_features(given)
+
+    def reading(pictures: Any) -> Any:
+        counted["oracle"] += len(pictures)
+        return type(oracle).read_with_maps(oracle, pictures)
+
+    monkeypatch.setattr(oracle, "read_with_maps", reading)
+    judges = TinyWorldMetrics(benchmark=BENCHMARK, oracle=oracle, judge=Counting(judge.model, judge.tokenizer))
+    n = BENCHMARK.n
+    stores = {
+        name: store_of(tmp_path, drawings(n, at), BENCHMARK.pairs, name)
+        for at, name in enumerate((ERASED, ORIGINAL, DESTROYED))
+    }
+    told: list[int] = []
+    judges.prepare(stores[DESTROYED])
+    judges.measure(stores, told.append)
+    assert counted == {"oracle": 3 * n, "judge": 4 * n}  # once more as the set to compare with
+    assert sum(told) == 3 * n
+    asked = {item.prompt for item in BENCHMARK.items} | {item.rest for item in BENCHMARK.items if item.rest}
+    assert len(judges._tower._known) == len(asked)
+    assert len(texts) == len(asked) + len(judges._captions._known)
+
+
+def test_rows_are_measured_as_the_streaming_metrics_do(tmp_path: Path) -> None:
+    oracle, judge = tinyworld.load_oracle(), tinyworld.load_judge()
+    benchmark = TinyWorld(removed=("cat", "neon"), total=70)  # more than one batch
+    after, before = drawings(benchmark.n, 1), drawings(benchmark.n)
+    pictures = {ERASED: after, ORIGINAL: before}
+    stores = {name: store_of(tmp_path, images, benchmark.pairs, name) for name, images in pictures.items()}
+    found = TinyWorldMetrics(benchmark=benchmark, oracle=oracle, judge=judge).measure(stores, lambda more: None)
+    kept = kept_items(benchmark.items)
+    prompts = [benchmark.items[row].prompt for row in kept]
+    now, then = ([images[row] for row in kept] for images in (after, before))
+    expected = {
+        "clip_score": ClipScore(clip=judge).update(now, prompts).compute(),
+        "caption_match": CaptionMatch(oracle=oracle, judge=judge).update(now, prompts).compute(),
+        "oracle_distance": OracleDistance(oracle=oracle).update(then, now).compute(),
+    }
+    for name, score in expected.items():
+        assert found[ERASED].scores[name].per_image == pytest.approx(score.per_image, rel=1e-4, abs=1e-4)
+    cats = [row for row, item in enumerate(benchmark.items) if item.unwanted == "cat"]
+    absent = ~oracle.read([after[row] for row in cats]).sees("cat")
+    assert found[ERASED].concepts["cat"].value == absent.mean()
 
 
 def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_made(

@@ -126,11 +126,11 @@ def measured(
 ) -> Measures:
     """Return what is measured of pictures of some red levels."""
     given = {"clip": None, "classifier": Shades(list(benchmark.classes)), "features": None, **judges}
-    stores = [
-        store_of(folder, [Image.new("RGB", (8, 8), (level, 0, 0)) for level in shown], benchmark.pairs, name)
-        for name, shown in (("after", levels), ("before", levels if before is None else before))
-    ]
-    return PublicMetrics(benchmark=benchmark, **given).measure(*stores, lambda more: None)
+    stores = {
+        name: store_of(folder, [Image.new("RGB", (8, 8), (level, 0, 0)) for level in shown], benchmark.pairs, name)
+        for name, shown in (("erased", levels), ("original", levels if before is None else before))
+    }
+    return PublicMetrics(benchmark=benchmark, **given).measure(stores, lambda more: None)["erased"]
 
 
 def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +172,9 @@ def test_what_the_list_does_not_ask_for_is_said(tmp_path: Path, monkeypatch: pyt
     found = PublicMetrics.available(others)
     assert found.skipped["efficacy of Van Gogh"] == "no prompt of imagenette asks for it"
     pictures = [Image.new("RGB", (8, 8))] * 2
-    stores = [store_of(tmp_path, pictures, others.pairs, name) for name in ("one", "two")]
-    assert set(found.measure(*stores, lambda more: None).scores) == {"clip_score", "shown", "retention"}
+    stores = {name: store_of(tmp_path, pictures, others.pairs, name) for name in ("erased", "original")}
+    for measures in found.measure(stores, lambda more: None).values():
+        assert set(measures.scores) == {"clip_score", "shown", "retention"}
 
 
 def test_without_any_weights_nothing_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,8 +252,10 @@ def test_texts_that_are_not_read_whole_are_told(tmp_path: Path) -> None:
     rows = [["case_number", "prompt", "evaluation_seed"], ["0", "a " * 80 + "cat", "0"], ["1", "a cat", "1"]]
     listed = Coco(path=written(tmp_path, rows))
     judges = PublicMetrics(benchmark=listed, clip=open_clip_judge(), classifier=None, features=None)
-    stores = [store_of(tmp_path, [Image.new("RGB", (32, 32))] * 2, listed.pairs, name) for name in ("one", "two")]
-    for store in stores:
-        judges.measure(store, stores[0], lambda more: None)
+    picture = Image.new("RGB", (32, 32))
+    judges.measure(
+        {name: store_of(tmp_path, [picture] * 2, listed.pairs, name) for name in ("erased", "original")},
+        lambda more: None,
+    )
     [warning] = judges.warnings
     assert warning.startswith("1 of 2 texts are longer than the CLIP score's model reads")

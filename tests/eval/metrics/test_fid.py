@@ -136,6 +136,23 @@ def test_many_pictures_need_no_warning_and_no_more_memory() -> None:
     assert "n = 6,000 against 6,000" in str(score)
 
 
+def test_a_reference_serves_several_models() -> None:
+    x, y, z = _rows(60, 4), _rows(50, 4, seed=1), _rows(40, 4, seed=2)
+    reference = Fid(extractor=mean_colour(), reference="drawings").update_features(y, reference=True)
+    one, other = (reference.again().update_features(rows).compute() for rows in (x, z))
+    assert (
+        one
+        == Fid(extractor=mean_colour(), reference="drawings")
+        .update_features(y, reference=True)
+        .update_features(x)
+        .compute()
+    )
+    assert (one.n, other.n, other.reference_n) == (60, 40, 50)
+    assert other.value == pytest.approx(fid(z, y))
+    assert other.kid is not None
+    assert other.kid.value == pytest.approx(kid(z, y))
+
+
 def test_one_picture_has_no_covariance() -> None:
     with pytest.raises(InputError, match="at least 2 pictures"):
         fid(_rows(1, 4), _rows(5, 4))
