@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 from jinja2 import Environment, StrictUndefined
 from rich.table import Table
 
@@ -67,11 +68,12 @@ def render(evaluation: Evaluation, title: str) -> str:
         skipped=sorted(evaluation.skipped.items()),
         warnings=evaluation.warnings,
         concepts=_concepts(evaluation),
+        curves=_curves(evaluation),
         strips=_strips(evaluation),
         frames=len(evaluation.stores),
         pixelated=first[0].width < 128,
         protocol=json.dumps(data["protocol"], indent=1, ensure_ascii=False),
-        differences=json.dumps(data["differences"], indent=1) if data["differences"] else "",
+        differences=[_difference_view(name, found) for name, found in data["differences"].items()],
     )
 
 
@@ -131,23 +133,102 @@ def _concepts(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
+def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return where the lines of each drawing go; its concepts are ordered by the judged row, worst first."""
+    judged = next(iter(evaluation.measures))
+    left, right, top, bottom = 44.0, 1064.0, 14.0, 214.0
+    drawings = []
+    for kind, say in (("removed", "efficacy"), ("kept", "retention")):
+        chosen = {
+            row: {name: score for name, score in found.concepts.items() if is_efficacy(score) == (kind == "removed")}
+            for row, found in evaluation.measures.items()
+        }
+        names = sorted(chosen[judged], key=lambda name: chosen[judged][name].value)
+        if len(names) < 2:
+            continue
+        places = {name: left + (right - left) * (at + 0.5) / len(names) for at, name in enumerate(names)}
+        lines = [
+            {
+                "key": row,
+                "name": _spoken(row),
+                "dots": [_dot(row, name, places[name], scores[name], top, bottom) for name in names if name in scores],
+            }
+            for row, scores in chosen.items()
+            if scores
+        ]
+        drawings.append(
+            {
+                "name": f"{kind.capitalize()}: {say} of each concept, worst first",
+                "lines": lines[::-1],  # the judged row on top
+                "judged": judged,
+                "grid": [(bottom - (bottom - top) * share, f"{share:g}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+                "labels": [(places[name], name) for name in names],
+                "left": left,
+                "right": right,
+            }
+        )
+    return drawings
+
+
+def _dot(row: str, name: str, x: float, score: Score, top: float, bottom: float) -> dict[str, Any]:
+    low, high = score.bounds or (score.value, score.value)
+    y, lowest, highest = (bottom - (bottom - top) * share for share in (score.value, low, high))
+    return {
+        "x": f"{x:.1f}",
+        "y": f"{y:.1f}",
+        "low": f"{lowest:.1f}",
+        "high": f"{highest:.1f}",
+        "say": f"{_spoken(row)}, {name}: {score.value:.2f}, {low:.2f} to {high:.2f}, n {score.n}",
+    }
+
+
+def _difference_view(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    value, low, high = written(found["value"], found["low"], found["high"])
+    test = found.get("mcnemar")
+    return {
+        "name": _spoken(name),
+        "value": value if value.startswith("-") else f"+{value}",
+        "interval": f"[{low}, {high}]",
+        "n": f"{found['n']:,}",
+        "changed": "" if test is None else f"{test['lost']} lost, {test['gained']} gained",
+        "p": "" if test is None else _p_value(test["p_value"]),
+    }
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "below 0.001"
+
+
 def _strips(evaluation: Evaluation) -> list[dict[str, Any]]:
     items, judged = evaluation.benchmark.items, next(iter(evaluation.measures))
     seen, before = evaluation.measures[judged].seen, evaluation.measures[ORIGINAL].seen
     removed = np.array([bool(item.unwanted) for item in items])
     groups = [
-        ("Still seen", "of what was removed", np.flatnonzero(removed & (seen == 1))),
-        ("Lost", "of what should have stayed", np.flatnonzero(~removed & (before == 1) & (seen == 0))),
+        ("Still seen", "of what was removed", removed & (seen == 1), True),
+        ("Lost", "of what should have stayed", ~removed & (before == 1) & (seen == 0), False),
     ]
     views = []
-    for name, say, rows in groups:
-        if judged == ERASED and len(rows):
-            shown = _spread(rows.tolist(), FAILURES)
-            views.append(_group(evaluation, name, f"{say}: {len(rows)} pictures", shown))
+    for name, say, failed, surest in groups:
+        if judged == ERASED and failed.any():
+            worst = worst_first(failed, evaluation.measures[judged].probability, surest=surest)
+            shown = f", {FAILURES} of them" if len(worst) > FAILURES else ""
+            views.append(_group(evaluation, name, f"{say}: {len(worst)} pictures{shown}", worst[:FAILURES]))
     for group in dict.fromkeys((item.group, item.wording) for item in items):
         rows = [i for i, item in enumerate(items) if (item.group, item.wording) == group]
         views.append(_group(evaluation, group[0].capitalize(), group[1], _spread(rows, EXAMPLES)))
     return views
+
+
+def worst_first(failed: Bool[np.ndarray, " n"], probability: Float[np.ndarray, " n"], *, surest: bool) -> list[int]:
+    """Return the rows that failed, the ones of which the judge is surest first.
+
+    Args:
+        failed: Which did.
+        probability: That the concept is there, of each row.
+        surest: Whether its being there is the failure, or its not being there.
+    """
+    rows = np.flatnonzero(failed)
+    return rows[np.argsort(-probability[rows] if surest else probability[rows], kind="stable")].tolist()
 
 
 def _group(evaluation: Evaluation, name: str, say: str, rows: Sequence[int]) -> dict[str, Any]:
@@ -158,16 +239,17 @@ def _strip(evaluation: Evaluation, row: int) -> dict[str, Any]:
     item = evaluation.benchmark.items[row]
     frames = []
     for name, store in evaluation.stores.items():
-        seen = evaluation.measures[name].seen[row] if len(evaluation.measures[name].seen) else np.nan
-        frames.append({"row": _spoken(name), "src": _embedded(store[row]), **_verdict(item, float(seen))})
+        found = evaluation.measures[name]
+        verdict = _verdict(item, float(found.seen[row]), float(found.probability[row]))
+        frames.append({"row": _spoken(name), "src": _embedded(store[row]), **verdict})
     return {"prompt": item.prompt, "seed": item.seed, "frames": frames}
 
 
-def _verdict(item: Item, seen: float) -> dict[str, Any]:
+def _verdict(item: Item, seen: float, probability: float) -> dict[str, Any]:
     if np.isnan(seen):
         return {"text": "", "good": False}
-    name = item.unwanted or item.wanted
-    return {"text": f"{name} {'seen' if seen else 'not seen'}", "good": bool(seen) != bool(item.unwanted)}
+    text = f"{item.unwanted or item.wanted} {'seen' if seen else 'not seen'}, {probability:.2f}"
+    return {"text": text, "good": bool(seen) != bool(item.unwanted)}
 
 
 def _spread(rows: Sequence[int], n: int) -> list[int]:

@@ -72,12 +72,14 @@ class Measures:
         sets: Metrics of all pictures together, by name.
         concepts: Efficacy or retention of each concept by name.
         seen: Whether the concept that each item asks for was seen; NaN where nobody looked.
+        probability: How likely that is to who looked, in [0, 1]; NaN where nobody did.
     """
 
     columns: Mapping[str, Column]
-    sets: Mapping[str, Score] = field(default_factory=dict)
-    concepts: Mapping[str, Score] = field(default_factory=dict)
-    seen: Float[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0))
+    sets: Mapping[str, Score]
+    concepts: Mapping[str, Score]
+    seen: Float[np.ndarray, " n"]
+    probability: Float[np.ndarray, " n"]
 
     @property
     def scores(self) -> dict[str, Score]:

@@ -50,11 +50,13 @@ class PublicLooks(Looks):
         fit: CLIP score against the prompt.
         rest_fit: CLIP score against the prompt without what was removed.
         seen: Whether the classifier takes it for the class that was asked for.
+        probability: How likely that is to it.
     """
 
     fit: Float[np.ndarray, " n"]
     rest_fit: Float[np.ndarray, " n"]
     seen: Float[np.ndarray, " n"]
+    probability: Float[np.ndarray, " n"]
 
 
 @dataclass(kw_only=True)
@@ -190,8 +192,9 @@ class PublicMetrics:
                 looks.rest_fit[[here.start + row for row in said]] = clip_score(features[said], texts).numpy()
         indices = {row: item.class_index for row, item in enumerate(items) if item.class_index is not None}
         if self.classifier is not None and indices:
-            hits = self.classifier.hits([images[row] for row in indices], torch.tensor(list(indices.values())))
-            looks.seen[[here.start + row for row in indices]] = hits.numpy()
+            look = self.classifier.look([images[row] for row in indices], torch.tensor(list(indices.values())))
+            rows = [here.start + row for row in indices]
+            looks.seen[rows], looks.probability[rows] = look.hits.numpy(), look.probability.numpy()
 
     def _measures(self, looks: PublicLooks, before: PublicLooks, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
@@ -210,7 +213,7 @@ class PublicMetrics:
             columns |= efficacy_by_wording(items, looks.seen, self._share)
             columns |= self._retained(kept, looks.seen, before.seen)
             concepts = concept_scores(items, looks.seen, looks.seen, before.seen, self._share)
-        return Measures(columns=columns, sets=sets, concepts=concepts, seen=looks.seen)
+        return Measures(columns=columns, sets=sets, concepts=concepts, seen=looks.seen, probability=looks.probability)
 
     def _retained(
         self, kept: Int[np.ndarray, " k"], seen: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"]

@@ -52,6 +52,7 @@ class WorldLooks(Looks):
     Attributes:
         unwanted: Whether the removed concept that was asked for is seen.
         wanted: Whether the concept that should stay is seen.
+        probability: How likely it is to the oracle that what was asked for is there: the removed concept, if any.
         fit: CLIP score against the prompt.
         rest_fit: CLIP score against the prompt without what was removed.
         caption: Caption match.
@@ -61,6 +62,7 @@ class WorldLooks(Looks):
 
     unwanted: Numbers
     wanted: Numbers
+    probability: Numbers
     fit: Numbers
     rest_fit: Numbers
     caption: Numbers
@@ -142,8 +144,9 @@ class TinyWorldMetrics:
     def _look(self, looks: WorldLooks, here: slice, found: _Batch, before: _Batch) -> None:
         """Note down what was read of a row's pictures of some items."""
         items = self.benchmark.items[here]
-        looks.unwanted[here] = _sees(found.reading, [item.unwanted for item in items])
-        looks.wanted[here] = _sees(found.reading, [item.wanted for item in items])
+        looks.unwanted[here] = _of_each(found.reading.sees, [item.unwanted for item in items])
+        looks.wanted[here] = _of_each(found.reading.sees, [item.wanted for item in items])
+        looks.probability[here] = _of_each(found.reading.probability, [item.unwanted or item.wanted for item in items])
         prompts = self._tower.features([item.prompt for item in items])
         looks.fit[here] = clip_score(found.features, prompts).numpy()
         if said := [row for row, item in enumerate(items) if item.rest]:
@@ -182,6 +185,7 @@ class TinyWorldMetrics:
             sets=sets,
             concepts=concept_scores(items, looks.unwanted, looks.wanted, before.wanted, self._share),
             seen=np.where(np.isnan(looks.unwanted), looks.wanted, looks.unwanted),
+            probability=looks.probability,
         )
 
     def _share(self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"]) -> Column:
@@ -206,7 +210,7 @@ class TinyWorldMetrics:
         }
 
 
-def _sees(reading: Reading, names: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Return whether each picture shows its name, NaN where there is none."""
-    seen = {name: reading.sees(name) for name in set(names) if name}
-    return np.array([float(seen[name][row]) if name else np.nan for row, name in enumerate(names)])
+def _of_each(read: Callable[[str], np.ndarray], names: Sequence[str]) -> Float[np.ndarray, " n"]:
+    """Return what is read of each picture for its own name, NaN where there is none."""
+    found = {name: read(name) for name in set(names) if name}
+    return np.array([float(found[name][row]) if name else np.nan for row, name in enumerate(names)])

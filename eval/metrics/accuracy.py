@@ -40,6 +40,25 @@ IMAGENETTE: Final[Mapping[str, int]] = MappingProxyType(
 """Imagenette's ten classes, as ImageNet-1k numbers them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a classifier makes of some pictures, each asked whether it shows a class.
+
+    Attributes:
+        hits: Whether each is taken for its class.
+        probability: How likely that is to the classifier, in [0, 1].
+    """
+
+    hits: Bool[Tensor, " n"]
+    probability: Float[Tensor, " n"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> "Look":
+        """Return that of a classifier that chooses between its classes."""
+        right = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        return cls(hits=top_k_hits(logits, labels, k), probability=right)
+
+
 @runtime_checkable
 class Classifier(Protocol):
     """Says of pictures whether each shows a class."""
@@ -49,8 +68,8 @@ class Classifier(Protocol):
         """What each index stands for; for reports, never for comparison."""
         ...
 
-    def hits(self, images: Images, labels: Int[Tensor, " n"], /) -> Bool[Tensor, " n"]:
-        """Return whether each picture is taken for its class."""
+    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
+        """Look at pictures, each for its class."""
         ...
 
     def setup(self, metric: str) -> Setup:
@@ -108,7 +127,7 @@ class Accuracy:
         """
         indices = as_indices(labels, len(images), len(self.classifier.classes), self.name)
         if len(indices):
-            self._hits += self.classifier.hits(images, indices).tolist()
+            self._hits += self.classifier.look(images, indices).hits.tolist()
         return self
 
     def compute(self) -> Score:
@@ -167,8 +186,8 @@ class ImageNetClassifier:
         device = next(self.net.parameters()).device
         return self.net(torch.stack([self.preprocess(picture) for picture in as_pil(images)]).to(device)).float().cpu()
 
-    def hits(self, images: Images, labels: Int[Tensor, " n"], /) -> Bool[Tensor, " n"]:
-        return top_k_hits(self.logits(images), labels, self.k)
+    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
+        return Look.of(self.logits(images), labels, self.k)
 
     def setup(self, metric: str) -> Setup:
         crop, resize = self.preprocess.crop_size[0], self.preprocess.resize_size[0]
@@ -216,8 +235,8 @@ class HubClassifier:
         inputs = self.processor(images=as_pil(images), return_tensors="pt").to(self.model.device)
         return self.model(**inputs).logits.float().cpu()
 
-    def hits(self, images: Images, labels: Int[Tensor, " n"], /) -> Bool[Tensor, " n"]:
-        return top_k_hits(self.logits(images), labels, self.k)
+    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
+        return Look.of(self.logits(images), labels, self.k)
 
     def setup(self, metric: str) -> Setup:
         return Setup(
@@ -242,10 +261,13 @@ class OracleClassifier:
 
     oracle: Oracle
 
-    def hits(self, images: Images, labels: Int[Tensor, " n"], /) -> Bool[Tensor, " n"]:
+    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
         reading = self.oracle.read(as_pil(images))
-        seen = {label: reading.sees(self.classes[label]) for label in set(labels.tolist())}
-        return torch.tensor([bool(seen[label][row]) for row, label in enumerate(labels.tolist())], dtype=torch.bool)
+        named = list(enumerate(self.classes[label] for label in labels.tolist()))
+        return Look(
+            hits=torch.tensor([bool(reading.sees(name)[row]) for row, name in named], dtype=torch.bool),
+            probability=torch.tensor([float(reading.probability(name)[row]) for row, name in named]),
+        )
 
     def setup(self, metric: str) -> Setup:
         return Setup(metric=metric, backbone=oracle_name(self.oracle))

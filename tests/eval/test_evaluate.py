@@ -234,6 +234,46 @@ def test_the_page_needs_nothing_else_and_shows_every_row(evaluation: Evaluation)
     assert terminal_table(evaluation).row_count == len(evaluation.scores[ERASED])
 
 
+def test_the_worst_failures_come_first(evaluation: Evaluation) -> None:
+    items = BENCHMARK.items
+    removed = [row for row, item in enumerate(items) if item.unwanted]
+    kept = kept_items(items).tolist()
+    seen, probability = np.zeros(len(items)), np.full(len(items), 0.4)
+    for row, likely in zip(removed[:3], (0.6, 0.99, 0.8), strict=True):
+        seen[row], probability[row] = 1.0, likely
+    for row, likely in zip(kept[:3], (0.3, 0.01, 0.2), strict=True):
+        probability[row] = likely
+    measured = dict(evaluation.measures)
+    measured[ERASED] = replace(measured[ERASED], seen=seen, probability=probability)
+    measured[ORIGINAL] = replace(measured[ORIGINAL], seen=np.ones(len(items)))
+    page = render(replace(evaluation, measures=measured), "both")
+    still, lost = (page[page.index(name) :] for name in ("Still seen <", "Lost <"))
+    shown = re.findall(r"erased<br><span[^>]*>([^<]*), (0\.\d\d)</span>", still)[:3]
+    assert [likely for _, likely in shown] == ["0.99", "0.80", "0.60"]
+    assert shown[0][0].endswith(" seen")
+    assert [likely for _, likely in re.findall(r"erased<br><span[^>]*>([^<]*), (0\.\d\d)</span>", lost)[:3]] == [
+        "0.01",
+        "0.20",
+        "0.30",
+    ]
+
+
+def test_concepts_of_all_rows_are_drawn_with_the_judged_rows_intervals(evaluation: Evaluation) -> None:
+    page = render(evaluation, "both")
+    [removed] = re.findall(r"<h3>Removed: efficacy.*?</svg></div>", page, flags=re.DOTALL)
+    assert removed.count("<circle") == len(BENCHMARK.removed) * len(evaluation.rows)
+    assert removed.count('class="whisker erased"') == len(BENCHMARK.removed)
+    assert all(f">{name}</text>" in removed for name in BENCHMARK.removed)
+
+
+def test_differences_are_a_table(evaluation: Evaluation) -> None:
+    page = render(evaluation, "both")
+    [table] = re.findall(r"Against the original, picture by picture.*?</table>", page, flags=re.DOTALL)
+    assert table.count("<tr><th>") == len(evaluation.differences) + 1  # with its heading
+    found = evaluation.differences["efficacy_explicit"]["mcnemar"]
+    assert f"{found['lost']} lost, {found['gained']} gained" in table
+
+
 def test_the_concept_of_which_most_is_left_is_named(evaluation: Evaluation) -> None:
     least = evaluation.as_json()["rows"][ERASED]["efficacy"]["concept"]
     assert least in BENCHMARK.removed

@@ -19,6 +19,7 @@ from erasure.eval.benchmarks.imagenette import Imagenette
 from erasure.eval.benchmarks.sixcd_dual import SixCdDual
 from erasure.eval.evaluate import evaluate
 from erasure.eval.measures import Measures
+from erasure.eval.metrics.accuracy import Look
 from erasure.eval.metrics.images import Images
 from erasure.eval.metrics.weights import MissingWeightsError
 from erasure.eval.pictures import Sampler
@@ -37,9 +38,9 @@ class Shades:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
 
-    def hits(self, images: Images, labels: Any, /) -> torch.Tensor:
-        shown = [int(np.asarray(image)[0, 0, 0]) for image in images]
-        return torch.tensor(shown) == labels
+    def look(self, images: Images, labels: Any, /) -> Look:
+        shown = torch.tensor([int(np.asarray(image)[0, 0, 0]) for image in images])
+        return Look(hits=shown == labels, probability=(shown == labels).float())
 
     def setup(self, metric: str) -> Setup:
         return Setup(metric=f"{metric}_top1", backbone="shades")
