@@ -253,7 +253,7 @@ def generate(
         folder: Where to; made if it is not there.
         sampler: How they are made; the default one where None.
         edit: Id of what is in force on the pipeline, "" for nothing. It tells apart what the weights do not show.
-        on_picture: Called after each batch with how many more this process has made.
+        on_picture: Called with how many more are there.
 
     Raises:
         InputError: Prompts and seeds that cannot be used, or a folder that cannot be filled.
@@ -277,7 +277,8 @@ def fill(
         pipe: A loaded diffusers pipeline on this process's device, as it was when the manifest was taken.
         store: What to make, and where; the folder is made if it is not there.
         batch_size: Pictures made together.
-        on_picture: Called after each batch with how many more this process has made.
+        on_picture: Called with how many more are there: those that were before, then each batch that this process has
+            made, in the end what others made. It adds up to the length of the store.
 
     Raises:
         InputError: The folder cannot be written, holds other pictures or has a manifest that asks for something else;
@@ -296,18 +297,28 @@ def fill(
     _begin(store, made_with, write=processes.is_main_process)
     processes.wait_for_everyone()
     _begin(store, made_with, write=False)
-    store.missing()  # refuses what does not belong before any picture is made
+    there = len(store) - len(store.missing())  # which refuses what does not belong before any picture is made
     processes.wait_for_everyone()
+
+    def tell(more: int) -> None:
+        nonlocal there
+        there += more
+        if on_picture is not None and more:
+            on_picture(more)
+
+    if on_picture is not None and there:
+        on_picture(there)
     own = range(processes.process_index * batch_size, len(store), processes.num_processes * batch_size)
     batches = (
         [row for row in range(start, min(start + batch_size, len(store))) if not store._holds(row)] for start in own
     )
     files = ([(store.path(row), manifest.images[row]) for row in batch] for batch in batches if batch)
     facts = {"manifest": manifest.id, "made_with": json.dumps(made_with, sort_keys=True)}
-    make_files(pipe, manifest.sampler(batch_size), files, facts, on_picture)
+    make_files(pipe, manifest.sampler(batch_size), files, facts, tell)
     processes.wait_for_everyone()
     if missing := store.missing():
         raise InputError(f"{store.folder}: expected all pictures, got none for row {missing[0]}. Generate again.")
+    tell(len(store) - there)
     return store
 
 

@@ -16,4 +16,4 @@ if __name__ == "__main__":
     PartialState(cpu=True)
     made: list[int] = []
     generate(tiny.sd1(), PROMPTS, SEEDS, sys.argv[1], sampler=SAMPLER, on_picture=made.append)
-    print(f"made {sum(made)}")
+    print(f"made {made}")

@@ -119,20 +119,22 @@ def after_n(evaluation: Evaluation) -> int:
 def test_pictures_are_made_once(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
 
-    def made() -> list[str]:
-        told: list[str] = []
-        evaluate(
-            rows(tmp_path / "pictures"),
-            BENCHMARK,
-            metrics(judge),
-            sampler=SAMPLER,
-            on_picture=lambda what, more, total: told.append(what),
-        )
-        return [what for what in told if what.startswith("pictures")]
+    def made() -> set[Path]:
+        told: dict[str, list[int]] = {}
 
-    assert {what.partition(", ")[2] for what in made()} == {"erased", "original", "negative prompt", "destroyed"}
+        def advance(what: str, more: int, total: int) -> None:
+            told.setdefault(what, [total]).append(more)
+
+        evaluate(rows(tmp_path / "pictures"), BENCHMARK, metrics(judge), sampler=SAMPLER, on_picture=advance)
+        names = {"erased", "original", "negative prompt", "destroyed"}
+        assert {what.partition(", ")[2] for what in told if what.startswith("pictures")} == names
+        assert all(total == sum(parts) for total, *parts in told.values())  # every bar is full in the end
+        return {(file, file.stat().st_mtime_ns) for file in tmp_path.rglob("*.png")}
+
+    first = made()
+    assert len(first) == 4 * BENCHMARK.n
     assert len(list((tmp_path / "cache" / "pictures").iterdir())) == 3  # the judged row's stay with its ledger
-    assert not made()
+    assert made() == first
 
 
 def test_the_destroyed_model_comes_back_bit_for_bit() -> None:
