@@ -22,6 +22,7 @@ from .benchmarks import Benchmark, Item
 from .measures import Measures, Metrics, kept_items
 from .metrics.attention_drift import AttentionDrift, Beside
 from .pictures import Pair, Sampler
+from .quick import evenly
 from .rows import ERASED, ORIGINAL, Row
 from .scores import Score, Setup, shared_setup
 from .statistics import mcnemar, paired_bootstrap
@@ -153,7 +154,7 @@ def evaluate(
     for store in stores.values():
         check_paired(original, store)  # before any picture is made
     for name, store in stores.items():
-        named[name].fill(store, sampler.batch_size, advance(f"pictures, {_spoken(name)}", benchmark.n))
+        named[name].fill(store, sampler.batch_size, advance(f"pictures, {spoken(name)}", benchmark.n))
     if metrics.wants_reference:
         kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
         others: list[Pair] = [(prompt, (seed + SEED_SHIFT) % 2**31) for prompt, seed in kept]
@@ -161,10 +162,10 @@ def evaluate(
         told = advance("pictures, original, other seeds", len(others))
         metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, told))
     measured = metrics.measure(stores, advance("reading", benchmark.n * len(stores)))
-    measures, asks = {}, _drift_prompts(benchmark.items)
+    measures, asks = {}, drift_prompts(benchmark.items)
     for name, store in stores.items():
         found = measured[name]
-        drift = _drift(named[name], asks, sampler, advance(f"attention, {_spoken(name)}", len(asks)))
+        drift = _drift(named[name], asks, sampler, advance(f"attention, {spoken(name)}", len(asks)))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
             benchmark, store.manifest, original.manifest.model
         )
@@ -196,14 +197,14 @@ def evaluate(
     )
 
 
-def _drift_prompts(items: Sequence[Item]) -> list[Beside]:
+def drift_prompts(items: Sequence[Item]) -> list[Beside]:
     """Return prompts that name something removed and something kept, spread evenly over those of a benchmark."""
     asks = [
         Beside(prompt=item.prompt, removed=item.unwanted, beside=item.wanted, seed=item.seed)
         for item in items
         if item.unwanted and item.wanted and item.unwanted in item.prompt and item.wanted in item.prompt
     ]
-    return asks[:: max(1, len(asks) // DRIFT_PROMPTS)][:DRIFT_PROMPTS]
+    return evenly(asks, DRIFT_PROMPTS)
 
 
 def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_prompt: Callable[[int], None]) -> dict[str, Score]:
@@ -258,5 +259,6 @@ def compare_scores(paths: Iterable[Path], metric: str) -> dict[str, float]:
     return values
 
 
-def _spoken(name: str) -> str:
+def spoken(name: str) -> str:
+    """Return the name of a row or a metric for people."""
     return name.replace("_", " ")

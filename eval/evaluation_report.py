@@ -15,10 +15,11 @@ from rich.table import Table
 from erasure.files import make_folder, write_whole
 
 from .benchmarks import Item
-from .evaluate import Evaluation
+from .evaluate import Evaluation, spoken
 from .measures import is_efficacy
 from .metrics.distances import SetDistance
 from .pictures import as_png
+from .quick import evenly
 from .rows import ERASED, ORIGINAL
 from .scores import LeastShare, Score, written
 
@@ -33,7 +34,7 @@ def terminal_table(evaluation: Evaluation) -> Table:
     table.add_column("metric", no_wrap=True)
     scores = evaluation.scores
     for name in scores:
-        table.add_column(_spoken(name), no_wrap=True)
+        table.add_column(spoken(name), no_wrap=True)
     for metric in _metrics(scores):
         view = _metric_view(metric, scores)
         cells = ("\n".join(cell) if cell else "–" for cell in view["cells"])
@@ -63,7 +64,7 @@ def render(evaluation: Evaluation, title: str) -> str:
     return environment.from_string(text).render(
         title=title,
         subtitle=f"{evaluation.benchmark.id}; model {data['protocol']['model'][:12]}",
-        rows=[{"name": _spoken(name), "about": row.about} for name, row in evaluation.rows.items()],
+        rows=[{"name": spoken(name), "about": row.about} for name, row in evaluation.rows.items()],
         metrics=[_metric_view(metric, scores) for metric in _metrics(scores)],
         skipped=sorted(evaluation.skipped.items()),
         warnings=evaluation.warnings,
@@ -86,7 +87,7 @@ def _metric_view(metric: str, scores: Mapping[str, Mapping[str, Score]]) -> dict
     known = [score for score in found if score is not None]
     alike = len({_counted(score) for score in known}) == 1
     return {
-        "name": _spoken(metric),
+        "name": spoken(metric),
         "arrow": _arrow(known[0]),
         "unit": known[0].unit,
         "n": _counted(known[0]) if alike else "",
@@ -150,7 +151,7 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
         lines = [
             {
                 "key": row,
-                "name": _spoken(row),
+                "name": spoken(row),
                 "dots": [_dot(row, name, places[name], scores[name], top, bottom) for name in names if name in scores],
             }
             for row, scores in chosen.items()
@@ -178,7 +179,7 @@ def _dot(row: str, name: str, x: float, score: Score, top: float, bottom: float)
         "y": f"{y:.1f}",
         "low": f"{lowest:.1f}",
         "high": f"{highest:.1f}",
-        "say": f"{_spoken(row)}, {name}: {score.value:.2f}, {low:.2f} to {high:.2f}, n {score.n}",
+        "say": f"{spoken(row)}, {name}: {score.value:.2f}, {low:.2f} to {high:.2f}, n {score.n}",
     }
 
 
@@ -186,7 +187,7 @@ def _difference_view(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     value, low, high = written(found["value"], found["low"], found["high"])
     test = found.get("mcnemar")
     return {
-        "name": _spoken(name),
+        "name": spoken(name),
         "value": value if value.startswith("-") else f"+{value}",
         "interval": f"[{low}, {high}]",
         "n": f"{found['n']:,}",
@@ -215,7 +216,7 @@ def _strips(evaluation: Evaluation) -> list[dict[str, Any]]:
             views.append(_group(evaluation, name, f"{say}: {len(worst)} pictures{shown}", worst[:FAILURES]))
     for group in dict.fromkeys((item.group, item.wording) for item in items):
         rows = [i for i, item in enumerate(items) if (item.group, item.wording) == group]
-        views.append(_group(evaluation, group[0].capitalize(), group[1], _spread(rows, EXAMPLES)))
+        views.append(_group(evaluation, group[0].capitalize(), group[1], evenly(rows, EXAMPLES)))
     return views
 
 
@@ -241,7 +242,7 @@ def _strip(evaluation: Evaluation, row: int) -> dict[str, Any]:
     for name, store in evaluation.stores.items():
         found = evaluation.measures[name]
         verdict = _verdict(item, float(found.seen[row]), float(found.probability[row]))
-        frames.append({"row": _spoken(name), "src": _embedded(store[row]), **verdict})
+        frames.append({"row": spoken(name), "src": _embedded(store[row]), **verdict})
     return {"prompt": item.prompt, "seed": item.seed, "frames": frames}
 
 
@@ -252,15 +253,7 @@ def _verdict(item: Item, seen: float, probability: float) -> dict[str, Any]:
     return {"text": text, "good": bool(seen) != bool(item.unwanted)}
 
 
-def _spread(rows: Sequence[int], n: int) -> list[int]:
-    return [rows[at * len(rows) // n] for at in range(n)] if len(rows) > n else list(rows)
-
-
 def _embedded(image: Any) -> str:
     shown = image.copy()
     shown.thumbnail((_LARGEST, _LARGEST))
     return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()
-
-
-def _spoken(name: str) -> str:
-    return name.replace("_", " ")

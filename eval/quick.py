@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from erasure.tinyworld import vocabulary
 from .scores import Rate, Score, cosine_distances, kept_rate
 
 Role = Literal["removed", "near", "far"]
+Anything = TypeVar("Anything")
 
 
 @runtime_checkable
@@ -404,6 +405,11 @@ def share(total: int, parts: int, position: int) -> int:
     """Return how many of a total one of several parts gets; the parts add up to it and differ by one at most."""
     # Whoever gets one more is spread over the list, so that small totals do not all fall on its head.
     return total * (position + 1) // parts - total * position // parts
+
+
+def evenly(items: Sequence[Anything], n: int) -> list[Anything]:
+    """Return n of some items from all over their order, or all if there are no more."""
+    return [items[at * len(items) // n] for at in range(n)] if len(items) > n else list(items)
 
 
 def noise_seed(name: str, index: int, seed: int) -> int:

@@ -17,7 +17,7 @@ from erasure.ledger import Entry, Ledger
 from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
 
 from .pictures import Pictures, Sampler
-from .quick import ClipJudge, Judge, Plan, Probe, find_clip, load_clip, pairs_of, plan_named, plan_tinyworld
+from .quick import ClipJudge, Judge, Plan, Probe, evenly, find_clip, load_clip, pairs_of, plan_named, plan_tinyworld
 
 ORIGINAL = "original"
 # A report is read, not searched: beyond these it keeps the first and the last.
@@ -216,11 +216,7 @@ def _showcase(probes: Sequence[Probe]) -> list[Probe]:
     removed = [probe for probe in chosen if probe.role == "removed"]
     near, far = ([probe for probe in chosen if probe.role == role] for role in ("near", "far"))
     # The latest removals are what a reader came for; of the rest an even spread over the families.
-    return [*removed[-MOST_ROWS // 2 :], *_evenly(near, 5), *_evenly(far, 6)]
-
-
-def _evenly(items: Sequence[Probe], n: int) -> list[Probe]:
-    return [items[at * len(items) // n] for at in range(n)] if len(items) > n else list(items)
+    return [*removed[-MOST_ROWS // 2 :], *evenly(near, 5), *evenly(far, 6)]
 
 
 def _targets(entry: Entry) -> str:

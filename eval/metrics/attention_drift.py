@@ -76,8 +76,9 @@ class AttentionDrift:
     """Streaming indices of one model, over its own trajectories; keeps five numbers a prompt.
 
     The maps are those of the conditional prediction at some places of the model's own guided DDIM trajectory, the mean
-    of heads and of all layers of one size. What is removed should lose mass; what stands beside it should keep mass
-    and region; neither should move into the other.
+    of heads and of all layers of one size. What stands beside what was removed should keep mass and region; neither
+    should move into the other. A removed object's words lose mass. A style's need not: they hold hardly any to begin
+    with, and an edit that takes the style out through them may leave them more.
 
     Attributes:
         pipe: The pipeline, with whatever is in force on it.

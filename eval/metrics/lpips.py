@@ -1,8 +1,8 @@
 """LPIPS, the distance of two pictures as people see it (Zhang et al., CVPR 2018, arXiv:1801.03924).
 
-Two variants by name, AlexNet both: `lpips_512` compares pictures at the size that they are made in; `lpips_64` shrinks
-them to 64 x 64 first, as ESD's script does (eval-scripts/lpips_eval.py of rohitgandikota/erasing), which most erasure
-papers took over. The two bear no relation to one another.
+Two variants by name, AlexNet both: `lpips_512` brings pictures to 512 x 512, the size that Stable Diffusion 1.x makes
+them in; `lpips_64` to 64 x 64, as ESD's script does (eval-scripts/lpips_eval.py of rohitgandikota/erasing), which most
+erasure papers took over. The two bear no relation to one another.
 """
 
 from dataclasses import dataclass, field

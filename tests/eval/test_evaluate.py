@@ -19,7 +19,7 @@ from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval import tinyworld_metrics as metrics_module
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.evaluate import Evaluation, compare_scores, evaluate, write_scores
+from erasure.eval.evaluate import Evaluation, compare_scores, drift_prompts, evaluate, write_scores
 from erasure.eval.evaluation_report import render, terminal_table
 from erasure.eval.measures import kept_items, removed_items
 from erasure.eval.metrics.caption_match import CaptionMatch
@@ -421,6 +421,16 @@ def test_scores_against_different_originals_share_no_column(evaluation: Evaluati
     two.write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"with original '.*' against 'another'"):
         compare_scores([one, two], "oracle_distance")
+
+
+def test_attention_is_followed_over_all_that_was_removed() -> None:
+    demo = TinyWorld(removed=("cat", "neon", "gun"), total=2_000)
+    asks = drift_prompts(demo.items)
+    both = [item for item in demo.items if item.unwanted and item.wanted]
+    assert len(asks) == 24
+    counted = {name: sum(ask.removed == name for ask in asks) for name in demo.removed}
+    shares = {name: 24 * sum(item.unwanted == name for item in both) / len(both) for name in demo.removed}
+    assert all(abs(counted[name] - shares[name]) < 1.01 for name in demo.removed)
 
 
 def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:
