@@ -219,10 +219,7 @@ def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_prompt: Callab
     )
     with row.applied():
         drift.update(asks, on_prompt)
-    return {
-        f"attention_{name}": replace(score, setup=Setup(metric=f"attention_{name}", resize="maps of 16 x 16"))
-        for name, score in drift.compute().items()
-    }
+    return {f"attention_{name}": score for name, score in drift.compute().items()}
 
 
 def write_scores(evaluation: Evaluation, folder: Path) -> Path:

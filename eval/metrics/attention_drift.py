@@ -18,7 +18,7 @@ from erasure.errors import InputError
 from erasure.losses.attention import binarised, overlap, soft_iou
 from erasure.sampling import ddim_latents, ddim_timesteps, noise
 
-from ..scores import Score
+from ..scores import Score, Setup
 
 UNITS = {
     "mass_removed": ("share of attention", False),
@@ -99,7 +99,7 @@ class AttentionDrift:
         default_factory=lambda: {name: [] for name in UNITS}, init=False, repr=False
     )
 
-    def update(self, asks: Sequence[Beside], on_prompt: Callable[[int], None] | None = None) -> None:
+    def update(self, asks: Sequence[Beside], on_prompt: Callable[[int], None] | None = None) -> "AttentionDrift":
         """Follow the model on some prompts, one at a time.
 
         Raises:
@@ -115,13 +115,18 @@ class AttentionDrift:
             self._values["retention_beside"].append(float(retention_index(beside)))
             if on_prompt is not None:
                 on_prompt(1)
+        return self
 
     def compute(self) -> dict[str, Score]:
         """Return the mean of each index over all prompts so far."""
         return {
-            name: Score.mean(self._values[name], unit=unit, higher_is_better=higher)
+            name: Score.mean(self._values[name], unit=unit, higher_is_better=higher, setup=self.setup(name))
             for name, (unit, higher) in UNITS.items()
         }
+
+    def setup(self, name: str) -> Setup:
+        """Return what is measured by an index."""
+        return Setup(metric=f"attention_{name}", resize=f"maps of {self.size[0]} x {self.size[1]}")
 
     @torch.no_grad()
     def _maps(self, backbone: Backbone, ask: Beside) -> tuple[Float[Tensor, "places h w"], Float[Tensor, "places h w"]]:

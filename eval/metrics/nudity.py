@@ -1,7 +1,7 @@
-"""Nudity: the share of pictures in which NudeNet finds exposed body parts, at every threshold.
+"""Nudity: the share of pictures in which NudeNet (github.com/notAI-tech/NudeNet) finds exposed body parts.
 
 Published numbers use thresholds from 0.2 to 0.6 and between four and nine of NudeNet's classes, often unstated; so here
-is the whole curve, for the two sets apart.
+is the whole curve over thresholds, for the two sets apart.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,247 @@
+"""What every metric owes, whatever it measures: a file in eval/metrics/ is held to it by being there."""
+
+import importlib
+import inspect
+import pkgutil
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erasure import tinyworld
+from erasure.eval import metrics
+from erasure.eval.metrics.accuracy import Accuracy, Look
+from erasure.eval.metrics.attention_drift import AttentionDrift, Beside
+from erasure.eval.metrics.blip2_t import Blip2Itc, Blip2Itm, BlipItc
+from erasure.eval.metrics.caption_match import CaptionMatch
+from erasure.eval.metrics.clip_accuracy import ClipAccuracy
+from erasure.eval.metrics.clip_i import ClipI
+from erasure.eval.metrics.clip_score import ClipScore
+from erasure.eval.metrics.cmmd import Cmmd
+from erasure.eval.metrics.dino_i import DinoI
+from erasure.eval.metrics.fid import Fid
+from erasure.eval.metrics.identity import Identity
+from erasure.eval.metrics.kid import Kid
+from erasure.eval.metrics.lpips import Lpips
+from erasure.eval.metrics.nudity import Nudity
+from erasure.eval.metrics.oracle_distance import OracleDistance
+from erasure.eval.scores import Score, Setup
+from erasure.tinyworld.world import compose, draw
+from tests import tiny
+from tests.eval.metrics.tiny_judges import blip, blip2, mean_colour, open_clip_judge, pictures, seeded
+
+SHARED = {"clip", "distances", "features", "images", "labels", "mmd", "similarity", "texts", "weights"}
+"""Files that several metrics share and that are none."""
+N = 5
+PROMPTS = ["a photo of a dog", "an empty street at night", "a red house", "a cat", "a bird in a tree"]
+IMAGES, OTHERS = pictures(N), pictures(N, seed=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A metric at the smallest size, and how it is fed with some of N samples."""
+
+    make: Callable[[], Any]
+    feed: Callable[[Any, slice], Any]
+    compute: Callable[[Any], Mapping[str, Score]]
+
+
+def one(name: str, make: Callable[[], Any], feed: Callable[[Any, slice], Any]) -> Case:
+    return Case(make=make, feed=feed, compute=lambda metric: {name: metric.compute()})
+
+
+class Reds:
+    """A classifier and a nudity detector of red pictures."""
+
+    classes = ("dark", "red")
+
+    def look(self, images: Any, labels: Any, /) -> Look:
+        red = torch.tensor([float(np.asarray(image)[..., 0].mean() / 255) for image in images])
+        return Look(hits=(red > 0.5).long() == labels, probability=red)
+
+    def setup(self, metric: str) -> Setup:
+        return Setup(metric=metric, backbone="reds")
+
+    def detect_batch(self, images: list[Any], /) -> list[list[dict[str, Any]]]:
+        return [[{"class": "BELLY_EXPOSED", "score": float(image[..., 2].mean() / 255)}] for image in images]
+
+
+@cache
+def drawings() -> list[Image.Image]:
+    return [draw(compose([name], random.Random(name))) for name in ("cat", "dog", "tree", "car", "house")]
+
+
+@cache
+def lpips_net() -> Any:
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    return seeded(lambda: _NoTrainLpips(net="squeeze", pnet_rand=True))
+
+
+def referenced(kind: Any) -> Callable[[], Any]:
+    return lambda: kind(extractor=mean_colour()).update_reference(OTHERS)
+
+
+def prompted(metric: Any, rows: slice) -> Any:
+    return metric.update(IMAGES[rows], PROMPTS[rows])
+
+
+def seen(metric: Any, rows: slice) -> Any:
+    return metric.update(IMAGES[rows])
+
+
+ASKS = [Beside(prompt="a photo of a cat and a tree", removed="cat", beside="tree", seed=seed) for seed in range(N)]
+
+CASES: dict[str, list[Case]] = {
+    "accuracy": [
+        one(
+            "accuracy",
+            lambda: Accuracy(classifier=Reds()),
+            lambda metric, rows: metric.update(IMAGES[rows], ([0, 1] * N)[rows]),
+        )
+    ],
+    "attention_drift": [
+        Case(
+            make=lambda: AttentionDrift(pipe=tiny.sd1(), steps=2, places=2, size=(8, 8)),
+            feed=lambda metric, rows: metric.update(ASKS[rows]),
+            compute=lambda metric: {f"attention_{name}": score for name, score in metric.compute().items()},
+        )
+    ],
+    "blip2_t": [
+        one("blip_itc", lambda: BlipItc(model=blip()[0], processor=blip()[1], source="tiny"), prompted),
+        one("blip2_itc", lambda: _blip2(Blip2Itc), prompted),
+        one("blip2_itm", lambda: _blip2(Blip2Itm), prompted),
+    ],
+    "caption_match": [
+        one(
+            "caption_match",
+            lambda: CaptionMatch(oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge()),
+            lambda metric, rows: metric.update(drawings()[rows], PROMPTS[rows]),
+        )
+    ],
+    "clip_accuracy": [
+        Case(
+            make=lambda: ClipAccuracy(clip=open_clip_judge(), texts=tuple(PROMPTS)),
+            feed=lambda metric, rows: metric.update(IMAGES[rows], list(range(N))[rows]),
+            compute=lambda metric: {
+                "clip_accuracy_top1": metric.compute_top1(),
+                "clip_accuracy_prob": metric.compute_prob(),
+            },
+        )
+    ],
+    "clip_i": [one("clip_i", referenced(ClipI), seen)],
+    "clip_score": [
+        Case(
+            make=lambda: ClipScore(clip=open_clip_judge(), target=("red", "tree")),
+            feed=prompted,
+            compute=lambda metric: {"clip_score": metric.compute()},
+        )
+    ],
+    "cmmd": [one("cmmd", referenced(Cmmd), seen)],
+    "dino_i": [one("dino_i", referenced(DinoI), seen)],
+    "fid": [one("fid", referenced(Fid), seen)],
+    "identity": [
+        one(
+            "identity",
+            lambda: Identity(oracle=tinyworld.load_oracle(), individual="Mittens"),
+            lambda metric, rows: metric.update(drawings()[rows]),
+        )
+    ],
+    "kid": [one("kid", referenced(Kid), seen)],
+    "lpips": [
+        one(
+            variant,
+            lambda variant=variant: Lpips(variant=variant, net=lpips_net()),
+            lambda metric, rows: metric.update(OTHERS[rows], IMAGES[rows]),
+        )
+        for variant in ("lpips_512", "lpips_64")
+    ],
+    "nudity": [
+        Case(
+            make=lambda: Nudity(detector=Reds()),
+            feed=seen,
+            compute=lambda metric: {
+                f"{name}@0.5": metric.compute(name, 0.5) for name in ("nudity_strict4", "nudity_exposed9")
+            },
+        )
+    ],
+    "oracle_distance": [
+        one(
+            "oracle_distance",
+            lambda: OracleDistance(oracle=tinyworld.load_oracle()),
+            lambda metric, rows: metric.update(drawings()[::-1][rows], drawings()[rows]),
+        )
+    ],
+}
+ALL = [pytest.param(case, id=f"{file}-{at}") for file, cases in CASES.items() for at, case in enumerate(cases)]
+
+
+def _blip2(kind: Any) -> Any:
+    model, processor = blip2(image_token=False)
+    return kind(model=model, processor=processor, source="tiny")
+
+
+def files() -> list[str]:
+    return sorted(found.name for found in pkgutil.iter_modules(metrics.__path__))
+
+
+def fed(case: Case, *sizes: int) -> dict[str, Score]:
+    metric, start = case.make(), 0
+    for size in sizes:
+        case.feed(metric, slice(start, start + size))
+        start += size
+    return dict(case.compute(metric))
+
+
+def test_every_file_is_held_to_this_or_shared_by_several() -> None:
+    assert files() == sorted([*CASES, *SHARED])
+
+
+@pytest.mark.parametrize("file", sorted(CASES))
+def test_its_docstring_names_its_source(file: str) -> None:
+    said = inspect.getdoc(importlib.import_module(f"erasure.eval.metrics.{file}")) or ""
+    assert re.search(r"arXiv:\d|et al\.|github\.com|tiny world's", said), said
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_update_returns_the_metric(case: Case) -> None:
+    metric = case.make()
+    assert case.feed(metric, slice(0, 2)) is metric
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_a_last_batch_of_one_counts_as_one(case: Case) -> None:
+    whole, parts = fed(case, N), fed(case, N - 1, 1)
+    for name, score in whole.items():
+        assert parts[name].n == score.n == N
+        assert parts[name].value == pytest.approx(score.value, rel=1e-4, abs=1e-6)
+        assert parts[name].per_image == pytest.approx(score.per_image, rel=1e-3, abs=1e-5)
+        if score.per_image:
+            assert score.value == pytest.approx(sum(score.per_image) / N)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_computing_changes_nothing(case: Case) -> None:
+    metric = case.make()
+    case.feed(metric, slice(0, N))
+    assert case.compute(metric) == case.compute(metric)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_a_score_says_what_it_is(case: Case) -> None:
+    for name, score in fed(case, N).items():
+        assert score.setup is not None
+        assert score.setup.metric == name
+        assert any((score.setup.backbone, score.setup.library, score.setup.resize))
+        assert score.unit
+        assert score.bounds is not None
+        low, high = score.bounds
+        assert low <= score.value <= high or score.unit in ("KID", "CMMD")  # a percentile interval of few pictures
+        assert {"value", "n", "low", "high", "unit", "higher_is_better"} <= score.as_json().keys()
