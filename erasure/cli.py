@@ -381,6 +381,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a model on a benchmark, beside the original, a negative prompt and a destroyed model."""
+    from accelerate import PartialState
+
     from .eval import sources
     from .eval.evaluate import evaluate as evaluated
     from .eval.evaluate import write_scores
@@ -402,6 +404,8 @@ def evaluate(
             on_picture=advance,
             facts={"device": place},
         )
+        if not PartialState().is_main_process:
+            return  # each of several has the same numbers
         scores = write_scores(found, folder)
         report = write_evaluation_report(found, folder, what.title)
     if as_json:

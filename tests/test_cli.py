@@ -342,3 +342,27 @@ def test_evaluate_takes_no_option_that_does_nothing(tmp_path) -> None:
     assert "--classifier: expected none for coco" in fails(*coco, "--classifier", "someone/classifier")
     assert "Unknown suite 'nonsense'" in fails(*model, "--suite", "nonsense")
     assert "expected 0 --list for tinyworld, got 1" in fails(*model, "--list", "coco.csv")
+
+
+def test_an_evaluation_prints_one_document_or_a_table(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tinyworld, "SAMPLER", {"steps": 2, "guidance_scale": 2.0})
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    call("remove", "cat", "--ledger", "here", *FAST)
+    result = call("evaluate", "here", "--set", "total=12", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert {"format", "protocol", "rows", "concepts", "differences", "skipped", "warnings"} <= document.keys()
+    assert list(document["rows"]) == ["erased", "original", "negative_prompt", "destroyed"]
+    for row in document["rows"].values():
+        assert {"value", "n", "low", "high", "unit", "higher_is_better"} <= row["efficacy"].keys()
+        assert row["efficacy"]["concept"] == "cat"
+    assert document["protocol"]["benchmark"]["settings"] == {"removed": ["cat"], "total": 12, "seed": 0}
+    scores = Path(document.pop("scores"))
+    assert Path(document.pop("report")).read_text().startswith("<!doctype html>")
+    assert scores.parent.parent == Path("here/evaluations")
+    assert json.loads(scores.read_text()) == document
+    printed = call("evaluate", "here", "--set", "total=12", "--out", "there")
+    assert printed.exit_code == 0
+    assert "efficacy ↑" in printed.stdout
+    assert "not computed: fd, kid: " in printed.stdout
+    assert printed.stdout.strip().splitlines()[-2:] == ["scores: there/scores.json", "report: there/report.html"]

@@ -29,14 +29,15 @@ from erasure.eval.metrics.weights import judge_name, oracle_name
 from erasure.eval.pictures import Sampler
 from erasure.eval.quantiles import clopper_pearson
 from erasure.eval.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
-from erasure.eval.sources import benchmark_of, source_of
+from erasure.eval.sources import benchmark_of, metrics_of, sampler_of, source_of
 from erasure.eval.tinyworld_metrics import TinyWorldMetrics, WorldLooks
 from erasure.ledger import Ledger
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.judge import Judge, build
 from erasure.tinyworld.world import compose, draw
 from tests import tiny
-from tests.eval import world
+from tests.eval import many_evaluations, world
+from tests.eval.processes import in_two_processes
 from tests.eval.stores import store_of
 
 SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=8)
@@ -433,6 +434,21 @@ def test_attention_is_followed_over_all_that_was_removed() -> None:
     assert all(abs(counted[name] - shares[name]) < 1.01 for name in demo.removed)
 
 
+def test_two_processes_have_the_scores_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_two_processes("tests.eval.many_evaluations", tmp_path, ERASURE_CACHE=str(tmp_path / "cache"))
+    both = [json.loads((tmp_path / f"scores-{at}.json").read_text()) for at in (0, 1)]
+    assert both[0] == both[1]
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "alone"))
+    alone = many_evaluations.scores(tmp_path / "alone" / "pictures")
+    assert alone.keys() == both[0].keys()
+    for row, scores in alone.items():
+        assert scores.keys() == both[0][row].keys()
+        for name, score in scores.items():
+            found = both[0][row][name]
+            # Pictures are within one of 256 levels: see the test of the store.
+            assert (found["n"], found["value"]) == (score["n"], pytest.approx(score["value"], rel=0.01, abs=0.01))
+
+
 def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the original among the rows"):
         evaluate(rows(tmp_path)[:1], BENCHMARK, metrics(judge), sampler=SAMPLER)
@@ -469,6 +485,27 @@ def test_a_model_of_another_kind_is_not_compared_with_the_tiny_world() -> None:
     with pytest.raises(InputError, match="--original: expected the model that 'sd' was made from, got none"):
         source_of("sd", models.__getitem__, removed=["cat"])
     assert source_of("sd", models.__getitem__, removed=["cat"], original="tinyworld").original == "tinyworld"
+
+
+def test_each_benchmark_is_sampled_as_it_should_be(tmp_path: Path) -> None:
+    own = source_of("tinyworld", lambda name: world.pipeline(), removed=["cat"])
+    other = source_of("sd", lambda name: tiny.sd1(), removed=["cat"], original="other")
+    (tmp_path / "coco.csv").write_text("case_number,prompt,evaluation_seed\n0,a cat,0\n")
+    coco = benchmark_of("coco", own, lists=[tmp_path / "coco.csv"])
+    steps = {
+        (name, source.original): sampler_of(benchmark, source).steps
+        for source in (own, other)
+        for name, benchmark in (("tinyworld", benchmark_of("tinyworld", source)), ("coco", coco))
+    }
+    assert steps == {
+        ("tinyworld", "tinyworld"): tinyworld.SAMPLER["steps"],
+        ("tinyworld", "other"): TinyWorld.steps,
+        ("coco", "tinyworld"): 100,
+        ("coco", "other"): 100,
+    }
+    assert isinstance(metrics_of(benchmark_of("tinyworld", own), "cpu"), TinyWorldMetrics)
+    with pytest.raises(InputError, match="--classifier: expected none for tinyworld"):
+        metrics_of(benchmark_of("tinyworld", own), "cpu", "someone/classifier")
 
 
 def test_what_cannot_be_evaluated(tmp_path: Path) -> None:

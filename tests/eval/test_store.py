@@ -1,10 +1,7 @@
 """The image store: one picture a row, whatever was interrupted, and never a mix."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,7 @@ from erasure.eval.store import MANIFEST, ImageStore, Manifest, check_paired, gen
 from erasure.sampling import sample
 from tests import tiny
 from tests.eval.many_processes import PROMPTS, SAMPLER, SEEDS
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.eval.processes import in_two_processes
 
 
 @pytest.fixture(scope="module")
@@ -254,18 +250,7 @@ def test_requests_that_cannot_be_met(pipe: Any, tmp_path: Path) -> None:
 
 
 def test_two_processes_make_the_pictures_of_one(full: ImageStore, tmp_path: Path) -> None:
-    # "--multi_gpu" starts the processes whatever they run on ("--cpu" starts one only); the module asks for the CPU.
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *options, "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launch, "-m", "tests.eval.many_processes", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=540,
-    )
-    assert done.returncode == 0, done.stderr
+    done = in_two_processes("tests.eval.many_processes", tmp_path)
     # Batches of 2, 2, 2 and 1 rows, by turns; in the end what the other has made.
     assert sorted(re.findall(r"made .*", done.stdout)) == ["made [2, 1, 4]", "made [2, 2, 3]"]
     both = ImageStore.open(tmp_path)

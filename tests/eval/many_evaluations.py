@@ -1,0 +1,38 @@
+"""Evaluates an untrained tiny world; started in several processes by a test, or called for the numbers of one."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasure.eval.benchmarks.tinyworld import TinyWorld
+from erasure.eval.evaluate import evaluate
+from erasure.eval.pictures import Sampler
+from erasure.eval.rows import ERASED, Row, destroyed, reference_rows
+from erasure.eval.tinyworld_metrics import TinyWorldMetrics
+from erasure.tinyworld.judge import Judge, build
+from tests.eval import world
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """Return the numbers of a spoiled model beside the original, with all pictures in a folder."""
+    pipe = world.pipeline()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        judge = Judge(build(), pipe.tokenizer)
+    spoiled = Row(name=ERASED, pipe=pipe, about="spoiled", applied=lambda: destroyed(pipe, 0.2), folder=folder)
+    [original, *_] = reference_rows(pipe, ["cat"])
+    benchmark = TinyWorld(removed=("cat",), total=20)
+    metrics = TinyWorldMetrics(benchmark=benchmark, oracle=world.oracle(), judge=judge)
+    found = evaluate([spoiled, original], benchmark, metrics, sampler=Sampler(steps=2, batch_size=4))
+    return found.as_json()["rows"]
+
+
+if __name__ == "__main__":
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True)
+    rows = scores(Path(sys.argv[1]) / "pictures")
+    (Path(sys.argv[1]) / f"scores-{state.process_index}.json").write_text(json.dumps(rows))
