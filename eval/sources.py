@@ -18,7 +18,7 @@ from .attacks.judges import ClipWitness, OracleWitness, Witness, WorldClipWitnes
 from .benchmarks import Benchmark, benchmark_class
 from .benchmarks.tinyworld import SUITES
 from .measures import Metrics
-from .pictures import Sampler
+from .pictures import Sampler, slug
 from .public import PublicMetrics
 from .quick import CLIP_WEIGHTS, cached
 from .rows import ERASED, GOLD, Row, reference_rows
@@ -93,7 +93,8 @@ def source_of(
         names, base = tuple(dict.fromkeys(removed)), original or TINYWORLD
         concepts = parse({"model": base, "concepts": [{"target": name} for name in names]}).concepts
         pipe = load(base)
-        rows, folder = reference_rows(pipe, names), Path("erasure-runs") / f"evaluation-{Path(given).name}"
+        rows = reference_rows(pipe, names)
+        folder = Path("erasure-runs") / f"evaluation-{Path(given).name}-{slug(' '.join(names))}"
         if given != base:
             judged = load(given)
             if original is None and _shapes(judged) != _shapes(pipe):

@@ -520,6 +520,8 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
         source_of(str(tmp_path / "empty"), load)
     source = source_of("tinyworld", load, removed=["cat"])
     assert [row.name for row in source.rows] == [ORIGINAL, NEGATIVE, DESTROYED]
+    # What another call asks to be gone goes into another folder.
+    assert source.folder != source_of("tinyworld", load, removed=["cat", "dog"]).folder
     with pytest.raises(UnknownNameError, match="standard"):
         benchmark_of("tinyworld", source, suite="standart")
     with pytest.raises(UnknownNameError, match="imagenette"):
