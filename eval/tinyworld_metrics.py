@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erasure.tinyworld.judge import Judge
 from erasure.tinyworld.oracle import Oracle, Reading
+from erasure.tinyworld.vocabulary import INDIVIDUALS
 
 from .benchmarks import Benchmark
 from .measures import (
@@ -35,6 +36,8 @@ from .metrics.clip import TextTower, setup_of
 from .metrics.clip_score import UNIT as CLIP_UNIT
 from .metrics.clip_score import clip_score
 from .metrics.features import judge_features
+from .metrics.identity import DRAWINGS, Identity, identity_setup
+from .metrics.identity import UNIT as IDENTITY_UNIT
 from .metrics.oracle_distance import UNIT as DISTANCE_UNIT
 from .metrics.oracle_distance import oracle_distance
 from .metrics.weights import oracle_name
@@ -58,6 +61,7 @@ class WorldLooks(Looks):
         caption: Caption match.
         moved: Oracle distance to the original's picture.
         judge_moved: Cosine distance of the judge's features to those of the original's picture.
+        identity: Likeness to the named individual that was asked for.
     """
 
     unwanted: Numbers
@@ -68,6 +72,7 @@ class WorldLooks(Looks):
     caption: Numbers
     moved: Numbers
     judge_moved: Numbers
+    identity: Numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +161,9 @@ class TinyWorldMetrics:
         looks.caption[here] = text_match(self._captions.features(captions(found.reading)), prompts).numpy()
         looks.moved[here] = oracle_distance(before.maps, found.maps).cpu().numpy()
         looks.judge_moved[here] = cosine_distances(before.features.numpy(), found.features.numpy())
+        for row, item in enumerate(items):
+            if (individual := self._individuals.get(item.unwanted or item.wanted)) is not None:
+                looks.identity[here.start + row] = individual.of(found.reading.features[row : row + 1])[0]
 
     def _measures(self, looks: WorldLooks, before: WorldLooks, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
@@ -171,6 +179,10 @@ class TinyWorldMetrics:
         both = chosen(removed, lambda i: bool(items[i].wanted))
         columns["joint"] = self._share("joint", both, (looks.unwanted[both] == 0) * (looks.wanted[both] == 1) * 1.0)
         rest = chosen(removed, lambda i: bool(items[i].rest))
+
+        def asks(row: int) -> bool:
+            return (items[row].unwanted or items[row].wanted) in self._individuals
+
         for name, rows, values, unit, higher in (
             ("clip_score", kept, looks.fit, CLIP_UNIT, True),
             ("clip_score_removed", removed, looks.fit, CLIP_UNIT, False),
@@ -178,6 +190,8 @@ class TinyWorldMetrics:
             ("caption_match", kept, looks.caption, CAPTION_UNIT, True),
             ("oracle_distance", kept, looks.moved, DISTANCE_UNIT, False),
             ("judge_distance", kept, looks.judge_moved, "cosine distance", False),
+            ("identity", chosen(kept, asks), looks.identity, IDENTITY_UNIT, True),
+            ("identity_removed", chosen(removed, asks), looks.identity, IDENTITY_UNIT, False),
         ):
             columns[name] = self._column(name, rows, values[rows], unit, higher)
         return Measures(
@@ -196,8 +210,14 @@ class TinyWorldMetrics:
     ) -> Column:
         read_by = self._setups.get(metric, self._setups["oracle"])
         against = SAME_SEEDS if metric in ("retention", "oracle_distance", "judge_distance") else ""
-        setup = replace(read_by, metric=metric, reference=against)
+        setup = replace(read_by, metric=metric, reference=read_by.reference or against)
         return Column(items=rows, values=values, unit=unit, higher_is_better=higher, setup=setup)
+
+    @cached_property
+    def _individuals(self) -> dict[str, Identity]:
+        """Who is asked for by name, with what they look like."""
+        asked = {item.unwanted or item.wanted for item in self.benchmark.items}
+        return {name: Identity(oracle=self.oracle, individual=name) for name in INDIVIDUALS if name in asked}
 
     @cached_property
     def _setups(self) -> dict[str, Setup]:
@@ -206,6 +226,10 @@ class TinyWorldMetrics:
         return {
             "oracle": Setup(metric="oracle", backbone=oracle_name(self.oracle)),
             "caption_match": caption_setup(self.oracle, self.judge),
+            **dict.fromkeys(
+                ("identity", "identity_removed"),
+                identity_setup(self.oracle, f"{DRAWINGS} drawings of each individual, less as many of its class"),
+            ),
             **dict.fromkeys(("clip_score", "clip_score_removed", "clip_score_rest", "judge_distance"), judge),
         }
 

@@ -80,10 +80,15 @@ class Identity:
     @property
     def setup(self) -> Setup:
         """What is measured."""
-        drawn = f"{DRAWINGS} drawings of {self.individual}, less as many of {article(INDIVIDUALS[self.individual])}"
-        return Setup(metric=self.name, backbone=oracle_name(self.oracle), reference=drawn)
+        kind = article(INDIVIDUALS[self.individual])
+        return identity_setup(self.oracle, f"{DRAWINGS} drawings of {self.individual}, less as many of {kind}")
 
     def _drawn(self, name: str) -> Float[np.ndarray, "n dim"]:
         rng = random.Random(f"identity:{name}")
         pictures = [draw(compose([name], rng, scene=SCENES[i % len(SCENES)])) for i in range(DRAWINGS)]
         return self.oracle.read(pictures).features
+
+
+def identity_setup(oracle: Oracle, reference: str) -> Setup:
+    """Return the protocol of a score over an individual's drawings, or over each individual's own."""
+    return Setup(metric=Identity.name, backbone=oracle_name(oracle), reference=reference)

@@ -387,6 +387,37 @@ def test_rows_are_measured_as_the_streaming_metrics_do(tmp_path: Path) -> None:
     assert found[ERASED].concepts["cat"].value == absent.mean()
 
 
+def test_individuals_are_told_by_their_drawings(tmp_path: Path) -> None:
+    oracle, judge = tinyworld.load_oracle(), tinyworld.load_judge()
+    benchmark = TinyWorld(removed=("Mittens",), total=60)
+
+    def drawn(item: Any, *, kept: bool) -> Any:
+        name = item.unwanted or item.wanted
+        name = name if kept or name not in words.INDIVIDUALS else words.INDIVIDUALS[name]
+        scene = name if name in words.SCENES else "plain"
+        return draw(
+            compose(
+                [name] if name in (*words.OBJECTS, *words.INDIVIDUALS) else [], random.Random(item.seed), scene=scene
+            )
+        )
+
+    stores = {
+        row: store_of(tmp_path, [drawn(item, kept=row == ORIGINAL) for item in benchmark.items], benchmark.pairs, row)
+        for row in (ERASED, ORIGINAL)
+    }
+    found = TinyWorldMetrics(benchmark=benchmark, oracle=oracle, judge=judge).measure(stores, lambda more: None)
+    before, after = found[ORIGINAL].scores, found[ERASED].scores
+    asked = [item.unwanted or item.wanted for item in benchmark.items]
+    assert (before["identity"].n, before["identity_removed"].n) == (asked.count("Biscuit"), asked.count("Mittens"))
+    for name in ("identity", "identity_removed"):
+        assert before[name].value > after[name].value + 0.2  # of the individual, and of another of its class
+    assert before["identity"].higher_is_better
+    assert not before["identity_removed"].higher_is_better
+    assert "Biscuit" not in {item.wanted for item in TinyWorld(removed=("dog",), total=60).items}
+    none = TinyWorldMetrics(benchmark=TinyWorld(removed=("dog", "cat"), total=24), oracle=oracle, judge=judge)
+    assert not none._individuals
+
+
 def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_made(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
