@@ -92,7 +92,7 @@ def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _digest(tensor: Tensor) -> str:
     values = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

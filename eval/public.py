@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 
 from erasure.errors import ErasureError, InputError
+from erasure.text import without_phrases
 
 from .benchmarks import Benchmark, Item
 from .measures import (
@@ -33,7 +34,6 @@ from .metrics.accuracy import Classifier, check_classes, hub_classifier, resnet5
 from .metrics.clip import Clip, OpenClip, TextTower, setup_of
 from .metrics.clip_score import UNIT, clip_score
 from .metrics.features import Extractor, extractor
-from .metrics.texts import without_phrases
 from .rows import ORIGINAL
 from .scores import Score, Setup
 from .store import ImageStore
