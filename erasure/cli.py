@@ -421,6 +421,27 @@ def evaluate(
     out.print(f"report: {report}", markup=False)
 
 
+@app.command()
+def scores(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE ...", help="scores.json files, or their folders.")],
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="Only this one; may be repeated  [default: all that agree]")
+    ] = None,
+    row: Annotated[str, typer.Option(help="erased, gold, original, negative_prompt or destroyed.")] = "erased",
+    as_json: AsJson = False,
+) -> None:
+    """Set the scores of several evaluations side by side, as far as they were measured alike."""
+    from .eval.score_files import compare_scores
+
+    found = compare_scores(files, metrics or [], row)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        return
+    _print_whole(found.table())
+    for why, apart in found.reasons.items():
+        out.print(f"not compared: {', '.join(apart)}: {why}", markup=False)
+
+
 @app.command(cls=_ManyValues)
 def attack(
     source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],

@@ -7,7 +7,7 @@ in the local cache, and what is not computed is listed with the reason.
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .metrics.attention_drift import AttentionDrift, Beside
 from .pictures import Pair, Sampler
 from .quick import evenly
 from .rows import ERASED, ORIGINAL, Row
-from .scores import Score, Setup, shared_setup
+from .scores import Score, shared_setup
 from .statistics import mcnemar, paired_bootstrap
 from .store import ImageStore, check_paired
 
@@ -232,28 +232,6 @@ def write_scores(evaluation: Evaluation, folder: Path) -> Path:
     path = folder / "scores.json"
     write_whole(path, (json.dumps(evaluation.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
     return path
-
-
-def compare_scores(paths: Iterable[Path], metric: str) -> dict[str, float]:
-    """Return one metric of the judged row of several score files, by file.
-
-    Raises:
-        InputError: A file is no score file or lacks the metric, or two were measured by different protocols.
-    """
-    setups: dict[str, Setup | None] = {}
-    values: dict[str, float] = {}
-    for path in paths:
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            values[str(path)] = float(data["rows"][ERASED][metric]["value"])
-            setups[str(path)] = Setup.from_json(data["protocol"]["metrics"][metric])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected scores with {metric!r} of an erased model, got none ({type(error).__name__})."
-                " Make them: erasure evaluate."
-            ) from None
-    shared_setup(metric, setups)
-    return values
 
 
 def spoken(name: str) -> str:

@@ -366,3 +366,27 @@ def test_an_evaluation_prints_one_document_or_a_table(tmp_path, monkeypatch) -> 
     assert "efficacy ↑" in printed.stdout
     assert "not computed: fd, kid: " in printed.stdout
     assert printed.stdout.strip().splitlines()[-2:] == ["scores: there/scores.json", "report: there/report.html"]
+
+
+def test_scores_of_two_evaluations_stand_side_by_side(tmp_path) -> None:
+    def written(name: str, value: float, steps: int) -> str:
+        score = {"value": value, "n": 40, "low": 0.0, "high": 1.0, "higher_is_better": True}
+        metrics = {"joint": {"metric": "joint"}, "shown": {"metric": "shown", "steps": steps}}
+        document = {
+            "format": "erasure-scores/1",
+            "rows": {"erased": {"joint": score, "shown": score}},
+            "protocol": {"metrics": metrics},
+        }
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps(document))
+        return name
+
+    files = [written("uce", 0.5, 20), written("esd", 0.25, 50)]
+    printed = call("scores", *files)
+    assert printed.exit_code == 0
+    assert "joint ↑" in printed.stdout
+    assert "not compared: shown: expected scores of one protocol" in printed.stdout
+    document = json.loads(call("scores", *files, "--json").stdout)
+    assert [document["scores"]["joint"][name]["value"] for name in files] == [0.5, 0.25]
+    assert "steps 20 against 50" in fails("scores", *files, "--metric", "shown")
+    assert "two or more different files" in fails("scores", "uce")
