@@ -75,12 +75,14 @@ def test_both_implementations_agree_in_the_model_forward_and_backward(backbone: 
     torch.testing.assert_close(gradient, reference_gradient, rtol=0, atol=1e-6)
 
 
-def test_all_tokens_of_a_pixel_sum_to_one(backbone: Backbone) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
+def test_all_tokens_of_a_pixel_sum_to_one(dtype: torch.dtype, tolerance: float, backbone: Backbone) -> None:
+    backbone.denoiser.to(dtype)
     with AttentionCapture(backbone=backbone, reduce=lambda name, maps: maps.sum(dim=-1)) as capture:
         backbone.predict(**inputs(backbone))
     assert set(capture.maps) == set(cross_attention_layers(backbone))
     for sums in capture.maps.values():
-        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=tolerance)
 
 
 def test_reduce_sees_named_tokens_too(backbone: Backbone) -> None:
