@@ -213,7 +213,8 @@ def _strips(evaluation: Evaluation) -> list[dict[str, Any]]:
         if judged == ERASED and failed.any():
             worst = worst_first(failed, evaluation.measures[judged].probability, surest=surest)
             shown = f", {FAILURES} of them" if len(worst) > FAILURES else ""
-            views.append(_group(evaluation, name, f"{say}: {len(worst)} pictures{shown}", worst[:FAILURES]))
+            counted = "1 picture" if len(worst) == 1 else f"{len(worst)} pictures{shown}"
+            views.append(_group(evaluation, name, f"{say}: {counted}", worst[:FAILURES]))
     for group in dict.fromkeys((item.group, item.wording) for item in items):
         rows = [i for i, item in enumerate(items) if (item.group, item.wording) == group]
         views.append(_group(evaluation, group[0].capitalize(), group[1], evenly(rows, EXAMPLES)))

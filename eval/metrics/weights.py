@@ -85,9 +85,9 @@ def model_from_hub(
         MissingWeightsError: The checkpoint is not in the local cache and may not or cannot be downloaded.
         InputError: The checkpoint is of another model.
     """
-    model, info = from_hub(
-        model_class.from_pretrained, source, where, download=download, output_loading_info=True, **options
-    )
+    # The automatic classes look for an adapter in the network, whatever they may otherwise.
+    options = {"adapter_kwargs": {"local_files_only": not download}, "output_loading_info": True, **options}
+    model, info = from_hub(model_class.from_pretrained, source, where, download=download, **options)
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if lacking:
         raise InputError(

@@ -147,6 +147,16 @@ def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         hub_classifier("nobody/nothing-here")
 
 
+def test_the_network_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.auto import auto_factory
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(auto_factory, "find_adapter_config_file", lambda source, **options: asked.append(options))
+    with pytest.raises(MissingWeightsError):
+        hub_classifier("nobody/nothing-here")
+    assert [options["local_files_only"] for options in asked] == [True]
+
+
 def test_resnet50_at_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.models import ResNet50_Weights
     from torchvision.models import resnet50 as build
