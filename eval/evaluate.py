@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.files import make_folder, write_whole
 from erasure.runs import commit, versions
@@ -182,6 +183,7 @@ def evaluate(
             "steps": sampler.steps,
             "guidance_scale": sampler.guidance_scale,
             "model": original.manifest.model,
+            "fingerprint": backbone_of(named[ORIGINAL].pipe).fingerprint(),  # as ledgers name it
             "versions": versions("open_clip_torch", "torchmetrics", "torchvision"),
             "git": commit(),
             "platform": platform.machine(),

@@ -63,7 +63,7 @@ def render(evaluation: Evaluation, title: str) -> str:
     first = next(iter(evaluation.stores.values()))
     return environment.from_string(text).render(
         title=title,
-        subtitle=f"{evaluation.benchmark.id}; model {data['protocol']['model'][:12]}",
+        subtitle=f"{evaluation.benchmark.id}; model {data['protocol']['fingerprint'][:12]}",
         rows=[{"name": spoken(name), "about": row.about} for name, row in evaluation.rows.items()],
         metrics=[_metric_view(metric, scores) for metric in _metrics(scores)],
         skipped=sorted(evaluation.skipped.items()),

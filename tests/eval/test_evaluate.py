@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from erasure import tinyworld
+from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
@@ -419,6 +420,8 @@ def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_mad
 def test_the_protocol_names_all_that_decides_a_number(evaluation: Evaluation, judge: Judge) -> None:
     protocol = evaluation.as_json()["protocol"]
     assert {"open_clip_torch", "torchmetrics", "torchvision", "torch"} <= protocol["versions"].keys()
+    assert protocol["fingerprint"] == backbone_of(world.pipeline()).fingerprint()
+    assert f"model {protocol['fingerprint'][:12]}" in render(evaluation, "both")
     setups = protocol["metrics"]
     assert {setup["precision"] for setup in setups.values()} == {"float32"}
     reads = {name: setup["backbone"] for name, setup in setups.items()}
