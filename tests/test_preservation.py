@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from erasure import tinyworld
+from erasure import preservation, tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.edit import exchanged
@@ -18,6 +18,13 @@ from tests import tiny
 
 CAT = Concept(target="cat", preserve=("dog", "bird"))
 TRAINED = ("duge", "esd", "trce")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample fewer and shorter trajectories: their number is not what is tested."""
+    for name, value in (("_TRAJECTORIES", 2), ("_PLACES", 2), ("_SAMPLE_STEPS", 3)):
+        monkeypatch.setattr(preservation, name, value)
 
 
 def student_of(backbone: Any) -> Student:
@@ -61,6 +68,7 @@ def test_training_on_it_alone_brings_the_maps_back() -> None:
     assert lost(original) < lost(learned) < before - 0.02
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_trained_eraser_takes_it_and_a_weight_of_zero_is_none(name: str, family: str) -> None:
@@ -89,6 +97,7 @@ def test_phrases_speak_of_the_class_and_the_siblings_and_never_of_what_goes() ->
     assert not [phrase for phrase in style if phrase.endswith("standing")]
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("term", ["semantic-text", "semantic-kv", "semantic-noise"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_semantic_terms_are_zero_at_the_reference_and_have_a_gradient_beyond(term: Any, family: str) -> None:
