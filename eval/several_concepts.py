@@ -396,7 +396,7 @@ def main() -> None:
     record = {
         "benchmark": f"several-concepts-{experiment.__name__}",
         "version": VERSION,
-        "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "config": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
         "sampler": asdict(SAMPLER),
         "model": backbone_of(pipe).fingerprint(),
         **results,
