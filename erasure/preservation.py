@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from .attention import MapCapture
 from .backbones.base import Backbone
+from .backbones.sd import unwrapped
 from .concept import Concept, fill, speaks_of, templates
 from .errors import InputError
 from .finetune import Loss, Preservation, Student, below
 from .guidance.a_star import AStarLoss
-from .guidance.attention import MapReading, Named, unwrapped
+from .guidance.attention import MapReading, Named
 from .losses.attention import regions, retention
 from .losses.semantic import cosine_preservation, kv_preservation
 from .sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon

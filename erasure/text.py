@@ -152,12 +152,17 @@ def first_end_of_text(ids: Int[Tensor, "n tokens"], tokenizer: Any) -> Int[Tenso
 
 def spans_in(prompt: str, offsets: Offsets, phrase: str) -> list[list[int]]:
     """Return the token positions of each occurrence of a phrase in a prompt; see `TextStates.spans`."""
-    words = r"\s+".join(re.escape(word) for word in phrase.split())
+    words = words_of(phrase)
     if not words:
         raise InputError(f"phrase: expected words, got {phrase!r}. Name what to look for in the prompt.")
     occurrences = re.finditer(rf"(?<!\w){words}(?!\w)", prompt, flags=re.IGNORECASE)
     covered = max((end for _, end in offsets), default=0)
     return [tokens_at(offsets, at.start(), at.end()) for at in occurrences if at.end() <= covered]
+
+
+def words_of(phrase: str) -> str:
+    """Return a pattern for a phrase in which runs of spaces do not count; empty for no words."""
+    return r"\s+".join(re.escape(word) for word in phrase.split())
 
 
 def tokens_at(offsets: Offsets, start: int, end: int) -> list[int]:
@@ -189,7 +194,7 @@ def without_phrases(prompt: str, phrases: Sequence[str]) -> str:
     for phrase in sorted(phrases, key=len, reverse=True):
         if not phrase.strip():
             raise InputError(f"without_phrases: expected words, got {phrase!r}. Name what is to be taken out.")
-        words = r"\s+".join(re.escape(word) for word in phrase.split())
+        words = words_of(phrase)
         # The first of a list goes with the "and" after it: what stands before it belongs to the second as well.
         text = re.sub(rf"(?<!\w){_ARTICLE}{words}\s+and\s+", "", text, flags=re.IGNORECASE)
         text = re.sub(rf"(?<!\w){_JOINING}{words}(?!\w)(?:'s)?", " ", text, flags=re.IGNORECASE)

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbones import backbone_of
+from erasure.backbones.sd import unwrapped
 from erasure.errors import InputError
 from erasure.guidance import Applicable
-from erasure.guidance.attention import MapReading, mean_overlap, unwrapped
+from erasure.guidance.attention import MapReading, mean_overlap
 from erasure.guidance.base import named_prompts
 from erasure.guidance.steps import Denoising, around_each_step
 

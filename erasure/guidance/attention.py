@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attention import MapCapture, average_maps
+from ..backbones.sd import unwrapped
 from ..errors import InputError
 from ..losses.attention import competing, smoothed, soft_iou
 from .steps import Denoising, Latents, around_each_step
@@ -117,6 +118,11 @@ class MapReading:
         if not holds:
             raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}. Note that {advice}.")
 
+    def require_shares(self, name: str) -> None:
+        """Raise InputError where a setting is not a part of the schedule, from and to which share of it."""
+        start, end = getattr(self, name)
+        self.require(name, 0 <= start <= end <= 1, "two shares from 0 to 1, in order", "(0, 1) is all steps")
+
     def capture(self, denoiser: nn.Module, part: Callable[[Tensor], Tensor] = lambda maps: maps) -> MapCapture:
         """Return a capture of the maps of every token, mean over heads, of some of the batch's rows."""
         return MapCapture(
@@ -176,8 +182,7 @@ class AttentionGuidance(MapReading, ABC):
         self.require("alpha", self.alpha >= 0, "a number of at least 0", "0 switches the guidance off")
         self.require("clip", self.clip is None or self.clip > 0, "a number > 0 or None", "None does not clip")
         self.require("refine_updates", self.refine_updates >= 1, "at least 1", "leave refine_at empty not to refine")
-        start, end = self.steps_range
-        self.require("steps_range", 0 <= start <= end <= 1, "two shares from 0 to 1, in order", "(0, 1) is all steps")
+        self.require_shares("steps_range")
 
     @abstractmethod
     def terms(self, maps: ConceptMaps, masks: Masks, named: Named) -> Terms:
@@ -230,8 +235,7 @@ class AttentionGuidance(MapReading, ABC):
 
     def alpha_at(self, step: int, total: int) -> float:
         """Return the size of the update at a step of a schedule; 0 outside of the guided part."""
-        start, end = self.steps_range
-        if not start * total <= step < end * total:
+        if not within(self.steps_range, step, total):
             return 0.0
         done = step / max(total - 1, 1)
         match self.schedule:
@@ -387,6 +391,12 @@ def map_layers(denoiser: nn.Module, names: Sequence[str] | None = None) -> dict[
     return {name: known[name] for name in on_the_way_up or finest}
 
 
+def within(shares: tuple[float, float], step: int, total: int) -> bool:
+    """Whether a step is in a part of a schedule that is given by its shares."""
+    start, end = shares
+    return start * total <= step < end * total
+
+
 def downsampling_of(layer: str, denoiser: nn.Module) -> int:
     """Return how many latents a layer's pixel stands for along a side, from where it is in the UNet.
 
@@ -399,11 +409,6 @@ def downsampling_of(layer: str, denoiser: nn.Module) -> int:
         place = int(rest.partition(".")[0])
         at = place if block == "down_blocks" else blocks - 1 - place
     return 2**at
-
-
-def unwrapped(module: Any) -> Any:
-    """Return the module that torch.compile wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
 
 
 def _norms(latents: Latents) -> Float[Tensor, " n"]:

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones import backbone_of
+from ..backbones.sd import unwrapped
 from ..losses.attention import Rule, leak, regions
-from ..text import TextStates, without_phrases
-from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, unwrapped
+from ..text import TextStates, without_phrases, words_of
+from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, within
 from .base import Guidance, named_prompts
-from .steps import Denoising, Latents, Stepping, around_each_step
+from .steps import Denoising, Latents, Stepping, around_each_step, with_first
 
 NamedRows = Callable[[], Sequence[Named]]
 
@@ -66,8 +67,8 @@ class LocalisedRemoval(MapReading, Guidance):
     region is set into the other picture, its edge faded inwards: outside, not a pixel changes. With `outside="free"`
     the predictions alone are told apart, neither latents nor pixels: half the cost, and what changes inside spreads.
 
-    The specification's force is the second term alone (reconstructed there). Alone it mostly fails on the tiny world: a
-    direction away from "cat" leaves the prompt's own "cat" in force. That is why the prompt is changed inside.
+    The specification's force is the second term alone (reconstructed there), which leaves the prompt's own "cat" in
+    force. That is why the prompt is changed inside.
 
     Attributes:
         concepts: What goes, by words as they stand in the prompts; a prompt that names none of them is left alone.
@@ -108,8 +109,7 @@ class LocalisedRemoval(MapReading, Guidance):
         self.require("grow", self.grow >= 0, "at least 0 pixels of the maps", "0 leaves the region as it is")
         both = sorted(set(self.concepts) & set(self.preserve))
         self.require("preserve", not both, "neighbours that stay", f"{', '.join(both)} is also to go")
-        start, end = self.steps_range
-        self.require("steps_range", 0 <= start <= end <= 1, "two shares from 0 to 1, in order", "(0, 1) is all steps")
+        self.require_shares("steps_range")
 
     @contextmanager
     def applied_to(self, pipe: Any) -> Iterator[Any]:
@@ -148,11 +148,6 @@ class LocalisedRemoval(MapReading, Guidance):
         with loss.guiding(pipe, both):
             yield
 
-    def acts_at(self, call: Denoising) -> bool:
-        """Whether the step is in `steps_range`."""
-        start, end = self.steps_range
-        return start * call.total <= call.step < end * call.total
-
     def masks(
         self, attention: Float[Tensor, "n tokens h w"], named: Sequence[Named], size: Sequence[int]
     ) -> Bool[Tensor, "n k height width"]:
@@ -179,8 +174,8 @@ class LocalisedRemoval(MapReading, Guidance):
         if not self.anchor:
             return without_phrases(prompt, self.concepts)
         for phrase in sorted(self.concepts, key=len, reverse=True):
-            words = r"\s+".join(re.escape(word) for word in phrase.split())
-            prompt = re.sub(rf"(?<!\w){words}(?!\w)", lambda _: str(self.anchor), prompt, flags=re.IGNORECASE)
+            pattern = rf"(?<!\w){words_of(phrase)}(?!\w)"
+            prompt = re.sub(pattern, lambda _: str(self.anchor), prompt, flags=re.IGNORECASE)
         return prompt
 
 
@@ -220,7 +215,7 @@ class _Run:
         at = call.latents
         if self.settings.outside == "original":
             self.plain, at = call.predict_all(self.original), self.original
-        if not self.settings.acts_at(call):
+        if not within(self.settings.steps_range, call.step, call.total):
             return output
         attention = call.conditional(self.settings.attention(self.capture, self.capture.maps, at, self.denoiser))
         masks = self.settings.masks(attention, self.named(), call.latents.shape[-2:])
@@ -258,16 +253,16 @@ class _Run:
         @wraps(decode)
         def both(z: Tensor, *args: Any, **kwargs: Any) -> Any:
             decoded = decode(z, *args, **kwargs)
-            if self.settings.outside == "free" or self.acted is None or self.edited.shape != z.shape:
+            acted = self.acted
+            if self.settings.outside == "free" or acted is None or self.edited.shape != z.shape:
                 return decoded
             # Latents are scaled, and shifted, before they are decoded: their difference is only scaled.
             difference = (self.original - self.edited) / vae.config.scaling_factor
             if getattr(vae.config, "latents_std", None) is not None:
                 difference = difference * torch.tensor(vae.config.latents_std, device=z.device).view(1, -1, 1, 1)
             plain = decode(z + difference.to(z), *args, **kwargs)
-            if isinstance(decoded, tuple):
-                return (_set_in(decoded[0], plain[0], self.acted), *decoded[1:])
-            return type(decoded)(sample=_set_in(decoded.sample, plain.sample, self.acted))
+            unedited = plain[0]
+            return with_first(decoded, lambda edited: _set_in(edited, unedited, acted))
 
         own = vars(vae).get("decode")
         vars(vae)["decode"] = both

@@ -167,6 +167,14 @@ def rows_of(value: Any, batch: int, part: slice) -> Any:
     return value
 
 
+def with_first(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a result of diffusers, a tuple or an output with fields, with its first value changed."""
+    if isinstance(result, tuple):
+        return (change(result[0]), *result[1:])
+    name = next(iter(result))
+    return type(result)(**{**result, name: change(result[name])})
+
+
 _SHADOWED = ("set_timesteps", "scale_model_input", "step")
 
 
@@ -258,17 +266,15 @@ class _Link:
         call = self.entered.pop()
         if call is None:
             return None
-        plain = output[0] if isinstance(output, tuple) else output.sample
-        changed = plain
-        for hook in self.hooks:
-            if hook.after is not None and hook.rows():
-                changed = hook.after(call, changed)
         self.done = call
-        if changed is plain:
-            return None
-        if isinstance(output, tuple):
-            return (changed, *output[1:])
-        return type(output)(sample=changed)
+
+        def changed(plain: Tensor) -> Tensor:
+            for hook in self.hooks:
+                if hook.after is not None and hook.rows():
+                    plain = hook.after(call, plain)
+            return plain
+
+        return with_first(output, changed)
 
     def _denoising(
         self, denoiser: nn.Module, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -308,17 +314,15 @@ class _Link:
         call, self.done = self.done, None
         if call is None:
             return result
-        plain = result[0] if isinstance(result, tuple) else result.prev_sample
-        latents = plain
-        for hook in self.hooks:
-            if hook.stepped is not None and hook.rows():
-                step = Stepping(prediction=prediction, previous=latents, scheduler=self.untouched, options=options)
-                latents = hook.stepped(call, step)
-        if latents is plain:
-            return result
-        if isinstance(result, tuple):
-            return (latents, *result[1:])
-        return type(result)(**{**result, "prev_sample": latents})
+
+        def changed(latents: Latents) -> Latents:
+            for hook in self.hooks:
+                if hook.stepped is not None and hook.rows():
+                    step = Stepping(prediction=prediction, previous=latents, scheduler=self.untouched, options=options)
+                    latents = hook.stepped(call, step)
+            return latents
+
+        return with_first(result, changed)
 
     def before_step(self, scheduler: Any) -> None:
         """Keep a copy of the scheduler as it is before the first step, for those who make steps of their own."""
