@@ -1,4 +1,4 @@
-"""A change of a model's weights, as a value: apply it, undo it, scale it, compose it, keep it."""
+"""A change of a model's weights and words, as a value: apply it, undo it, scale it, compose it, keep it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ from .concept import Concept
 from .errors import BaseMismatchError, InputError
 from .files import write_whole
 from .row_storage import fetched, packed, put_apart, unpacked, unpacked_first
+from .tokens import NewToken, add_tokens, check_new, tokens_added
 
 _FORMAT = "erasure-edit/2"
 _FIRST_FORMAT = "erasure-edit/1"  # its rows were written out column by column
@@ -153,7 +154,7 @@ class EditMetadata:
     Attributes:
         method: The eraser's name; "composed" for what was put together from several edits.
         settings: The eraser's settings.
-        concepts: What was removed.
+        concepts: What was removed; of a personalisation, what was learned, with its class as the anchor.
         seed: Of the fit.
         base_fingerprint: Of the model that the edit was made for.
         base_name: Where that model came from, for people.
@@ -226,11 +227,13 @@ class Edit:
         metadata: How it came to be.
         rows: The least-squares problem that the edit solves, where it solves one; with it, several removals can be
             solved for together. It is solved in the parameters whose change is a map; what else there is was trained.
+        tokens: Words that the model learns by it; a change of a table of words leaves out their rows.
     """
 
     changes: Mapping[str, Change]
     metadata: EditMetadata
     rows: Rows | None = field(default=None)
+    tokens: tuple[NewToken, ...] = ()
 
     @property
     def closed_form(self) -> bool:
@@ -287,7 +290,8 @@ class Edit:
             _check_same_base(solved[0].metadata, edit.metadata)
         trained = [replace(edit, changes=changes, rows=None) for edit in edits if (changes := edit._trained())]
         summed = cls._summed([*([_jointly_solved(solved)] if solved else []), *trained])
-        return replace(summed, metadata=_composed([edit.metadata for edit in edits]))
+        metadata = _composed([edit.metadata for edit in edits])
+        return replace(summed, metadata=metadata, tokens=tuple(token for edit in edits for token in edit.tokens))
 
     @classmethod
     def _summed(cls, edits: Sequence["Edit"]) -> "Edit":
@@ -295,15 +299,17 @@ class Edit:
         for edit in edits:
             for name, change in edit.changes.items():
                 changes[name] = SumChange(parts=(changes[name], change)) if name in changes else change
-        return cls(changes=changes, metadata=_composed([edit.metadata for edit in edits]))
+        tokens = tuple(token for edit in edits for token in edit.tokens)
+        return cls(changes=changes, metadata=_composed([edit.metadata for edit in edits]), tokens=tokens)
 
     def scaled(self, factor: float) -> "Edit":
-        """Return the edit `factor` times as strong; 0 changes nothing."""
+        """Return the edit `factor` times as strong; 0 changes no weight. New words are as new at any strength."""
         scaled = {id(change): change.scaled(factor) for change in self.changes.values()}
         return Edit(
             changes={name: scaled[id(change)] for name, change in self.changes.items()},
             metadata=self.metadata,
             rows=self.rows if factor == 1 else None,
+            tokens=self.tokens,
         )
 
     @contextmanager
@@ -318,12 +324,12 @@ class Edit:
 
         Raises:
             BaseMismatchError: The edit was made for another model.
-            InputError: The model has no such parameter, or one of another shape.
+            InputError: The model has no such parameter, or one of another shape; or it knows a new word already.
         """
         if check:
             self.check_base(pipe)
         parameters = self._parameters_of(pipe)
-        with exchanged(parameters, self._edited(parameters)):
+        with exchanged(parameters, self._edited(parameters)), tokens_added(pipe, self.tokens):
             yield pipe
 
     def merge_into(self, pipe: Any, *, check: bool = True) -> None:
@@ -331,8 +337,11 @@ class Edit:
         if check:
             self.check_base(pipe)
         parameters = self._parameters_of(pipe)
+        for token in self.tokens:
+            check_new(backbone_of(pipe), token)  # all or nothing
         for name, weight in self._edited(parameters).items():
             parameters[name].data = weight
+        add_tokens(pipe, self.tokens)
 
     def check_base(self, pipe: Any) -> None:
         """Raise BaseMismatchError if the edit was made for another model; its precision does not count."""
@@ -563,6 +572,13 @@ def _described(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "changes": {name: described(change, name) for name, change in edit.changes.items()},
         "metadata": edit.metadata.as_json(),
         "rows": edit.rows is not None,
+        "tokens": [
+            {
+                "text": token.text,
+                "rows": {part: key_of(row, f"tokens.{at}.{part}") for part, row in token.rows.items()},
+            }
+            for at, token in enumerate(edit.tokens)
+        ],
     }
     if edit.rows is not None:
         tensors |= packed(edit.rows)
@@ -596,6 +612,10 @@ def _from_description(description: Mapping[str, Any], tensors: Mapping[str, Tens
         changes={name: change_of(data) for name, data in description["changes"].items()},
         metadata=EditMetadata.from_json(description["metadata"]),
         rows=rows,
+        tokens=tuple(
+            NewToken(text=token["text"], rows={part: tensors[key] for part, key in token["rows"].items()})
+            for token in description.get("tokens", ())
+        ),
     )
 
 

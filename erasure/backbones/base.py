@@ -62,6 +62,10 @@ class Backbone(Protocol):
         """
         ...
 
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the tokenizer of each text encoder, by the encoder's name as a component."""
+        ...
+
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """Return the states of the prompts, in order, as the pipeline would compute them; no gradient.
 

@@ -85,6 +85,9 @@ class StableDiffusion:
             raise unknown_name("component", name, self.components())
         return self.components()[name]
 
+    def tokenizers(self) -> dict[str, Any]:
+        return {"text_encoder": self.pipe.tokenizer}
+
     def encode(self, prompts: Sequence[str]) -> TextStates:
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"prompts: expected a sequence of texts, got {prompts!r}. Put them in a list.")

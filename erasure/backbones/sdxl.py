@@ -37,6 +37,9 @@ class StableDiffusionXL(StableDiffusion):
     def components(self) -> dict[str, nn.Module]:
         return {**super().components(), "text_encoder_2": unwrapped(self.pipe.text_encoder_2)}
 
+    def tokenizers(self) -> dict[str, Any]:
+        return {**super().tokenizers(), "text_encoder_2": self.pipe.tokenizer_2}
+
     def unconditional(self) -> TextStates:
         empty = self.encode([""])
         if not self.pipe.config.force_zeros_for_empty_prompt or empty.pooled is None:
