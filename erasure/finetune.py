@@ -5,7 +5,7 @@ stand in for the pipeline's only while `Student.__call__` runs. So original and 
 what is trained, and there is nothing to restore when something fails.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -30,11 +30,17 @@ class Student:
     """The weights under training, dense or as low-rank patches of the pipeline's."""
 
     def __init__(
-        self, backbone: Backbone, which: Callable[[str], bool], rank: int | None, generator: torch.Generator
+        self,
+        backbone: Backbone,
+        which: Callable[[str], bool],
+        rank: int | None,
+        generator: torch.Generator,
+        last_rows: Mapping[str, int] | None = None,
     ) -> None:
+        last_rows = last_rows or {}
         self._originals = {
             name: parameter
-            for name, parameter in backbone.parameters(which).items()
+            for name, parameter in backbone.parameters(lambda name: which(name) or name in last_rows).items()
             if rank is None or parameter.ndim > 1  # a vector has no low rank
         }
         if not self._originals:
@@ -42,8 +48,11 @@ class Student:
         self._dense: dict[str, Tensor] = {}
         self._ups: dict[str, Tensor] = {}
         self._downs: dict[str, Tensor] = {}
+        self._tails: dict[str, Tensor] = {}
         for name, original in self._originals.items():
-            if rank is None:
+            if name in last_rows:
+                self._tails[name] = original[-last_rows[name] :].detach().float().clone().requires_grad_()
+            elif rank is None:
                 self._dense[name] = original.detach().float().clone().requires_grad_()
             else:
                 rows, columns = original.flatten(1).shape
@@ -59,7 +68,17 @@ class Student:
     @property
     def trained(self) -> list[Tensor]:
         """The leaves that the optimiser moves, float32."""
+        return [*self.weighed, *self.rows]
+
+    @property
+    def weighed(self) -> list[Tensor]:
+        """Those of them that are or patch whole weights."""
         return [*self._dense.values(), *self._ups.values(), *self._downs.values()]
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """Those of them that are last rows of a weight."""
+        return list(self._tails.values())
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights by full parameter name, with gradient, in the dtype of the model."""
@@ -69,24 +88,33 @@ class Student:
             for name, original in self._originals.items()
             if name in self._ups
         }
-        return dense | patched
+        grown = {
+            name: torch.cat([self._originals[name][: -len(tail)], tail.to(self._originals[name].dtype)])
+            for name, tail in self._tails.items()
+        }
+        return dense | patched | grown
 
     def shifts(self) -> dict[str, Tensor]:
-        """Return how far each weight is from the pipeline's, by full parameter name, float32 with gradient."""
-        return {
-            name: self._dense[name] - original.float()
-            if name in self._dense
-            else (self._ups[name] @ self._downs[name]).view_as(original)
-            for name, original in self._originals.items()
-        }
+        """Return how far each weight is from the pipeline's, by full parameter name, float32 with gradient.
+
+        Of what is trained in its last rows only, that of those rows.
+        """
+        return {name: self._shift(name, original) for name, original in self._originals.items()}
+
+    def _shift(self, name: str, original: Tensor) -> Tensor:
+        if name in self._dense:
+            return self._dense[name] - original.float()
+        if name in self._tails:
+            return self._tails[name] - original[-len(self._tails[name]) :].float()
+        return (self._ups[name] @ self._downs[name]).view_as(original)
 
     def changes(self) -> dict[str, DenseChange | LowRankChange]:
-        """Return what was learned, by full parameter name, as float32 on the CPU."""
+        """Return what was learned, by full parameter name, as float32 on the CPU; see `shifts` for last rows."""
         return {
             name: (
-                DenseChange(delta=(self._dense[name].detach() - original.detach().float()).cpu())
-                if name in self._dense
-                else LowRankChange(up=self._ups[name].detach().cpu(), down=self._downs[name].detach().cpu())
+                LowRankChange(up=self._ups[name].detach().cpu(), down=self._downs[name].detach().cpu())
+                if name in self._ups
+                else DenseChange(delta=self._shift(name, original).detach().cpu())
             )
             for name, original in self._originals.items()
         }
@@ -123,6 +151,8 @@ def finetune(
     clear_gradients: bool = True,
     preservation: Sequence[Preservation] = (),
     stop: Callable[[Student, int], bool] | None = None,
+    last_rows: Mapping[str, int] | None = None,
+    last_rows_lr: float | None = None,
     on_step: Callable[[Step], None] | None = None,
     seed: int = 0,
 ) -> dict[str, DenseChange | LowRankChange]:
@@ -147,6 +177,9 @@ def finetune(
             scripts that never clear it.
         preservation: Further terms.
         stop: Asked after each update, with the number of updates made, whether to end here.
+        last_rows: Parameters of which the last so many rows are trained, in full whatever the rank, and no other: the
+            words that were added to a table. The change returned for one has just those rows.
+        last_rows_lr: Their learning rate, > 0; None is `lr`.
         on_step: Called after each update with the loss and its weighted terms.
         seed: Of the generators handed to the losses and of the patches' start.
 
@@ -160,9 +193,11 @@ def finetune(
     start, *draws = (
         torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds))) for _ in range(len(terms) + 1)
     )
-    student = Student(backbone, which, rank, start)
+    student = Student(backbone, which, rank, start, last_rows)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
-    moving = kind(student.trained, lr=lr, weight_decay=weight_decay)
+    rows_lr = lr if last_rows_lr is None else last_rows_lr
+    groups = [{"params": student.weighed}, {"params": student.rows, "lr": rows_lr}]
+    moving = kind([group for group in groups if group["params"]], lr=lr, weight_decay=weight_decay)
     scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
     with _at_rest(backbone):
         for step in range(steps):
