@@ -25,6 +25,7 @@ from .guidance.a_star import AStarLoss
 from .guidance.attention import MapReading, Named
 from .losses.attention import regions, retention
 from .losses.semantic import cosine_preservation, kv_preservation
+from .phrases import phrase_features
 from .sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
 from .text import TextStates
 
@@ -146,16 +147,12 @@ def semantic_text(backbone: Backbone, concepts: Sequence[Concept], reference: Re
     phrases = _phrases("semantic-text", concepts)
     ids = backbone.encode(phrases).ids
 
-    def features() -> list[Float[Tensor, "n dim"]]:
-        read = backbone.encode_ids(ids)
-        own = read.states[torch.arange(len(read)), read.eot]
-        return [own] if read.pooled is None else [own, read.pooled]
-
     with reference(), torch.no_grad():
-        before = features()
+        before = phrase_features(backbone, ids)
 
     def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-        terms = [cosine_preservation(now, then) for now, then in zip(student(features), before, strict=True)]
+        found = student(phrase_features, backbone, ids)
+        terms = [cosine_preservation(now, then) for now, then in zip(found, before, strict=True)]
         return torch.stack(terms).mean()
 
     return loss
