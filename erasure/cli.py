@@ -17,9 +17,11 @@ from typer.core import TyperCommand, TyperGroup
 from .errors import ErasureError, InputError
 
 if TYPE_CHECKING:
+    from .edit import Edit
     from .erasers import Step
     from .eval.record import Record
     from .ledger import Entry, Ledger
+    from .personalize.folder import Personalized
     from .runs import Run
 
 out = Console(soft_wrap=True, highlight=False)
@@ -42,7 +44,7 @@ class _ManyValues(TyperCommand):
     """Lets --prompt and --preserve take several values: `--prompt "a cat" "a dog"`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_repeated(args, ("--prompt", "--preserve", "--removed"))))
+        return super().parse_args(ctx, list(_repeated(args, ("--prompt", "--preserve", "--removed", "--siblings"))))
 
 
 app = typer.Typer(
@@ -64,6 +66,13 @@ Removed = Annotated[list[str] | None, typer.Option(metavar="TEXT ...", help="Wha
 Original = Annotated[
     str | None,
     typer.Option(help="What a model was made from; a ledger knows it  [default: tinyworld, for one of its kind]"),
+]
+Siblings = Annotated[
+    list[str] | None,
+    typer.Option("--siblings", metavar="TEXT ...", help="What is like its class  [default: what the tiny world knows]"),
+]
+PicturesEach = Annotated[
+    int, typer.Option("--pictures", min=0, help="Of it in company, and as many alone; 0 measures nothing.")
 ]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale  [default: the model's own]")]
 
@@ -421,6 +430,197 @@ def evaluate(
     out.print(f"report: {report}", markup=False)
 
 
+@app.command(cls=_ManyValues)
+def personalize(
+    images: Annotated[list[Path], typer.Option("--images", metavar="DIR", help="Pictures of it: two or more.")],
+    class_words: Annotated[list[str], typer.Option("--class", metavar="WORD", help="What it is one of: dog.")],
+    tokens: Annotated[list[str], typer.Option("--token", metavar="WORD", help="A new word for it: '<biscuit>'.")],
+    model: Annotated[str, typer.Option(help="tinyworld, a diffusers folder or a Hub id.")] = "tinyworld",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the training: spl_weight=0.1.")
+    ] = None,
+    siblings: Siblings = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For what is learned  [default: under erasure-runs]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
+    pictures: PicturesEach = 24,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Learn something from a few pictures, by ClassDiffusion; several take --images, --class and --token each."""
+    from .backbones import backbone_of
+    from .eval.instance_record import world_class
+    from .files import make_folder
+    from .personalize.class_diffusion import ClassDiffusion, Instance
+    from .personalize.folder import Personalized, read_pictures
+    from .personalize.formats import write_formats
+    from .plugins import with_settings
+    from .runs import TINYWORLD, override
+
+    start = time.perf_counter()
+    if not len(images) == len(class_words) == len(tokens):
+        raise InputError(
+            f"personalize: expected --images, --class and --token as often as each other, got {len(images)},"
+            f" {len(class_words)} and {len(tokens)}."
+        )
+    for word in class_words:
+        world_class(model, word)
+    instances = [
+        Instance(token=token, class_word=word, pictures=read_pictures(folder))
+        for token, word, folder in zip(tokens, class_words, images, strict=True)
+    ]
+    given: dict[str, Any] = dict(ClassDiffusion.on_tinyworld) if model == TINYWORLD else {}
+    for assignment in settings or []:
+        given = override(given, assignment)
+    method = with_settings(ClassDiffusion, given, where="--set ")
+    folder = to or _free_folder("-".join(token.strip("<>") for token in tokens))
+    _check_free(folder)
+    place = _device(device)
+    pipe = _loaded(model, place)
+    with _bars() as advance:
+        edit = method.fit(backbone_of(pipe), instances, seed=seed, on_step=_counted(advance))
+    make_folder(folder)
+    write_formats(edit, pipe, folder)
+    learned = Personalized.write(folder, edit, _lasting_name(model), instances)
+    _show_instances(
+        learned,
+        {"learned": edit},
+        pipe,
+        siblings or [],
+        pictures,
+        place,
+        start,
+        as_json,
+        seed=seed,
+        settings=edit.metadata.settings,
+    )
+
+
+@app.command(cls=_ManyValues)
+def forget(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="What `erasure personalize` wrote.")],
+    token: Annotated[str | None, typer.Option(metavar="WORD", help="Which, if it learned several.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the fit: steps=400.")
+    ] = None,
+    siblings: Siblings = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For the model without it  [default: DIR-forgotten]")
+    ] = None,
+    pictures: PicturesEach = 24,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Take a learned instance out again, without any picture, and see that its class survived both."""
+    from .backbones import backbone_of
+    from .files import make_folder
+    from .personalize.class_diffusion import Instance
+    from .personalize.folder import Personalized
+    from .personalize.forgetting import Forgetting
+    from .plugins import with_settings
+    from .runs import override
+
+    start = time.perf_counter()
+    learned = Personalized.open(source)
+    words = [instance.token for instance in learned.instances]
+    if token is None and len(words) > 1:
+        raise InputError(f"--token: expected one of {', '.join(words)}, got none. Say which to forget.")
+    word = token or words[0]
+    given: dict[str, Any] = {}
+    for assignment in settings or []:
+        given = override(given, assignment)
+    method = with_settings(Forgetting, given, where="--set ")
+    folder = to or source.with_name(f"{source.resolve().name}-forgotten")
+    _check_free(folder)
+    place = _device(device)
+    pipe = _loaded(learned.base, place)
+    known = learned.edit
+    with _bars() as advance:
+        edit = method.fit(backbone_of(pipe), known, word, on_step=_counted(advance))
+    make_folder(folder)
+    instances = [
+        Instance(token=each.token, class_word=each.class_word, pictures=learned.pictures(each.token))
+        for each in learned.instances
+    ]
+    kept = Personalized.write(folder, edit, learned.base, instances)
+    edits = {"learned": known, "forgotten": edit}
+    _show_instances(
+        kept,
+        edits,
+        pipe,
+        siblings or [],
+        pictures,
+        place,
+        start,
+        as_json,
+        only=word,
+        seed=0,
+        settings=edit.metadata.settings,
+    )
+
+
+def _show_instances(
+    found: "Personalized",
+    edits: dict[str, "Edit"],
+    pipe: Any,
+    siblings: Sequence[str],
+    pictures: int,
+    device: str,
+    start: float,
+    as_json: bool,
+    *,
+    only: str | None = None,
+    seed: int,
+    settings: Any,
+) -> None:
+    """Measure and show what was learned, or forgotten, instance by instance."""
+    from . import runs
+    from .eval.instance_record import InstanceRecord
+    from .eval.instance_report import terminal_table
+
+    documents = []
+    wanted = [instance for instance in found.instances if only in (None, instance.token)]
+    for at, instance in enumerate(wanted if pictures else ()):
+        record = InstanceRecord(
+            folder=found.folder,
+            pipe=pipe,
+            base=found.base,
+            instance=instance,
+            pictures=found.pictures(instance.token),
+            composed=pictures,
+            kept=max(1, pictures // 2),
+            siblings=siblings,
+            device=device,
+        )
+        judge = record.judge()
+        with _bars() as advance:
+            states = record.measure(edits, judge, advance)
+        facts = {
+            "instance": asdict(instance),
+            "model": found.base,
+            "settings": dict(settings),
+            "seed": seed,
+            **runs.surroundings(device=device, start=start),
+        }
+        report = record.write(states, judge, facts, "report" if len(wanted) == 1 else f"report-{at + 1}")
+        documents.append(
+            {"instance": asdict(instance), "report": str(report), "scores": str(report.with_suffix(".json"))}
+        )
+        if not as_json:
+            _print_whole(terminal_table(states, judge))
+            out.print(f"report: {report}", markup=False)
+    if as_json:
+        print(json.dumps({"folder": str(found.folder), "instances": documents}, indent=1, ensure_ascii=False))
+    else:
+        out.print(f"model: {found.folder} (as --model, or LEDGER|MODEL)", markup=False)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--out: expected a folder that is new or empty, got {str(folder)!r}. Name another.")
+
+
 @app.command()
 def scores(
     files: Annotated[list[Path], typer.Argument(metavar="FILE ...", help="scores.json files, or their folders.")],
@@ -632,7 +832,10 @@ def _new_folder(run: "Run") -> Path:
     """Return a folder under erasure-runs that does not exist yet, named for what is removed."""
     from .ledger import slug
 
-    name = slug(run.concepts[:4])
+    return _free_folder(slug(run.concepts[:4]))
+
+
+def _free_folder(name: str) -> Path:
     folder, number = Path("erasure-runs") / name, 2
     while folder.exists():
         folder, number = Path("erasure-runs") / f"{name}-{number}", number + 1

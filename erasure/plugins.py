@@ -5,7 +5,7 @@ import pkgutil
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
@@ -23,7 +23,14 @@ class Plugin(ABC):
     name: ClassVar[str]
 
 
+class Named(Protocol):
+    """A dataclass of settings that has a name, to be found by it or not."""
+
+    name: ClassVar[str]
+
+
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+AnyNamed = TypeVar("AnyNamed", bound=Named)
 
 
 def classes_in(package: str, path: Iterable[str], base: type[AnyPlugin]) -> dict[str, type[AnyPlugin]]:
@@ -43,8 +50,8 @@ def classes_in(package: str, path: Iterable[str], base: type[AnyPlugin]) -> dict
     }
 
 
-def with_settings(kind: type[AnyPlugin], settings: Mapping[str, Any], *, where: str) -> AnyPlugin:
-    """Return a plugin that is a dataclass with its settings checked strictly: the text "1.0" is no number.
+def with_settings(kind: type[AnyNamed], settings: Mapping[str, Any], *, where: str) -> AnyNamed:
+    """Return what is a dataclass of settings with these checked strictly: the text "1.0" is no number.
 
     Args:
         kind: Its class.

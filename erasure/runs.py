@@ -340,13 +340,18 @@ def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
         device: Where.
         start: `time.perf_counter()` when it began.
     """
+    # a path of this machine means nothing elsewhere
+    return {"config": replace(run, output="").as_json(), **surroundings(device=device, start=start)}
+
+
+def surroundings(*, device: str, start: float) -> dict[str, Any]:
+    """Return under what a run was made: versions, device, commit, time and memory; for arguments see `facts`."""
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     memory = {"peak_mib": round(peak, 1)}
     if device.startswith("cuda"):
         memory["peak_device_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return {
-        "config": replace(run, output="").as_json(),  # a path of this machine means nothing elsewhere
         "versions": versions(),
         "device": device,
         "threads": torch.get_num_threads(),

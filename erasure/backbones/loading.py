@@ -12,12 +12,16 @@ from ..errors import InputError, reason
 
 logger = logging.getLogger(__name__)
 
+PERSONALIZED = "personalization.json"
+"""What a folder of a personalised model has."""
+
 
 def load_model(name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """Return the pipeline that `name` stands for.
 
     Args:
-        name: "tinyworld" (the embedded model), a folder in diffusers' layout, or the id of a model on the Hub.
+        name: "tinyworld" (the embedded model), a folder in diffusers' layout or of `erasure personalize`, or the id of
+            a model on the Hub.
         device: "cpu", "cuda", "cuda:1", "mps".
         dtype: Of the weights; None is float32.
 
@@ -29,6 +33,10 @@ def load_model(name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dty
         from ..tinyworld import load  # the world's modules are not needed for other models
 
         return load(device=device, dtype=dtype)
+    if (Path(name) / PERSONALIZED).is_file():
+        from ..personalize.folder import load_personalized  # it loads models itself
+
+        return load_personalized(Path(name), lambda base: load_model(base, device=device, dtype=dtype))
     if Path(name).is_dir():
         return _from_folder(Path(name), dtype).to(device)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):

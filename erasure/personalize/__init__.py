@@ -1,0 +1,1 @@
+"""Learning a concept from a few pictures, and forgetting it again."""
