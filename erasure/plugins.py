@@ -5,7 +5,7 @@ import pkgutil
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
@@ -23,6 +23,7 @@ class Plugin(ABC):
     name: ClassVar[str]
 
 
+@runtime_checkable
 class Named(Protocol):
     """A dataclass of settings that has a name, to be found by it or not."""
 

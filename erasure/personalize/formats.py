@@ -31,7 +31,9 @@ def textual_inversion(edit: Edit) -> dict[str, dict[str, Tensor]]:
 
 
 def custom_diffusion(edit: Edit, pipe: Any) -> dict[str, Tensor]:
-    """Return the changed keys and values as `pipe.unet.load_attn_procs(..., _pipeline=pipe)` takes them: whole weights, float32.
+    """Return the changed keys and values as `pipe.unet.load_attn_procs` takes them: whole weights, float32.
+
+    In diffusers 0.42 that needs `_pipeline=pipe`: without, it reads the file and sets nothing.
 
     Args:
         edit: Of keys and values of cross-attention alone.
