@@ -84,6 +84,15 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
     },
 }
 
+_ADJECTIVES = ("a small", "a big", "an old", "a red", "a blue", "a green")
+_PLACES_AND_TIMES = ("on the beach", "in the city", "in the forest", "in the desert", "in the snow", "at night")
+_ACTIONS = ("standing", "moving", "seen from afar", "in the foreground")
+CLASS_TEMPLATES: tuple[str, ...] = (
+    *(f"{adjective} {{}}" for adjective in _ADJECTIVES),
+    *(f"a {{}} {more}" for more in (*_PLACES_AND_TIMES, *_ACTIONS)),
+)
+"""What is said of members of a class: how they look, where they are, what they do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:

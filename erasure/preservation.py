@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .attention import MapCapture
 from .backbones.base import Backbone
 from .backbones.sd import unwrapped
-from .concept import Concept, fill, speaks_of, templates
+from .concept import CLASS_TEMPLATES, Concept, fill, speaks_of, templates
 from .errors import InputError
 from .finetune import Loss, Preservation, Student, below
 from .guidance.a_star import AStarLoss
@@ -203,11 +203,6 @@ _BUILDERS: dict[Term, Callable[[Backbone, Sequence[Concept], Reference], Loss]] 
     "semantic-noise": semantic_noise,
 }
 
-_ADJECTIVES = ("small", "big", "old", "red", "blue", "green")
-_PLACES_AND_TIMES = ("on the beach", "in the city", "in the forest", "in the desert", "in the snow", "at night")
-_ACTIONS = ("standing", "moving", "seen from afar", "in the foreground")
-
-
 def class_phrases(concepts: Sequence[Concept]) -> list[str]:
     """Return phrases about what must stay: the class that a concept becomes, and what it preserves, its siblings.
 
@@ -220,8 +215,7 @@ def class_phrases(concepts: Sequence[Concept]) -> list[str]:
         for name in dict.fromkeys(names):
             phrases += [fill(template, name) for template in templates(concept.kind)]
             if concept.kind in ("object", "identity"):
-                phrases += [fill("a {}", f"{adjective} {name}") for adjective in _ADJECTIVES]
-                phrases += [f"{fill('a {}', name)} {more}" for more in (*_PLACES_AND_TIMES, *_ACTIONS)]
+                phrases += [fill(template, name) for template in CLASS_TEMPLATES]
     return [phrase for phrase in dict.fromkeys(phrases) if not speaks_of(phrase, concepts)]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..closed_form import Row, Rows
-from ..concept import Concept, blank, fill, normalized, preserved_templates, templates
+from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
 from ..edit import Edit, EditMetadata
 from ..errors import InputError
 from ..text import TextStates
@@ -58,6 +58,8 @@ class UCE(Eraser):
         trailing_states: How many trailing states of a template are rows, >= 1; the first end-of-text state always
             is one, the others are spread over the rest, elsewhere in each template. Neighbours differ little, so
             a few of each template cover the range at a fraction of the rows.
+        class_phrases: Whether what is preserved is also held in what is said of members of a class ("a small dog",
+            "a dog standing"), for objects and individuals: the closed form of semantic preservation.
     """
 
     name: ClassVar[str] = "uce"
@@ -71,6 +73,7 @@ class UCE(Eraser):
     reg: Annotated[float, Gt(0)] = 0.5
     trailing: Annotated[float, Interval(ge=0, le=1)] = 0.75
     trailing_states: Annotated[int, Ge(1)] = 2
+    class_phrases: bool = False
 
     def fit(
         self,
@@ -133,10 +136,16 @@ class UCE(Eraser):
         named = [
             _Pair.kept(template, name, at=at)
             for name in held
-            for at, template in enumerate(preserved_templates(concept.kind))
+            for at, template in enumerate(self._preserved_templates(concept))
         ]
         blanks = dict.fromkeys(["", *(blank(concept.kind, template) for template in templates(concept.kind))])
         return [*named, *(_Pair.kept(prompt, "", at=at) for at, prompt in enumerate(blanks))]
+
+    def _preserved_templates(self, concept: Concept) -> tuple[str, ...]:
+        plain = preserved_templates(concept.kind)
+        if not self.class_phrases or concept.kind not in ("object", "identity"):
+            return plain
+        return tuple(dict.fromkeys([*plain, *CLASS_TEMPLATES]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,3 +184,17 @@ def test_what_was_removed_before_is_not_preserved() -> None:
 def test_no_preserve_scale_holds_nothing_in_place() -> None:
     rows = UCE(preserve_scale=0.0).rows_of(BACKBONE, [Concept(target="cat", anchor="dog", preserve=("bird",))])
     assert len(rows.preserve) == 0
+
+
+def test_class_phrases_hold_what_is_preserved_in_more_that_is_said_of_it() -> None:
+    concept = Concept(target="Biscuit", anchor="dog", preserve=("cat",), kind="identity")
+    plain, more = (UCE(class_phrases=held).rows_of(BACKBONE, [concept]) for held in (False, True))
+    torch.testing.assert_close(plain.targets, more.targets)
+    added = {site.partition("|")[0] for site in more.preserve_sites} - {
+        site.partition("|")[0] for site in plain.preserve_sites
+    }
+    assert {"a small {}", "an old {}", "a {} standing"} <= added
+    style = Concept(target="neon", preserve=("mosaic",), kind="style")
+    assert len(UCE(class_phrases=True).rows_of(BACKBONE, [style]).preserve) == len(
+        UCE().rows_of(BACKBONE, [style]).preserve
+    )
