@@ -203,6 +203,7 @@ _BUILDERS: dict[Term, Callable[[Backbone, Sequence[Concept], Reference], Loss]] 
     "semantic-noise": semantic_noise,
 }
 
+
 def class_phrases(concepts: Sequence[Concept]) -> list[str]:
     """Return phrases about what must stay: the class that a concept becomes, and what it preserves, its siblings.
 

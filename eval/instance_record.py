@@ -54,6 +54,7 @@ class InstanceRecord:
         kept: Pictures of each group that should stay.
         siblings: What is like its class, for models of which that is not known.
         device: Where judges run.
+        own_asks: What the pictures are made for, in the place of what is asked of every instance.
     """
 
     folder: Path
@@ -65,13 +66,21 @@ class InstanceRecord:
     kept: int = 12
     siblings: Sequence[str] = ()
     device: str = "cpu"
+    own_asks: tuple[Ask, ...] = ()
 
     @property
     def asks(self) -> list[Ask]:
         """What the pictures are made for."""
+        if self.own_asks:
+            return list(self.own_asks)
         if self.base == TINYWORLD:
             return world_asks(self._class, composed=self.composed, kept=self.kept)
         return named_asks(self._class, self.siblings, composed=self.composed, kept=self.kept)
+
+    @property
+    def sampler(self) -> Sampler:
+        """How they are made."""
+        return Sampler(**own_sampling(self.base, MeasureSettings()))
 
     @property
     def _class(self) -> str:
@@ -101,7 +110,7 @@ class InstanceRecord:
             InputError: The folder cannot be written.
         """
         asks = self.asks
-        store = Pictures(folder=self.folder / "made", sampler=Sampler(**own_sampling(self.base, MeasureSettings())))
+        store = Pictures(folder=self.folder / "made", sampler=self.sampler)
         states: list[State] = []
         for name, edit in [(ORIGINAL, None), *edits.items()]:
             phrase = self._class if edit is None else self.instance.phrase

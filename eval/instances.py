@@ -234,7 +234,9 @@ _UNRELATED = (
 )
 
 
-def world_asks(class_word: str, *, composed: int, kept: int, first_seed: int = 3_000_000) -> list[Ask]:
+def world_asks(
+    class_word: str, *, composed: int, kept: int, first_seed: int = 3_000_000, without: Sequence[str] = ()
+) -> list[Ask]:
     """Return what the tiny world is asked: every style and scene, and other things beside the instance.
 
     Args:
@@ -242,6 +244,7 @@ def world_asks(class_word: str, *, composed: int, kept: int, first_seed: int = 3
         composed: Pictures of the instance in company, and as many of it alone.
         kept: Pictures of each of the three groups that should stay.
         first_seed: Of the noise; they count on from it.
+        without: Individuals that are not asked for.
     """
     family = vocabulary.OBJECTS[class_word]
     company = [name for name, kind in vocabulary.OBJECTS.items() if kind not in (family, "weapon")]
@@ -257,7 +260,8 @@ def world_asks(class_word: str, *, composed: int, kept: int, first_seed: int = 3
     siblings += [
         name for name in vocabulary.TAUGHT_INDIVIDUALS if vocabulary.INDIVIDUALS[name] in (class_word, *siblings)
     ]
-    unrelated = [name for name in vocabulary.concepts() if name not in (class_word, *siblings)]
+    siblings = [name for name in siblings if name not in without]
+    unrelated = [name for name in vocabulary.concepts() if name not in (class_word, *siblings, *without)]
     wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
         *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
         *(("composed", prompt, class_word, parts) for prompt, parts in turns),
