@@ -5,7 +5,7 @@ import pkgutil
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
@@ -23,15 +23,8 @@ class Plugin(ABC):
     name: ClassVar[str]
 
 
-@runtime_checkable
-class Named(Protocol):
-    """A dataclass of settings that has a name, to be found by it or not."""
-
-    name: ClassVar[str]
-
-
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
-AnyNamed = TypeVar("AnyNamed", bound=Named)
+AnySettings = TypeVar("AnySettings")
 
 
 def classes_in(package: str, path: Iterable[str], base: type[AnyPlugin]) -> dict[str, type[AnyPlugin]]:
@@ -51,7 +44,7 @@ def classes_in(package: str, path: Iterable[str], base: type[AnyPlugin]) -> dict
     }
 
 
-def with_settings(kind: type[AnyNamed], settings: Mapping[str, Any], *, where: str) -> AnyNamed:
+def with_settings(kind: type[AnySettings], settings: Mapping[str, Any], *, where: str) -> AnySettings:
     """Return what is a dataclass of settings with these checked strictly: the text "1.0" is no number.
 
     Args:
@@ -66,7 +59,7 @@ def with_settings(kind: type[AnyNamed], settings: Mapping[str, Any], *, where: s
     known = list(inspect.signature(kind).parameters)
     for key in settings:
         if key not in known:
-            raise unknown_name(f"{kind.name} setting", key, known)
+            raise unknown_name(f"{getattr(kind, 'name', kind.__name__)} setting", key, known)
     try:
         # In strict mode only JSON can be read as a dataclass; its arrays become the tuples of the fields.
         return TypeAdapter(kind).validate_json(to_json(settings), strict=True)

@@ -6,7 +6,7 @@ is to be seen; elsewhere it is whatever of CLIP, DINO and BLIP has its weights i
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -15,10 +15,12 @@ from PIL import Image
 
 from erasure.concept import fill
 from erasure.errors import ErasureError
+from erasure.personalize.augmentation import squared
 from erasure.tinyworld import vocabulary
+from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.judge import Judge as TextJudge
-from erasure.tinyworld.oracle import Oracle
-from erasure.tinyworld.world import compose, draw
+from erasure.tinyworld.oracle import Oracle, Reading
+from erasure.tinyworld.world import SIZE, compose, draw
 
 from .metrics.caption_match import UNIT as CAPTION_UNIT
 from .metrics.caption_match import caption_setup, captions, text_match
@@ -102,7 +104,7 @@ class WorldJudge:
         oracle: Looks.
         judge: Compares texts.
         class_word: What the instance is one of, as the world calls it.
-        pictures: Of the instance.
+        pictures: Of the instance, of any size.
     """
 
     title = "the tiny world's oracle"
@@ -119,7 +121,8 @@ class WorldJudge:
         scenes = vocabulary.SCENES
         others = [draw(compose([self.class_word], rng, scene=scenes[at % len(scenes)])) for at in range(48)]
         self._class = self.oracle.read(others).features.mean(0)
-        self._reference = mean_direction(self.oracle.read(list(self.pictures)).features - self._class)
+        own = [squared(picture).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in self.pictures]
+        self._reference = mean_direction(self.oracle.read(own).features - self._class)
         self._tower = TextTower(self.judge)
 
     @property
@@ -136,8 +139,17 @@ class WorldJudge:
         return {"identity": identity(self.oracle.read(list(images)).features - self._class, self._reference)}
 
     def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:
-        written = self._tower.features(captions(self.oracle.read(list(images))))
+        written = self._tower.features(captions(self._classes(self.oracle.read(list(images)))))
         return {"caption_match": text_match(written, self._tower.features(texts)).numpy()}
+
+    def _classes(self, reading: Reading) -> Reading:
+        """Return a reading in which individuals of the class are just that: what is asked for has no other name."""
+        own = [THINGS.index(who) for who, kind in vocabulary.INDIVIDUALS.items() if kind == self.class_word]
+        things = reading.things.copy()
+        at = THINGS.index(self.class_word)
+        things[:, at] = things[:, [at, *own]].max(1)
+        things[:, own] = 0.0
+        return replace(reading, things=things)
 
     def sees(self, images: Sequence[Image.Image], names: Sequence[str]) -> Bool[np.ndarray, " n"] | None:
         reading = self.oracle.read(list(images))

@@ -1,0 +1,100 @@
+"""The measure of an instance: what is asked, and what the tiny world's oracle says of its own drawings."""
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erasure import tinyworld
+from erasure.eval.instance_experiments import drawings, removal_asks
+from erasure.eval.instances import KEPT, Ask, WorldJudge, instance_scores, named_asks, world_asks
+from erasure.tinyworld import vocabulary
+from erasure.tinyworld.world import compose, draw
+
+
+@pytest.fixture(scope="module")
+def judge() -> WorldJudge:
+    return WorldJudge(
+        oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge(), class_word="dog", pictures=drawings("Rusty")
+    )
+
+
+def drawn(asks: list[Ask], who: str, *, forget: str = "") -> list[Image.Image]:
+    """Draw what is asked for, with `who` for the instance; what is forgotten is left out of its pictures."""
+    rng = random.Random("asks")
+    made = []
+    for ask in asks:
+        style = next((part for part in ask.parts if part in vocabulary.STYLES), "photo")
+        scene = next((part for part in ask.parts if part in vocabulary.SCENES), "plain")
+        name = who if ask.group in ("alone", "composed") else ask.name
+        if name in vocabulary.STYLES:
+            style, name = name, "tree"
+        if name in vocabulary.SCENES:
+            scene, name = name, "tree"
+        others = [part for part in ask.parts if part in vocabulary.OBJECTS]
+        names = [] if name == forget else [name, *others]
+        made.append(draw(compose(names, rng, style=style, scene=scene if names else "beach")))
+    return made
+
+
+def test_what_is_asked_covers_styles_scenes_and_company_with_seeds_of_their_own() -> None:
+    asks = world_asks("dog", composed=40, kept=30)
+    parts = {part for ask in asks for part in ask.parts}
+    assert {*vocabulary.STYLES[1:], *vocabulary.SCENES[1:], "house", "tree"} <= parts
+    assert not parts & {"gun", "cat"}
+    assert len({ask.seed for ask in asks}) == len(asks)
+    for ask in asks:
+        assert ("{}" in ask.prompt) == (ask.group in ("alone", "composed"))
+        assert ask.filled("<rusty> dog").count("<rusty> dog") == (ask.group in ("alone", "composed"))
+    names = {group: {ask.name for ask in asks if ask.group == group} for group in KEPT}
+    assert names["class"] == {"dog"}
+    assert {"cat", "Biscuit", "Mittens"} <= names["siblings"]
+    assert not names["unrelated"] & (names["siblings"] | names["class"])
+
+
+def test_a_removed_individual_is_asked_for_and_is_no_sibling() -> None:
+    asks = removal_asks(10, 30)
+    assert all("Biscuit" in ask.prompt for ask in asks if ask.group == "alone")
+    assert not any("Biscuit" in ask.prompt for ask in asks if ask.group != "alone")
+    assert not any(ask.group == "composed" for ask in asks)
+
+
+def test_the_real_individual_scores_high_and_another_of_its_class_low(judge: WorldJudge) -> None:
+    asks = world_asks("dog", composed=16, kept=8)
+    plain, real = drawn(asks, "dog"), drawn(asks, "Rusty")
+    one = instance_scores(asks, "dog", judge, plain, real)
+    other = instance_scores(asks, "dog", judge, plain, plain)
+    assert one.likeness["identity"]["alone"].value > 0.6
+    assert abs(other.likeness["identity"]["alone"].value) < 0.35
+    assert one.composed is not None
+    assert one.composed.value > 0.7
+    assert one.fits["caption_match"]["whole"].value > 80
+    assert one.fits["caption_match"]["least"].value <= one.fits["caption_match"]["whole"].value
+    assert all(rate is not None and rate.value == 1.0 for rate in other.retention.values())
+    assert other.moved["class"]["caption_match"].value == pytest.approx(0.0)
+
+
+def test_a_class_that_is_lost_is_seen(judge: WorldJudge) -> None:
+    asks = world_asks("dog", composed=4, kept=8)
+    before = drawn(asks, "dog")
+    after = [
+        image if ask.group != "class" else Image.fromarray(np.full((64, 64, 3), 200, np.uint8))
+        for ask, image in zip(asks, before, strict=True)
+    ]
+    scores = instance_scores(asks, "dog", judge, before, after)
+    assert scores.retention["class"] is not None
+    assert scores.retention["class"].value < 0.2
+    assert scores.retention["siblings"] is not None
+    assert scores.retention["siblings"].value == 1.0
+    assert scores.moved["class"]["caption_match"].value < -5
+
+
+def test_other_models_are_asked_without_what_nobody_named() -> None:
+    asks = named_asks("mug", (), composed=5, kept=3)
+    assert not any(ask.group == "siblings" for ask in asks)
+    assert [ask.name for ask in named_asks("mug", ("cup",), composed=1, kept=2) if ask.group == "siblings"] == [
+        "cup"
+    ] * 2
+    company = next(ask for ask in asks if ask.parts)
+    assert company.texts("mug") == ["a photo of a mug on the beach", "a photo of a mug", "the beach"]
