@@ -608,7 +608,7 @@ def _show_instances(
             {"instance": asdict(instance), "report": str(report), "scores": str(report.with_suffix(".json"))}
         )
         if not as_json:
-            _print_whole(terminal_table(states, judge))
+            _print_whole(terminal_table(states))
             out.print(f"report: {report}", markup=False)
     if as_json:
         print(json.dumps({"folder": str(found.folder), "instances": documents}, indent=1, ensure_ascii=False))

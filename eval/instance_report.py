@@ -45,12 +45,11 @@ class State:
     scores: InstanceScores | None
 
 
-def terminal_table(states: Sequence[State], judge: InstanceJudge | None) -> Table:
-    """Return a line a state."""
-    columns = _columns(states)
-    table = Table("state", *columns, box=None, pad_edge=False)
-    for state in states:
-        table.add_row(state.name, *(_cell(state, column) for column in columns))
+def terminal_table(states: Sequence[State]) -> Table:
+    """Return a line a measure, a column a state."""
+    table = Table("", *(state.name for state in states), box=None, pad_edge=False)
+    for measure in _measures(states):
+        table.add_row(measure.name, *measure.cells)
     return table
 
 
@@ -84,12 +83,10 @@ def write_instance_report(
     """
     text = resources.files("erasure.eval").joinpath("templates/instance.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    columns = _columns(states)
     page = environment.from_string(text).render(
         title=title,
-        columns=columns,
-        explained=[_EXPLAINED[column.partition(" ")[0]] for column in columns],
-        rows=[{"name": state.name, "cells": [_cell(state, column) for column in columns]} for state in states],
+        states=[state.name for state in states],
+        measures=_measures(states),
         pictures=[_embedded(picture) for picture in pictures],
         groups=_groups(asks, states),
         pixelated=min(states[0].images[0].size) <= 128,
@@ -103,50 +100,83 @@ def write_instance_report(
     return path
 
 
-_EXPLAINED = {
-    "like": "likeness to the pictures that it was learned from",
-    "composed": "share of the composed pictures that show the class and all else that was asked for",
-    "whole": "how well a composed picture fits its prompt",
-    "least": "the least over the whole prompt and each of its parts",
-    "kept": "of the pictures in which the original shows what was asked for, the share that still do",
-    "moved": "how well pictures fit their prompts, less the original's for the same seeds",
-}
+@dataclass(frozen=True, kw_only=True)
+class _Measure:
+    """A line of the table."""
+
+    name: str
+    explained: str
+    cells: tuple[str, ...]
 
 
-def _columns(states: Sequence[State]) -> list[str]:
-    """Return what there is a number of."""
-    scores = next((state.scores for state in states if state.scores is not None), None)
-    if scores is None:
+_OF = {"alone": "of it alone", "composed": "of it composed", "class": "of its plain class"}
+
+
+def _measures(states: Sequence[State]) -> list[_Measure]:
+    """Return a line for each thing that there is a number of."""
+    scores = [state.scores for state in states]
+    known = [each for each in scores if each is not None]
+    if len(known) < len(states):
         return []
+    first = known[0]
+
+    def line(name: str, explained: str, values: Sequence[object], *, before: bool = True) -> _Measure:
+        cells = [str(value) if value is not None and (at or before) else "–" for at, value in enumerate(values)]
+        return _Measure(name=name, explained=explained, cells=tuple(cells))
+
     return [
-        *(f"like {name}, {group}" for name, groups in scores.likeness.items() for group in groups),
-        *(["composed"] if scores.composed is not None else []),
-        *(f"{which} {name}" for name, forms in scores.fits.items() for which in forms),
-        *(f"kept {group}" for group in KEPT if scores.retention.get(group) is not None),
         *(
-            f"moved {name}, {group}"
-            for group, metrics in scores.moved.items()
+            line(
+                f"likeness {_OF[group]} ({name})",
+                "to the pictures that it was learned from",
+                [each.likeness[name][group] for each in known],
+            )
+            for name, groups in first.likeness.items()
+            for group in groups
+        ),
+        *(
+            [
+                line(
+                    "composed",
+                    "share of the pictures in company that show the class and all else that was asked for",
+                    [each.composed for each in known],
+                )
+            ]
+            if first.composed is not None
+            else []
+        ),
+        *(
+            line(
+                f"{'fit to the prompt' if form == 'whole' else 'least fit to a part'} ({name})",
+                "of pictures in company"
+                if form == "whole"
+                else "the least over the whole prompt and each of its parts",
+                [each.fits[name][form] for each in known],
+            )
+            for name, forms in first.fits.items()
+            for form in forms
+        ),
+        *(
+            line(
+                f"kept: {group}",
+                "of the pictures in which the original shows what was asked for, the share that still do",
+                [each.retention[group] for each in known],
+                before=False,
+            )
+            for group in KEPT
+            if first.retention.get(group) is not None
+        ),
+        *(
+            line(
+                f"fit of {group} ({name}), moved by",
+                "how well pictures fit their prompts, less the original's for the same seeds",
+                [each.moved[group][name] for each in known],
+                before=False,
+            )
+            for group, metrics in first.moved.items()
             for name in metrics
-            if scores.retention.get(group) is None
         ),
     ]
-
-
-def _cell(state: State, column: str) -> str:
-    scores = state.scores
-    if scores is None:
-        return "–"
-    kind, _, rest = column.partition(" ")
-    if kind == "composed":
-        return str(scores.composed)
-    if kind == "kept":
-        return "–" if state.name == ORIGINAL else str(scores.retention[rest])
-    if kind in ("whole", "least"):
-        return str(scores.fits[rest][kind])
-    name, _, group = rest.partition(", ")
-    if kind == "moved":
-        return "–" if state.name == ORIGINAL else str(scores.moved[group][name])
-    return str(scores.likeness[name][group])
 
 
 def _groups(asks: Sequence[Ask], states: Sequence[State]) -> list[dict[str, Any]]:
