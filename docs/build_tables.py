@@ -347,6 +347,46 @@ def localised(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def instances_learned(source: str, results: Path) -> str:
+    """Return one row a state of a model that learns an individual: likeness, composition, and what stays."""
+    runs = _runs(source, results)
+    rows = [
+        (
+            state if len(fits) == 1 else f"{state}, seed {fit['seed']}",
+            *(_rate(fit["individual"][group]["recognised"]) for group in ("alone", "class")),
+            *(_score(fit["individual"][group]["identity"]) for group in ("alone", "composed")),
+            _rate(fit["composed"]),
+            _score(fit["fits"]["caption_match"]["whole"]),
+            *(_kept_or_dash(state, fit["retention"][group]) for group in ("class", "siblings", "unrelated")),
+        )
+        for _, run in runs
+        for state, fits in run["rows"].items()
+        for fit in fits
+    ]
+    recognised = ("recognised alone", "recognised where its class is asked for")
+    headings = ("state", *recognised, "identity alone", "identity composed", "composed", "caption match")
+    return _table((*headings, "class kept", "siblings kept", "unrelated kept"), rows, runs)
+
+
+def instances_removed(source: str, results: Path) -> str:
+    """Return one row a way of removing an individual: it, its class, its siblings, the rest."""
+    runs = _runs(source, results)
+    rows = [
+        (
+            state,
+            _rate(row["gone"]),
+            *(_kept_or_dash(state, row["kept"][group]) for group in ("class", "siblings", "unrelated")),
+        )
+        for _, run in runs
+        for state, row in run["rows"].items()
+    ]
+    return _table(("method", "gone", "class kept", "siblings kept", "unrelated kept"), rows, runs)
+
+
+def _kept_or_dash(state: str, rate: Mapping[str, Any] | None) -> str:
+    return "–" if state == "original" or rate is None else _rate(rate)
+
+
 def startup(source: str, results: Path) -> str:
     """Return one row a command."""
     rows = [
@@ -404,11 +444,15 @@ def tinyworld_attention(source: str, results: Path) -> str:
 
 
 def settings(source: str, results: Path) -> str:
-    """Return one row a setting of an eraser or a guidance, from its fields and the docstrings that explain them."""
+    """Return one row a setting of an eraser, a guidance or what learns, from fields and the docstrings that explain."""
     from erasure.erasers import eraser_class
     from erasure.guidance import guidances
+    from erasure.personalize.class_diffusion import ClassDiffusion
+    from erasure.personalize.forgetting import Forgetting
 
-    kind: Any = guidances()[source] if source in guidances() else eraser_class(source)
+    learning = {kind.name: kind for kind in (ClassDiffusion, Forgetting)}
+    known = {**guidances(), **learning}
+    kind: Any = known[source] if source in known else eraser_class(source)
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         meanings |= attributes(inspect.getdoc(base) or "") if is_dataclass(base) else {}
@@ -443,6 +487,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "a-star-step": a_star_step,
     "several-concepts": several_concepts,
     "localised": localised,
+    "instances-learned": instances_learned,
+    "instances-removed": instances_removed,
     "trce-stage-1": trce_stage_1,
     "family": family,
     "closed-form": closed_form,

@@ -478,8 +478,17 @@ def personalize(
     _check_free(folder)
     place = _device(device)
     pipe = _loaded(model, place)
+    losses: list[tuple[float, ...]] = []
     with _bars() as advance:
-        edit = method.fit(backbone_of(pipe), instances, seed=seed, on_step=_counted(advance))
+        counted = _counted(advance)
+
+        def on_step(step: "Step") -> None:
+            losses.append(step.parts)
+            counted(step)
+
+        edit = method.fit(backbone_of(pipe), instances, seed=seed, on_step=on_step)
+    if not as_json:
+        _say_losses(losses, method.spl_weight)
     make_folder(folder)
     write_formats(edit, pipe, folder)
     learned = Personalized.write(folder, edit, _lasting_name(model), instances)
@@ -614,6 +623,21 @@ def _show_instances(
         print(json.dumps({"folder": str(found.folder), "instances": documents}, indent=1, ensure_ascii=False))
     else:
         out.print(f"model: {found.folder} (as --model, or LEDGER|MODEL)", markup=False)
+
+
+def _say_losses(losses: Sequence[tuple[float, ...]], weight: float) -> None:
+    """Say how the losses of learning fell, over its first and last tenth, and what a semantic loss near 0 means."""
+    if not losses:
+        return
+    tenth = max(1, len(losses) // 10)
+    ends = (losses[:tenth], losses[-tenth:])
+    pictures, phrase = ([sum(parts[at] for parts in end) / tenth for end in ends] for at in (0, 1))
+    said = f"loss on the pictures {pictures[0]:.3f} -> {pictures[1]:.3f}"
+    if weight:
+        said += f", distance of its phrase to the class {phrase[0] / weight:.4f} -> {phrase[1] / weight:.4f}"
+    out.print(said, markup=False)
+    if weight and phrase[1] / weight < 0.01:
+        out.print("note: the new word says little more than the class. If the likeness is too weak, lower spl_weight.")
 
 
 def _check_free(folder: Path) -> None:
