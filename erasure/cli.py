@@ -882,6 +882,13 @@ def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:
         )
         becomes = repr(concept.anchor) if concept.anchor else "nothing"
         show.print(f"{concept.target}{aliases}: {concept.kind}, becomes {becomes}, {kept}", style="dim", markup=False)
+    terms = [name for name, weight in getattr(run.eraser, "preservation", {}).items() if weight]
+    if any(name.startswith("semantic") for name in terms) or getattr(run.eraser, "class_phrases", False):
+        from .preservation import class_phrases
+
+        phrases = class_phrases(run.concepts)
+        some = "; ".join(phrases[:: max(1, len(phrases) // 6)][:6])
+        show.print(f"held in {len(phrases)} phrases, among them: {some}", style="dim", markup=False)
 
 
 def _targets(entry: "Entry") -> str:
