@@ -465,7 +465,7 @@ def personalize(
             f" {len(class_words)} and {len(tokens)}."
         )
     for word in class_words:
-        world_class(model, word)
+        world_class(model, word, siblings or [])
     instances = [
         Instance(token=token, class_word=word, pictures=read_pictures(folder))
         for token, word, folder in zip(tokens, class_words, images, strict=True)
@@ -523,6 +523,7 @@ def forget(
 ) -> None:
     """Take a learned instance out again, without any picture, and see that its class survived both."""
     from .backbones import backbone_of
+    from .eval.instance_record import world_class
     from .files import make_folder
     from .personalize.class_diffusion import Instance
     from .personalize.folder import Personalized
@@ -532,6 +533,8 @@ def forget(
 
     start = time.perf_counter()
     learned = Personalized.open(source)
+    for each in learned.instances:
+        world_class(learned.base, each.class_word, siblings or [])
     words = [instance.token for instance in learned.instances]
     if token is None and len(words) > 1:
         raise InputError(f"--token: expected one of {', '.join(words)}, got none. Say which to forget.")

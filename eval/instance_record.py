@@ -13,7 +13,7 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.edit import Edit
-from erasure.errors import unknown_name
+from erasure.errors import InputError, unknown_name
 from erasure.files import write_whole
 from erasure.personalize.folder import Learned
 from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
@@ -26,14 +26,17 @@ from .pictures import Pictures, Sampler
 OnPicture = Callable[[str, int, int], None]
 
 
-def world_class(base: str, word: str) -> str:
+def world_class(base: str, word: str, siblings: Sequence[str] = ()) -> str:
     """Return a class word as the model's judge knows it: on the tiny world the world's own, elsewhere as it is.
 
     Raises:
         UnknownNameError: The tiny world has no such class.
+        InputError: Siblings were named for the tiny world.
     """
     if base != TINYWORLD:
         return word
+    if siblings:
+        raise InputError(f"--siblings: expected none for {TINYWORLD}, which knows them, got {siblings[0]!r}.")
     name = vocabulary.canonical(word)
     if name not in vocabulary.OBJECTS:
         raise unknown_name("class of the tiny world", word, tuple(vocabulary.OBJECTS))
