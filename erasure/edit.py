@@ -334,6 +334,10 @@ class Edit:
         for name, weight in self._edited(parameters).items():
             parameters[name].data = weight
 
+    def edited(self, name: str, weight: Tensor) -> Tensor:
+        """Return what a weight of the base becomes; for errors see `applied_to`."""
+        return _edited_weight(name, weight, self.changes[name])
+
     def check_base(self, pipe: Any) -> None:
         """Raise BaseMismatchError if the edit was made for another model; its precision does not count."""
         found = backbone_of(pipe).fingerprint()
