@@ -36,9 +36,9 @@ def folder_of(name: str) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
-        raise InputError(f"export: expected the files of {name!r}, got none. Give the folder that it was made from.") from (
-            error
-        )
+        raise InputError(
+            f"export: expected the files of {name!r}, got none. Give the folder that it was made from."
+        ) from (error)
 
 
 def parts_of(source: Path) -> list[str]:
