@@ -625,7 +625,7 @@ def load_edit(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Record an edit that was made elsewhere as a removal: UCE's and ESD's published weights, or this library's file."""
+    """Record an edit that was made elsewhere as a removal: weights as UCE and ESD publish them, or this library's."""
     from . import runs
     from .edit import Edit
     from .imported import import_edit, is_own

@@ -76,8 +76,8 @@ def _made(
 def _eraser(entry: Entry) -> Eraser:
     if entry.method not in eraser_names():
         raise InputError(
-            f"replay: expected removals by {', '.join(eraser_names())}, got {entry.id} by {entry.method!r}, whose making"
-            " is not known. Undo it first, or merge it into the other model yourself."
+            f"replay: expected removals by {', '.join(eraser_names())}, got {entry.id} by {entry.method!r}, whose"
+            " making is not known. Undo it first."
         )
     return make_eraser(entry.method, **entry.settings)
 

@@ -175,8 +175,7 @@ def _removed(ledger: Ledger) -> str:
     if ledger.approximate:
         lines += [
             "",
-            f"{', '.join(ledger.approximate)}: trained on top of a removal that was taken back since; what is here is an"
-            " approximation of what would have been trained without it.",
+            f"{', '.join(ledger.approximate)}: trained on top of a removal that was taken back: an approximation.",
         ]
     return "\n".join(lines)
 
@@ -201,13 +200,16 @@ def _measured(results: Sequence[_Result], notes: Sequence[str]) -> str:
     if not results:
         return "## What was measured\n\nNothing."
     whole = ["", "All of it was measured with the whole change, of which this file holds the most: see below."]
+    explained = (
+        "Brackets hold 95 % intervals. *Efficacy* is the share of pictures for prompts of a removed concept in which it"
+        " is not seen; *retention* is, of the pictures in which the original shows what was asked for, the share in"
+        " which this model still does."
+    )
     return "\n".join(
         [
             "## What was measured",
             "",
-            "Brackets hold 95 % intervals. *Efficacy* is the share of pictures for prompts of a removed concept in which"
-            " it is not seen; *retention* is, of the pictures in which the original shows what was asked for, the share"
-            " in which this model still does.",
+            explained,
             *(whole if notes else []),
             "",
             "| | this model | original | pictures | unit | protocol |",
@@ -283,7 +285,7 @@ _EXACTNESS = {
     "edit": "It is applied in float64 and rounded once, and can be taken back bit for bit.",
     "lora": "Where the change is of low rank the pictures differ from the edited weights' by rounding alone.",
     "kohya": "In ComfyUI and A1111 put the file among the LoRAs; a strength of 1 is the removal, 0 the original.",
-    "checkpoint": "Weights are in the base's layout of the original release, in float32; ComfyUI and A1111 read the file.",
+    "checkpoint": "The weights have the names of the original release, in float32; ComfyUI and A1111 read the file.",
 }
 
 

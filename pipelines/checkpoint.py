@@ -138,8 +138,8 @@ def _encoders(pipe: Any) -> Iterator[tuple[str, Tensor]]:
         second = unwrapped(pipe.text_encoder_2)
         if first.config.hidden_size == second.config.hidden_size:
             raise InputError(
-                f"checkpoint: expected text encoders of two widths, by which readers of such a file tell them apart, got"
-                f" {first.config.hidden_size} twice. Use --format pipeline."
+                "checkpoint: expected text encoders of two widths, by which readers of such a file tell them apart,"
+                f" got {first.config.hidden_size} twice. Use --format pipeline."
             )
         yield from _as_clip(plain, "conditioner.embedders.0.transformer.text_model.")
         yield from _as_open_clip(second.state_dict(), "conditioner.embedders.1.model.")

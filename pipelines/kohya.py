@@ -25,8 +25,9 @@ _FAMILIES = {
 def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: Any) -> dict[str, Tensor]:
     """Return LoRA factors under kohya's names, with an alpha equal to the rank: the factors count as they are.
 
-    All layers get the largest rank, smaller ones by zeros, because diffusers reads one alpha for all. For Stable Diffusion XL kohya's scripts, and so their files, have the original code's names for the denoiser's
-    layers; for 1.x and 2.x they have diffusers'.
+    All layers get the largest rank, smaller ones by zeros, because diffusers reads one alpha for all. For Stable
+    Diffusion XL kohya's scripts, and so their files, have the original code's names for the denoiser's layers; for 1.x
+    and 2.x they have diffusers'.
 
     Args:
         state_dict: Factors as `Edit.as_lora` gives them.

@@ -74,7 +74,9 @@ def push(folder: Path, repo: str, *, private: bool = False, message: str = "Uplo
     except InputError:
         raise
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error.__cause__ or error).split()).replace(token, "***")
+        # Of a file that could not be sent only the cause says why.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        said = " ".join(str(cause).split()).replace(token, "***")
         raise InputError(f"push: expected the Hub to take {repo!r}, got {said!r}. Run it again to go on.") from None
     left = tuple(name for name in before if name.endswith(_WEIGHTS) and name not in names)
     return Pushed(url=str(commit.commit_url), left=left)
