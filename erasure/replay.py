@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .backbones import backbone_of
-from .edit import DenseChange, Edit, LowRankChange
+from .edit import Change
 from .erasers import Eraser, Shows, Step, eraser_names, make_eraser
 from .errors import InputError
 from .ledger import Entry, Ledger, Origin
@@ -86,18 +88,17 @@ def _check_family(source: Ledger, pipe: Any, name: str) -> None:
     """Refuse a model that has other layers than those that the removals changed."""
     edit = source.edit()
     found = backbone_of(pipe).parameters(edit.changes.__contains__)
-    for parameter in edit.changes:
-        if parameter not in found or not _fits(edit, parameter, tuple(found[parameter].shape)):
+    for parameter, change in edit.changes.items():
+        if parameter not in found or not _fits(change, tuple(found[parameter].shape)):
             raise InputError(
                 f"replay: expected a model of the same family as {source.base.name!r}, got {name!r}, which has no"
                 f" {parameter!r} of that shape. Give a model with the same layers."
             )
 
 
-def _fits(edit: Edit, parameter: str, shape: tuple[int, ...]) -> bool:
-    change = edit.changes[parameter]
-    if isinstance(change, DenseChange):
-        return tuple(change.delta.shape) == shape
-    if isinstance(change, LowRankChange):
-        return len(change.up) == shape[0]
-    return edit.rows is None or edit.rows.targets.shape[1] == shape[1]
+def _fits(change: Change, shape: tuple[int, ...]) -> bool:
+    """Whether a change is one of a weight of that shape; nothing is computed."""
+    try:
+        return tuple(change.of(torch.empty(shape, device="meta")).shape) == shape
+    except RuntimeError:
+        return False
