@@ -192,11 +192,14 @@ def _encoder_named(key: str) -> str:
 
 def _cut(lora: Lora) -> tuple[str, ...]:
     """Say how far the factors are from the edit, beyond what float32 takes."""
-    if lora.relative_error < 1e-6:
-        return ()
-    rank = rank_of(lora.state_dict)
-    missed = f"{lora.relative_error:.2g} of its own size"
-    return (f"The change is not of low rank: cut to rank {rank} it misses {missed}; a larger --rank keeps more.",)
+    notes = []
+    if lora.left_out:
+        some = f"{lora.left_out[0]!r}" + (f" and {len(lora.left_out) - 1} more" if len(lora.left_out) > 1 else "")
+        notes.append(f"A LoRA has no place for changes of {some}: they are left out.")
+    if lora.relative_error >= 1e-6:
+        missed = f"it misses {lora.relative_error:.2g} of its own size"
+        notes.append(f"The change at rank {rank_of(lora.state_dict)}: {missed}; a larger --rank may keep more.")
+    return tuple(notes)
 
 
 def _sha256(path: Path) -> str:

@@ -41,8 +41,9 @@ def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: Any) -> dict[str, Tens
     for module in (key.removesuffix(_DOWN) for key in state_dict if key.endswith(_DOWN)):
         down, up = state_dict[f"{module}{_DOWN}"], state_dict[f"{module}.lora_B.weight"]
         name, lacking = _layer(module, pipe), rank - len(down)
-        found[f"{name}.lora_down.weight"] = F.pad(down, (0, 0, 0, lacking))
-        found[f"{name}.lora_up.weight"] = F.pad(up, (0, lacking))
+        kernel = [0, 0] * (down.ndim - 2)
+        found[f"{name}.lora_down.weight"] = F.pad(down, [*kernel, 0, 0, 0, lacking])
+        found[f"{name}.lora_up.weight"] = F.pad(up, [*kernel, 0, lacking])
         found[f"{name}.alpha"] = torch.tensor(float(rank))
     return found
 
