@@ -139,7 +139,7 @@ def _part_of(name: str, tensor: Tensor) -> _Part:
 
 def _content(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _copy(source: BinaryIO, at: int, size: int, target: BinaryIO) -> None:

@@ -141,14 +141,14 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, name: str, pictur
     """
     results = [*_quick(ledger), *_evaluations(ledger), *_attacks(ledger)]
     licence = _licence_of(ledger.base.name)
+    about: dict[str, Any] = {**licence, **_relation(ledger.base.name, written.export)}
     data = ModelCardData(
-        **licence,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=_tags(pipe, written.export),
         model_name=name.rpartition("/")[2],
         eval_results=[result.as_eval_result() for result in results] or None,
-        **_relation(ledger.base.name, written.export),
+        **about,
     )
     gone = ", ".join(concept.target for entry in ledger.standing for concept in entry.concepts)
     parts = [
@@ -318,7 +318,7 @@ def _quick(ledger: Ledger) -> list[_Result]:
             bounds=tuple(rate["interval"]),
             n=rate["n"],
             protocol=protocol,
-            beside=before and before["value"],
+            beside=None if before is None else before["value"],
             concept=concept,
             setup=setup,
         )
@@ -361,11 +361,9 @@ def _attacks(ledger: Ledger) -> list[_Result]:
     results = []
     for path in sorted((ledger.path / "attacks").glob(f"*-{ledger.state()}/attack.json")):
         found = _read(path)
-        rates = (
-            {} if found is None else {row: each["success"] for row, each in found["rows"].items() if each["success"]}
-        )
-        if not rates:
+        if found is None or not found["rows"]:
             continue
+        rates = {row: each["success"] for row, each in found["rows"].items()}
         name, beside = found["protocol"]["attack"]["name"], rates[OF_ORIGINAL][-1]["value"]
         for row, original in ((ATTACKED, beside), (PLAIN, None)):
             rate = rates[row][-1]

@@ -84,8 +84,9 @@ def write_edited(edit: Edit, pipe: Any, source: Path, to: Path) -> None:
         weights = [path for path in _files(source / name) if path.name.endswith(".safetensors")]
         part = getattr(pipe, name, None)
         if not weights and isinstance(part, nn.Module):
+            saved: Any = part
             with edit.applied_to(pipe):
-                part.save_pretrained(to / name)
+                saved.save_pretrained(to / name)
             written |= {key for key in edit.changes if key.partition(".")[0] == name}
         for path in weights:
             written |= _write_weights(edit, name, path, to / path.relative_to(source))
