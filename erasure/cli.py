@@ -528,7 +528,7 @@ def export(
 ) -> None:
     """Write what stands in a ledger for other programs, with a model card, and upload it."""
     from .eval.model_card import prompts_of
-    from .eval.publish import publish
+    from .eval.publish import publish, rename
     from .files import check_free
     from .ledger import Ledger
     from .pipelines.export import RECORD, Export, already_written, check_standing
@@ -541,9 +541,12 @@ def export(
     elif private:
         raise InputError("--private: expected --push USER/REPO beside it, got none. Leave it out.")
     show = err if as_json else out
-    notes: tuple[str, ...] = ()
-    if push_to is not None and already_written(opened, wanted, to):
+    name = push_to or to.resolve().name
+    written = already_written(opened, wanted, to) if push_to is not None else None
+    if written is not None:
         show.print(f"{to}: written before; the upload goes on.", markup=False)
+        if written.name != name:
+            written = rename(opened, _loaded(opened.base.name, _device(device)), written, to, name)
     else:
         check_free(to)
         prompts = [] if no_pictures else prompt or prompts_of(opened)
@@ -553,15 +556,14 @@ def export(
                 _loaded(opened.base.name, _device(device)),
                 wanted,
                 to,
-                name=push_to or to.name,
+                name=name,
                 prompts=prompts,
                 sampler=_sampler(opened.base.name, steps, guidance_scale),
                 on_picture=lambda more: advance("pictures", more, len(prompts)),
             )
-        notes = written.notes
-    for note in notes:
+    for note in written.notes:
         show.print(f"note: {note}", markup=False)
-    document: dict[str, Any] = {"out": str(to), "load": str(to / wanted.file), "notes": list(notes)}
+    document: dict[str, Any] = {"out": str(to), "load": str(to / wanted.file), "notes": list(written.notes)}
     document |= {"card": str(to / "README.md"), "record": str(to / RECORD)}
     if push_to is not None:
         pushed = push(to, push_to, private=private, message=f"{', '.join(map(_targets, opened.standing))} removed")

@@ -51,6 +51,7 @@ def new_folder(path: Path) -> Generator[Path]:
         InputError: There is something at `path` already, or it cannot be written.
     """
     check_free(path)
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         make_folder(path.parent)

@@ -129,14 +129,13 @@ class _Result:
         )
 
 
-def model_card(ledger: Ledger, pipe: Any, written: Written, *, name: str, picture: bool) -> ModelCard:
+def model_card(ledger: Ledger, pipe: Any, written: Written, *, picture: bool) -> ModelCard:
     """Return the card of an export.
 
     Args:
         ledger: The ledger.
         pipe: Its base.
-        written: What was written.
-        name: Of the model: "USER/NAME" where it is pushed, else the folder's name.
+        written: What was written, and by which name: "USER/NAME" where it is pushed, else the folder's name.
         picture: Whether there is one of before and after.
     """
     results = [*_quick(ledger), *_evaluations(ledger), *_attacks(ledger)]
@@ -146,7 +145,7 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, name: str, pictur
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=_tags(pipe, written.export),
-        model_name=name.rpartition("/")[2],
+        model_name=written.name.rpartition("/")[2],
         eval_results=[result.as_eval_result() for result in results] or None,
         **about,
     )
@@ -158,7 +157,7 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, name: str, pictur
         _removed(ledger),
         _measured(results, written.notes),
         _not_measured(ledger, results),
-        _loading(ledger, pipe, written, name),
+        _loading(ledger, pipe, written),
         _licence(ledger, licence),
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
@@ -236,8 +235,8 @@ def _not_measured(ledger: Ledger, results: Sequence[_Result]) -> str:
     return "\n".join(["## What was not measured", "", *(f"- {line}" for line in missing)])
 
 
-def _loading(ledger: Ledger, pipe: Any, written: Written, name: str) -> str:
-    export, xl = written.export, backbone_of(pipe).family == "sdxl"
+def _loading(ledger: Ledger, pipe: Any, written: Written) -> str:
+    export, name, xl = written.export, written.name, backbone_of(pipe).family == "sdxl"
     kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
     base = ledger.base.name if _is_hub_id(ledger.base.name) else "BASE"
     if ledger.base.name == TINYWORLD and export.format == "edit":

@@ -1,6 +1,7 @@
 """An export as others get it: the files, a model card, a picture of before and after, and a record of it all."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,33 @@ def publish(
         LedgerError: A file of the ledger is missing or was changed.
     """
     with new_folder(to) as folder:
-        written = write_export(ledger, pipe, export, folder)
+        written = replace(write_export(ledger, pipe, export, folder), name=name)
         if prompts:
             picture = before_after(ledger, pipe, prompts, sampler, on_picture)
             write_whole(folder / PICTURE, as_png(picture))
-        card = model_card(ledger, pipe, written, name=name, picture=bool(prompts))
-        write_whole(folder / "README.md", str(card).encode())
-        write_record(written, folder)
+        _describe(ledger, pipe, written, folder)
     return written
+
+
+def rename(ledger: Ledger, pipe: Any, written: Written, folder: Path, name: str) -> Written:
+    """Have the card of an export call the model by another name.
+
+    Args:
+        ledger: The ledger that it was made of.
+        pipe: Its base.
+        written: What the folder holds.
+        folder: The folder.
+        name: The new name.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    renamed = replace(written, name=name)
+    _describe(ledger, pipe, renamed, folder)
+    return renamed
+
+
+def _describe(ledger: Ledger, pipe: Any, written: Written, folder: Path) -> None:
+    card = model_card(ledger, pipe, written, picture=(folder / PICTURE).is_file())
+    write_whole(folder / "README.md", str(card).encode())
+    write_record(written, folder)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -68,19 +68,15 @@ class Written:
         export: What was asked for.
         state: The ledger's name for what stood.
         base: The base's fingerprint.
-        files: Each file's sha256, by its path in the folder.
         notes: What of it is not exact, for people.
+        name: What its card calls the model; "" without one.
     """
 
     export: Export
     state: str
     base: str
-    files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
-        return {"format": _RECORD_FORMAT, **asdict(self), "notes": list(self.notes)}
+    name: str = ""
 
 
 def write_export(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> Written:
@@ -115,21 +111,25 @@ def check_standing(ledger: Ledger) -> None:
 
 def write_record(written: Written, folder: Path) -> None:
     """Write down what the folder holds, with the hash of every file that is there."""
-    files = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    record = {**written.as_json(), "files": files}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / RECORD]
+    files = {str(path.relative_to(folder)): _sha256(path) for path in paths}
+    record = {"format": _RECORD_FORMAT, **asdict(written), "files": files}
     write_whole(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def already_written(ledger: Ledger, export: Export, folder: Path) -> bool:
-    """Whether a folder holds just this export of what stands now, whole and unchanged: a push can go on with it."""
+def already_written(ledger: Ledger, export: Export, folder: Path) -> Written | None:
+    """Return what a folder holds if that is this export of what stands now, whole and unchanged; else None."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         asked = {"format": _RECORD_FORMAT, "export": asdict(export), "state": ledger.state()}
-        return asked == {key: record.get(key) for key in asked} and all(
-            _sha256(folder / name) == sha256 for name, sha256 in record["files"].items()
-        )
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
+        if asked != {key: record[key] for key in asked}:
+            return None
+        if any(_sha256(folder / name) != sha256 for name, sha256 in record["files"].items()):
+            return None
+        notes = tuple(map(str, record["notes"]))
+        return Written(export=export, state=record["state"], base=record["base"], notes=notes, name=record["name"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _pipeline(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:

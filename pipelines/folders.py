@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from erasure import tinyworld
@@ -34,11 +34,12 @@ def folder_of(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        # Not the whole snapshot: diffusers downloads the parts of it that it loads.
+        return Path(hf_hub_download(name, "model_index.json", local_files_only=True)).parent
+    except (HFValidationError, OSError):
         raise InputError(
-            f"export: expected the files of {name!r}, got none. Give the folder that it was made from."
-        ) from (error)
+            f"export: expected the files of {name!r} in the local cache, got none. Load it once, or give its folder."
+        ) from None
 
 
 def parts_of(source: Path) -> list[str]:

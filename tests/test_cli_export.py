@@ -161,19 +161,22 @@ def test_a_cut_lora_says_what_it_misses(saved: Path) -> None:
 
 def test_a_push_goes_on_with_what_was_written(ledger: Path, tmp_path: Path) -> None:
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    push = ("export", ledger, "out", "--format", "edit", "--no-pictures", "--push", "me/no-cats", "--private")
+    push = ("export", ledger, "out", "--format", "lora", "--no-pictures", "--push", "me/no-cats", "--private")
+    call(*push[:-3])
+    assert 'pipe.load_lora_weights("out", ' in card_of(Path("out")).text
     with serving() as hub:
         environment = {**os.environ, **home, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret"}
         hub.refuse = "/commit/"
         first = erasure(*push, env=environment)
         assert first.returncode == 2
         assert len([line for line in first.stderr.splitlines() if line.startswith("erasure: ")]) == 1
-        written = Path("out/edit.safetensors").stat().st_mtime_ns
+        written = Path("out/pytorch_lora_weights.safetensors").stat().st_mtime_ns
         hub.refuse = None
         second = erasure(*push, env=environment)
         assert second.returncode == 0, second.stderr
     assert "out: written before; the upload goes on." in second.stdout
-    assert Path("out/edit.safetensors").stat().st_mtime_ns == written
+    assert Path("out/pytorch_lora_weights.safetensors").stat().st_mtime_ns == written
+    assert 'pipe.load_lora_weights("me/no-cats", ' in card_of(Path("out")).text  # renamed, not written again
     assert hub.repos == {"me/no-cats": "private"}
     assert hub.commits == {"me/no-cats": ["cat removed"]}
     assert hub.files["me/no-cats"]["README.md"] == Path("out/README.md").read_bytes()

@@ -13,19 +13,22 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import constants
 from safetensors import safe_open
 from torch import Tensor
 
-from erasure import Edit, Ledger, erase
+from erasure import Edit, Ledger, erase, tinyworld
 from erasure.backbones import backbone_of
 from erasure.edit import DenseChange
 from erasure.errors import BaseMismatchError, InputError, UnknownNameError
 from erasure.pipelines.export import FORMATS, Export, already_written, write_export, write_record
+from erasure.pipelines.folders import folder_of
 from erasure.pipelines.kohya import kohya_tensors
 from tests import tiny
 
 PROMPT = "a cat and a dog"
 READERS = """
+import os
 import sys
 
 class Blocked:
@@ -45,8 +48,9 @@ def drawn(pipe, **arguments):
                 generator=torch.Generator().manual_seed(0), **arguments).images
 
 found = {"pipeline": drawn(DiffusionPipeline.from_pretrained(f"{out}/pipeline"))}
-half = DiffusionPipeline.from_pretrained(f"{out}/pipeline", variant="fp16", dtype=torch.float16)
-found["fp16"] = {name: weight for name, weight in half.unet.state_dict().items()}
+if any("fp16" in name for name in os.listdir(f"{out}/pipeline/unet")):
+    half = DiffusionPipeline.from_pretrained(f"{out}/pipeline", variant="fp16", dtype=torch.float16)
+    found["fp16"] = dict(half.unet.state_dict())
 kind = StableDiffusionXLPipeline if xl == "xl" else StableDiffusionPipeline
 found["checkpoint"] = drawn(
     kind.from_single_file(f"{out}/checkpoint/checkpoint.safetensors", config=f"{out}/checkpoint/config")
@@ -70,6 +74,16 @@ torch.save(found, f"{out}/found.pt")
 def family(name: str) -> Any:
     """Return a tiny pipeline; of XL one whose encoders can be told apart in a single file, as the real ones can."""
     return tiny.sdxl(second_width=48) if name == "sdxl" else tiny.FAMILIES[name]()
+
+
+def save_whole(name: str, folder: Path) -> None:
+    """Save a tiny pipeline with shards, in float32 and as a variant in float16."""
+    family(name).save_pretrained(folder, max_shard_size="100KB")
+    # Saved apart: diffusers takes the shards of another variant for old ones, and configs name a precision.
+    apart = folder.with_name("half")
+    family(name).to(torch.float16).save_pretrained(apart, variant="fp16", max_shard_size="100KB")
+    for path in apart.rglob("*.fp16*"):
+        shutil.copyfile(path, folder / path.relative_to(apart))
 
 
 def drawn(pipe: Any) -> Tensor:
@@ -98,25 +112,26 @@ class World:
     found: Mapping[str, Any]
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+# Those that have shards and variants; the tiny world has trained weights instead.
+saved_whole = pytest.mark.parametrize("world", ["sd1", "sd2", "sdxl"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl", "tinyworld"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp(request.param)
-    model, out = root / "model", root / "out"
-    pipe = family(request.param)
-    pipe.save_pretrained(model, max_shard_size="100KB")
-    halved = family(request.param).to(torch.float16)
-    # Saved apart: diffusers takes the shards of another variant for old ones, and configs name a precision.
-    halved.save_pretrained(root / "half", variant="fp16", max_shard_size="100KB")
-    for path in (root / "half").rglob("*.fp16*"):
-        shutil.copyfile(path, model / path.relative_to(root / "half"))
+    out, name = root / "out", str(request.param)
+    model = tinyworld.MODEL if name == "tinyworld" else root / "model"
+    if name != "tinyworld":
+        save_whole(name, model)
+    pipe = tinyworld.load() if name == "tinyworld" else family(name)
     ledger = ledger_of(pipe, root / "ledger", model)
-    exports = {name: Export(format=name) for name in FORMATS} | {"guided": Export(guidance="a-star")}
-    for name, export in exports.items():
-        (out / name).mkdir(parents=True)
-        written = write_export(ledger, pipe, export, out / name)
+    exports = {kind: Export(format=kind) for kind in FORMATS} | {"guided": Export(guidance="a-star")}
+    for kind, export in exports.items():
+        (out / kind).mkdir(parents=True)
+        written = write_export(ledger, pipe, export, out / kind)
         assert written.notes == ()  # so few rows make a change of low rank
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home")}
-    command = [sys.executable, "-c", READERS, str(model), str(out), "xl" if request.param == "sdxl" else "-"]
+    command = [sys.executable, "-c", READERS, str(model), str(out), "xl" if name == "sdxl" else "-"]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     original = drawn(pipe)
@@ -138,6 +153,7 @@ def test_a_pipeline_gives_the_same_pictures_bit_for_bit(world: World) -> None:
     assert torch.equal(world.found["pipeline"], world.erased)
 
 
+@saved_whole
 def test_a_variant_holds_what_was_computed_from_its_own_weights(world: World) -> None:
     half = DiffusionPipeline.from_pretrained(world.model, variant="fp16", dtype=torch.float16)
     with world.ledger.edit().applied_to(half, check=False):
@@ -146,6 +162,7 @@ def test_a_variant_holds_what_was_computed_from_its_own_weights(world: World) ->
         assert all(torch.equal(weight, world.found["fp16"][name]) for name, weight in expected.items())
 
 
+@saved_whole
 def test_a_pipeline_has_the_files_of_its_base(world: World) -> None:
     def names(folder: Path) -> set[str]:
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -176,6 +193,7 @@ def test_a_guidance_beside_the_weights_is_used_where_it_is_asked_for(world: Worl
     assert (world.found["guided"] - world.erased).abs().max() > 1e-3
 
 
+@saved_whole
 def test_kohya_names_are_those_of_its_scripts(world: World) -> None:
     with safe_open(world.out / "kohya" / "kohya_lora.safetensors", framework="pt") as file:
         names, metadata = set(file.keys()), file.metadata()
@@ -234,6 +252,23 @@ def test_a_base_in_half_precision_is_exported_to_the_last_bit_in_float32(tmp_pat
     assert kinds == {"F16", "F32"}  # what did not change is as small as it was
     assert not list((tmp_path / "out").rglob("*.bin"))  # a loader might take it
     assert (tmp_path / "out" / "LICENSE.md").read_text() == "terms"
+
+
+def test_of_the_hub_the_files_are_those_that_were_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    place, commit = tmp_path / "hub" / "models--me--base", "0" * 40
+    tiny.sd1().save_pretrained(place / "snapshots" / commit)  # and not whatever else the repository has
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    pipe = tiny.sd1()
+    ledger = ledger_of(pipe, tmp_path / "ledger", Path("me/base"))
+    (tmp_path / "out").mkdir()
+    write_export(ledger, pipe, Export(), tmp_path / "out")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    with ledger.applied_to(pipe):
+        assert torch.equal(drawn(again), drawn(pipe))
+    with pytest.raises(InputError, match="expected the files of 'me/none' in the local cache, got none"):
+        folder_of("me/none")
 
 
 def test_a_trained_change_is_cut_and_says_what_it_misses(tmp_path: Path) -> None:
@@ -298,8 +333,11 @@ def test_a_record_tells_a_whole_export_from_another_or_a_changed_one(tmp_path: P
     out = tmp_path / "out"
     out.mkdir()
     assert not already_written(ledger, export, out)
-    write_record(write_export(ledger, pipe, export, out), out)
-    assert already_written(ledger, export, out)
+    written = write_export(ledger, pipe, export, out)
+    write_record(written, out)
+    assert already_written(ledger, export, out) == written
+    write_record(written, out)  # it does not speak of itself
+    assert already_written(ledger, export, out) == written
     assert not already_written(ledger, Export(format="lora"), out)
     ledger.add(erase(pipe, "gun", rows="last-subject"))
     assert not already_written(ledger, export, out)
