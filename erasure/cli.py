@@ -568,10 +568,9 @@ def export(
     if push_to is not None:
         pushed = push(to, push_to, private=private, message=f"{', '.join(map(_targets, opened.standing))} removed")
         document |= {"commit": pushed.url, "left": list(pushed.left)}
-        for name in pushed.left:
-            show.print(
-                f"note: {push_to} also holds {name}, which is not of this export. Delete it there.", markup=False
-            )
+        for file in pushed.left:
+            left = f"{push_to} also holds {file}, which is not of this export. Delete it there."
+            show.print(f"note: {left}", markup=False)
         show.print(f"commit: {pushed.url}", markup=False)
     if as_json:
         print(json.dumps(document, indent=1, ensure_ascii=False))

@@ -3,12 +3,11 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
@@ -19,13 +18,8 @@ from erasure.runs import TINYWORLD
 
 from ..pipelines.export import Export, Written
 from ..pipelines.folders import folder_of
-from .evaluate import FORMAT as SCORES
-from .evaluate import spoken
+from .card_results import Result, results_of
 from .pictures import Sampler, side_by_side
-from .red_team import ATTACKED, PLAIN
-from .red_team import ORIGINAL as OF_ORIGINAL
-from .rows import ERASED, ORIGINAL
-from .scores import written as rounded
 
 PICTURE = "before-after.png"
 _SHOWN = {
@@ -77,58 +71,6 @@ def before_after(
     return side_by_side(["before", "after"], captions, list(zip(before, after, strict=True)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Result:
-    """One measured number, for the table and for the card's metadata.
-
-    Attributes:
-        what: The number's name.
-        value: The number.
-        bounds: Of its interval; none if it has none.
-        n: Of how many pictures.
-        protocol: By which rules, for people.
-        beside: The unedited model's number; None where there is none.
-        unit: Of the number.
-        concept: Whose it is, where it is one concept's.
-        setup: The rules in full.
-    """
-
-    what: str
-    value: float
-    bounds: tuple[float, ...]
-    n: int
-    protocol: str
-    beside: float | None = None
-    unit: str = "share"
-    concept: str = ""
-    setup: Mapping[str, Any] | None = None
-
-    def row(self) -> str:
-        """Return a line of a table."""
-        value, *ends = rounded(self.value, *self.bounds)
-        interval = f" [{', '.join(ends)}]" if ends else ""
-        name = f"{self.what}, {self.concept}" if self.concept else self.what
-        beside = "–" if self.beside is None else rounded(self.beside)[0]
-        return f"| {name} | {value}{interval} | {beside} | {self.n:,} | {self.unit} | {self.protocol} |"
-
-    def as_eval_result(self) -> EvalResult:
-        """Return what the Hub reads."""
-        return EvalResult(
-            task_type="text-to-image",
-            dataset_type="prompts",
-            dataset_name=self.protocol,
-            metric_type=self.what.replace(" ", "_"),
-            metric_name=f"{self.what}, {self.concept}" if self.concept else self.what,
-            metric_value=round(self.value, 6),
-            metric_args={
-                "interval": [round(bound, 6) for bound in self.bounds] or None,
-                "n": self.n,
-                "unit": self.unit,
-                "setup": dict(self.setup or {}) or None,
-            },
-        )
-
-
 def model_card(ledger: Ledger, pipe: Any, written: Written, *, picture: bool) -> ModelCard:
     """Return the card of an export.
 
@@ -138,7 +80,7 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, picture: bool) ->
         written: What was written, and by which name: "USER/NAME" where it is pushed, else the folder's name.
         picture: Whether there is one of before and after.
     """
-    results = [*_quick(ledger), *_evaluations(ledger), *_attacks(ledger)]
+    results = results_of(ledger)
     licence = _licence_of(ledger.base.name)
     about: dict[str, Any] = {**licence, **_relation(ledger.base.name, written.export)}
     data = ModelCardData(
@@ -195,7 +137,7 @@ def _removed_row(entry: Entry, concept: Concept) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _measured(results: Sequence[_Result], notes: Sequence[str]) -> str:
+def _measured(results: Sequence[Result], notes: Sequence[str]) -> str:
     if not results:
         return "## What was measured\n\nNothing."
     whole = ["", "All of it was measured with the whole change, of which this file holds the most: see below."]
@@ -218,7 +160,7 @@ def _measured(results: Sequence[_Result], notes: Sequence[str]) -> str:
     )
 
 
-def _not_measured(ledger: Ledger, results: Sequence[_Result]) -> str:
+def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
     missing = []
     if not any(result.what.startswith("efficacy") for result in results):
         missing.append("Whether what was removed is gone.")
@@ -298,94 +240,6 @@ def _licence(ledger: Ledger, licence: Mapping[str, Any]) -> str:
         link = licence.get("license_link")
         said = f"That of {_shown_base(ledger)}: {f'[{called}]({link})' if link else called}."
     return f"## Licence\n\n{said}"
-
-
-def _quick(ledger: Ledger) -> list[_Result]:
-    """Return what the ledger measured after its last removal, if that is what stands now."""
-    last = ledger.standing[-1]
-    found = _read(ledger.path / "measures" / f"{last.id}.json")
-    if found is None or found.get("state") != ledger.state(last.id):
-        return []
-    sampler = found["sampler"]
-    setup = {"judge": found["judge"], **sampler}
-    protocol = f"quick measure, {found['judge']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']}"
-
-    def result(what: str, rate: Mapping[str, Any], before: Mapping[str, Any] | None, concept: str = "") -> _Result:
-        return _Result(
-            what=what,
-            value=rate["value"],
-            bounds=tuple(rate["interval"]),
-            n=rate["n"],
-            protocol=protocol,
-            beside=None if before is None else before["value"],
-            concept=concept,
-            setup=setup,
-        )
-
-    removed = [result("efficacy", each["efficacy"], each["before"], name) for name, each in found["removed"].items()]
-    kept = [result(f"retention {role}", each["retention"], None) for role, each in found["kept"].items()]
-    return [*removed, *kept]
-
-
-def _evaluations(ledger: Ledger) -> list[_Result]:
-    """Return the scores of `erasure evaluate` of what stands now."""
-    stands = ", ".join(f"{entry.id} by {entry.method}" for entry in ledger.standing)
-    results: list[_Result] = []
-    for path in sorted((ledger.path / "evaluations").glob("*/scores.json")):
-        found = _read(path)
-        if found is None or found.get("format") != SCORES or ERASED not in found["rows"]:
-            continue
-        if found["protocol"]["rows"][ERASED].rpartition(": ")[2] != stands:
-            continue
-        original = found["rows"].get(ORIGINAL, {})
-        results += [
-            _Result(
-                what=spoken(metric),
-                value=score["value"],
-                bounds=() if score["low"] is None else (score["low"], score["high"]),
-                n=score["n"],
-                protocol=found["protocol"]["benchmark"]["id"],
-                beside=original.get(metric, {}).get("value"),
-                unit=score["unit"],
-                concept=score.get("concept", ""),
-                setup=found["protocol"]["metrics"].get(metric),
-            )
-            for metric, score in found["rows"][ERASED].items()
-        ]
-    return results
-
-
-def _attacks(ledger: Ledger) -> list[_Result]:
-    """Return how often attacks on what stands now brought something back, within their whole budget."""
-    results = []
-    for path in sorted((ledger.path / "attacks").glob(f"*-{ledger.state()}/attack.json")):
-        found = _read(path)
-        if found is None or not found["rows"]:
-            continue
-        rates = {row: each["success"] for row, each in found["rows"].items()}
-        name, beside = found["protocol"]["attack"]["name"], rates[OF_ORIGINAL][-1]["value"]
-        for row, original in ((ATTACKED, beside), (PLAIN, None)):
-            rate = rates[row][-1]
-            results.append(
-                _Result(
-                    what=f"attack {name}, {row}: brought back",
-                    value=rate["value"],
-                    bounds=tuple(rate["interval"]),
-                    n=rate["n"],
-                    protocol=f"at most {len(rates[row])} pictures a prompt, {found['protocol']['witness']}",
-                    beside=original,
-                    unit="share of prompts",
-                    setup=found["protocol"]["attack"],
-                )
-            )
-    return results
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _licence_of(base: str) -> dict[str, Any]:
