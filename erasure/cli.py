@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from .errors import ErasureError, InputError
@@ -684,27 +685,22 @@ def models() -> None:
 @app.command()
 def doctor() -> None:
     """Say what this machine has and what is missing; exit code 1 if the default run cannot work."""
-    import shutil
-    from importlib.util import find_spec
-
-    import torch
-
-    from .eval.quick import find_clip
+    from .doctor import checks
+    from .eval.quick import CLIP_WEIGHTS, find_clip
     from .runs import versions
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, version in versions().items():
+    for name, version in versions("accelerate", "peft", "huggingface_hub").items():
         table.add_row(name, version)
-    table.add_row("device", f"{_device('auto')}, {torch.get_num_threads()} threads")
-    table.add_row("free disk", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
-    for name, use in (("open_clip", "eval"), ("gradio", "app"), ("nudenet", "nudity"), ("xformers", "xformers")):
-        table.add_row(name, "installed" if find_spec(name) else f"not installed: pip install 'erasure[{use}]'")
-    table.add_row("CLIP judge", find_clip() or "no weights in the local cache: other models are not measured")
+    for check in checks(_device("auto")):
+        table.add_row(check.name, Text(check.found))  # as it stands: "erasure[app]" is no markup
+    no_judge = f"no weights in the local cache: hf download {CLIP_WEIGHTS[0]}, to measure other models than tinyworld"
+    table.add_row("CLIP judge", find_clip() or no_judge)
     try:
         _loaded("tinyworld", "cpu")
         table.add_row("tinyworld", "loads")
     except ErasureError as error:
-        table.add_row("tinyworld", str(error))
+        table.add_row("tinyworld", Text(str(error)))
         out.print(table)
         raise typer.Exit(1) from None
     out.print(table)
