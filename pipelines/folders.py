@@ -57,9 +57,9 @@ def copy_configs(source: Path, to: Path) -> None:
             shutil.copyfile(path, to / path.name)
     for name in parts_of(source):
         for path in _files(source / name):
+            copy = to / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             if not _is_weights(path):
-                copy = to / path.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
 
 
@@ -91,8 +91,8 @@ def write_edited(edit: Edit, pipe: Any, source: Path, to: Path) -> None:
             written |= {key for key in edit.changes if key.partition(".")[0] == name}
         for path in weights:
             written |= _write_weights(edit, name, path, to / path.relative_to(source))
-        for path in (to / name).glob("*.index*.json"):
-            _correct_size(path)
+        for path in (source / name).glob("*.safetensors.index*.json"):
+            _write_index(path, to / name / path.name)
     missing = sorted(edit.changes.keys() - written)
     if missing:
         raise InputError(f"export: expected the parameter {missing[0]!r} in {str(source)!r}, got none. Check the base.")
@@ -103,7 +103,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_weights(path: Path) -> bool:
-    return path.suffix in {".safetensors", *_OTHER_WEIGHTS} or path.name.endswith((".bin.index.json", ".npz"))
+    return path.suffix in {".safetensors", *_OTHER_WEIGHTS} or ".index." in path.name
 
 
 def _write_weights(edit: Edit, part: str, path: Path, to: Path) -> set[str]:
@@ -128,10 +128,11 @@ def _is_variant(path: Path) -> bool:
     return "." in re.sub(r"-\d+-of-\d+", "", path.stem)
 
 
-def _correct_size(path: Path) -> None:
-    """Have a list of shards say how large they are."""
+def _write_index(path: Path, to: Path) -> None:
+    """Copy a list of shards, and have it say how large they are now; not one of shards that are not all there."""
     index = json.loads(path.read_text(encoding="utf-8"))
-    shards = {path.parent / name for name in index.get("weight_map", {}).values()}
-    if shards and all(shard.is_file() for shard in shards):
-        index.setdefault("metadata", {})["total_size"] = sum(map(data_size, shards))
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    shards = {to.parent / name for name in index["weight_map"].values()}
+    if not all(shard.is_file() for shard in shards):
+        return  # of a variant that was not downloaded
+    index["metadata"] = {**index.get("metadata", {}), "total_size": sum(map(data_size, shards))}
+    to.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

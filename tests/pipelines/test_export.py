@@ -24,6 +24,7 @@ from erasure.errors import BaseMismatchError, InputError, UnknownNameError
 from erasure.pipelines.export import FORMATS, Export, already_written, write_export, write_record
 from erasure.pipelines.folders import folder_of
 from erasure.pipelines.kohya import kohya_tensors
+from erasure.tensor_files import data_size
 from tests import tiny
 
 PROMPT = "a cat and a dog"
@@ -173,6 +174,15 @@ def test_a_pipeline_has_the_files_of_its_base(world: World) -> None:
         assert len(set(json.loads(index.read_text())["weight_map"].values())) > 1
 
 
+@saved_whole
+def test_a_list_of_shards_says_how_large_they_are(world: World) -> None:
+    for index in (world.out / "pipeline" / "unet").glob("*.index*.json"):
+        listed = json.loads(index.read_text())
+        shards = {index.parent / name for name in listed["weight_map"].values()}
+        assert listed["metadata"]["total_size"] == sum(map(data_size, shards))
+    assert not list((world.out / "checkpoint" / "config").rglob("*.index*.json"))
+
+
 def test_a_checkpoint_gives_the_same_pictures_bit_for_bit(world: World) -> None:
     assert torch.equal(world.found["checkpoint"], world.erased)
 
@@ -252,6 +262,21 @@ def test_a_base_in_half_precision_is_exported_to_the_last_bit_in_float32(tmp_pat
     assert kinds == {"F16", "F32"}  # what did not change is as small as it was
     assert not list((tmp_path / "out").rglob("*.bin"))  # a loader might take it
     assert (tmp_path / "out" / "LICENSE.md").read_text() == "terms"
+
+
+def test_a_base_without_safetensors_gets_some(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    pipe.unet.save_pretrained(tmp_path / "model" / "unet", safe_serialization=False)
+    assert list((tmp_path / "model" / "unet").glob("*.bin"))
+    ledger = ledger_of(pipe, tmp_path / "ledger", tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    write_export(ledger, pipe, Export(), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.bin"))
+    again = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    with ledger.applied_to(pipe):
+        assert torch.equal(drawn(again), drawn(pipe))
 
 
 def test_of_the_hub_the_files_are_those_that_were_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
