@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from .errors import ErasureError, InputError
 
 if TYPE_CHECKING:
+    from .concept import Concept
     from .edit import Edit
     from .erasers import Step
     from .eval.record import Record
@@ -161,7 +163,7 @@ def _remove(run: "Run", *, lists: Sequence[Path], as_json: bool, start: float) -
 
     show = err if as_json else out  # with --json nothing but the document goes to stdout
     device = _device(run.device)
-    folder = Path(run.output) if run.output else _new_folder(run)
+    folder = Path(run.output) if run.output else _new_folder(run.concepts)
     pipe = _loaded(run.model, device)
     for path in lists:
         runs.check_phrases(path, pipe)
@@ -208,7 +210,9 @@ def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
     if as_json:
         entries = [_entry_json(entry, opened) for entry in opened.entries]
         base = {"name": opened.base.name, "fingerprint": opened.base.fingerprint}
-        print(json.dumps({"ledger": str(ledger), "base": base, "entries": entries}, indent=1, ensure_ascii=False))
+        origin = opened.origin and asdict(opened.origin)
+        document = {"ledger": str(ledger), "base": base, "origin": origin, "entries": entries}
+        print(json.dumps(document, indent=1, ensure_ascii=False))
         return
     table = Table("id", "removed", "becomes", "method", "state", "time", box=None, pad_edge=False)
     for entry in opened.entries:
@@ -216,6 +220,9 @@ def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
         becomes = ", ".join(dict.fromkeys(concept.anchor or "nothing" for concept in entry.concepts))
         table.add_row(entry.id, _targets(entry), becomes, entry.method, state, entry.time)
     out.print(f"base: {opened.base.name} ({opened.base.fingerprint[:12]})", markup=False)
+    if opened.origin is not None:
+        made = ", ".join(opened.origin.entries)
+        out.print(f"replayed: {made} of a ledger of {opened.origin.base.name}", markup=False)
     out.print(table if opened.entries else "no removals yet")
 
 
@@ -451,7 +458,7 @@ def personalize(
     """Learn something from a few pictures, by ClassDiffusion; several take --images, --class and --token each."""
     from .backbones import backbone_of
     from .eval.instance_record import world_class
-    from .files import make_folder
+    from .files import check_free, make_folder
     from .personalize.class_diffusion import ClassDiffusion, Instance
     from .personalize.folder import Personalized, read_pictures
     from .personalize.formats import write_formats
@@ -475,7 +482,7 @@ def personalize(
         given = override(given, assignment)
     method = with_settings(ClassDiffusion, given, where="--set ")
     folder = to or _free_folder("-".join(token.strip("<>") for token in tokens))
-    _check_free(folder)
+    check_free(folder)
     place = _device(device)
     pipe = _loaded(model, place)
     losses: list[tuple[float, ...]] = []
@@ -524,7 +531,7 @@ def forget(
     """Take a learned instance out again, without any picture, and see that its class survived both."""
     from .backbones import backbone_of
     from .eval.instance_record import world_class
-    from .files import make_folder
+    from .files import check_free, make_folder
     from .personalize.class_diffusion import Instance
     from .personalize.folder import Personalized
     from .personalize.forgetting import Forgetting
@@ -544,7 +551,7 @@ def forget(
         given = override(given, assignment)
     method = with_settings(Forgetting, given, where="--set ")
     folder = to or source.with_name(f"{source.resolve().name}-forgotten")
-    _check_free(folder)
+    check_free(folder)
     place = _device(device)
     pipe = _loaded(learned.base, place)
     known = learned.edit
@@ -643,11 +650,6 @@ def _say_losses(losses: Sequence[tuple[float, ...]], weight: float) -> None:
         out.print("note: the new word says little more than the class. If the likeness is too weak, lower spl_weight.")
 
 
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out: expected a folder that is new or empty, got {str(folder)!r}. Name another.")
-
-
 @app.command()
 def scores(
     files: Annotated[list[Path], typer.Argument(metavar="FILE ...", help="scores.json files, or their folders.")],
@@ -720,6 +722,160 @@ def attack(
     out.print(f"report: {report}", markup=False)
 
 
+@app.command(cls=_ManyValues)
+def export(
+    ledger: LedgerFolder,
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    form: Annotated[
+        str, typer.Option("--format", help="pipeline, edit, lora, kohya or checkpoint: see docs/export.md.")
+    ] = "pipeline",
+    push_to: Annotated[
+        str | None, typer.Option("--push", metavar="USER/REPO", help="Then upload OUT to the Hub, as one commit.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: nobody else may see it.")] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of lora and kohya  [default: all there is]")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(metavar="NAME", help="a-star: put its pipeline beside the weights of a pipeline.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt", metavar="TEXT ...", help="For the card's picture  [default: what was removed and kept]"
+        ),
+    ] = None,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="No picture of before and after.")] = False,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write what stands in a ledger for other programs, with a model card, and upload it."""
+    from .eval.model_card import prompts_of
+    from .eval.publish import publish, rename
+    from .files import check_free
+    from .ledger import Ledger
+    from .pipelines.export import RECORD, Export, already_written, check_standing
+    from .pipelines.push import check_push, push
+
+    opened, wanted = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance)
+    check_standing(opened)
+    if push_to is not None:
+        check_push(push_to)
+    elif private:
+        raise InputError("--private: expected --push USER/REPO beside it, got none. Leave it out.")
+    show = err if as_json else out
+    name = push_to or to.resolve().name
+    written = already_written(opened, wanted, to) if push_to is not None else None
+    if written is not None:
+        show.print(f"{to}: written before; the upload goes on.", markup=False)
+        if written.name != name:
+            written = rename(opened, _loaded(opened.base.name, _device(device)), written, to, name)
+    else:
+        check_free(to)
+        prompts = [] if no_pictures else prompt or prompts_of(opened)
+        with _bars() as advance:
+            written = publish(
+                opened,
+                _loaded(opened.base.name, _device(device)),
+                wanted,
+                to,
+                name=name,
+                prompts=prompts,
+                sampler=_sampler(opened.base.name, steps, guidance_scale),
+                on_picture=lambda more: advance("pictures", more, len(prompts)),
+            )
+    for note in written.notes:
+        show.print(f"note: {note}", markup=False)
+    document: dict[str, Any] = {"out": str(to), "load": str(to / wanted.file), "notes": list(written.notes)}
+    document |= {"card": str(to / "README.md"), "record": str(to / RECORD)}
+    if push_to is not None:
+        pushed = push(to, push_to, private=private, message=f"{', '.join(map(_targets, opened.standing))} removed")
+        document |= {"commit": pushed.url, "left": list(pushed.left)}
+        for file in pushed.left:
+            left = f"{push_to} also holds {file}, which is not of this export. Delete it there."
+            show.print(f"note: {left}", markup=False)
+        show.print(f"commit: {pushed.url}", markup=False)
+    if as_json:
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    out.print(f"card: {to / 'README.md'}", markup=False)
+    out.print(f"{form}: {to / wanted.file}", markup=False)
+
+
+@app.command()
+def replay(
+    ledger: LedgerFolder,
+    model: Annotated[str, typer.Option(help="Another model of the same family: a folder or a Hub id.")],
+    to: Annotated[
+        Path | None, typer.Option("--ledger", metavar="DIR", help="The new ledger  [default: under erasure-runs]")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Remove from another model what stands removed in a ledger, fitted anew on that model's weights."""
+    from . import runs
+    from .ledger import Ledger
+    from .replay import replay as replayed
+
+    source, place = Ledger.open(ledger), _device(device)
+    pipe = _loaded(model, place)
+    folder = to or _new_folder([concept for entry in source.standing for concept in entry.concepts])
+    with _bars() as advance:
+        target, entries = replayed(
+            source,
+            pipe,
+            _lasting_name(model),
+            folder,
+            on_step=_counted(advance),
+            shows=runs.shows_of(model, place),
+        )
+        if target.entries:
+            out.print(f"{folder}: {len(target.entries)} made before.", markup=False)
+        for entry in entries:
+            out.print(_line(entry, None), markup=False)
+    out.print(f"ledger: {folder}", markup=False)
+
+
+@app.command("load-edit", cls=_ManyValues)
+def load_edit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file: an edit, or new weights.")],
+    removed: Removed = None,
+    kind: Annotated[str | None, typer.Option(help="object, style, identity or unsafe.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base that it was made for  [default: the ledger's, else tinyworld]")
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where it is recorded; an existing one goes on  [default: new, erasure-runs]"),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Record an edit that was made elsewhere as a removal: weights as UCE and ESD publish them, or this library's."""
+    from . import runs
+    from .edit import Edit
+    from .imported import import_edit, is_own
+    from .ledger import Ledger
+
+    own = is_own(file)
+    if own and removed:
+        raise InputError("--removed: expected none for an edit of this library, which says it, got some. Leave it out.")
+    if not own and not removed:
+        raise InputError("--removed: expected what was removed, which the file does not say, got none. Name it.")
+    exists = ledger is not None and (ledger / "ledger.json").is_file()
+    name = model or (Ledger.open(ledger).base.name if exists and ledger is not None else runs.TINYWORLD)
+    shared = {} if kind is None else {"kind": kind}
+    pipe = _loaded(name, _device(device))
+    if own:
+        edit = Edit.load(file)
+    else:
+        asked = [{"target": target, **shared} for target in removed or []]
+        edit = import_edit(file, pipe, runs.parse({"model": name, "concepts": asked}).concepts)
+    folder = ledger or _new_folder(edit.metadata.concepts)
+    opened = Ledger.open_or_create(folder, pipe, _lasting_name(name))
+    entry = opened.add(edit)
+    out.print(f"{entry.id} {_targets(entry)}: {entry.method}, {len(edit.changes)} weights", markup=False)
+    out.print(f"ledger: {folder}", markup=False)
+
+
 @app.command()
 def methods() -> None:
     """List the erasers and their settings."""
@@ -751,27 +907,22 @@ def models() -> None:
 @app.command()
 def doctor() -> None:
     """Say what this machine has and what is missing; exit code 1 if the default run cannot work."""
-    import shutil
-    from importlib.util import find_spec
-
-    import torch
-
-    from .eval.quick import find_clip
+    from .doctor import checks
+    from .eval.quick import CLIP_WEIGHTS, find_clip
     from .runs import versions
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, version in versions().items():
+    for name, version in versions("accelerate", "peft", "huggingface_hub").items():
         table.add_row(name, version)
-    table.add_row("device", f"{_device('auto')}, {torch.get_num_threads()} threads")
-    table.add_row("free disk", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
-    for name, use in (("open_clip", "eval"), ("gradio", "app"), ("nudenet", "nudity"), ("xformers", "xformers")):
-        table.add_row(name, "installed" if find_spec(name) else f"not installed: pip install 'erasure[{use}]'")
-    table.add_row("CLIP judge", find_clip() or "no weights in the local cache: other models are not measured")
+    for check in checks(_device("auto")):
+        table.add_row(check.name, Text(check.found))  # as it stands: "erasure[app]" is no markup
+    no_judge = f"no weights in the local cache: hf download {CLIP_WEIGHTS[0]}, to measure other models than tinyworld"
+    table.add_row("CLIP judge", find_clip() or no_judge)
     try:
         _loaded("tinyworld", "cpu")
         table.add_row("tinyworld", "loads")
     except ErasureError as error:
-        table.add_row("tinyworld", str(error))
+        table.add_row("tinyworld", Text(str(error)))
         out.print(table)
         raise typer.Exit(1) from None
     out.print(table)
@@ -855,11 +1006,11 @@ def _standing_in(ledger: "Ledger | None", pipe: Any) -> Iterator[None]:
             yield
 
 
-def _new_folder(run: "Run") -> Path:
+def _new_folder(concepts: "Sequence[Concept]") -> Path:
     """Return a folder under erasure-runs that does not exist yet, named for what is removed."""
     from .ledger import slug
 
-    return _free_folder(slug(run.concepts[:4]))
+    return _free_folder(slug(concepts[:4]))
 
 
 def _free_folder(name: str) -> Path:
@@ -927,7 +1078,8 @@ def _step_json(entry: "Entry", measured: dict[str, Any] | None) -> dict[str, Any
 
 def _line(entry: "Entry", measured: dict[str, Any] | None) -> str:
     """Say in a line what a removal did."""
-    start = f"{entry.id} {_targets(entry)}: {entry.method}, {entry.seconds:.1f} s"
+    took = "" if entry.seconds is None else f", {entry.seconds:.1f} s"
+    start = f"{entry.id} {_targets(entry)}: {entry.method}{took}"
     if measured is None:
         return start
     rates = (

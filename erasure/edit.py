@@ -211,11 +211,13 @@ class Lora:
 
     Attributes:
         state_dict: Factors in the PEFT naming of diffusers.
-        relative_error: |edit - LoRA|_F / |edit|_F over all weights; 0 where every change is low-rank.
+        relative_error: |edit - LoRA|_F / |edit|_F over all that changes; 0 where every change is low-rank.
+        left_out: Parameters whose change a LoRA has no place for.
     """
 
     state_dict: Mapping[str, Tensor]
     relative_error: float
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -343,6 +345,10 @@ class Edit:
             parameters[name].data = weight
         add_tokens(pipe, self.tokens)
 
+    def edited(self, name: str, weight: Tensor) -> Tensor:
+        """Return what a weight of the base becomes; for errors see `applied_to`."""
+        return _edited_weight(name, weight, self.changes[name])
+
     def check_base(self, pipe: Any) -> None:
         """Raise BaseMismatchError if the edit was made for another model; its precision does not count."""
         found = backbone_of(pipe).fingerprint()
@@ -356,30 +362,43 @@ class Edit:
     def as_lora(self, pipe: Any, *, rank: int | None = None) -> Lora:
         """Return the edit as LoRA factors, exact where a change is low-rank, else cut to its largest directions.
 
+        Only the weights of linear and convolutional layers have a place in a LoRA; what else changes, such as biases,
+        is left out and counts as missed.
+
         Args:
             pipe: The base, whose weights the factors of a shared map are made from.
             rank: The most directions a weight gets; None keeps all that a low-rank change has, and half the
                 smaller side of what is dense.
 
         Raises:
-            InputError: A changed parameter is not the weight of a linear layer.
+            InputError: All that changes would be left out.
         """
         state_dict: dict[str, Tensor] = {}
+        left_out: list[str] = []
         missed = total = 0.0
         for name, parameter in self._parameters_of(pipe).items():
-            if parameter.ndim != 2 or not name.endswith(".weight"):
-                raise InputError(
-                    f"as_lora: expected changes of linear layers only, got {name!r}. Use save or merge_into."
-                )
             change = self.changes[name]
             delta = change.of(_on_float64_device(parameter.data)).cpu()
-            up, down = _cut(delta, change.factors(parameter.data), rank)
+            size = delta.square().sum().item()
+            total += size
             module = name.removesuffix(".weight")
-            state_dict[f"{module}.lora_A.weight"] = down.float().contiguous()
-            state_dict[f"{module}.lora_B.weight"] = up.float().contiguous()
-            missed += (delta - up @ down).square().sum().item()
-            total += delta.square().sum().item()
-        return Lora(state_dict=state_dict, relative_error=(missed / total) ** 0.5 if total else 0.0)
+            if not _takes_factors(pipe, module):
+                left_out.append(name)
+                missed += size
+                continue
+            up, down = _cut(delta.flatten(1), change.factors(parameter.data), rank)
+            missed += (delta.flatten(1) - up @ down).square().sum().item()
+            # A convolution's factors are one like it of few channels, and one over a single pixel.
+            single = [1] * (delta.ndim - 2)
+            state_dict[f"{module}.lora_A.weight"] = down.float().reshape(-1, *delta.shape[1:]).contiguous()
+            state_dict[f"{module}.lora_B.weight"] = up.float().reshape(*up.shape, *single).contiguous()
+        if not state_dict:
+            raise InputError(
+                f"as_lora: expected a change of linear or convolutional layers, got {', '.join(left_out) or 'none'}."
+                " Use save or merge_into."
+            )
+        error = (missed / total) ** 0.5 if total else 0.0
+        return Lora(state_dict=state_dict, relative_error=error, left_out=tuple(left_out))
 
     def save(self, path: str | Path, *, shared: Path | None = None) -> Path:
         """Write the edit to one safetensors file, whole or not at all, and return its path.
@@ -473,6 +492,16 @@ def _edited_weight(name: str, weight: Tensor, change: Change) -> Tensor:
 def _on_float64_device(weight: Tensor) -> Tensor:
     """Return the weight where float64 exists: Apple's devices have none."""
     return weight.cpu() if weight.device.type == "mps" else weight
+
+
+def _takes_factors(pipe: Any, module: str) -> bool:
+    """Whether what is named is a layer that LoRA factors are added to, and not a bias or a norm."""
+    part, _, inner = module.partition(".")
+    try:
+        layer = backbone_of(pipe).component(part).get_submodule(inner)
+    except AttributeError:  # a parameter: a bias, or one that is no layer's weight
+        return False
+    return isinstance(layer, nn.Linear | nn.Conv2d)
 
 
 def _cut(delta: Tensor, factors: tuple[Tensor, Tensor] | None, rank: int | None) -> tuple[Tensor, Tensor]:

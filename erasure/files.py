@@ -2,7 +2,9 @@
 
 import os
 import secrets
-from contextlib import suppress
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -39,6 +41,52 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: expected a folder that can be written, got {error.strerror!r}.") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Generator[Path]:
+    """Give a temporary folder that takes the name `path`, whole, when the `with` ends well; else nothing is left.
+
+    Raises:
+        InputError: There is something at `path` already, or it cannot be written.
+    """
+    check_free(path)
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        make_folder(path.parent)
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush_file(file)
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written, got {_said(error)}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(path: Path) -> None:
+    """Raise InputError unless `path` is not there or an empty folder."""
+    try:
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written, got {_said(error)}.") from error
+    if occupied:
+        raise InputError(f"{path}: expected a new or empty folder, got one that holds something. Name another.")
+
+
+def _said(error: OSError) -> str:
+    return repr(error.strerror or str(error))
+
+
+def _flush_file(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -55,6 +55,21 @@ class Base:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The ledger that a replayed one was made after.
+
+    Attributes:
+        base: The model that it was about.
+        state: Its name for what stood.
+        entries: The removals that were made again, in order, by their ids there.
+    """
+
+    base: Base
+    state: str
+    entries: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One removal.
 
@@ -108,10 +123,14 @@ class _Record:
     format: Literal["erasure-ledger/1"]
     base: Base
     entries: tuple[Entry, ...]
+    origin: Origin | None = None
 
     def content(self) -> bytes:
         """Return the file's bytes: JSON with a line an entry, for people and for the tools that compare lines."""
-        head = json.dumps({"format": self.format, "base": asdict(self.base)}, ensure_ascii=False)
+        facts = {"format": self.format, "base": asdict(self.base)}
+        if self.origin is not None:
+            facts["origin"] = asdict(self.origin)
+        head = json.dumps(facts, ensure_ascii=False)
         lines = ",".join(f"\n{entry.line}" for entry in self.entries)
         return f'{head[:-1]}, "entries": [{lines}\n]}}\n'.encode()
 
@@ -125,8 +144,16 @@ class Ledger:
         self._content = content  # what the record was read from or written as
 
     @classmethod
-    def create(cls, path: str | Path, base_fingerprint: str, base_name: str) -> "Ledger":
+    def create(
+        cls, path: str | Path, base_fingerprint: str, base_name: str, *, origin: Origin | None = None
+    ) -> "Ledger":
         """Start an empty ledger in a folder, which is made if needed.
+
+        Args:
+            path: The folder.
+            base_fingerprint: Of the base model.
+            base_name: What loads it.
+            origin: The ledger whose removals it is to have again; None for one of its own.
 
         Raises:
             LedgerError: There is a ledger already, or the folder cannot be made.
@@ -135,7 +162,8 @@ class Ledger:
         path = Path(path)
         if (path / "ledger.json").exists():
             raise LedgerError(f"ledger: expected a new folder, got {str(path)!r}, which holds a ledger. Open that one.")
-        record = _Record(format=_FORMAT, base=Base(name=base_name, fingerprint=base_fingerprint), entries=())
+        base = Base(name=base_name, fingerprint=base_fingerprint)
+        record = _Record(format=_FORMAT, base=base, entries=(), origin=origin)
         ledger = cls(path, record)
         with _written_in(path):
             (path / "edits").mkdir(parents=True, exist_ok=True)
@@ -176,6 +204,11 @@ class Ledger:
     def base(self) -> Base:
         """The model that the ledger is about."""
         return self._record.base
+
+    @property
+    def origin(self) -> Origin | None:
+        """The ledger that this one was replayed from; None for one of its own."""
+        return self._record.origin
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 
-from erasure import load_model, tinyworld
+from erasure import Ledger, load_model, sample, tinyworld
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.personalize.folder import Personalized, read_pictures
@@ -74,6 +75,11 @@ def test_what_is_learned_stands_wherever_a_model_does(saved: Path, photos: Path,
     )
     assert removed.exit_code == 0, removed.output
     assert call("verify", tmp_path / "l").exit_code == 0
+    assert call("export", tmp_path / "l", tmp_path / "exported", "--no-pictures").exit_code == 0
+    ordinary = DiffusionPipeline.from_pretrained(tmp_path / "exported")
+    with Ledger.open(tmp_path / "l").applied_to(pipe):
+        drawn = [sample(each, ["a <biscuit> dog"], [0], steps=1, output="uint8") for each in (pipe, ordinary)]
+    assert np.array_equal(*drawn)
 
 
 def test_forgetting_gives_a_model_back_whose_weights_are_the_base_s(saved: Path, photos: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from erasure.concept import Concept
 from erasure.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange
 from erasure.erasers.uce import UCE
 from erasure.errors import BaseMismatchError, ErasureError, InputError
+from erasure.pipelines.kohya import kohya_tensors
 from tests import tiny
 
 PIPE = tiny.sd1()
@@ -366,5 +367,37 @@ def test_a_lora_cut_in_rank_reports_its_error() -> None:
     values = torch.linalg.svdvals(delta)
     expected = (values[3:].square().sum() / values.square().sum()).sqrt().item()
     assert edit.as_lora(PIPE, rank=3).relative_error == pytest.approx(expected)
-    with pytest.raises(InputError, match="changes of linear layers only"):
-        of_every_kind().as_lora(PIPE)
+
+
+@pytest.mark.parametrize("kohya", [False, True])
+def test_a_convolution_is_exact_as_a_lora_that_diffusers_loads(kohya: bool) -> None:
+    pipe, edit = tiny.sd1(), of_every_kind()
+    lora = edit.as_lora(pipe, rank=1000)
+    assert CONV in edit.changes
+    assert lora.left_out == ()
+    assert lora.relative_error < 1e-9
+    with edit.applied_to(pipe):
+        expected = predicted(pipe)
+    pipe.load_lora_weights(kohya_tensors(lora.state_dict, pipe) if kohya else dict(lora.state_dict))
+    torch.testing.assert_close(predicted(pipe), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_lora_has_no_place_for_counts_as_missed() -> None:
+    bias, embedding = "unet.conv_in.bias", "text_encoder.embeddings.token_embedding.weight"
+    up, down = noise(len(weight(PROJECTIONS[0])), 1), noise(1, tiny.WIDTH)
+    others = {name: DenseChange(delta=noise(*weight(name).shape)) for name in (bias, embedding)}
+    lora = made({PROJECTIONS[0]: LowRankChange(up=up, down=down), **others}).as_lora(PIPE)
+    assert lora.left_out == (bias, embedding)
+    missed = sum(change.delta.square().sum().item() for change in others.values())
+    expected = (missed / (missed + (up @ down).square().sum().item())) ** 0.5
+    assert lora.relative_error == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(
+        InputError, match=r"expected a change of linear or convolutional layers, got unet\.conv_in\.bias"
+    ):
+        made({bias: others[bias]}).as_lora(PIPE)
+
+
+def predicted(pipe: Any) -> Tensor:
+    backbone = backbone_of(pipe)
+    with torch.no_grad():
+        return backbone.predict(noise(1, 4, 8, 8), torch.tensor(500), backbone.encode(["a photo of a cat"]))

@@ -35,9 +35,9 @@ def sd2(*, seed: int = 0, vocabulary: Vocabulary = "bytes") -> Any:
     return _seeded(seed, lambda: _stable_diffusion(vocabulary, "!", "v_prediction", "gelu"))
 
 
-def sdxl(*, seed: int = 0, vocabulary: Vocabulary = "bytes") -> Any:
+def sdxl(*, seed: int = 0, vocabulary: Vocabulary = "bytes", second_width: int = WIDTH) -> Any:
     """Return a pipeline of the Stable Diffusion XL classes: two text encoders, sentence vector, sizes."""
-    return _seeded(seed, lambda: _stable_diffusion_xl(vocabulary))
+    return _seeded(seed, lambda: _stable_diffusion_xl(vocabulary, second_width))
 
 
 def sd15(*, seed: int = 0) -> Any:
@@ -119,10 +119,12 @@ def _stable_diffusion_15() -> Any:
     )
 
 
-def _stable_diffusion_xl(vocabulary: Vocabulary) -> Any:
+def _stable_diffusion_xl(vocabulary: Vocabulary, second_width: int) -> Any:
     first, second = tokenizer(vocabulary), tokenizer(vocabulary, pad_token="!")
+    second_config = _text_config(second, "gelu")
+    second_config.update({"hidden_size": second_width, "intermediate_size": 2 * second_width})
     unet = _unet(
-        2 * WIDTH,
+        WIDTH + second_width,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
@@ -130,7 +132,7 @@ def _stable_diffusion_xl(vocabulary: Vocabulary) -> Any:
     return StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config(first, "quick_gelu")).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(second, "gelu")).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(second_config).eval(),
         tokenizer=first,
         tokenizer_2=second,
         unet=unet,

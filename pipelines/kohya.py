@@ -1,0 +1,71 @@
+"""LoRA files under the names of kohya's training scripts, which ComfyUI and A1111 read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from erasure.backbones import backbone_of
+from erasure.backbones.sd import unwrapped
+from erasure.errors import InputError
+
+from .checkpoint import denoiser_name
+
+_DOWN = ".lora_A.weight"
+# What A1111 tells the families by.
+_FAMILIES = {
+    "sd1": {"ss_base_model_version": "sd_v1", "ss_v2": "False"},
+    "sd2": {"ss_base_model_version": "sd_v2", "ss_v2": "True"},
+    "sdxl": {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
+}
+
+
+def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: Any) -> dict[str, Tensor]:
+    """Return LoRA factors under kohya's names, with an alpha equal to the rank: the factors count as they are.
+
+    All layers get the largest rank, smaller ones by zeros, because diffusers reads one alpha for all. For Stable
+    Diffusion XL kohya's scripts, and so their files, have the original code's names for the denoiser's layers; for 1.x
+    and 2.x they have diffusers'.
+
+    Args:
+        state_dict: Factors as `Edit.as_lora` gives them.
+        pipe: The base.
+
+    Raises:
+        InputError: A layer that such files have no name for.
+    """
+    found: dict[str, Tensor] = {}
+    rank = rank_of(state_dict)
+    for module in (key.removesuffix(_DOWN) for key in state_dict if key.endswith(_DOWN)):
+        down, up = state_dict[f"{module}{_DOWN}"], state_dict[f"{module}.lora_B.weight"]
+        name, lacking = _layer(module, pipe), rank - len(down)
+        kernel = [0, 0] * (down.ndim - 2)
+        found[f"{name}.lora_down.weight"] = F.pad(down, [*kernel, 0, 0, 0, lacking])
+        found[f"{name}.lora_up.weight"] = F.pad(up, [*kernel, 0, lacking])
+        found[f"{name}.alpha"] = torch.tensor(float(rank))
+    return found
+
+
+def rank_of(state_dict: Mapping[str, Tensor]) -> int:
+    """Return the largest rank of LoRA factors."""
+    return max(len(factor) for key, factor in state_dict.items() if key.endswith(_DOWN))
+
+
+def kohya_metadata(pipe: Any, rank: int) -> dict[str, str]:
+    """Return the header of such a file, for factors of that rank."""
+    network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    return {"format": "pt", **_FAMILIES[backbone_of(pipe).family], **network}
+
+
+def _layer(module: str, pipe: Any) -> str:
+    part, _, name = module.partition(".")
+    is_sdxl = backbone_of(pipe).family == "sdxl"
+    if part == "unet":
+        name = denoiser_name(name, unwrapped(pipe.unet).config) if is_sdxl else name
+        return f"lora_unet_{name.replace('.', '_')}"
+    if name == "text_projection":
+        raise InputError(f"kohya: expected layers that such a file has names for, got {module!r}. Use --format edit.")
+    prefix = {"text_encoder": "lora_te1" if is_sdxl else "lora_te", "text_encoder_2": "lora_te2"}[part]
+    return f"{prefix}_text_model_{name.removeprefix('text_model.').replace('.', '_')}"

@@ -1,0 +1,89 @@
+"""A folder to the Hugging Face Hub, as one commit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from erasure.errors import InputError
+
+_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What a push did.
+
+    Attributes:
+        url: Of the commit.
+        left: Files of weights that the repository held before and that this push neither wrote nor deleted.
+    """
+
+    url: str
+    left: tuple[str, ...]
+
+
+def check_push(repo: str) -> None:
+    """Refuse what cannot be pushed before time is spent on it: a name that is none, or a user who is not logged in.
+
+    Raises:
+        InputError: Says what is wrong.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        repo = ""
+    if repo.count("/") != 1:
+        raise InputError("push: expected a repository 'USER/NAME' of letters, digits, '-', '_' and '.'. Write it so.")
+    _token()
+
+
+def push(folder: Path, repo: str, *, private: bool = False, message: str = "Upload an erased model") -> Pushed:
+    """Upload a folder to a model repository, which is made if it is not there, in one commit.
+
+    After an interruption the same call goes on: what the Hub has received already is not sent again, and the commit,
+    which comes last, is there whole or not at all. The token is the one that the user's environment (HF_TOKEN) or login
+    has; it is in no message.
+
+    Args:
+        folder: What to upload.
+        repo: "USER/NAME".
+        private: Whether nobody else may see it.
+        message: Of the commit.
+
+    Raises:
+        InputError: The Hub does not take it, or cannot be reached.
+    """
+    check_push(repo)
+    token = _token()
+    api = HfApi(token=token)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    try:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise InputError(
+                f"push: expected {repo!r} to be private, got a public one. Change it there, or name another."
+            )
+        before = api.list_repo_files(repo)
+        # Not `upload_folder`, which may make several commits of a large folder: a reader would find half a model.
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in names.items()]
+        commit = api.create_commit(repo, additions, commit_message=message)
+    except InputError:
+        raise
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        # Of a file that could not be sent only the cause says why.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        said = " ".join(str(cause).split()).replace(token, "***")
+        raise InputError(f"push: expected the Hub to take {repo!r}, got {said!r}. Run it again to go on.") from None
+    left = tuple(name for name in before if name.endswith(_WEIGHTS) and name not in names)
+    return Pushed(url=str(commit.commit_url), left=left)
+
+
+def _token() -> str:
+    token = get_token()
+    if not token:
+        raise InputError("push: expected a login of the Hub, got none. Run `hf auth login`, or set HF_TOKEN.")
+    return token

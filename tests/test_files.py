@@ -1,0 +1,76 @@
+"""Folders that are there whole or not at all, and tensors that are written one by one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erasure.errors import InputError
+from erasure.files import new_folder
+from erasure.tensor_files import data_size, rewrite_tensors, tensor_names, write_tensors
+
+TENSORS = {
+    "b": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+    "a": torch.arange(5, dtype=torch.int64),
+    "t": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,
+    "scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+    "empty": torch.empty(0, 3),
+}
+
+
+def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "above" / "out") as folder:
+        (folder / "file").write_text("all of it")
+        assert not (tmp_path / "above" / "out").exists()
+    assert (tmp_path / "above" / "out" / "file").read_text() == "all of it"
+    assert [path.name for path in (tmp_path / "above").iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    def cut_short() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "file").write_text("half of it")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        cut_short()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken_and_another_is_not(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").touch()
+    with pytest.raises(InputError, match="expected a new or empty folder"), new_folder(tmp_path / "out"):
+        pass
+    with pytest.raises(InputError, match="expected a new or empty folder"), new_folder(tmp_path / "out" / "file"):
+        pass
+    with pytest.raises(InputError, match="expected a folder that can be written"), new_folder(tmp_path / "out/file/x"):
+        pass
+
+
+def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "ours.safetensors", TENSORS)
+    found = load_file(tmp_path / "ours.safetensors")
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert data_size(tmp_path / "ours.safetensors") == sum(t.numel() * t.element_size() for t in TENSORS.values())
+    with pytest.raises(InputError, match="expected a tensor of numbers"):
+        write_tensors(tmp_path / "complex.safetensors", {"z": torch.zeros(1, dtype=torch.complex64)})
+
+
+def test_a_file_is_copied_with_some_tensors_changed(tmp_path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in TENSORS.items()}, tmp_path / "old.safetensors")
+    changed = {"b": lambda tensor: tensor + 1, "t": lambda tensor: tensor * 2}
+    for at_least, kind in ((None, torch.float16), (torch.float32, torch.float32)):
+        new = tmp_path / f"{kind}.safetensors"
+        rewrite_tensors(tmp_path / "old.safetensors", new, changed, at_least=at_least)
+        found = load_file(new)
+        assert found["b"].dtype == kind
+        assert torch.equal(found["b"], TENSORS["b"].to(kind) + 1)
+        assert torch.equal(found["t"], TENSORS["t"] * 2)
+        assert all(torch.equal(found[name], TENSORS[name]) for name in ("a", "scalar", "empty"))
+        assert sorted(tensor_names(new)) == sorted(TENSORS)

@@ -1,0 +1,101 @@
+"""Weights that others publish, as edits of the model that they were made for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from erasure import Concept, Ledger, erase
+from erasure.backbones import backbone_of
+from erasure.errors import InputError
+from erasure.imported import import_edit, is_own
+from tests import tiny
+
+GONE = [Concept(target="cat")]
+
+
+def published(path: Path, pipe, *, prefix: str = "", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Save an erasure as UCE's and ESD's own code does, and return the file's weights."""
+    edit = erase(pipe, "cat", rows="last-subject")
+    parameters = backbone_of(pipe).parameters(edit.changes.__contains__)
+    weights = {
+        prefix + name.removeprefix("unet."): edit.edited(name, weight.data).to(dtype)
+        for name, weight in parameters.items()
+    }
+    save_file(weights, path)
+    return weights
+
+
+@pytest.mark.parametrize("prefix", ["", "unet."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_applying_it_gives_the_file_s_weights_bit_for_bit(tmp_path: Path, prefix: str, dtype: torch.dtype) -> None:
+    pipe = tiny.sd1()
+    weights = published(tmp_path / "uce.safetensors", pipe, prefix=prefix, dtype=dtype)
+    edit = import_edit(tmp_path / "uce.safetensors", pipe, GONE)
+    with edit.applied_to(pipe):
+        found = pipe.unet.state_dict()
+        for name, weight in weights.items():
+            assert torch.equal(found[name.removeprefix("unet.")], weight.float())
+
+
+def test_it_says_where_it_is_from_and_what_it_is(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    published(tmp_path / "uce.safetensors", pipe)
+    metadata = import_edit(tmp_path / "uce.safetensors", pipe, GONE).metadata
+    assert metadata.method == "imported"
+    assert metadata.settings["file"] == "uce.safetensors"
+    assert len(metadata.settings["sha256"]) == 64
+    assert metadata.concepts == tuple(GONE)
+
+
+def test_weights_that_are_as_before_are_no_change(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    weights = published(tmp_path / "a.safetensors", pipe)
+    whole = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    save_file({**whole, **weights}, tmp_path / "whole.safetensors")
+    assert import_edit(tmp_path / "whole.safetensors", pipe, GONE).changes.keys() == {
+        f"unet.{name}" for name in weights
+    }
+    save_file(whole, tmp_path / "same.safetensors")
+    with pytest.raises(InputError, match="expected weights that differ from the model's, got none"):
+        import_edit(tmp_path / "same.safetensors", pipe, GONE)
+
+
+def test_a_ledger_takes_and_verifies_it(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    published(tmp_path / "uce.safetensors", pipe)
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "model")
+    entry = ledger.add(import_edit(tmp_path / "uce.safetensors", pipe, GONE))
+    assert (entry.method, entry.solved, entry.seconds) == ("imported", False, None)
+    assert Ledger.open(tmp_path / "ledger").verify(pipe) == []
+
+
+def test_our_own_files_are_told_from_others(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    published(tmp_path / "uce.safetensors", pipe)
+    erase(pipe, "cat", rows="last-subject").save(tmp_path / "own.safetensors")
+    assert not is_own(tmp_path / "uce.safetensors")
+    assert is_own(tmp_path / "own.safetensors")
+
+
+def test_another_model_s_weights_are_refused(tmp_path: Path) -> None:
+    published(tmp_path / "uce.safetensors", tiny.sd1())
+    with pytest.raises(InputError, match=r"expected '.*' of shape \(16, 64\), got \(16, 32\)"):
+        import_edit(tmp_path / "uce.safetensors", tiny.sdxl(), GONE)
+    save_file({"transformer.layer.weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"expected names of the model's parameters, got 'transformer\.layer\.weight'"):
+        import_edit(tmp_path / "other.safetensors", tiny.sd1(), GONE)
+
+
+def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    torch.save({}, tmp_path / "esd.pt")
+    with pytest.raises(InputError, match=r"expected a safetensors file, got .* A pickle .* is not opened"):
+        is_own(tmp_path / "esd.pt")
+    with pytest.raises(InputError, match="expected the path of a file"):
+        import_edit(tmp_path / "nowhere.safetensors", pipe, GONE)
+    published(tmp_path / "uce.safetensors", pipe)
+    with pytest.raises(InputError, match="expected what was removed"):
+        import_edit(tmp_path / "uce.safetensors", pipe, [])
