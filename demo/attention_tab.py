@@ -7,7 +7,7 @@ import gradio as gr
 from erasure.eval.attention_pictures import overlaid
 
 from . import actions, limits, views
-from .desk import QUIET, Desk, Job, said
+from .desk import PICTURE, QUIET, Desk, Job, said
 from .jobs import Track
 from .sessions import Session
 from .studio import Attended
@@ -21,12 +21,11 @@ def build(desk: Desk) -> dict[str, Any]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
             prompt = gr.Textbox(
-                "a dog and a house in the snow", label="Prompt", max_lines=3, elem_id="attention-prompt"
+                "a bird and a tree in the snow", label="Prompt", max_lines=3, elem_id="attention-prompt"
             )
-            words = gr.Textbox("dog, house", label="Words", info="Of the prompt, with commas.", elem_id="words")
-            with gr.Row():
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=110)
-                alpha = gr.Slider(0, 100, value=20, step=5, label="A-STAR", info="Size of its updates.", min_width=150)
+            words = gr.Textbox("bird, tree", label="Words", info="Of the prompt, with commas.", elem_id="words")
+            seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="attention-seed")
+            alpha = gr.Slider(0, 100, value=20, step=5, label="A-STAR", info="Size of its updates.", elem_id="alpha")
             job = Job.placed("attention", "Look")
         with gr.Column(scale=8, min_width=320):
             hint = gr.HTML(views.empty(_EMPTY), elem_id="attention-hint")
@@ -35,13 +34,9 @@ def build(desk: Desk) -> dict[str, Any]:
                     word = gr.Radio([], label="Word", elem_id="word", min_width=200)
                     step = gr.Slider(1, 2, value=1, step=1, label="Step", elem_id="step", min_width=200)
                 with gr.Row(equal_height=True):
-                    plain = gr.Image(
-                        label="Without A-STAR", type="pil", interactive=False, elem_id="plain", min_width=150
-                    )
-                    guided = gr.Image(
-                        label="With A-STAR", type="pil", interactive=False, elem_id="guided", min_width=150
-                    )
-                sheet = gr.Image(label="All words, over the steps", type="pil", interactive=False, elem_id="sheet")
+                    plain = gr.Image(label="Without A-STAR", elem_id="plain", **PICTURE)
+                    guided = gr.Image(label="With A-STAR", elem_id="guided", **PICTURE)
+                sheet = gr.Image(label="All words, over the steps", elem_id="sheet", **PICTURE)
     pieces = {"hint": hint, "one": one, "word": word, "step": step, "plain": plain, "guided": guided, "sheet": sheet}
 
     def work(session: Session, track: Track, text: str, named: str, number: float, size: float) -> Attended:
@@ -67,7 +62,7 @@ def filled(pieces: dict[str, Any], found: Attended | None) -> dict[Any, Any]:
     last = len(found.plain.maps)
     plain, guided = _overlays(found, found.names[0], last)
     return {
-        pieces["hint"]: "",
+        pieces["hint"]: gr.update(visible=False),
         pieces["one"]: gr.update(visible=True),
         pieces["word"]: gr.update(choices=list(found.names), value=found.names[0]),
         pieces["step"]: gr.update(maximum=last, value=last),

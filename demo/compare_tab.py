@@ -7,7 +7,7 @@ import gradio as gr
 from erasure.eval.difference import difference_map
 
 from . import actions, limits, views
-from .desk import QUIET, Desk, Job, said
+from .desk import PICTURE, QUIET, Desk, Job, said
 from .jobs import Track
 from .sessions import Session
 from .studio import Comparison
@@ -19,8 +19,9 @@ def build(desk: Desk) -> dict[str, Any]:
     """Put the tab's pieces on the page; return those that a reloaded page must fill again."""
     studio = desk.studio
     start = "a cat on the beach\na dog on the beach\na house in the snow" if studio.on_tinyworld else ""
+    own = studio.sampler
     with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=320):
+        with gr.Column(scale=4, min_width=300):
             prompts = gr.Textbox(
                 start,
                 lines=3,
@@ -30,42 +31,25 @@ def build(desk: Desk) -> dict[str, Any]:
                 placeholder="a prompt a line",
                 elem_id="compare-prompts",
             )
-            seeds = gr.Textbox(
-                "0-3", label="Seeds", info="As in 0,1,2 or 0-7; every prompt gets each.", elem_id="seeds"
+            seeds = gr.Textbox("0-3", label="Seeds", info="As in 0,2 or 0-7; every prompt gets each.", elem_id="seeds")
+            steps = gr.Slider(1, limits.STEPS, value=own.steps, step=1, label="Steps", elem_id="steps")
+            guidance = gr.Slider(
+                0, limits.GUIDANCE, value=own.guidance_scale, step=0.5, label="Guidance", elem_id="guidance"
             )
-            with gr.Row():
-                steps = gr.Slider(1, limits.STEPS, value=studio.sampler.steps, step=1, label="Steps", min_width=130)
-                guidance = gr.Slider(
-                    0, limits.GUIDANCE, value=studio.sampler.guidance_scale, step=0.5, label="Guidance", min_width=130
-                )
             job = Job.placed("compare", "Draw both")
-        with gr.Column(scale=8, min_width=320):
+        with gr.Column(scale=8, min_width=300):
             hint = gr.HTML(views.empty(_EMPTY), elem_id="compare-hint")
             with gr.Group(visible=False) as one:
-                what = gr.HTML(elem_id="compare-what")
+                pair = gr.Dropdown([], label="Look at", elem_id="pair")
+                what = gr.HTML(elem_id="compare-what", padding=True)
                 with gr.Row(equal_height=True):
-                    slider = gr.ImageSlider(
-                        label="Original | erased: drag", type="pil", interactive=False, elem_id="slider", min_width=240
-                    )
-                    change = gr.Image(
-                        label="Difference", type="pil", interactive=False, elem_id="difference", min_width=240
-                    )
+                    slider = gr.ImageSlider(label="Original | erased: drag", elem_id="slider", **PICTURE)
+                    change = gr.Image(label="Difference", elem_id="difference", **PICTURE)
                 with gr.Row(equal_height=True):
-                    before = gr.Image(label="Original", type="pil", interactive=False, elem_id="before", min_width=150)
-                    after = gr.Image(label="Erased", type="pil", interactive=False, elem_id="after", min_width=150)
-            grid = gr.Gallery(
-                label="All pictures, erased: choose one to look at above",
-                type="pil",
-                columns=4,
-                height="auto",
-                allow_preview=False,
-                interactive=False,
-                visible=False,
-                object_fit="contain",
-                buttons=[],
-                elem_id="grid",
-            )
-    pieces = {"hint": hint, "one": one, "what": what, "slider": slider, "change": change}
+                    before = gr.Image(label="Original", elem_id="before", **PICTURE)
+                    after = gr.Image(label="Erased", elem_id="after", **PICTURE)
+            grid = gr.HTML(elem_id="grid")
+    pieces = {"hint": hint, "one": one, "pair": pair, "what": what, "slider": slider, "change": change}
     pieces |= {"before": before, "after": after, "grid": grid}
 
     def work(session: Session, track: Track, text: str, numbers: str, many: float, strength: float) -> Comparison:
@@ -75,34 +59,36 @@ def build(desk: Desk) -> dict[str, Any]:
         )
         return actions.compare(studio, session, pairs, sampler, track)
 
-    def chosen(request: gr.Request, key: object, event: gr.SelectData) -> list[Any]:
+    def chosen(request: gr.Request, key: object, at: object) -> list[Any]:
         with said():
             found = desk.session(key, request).compared
-            shown = {} if found is None or event.index >= len(found.pairs) else _one(pieces, found, event.index)
-        return [shown.get(piece, gr.skip()) for piece in (what, slider, change, before, after)]
+            if found is None or not isinstance(at, int) or not 0 <= at < len(found.pairs):
+                return [gr.skip()] * len(_of_one(pieces))
+            shown = _one(pieces, found, at)
+        return [shown[piece] for piece in _of_one(pieces)]
 
-    desk.runs(
-        job, [prompts, seeds, steps, guidance], list(pieces.values()), work, lambda _, found: filled(pieces, found)
-    )
-    grid.select(chosen, [desk.key], [what, slider, change, before, after], queue=False, **QUIET)
+    inputs = [prompts, seeds, steps, guidance]
+    desk.runs(job, inputs, list(pieces.values()), work, lambda _, found: filled(pieces, found))
+    pair.input(chosen, [desk.key, pair], _of_one(pieces), queue=False, **QUIET)
     return pieces
 
 
 def filled(pieces: dict[str, Any], found: Comparison | None) -> dict[Any, Any]:
-    """Return what the tab shows of a comparison; what to do next where there is none."""
-    if found is None or found.after is None:
+    """Return what the tab shows of a comparison; nothing where there is none."""
+    if found is None:
         return {}
-    captions = [
-        f"{prompt[:60]}, seed {seed}" + (f": {views.reading_text(seen)}" if seen else "")
-        for (prompt, seed), seen in zip(found.pairs, found.seen, strict=True)
-    ]
-    pictures = [views.enlarged(image) for image in found.after]
+    choices = [(f"{prompt[:70]}, seed {seed}", at) for at, (prompt, seed) in enumerate(found.pairs)]
     return {
-        pieces["hint"]: views.note("" if found.removed else "Nothing is removed yet, so both are the original's."),
+        pieces["hint"]: gr.update(visible=False),
         pieces["one"]: gr.update(visible=True),
-        pieces["grid"]: gr.update(value=list(zip(pictures, captions, strict=True)), visible=True),
+        pieces["pair"]: gr.update(choices=choices, value=0),
+        pieces["grid"]: views.strips(found),
         **_one(pieces, found, 0),
     }
+
+
+def _of_one(pieces: dict[str, Any]) -> list[Any]:
+    return [pieces[name] for name in ("what", "slider", "change", "before", "after")]
 
 
 def _one(pieces: dict[str, Any], found: Comparison, at: int) -> dict[Any, Any]:

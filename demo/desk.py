@@ -24,6 +24,15 @@ QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 """The page's own events: the API has functions of its own, and the page shows progress itself."""
 
 
+PICTURE: dict[str, Any] = {
+    "type": "pil",
+    "interactive": False,
+    "buttons": ["download", "fullscreen"],
+    "min_width": 150,
+}
+"""How pictures are shown: none of Gradio's buttons that would send one elsewhere."""
+
+
 @dataclass(kw_only=True)
 class Job:
     """The three pieces that stand for a job on the page.

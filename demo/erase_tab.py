@@ -54,7 +54,7 @@ def build(desk: Desk, start: Comparison | None) -> dict[str, Any]:
             )
             job = Job.placed("erase", "Erase")
         with gr.Column(elem_classes="seen-there"):
-            shown = gr.HTML(_start(start), elem_id="before-after")
+            shown = gr.HTML(_start(start), elem_id="before-after", elem_classes="before-after")
         with gr.Column(elem_classes="how"):
             method = gr.Radio(
                 [(f"{name}: {summary(name)}", name) for name in _methods()],

@@ -20,30 +20,26 @@ def build(desk: Desk) -> dict[str, Any]:
     """Put the tab's pieces on the page."""
     studio = desk.studio
     gr.Markdown("Removals are recorded in a ledger: any of them can be taken back, in any order.")
-    with gr.Row(equal_height=True):
-        more = gr.Dropdown(
-            list(studio.known),
-            multiselect=True,
-            allow_custom_value=True,
-            max_choices=limits.CONCEPTS,
-            label="Add",
-            info="One after another by UCE with its defaults; Erase has every method.",
-            elem_id="add",
-            scale=3,
-            min_width=260,
-        )
-        back = gr.Dropdown(
-            [], label="Take back", info="Whichever it is; the others stay.", elem_id="back", min_width=220
-        )
     with gr.Row(equal_height=False):
-        with gr.Column(min_width=220):
+        with gr.Column(min_width=300):
+            more = gr.Dropdown(
+                list(studio.known),
+                multiselect=True,
+                allow_custom_value=True,
+                max_choices=limits.CONCEPTS,
+                label="Remove more",
+                info="One after another by UCE with its defaults; Erase has every method.",
+                elem_id="add",
+            )
             adding = Job.placed("add", "Add")
-        with gr.Column(min_width=220):
+        with gr.Column(min_width=300):
+            back = gr.Dropdown([], label="Take back", info="Any of them; the others stay.", elem_id="back")
             undo = gr.Button("Undo", interactive=False, elem_id="undo-go")
-        with gr.Column(min_width=220):
-            checking = Job.placed("verify", "Verify", variant="secondary")
-        with gr.Column(min_width=220):
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=300):
             measuring = Job.placed("steps", "Measure each step", variant="secondary")
+        with gr.Column(min_width=300):
+            checking = Job.placed("verify", "Verify", variant="secondary")
     table = gr.HTML(elem_id="ledger")
     curve = gr.HTML(elem_id="curve")
 

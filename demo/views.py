@@ -196,7 +196,7 @@ def whole(image: Image) -> str:
 
 def enlarged(image: Image) -> Image:
     """Return a small picture larger, pixel by pixel, for viewers that would smooth it."""
-    factor = max(1, 256 // max(1, image.width))
+    factor = max(1, 448 // max(1, image.width))
     return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
 
 
