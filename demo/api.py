@@ -11,11 +11,18 @@ from gradio.processing_utils import save_file_to_cache
 from erasure.erasers import eraser_names
 
 from . import actions, exports, forms, limits, views
-from .desk import HEAVY, Desk, said
+from .desk import HEAVY, Desk, Said, in_a_line
 from .jobs import Track
 from .sessions import Session
 
 Result = TypeVar("Result")
+
+
+_LINE = 2000
+
+
+def _plainly(error: Exception) -> gr.Error:
+    return in_a_line(error, _LINE)
 
 
 def offer(desk: Desk) -> None:
@@ -27,12 +34,11 @@ def offer(desk: Desk) -> None:
 
     def done(request: gr.Request, name: str, work: Callable[[Session, Track], Result]) -> Result:
         """Do something for a client; it ends when the client leaves."""
-        with said():
+        with Said(_plainly):
             session = session_of(request)
             stop: threading.Event = session.stop(str(request.session_hash), name)
             stop.clear()
             return work(session, Track(stop))
-        raise AssertionError("an error was raised above")
 
     def erase(
         request: gr.Request,
@@ -105,10 +111,9 @@ def offer(desk: Desk) -> None:
 
     def suggest(request: gr.Request, concepts: list[str]) -> dict[str, list[str]]:
         """Suggest what to keep beside a removal, and prompts that show it."""
-        with said():
+        with Said(_plainly):
             targets = limits.names("concepts", concepts)
             return {"keep": studio.to_keep(targets), "prompts": studio.to_draw(targets)}
-        raise AssertionError("an error was raised above")
 
     def methods(request: gr.Request) -> list[dict[str, Any]]:
         """Return the erasers with the settings that may be given here."""

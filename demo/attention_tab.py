@@ -7,7 +7,7 @@ import gradio as gr
 from erasure.eval.attention_pictures import overlaid
 
 from . import actions, limits, views
-from .desk import PICTURE, QUIET, Desk, Job, said
+from .desk import PICTURE, QUIET, Desk, Job, Said
 from .jobs import Track
 from .sessions import Session
 from .studio import Attended
@@ -45,7 +45,7 @@ def build(desk: Desk) -> dict[str, Any]:
         return actions.attend(studio, session, text, names, chosen, limits.number("A-STAR", size, 0, 100), track)
 
     def moved(request: gr.Request, key: object, name: str, at: float) -> list[Any]:
-        with said():
+        with Said():
             found = desk.session(key, request).attended
         return [gr.skip()] * 2 if found is None else _overlays(found, name, at)
 

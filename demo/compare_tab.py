@@ -7,7 +7,7 @@ import gradio as gr
 from erasure.eval.difference import difference_map
 
 from . import actions, limits, views
-from .desk import PICTURE, QUIET, Desk, Job, said
+from .desk import PICTURE, QUIET, Desk, Job, Said
 from .jobs import Track
 from .sessions import Session
 from .studio import Comparison
@@ -60,7 +60,7 @@ def build(desk: Desk) -> dict[str, Any]:
         return actions.compare(studio, session, pairs, sampler, track)
 
     def chosen(request: gr.Request, key: object, at: object) -> list[Any]:
-        with said():
+        with Said():
             found = desk.session(key, request).compared
             if found is None or not isinstance(at, int) or not 0 <= at < len(found.pairs):
                 return [gr.skip()] * len(_of_one(pieces))

@@ -24,6 +24,9 @@ QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 """The page's own events: the API has functions of its own, and the page shows progress itself."""
 
 
+_TOAST = 300
+"""Characters of an error on the page, where a list of all that is known is cut."""
+
 PICTURE: dict[str, Any] = {
     "type": "pil",
     "interactive": False,
@@ -107,7 +110,7 @@ class Desk:
         pieces = [job.button, job.cancel, job.bar]
 
         def asked(request: gr.Request, key: object) -> Updates:
-            with said():
+            with Said():
                 self.session(key, request).stop(str(request.session_hash), job.name).clear()
             return job.busy(views.progress(Progress(what="waiting for a turn")))
 
@@ -124,7 +127,7 @@ class Desk:
                 yield {**job.idle(views.note(str(stopped))), **self.again(session)}
             except Exception as error:
                 yield {**job.idle(), **self._after(session)}
-                raise in_a_line(error) from error
+                raise in_a_toast(error) from error
 
         def stopped(request: gr.Request, key: object) -> Updates:
             self.session(key, request).stop(str(request.session_hash), job.name).set()
@@ -146,23 +149,36 @@ class Desk:
             return {}
 
 
-def in_a_line(error: Exception) -> gr.Error:
-    """Return an error as a line that the page shows; what is our own fault is logged and named as such."""
+def in_a_line(error: Exception, most: int = _TOAST) -> gr.Error:
+    """Return an error as a line for a visitor; what is our own fault is logged, and named as such."""
     if isinstance(error, ErasureError):
         text = " ".join(str(error).split())
     else:
         logger.error("a visitor met a fault of ours", exc_info=error)
         text = f"A fault of this app, not yours ({type(error).__name__}). Nothing is lost; try again."
-    # The page takes the text for HTML.
-    return gr.Error(escape(text if len(text) <= 600 else f"{text[:599]}…"), print_exception=False, title="")
+    return gr.Error(text if len(text) <= most else f"{text[: most - 1]}…", print_exception=False, title="")
 
 
-class said:
-    """Turns an error inside a `with` into a line on the page."""
+def in_a_toast(error: Exception) -> gr.Error:
+    """Return the same for the page, which takes the text for HTML."""
+    line = in_a_line(error)
+    line.message = escape(line.message)
+    return line
+
+
+@dataclass(frozen=True)
+class Said:
+    """Turns an error inside a `with` into a line.
+
+    Attributes:
+        how: Makes the line.
+    """
+
+    how: Callable[[Exception], gr.Error] = in_a_toast
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
-            raise in_a_line(error) from error
+            raise self.how(error) from error

@@ -10,7 +10,7 @@ from erasure.runs import kept_beside
 from erasure.tinyworld import vocabulary
 
 from . import actions, limits, views
-from .desk import QUIET, Desk, Job, said
+from .desk import QUIET, Desk, Job, Said
 from .forms import Setting, offered, summary
 from .jobs import Track
 from .sessions import Session
@@ -193,7 +193,7 @@ def _opened(method: str) -> list[Any]:
 
 def _suggest(studio: Studio, concepts: Any, kind: Kind, keep: Any, prompts: str, suggested: Any) -> list[Any]:
     """Suggest anew what to keep and to draw, where the visitor has not changed the last suggestion."""
-    with said():
+    with Said():
         targets = limits.names("concepts", concepts)
         to_keep, to_draw = studio.to_keep(targets, kind=kind), studio.to_draw(targets, kind=kind)
     return [

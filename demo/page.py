@@ -9,7 +9,7 @@ import gradio as gr
 
 from . import attention_tab, compare_tab, erase_tab, export_tab, measure_tab, sequence_tab, views
 from .api import offer
-from .desk import QUIET, Desk, said
+from .desk import QUIET, Desk, Said
 from .sessions import Sessions
 from .studio import Comparison, Studio
 
@@ -56,7 +56,7 @@ def build(studio: Studio, sessions: Sessions, start: Comparison | None = None) -
         def entered(request: gr.Request, key: object) -> dict[Any, Any]:
             known = isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}", key) is not None
             mine = key if known else secrets.token_hex(16)
-            with said():
+            with Said():
                 session = desk.session(mine, request)
                 shown = erase["start"] if session.compared is None else views.strips(session.compared)
                 return {

@@ -9,7 +9,7 @@ from erasure.errors import InputError
 from erasure.eval.report import StepRow
 
 from . import actions, limits, views
-from .desk import QUIET, Desk, Job, said
+from .desk import QUIET, Desk, Job, Said
 from .jobs import Track
 from .sessions import Session
 
@@ -55,7 +55,7 @@ def build(desk: Desk) -> dict[str, Any]:
 
     def undone(request: gr.Request, key: object, name: Any) -> list[Any]:
         session = desk.session(key, request)
-        with said():
+        with Said():
             if not name:
                 raise InputError("undo: expected a removal, got none. Choose one.")
             entry = actions.undo(session, name)

@@ -279,7 +279,11 @@ def parse(config: Mapping[str, Any]) -> Run:
     try:
         checked = schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise InputError(" ".join(_explain(problem, schema) for problem in error.errors())) from None
+        problems = error.errors()
+        within = {problem["loc"][:-depth] for problem in problems for depth in range(1, len(problem["loc"]) + 1)}
+        # A list whose members are wrong is also said to be too short: they do not count.
+        told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
+        raise InputError(" ".join(_explain(problem, schema) for problem in told)) from None
     return Run(**{key: getattr(checked, key) for key in type(checked).model_fields})
 
 
