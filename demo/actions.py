@@ -12,18 +12,18 @@ from erasure import runs
 from erasure.concept import Concept, Kind
 from erasure.erasers import make_eraser
 from erasure.errors import InputError
-from erasure.eval import sources
-from erasure.eval.attention_pictures import attention_sheet, watched
-from erasure.eval.evaluate import evaluate, write_scores
-from erasure.eval.evaluation_report import write_evaluation_report
-from erasure.eval.pictures import Pair, Sampler
-from erasure.eval.readings import read
-from erasure.eval.record import Record
-from erasure.eval.report import StepRow, step_rows, write_report
 from erasure.files import make_folder, write_whole
 from erasure.guidance.a_star import AStar
 from erasure.ledger import Entry, Ledger
 
+from ..eval import sources
+from ..eval.attention_pictures import attention_sheet, watched
+from ..eval.evaluate import evaluate, write_scores
+from ..eval.evaluation_report import write_evaluation_report
+from ..eval.pictures import Pair, Sampler
+from ..eval.readings import read
+from ..eval.record import Record
+from ..eval.report import StepRow, step_rows, write_report
 from . import limits
 from .forms import offered
 from .jobs import Track
@@ -139,6 +139,7 @@ def compare(studio: Studio, session: Session, pairs: Sequence[Pair], sampler: Sa
                 )
         track.say("reading the pictures")
         reader = studio.reader([name for concept in standing for name in concept.preserve])
+        cut = studio.cut(list(dict.fromkeys(prompt for prompt, _ in pairs)))
         seen = read(reader, [prompt for prompt, _ in pairs], before, after, standing)
     session.compared = Comparison(
         pairs=tuple(pairs),
@@ -147,6 +148,7 @@ def compare(studio: Studio, session: Session, pairs: Sequence[Pair], sampler: Sa
         seen=tuple(seen),
         removed=tuple(concept.target for concept in standing),
         reader="" if reader is None else reader.about,
+        cut=cut,
     )
     return session.compared
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from erasure.eval.attention_pictures import overlaid
-
+from ..eval.attention_pictures import overlaid
 from . import actions, limits, views
 from .desk import PICTURE, QUIET, Desk, Job, Said
 from .jobs import Track

@@ -4,8 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from erasure.eval.difference import difference_map
-
+from ..eval.difference import difference_map
 from . import actions, limits, views
 from .desk import PICTURE, QUIET, Desk, Job, Said
 from .jobs import Track

@@ -18,9 +18,9 @@ from .studio import Studio
 logger = logging.getLogger(__name__)
 Updates = dict[Any, Any]
 
-HEAVY = {"concurrency_id": "model", "concurrency_limit": 1}
+HEAVY: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Whatever draws or fits: one at a time over all visitors; the others wait in the queue."""
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """The page's own events: the API has functions of its own, and the page shows progress itself."""
 
 
@@ -89,7 +89,7 @@ class Desk:
 
     def session(self, key: object, request: gr.Request) -> Session:
         """Return the visitor's session; a page without a key yet is known by its connection."""
-        return self.sessions.of(str(key) if key else f"page-{request.session_hash}")
+        return self.sessions.of(f"visitor-{key}" if key else f"page-{request.session_hash}")
 
     def again(self, session: Session) -> Updates:
         """Return what shows the ledger, drawn anew."""
@@ -117,6 +117,7 @@ class Desk:
         def running(request: gr.Request, key: object, *values: Any) -> Iterator[Updates]:
             session = self.session(key, request)
             track = Track(session.stop(str(request.session_hash), job.name))
+            session.jobs += 1
             try:
                 for found in followed(lambda: work(session, track, *values), track):
                     if isinstance(found, Progress):
@@ -128,6 +129,8 @@ class Desk:
             except Exception as error:
                 yield {**job.idle(), **self._after(session)}
                 raise in_a_toast(error) from error
+            finally:
+                session.jobs -= 1
 
         def stopped(request: gr.Request, key: object) -> Updates:
             self.session(key, request).stop(str(request.session_hash), job.name).set()
@@ -153,6 +156,8 @@ def in_a_line(error: Exception, most: int = _TOAST) -> gr.Error:
     """Return an error as a line for a visitor; what is our own fault is logged, and named as such."""
     if isinstance(error, ErasureError):
         text = " ".join(str(error).split())
+        short, known, _ = text.partition(" Known: ")
+        text = f"{short} Take one that is offered." if known and len(text) > most else text
     else:
         logger.error("a visitor met a fault of ours", exc_info=error)
         text = f"A fault of this app, not yours ({type(error).__name__}). Nothing is lost; try again."

@@ -146,7 +146,7 @@ def _start(start: Comparison | None) -> str:
     return views.strips(start)
 
 
-def _fields(method: str, studio: Studio) -> tuple[gr.Group, list[Any]]:
+def _fields(method: str, studio: Studio) -> tuple[gr.Column, list[Any]]:
     """Put the settings of a method on the page: the main ones, and the rest folded away."""
     settings = offered(method, studio.name)
     with gr.Column(visible=method == DEFAULT, elem_classes="settings") as box:
@@ -155,11 +155,11 @@ def _fields(method: str, studio: Studio) -> tuple[gr.Group, list[Any]]:
         with gr.Accordion("More settings", open=False):
             rest = {setting.name: _field(method, setting) for setting in settings if not setting.main}
     found = main | rest
-    return box, [found[setting.name] for setting in settings]  # type: ignore[return-value]
+    return box, [found[setting.name] for setting in settings]
 
 
 def _field(method: str, setting: Setting) -> Any:
-    shared = {"label": setting.name, "info": setting.about, "elem_id": f"{method}-{setting.name}"}
+    shared: dict[str, Any] = {"label": setting.name, "info": setting.about, "elem_id": f"{method}-{setting.name}"}
     if setting.kind == "choice":
         return gr.Dropdown(list(setting.choices), value=setting.value, **shared)
     if setting.kind == "switch":

@@ -73,7 +73,7 @@ def pairs(given: object, seeds: object) -> list[tuple[str, int]]:
     return found
 
 
-def number(where: str, given: object, low: float, high: float) -> float:
+def number(where: str, given: object, low: float | int, high: float | int) -> float:
     """Return a number in a range.
 
     Raises:
@@ -81,7 +81,7 @@ def number(where: str, given: object, low: float, high: float) -> float:
     """
     if isinstance(given, bool) or not isinstance(given, int | float) or not low <= given <= high:
         raise InputError(f"{where}: expected a number from {low:g} to {high:g}, got {_short(given)}.")
-    return given
+    return float(given)
 
 
 def whole(where: str, given: object, low: int, high: int) -> int:

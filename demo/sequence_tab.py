@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 
 from erasure.errors import InputError
-from erasure.eval.report import StepRow
 
+from ..eval.report import StepRow
 from . import actions, limits, views
 from .desk import QUIET, Desk, Job, Said
 from .jobs import Track

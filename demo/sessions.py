@@ -16,7 +16,7 @@ from erasure.ledger import Ledger
 from .studio import Attended, Comparison
 
 IDLE_SECONDS = 2 * 3600.0
-MOST = 100
+MOST = 500
 _LONGEST_KEY = 100
 
 
@@ -30,6 +30,7 @@ class Session:
         seen: When they last asked for something, by `time.monotonic`.
         compared: What they last compared.
         attended: Whose attention they last looked at.
+        jobs: How many of their jobs run now.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Session:
     seen: float = field(default_factory=time.monotonic)
     compared: Comparison | None = None
     attended: Attended | None = None
+    jobs: int = 0
     _stops: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
 
     def stop(self, page: str, job: str) -> threading.Event:
@@ -115,7 +117,8 @@ class Sessions:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _forget(self, before: float) -> None:
-        by_age = sorted(self._sessions, key=lambda key: self._sessions[key].seen)
+        idle = [key for key, session in self._sessions.items() if not session.jobs]
+        by_age = sorted(idle, key=lambda key: self._sessions[key].seen)
         for at, key in enumerate(by_age):
             if self._sessions[key].seen < before or len(by_age) - at >= MOST:
                 self._end(key)

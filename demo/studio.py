@@ -10,13 +10,15 @@ from typing import Any
 
 from PIL.Image import Image
 
+from erasure.backbones import backbone_of
 from erasure.concept import Kind
-from erasure.eval.attention_pictures import Watched
-from erasure.eval.pictures import Pair, Sampler
-from erasure.eval.readings import Reader, Seen, reader_of
 from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
 from erasure.suggestions import what_to_draw, what_to_keep
 from erasure.tinyworld import vocabulary
+
+from ..eval.attention_pictures import Watched
+from ..eval.pictures import Pair, Sampler
+from ..eval.readings import Reader, Seen, reader_of
 
 _REMEMBERED = 256
 """Pictures of the original that are kept, so that nobody waits for them twice."""
@@ -33,6 +35,7 @@ class Comparison:
         seen: What is read of each.
         removed: What stood removed.
         reader: Who read them; "" for nobody.
+        cut: Prompts of which the model reads the beginning only.
     """
 
     pairs: tuple[Pair, ...]
@@ -41,6 +44,7 @@ class Comparison:
     seen: tuple[tuple[Seen, ...], ...]
     removed: tuple[str, ...] = ()
     reader: str = ""
+    cut: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,11 @@ class Studio:
     def to_draw(self, targets: Sequence[str], *, kind: Kind = "object") -> list[str]:
         """Suggest prompts that show a removal."""
         return what_to_draw(self.name, targets[0], kind=kind) if targets else []
+
+    def cut(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """Return the prompts of which the model reads the beginning only; the caller holds the lock."""
+        states = backbone_of(self.pipe).encode(prompts)
+        return tuple(prompt for row, prompt in enumerate(prompts) if states.is_cut(row))
 
     def originals(self, pairs: Sequence[Pair], sampler: Sampler, on_picture: Callable[[int, int], None]) -> list[Image]:
         """Return the original's pictures, those that are not remembered made anew; the caller holds the lock.

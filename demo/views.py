@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL.Image import Image, Resampling
 
-from erasure.eval.pictures import as_png
-from erasure.eval.readings import Seen
-from erasure.eval.report import StepRow, erosion_curve
 from erasure.ledger import Entry, Ledger
 
+from ..eval.pictures import as_png
+from ..eval.readings import Seen
+from ..eval.report import StepRow, erosion_curve
 from .actions import Report
 from .jobs import Progress
 from .studio import Comparison
@@ -96,14 +96,15 @@ def _figure(image: Image, alt: str, under: str) -> str:
 def _foot(seen: Comparison) -> str:
     if seen.after is None:
         return ""
+    cut = "".join(note(f"Only the beginning of “{_cut(prompt, 40)}” is read: it is too long.") for prompt in seen.cut)
     if not seen.removed:
-        return note("Nothing is removed, so both are the original's.")
+        return note("Nothing is removed, so both are the original's.") + cut
     read = (
         f"Under each pair: how likely it is to show the concept, by {seen.reader}."
         if seen.reader
         else ("There is nobody to read the pictures: no CLIP weights in the local cache.")
     )
-    return note(f"Same prompt, same seed. {read}")
+    return note(f"Same prompt, same seed. {read}") + cut
 
 
 def reading(seen: Seen) -> str:

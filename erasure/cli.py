@@ -512,6 +512,8 @@ def web(
     device: Device = "auto",
 ) -> None:
     """Start the web demo: remove concepts in a browser and see the same seeds before and after."""
+    import signal
+
     from .demo.serve import serve
 
     if model is None and ledger is not None and (ledger / "ledger.json").is_file():
@@ -521,6 +523,7 @@ def web(
     name, place = _lasting_name(model or "tinyworld"), _device(device)
     page, address = serve(_loaded(name, place), name, place, ledger=ledger, share=share, port=port)
     out.print(f"the demo is at {address}", markup=False)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' folders are deleted on the way out
     page.block_thread()
 
 

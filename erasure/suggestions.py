@@ -13,7 +13,10 @@ from .runs import TINYWORLD, kept_beside
 from .tinyworld import vocabulary
 
 _OBJECTS = """
-
+cat dog rabbit horse cow sheep pig bird duck fish lion tiger bear elephant mouse frog snake bee tree flower mushroom
+apple bread cake pizza house castle church bridge tower car truck bus train bicycle boat ship airplane rocket chair
+table bed lamp clock book phone computer camera guitar piano violin umbrella hat shoe bag cup bottle knife hammer
+ball doll robot woman man child crowd mountain river beach
 """
 _HARMLESS = """
 woman man child family crowd portrait swimmer dancer athlete statue street party kitchen beach forest flower dog cat
