@@ -41,7 +41,7 @@ def visit(browser: Browser, running: App, request) -> Iterator:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(LONG)
+        page.set_default_timeout(30_000)
         inside = (running.address, "data:", "blob:")
         page.on("request", lambda asked: None if asked.url.startswith(inside) else elsewhere.append(asked.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -83,7 +83,7 @@ def press(page: Page, job: str) -> None:
     """Press a job's button and wait until it is done."""
     page.click(f"#{job}-go")
     page.wait_for_selector(f"#{job}-cancel", state="visible")
-    page.wait_for_selector(f"#{job}-cancel", state="hidden")
+    page.wait_for_selector(f"#{job}-cancel", state="hidden", timeout=LONG)
 
 
 def erase(page: Page, *concepts: str) -> None:
@@ -162,7 +162,7 @@ def test_two_visitors_do_not_see_each_others_removals(visit) -> None:
     one.click("#erase-go")
     choose(other, "concepts", "gun")
     press(other, "erase")
-    one.wait_for_selector("#erase-cancel", state="hidden")
+    one.wait_for_selector("#erase-cancel", state="hidden", timeout=LONG)
     expect(one.locator("#state")).to_contain_text("cat")
     assert removed(one) == ["cat"]
     assert removed(other) == ["gun"]
@@ -173,21 +173,21 @@ def test_compare_slides_and_shows_where_the_pair_that_is_chosen_differs(visit) -
     erase(page, "cat")
     part(page, "Compare")
     page.fill("#compare-prompts textarea", "a cat on the beach\na dog on the beach")
-    page.fill("#seeds input", "0,1")
+    page.fill("#seeds input, #seeds textarea", "0,1")
     press(page, "compare")
     assert page.locator("#grid .pair").count() == 4
     slides = page.locator("#slider img").evaluate_all("images => images.map(image => image.src)")
     assert len(set(slides)) == 2
-    handle = page.locator("#slider .inner, #slider .outer").first.bounding_box()
-    assert handle is not None
-    place = handle["x"] + handle["width"] / 2, page.locator("#slider").bounding_box()["y"] + 200  # type: ignore[index]
-    page.mouse.move(*place)
+    handle = page.get_by_test_id("slider")
+    start = handle.bounding_box()
+    assert start is not None
+    page.mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
     page.mouse.down()
-    page.mouse.move(place[0] - 80, place[1], steps=5)
+    page.mouse.move(start["x"] - 80, start["y"] + start["height"] / 2, steps=5)
     page.mouse.up()
-    moved = page.locator("#slider .inner, #slider .outer").first.bounding_box()
+    moved = handle.bounding_box()
     assert moved is not None
-    assert moved["x"] < handle["x"] - 40
+    assert moved["x"] < start["x"] - 40
     shown = page.locator("#difference img").get_attribute("src")
     page.click("#pair input")
     page.get_by_role("option", name="a dog on the beach, seed 1").click()
@@ -283,7 +283,7 @@ def test_a_measure_is_shown_and_downloaded(visit) -> None:
     page.click("#measure-go")
     part(page, "Compare")  # it goes on meanwhile
     part(page, "Measure")
-    page.wait_for_selector("#report-file", state="visible")
+    page.wait_for_selector("#report-file", state="visible", timeout=LONG)
     expect(page.locator("#measured")).to_contain_text("efficacy")
     inside = page.frame_locator("#report iframe")
     expect(inside.locator("h1")).to_contain_text("cat")
