@@ -55,7 +55,7 @@ def serve(
             prevent_thread_lock=True,
             show_error=True,
             max_file_size=_UPLOAD,
-            footer_links=["api", "settings"],
+            footer_links=["api"],
             ssr_mode=False,
             theme=theme(),
             css_paths=STYLE,
