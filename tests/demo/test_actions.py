@@ -15,10 +15,11 @@ from erasure.backbones import backbone_of
 from erasure.demo import actions
 from erasure.demo.actions import Wish
 from erasure.demo.exports import FORMS, export
+from erasure.demo.forms import offered
 from erasure.demo.jobs import StoppedError, Track
 from erasure.demo.sessions import Session, Sessions
 from erasure.demo.studio import Studio
-from erasure.erasers import Step
+from erasure.erasers import Step, eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
 from erasure.eval.pictures import Sampler
 from erasure.eval.record import Record
@@ -125,6 +126,14 @@ def test_a_fit_that_is_stopped_leaves_model_and_ledger_as_they_were(studio, sess
     studio.lock.release()
     assert actions.verify(studio, session, track()) == []
     actions.erase(studio, session, Wish(concepts=["cat"], method=method, settings=settings), track())
+
+
+@pytest.mark.parametrize("method", eraser_names())
+def test_every_method_removes_with_what_the_page_offers_of_it(studio, session, method) -> None:
+    names = {setting.name for setting in offered(method, "tinyworld")}
+    quick = {name: value for name, value in eraser_class(method).quick.items() if name in names}
+    assert actions.erase(studio, session, Wish(concepts=["gun"], method=method, settings=quick), track()) == ["gun"]
+    assert actions.verify(studio, session, track()) == []
 
 
 def test_a_stop_between_two_concepts_keeps_the_first(studio, session) -> None:
