@@ -8,7 +8,7 @@ FIND_PYTHON = for p in $(PYTHON) python3.11 python3.12 python3.13 python3 python
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; p=; done; \
 	test -n "$$p" || { echo "setup: expected Python 3.11 or later with venv, got none. Install it (Debian: apt install python3-venv)." >&2; exit 2; }
 
-.PHONY: help setup demo test check format tables clean
+.PHONY: help setup demo app space test check format tables clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile
@@ -22,6 +22,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## remove three concepts from the tiny world, one after another
 	$(BIN)/erasure remove cat neon gun --ledger $(LEDGER)
+
+app: $(STAMP)  ## start the web demo
+	$(BIN)/erasure app
+
+space: $(STAMP)  ## SPACE=owner/name: make the folder of a Hugging Face Space, build/space
+	rm -rf build/space && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/space .
+	cp app.py build/space && $(BIN)/python -m erasure.demo.space "$(SPACE)" build/space
 
 test: $(STAMP)  ## run the tests: offline, on the CPU
 	$(BIN)/python -m pytest

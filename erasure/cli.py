@@ -280,8 +280,9 @@ def generate(
     from .eval.pictures import as_png, slug
     from .files import make_folder, write_whole
     from .ledger import Ledger
+    from .runs import read_seeds
 
-    pairs = [(text, seed) for text in prompt for seed in _seeds(seeds)]
+    pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
     ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
     model = source if ledger is None else ledger.base.name
     make_folder(to)
@@ -311,9 +312,10 @@ def compare(
     from .eval.record import headings
     from .files import write_whole
     from .ledger import Ledger
+    from .runs import read_seeds
 
     opened = Ledger.open(ledger)
-    pairs = [(text, seed) for text in prompt for seed in _seeds(seeds)]
+    pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
     pipe = _loaded(opened.base.name, _device(device))
     opened.check_base(_fingerprint(pipe), opened.base.name)
     sampler = _sampler(opened.base.name, steps, guidance_scale)
@@ -876,6 +878,38 @@ def load_edit(
     out.print(f"ledger: {folder}", markup=False)
 
 
+@app.command("app")
+def web(
+    model: Annotated[
+        str | None,
+        typer.Option(help="tinyworld, a diffusers folder or a Hub id  [default: the ledger's base, else tinyworld]"),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="One ledger that every visitor works on  [default: each has their own]"),
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Ask Gradio for a public address.")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Where it listens  [default: from 7860, the first free]")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Start the web demo: remove concepts in a browser and see the same seeds before and after."""
+    import signal
+
+    from .demo.serve import serve
+
+    if model is None and ledger is not None and (ledger / "ledger.json").is_file():
+        from .ledger import Ledger
+
+        model = Ledger.open(ledger).base.name
+    name, place = _lasting_name(model or "tinyworld"), _device(device)
+    page, address = serve(_loaded(name, place), name, place, ledger=ledger, share=share, port=port)
+    out.print(f"the demo is at {address}", markup=False)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' folders are deleted on the way out
+    page.block_thread()
+
+
 @app.command()
 def methods() -> None:
     """List the erasers and their settings."""
@@ -970,17 +1004,6 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
         raise InputError(f"device: expected one that this machine has, got {name!r}. Use --device cpu.") from None
     return name
-
-
-def _seeds(text: str) -> list[int]:
-    """Read "0,1,2" and "0-7"."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
-            raise InputError(f"--seeds: expected whole numbers from 0, got {text!r}. Write for example 0,1,2 or 0-7.")
-        seeds.extend(range(int(low), int(high if dash else low) + 1))
-    return seeds
 
 
 def _sampler(model: str, steps: int | None, guidance_scale: float | None) -> Any:

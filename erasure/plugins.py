@@ -67,6 +67,22 @@ def with_settings(kind: type[AnySettings], settings: Mapping[str, Any], *, where
         raise InputError(" ".join(_said(problem, where) for problem in error.errors())) from error
 
 
+def described(kind: type[Plugin]) -> dict[str, str]:
+    """Return what a class's docstring says of each of its attributes, on one line each."""
+    found: dict[str, str] = {}
+    name = ""
+    _, _, section = (inspect.getdoc(kind) or "").partition("\nAttributes:\n")
+    for line in section.splitlines():
+        if line and not line.startswith("    "):
+            break
+        head, colon, rest = line.strip().partition(": ")
+        if line.startswith("    ") and line[4:5] not in ("", " ") and colon and head.isidentifier():
+            name, found[head] = head, rest
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found
+
+
 def _said(problem: ErrorDetails, where: str) -> str:
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ErasureError):  # of a plugin that checks its settings together: it says where

@@ -279,7 +279,11 @@ def parse(config: Mapping[str, Any]) -> Run:
     try:
         checked = schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise InputError(" ".join(_explain(problem, schema) for problem in error.errors())) from None
+        problems = error.errors()
+        within = {problem["loc"][:-depth] for problem in problems for depth in range(1, len(problem["loc"]) + 1)}
+        # A list whose members are wrong is also said to be too short: they do not count.
+        told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
+        raise InputError(" ".join(_explain(problem, schema) for problem in told)) from None
     return Run(**{key: getattr(checked, key) for key in type(checked).model_fields})
 
 
@@ -391,6 +395,56 @@ def commit() -> dict[str, object] | None:
         return None
 
 
+def kept_beside(targets: Sequence[Any]) -> list[str]:
+    """Return all that the tiny world knows beside some of its concepts and the individuals of those."""
+    return [
+        name
+        for name in vocabulary.concepts()
+        if name not in targets and vocabulary.INDIVIDUALS.get(name) not in targets
+    ]
+
+
+def starting_settings(method: str, model: str) -> dict[str, Any]:
+    """Return settings to start from: the method's defaults, on the tiny world those of its `sequence-tinyworld` config.
+
+    Raises:
+        UnknownNameError: There is no such eraser.
+    """
+    kind = eraser_class(method)
+    found = asdict(kind())
+    if model == TINYWORLD:
+        found |= kind.on_tinyworld
+        config = Path(str(resources.files("erasure.configs"))) / method / f"sequence-{TINYWORLD}.yaml"
+        if config.is_file():
+            found |= read_config(config)["eraser"]
+            del found["name"]
+    return found
+
+
+def read_seeds(text: str, where: str = "--seeds", most: int | None = None) -> list[int]:
+    """Read "0,1,2" and "0-7".
+
+    Args:
+        text: What was given.
+        where: Stands first in what is said of it.
+        most: How many there may be; None sets no limit.
+
+    Raises:
+        InputError: It is something else, or more.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
+        last = high if dash else low
+        if not all(piece.isascii() and piece.isdigit() and len(piece) <= 18 for piece in (low, last)):
+            raise InputError(f"{where}: expected whole numbers from 0, got {text!r}. Write for example 0,1,2 or 0-7.")
+        count = len(seeds) + int(last) - int(low) + 1
+        if most is not None and count > most:
+            raise InputError(f"{where}: expected at most {most} seeds, got {count}. Give fewer.")
+        seeds.extend(range(int(low), int(last) + 1))
+    return seeds
+
+
 def _worldly(concepts: Sequence[Any]) -> list[Any]:
     """Fill in what the tiny world knows of its concepts; leave what is no concept to the check that follows."""
     filled = [
@@ -399,12 +453,7 @@ def _worldly(concepts: Sequence[Any]) -> list[Any]:
         else entry
         for entry in concepts
     ]
-    targets = {entry["target"] for entry in filled if isinstance(entry, Mapping) and "target" in entry}
-    kept = [
-        name
-        for name in vocabulary.concepts()
-        if name not in targets and vocabulary.INDIVIDUALS.get(name) not in targets
-    ]
+    kept = kept_beside([entry["target"] for entry in filled if isinstance(entry, Mapping) and "target" in entry])
     return [
         {
             "kind": vocabulary.kind_of(entry["target"]),

@@ -71,6 +71,11 @@ class TextStates:
             )
         return positions
 
+    def is_cut(self, row: int) -> bool:
+        """Whether the prompt of `row` is longer than what the model reads."""
+        prompt = self.prompts[row]
+        return max((end for _, end in self.offsets[row]), default=0) < len(prompt.rstrip())
+
     def select(self, indices: Sequence[int]) -> "TextStates":
         """Return the rows at `indices`, in that order; a row may be taken more than once."""
         rows = torch.tensor(list(indices), dtype=torch.long)

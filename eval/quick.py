@@ -309,7 +309,7 @@ class ClipJudge:
         import torch
 
         texts = [f"a picture of {name}" for name in self.names] + ["a picture"]
-        logits, features = [], []
+        shares, features = [], []
         with torch.inference_mode():
             for start in range(0, len(images), 16):
                 batch = self.processor(
@@ -320,11 +320,9 @@ class ClipJudge:
                     truncation=True,
                 )
                 output = self.model(**batch.to(self.model.device))
-                logits.append(output.logits_per_image.float().cpu().numpy())
+                shares.append(output.logits_per_image.float().softmax(dim=1).cpu().numpy())
                 features.append(output.image_embeds.float().cpu().numpy())
-        return ClipReading(
-            names=self.names, choice=np.concatenate(logits).argmax(axis=1), features=np.concatenate(features)
-        )
+        return ClipReading(names=self.names, shares=np.concatenate(shares), features=np.concatenate(features))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,17 +331,17 @@ class ClipReading:
 
     Attributes:
         names: The concepts that it chose between.
-        choice: Of each picture the index of the best text; the last is "a picture".
+        shares: Of each picture the probability of each text; the last is "a picture".
         features: Image embeddings.
     """
 
     names: tuple[str, ...]
-    choice: np.ndarray
+    shares: Float[np.ndarray, "n texts"]
     features: Float[np.ndarray, "n dim"]
 
     def sees(self, name: str) -> Bool[np.ndarray, " n"]:
         """Say of each picture whether the concept is its best description."""
-        return self.choice == self.names.index(name)
+        return self.shares.argmax(axis=1) == self.names.index(name)
 
 
 CLIP_WEIGHTS = ("openai/clip-vit-large-patch14", "openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32")

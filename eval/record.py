@@ -85,7 +85,7 @@ class Record:
         if self.settings is None or judge is None:
             return None
         start = time.perf_counter()
-        plan = self._plan(self.settings)
+        plan = self._plan(self.settings, self._removed(entry.id))
         before, after = (self._made(upto, plan.pairs) for upto in (None, entry.id))
         judged_by = "the tiny world's oracle" if self._on_tinyworld else f"CLIP ({self._clip_name}), zero-shot"
         kept = {
@@ -124,7 +124,7 @@ class Record:
         """
         if self.settings is None or not self.ledger.standing:
             return []
-        probes = _showcase(self._plan(self.settings).probes)
+        probes = _showcase(self._plan(self.settings, self._removed()).probes)
         pairs = pairs_of(probes)
         by_column = []
         for _, upto in self.columns():
@@ -163,10 +163,10 @@ class Record:
                 self.pictures.make(folder, self.pipe, missing, advance)
         return self.pictures.get(folder, pairs)
 
-    def _plan(self, settings: MeasureSettings) -> Plan:
+    def _plan(self, settings: MeasureSettings, removed: Sequence[Concept]) -> Plan:
         if self._on_tinyworld:
-            return plan_tinyworld([concept.target for concept in self._removed], settings)
-        return plan_named(self._removed, settings)
+            return plan_tinyworld([concept.target for concept in removed], settings)
+        return plan_named(removed, settings)
 
     def _judge(self) -> Judge | None:
         if self.skipped is not None:
@@ -174,12 +174,14 @@ class Record:
         if self._on_tinyworld:
             return self._oracle
         model, processor = self._clip
-        names = [concept.target for concept in self._removed] + [name for c in self._removed for name in c.preserve]
+        removed = self._removed()
+        names = [concept.target for concept in removed] + [name for c in removed for name in c.preserve]
         return ClipJudge(model=model, processor=processor, names=tuple(dict.fromkeys(names)))
 
-    @property
-    def _removed(self) -> list[Concept]:
-        return [concept for entry in self.ledger.standing for concept in entry.concepts]
+    def _removed(self, upto: str | None = None) -> list[Concept]:
+        """Return what stands removed, after an entry or now: a step may be measured when later ones stand already."""
+        entries = [entry for entry in self.ledger.standing if upto is None or entry.id <= upto]
+        return [concept for entry in entries for concept in entry.concepts]
 
     @property
     def _on_tinyworld(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from erasure.files import write_whole
@@ -109,11 +110,10 @@ def render(
     skipped: str | None,
 ) -> str:
     """Return the page."""
-    text = resources.files("erasure.eval").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     removed = [concept.target for row in rows for concept in row.entry.concepts]
     last = rows[-1].measured if rows else None
-    return environment.from_string(text).render(
+    return _filled(
+        "report",
         title=f"Removed: {_listed(removed)}" if removed else "Nothing is removed",
         subtitle=f"from {ledger.base.name} ({ledger.base.fingerprint[:12]}), {_dated(rows)}",
         cards=_cards(rows[-1].as_view()) if last else [],
@@ -121,7 +121,7 @@ def render(
         skipped=skipped if last is None else None,
         notes=_notes(ledger, rows),
         steps=[row.as_view() for row in rows],
-        curve=_curve(rows),
+        curve=Markup(erosion_curve(rows)),
         columns=columns,
         groups=_groups(
             strips, columns, {concept.target: row.entry.id for row in rows for concept in row.entry.concepts}
@@ -130,6 +130,18 @@ def render(
         facts=_facts(facts),
         settings=json.dumps(facts["config"], indent=2, ensure_ascii=False),
     )
+
+
+def erosion_curve(rows: Sequence[StepRow]) -> str:
+    """Return a drawing of what is gone and what stayed after each removal, as HTML; "" for fewer than two measured."""
+    curve = _curve(rows)
+    return "" if curve is None else _filled("curve", curve=curve)
+
+
+def _filled(template: str, **values: Any) -> str:
+    text = resources.files("erasure.eval").joinpath(f"templates/{template}.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text).render(**values)
 
 
 def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:

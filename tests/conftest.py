@@ -1,4 +1,4 @@
-"""What every test runs under: no network, and the marked tests only where they were asked for."""
+"""What every test runs under: no network, and the marked tests only where they were asked for or can run."""
 
 import os
 import shutil
@@ -8,26 +8,31 @@ import pytest
 # Before anything imports huggingface_hub, which reads it once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-EXTRA = ("gpu", "browser", "weights", "slow")
+EXTRA = ("gpu", "weights", "slow")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip a marked test unless `-m` speaks of its marker and the machine has what it needs."""
+    """Skip a marked test unless `-m` speaks of its marker, browser tests apart, and the machine has what it needs."""
     asked = config.getoption("-m")
     for item in items:
-        for name in EXTRA:
+        for name in (*EXTRA, "browser"):
             if item.get_closest_marker(name) and (reason := _missing(name, asked)):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _missing(name: str, asked: str) -> str:
+    if name == "browser":
+        return "" if chromium() else f"needs one of {', '.join(CHROMIUM)} on the path: apt-get install chromium"
     if name not in asked:
         return f"runs with -m {name}"
     if name == "gpu":
         import torch
 
         return "" if torch.cuda.is_available() else "needs a CUDA device"
-    if name == "browser":
-        return "" if any(map(shutil.which, CHROMIUM)) else f"needs one of {', '.join(CHROMIUM)} on the path"
     return ""
+
+
+def chromium() -> str | None:
+    """Return the browser of the browser tests."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # A layer may import those before it and itself; the two front doors come last.
-LAYERS = ("erasure", "erasure.pipelines", "erasure.eval", "front door")
-FOLDERS = {"erasure": ROOT / "erasure", "erasure.pipelines": ROOT / "pipelines", "erasure.eval": ROOT / "eval"}
+LAYERS = ("erasure", "erasure.pipelines", "erasure.eval", "erasure.demo", "front door")
+FOLDERS = {layer: ROOT / layer.rpartition(".")[2] for layer in LAYERS[:-1]}
 FRONT_DOORS = (ROOT / "erasure" / "cli.py", ROOT / "app.py", ROOT / "erasure" / "__main__.py")
 
 

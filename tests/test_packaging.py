@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Folders of the tree, and where a wheel holds them.
-PLACES = {"erasure": "erasure", "pipelines": "erasure/pipelines", "eval": "erasure/eval", "configs": "erasure/configs"}
+PLACES = {"erasure": "erasure"} | {name: f"erasure/{name}" for name in ("pipelines", "eval", "configs", "demo")}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_every_direct_dependency_has_a_tested_version() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {line.partition("==")[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
     extras = PROJECT["project"]["optional-dependencies"]
-    direct = [*PROJECT["project"]["dependencies"], *extras["eval"], *extras["dev"]]
+    direct = [*PROJECT["project"]["dependencies"], *extras["eval"], *extras["app"], *extras["dev"]]
     names = {requirement.partition(">")[0].partition("[")[0].lower().replace("_", "-") for requirement in direct}
     assert names - {"erasure"} <= pins
 

@@ -15,7 +15,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 Vocabulary = Literal["bytes", "clip"]
 
@@ -33,6 +42,18 @@ def sd1(*, seed: int = 0, vocabulary: Vocabulary = "bytes", prediction_type: str
 def sd2(*, seed: int = 0, vocabulary: Vocabulary = "bytes") -> Any:
     """Return a pipeline of the Stable Diffusion 2.x classes: v-prediction, padded with "!"."""
     return _seeded(seed, lambda: _stable_diffusion(vocabulary, "!", "v_prediction", "gelu"))
+
+
+def clip() -> tuple[CLIPModel, CLIPProcessor]:
+    """Return a CLIP model of text and pictures, and its processor."""
+    tokens = tokenizer("clip")
+    text = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
+    heads = {"num_attention_heads": 2}
+    config = CLIPConfig(text_config=text | heads, vision_config=vision | heads, projection_dim=8)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = CLIPProcessor(image_processor=CLIPImageProcessor(**size), tokenizer=tokens)
+    return CLIPModel(config).eval(), processor
 
 
 def sdxl(*, seed: int = 0, vocabulary: Vocabulary = "bytes", second_width: int = WIDTH) -> Any:

@@ -79,6 +79,8 @@ class Eraser(Plugin):
 
     reads_weights: ClassVar[bool] = True
     together: ClassVar[bool] = False
+    # The settings that a person turns first.
+    main: ClassVar[tuple[str, ...]] = ()
     # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Settings that a run on the tiny world has where it leaves them open: so small a model takes other step sizes.

@@ -133,6 +133,7 @@ class DUGE(Eraser):
     """
 
     name: ClassVar[str] = "duge"
+    main: ClassVar[tuple[str, ...]] = ("steps", "overshoot", "prior_scale", "lr")
     quick: ClassVar[Mapping[str, Any]] = {
         "steps": 2,
         "memory_size": 4,

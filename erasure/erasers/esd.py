@@ -69,6 +69,7 @@ class ESD(Eraser):
     """
 
     name: ClassVar[str] = "esd"
+    main: ClassVar[tuple[str, ...]] = ("steps", "negative_guidance", "lr")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "lr": 1e-3}
 
     variant: Variant = "x"

@@ -136,6 +136,7 @@ class TRCE(Eraser):
     """
 
     name: ClassVar[str] = "trce"
+    main: ClassVar[tuple[str, ...]] = ("stages", "eta", "epochs")
     together: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {
         "sample_steps": 4,

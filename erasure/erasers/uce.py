@@ -64,6 +64,7 @@ class UCE(Eraser):
 
     name: ClassVar[str] = "uce"
     reads_weights: ClassVar[bool] = False
+    main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
 
     rows: Literal["templates", "last-subject"] = "templates"
     erase_scale: Annotated[float, Gt(0)] = 1.0

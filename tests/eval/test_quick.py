@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from erasure import Concept
 from erasure.eval.quick import ClipJudge, Judge, Probe, Reading, measure, plan_named, plan_tinyworld
@@ -132,14 +131,8 @@ def test_the_oracle_is_a_judge() -> None:
 @pytest.fixture(scope="module")
 def clip_judge() -> ClipJudge:
     """CLIP's own classes with random weights."""
-    tokens = tiny.tokenizer("clip")
-    text = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
-    heads = {"num_attention_heads": 2}
-    config = CLIPConfig(text_config=text | heads, vision_config=vision | heads, projection_dim=8)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    processor = CLIPProcessor(image_processor=CLIPImageProcessor(**size), tokenizer=tokens)
-    return ClipJudge(model=CLIPModel(config).eval(), processor=processor, names=("Van Gogh", "Monet"))
+    model, processor = tiny.clip()
+    return ClipJudge(model=model, processor=processor, names=("Van Gogh", "Monet"))
 
 
 def test_clip_chooses_between_the_concepts_and_nothing_in_particular(clip_judge) -> None:

@@ -1,0 +1,91 @@
+"""The page: its head, its parts, and what a visitor finds who comes back."""
+
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from . import attention_tab, compare_tab, erase_tab, export_tab, measure_tab, sequence_tab, views
+from .api import offer
+from .desk import QUIET, Desk, Said
+from .sessions import Sessions
+from .studio import Comparison, Studio
+
+TITLE = "erasure"
+STYLE = Path(__file__).parent / "style.css"
+_HEAD = (
+    "<header><h1>erasure</h1><p>Take a concept out of a text-to-image model, and see the same prompts and seeds before"
+    " and after.</p></header>"
+)
+_QUEUE = 20
+_CACHE = (3600, 7200)
+"""How often, and after how many seconds, files made for the page are deleted."""
+
+
+def build(studio: Studio, sessions: Sessions, start: Comparison | None = None) -> gr.Blocks:
+    """Return the page.
+
+    Args:
+        studio: The model.
+        sessions: The visitors.
+        start: What a new visitor sees first.
+    """
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_CACHE, fill_width=True) as page:
+        desk = Desk(studio=studio, sessions=sessions, key=gr.BrowserState(None, storage_key="erasure-session"))
+        gr.HTML(_HEAD, elem_id="head")
+        state = gr.HTML(views.state(studio.name, None), elem_id="state")
+        desk.standing[state] = lambda session: views.state(studio.name, session.ledger())
+        with gr.Tabs(elem_id="parts"):
+            with gr.Tab("Erase", id="erase"):
+                erase = erase_tab.build(desk, start)
+            with gr.Tab("Compare", id="compare"):
+                compare = compare_tab.build(desk)
+            with gr.Tab("Sequence", id="sequence"):
+                sequence_tab.build(desk)
+            with gr.Tab("Attention", id="attention"):
+                attention = attention_tab.build(desk)
+            with gr.Tab("Measure", id="measure"):
+                measure_tab.build(desk)
+            with gr.Tab("Export", id="export"):
+                export_tab.build(desk)
+        for connect in desk.later:
+            connect()
+
+        def entered(request: gr.Request, key: object) -> dict[Any, Any]:
+            known = isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}", key) is not None
+            mine = key if known else secrets.token_hex(16)
+            with Said():
+                session = desk.session(mine, request)
+                shown = erase["start"] if session.compared is None else views.strips(session.compared)
+                return {
+                    desk.key: mine,
+                    erase["shown"]: shown,
+                    **desk.again(session),
+                    **compare_tab.filled(compare, session.compared),
+                    **attention_tab.filled(attention, session.attended),
+                }
+
+        back = [desk.key, erase["shown"], *desk.standing, *compare.values(), *attention.values()]
+        page.load(entered, [desk.key], back, queue=False, **QUIET)
+
+        def left(request: gr.Request) -> None:
+            sessions.leave(str(request.session_hash))
+            sessions.end(f"api-{request.session_hash}")
+
+        page.unload(left)
+        offer(desk)
+    page.queue(max_size=_QUEUE, default_concurrency_limit=4, api_open=False)
+    return page
+
+
+def theme() -> Any:
+    """Return the page's colours; its fonts are the system's, so that nothing is fetched."""
+    return gr.themes.Default(
+        primary_hue=gr.themes.colors.blue,
+        secondary_hue=gr.themes.colors.blue,
+        neutral_hue=gr.themes.colors.stone,
+        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    )

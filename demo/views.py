@@ -1,0 +1,209 @@
+"""Pieces of the page as HTML. Every text that a visitor may have written is escaped here."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image, Resampling
+
+from erasure.ledger import Entry, Ledger
+
+from ..eval.pictures import as_png
+from ..eval.readings import Seen
+from ..eval.report import StepRow, erosion_curve
+from .actions import Report
+from .jobs import Progress
+from .studio import Comparison
+
+_LARGEST = 320
+_SHORT = 90
+
+
+def progress(now: Progress) -> str:
+    """Draw a bar with what is being done and how long it will take."""
+    share = now.done / now.total if now.total else 0.0
+    count = f" · {now.done} of {now.total}" if now.total > 1 else ""
+    left = "" if now.seconds_left is None or share >= 1 else f" · {_duration(now.seconds_left)} left"
+    width = f"width:{100 * share:.0f}%" if now.total else ""
+    kind = "known" if now.total else "unknown"
+    return (
+        f'<div class="job {kind}" role="status"><div class="rail" role="progressbar" aria-valuemin="0"'
+        f' aria-valuemax="100" aria-valuenow="{100 * share:.0f}" aria-label="{escape(now.what)}">'
+        f'<i style="{width}"></i></div><p>{escape(now.what)}{count}{left}</p></div>'
+    )
+
+
+def note(text: str, kind: str = "plain") -> str:
+    """Say something in a line."""
+    return f'<p class="note {kind}" role="status">{escape(text)}</p>' if text else ""
+
+
+def empty(text: str) -> str:
+    """Say what to do where there is nothing yet."""
+    return f'<div class="empty"><p>{escape(text)}</p></div>'
+
+
+def state(model: str, ledger: Ledger | None) -> str:
+    """Say which model it is and what is removed from it."""
+    names = [] if ledger is None else [concept.target for entry in ledger.standing for concept in entry.concepts]
+    removed = "".join(f"<b>{escape(_cut(name, 24))}</b>" for name in names[:12])
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    says = f"<span>Removed now {removed}{more}</span>" if names else "<span>Nothing is removed yet</span>"
+    return (
+        f'<div class="state" role="status"><span>Model <b>{escape(_cut(Path(model).name, 40))}</b></span>{says}</div>'
+    )
+
+
+def strips(seen: Comparison) -> str:
+    """Draw every pair of pictures, those of one prompt together."""
+    parts = []
+    for prompt in dict.fromkeys(prompt for prompt, _ in seen.pairs):
+        rows = [at for at, pair in enumerate(seen.pairs) if pair[0] == prompt]
+        pairs = "".join(_pair(seen, at) for at in rows)
+        parts.append(f'<section><h4>“{escape(_cut(prompt))}”</h4><div class="pairs">{pairs}</div></section>')
+    return f'<div class="strips">{"".join(parts)}{_foot(seen)}</div>'
+
+
+def about_pair(seen: Comparison, at: int) -> str:
+    """Say which pair it is and what is read of it."""
+    prompt, seed = seen.pairs[at]
+    readings = "".join(reading(one) for one in seen.seen[at])
+    return f'<p class="pair-name">“{escape(_cut(prompt))}” <span>seed {seed}</span> {readings}</p>'
+
+
+def _pair(seen: Comparison, at: int) -> str:
+    prompt, seed = seen.pairs[at]
+    before = _figure(seen.before[at], f"before: {prompt}, seed {seed}", "before")
+    if seen.after is None:
+        after = f'<div class="frame none"><span>{"" if at else "press Erase"}</span><small>after</small></div>'
+    else:
+        after = _figure(seen.after[at], f"after: {prompt}, seed {seed}", "after")
+    readings = "".join(reading(one) for one in seen.seen[at])
+    return (
+        f'<figure class="pair"><div class="two">{before}{after}</div>'
+        f"<figcaption>{readings}<span>seed {seed}</span></figcaption></figure>"
+    )
+
+
+def _figure(image: Image, alt: str, under: str) -> str:
+    kind = " small" if image.width < 128 else ""
+    source, said = embedded(image), escape(_cut(alt), quote=True)
+    return f'<div class="frame{kind}"><img src="{source}" alt="{said}"><small>{under}</small></div>'
+
+
+def _foot(seen: Comparison) -> str:
+    if seen.after is None:
+        return ""
+    cut = "".join(note(f"Only the beginning of “{_cut(prompt, 40)}” is read: it is too long.") for prompt in seen.cut)
+    if not seen.removed:
+        return note("Nothing is removed, so both are the original's.") + cut
+    read = (
+        f"Under each pair: how likely it is to show the concept, by {seen.reader}."
+        if seen.reader
+        else ("There is nobody to read the pictures: no CLIP weights in the local cache.")
+    )
+    return note(f"Same prompt, same seed. {read}") + cut
+
+
+def reading(seen: Seen) -> str:
+    """Say how likely a concept is to be there, and was."""
+    kind = {True: "ok", False: "no", None: "open"}[seen.good]
+    return f'<b class="seen {kind}">{escape(_cut(seen.name, 24))} {seen.after:.2f}, was {seen.before:.2f}</b>'
+
+
+def reading_text(seen: Sequence[Seen]) -> str:
+    """Say the same without mark-up."""
+    return ", ".join(f"{one.name} {one.after:.2f}, was {one.before:.2f}" for one in seen)
+
+
+def removals(ledger: Ledger | None, rows: Sequence[StepRow]) -> str:
+    """Draw the ledger as a table, with what was measured after each removal that stands."""
+    if ledger is None or not ledger.entries:
+        return empty("Nothing is removed yet. Add a removal above, or go to Erase.")
+    measured = {row.entry.id: row.as_view() for row in rows}
+    lines = "".join(_removal(entry, ledger, measured.get(entry.id)) for entry in ledger.entries)
+    heads = ("", "removed", "becomes", "method", "state", "gone", "near kept", "far kept")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return f'<div class="wide"><table class="ledger"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _removal(entry: Entry, ledger: Ledger, view: Mapping[str, Any] | None) -> str:
+    names = ", ".join(concept.target for concept in entry.concepts)
+    becomes = ", ".join(dict.fromkeys(concept.anchor or "nothing" for concept in entry.concepts))
+    approximate = ", approximate" if entry.id in ledger.approximate else ""
+    seconds = "" if entry.seconds is None else f", {entry.seconds:.1f} s"
+    when = entry.time[:16].replace("T", " ")
+    rates = "".join(
+        f'<td data-name="{name}">{_rate(view and view[key])}</td>'
+        for name, key in (("gone", "efficacy"), ("near kept", "near"), ("far kept", "far"))
+    )
+    return (
+        f'<tr class="{entry.state}"><td data-name="id">{entry.id}</td>'
+        f'<td data-name="removed"><b>{escape(_cut(names))}</b><small>{when} UTC</small></td>'
+        f'<td data-name="becomes">{escape(_cut(becomes, 40))}</td>'
+        f'<td data-name="method">{escape(entry.method)}<small>seed {entry.seed}{seconds}</small></td>'
+        f'<td data-name="state">{entry.state}{approximate}</td>{rates}</tr>'
+    )
+
+
+def _rate(rate: Mapping[str, Any] | None) -> str:
+    if not rate:
+        return "<small>–</small>"
+    low, high = rate["interval"]
+    return f"{rate['value']:.2f}<small>{low:.2f} to {high:.2f}, n {rate['n']}</small>"
+
+
+def curve(rows: Sequence[StepRow]) -> str:
+    """Draw what is gone and what stayed after each removal."""
+    drawn = erosion_curve(rows)
+    if drawn:
+        return f'<div class="strips">{drawn}</div>'
+    if len(rows) < 2:
+        return empty("The curve shows what each removal does to the rest. It needs two removals that stand.")
+    return empty("Press “Measure each step” to see what each removal does to the rest.")
+
+
+def measured(report: Report) -> str:
+    """Draw a measure's table."""
+    head, *rows = report.table
+    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for name, *cells in rows
+    )
+    notes = "".join(note(text) for text in report.notes)
+    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>{notes}'
+
+
+def framed(page: Path) -> str:
+    """Show a report in a frame of its own, where nothing in it can reach the page."""
+    text = escape(page.read_text(encoding="utf-8"), quote=True)
+    return f'<iframe class="report" sandbox title="report" srcdoc="{text}"></iframe>'
+
+
+def embedded(image: Image) -> str:
+    """Return a picture as a data URL, large ones made smaller."""
+    shown = image.copy()
+    shown.thumbnail((_LARGEST, _LARGEST))
+    return whole(shown)
+
+
+def whole(image: Image) -> str:
+    """Return a picture as a data URL, as it is."""
+    return "data:image/png;base64," + base64.b64encode(as_png(image)).decode()
+
+
+def enlarged(image: Image) -> Image:
+    """Return a small picture larger, pixel by pixel, for viewers that would smooth it."""
+    factor = max(1, 448 // max(1, image.width))
+    return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
+
+
+def _cut(text: str, most: int = _SHORT) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"

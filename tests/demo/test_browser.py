@@ -1,0 +1,336 @@
+"""The demo as a visitor meets it: the real app, in a real browser."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from erasure import Edit
+from tests.conftest import chromium
+from tests.demo.running import ROOT, App
+
+pytestmark = pytest.mark.browser
+
+SHOTS = Path(os.environ.get("ERASURE_SCREENSHOTS", ROOT / "build" / "screenshots"))
+PARTS = ("Erase", "Compare", "Sequence", "Attention", "Measure", "Export")
+LONG = 120_000
+"""Milliseconds that a job may take on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium(), args=options)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, running: App, request) -> Iterator:
+    """Open the page as a new visitor, at a width, in light or dark; whatever is asked of others fails the test."""
+    contexts, elsewhere, faults = [], [], []
+
+    def open_page(width: int = 1440, *, dark: bool = False) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        inside = (running.address, "data:", "blob:")
+        page.on("request", lambda asked: None if asked.url.startswith(inside) else elsewhere.append(asked.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        arrive(page, running.address)
+        return page
+
+    yield open_page
+    for number, context in enumerate(contexts):
+        for page in context.pages:
+            shoot(page, f"{request.node.name}-{number}")
+        context.close()
+    assert not elsewhere
+    assert not faults
+
+
+def arrive(page: Page, address: str | None = None) -> None:
+    page.goto(address) if address else page.reload()
+    page.wait_for_selector("#erase-go")
+    # The page has asked who this is once the browser keeps the answer.
+    page.wait_for_function("localStorage.getItem('erasure-session') !== null")
+
+
+def shoot(page: Page, name: str) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{re.sub(r'[^a-z0-9-]+', '_', name)}.png", full_page=True)
+
+
+def part(page: Page, name: str) -> None:
+    """Go to a part of the page; a narrow one has some in a menu."""
+    tab = page.get_by_role("tab", name=name, exact=True).locator("visible=true")
+    if not tab.count():
+        page.locator("#parts .overflow-menu button").first.click()
+        page.locator("#parts .overflow-dropdown button", has_text=name).click()
+        return
+    tab.first.click()
+
+
+def press(page: Page, job: str) -> None:
+    """Press a job's button and wait until it is done."""
+    page.click(f"#{job}-go")
+    page.wait_for_selector(f"#{job}-cancel", state="visible")
+    page.wait_for_selector(f"#{job}-cancel", state="hidden", timeout=LONG)
+
+
+def erase(page: Page, *concepts: str) -> None:
+    """Choose concepts in the place of those that are chosen, and erase them."""
+    choose(page, "concepts", *concepts)
+    press(page, "erase")
+
+
+def choose(page: Page, field: str, *names: str) -> None:
+    clear = page.locator(f"#{field} .remove-all")
+    if clear.count() and clear.is_visible():
+        clear.click()
+    for name in names:
+        page.fill(f"#{field} input", name)
+        page.press(f"#{field} input", "Enter")
+    page.press(f"#{field} input", "Escape")
+    page.wait_for_timeout(300)
+
+
+def toast(page: Page) -> str:
+    """Return what the newest toast says, and close it."""
+    text = page.locator("[data-testid=toast-text]").last
+    text.wait_for()
+    said = text.inner_text()
+    page.locator(".toast-close").first.click()
+    page.locator("[data-testid=toast-text]").first.wait_for(state="hidden")
+    return said
+
+
+def readings(page: Page, prompt: str, name: str) -> list[tuple[float, float]]:
+    """Return how likely a concept is in each picture of a prompt, now and before."""
+    section = page.locator("#before-after section", has=page.get_by_text(f"“{prompt}”"))
+    texts = section.locator(".seen", has_text=name).all_inner_texts()
+    return [tuple(map(float, re.findall(r"\d\.\d+", text))) for text in texts]  # type: ignore[misc]
+
+
+def pictures(page: Page, prompt: str) -> list[str]:
+    section = page.locator("#before-after section", has=page.get_by_text(f"“{prompt}”"))
+    return [image.get_attribute("src") or "" for image in section.locator("img").all()]
+
+
+def removed(page: Page) -> list[str]:
+    return page.locator("#state span:nth-of-type(2) b").all_inner_texts()
+
+
+def test_a_new_visitor_sees_an_example_and_one_click_erases_it(running: App, visit) -> None:
+    page = visit()
+    assert page.title() == "erasure"
+    before = pictures(page, "a cat on the beach")
+    assert len(before) == 4
+    assert "Nothing is removed yet" in page.inner_text("#state")
+    press(page, "erase")
+    assert removed(page) == ["cat"]
+    after = pictures(page, "a cat on the beach")
+    assert after[0::2] == before
+    assert all(one != other for one, other in zip(after[0::2], after[1::2], strict=True))
+    gone, stays = readings(page, "a cat on the beach", "cat"), readings(page, "a dog on the beach", "dog")
+    assert sum(now < 0.5 < was for now, was in gone) >= 3
+    assert sum(now > 0.5 for now, was in stays) >= 3
+
+
+def test_a_reloaded_page_has_its_ledger_and_its_pictures(visit) -> None:
+    page = visit()
+    erase(page, "cat")
+    shown = pictures(page, "a cat on the beach")
+    arrive(page)
+    expect(page.locator("#state")).to_contain_text("Removed now")
+    assert removed(page) == ["cat"]
+    assert pictures(page, "a cat on the beach") == shown
+    part(page, "Compare")
+    expect(page.locator("#slider img").first).to_be_visible()
+
+
+def test_two_visitors_do_not_see_each_others_removals(visit) -> None:
+    one, other = visit(), visit()
+    one.click("#erase-go")
+    choose(other, "concepts", "gun")
+    press(other, "erase")
+    one.wait_for_selector("#erase-cancel", state="hidden", timeout=LONG)
+    expect(one.locator("#state")).to_contain_text("cat")
+    assert removed(one) == ["cat"]
+    assert removed(other) == ["gun"]
+
+
+def test_compare_slides_and_shows_where_the_pair_that_is_chosen_differs(visit) -> None:
+    page = visit()
+    erase(page, "cat")
+    part(page, "Compare")
+    page.fill("#compare-prompts textarea", "a cat on the beach\na dog on the beach")
+    page.fill("#seeds input, #seeds textarea", "0,1")
+    press(page, "compare")
+    assert page.locator("#grid .pair").count() == 4
+    slides = page.locator("#slider img").evaluate_all("images => images.map(image => image.src)")
+    assert len(set(slides)) == 2
+    handle = page.get_by_test_id("slider")
+    start = handle.bounding_box()
+    assert start is not None
+    page.mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(start["x"] - 80, start["y"] + start["height"] / 2, steps=5)
+    page.mouse.up()
+    moved = handle.bounding_box()
+    assert moved is not None
+    assert moved["x"] < start["x"] - 40
+    shown = page.locator("#difference img").get_attribute("src")
+    page.click("#pair input")
+    page.get_by_role("option", name="a dog on the beach, seed 1").click()
+    expect(page.locator("#compare-what")).to_contain_text("a dog on the beach")
+    expect(page.locator("#difference img")).not_to_have_attribute("src", shown or "")
+
+
+def test_any_removal_is_taken_back_and_the_rest_stays(visit) -> None:
+    page = visit()
+    part(page, "Sequence")
+    expect(page.locator("#ledger")).to_contain_text("Nothing is removed yet")
+    expect(page.locator("#undo-go")).to_be_disabled()
+    choose(page, "add", "cat", "gun")
+    press(page, "add")
+    assert page.locator("#ledger tbody tr").count() == 2
+    page.click("#back input")
+    page.get_by_role("option", name="001 cat").click()
+    page.click("#undo-go")
+    expect(page.locator("#ledger tr.undone")).to_contain_text("cat")
+    assert removed(page) == ["gun"]
+    press(page, "verify")
+    expect(page.locator("#verify-bar")).to_contain_text("Verified")
+
+
+def test_cancel_ends_a_fit_and_leaves_nothing_half_done(visit) -> None:
+    page = visit()
+    page.get_by_text("esd:").click()
+    page.click("#erase-go")
+    expect(page.locator("#erase-bar")).to_contain_text(re.compile(r"\d+ of 150.* left"), timeout=LONG)
+    page.click("#erase-cancel")
+    expect(page.locator("#erase-bar")).to_contain_text("Cancelled", timeout=LONG)
+    assert "Nothing is removed yet" in page.inner_text("#state")
+    page.get_by_text("uce:").click()
+    press(page, "erase")
+    assert removed(page) == ["cat"]
+
+
+def test_what_is_wrong_is_one_line_in_a_toast_and_the_app_goes_on(visit) -> None:
+    page = visit()
+    erase(page, "<img src=x onerror=alert(1)>")
+    assert toast(page).startswith("Unknown concept of the tiny world '<img src=x onerror=alert(1)>'.")
+    erase(page)
+    assert toast(page) == "concepts: expected at least one, got none. Choose or type what to remove."
+    choose(page, "concepts", "cat")
+    page.fill("#look textarea", "x" * 5000)
+    press(page, "erase")
+    assert toast(page) == "prompt: expected at most 1,000 characters, got 5,000. Shorten it."
+    assert "Nothing is removed yet" in page.inner_text("#state")
+    odd = "<b>a cat</b> ${alert(1)} {{value}} 🐈‍⬛"
+    page.fill("#look textarea", f"{odd}\n{'a cat and a dog ' * 40}")
+    press(page, "erase")
+    assert removed(page) == ["cat"]
+    assert page.locator("#before-after h4").first.inner_text() == f"“{odd}”"
+    expect(page.locator("#before-after")).to_contain_text("Only the beginning of")
+    part(page, "Measure")
+    part(page, "Attention")
+    page.fill("#words input, #words textarea", "unicorn")
+    press(page, "attention")
+    assert toast(page).startswith("phrase: expected words of the prompt")
+
+
+def test_a_folder_that_cannot_be_written_is_a_toast(running: App, visit) -> None:
+    page = visit()
+    there = set(running.folder.glob("erasure-app-*/*/ledger"))
+    erase(page, "cat")
+    (mine,) = set(running.folder.glob("erasure-app-*/*/ledger")) - there
+    edits = mine / "edits"
+    shutil.rmtree(edits)
+    edits.write_text("in the way")
+    erase(page, "gun")
+    assert re.search(r"expected .*, got ", toast(page))
+    edits.unlink()
+    assert page.locator("#erase-go").is_enabled()
+
+
+def test_attention_is_drawn_for_each_word_and_step(visit) -> None:
+    page = visit()
+    part(page, "Attention")
+    press(page, "attention")
+    for picture in ("#plain img", "#guided img", "#sheet img"):
+        expect(page.locator(picture)).to_be_visible()
+    shown = page.locator("#plain img").get_attribute("src")
+    page.locator("#word label").nth(1).click()
+    expect(page.locator("#plain img")).not_to_have_attribute("src", shown or "")
+
+
+def test_a_measure_is_shown_and_downloaded(visit) -> None:
+    page = visit()
+    erase(page, "cat")
+    part(page, "Measure")
+    page.fill("#pictures input[type=number]", "20")
+    page.press("#pictures input[type=number]", "Tab")
+    page.click("#measure-go")
+    part(page, "Compare")  # it goes on meanwhile
+    part(page, "Measure")
+    page.wait_for_selector("#report-file", state="visible", timeout=LONG)
+    expect(page.locator("#measured")).to_contain_text("efficacy")
+    inside = page.frame_locator("#report iframe")
+    expect(inside.locator("h1")).to_contain_text("cat")
+    with page.expect_download() as download:
+        page.click("#report-file")
+    assert "</html>" in download.value.path().read_text(encoding="utf-8")
+
+
+def test_an_export_is_an_edit_that_loads(visit) -> None:
+    page = visit()
+    part(page, "Export")
+    press(page, "export")
+    assert toast(page) == "export: expected a removal that stands, got none. Erase a concept first."
+    part(page, "Erase")
+    erase(page, "cat")
+    part(page, "Export")
+    press(page, "export")
+    with page.expect_download() as download:
+        page.click("#export-file")
+    assert download.value.suggested_filename == "edit.safetensors"
+    assert Edit.load(download.value.path()).metadata.concepts[0].target == "cat"
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_part_fits_its_width(visit, width: int, dark: bool) -> None:
+    page = visit(width, dark=dark)
+    if not dark:
+        press(page, "erase")
+    for name in PARTS:
+        part(page, name)
+        page.wait_for_timeout(250)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        shoot(page, f"{name.lower()}-{width}-{'dark' if dark else 'light'}")
+
+
+def test_erase_is_reached_and_pressed_by_the_keyboard(visit) -> None:
+    page = visit()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "erase-go":
+            break
+    assert page.evaluate("document.activeElement.id") == "erase-go"
+    page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_contain_text("Removed now", timeout=LONG)
+
+
+def test_the_app_starts_in_time(running: App) -> None:
+    # 15 s are the promise on two idle cores; a busy machine gets twice that.
+    assert running.seconds < 30

@@ -1,0 +1,94 @@
+"""Jobs: told of as they go on, stopped between two steps."""
+
+import threading
+import time
+
+import pytest
+
+from erasure.demo.jobs import Progress, StoppedError, Track, followed
+from erasure.erasers import Step
+
+
+def last(track: Track, work) -> list[Progress | str]:
+    return list(followed(work, track))
+
+
+def test_progress_comes_first_and_the_result_last() -> None:
+    track = Track(threading.Event())
+
+    def work() -> str:
+        for at in range(3):
+            track.step(Step(step=at + 1, total=3))
+            time.sleep(0.25)
+        return "done"
+
+    *progress, result = last(track, work)
+    assert result == "done"
+    assert all(isinstance(seen, Progress) for seen in progress)
+    assert {(seen.what, seen.total) for seen in progress if isinstance(seen, Progress)} >= {("fitting", 3)}
+
+
+def test_pictures_are_added_up_and_a_new_stage_counts_from_nothing() -> None:
+    track = Track(threading.Event())
+    track.picture("pictures", 16, 40)
+    track.picture("pictures", 16, 40)
+    assert (track.now.done, track.now.total) == (32, 40)
+    assert track.now.seconds_left is not None
+    track.picture("others", 4, 8)
+    assert (track.now.what, track.now.done) == ("others", 4)
+
+
+def test_a_stop_ends_the_work_at_its_next_step_and_gives_back_the_lock() -> None:
+    stop, lock, done = threading.Event(), threading.RLock(), []
+    track = Track(stop)
+
+    def work() -> None:
+        with track.holding(lock):
+            for at in range(100):
+                track.step(Step(step=at + 1, total=100))
+                done.append(at)
+                time.sleep(0.05)
+
+    following = followed(work, track)
+    next(following)
+    stop.set()
+    with pytest.raises(StoppedError, match="nothing is half done"):
+        list(following)
+    assert len(done) < 20
+    assert lock.acquire(timeout=1)
+
+
+def test_who_waits_for_the_lock_can_be_stopped() -> None:
+    lock, stop = threading.RLock(), threading.Event()
+    track = Track(stop)
+
+    def wait() -> None:
+        with track.holding(lock):
+            raise AssertionError("the lock was taken")
+
+    with lock:
+        following = followed(wait, track)
+        next(following)
+        stop.set()
+        with pytest.raises(StoppedError):
+            list(following)
+
+
+def test_whoever_stops_listening_stops_the_work() -> None:
+    stop = threading.Event()
+    ended = threading.Event()
+
+    def work() -> None:
+        assert stop.wait(5)
+        ended.set()
+
+    following = followed(work, Track(stop))
+    next(following)
+    following.close()  # type: ignore[attr-defined]
+    assert stop.is_set()
+    assert ended.wait(5)
+
+
+def test_an_error_of_the_work_is_raised_by_who_follows_it() -> None:
+    with pytest.raises(ZeroDivisionError):
+        last(Track(threading.Event()), lambda: 1 // 0)

@@ -1,0 +1,110 @@
+"""What visitors may send."""
+
+import pytest
+
+from erasure.demo import limits
+from erasure.demo.forms import offered, summary
+from erasure.demo.sessions import Sessions
+from erasure.erasers import eraser_class, eraser_names
+from erasure.errors import InputError
+
+
+def test_names_lose_blanks_and_doubles() -> None:
+    assert limits.names("concepts", [" cat ", "cat", "", "a  dog"]) == ["cat", "a dog"]
+    assert limits.names("concepts", None) == []
+
+
+@pytest.mark.parametrize("given", ["cat", 3, [1], {"a": 1}, ["x" * 81], [str(at) for at in range(9)]])
+def test_other_names_are_refused_in_a_line(given: object) -> None:
+    with pytest.raises(InputError, match=r"^concepts: expected .*, got .*\. \w") as error:
+        limits.names("concepts", given)
+    assert "\n" not in str(error.value)
+
+
+def test_prompts_are_lines_or_a_list() -> None:
+    assert limits.prompts("a cat\n\n a  dog \na cat") == ["a cat", "a dog"]
+    assert limits.prompts(["🐈", "a dog"]) == ["🐈", "a dog"]
+
+
+@pytest.mark.parametrize("given", ["", "  \n", None, 3, [3], "x" * 1001, "\n".join("abcdefg")])
+def test_other_prompts_are_refused(given: object) -> None:
+    with pytest.raises(InputError, match=r"^prompts?: expected .*, got "):
+        limits.prompts(given)
+
+
+def test_a_number_of_pictures_is_the_most() -> None:
+    assert limits.pairs("a\nb", "0-2") == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
+    with pytest.raises(InputError, match="at most 24 pictures, got 32"):
+        limits.pairs("a\nb\nc\nd", "0-7")
+    for seeds in ("0-8", "0-99999999999", "-1", "a", "", "1-0-2", "²"):
+        with pytest.raises(InputError, match=r"^seeds: expected"):
+            limits.pairs("a", seeds)
+
+
+@pytest.mark.parametrize("given", [None, "3", True, float("nan"), float("inf"), 0, 101, 2.5])
+def test_steps_are_a_whole_number_in_a_range(given: object) -> None:
+    assert limits.whole("steps", 20.0, 1, 100) == 20
+    with pytest.raises(InputError, match=r"^steps: expected"):
+        limits.whole("steps", given, 1, 100)
+
+
+@pytest.mark.parametrize("method", eraser_names())
+def test_no_setting_from_a_browser_is_a_text_that_could_name_a_file(method: str) -> None:
+    names = [setting.name for setting in offered(method, "tinyworld")]
+    assert {"number", "whole", "choice", "switch"} >= {setting.kind for setting in offered(method, "tinyworld")}
+    assert "captions" not in names
+    with pytest.raises(InputError, match=r"^settings: expected one of"):
+        limits.settings({"captions": "/etc/passwd"}, names)
+
+
+@pytest.mark.parametrize("method", eraser_names())
+def test_a_form_starts_with_its_main_settings_and_says_what_each_does(method: str) -> None:
+    found = offered(method, "tinyworld")
+    main = eraser_class(method).main
+    assert tuple(setting.name for setting in found[: len(main)]) == main
+    assert all(setting.main == (setting.name in main) for setting in found)
+    assert all(setting.about for setting in found)
+    assert summary(method).endswith(".")
+
+
+def test_a_form_starts_from_the_tiny_worlds_settings_on_the_tiny_world_alone() -> None:
+    steps = {model: {s.name: s.value for s in offered("esd", model)}["steps"] for model in ("tinyworld", "a/b")}
+    assert steps == {"tinyworld": 150, "a/b": 1000}
+
+
+def test_a_session_is_found_by_its_key_and_its_folder_tells_nothing_of_it() -> None:
+    sessions = Sessions()
+    one, other = sessions.of("visitor-../../etc"), sessions.of("b")
+    assert sessions.of("visitor-../../etc") is one
+    assert one.folder != other.folder
+    assert one.folder.parent == other.folder.parent == sessions.folder
+    assert one.ledger_folder.is_relative_to(one.folder)
+    for key in ("", "x" * 101):
+        with pytest.raises(InputError, match=r"^session: expected"):
+            sessions.of(key)
+    sessions.close()
+
+
+def test_whoever_was_away_for_long_is_forgotten_with_the_folder_but_not_while_a_job_runs() -> None:
+    sessions = Sessions()
+    gone, busy = sessions.of("gone"), sessions.of("busy")
+    for session in (gone, busy):
+        session.folder.mkdir()
+        session.seen -= 3 * 3600
+    busy.jobs = 1
+    sessions.of("new")
+    assert not gone.folder.exists()
+    assert sessions.of("busy") is busy
+    assert sessions.of("gone") is not gone
+    sessions.close()
+    assert not busy.folder.exists()
+
+
+def test_leaving_a_page_ends_its_jobs_and_no_others() -> None:
+    sessions = Sessions()
+    session = sessions.of("a")
+    mine, other = session.stop("page 1", "erase"), session.stop("page 2", "erase")
+    sessions.leave("page 1")
+    assert mine.is_set()
+    assert not other.is_set()
+    sessions.close()
