@@ -10,7 +10,6 @@ A page says where a table goes and what it is made of:
 """
 
 import argparse
-import inspect
 import json
 import re
 import sys
@@ -449,13 +448,14 @@ def settings(source: str, results: Path) -> str:
     from erasure.guidance import guidances
     from erasure.personalize.class_diffusion import ClassDiffusion
     from erasure.personalize.forgetting import Forgetting
+    from erasure.plugins import described
 
     learning = {kind.name: kind for kind in (ClassDiffusion, Forgetting)}
     known = {**guidances(), **learning}
     kind: Any = known[source] if source in known else eraser_class(source)
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        meanings |= attributes(inspect.getdoc(base) or "") if is_dataclass(base) else {}
+        meanings |= described(base) if is_dataclass(base) else {}
     rows = [(f"`{field.name}`", _shown_default(field), meanings.get(field.name, "")) for field in fields(kind)]
     return _table(("setting", "default", "meaning"), rows, ())
 
@@ -467,14 +467,6 @@ def _shown_default(field: Field[Any]) -> str:
 def _default(field: Field[Any]) -> Any:
     """Return a field's default, made where it is made; MISSING where there is none."""
     return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def attributes(docstring: str) -> dict[str, str]:
-    """Return what the "Attributes:" section of a docstring says of each name."""
-    section = re.search(r"^Attributes:\n(.*?)(?=^\S|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
-    entries = re.split(r"^    (?=\w+: )", section[1], flags=re.MULTILINE)[1:] if section else []
-    pairs = [entry.partition(": ") for entry in entries]
-    return {name: " ".join(meaning.split()) for name, _, meaning in pairs}
 
 
 TABLES: dict[str, Callable[[str, Path], str]] = {

@@ -67,7 +67,7 @@ def with_settings(kind: type[AnySettings], settings: Mapping[str, Any], *, where
         raise InputError(" ".join(_said(problem, where) for problem in error.errors())) from error
 
 
-def described(kind: type[Plugin]) -> dict[str, str]:
+def described(kind: type) -> dict[str, str]:
     """Return what a class's docstring says of each of its attributes, on one line each."""
     found: dict[str, str] = {}
     name = ""
