@@ -153,12 +153,13 @@ def offer(desk: Desk) -> None:
         return done(request, "measure", work)
 
     def export(request: gr.Request, form: str = "edit") -> dict[str, Any]:
-        """Return what stands as a file: edit, lora, pipeline or ledger."""
+        """Return what stands as a file: edit, lora, kohya, pipeline, checkpoint or ledger."""
 
         def work(session: Session, track: Track) -> dict[str, Any]:
-            path, about = exports.export(studio, session, form, track)
-            served = save_file_to_cache(path, cache_dir=desk.key.GRADIO_CACHE)
-            return {"file": gr.FileData(path=served, orig_name=path.name).model_dump(), "about": about}
+            found = exports.export(studio, session, form, track)
+            served = save_file_to_cache(found.path, cache_dir=desk.key.GRADIO_CACHE)
+            file = gr.FileData(path=served, orig_name=found.path.name).model_dump()
+            return {"file": file, "about": found.about, "card": found.card}
 
         return done(request, "export", work)
 

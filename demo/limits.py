@@ -8,6 +8,7 @@ from erasure.runs import read_seeds
 
 CONCEPTS, NAME, PROMPTS, PROMPT, SEEDS, PICTURES, STEPS, GUIDANCE = 8, 80, 6, 1000, 8, 24, 100, 30.0
 KEPT = 60
+TEXT = 200
 PER_MODEL = (20, 80)
 """Pictures a model of the measure: the fewest that say anything, and the quick suite."""
 
@@ -36,6 +37,19 @@ def names(where: str, given: object, most: int = CONCEPTS) -> list[str]:
 def name(where: str, given: object) -> str:
     """Return one concept name, "" for none."""
     return next(iter(names(where, [given] if given else [])), "")
+
+
+def text(where: str, given: object, most: int = TEXT) -> str:
+    """Return a text without outer blanks.
+
+    Raises:
+        InputError: No text, or one that is too long.
+    """
+    if not isinstance(given, str):
+        raise InputError(f"{where}: expected a text, got {_short(given)}.")
+    if len(given) > most:
+        raise InputError(f"{where}: expected at most {most} characters, got {len(given):,}. Shorten it.")
+    return given.strip()
 
 
 def prompts(given: object) -> list[str]:

@@ -25,8 +25,12 @@ class Pushed:
     left: tuple[str, ...]
 
 
-def check_push(repo: str) -> None:
+def check_push(repo: str, token: str | None = None) -> None:
     """Refuse what cannot be pushed before time is spent on it: a name that is none, or a user who is not logged in.
+
+    Args:
+        repo: "USER/NAME".
+        token: See `push`.
 
     Raises:
         InputError: Says what is wrong.
@@ -37,27 +41,34 @@ def check_push(repo: str) -> None:
         repo = ""
     if repo.count("/") != 1:
         raise InputError("push: expected a repository 'USER/NAME' of letters, digits, '-', '_' and '.'. Write it so.")
-    _token()
+    _token(token)
 
 
-def push(folder: Path, repo: str, *, private: bool = False, message: str = "Upload an erased model") -> Pushed:
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    message: str = "Upload an erased model",
+    token: str | None = None,
+) -> Pushed:
     """Upload a folder to a model repository, which is made if it is not there, in one commit.
 
     After an interruption the same call goes on: what the Hub has received already is not sent again, and the commit,
-    which comes last, is there whole or not at all. The token is the one that the user's environment (HF_TOKEN) or login
-    has; it is in no message.
+    which comes last, is there whole or not at all. The token is in no message.
 
     Args:
         folder: What to upload.
         repo: "USER/NAME".
         private: Whether nobody else may see it.
         message: Of the commit.
+        token: Of the user; None is the one that the environment (HF_TOKEN) or login has.
 
     Raises:
         InputError: The Hub does not take it, or cannot be reached.
     """
-    check_push(repo)
-    token = _token()
+    check_push(repo, token)
+    token = _token(token)
     api = HfApi(token=token)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
@@ -82,8 +93,8 @@ def push(folder: Path, repo: str, *, private: bool = False, message: str = "Uplo
     return Pushed(url=str(commit.commit_url), left=left)
 
 
-def _token() -> str:
-    token = get_token()
+def _token(given: str | None) -> str:
+    token = given or get_token()
     if not token:
         raise InputError("push: expected a login of the Hub, got none. Run `hf auth login`, or set HF_TOKEN.")
     return token

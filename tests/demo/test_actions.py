@@ -12,9 +12,9 @@ from diffusers import StableDiffusionPipeline
 
 from erasure import Edit, Ledger, tinyworld
 from erasure.backbones import backbone_of
-from erasure.demo import actions
+from erasure.demo import actions, exports
 from erasure.demo.actions import Wish
-from erasure.demo.exports import FORMS, export
+from erasure.demo.exports import FORMS, export, upload
 from erasure.demo.forms import offered
 from erasure.demo.jobs import StoppedError, Track
 from erasure.demo.sessions import Session, Sessions
@@ -23,6 +23,7 @@ from erasure.erasers import Step, eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
 from erasure.eval.pictures import Sampler
 from erasure.eval.record import Record
+from erasure.pipelines.push import Pushed
 from erasure.runs import MeasureSettings
 from tests import tiny
 from tests.eval import world
@@ -53,6 +54,15 @@ def session(sessions: Sessions) -> Session:
 @pytest.fixture(scope="module")
 def studio() -> Studio:
     return Studio(world.pipeline(), "tinyworld", "cpu")
+
+
+@pytest.fixture(scope="module")
+def filed(tmp_path_factory) -> Studio:
+    """The same model from files of its own, which an export of all of it copies."""
+    folder = tmp_path_factory.mktemp("model")
+    world.pipeline().save_pretrained(folder)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    return Studio(pipe, str(folder), "cpu")
 
 
 def track() -> Track:
@@ -216,11 +226,15 @@ def test_an_unwritable_folder_is_a_line(studio, session) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_export_holds_what_stands(studio, session, form) -> None:
+def test_every_export_holds_what_stands(filed, session, form) -> None:
+    studio = filed
     actions.erase(studio, session, Wish(concepts=["cat"], settings=UCE), track())
-    path, about = export(studio, session, form, track())
+    found = export(studio, session, form, track())
+    path = found.path
     assert path.is_relative_to(session.folder)
-    assert about.endswith(".")
+    assert found.about.endswith(".")
+    assert ("cat" in found.card) == (form != "ledger")
+    assert "](" not in found.card.partition("## ")[0]  # no picture that lies elsewhere
     standing = Ledger.open(session.ledger_folder).edit()
     if form == "edit":
         assert Edit.load(path).changes.keys() == standing.changes.keys()
@@ -232,8 +246,10 @@ def test_every_export_holds_what_stands(studio, session, form) -> None:
         loaded = StableDiffusionPipeline.from_pretrained(session.folder / "there" / "model", safety_checker=None)
         with standing.applied_to(studio.pipe):
             edited = weights(studio)
-        found = backbone_of(loaded).parameters(lambda name: True)
-        assert all(torch.equal(found[name].detach(), weight) for name, weight in edited.items())
+        now = backbone_of(loaded).parameters(lambda name: True)
+        assert all(torch.equal(now[name].detach(), weight) for name, weight in edited.items())
+    elif form == "checkpoint":
+        assert {"model/checkpoint.safetensors", "model/README.md"} <= set(zipfile.ZipFile(path).namelist())
     else:
         before = SAMPLER.make(studio.pipe, PAIRS)
         try:
@@ -242,6 +258,34 @@ def test_every_export_holds_what_stands(studio, session, form) -> None:
         finally:
             studio.pipe.unload_lora_weights()
         assert [image.tobytes() for image in before] != [image.tobytes() for image in after]
+
+
+def test_an_upload_takes_the_visitor_s_own_token_and_no_other(filed, session, monkeypatch) -> None:
+    studio = filed
+    monkeypatch.setenv("HF_TOKEN", "hf_ofWhoeverRunsTheApp")
+    asked = {"private": True, "track": track()}
+    with pytest.raises(InputError, match="token: expected one of the Hub"):
+        upload(studio, session, "me/model", " ", **asked)
+    with pytest.raises(InputError, match="expected a repository"):
+        upload(studio, session, "../..", "hf_mine", **asked)
+    with pytest.raises(InputError, match="at most 200 characters"):
+        upload(studio, session, "me/model", "x" * 5000, **asked)
+    with pytest.raises(InputError, match="Erase a concept first"):
+        upload(studio, session, "me/model", "hf_mine", **asked)
+    actions.erase(studio, session, Wish(concepts=["cat"], settings=UCE), track())
+    seen = []
+
+    def pushed(folder, repo, **how):
+        seen.append((sorted(path.name for path in folder.iterdir()), repo, how))
+        return Pushed(url="https://hub/commit", left=())
+
+    monkeypatch.setattr(exports, "push", pushed)
+    assert upload(studio, session, "me/model", "hf_mine", **asked) == "https://hub/commit"
+    [(files, repo, how)] = seen
+    assert {"README.md", "model_index.json", "unet"} <= set(files)
+    assert (repo, how) == ("me/model", {"private": True, "message": "cat removed", "token": "hf_mine"})
+    written = [path for path in session.folder.rglob("*") if path.is_file() and path.suffix in (".md", ".json")]
+    assert not any("hf_mine" in path.read_text(encoding="utf-8") for path in written)
 
 
 def test_an_export_of_nothing_or_of_an_unknown_form_is_refused(studio, session) -> None:

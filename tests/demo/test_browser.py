@@ -305,6 +305,12 @@ def test_an_export_is_an_edit_that_loads(visit) -> None:
         page.click("#export-file")
     assert download.value.suggested_filename == "edit.safetensors"
     assert Edit.load(download.value.path()).metadata.concepts[0].target == "cat"
+    page.get_by_text("The model card that goes with it").click()
+    expect(page.locator("#card")).to_contain_text("What was removed")
+    page.get_by_text("To the Hugging Face Hub").click()
+    press(page, "push")
+    assert toast(page).startswith("token: expected one of the Hub with the right to write")
+    assert page.locator("#token input").get_attribute("type") == "password"
 
 
 @pytest.mark.parametrize("width", [390, 1440])
