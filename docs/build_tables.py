@@ -331,6 +331,28 @@ def several_concepts(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def several_concepts_maps(source: str, results: Path) -> str:
+    """Return one row an arm: what its maps do after a quarter of the steps and at the end."""
+    rows = []
+    for _, run in _runs(source, results):
+        for name, arm in run["arms"].items():
+            maps = [arm["maps"][key] for key in ("overlap", "kept")]
+            rows.append((name, *(f"{values[at]:.3f}" for values in maps for at in (len(values) // 4, -1))))
+    headings = ("sampling", "overlap after a quarter", "at the end", "kept after a quarter", "at the end")
+    return _table(headings, rows, _runs(source, results))
+
+
+def several_concepts_tests(source: str, results: Path) -> str:
+    """Return one row a comparison of A-STAR with another arm: pictures that show both objects in one of them only."""
+    rows = [
+        (pair, f"{test['gained']}", f"{test['lost']}", f"{test['p_value']:.2g}")
+        for _, run in _runs(source, results)
+        for pair, test in run["mcnemar"].items()
+        if pair.startswith("A-STAR") or pair.endswith("against plain")
+    ]
+    return _table(("comparison", "both in the first alone", "in the second alone", "p (McNemar)"), rows, ())
+
+
 def localised(source: str, results: Path) -> str:
     """Return one row a way to remove one of two objects: what goes, what stays, and how far the rest moves."""
     rows = []
@@ -478,6 +500,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "duge-step": duge_step,
     "a-star-step": a_star_step,
     "several-concepts": several_concepts,
+    "several-concepts-maps": several_concepts_maps,
+    "several-concepts-tests": several_concepts_tests,
     "localised": localised,
     "instances-learned": instances_learned,
     "instances-removed": instances_removed,
