@@ -122,9 +122,6 @@ def evaluation_speed(source: str, results: Path) -> str:
             f"{case['pictures']:,} pictures a row, {case['rows']} rows: peak {case['peak_mib']:.0f} MiB, of which"
             f" {case['start_mib']:.0f} MiB before the first"
         ),
-        "memory": lambda case: (
-            f"{case['pictures']:,} pictures: peak {case['peak_kib']:,} KiB, features {case['features_kib']:,} KiB"
-        ),
     }
     rows = [(case["case"], says[case["case"]](case)) for _, run in _runs(source, results) for case in run["results"]]
     return _table(("case", "found"), rows, _runs(source, results))
