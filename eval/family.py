@@ -9,7 +9,6 @@ moment, the same command goes on from there.
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -17,13 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from erasure import runs, tinyworld
 from erasure.errors import ErasureError, InputError
-from erasure.files import make_folder, write_whole
+from erasure.files import make_folder
 from erasure.ledger import Ledger
 from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
 from erasure.tinyworld import vocabulary
@@ -31,6 +28,7 @@ from erasure.tinyworld import vocabulary
 from .attacks import attack_names
 from .benchmarks.tinyworld import TinyWorld
 from .evaluate import evaluate
+from .experiment import by_step, progress_bars, surroundings, write_record
 from .pictures import Sampler
 from .red_team import ROWS, Assault, goals
 from .rows import ERASED, ORIGINAL
@@ -61,7 +59,7 @@ def main() -> None:
     except ErasureError as error:
         sys.exit(f"family: {error}")
     make_folder(options.out)
-    write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_record(record, options.out)
     Console().print(summary(record), highlight=False)
 
 
@@ -81,18 +79,10 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     attacks = [attack_of(name, ()) for name in options.attacks]
     pipe, work = tinyworld.load(), options.work / options.out.name
     sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
-    with Progress(console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(what: str, more: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.advance(tasks[what], more)
-
+    with progress_bars() as advance:
         ledger = Ledger.open_or_create(work / "ledger", pipe, TINYWORLD)
         todo, _ = runs.remaining(run, ledger)
-        task = bars.add_task("removing", total=None)
-        list(runs.remove(todo, pipe, ledger, on_step=lambda s: bars.update(task, completed=s.step, total=s.total)))
+        list(runs.remove(todo, pipe, ledger, on_step=by_step(advance, "removing")))
         source = source_of(str(work / "ledger"), lambda _: pipe)
         rows = [row for row in source.rows if row.name in (ERASED, ORIGINAL)]
         benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
@@ -124,11 +114,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "beside": {row: (rate := beside(concepts)) and rate.as_json() for row, concepts in found["concepts"].items()},
         "protocol": found["protocol"],
         "attacks": attacked,
-        "versions": runs.versions(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "git": runs.commit(),
-        "seconds": round(time.monotonic() - began, 1),
+        **surroundings(began),
     }
 
 

@@ -9,7 +9,6 @@ any moment, the same command goes on from there.
 """
 
 import argparse
-import json
 import logging
 import random
 import sys
@@ -21,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 
 from erasure import runs, tinyworld
 from erasure.backbones import backbone_of
@@ -39,6 +36,7 @@ from erasure.runs import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
+from .experiment import Progressed, by_step, plain_options, progress_bars, surroundings, write_record
 from .instance_record import InstanceRecord
 from .instance_report import ORIGINAL, State
 from .instances import KEPT, Ask, world_asks
@@ -82,8 +80,6 @@ REMOVALS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """How Biscuit is removed: the eraser, and its settings beside those for the tiny world."""
 
-Progressed = Callable[[str, int, int], None]
-
 
 def drawings(name: str = LEARNED) -> list[Image.Image]:
     """Return the five pictures that an individual is learned from."""
@@ -114,14 +110,7 @@ class Bench:
         path = self.work / "edits" / f"{name.replace(' ', '-').replace(',', '')}.safetensors"
         if not path.is_file():
             make_folder(path.parent)
-            done = 0
-
-            def on_step(step: Any) -> None:
-                nonlocal done
-                self.progress(f"{name}: {step.stage}", max(0, step.step - done), step.total)
-                done = step.step if step.step < step.total else 0
-
-            fit(on_step=on_step).save(path)
+            fit(on_step=by_step(self.progress, name)).save(path)
         return Edit.load(path)
 
     def record(self, instance: Learned) -> InstanceRecord:
@@ -265,14 +254,7 @@ def main() -> None:
     began = time.monotonic()
     try:
         make_folder(options.out)
-        with Progress(console=Console(stderr=True), transient=True) as bars:
-            tasks: dict[str, Any] = {}
-
-            def progress(what: str, more: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.advance(tasks[what], more)
-
+        with progress_bars() as progress:
             bench = Bench(
                 pipe=tinyworld.load(),
                 work=options.work / options.experiment,
@@ -286,18 +268,13 @@ def main() -> None:
     record = {
         "benchmark": f"instances-{options.experiment}",
         "version": VERSION,
-        "config": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
+        "config": plain_options(options),
         "sampler": asdict(bench.record(Learned(token=TOKEN, class_word=CLASS)).sampler),
         "model": backbone_of(bench.pipe).fingerprint(),
         **found,
-        "versions": runs.versions(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "git": runs.commit(),
-        "seconds": round(time.monotonic() - began, 1),
+        **surroundings(began),
     }
-    write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())
-    Console().print(str(options.out / "run.json"), markup=False)
+    Console().print(str(write_record(record, options.out)), markup=False)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ on the way lies in `--work`; killed at any moment, the same command goes on from
 
 import argparse
 import itertools
-import json
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
@@ -35,13 +33,13 @@ from erasure.guidance.a_star import AStar
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.localised import LocalisedRemoval
 from erasure.memory import stored
-from erasure.runs import commit, versions
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.world import compose, draw
 
 from .attention_pictures import watched
+from .experiment import Progressed, plain_options, progress_bars, surroundings, write_record
 from .metrics.caption_match import captions, text_match
 from .metrics.fid import fid
 from .metrics.oracle_distance import OracleDistance
@@ -60,7 +58,6 @@ _WATCHED = 24  # pictures whose maps are followed over the steps
 _A_FILE = 8  # pictures that one file of removals holds
 
 Pixels = UInt8[np.ndarray, "n 64 64 3"]
-Progressed = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,14 +378,7 @@ def main() -> None:
     began = time.monotonic()
     try:
         make_folder(options.out)
-        with Progress(console=Console(stderr=True), transient=True) as bars:
-            tasks: dict[str, Any] = {}
-
-            def progress(what: str, more: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.advance(tasks[what], more)
-
+        with progress_bars() as progress:
             pipe = tinyworld.load()
             results = experiment(pipe, options, progress)
     except ErasureError as error:
@@ -396,21 +386,17 @@ def main() -> None:
     record = {
         "benchmark": f"several-concepts-{experiment.__name__}",
         "version": VERSION,
-        "config": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
+        "config": plain_options(options),
         "sampler": asdict(SAMPLER),
         "model": backbone_of(pipe).fingerprint(),
         **results,
-        "versions": versions(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "git": commit(),
-        "seconds": round(time.monotonic() - began, 1),
+        **surroundings(began),
     }
-    write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+    path = write_record(record, options.out)
     for name, arm in results["arms"].items():
         first = next(iter(arm.values()))
         Console().print(f"{name:32} {first['value']:.3f}  n {first['n']}", highlight=False)
-    Console().print(str(options.out / "run.json"), markup=False)
+    Console().print(str(path), markup=False)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """The measure of an instance: what is asked, and what the tiny world's oracle says of its own drawings."""
 
+import json
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from erasure import tinyworld
-from erasure.eval.instance_experiments import drawings, removal_asks
+from erasure.eval import instance_experiments, instance_record
+from erasure.eval.instance_experiments import drawings, main, removal_asks
 from erasure.eval.instances import KEPT, Ask, WorldJudge, instance_scores, named_asks, world_asks
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
@@ -98,3 +102,33 @@ def test_other_models_are_asked_without_what_nobody_named() -> None:
     ] * 2
     company = next(ask for ask in asks if ask.parts)
     assert company.texts("mug") == ["a photo of a mug on the beach", "a photo of a mug", "the beach"]
+
+
+@pytest.mark.parametrize("experiment", ["learn", "remove"])
+def test_an_experiment_keeps_its_fits_and_names_no_place(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # One way and few steps: what is tested is the bookkeeping.
+    kept = {"ARMS": ("lambda 0", "lambda 1"), "REMOVALS": ("UCE", "ESD")}
+    for table, names in kept.items():
+        monkeypatch.setattr(instance_experiments, table, {n: getattr(instance_experiments, table)[n] for n in names})
+    own = {"steps": 2, "guidance_scale": 4.0, "batch_size": 16}
+    monkeypatch.setattr(instance_record, "own_sampling", lambda base, settings: own)
+    few = ["--composed", "2", "--kept", "2", "--steps", "1"]
+    arguments = [experiment, *few, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["instance_experiments", *arguments])
+    main()
+    written = (tmp_path / "out" / "run.json").read_text()
+    assert str(tmp_path) not in written
+    record = json.loads(written)
+    wanted = {
+        "learn": ["original", "lambda 0", "lambda 0, forgotten", "lambda 1", "lambda 1, forgotten"],
+        "remove": ["original", "UCE", "ESD"],
+    }
+    assert list(record["rows"]) == wanted[experiment]
+    assert (tmp_path / "out" / "pictures.png").is_file()
+    edits = sorted((tmp_path / "work" / experiment / "edits").iterdir())
+    before = [path.stat().st_mtime_ns for path in edits]
+    main()
+    assert [path.stat().st_mtime_ns for path in edits] == before
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["rows"] == record["rows"]
