@@ -464,8 +464,7 @@ def personalize(
     from .personalize.class_diffusion import ClassDiffusion, Instance
     from .personalize.folder import Personalized, read_pictures
     from .personalize.formats import write_formats
-    from .plugins import with_settings
-    from .runs import TINYWORLD, override
+    from .runs import TINYWORLD, with_assignments
 
     start = time.perf_counter()
     if not len(images) == len(class_words) == len(tokens):
@@ -479,10 +478,8 @@ def personalize(
         Instance(token=token, class_word=word, pictures=read_pictures(folder))
         for token, word, folder in zip(tokens, class_words, images, strict=True)
     ]
-    given: dict[str, Any] = dict(ClassDiffusion.on_tinyworld) if model == TINYWORLD else {}
-    for assignment in settings or []:
-        given = override(given, assignment)
-    method = with_settings(ClassDiffusion, given, where="--set ")
+    own = ClassDiffusion.on_tinyworld if model == TINYWORLD else None
+    method = with_assignments(ClassDiffusion, settings or [], own)
     folder = to or _free_folder("-".join(token.strip("<>") for token in tokens))
     check_free(folder)
     place = _device(device)
@@ -533,12 +530,11 @@ def forget(
     """Take a learned instance out again, without any picture, and see that its class survived both."""
     from .backbones import backbone_of
     from .eval.instance_record import world_class
-    from .files import check_free, make_folder
+    from .files import check_free
     from .personalize.class_diffusion import Instance
     from .personalize.folder import Personalized
     from .personalize.forgetting import Forgetting
-    from .plugins import with_settings
-    from .runs import override
+    from .runs import with_assignments
 
     start = time.perf_counter()
     learned = Personalized.open(source)
@@ -548,10 +544,7 @@ def forget(
     if token is None and len(words) > 1:
         raise InputError(f"--token: expected one of {', '.join(words)}, got none. Say which to forget.")
     word = token or words[0]
-    given: dict[str, Any] = {}
-    for assignment in settings or []:
-        given = override(given, assignment)
-    method = with_settings(Forgetting, given, where="--set ")
+    method = with_assignments(Forgetting, settings or [])
     folder = to or source.with_name(f"{source.resolve().name}-forgotten")
     check_free(folder)
     place = _device(device)
@@ -559,7 +552,6 @@ def forget(
     known = learned.edit
     with _bars() as advance:
         edit = method.fit(backbone_of(pipe), known, word, on_step=_counted(advance))
-    make_folder(folder)
     instances = [
         Instance(token=each.token, class_word=each.class_word, pictures=learned.pictures(each.token))
         for each in learned.instances

@@ -25,6 +25,7 @@ from .backbones import backbone_of
 from .concept import Concept, normalized
 from .erasers import Eraser, Shows, Step, eraser_class
 from .errors import ErasureError, InputError, unknown_name
+from .plugins import AnySettings, with_settings
 from .tinyworld import vocabulary
 
 if TYPE_CHECKING:
@@ -285,6 +286,21 @@ def parse(config: Mapping[str, Any]) -> Run:
         told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
         raise InputError(" ".join(_explain(problem, schema) for problem in told)) from None
     return Run(**{key: getattr(checked, key) for key in type(checked).model_fields})
+
+
+def with_assignments(
+    kind: type[AnySettings], assignments: Sequence[str], start: Mapping[str, Any] | None = None
+) -> AnySettings:
+    """Return a dataclass of settings from `--set` assignments over those to start from; see `with_settings`.
+
+    Raises:
+        UnknownNameError: It has no such setting.
+        InputError: A value that cannot be.
+    """
+    config: Mapping[str, Any] = dict(start or {})
+    for assignment in assignments:
+        config = override(config, assignment)
+    return with_settings(kind, config, where="--set ")
 
 
 def own_sampling(model: str, settings: MeasureSettings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
 from erasure.ledger import Ledger
 from erasure.plugins import with_settings
-from erasure.runs import TINYWORLD, MeasureSettings, override, own_sampling, parse
+from erasure.runs import TINYWORLD, MeasureSettings, override, own_sampling, parse, with_assignments
 
 from .attacks import Attack, attack_class
 from .attacks.judges import ClipWitness, OracleWitness, Witness, WorldClipWitness
@@ -199,11 +199,7 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
         UnknownNameError: There is no such attack, or it has no such setting.
         InputError: A value that cannot be.
     """
-    kind = attack_class(name)
-    config: dict[str, Any] = {}
-    for assignment in settings:
-        config = override(config, assignment)
-    return with_settings(kind, config, where="--set ")
+    return with_assignments(attack_class(name), settings)
 
 
 def witnesses_of(source: Source, device: str) -> tuple[Witness, Witness | None]:
