@@ -1,20 +1,17 @@
-"""What experiments on the tiny world have in common: bars while they work, and how their records say where they ran."""
+"""What experiments on the tiny world have in common: bars while they work, and how they are recorded."""
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from erasure.erasers import Step
 from erasure.files import write_whole
-from erasure.runs import commit, versions
 
 Progressed = Callable[[str, int, int], None]
 """Told what is being made, how many more are done, and how many there are."""
@@ -44,21 +41,6 @@ def by_step(progress: Progressed, what: str) -> Callable[[Step], None]:
         done = step.step if step.step < step.total else 0
 
     return on_step
-
-
-def surroundings(began: float) -> dict[str, Any]:
-    """Return versions, device, threads, commit and seconds of a run on the CPU.
-
-    Args:
-        began: `time.monotonic()` when it did.
-    """
-    return {
-        "versions": versions(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "git": commit(),
-        "seconds": round(time.monotonic() - began, 1),
-    }
 
 
 def plain_options(options: argparse.Namespace) -> dict[str, Any]:

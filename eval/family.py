@@ -28,7 +28,7 @@ from erasure.tinyworld import vocabulary
 from .attacks import attack_names
 from .benchmarks.tinyworld import TinyWorld
 from .evaluate import evaluate
-from .experiment import by_step, progress_bars, surroundings, write_record
+from .experiment import by_step, progress_bars, write_record
 from .pictures import Sampler
 from .red_team import ROWS, Assault, goals
 from .rows import ERASED, ORIGINAL
@@ -69,7 +69,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: The config removes something else than the family.
     """
-    began = time.monotonic()
+    began = time.perf_counter()
     config: Mapping[str, Any] = runs.read_config(options.config)
     for assignment in options.set:
         config = runs.override(config, assignment)
@@ -114,7 +114,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "beside": {row: (rate := beside(concepts)) and rate.as_json() for row, concepts in found["concepts"].items()},
         "protocol": found["protocol"],
         "attacks": attacked,
-        **surroundings(began),
+        **runs.surroundings(device="cpu", start=began),
     }
 
 

@@ -36,7 +36,7 @@ from erasure.runs import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
-from .experiment import Progressed, by_step, plain_options, progress_bars, surroundings, write_record
+from .experiment import Progressed, by_step, plain_options, progress_bars, write_record
 from .instance_record import InstanceRecord
 from .instance_report import ORIGINAL, State
 from .instances import KEPT, Ask, world_asks
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json and the pictures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    began = time.monotonic()
+    began = time.perf_counter()
     try:
         make_folder(options.out)
         with progress_bars() as progress:
@@ -272,7 +272,7 @@ def main() -> None:
         "sampler": asdict(bench.record(Learned(token=TOKEN, class_word=CLASS)).sampler),
         "model": backbone_of(bench.pipe).fingerprint(),
         **found,
-        **surroundings(began),
+        **runs.surroundings(device="cpu", start=began),
     }
     Console().print(str(write_record(record, options.out)), markup=False)
 

@@ -24,7 +24,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from rich.console import Console
 
-from erasure import tinyworld
+from erasure import runs, tinyworld
 from erasure.backbones import backbone_of
 from erasure.errors import ErasureError
 from erasure.files import make_folder, write_whole
@@ -39,7 +39,7 @@ from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.world import compose, draw
 
 from .attention_pictures import watched
-from .experiment import Progressed, plain_options, progress_bars, surroundings, write_record
+from .experiment import Progressed, plain_options, progress_bars, write_record
 from .metrics.caption_match import captions, text_match
 from .metrics.fid import fid
 from .metrics.oracle_distance import OracleDistance
@@ -189,11 +189,11 @@ def pairs_experiment(pipe: Any, options: argparse.Namespace, progress: Progresse
     both: dict[str, Bool[np.ndarray, " n"]] = {}
     frames: dict[str, Pixels] = {}
     for name, guidance in guidances(options.alpha, options.alpha_excite).items():
-        began = time.monotonic()
+        began = time.perf_counter()
         frames[name] = made(pipe, asks, guidance, options.work, name, progress)
         arms[name], both[name] = judged.of(frames[name])
         arms[name]["maps"] = followed(pipe, asks[:: max(1, len(asks) // _WATCHED)][:_WATCHED], guidance, progress)
-        arms[name]["seconds"] = round(time.monotonic() - began, 1)
+        arms[name]["seconds"] = round(time.perf_counter() - began, 1)
     against = {
         f"{one} against {other}": asdict(mcnemar(both[other], both[one]))
         for one, other in itertools.permutations(arms, 2)
@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.png")
     options = parser.parse_args()
     experiment = localised if options.localised else sweep if options.sweep else pairs_experiment
-    began = time.monotonic()
+    began = time.perf_counter()
     try:
         make_folder(options.out)
         with progress_bars() as progress:
@@ -390,7 +390,7 @@ def main() -> None:
         "sampler": asdict(SAMPLER),
         "model": backbone_of(pipe).fingerprint(),
         **results,
-        **surroundings(began),
+        **runs.surroundings(device="cpu", start=began),
     }
     path = write_record(record, options.out)
     for name, arm in results["arms"].items():
