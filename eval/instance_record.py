@@ -20,7 +20,17 @@ from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
 from erasure.tinyworld import vocabulary
 
 from .instance_report import ORIGINAL, State, write_instance_report
-from .instances import Ask, BackboneJudge, InstanceJudge, WorldJudge, instance_scores, named_asks, world_asks
+from .instances import (
+    Ask,
+    BackboneJudge,
+    InstanceJudge,
+    InstanceLooks,
+    WorldJudge,
+    instance_looks,
+    instance_scores,
+    named_asks,
+    world_asks,
+)
 from .pictures import Pictures, Sampler
 
 OnPicture = Callable[[str, int, int], None]
@@ -115,6 +125,7 @@ class InstanceRecord:
         asks = self.asks
         store = Pictures(folder=self.folder / "made", sampler=self.sampler)
         states: list[State] = []
+        before: InstanceLooks | None = None
         for name, edit in [(ORIGINAL, None), *edits.items()]:
             phrase = self._class if edit is None else self.instance.phrase
             pairs = [(ask.filled(phrase), ask.seed) for ask in asks]
@@ -125,8 +136,11 @@ class InstanceRecord:
                 with nullcontext() if edit is None else edit.applied_to(self.pipe):
                     store.make(key, self.pipe, missing, advance)
             images = store.get(key, pairs)
-            before = states[0].images if states else images
-            scores = None if judge is None else instance_scores(asks, self._class, judge, before, images)
+            scores = None
+            if judge is not None:
+                looks = instance_looks(asks, self._class, judge, images)
+                before = before or looks
+                scores = instance_scores(judge, before, looks)
             states.append(State(name=name, phrase=phrase, images=images, scores=scores))
         return states
 

@@ -343,39 +343,93 @@ class InstanceScores:
         }
 
 
-def instance_scores(
-    asks: Sequence[Ask],
-    class_word: str,
-    judge: InstanceJudge,
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-) -> InstanceScores:
-    """Judge the pictures of one state beside those of the original.
+# Groups differ in size: each array has a length of its own.
+Values = Float[np.ndarray, " _"]
+Flags = Bool[np.ndarray, " _"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceLooks:
+    """What a judge makes of one state's pictures, by group.
+
+    Attributes:
+        likeness: To the instance's pictures, by measure: alone, composed, and of the plain class.
+        parts: Of composed pictures, by metric: the fit with the whole prompt, then with each part.
+        composed: Whether each composed picture shows the class and all parts; None from a judge that cannot tell.
+        seen: Of what should stay, whether each picture shows what was asked for; None likewise.
+        fits: Of what should stay, how well each picture fits its prompt, by metric.
+    """
+
+    likeness: Mapping[str, Mapping[str, Values]]
+    parts: Mapping[str, Sequence[Values]]
+    composed: Flags | None
+    seen: Mapping[str, Flags | None]
+    fits: Mapping[str, Mapping[str, Values]]
+
+
+def instance_looks(
+    asks: Sequence[Ask], class_word: str, judge: InstanceJudge, images: Sequence[Image.Image]
+) -> InstanceLooks:
+    """Have the pictures of one state looked at, each once by each measure.
 
     Args:
         asks: What was asked for.
         class_word: What the instance is one of: judges do not know its new word.
         judge: Who looks.
-        before: The original's pictures, in the order of the asks.
-        after: The state's.
+        images: In the order of the asks.
     """
     rows = {group: [at for at, ask in enumerate(asks) if ask.group == group] for group in get_args(Group)}
 
-    def of(images: Sequence[Image.Image], group: str) -> list[Image.Image]:
-        return [images[at] for at in rows[group]]
+    def of(group: str) -> tuple[list[Ask], list[Image.Image]]:
+        return [asks[at] for at in rows[group]], [images[at] for at in rows[group]]
 
-    likeness: dict[str, dict[str, Score]] = {}
+    likeness: dict[str, dict[str, Float[np.ndarray, " n"]]] = {}
     for group in ("alone", "composed", "class"):
-        for name, values in judge.likeness(of(after, group)).items():
-            likeness.setdefault(name, {})[group] = _mean(values, judge.setups[name])
-    company = [asks[at] for at in rows["composed"]]
-    return InstanceScores(
+        for name, values in judge.likeness(of(group)[1]).items():
+            likeness.setdefault(name, {})[group] = values
+    company, shown = of("composed")
+    kept = {group: of(group) for group in KEPT if rows[group]}
+    return InstanceLooks(
         likeness=likeness,
-        fits=_fits(company, class_word, judge, of(after, "composed")),
-        composed=_composed(company, judge, of(after, "composed")),
-        retention={group: _kept(asks, rows[group], judge, before, after) for group in KEPT},
-        moved={group: _moved(asks, rows[group], class_word, judge, before, after) for group in KEPT if rows[group]},
+        parts=_parts(company, class_word, judge, shown),
+        composed=_composed(company, judge, shown),
+        seen={group: judge.sees(pictures, [ask.name for ask in some]) for group, (some, pictures) in kept.items()},
+        fits={
+            group: judge.fits(pictures, [ask.filled(class_word) for ask in some])
+            for group, (some, pictures) in kept.items()
+        },
     )
+
+
+def instance_scores(judge: InstanceJudge, before: InstanceLooks, after: InstanceLooks) -> InstanceScores:
+    """Score one state beside the original.
+
+    Args:
+        judge: Who looked.
+        before: At the original's pictures.
+        after: At the state's, for the same asks.
+    """
+    setups = judge.setups
+    return InstanceScores(
+        likeness={
+            name: {group: _mean(values, setups[name]) for group, values in groups.items()}
+            for name, groups in after.likeness.items()
+        },
+        fits={
+            name: {"whole": _mean(parts[0], setups[name]), "least": _mean(np.min(parts, 0), setups[name])}
+            for name, parts in after.parts.items()
+        },
+        composed=None if after.composed is None else Rate.of(after.composed),
+        retention={group: _kept(before.seen.get(group), after.seen.get(group)) for group in KEPT},
+        moved={
+            group: {name: _mean(values - before.fits[group][name], setups[name]) for name, values in fits.items()}
+            for group, fits in after.fits.items()
+        },
+    )
+
+
+def _kept(before: Bool[np.ndarray, " n"] | None, after: Bool[np.ndarray, " n"] | None) -> Rate | None:
+    return None if before is None or after is None else kept_rate(before, after)
 
 
 def _mean(values: Float[np.ndarray, " n"], setup: Setup) -> Score:
@@ -383,51 +437,24 @@ def _mean(values: Float[np.ndarray, " n"], setup: Setup) -> Score:
     return Score.mean(values, unit=unit.get(setup.metric, "cosine"), higher_is_better=True, setup=setup)
 
 
-def _fits(
+def _parts(
     company: Sequence[Ask], class_word: str, judge: InstanceJudge, images: Sequence[Image.Image]
-) -> dict[str, dict[str, Score]]:
+) -> dict[str, list[Float[np.ndarray, " n"]]]:
     by_part: dict[str, list[Float[np.ndarray, " n"]]] = {}
     texts = [ask.texts(class_word) for ask in company]
     for part in range(max(map(len, texts), default=0)):
         for name, values in judge.fits(images, [each[min(part, len(each) - 1)] for each in texts]).items():
             by_part.setdefault(name, []).append(values)
-    return {
-        name: {"whole": _mean(parts[0], judge.setups[name]), "least": _mean(np.min(parts, 0), judge.setups[name])}
-        for name, parts in by_part.items()
-    }
+    return by_part
 
 
-def _composed(company: Sequence[Ask], judge: InstanceJudge, images: Sequence[Image.Image]) -> Rate | None:
-    seen = judge.sees(images, [ask.name for ask in company])
-    if seen is None or not company:
+def _composed(
+    company: Sequence[Ask], judge: InstanceJudge, images: Sequence[Image.Image]
+) -> Bool[np.ndarray, " n"] | None:
+    seen = judge.sees(images, [ask.name for ask in company]) if company else None
+    if seen is None:
         return None
-    most = max(len(ask.parts) for ask in company)
-    for part in range(most):
+    for part in range(max(len(ask.parts) for ask in company)):
         also = judge.sees(images, [ask.parts[min(part, len(ask.parts) - 1)] for ask in company])
         seen = seen & also if also is not None else seen
-    return Rate.of(seen)
-
-
-def _kept(
-    asks: Sequence[Ask],
-    rows: Sequence[int],
-    judge: InstanceJudge,
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-) -> Rate | None:
-    names = [asks[at].name for at in rows]
-    seen = [judge.sees([images[at] for at in rows], names) for images in (before, after)]
-    return None if not rows or seen[0] is None or seen[1] is None else kept_rate(seen[0], seen[1])
-
-
-def _moved(
-    asks: Sequence[Ask],
-    rows: Sequence[int],
-    class_word: str,
-    judge: InstanceJudge,
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-) -> dict[str, Score]:
-    texts = [asks[at].filled(class_word) for at in rows]
-    fits = [judge.fits([images[at] for at in rows], texts) for images in (before, after)]
-    return {name: _mean(fits[1][name] - fits[0][name], judge.setups[name]) for name in fits[0]}
+    return seen

@@ -12,7 +12,16 @@ from PIL import Image
 from erasure import tinyworld
 from erasure.eval import instance_experiments, instance_record
 from erasure.eval.instance_experiments import drawings, main, removal_asks
-from erasure.eval.instances import KEPT, Ask, WorldJudge, instance_scores, named_asks, world_asks
+from erasure.eval.instances import (
+    KEPT,
+    Ask,
+    InstanceScores,
+    WorldJudge,
+    instance_looks,
+    instance_scores,
+    named_asks,
+    world_asks,
+)
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
@@ -42,6 +51,10 @@ def drawn(asks: list[Ask], who: str, *, forget: str = "") -> list[Image.Image]:
     return made
 
 
+def scored(asks: list[Ask], judge: WorldJudge, before: list[Image.Image], after: list[Image.Image]) -> InstanceScores:
+    return instance_scores(judge, *(instance_looks(asks, "dog", judge, images) for images in (before, after)))
+
+
 def test_what_is_asked_covers_styles_scenes_and_company_with_seeds_of_their_own() -> None:
     asks = world_asks("dog", composed=40, kept=30)
     parts = {part for ask in asks for part in ask.parts}
@@ -67,8 +80,8 @@ def test_a_removed_individual_is_asked_for_and_is_no_sibling() -> None:
 def test_the_real_individual_scores_high_and_another_of_its_class_low(judge: WorldJudge) -> None:
     asks = world_asks("dog", composed=16, kept=8)
     plain, real = drawn(asks, "dog"), drawn(asks, "Rusty")
-    one = instance_scores(asks, "dog", judge, plain, real)
-    other = instance_scores(asks, "dog", judge, plain, plain)
+    one = scored(asks, judge, plain, real)
+    other = scored(asks, judge, plain, plain)
     assert one.likeness["identity"]["alone"].value > 0.6
     assert abs(other.likeness["identity"]["alone"].value) < 0.35
     assert one.composed is not None
@@ -86,7 +99,7 @@ def test_a_class_that_is_lost_is_seen(judge: WorldJudge) -> None:
         image if ask.group != "class" else Image.fromarray(np.full((64, 64, 3), 200, np.uint8))
         for ask, image in zip(asks, before, strict=True)
     ]
-    scores = instance_scores(asks, "dog", judge, before, after)
+    scores = scored(asks, judge, before, after)
     assert scores.retention["class"] is not None
     assert scores.retention["class"].value < 0.2
     assert scores.retention["siblings"] is not None

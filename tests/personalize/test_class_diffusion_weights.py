@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from erasure.backbones import backbone_of
-from erasure.eval.instances import BackboneJudge, instance_scores, named_asks
+from erasure.eval.instances import BackboneJudge, instance_looks, instance_scores, named_asks
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.sampling import sample
 from tests import tiny
@@ -40,7 +40,8 @@ def test_a_larger_weight_composes_better_and_looks_less_alike() -> None:
         with edit.applied_to(pipe):
             prompts = [ask.filled(instance.phrase) for ask in asks]
             images = sample(pipe, prompts, [ask.seed for ask in asks], steps=30, guidance_scale=7.5)
-        found[weight] = instance_scores(asks, "toy", judge, images, images)
+        looks = instance_looks(asks, "toy", judge, images)
+        found[weight] = instance_scores(judge, looks, looks)
     assert found[100.0].fits["clip_score"]["whole"].value > found[0.0].fits["clip_score"]["whole"].value
     assert found[100.0].likeness["clip_i"]["alone"].value < found[0.0].likeness["clip_i"]["alone"].value
 
