@@ -70,13 +70,30 @@ def shoot(page: Page, name: str) -> None:
 
 
 def part(page: Page, name: str) -> None:
-    """Go to a part of the page; a narrow one has some in a menu."""
+    """Go to a part of the page, and wait until it is drawn; a narrow page has some in a menu."""
     tab = page.get_by_role("tab", name=name, exact=True).locator("visible=true")
-    if not tab.count():
+    if tab.count():
+        tab.first.click()
+    else:
         page.locator("#parts .overflow-menu button").first.click()
         page.locator("#parts .overflow-dropdown button", has_text=name).click()
-        return
-    tab.first.click()
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Wait until the page has not changed for a third of a second, or for three where a job keeps changing it.
+
+    Gradio makes a part's pieces when it is first looked at. What is typed in that moment, as no visitor could, is lost.
+    """
+    page.evaluate(
+        """() => new Promise(done => {
+            const quiet = () => { watch.disconnect(); done(); };
+            let timer = setTimeout(quiet, 333);
+            const watch = new MutationObserver(() => { clearTimeout(timer); timer = setTimeout(quiet, 333); });
+            watch.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
+            setTimeout(quiet, 3000);
+        })"""
+    )
 
 
 def press(page: Page, job: str) -> None:
