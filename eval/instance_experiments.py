@@ -72,13 +72,22 @@ REMOVALS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "UCE, class phrases": ("uce", {"class_phrases": True}),
     "ESD": ("esd", _SHORT),
     "ESD, semantic-kv": ("esd", {**_SHORT, "preservation": {"semantic-kv": 1.0}}),
+    "ESD, semantic-kv x 100": ("esd", {**_SHORT, "preservation": {"semantic-kv": 100.0}}),
     "ESD, semantic-noise": ("esd", {**_SHORT, "preservation": {"semantic-noise": 1.0}}),
+    "ESD, semantic-noise x 100": ("esd", {**_SHORT, "preservation": {"semantic-noise": 100.0}}),
+    "ESD, semantic-noise x 1000": ("esd", {**_SHORT, "preservation": {"semantic-noise": 1000.0}}),
     "DUGE": ("duge", {}),
     "DUGE, semantic-kv": ("duge", {"preservation": {"semantic-kv": 1.0}}),
+    "DUGE, semantic-kv x 5": ("duge", {"preservation": {"semantic-kv": 5.0}}),
+    "DUGE, semantic-kv x 30": ("duge", {"preservation": {"semantic-kv": 30.0}}),
     "TRCE": ("trce", {}),
     "TRCE, semantic-noise": ("trce", {"preservation": {"semantic-noise": 1.0}}),
+    "TRCE, semantic-noise x 100": ("trce", {"preservation": {"semantic-noise": 100.0}}),
 }
-"""How Biscuit is removed: the eraser, and its settings beside those for the tiny world."""
+"""How Biscuit is removed: the eraser, and its settings beside those for the tiny world.
+
+The loss has the weight 1 where none is named; the others show what more of it trades.
+"""
 
 
 def drawings(name: str = LEARNED) -> list[Image.Image]:

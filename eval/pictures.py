@@ -161,18 +161,21 @@ def side_by_side(
     """Draw pictures in a table with a heading above each column and a caption above each row.
 
     Args:
-        columns: Headings.
+        columns: Headings; a long one goes on in further lines.
         rows: Captions.
         pictures: By row, then column.
         cell: Width of a picture in pixels; small pictures are enlarged without smoothing.
     """
-    gap, head, caption = 8, 34, 24
+    gap, line_height, caption = 8, 18, 24
+    headings = [_lines(heading, cell, 15) for heading in columns]
+    head = 16 + line_height * max(map(len, headings), default=1)
     width = gap + len(columns) * (cell + gap)
     height = head + len(rows) * (caption + cell + gap)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
-    for at, heading in enumerate(columns):
-        _write_fitting(draw, (gap + at * (cell + gap), 9), heading, cell, 15)
+    for at, lines in enumerate(headings):
+        for down, text in enumerate(lines):
+            _write_fitting(draw, (gap + at * (cell + gap), 9 + down * line_height), text, cell, 15)
     for down, (text, line) in enumerate(zip(rows, pictures, strict=True)):
         top = head + down * (caption + cell + gap)
         _write_fitting(draw, (gap, top + 4), text, width - 2 * gap, 13, "#555555")
@@ -187,6 +190,19 @@ def side_by_side(
 def _write(batch: Sequence[tuple[Path, Pair]], images: Sequence[Image.Image], facts: Mapping[str, object]) -> None:
     for (path, (prompt, seed)), image in zip(batch, images, strict=True):
         write_whole(path, as_png(image, {"prompt": prompt, "seed": seed, **facts}))
+
+
+def _lines(text: str, width: int, size: int) -> list[str]:
+    """Break a text between words so that each line has a width in pixels, as far as words are that short."""
+    font = ImageFont.load_default(size)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines or [""]
 
 
 def _write_fitting(
