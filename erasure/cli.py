@@ -60,7 +60,9 @@ app = typer.Typer(
 
 LedgerFolder = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger's folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+AttentionBy = Annotated[str, typer.Option("--attention", help="sdpa; or xformers, on CUDA.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
+_DTYPES = ("float32", "float16", "bfloat16")
 Prompts = Annotated[list[str], typer.Option("--prompt", metavar="TEXT ...", help="One or more prompts.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, as in 0,1,2 or 0-7; every prompt gets each.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps  [default: the model's own]")]
@@ -117,6 +119,7 @@ def remove(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the fits  [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")] = None,
+    attention: Annotated[str | None, typer.Option(help="sdpa; or xformers, on CUDA  [default: sdpa]")] = None,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Remove only: no pictures, no rates.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -139,7 +142,8 @@ def remove(
         )
     if method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
         raw["eraser"] = {"name": method}
-    given = {"model": model, "seed": seed, "device": device, "output": None if ledger is None else str(ledger)}
+    given = {"model": model, "seed": seed, "device": device, "attention": attention}
+    given["output"] = None if ledger is None else str(ledger)
     raw.update({key: value for key, value in given.items() if value is not None})
     if no_measure:
         raw["measure"] = None
@@ -164,7 +168,7 @@ def _remove(run: "Run", *, lists: Sequence[Path], as_json: bool, start: float) -
     show = err if as_json else out  # with --json nothing but the document goes to stdout
     device = _device(run.device)
     folder = Path(run.output) if run.output else _new_folder(run.concepts)
-    pipe = _loaded(run.model, device)
+    pipe = _loaded(run.model, device, run.attention)
     for path in lists:
         runs.check_phrases(path, pipe)
     ledger = Ledger.open_or_create(folder, pipe, _lasting_name(run.model))
@@ -275,6 +279,11 @@ def generate(
     steps: Steps = None,
     guidance_scale: Guidance = None,
     device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    attention: AttentionBy = "sdpa",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep on the GPU only the part of the model that is at work.")
+    ] = False,
 ) -> None:
     """Make pictures, by a model or by what stands in a ledger."""
     from .eval.pictures import as_png, slug
@@ -286,9 +295,14 @@ def generate(
     ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
     model = source if ledger is None else ledger.base.name
     make_folder(to)
-    pipe = _loaded(model, _device(device))
+    place = _device(device)
+    if offload and not place.startswith("cuda"):
+        raise InputError(f"offload: expected a CUDA device to spare, got {place!r}. Leave it out.")
+    pipe = _loaded(model, place, attention, dtype)
     sampler = _sampler(model, steps, guidance_scale)
     with _bars() as advance, _standing_in(ledger, pipe):
+        if offload:
+            pipe.enable_model_cpu_offload(device=place)
         images = sampler.make(pipe, pairs, lambda more: advance("pictures", more, len(pairs)))
     for (text, seed), image in zip(pairs, images, strict=True):
         path = to / f"{slug(text)}-{seed}.png"
@@ -306,6 +320,7 @@ def compare(
     steps: Steps = None,
     guidance_scale: Guidance = None,
     device: Device = "auto",
+    attention: AttentionBy = "sdpa",
 ) -> None:
     """Set pictures side by side: the original, then the model after each removal."""
     from .eval.pictures import as_png, side_by_side
@@ -316,7 +331,7 @@ def compare(
 
     opened = Ledger.open(ledger)
     pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
-    pipe = _loaded(opened.base.name, _device(device))
+    pipe = _loaded(opened.base.name, _device(device), attention)
     opened.check_base(_fingerprint(pipe), opened.base.name)
     sampler = _sampler(opened.base.name, steps, guidance_scale)
     total = len(pairs) * (1 + len(opened.standing))
@@ -396,6 +411,7 @@ def evaluate(
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For scores.json and report.html.")] = None,
     device: Device = "auto",
+    attention: AttentionBy = "sdpa",
     as_json: AsJson = False,
 ) -> None:
     """Judge a model on a benchmark, beside the original, a negative prompt and a destroyed model."""
@@ -408,7 +424,7 @@ def evaluate(
 
     place = _device(device)
     what = sources.source_of(
-        source, lambda name: _loaded(name, place), removed=removed or [], original=original, gold=gold
+        source, lambda name: _loaded(name, place, attention), removed=removed or [], original=original, gold=gold
     )
     asked = sources.benchmark_of(benchmark, what, suite=suite, lists=lists or [], settings=settings or [])
     sampler = sources.sampler_of(asked, what)
@@ -455,6 +471,7 @@ def personalize(
     seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
     pictures: PicturesEach = 24,
     device: Device = "auto",
+    attention: AttentionBy = "sdpa",
     as_json: AsJson = False,
 ) -> None:
     """Learn something from a few pictures, by ClassDiffusion; several take --images, --class and --token each."""
@@ -483,7 +500,7 @@ def personalize(
     folder = to or _free_folder("-".join(token.strip("<>") for token in tokens))
     check_free(folder)
     place = _device(device)
-    pipe = _loaded(model, place)
+    pipe = _loaded(model, place, attention)
     losses: list[tuple[float, ...]] = []
     with _bars() as advance:
         counted = _counted(advance)
@@ -679,6 +696,7 @@ def attack(
     seed: Annotated[int, typer.Option(min=0, help="Of prompts, searches and pictures.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For attack.json and report.html.")] = None,
     device: Device = "auto",
+    attention: AttentionBy = "sdpa",
     as_json: AsJson = False,
 ) -> None:
     """Try to bring back what was removed, beside the controls that the result must be read against."""
@@ -689,7 +707,7 @@ def attack(
 
     place = _device(device)
     chosen = sources.attack_of(name, settings or [])
-    what = sources.source_of(source, lambda at: _loaded(at, place), removed=removed or [], original=original)
+    what = sources.source_of(source, lambda at: _loaded(at, place, attention), removed=removed or [], original=original)
     if what.rows[0].name != ERASED:
         raise InputError(f"attack: expected a model that something was removed from, got the original {source!r}.")
     decides, second = sources.witnesses_of(what, place)
@@ -1135,21 +1153,24 @@ def _rate_in_two(rate: dict[str, Any] | None) -> str:
     return "–" if rate is None else f"{rate['value']:.2f} of {rate['n']}\n{_rate(rate).partition(' ')[2]}"
 
 
-def _loaded(model: str, device: str) -> Any:
+def _loaded(model: str, device: str, attention: str = "sdpa", dtype: str = "float32") -> Any:
     """Load a model with a sign of life on stderr, instead of the bars and warnings of the libraries below."""
     import warnings
 
     with err.status(f"loading {model}"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        import torch
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
         from .backbones.loading import load_model
 
+        if dtype not in _DTYPES:
+            raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}. Leave it out for float32.")
         for library in (diffusers_logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()
-        return load_model(model, device=device)
+        return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)
 
 
 def _counted(advance: Callable[[str, int, int], None]) -> Callable[["Step"], None]:

@@ -11,13 +11,14 @@ import torch
 from huggingface_hub import get_token
 from torch.nn import functional as F
 
+from .backbones.loading import attend_once_by_xformers
 from .errors import reason
 
 _EXTRAS = {
     "open_clip": ("eval", "measures and reports"),
     "gradio": ("app", "the web demo"),
     "nudenet": ("nudity", "the measure of nudity; its model is AGPL-3.0"),
-    "xformers": ("xformers", "another attention"),
+    "xformers": ("xformers", "--attention xformers, on CUDA"),
 }
 
 
@@ -44,8 +45,12 @@ def checks(device: str) -> Iterator[Check]:
     for dtype in (torch.float16, torch.bfloat16):
         yield Check(name=str(dtype).removeprefix("torch."), found=_tried(lambda dtype=dtype: _convolve(device, dtype)))
     yield Check(name="attention", found=_tried(lambda: _attend(device)))
+    if find_spec("xformers"):
+        yield Check(name="xformers", found=_tried(lambda: _attend_by_xformers(device), "stay with --attention sdpa"))
     yield Check(name="free disk", found=f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
     for package, (extra, use) in _EXTRAS.items():
+        if package == "xformers" and find_spec(package):
+            continue  # it was tried
         missing = f"not installed: pip install 'erasure[{extra}]', for {use}"
         yield Check(name=package, found="installed" if find_spec(package) else missing)
     yield Check(name="Hub", found=_hub())
@@ -58,11 +63,11 @@ def _about(device: str) -> str:
     return f"{device}, {about.name}, {about.total_memory / 2**30:.0f} GiB, capability {about.major}.{about.minor}"
 
 
-def _tried(what: Callable[[], object]) -> str:
+def _tried(what: Callable[[], object], otherwise: str = "stay with float32, or use another device") -> str:
     try:
         what()
-    except (RuntimeError, NotImplementedError) as error:
-        return f"does not work here ({reason(error)}): stay with float32, or use another device"
+    except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
+        return f"does not work here ({reason(error).rstrip('.')}): {otherwise}"
     return "works"
 
 
@@ -74,6 +79,10 @@ def _convolve(device: str, dtype: torch.dtype) -> None:
 def _attend(device: str) -> None:
     tokens = torch.ones(1, 2, 4, 8, device=device)
     torch.isfinite(F.scaled_dot_product_attention(tokens, tokens, tokens)).all().item()
+
+
+def _attend_by_xformers(device: str) -> None:
+    attend_once_by_xformers(device, torch.float16 if device.startswith("cuda") else torch.float32)
 
 
 def _hub() -> str:

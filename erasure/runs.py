@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 
 from . import tinyworld
 from .backbones import backbone_of
+from .backbones.loading import Attention
 from .concept import Concept, normalized
 from .erasers import Eraser, Shows, Step, eraser_class
 from .errors import ErasureError, InputError, unknown_name
@@ -68,6 +69,7 @@ class Run:
         seed: Of the fits.
         output: The ledger's folder; "" picks a new one under erasure-runs.
         device: "auto", or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        attention: "sdpa" or "xformers", as in `load_model`.
         measure: What is measured after each removal; None measures nothing.
     """
 
@@ -77,6 +79,7 @@ class Run:
     seed: int = 0
     output: str = ""
     device: str = "auto"
+    attention: Attention = "sdpa"
     measure: MeasureSettings | None = field(default_factory=MeasureSettings)
 
     def as_json(self) -> dict[str, Any]:
@@ -88,6 +91,7 @@ class Run:
             "seed": self.seed,
             "output": self.output,
             "device": self.device,
+            "attention": self.attention,
             "measure": None if self.measure is None else asdict(self.measure),
         }
 
@@ -271,6 +275,7 @@ def parse(config: Mapping[str, Any]) -> Run:
         seed=(Annotated[int, Field(ge=0)], 0),
         output=(str, ""),
         device=(str, "auto"),
+        attention=(Attention, "sdpa"),
         measure=(MeasureSettings | None, MeasureSettings()),
     )
     try:

@@ -2,21 +2,25 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from ..errors import InputError, reason
+from ..errors import InputError, reason, unknown_name
 
 logger = logging.getLogger(__name__)
 
 PERSONALIZED = "personalization.json"
 """What a folder of a personalised model has."""
 
+Attention = Literal["sdpa", "xformers"]
 
-def load_model(name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+
+def load_model(
+    name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+) -> Any:
     """Return the pipeline that `name` stands for.
 
     Args:
@@ -24,11 +28,48 @@ def load_model(name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dty
             a model on the Hub.
         device: "cpu", "cuda", "cuda:1", "mps".
         dtype: Of the weights; None is float32.
+        attention: What computes it: "sdpa" or "xformers"; see `attend_by`.
 
     Raises:
-        InputError: The name is none of the three, the folder is not a model, or the Hub does not answer.
+        InputError: The name is none of the three, the folder is not a model, the Hub does not answer, or the attention
+            does not work on the device.
     """
-    dtype = torch.float32 if dtype is None else dtype
+    pipe = _loaded(name, device, torch.float32 if dtype is None else dtype)
+    if attention != "sdpa":
+        attend_by(pipe, attention)
+    return pipe
+
+
+def attend_by(pipe: Any, attention: str) -> None:
+    """Have a pipeline compute its attention by torch ("sdpa") or by xformers; maps are captured under either.
+
+    Raises:
+        InputError: xformers is not there, or has no kernel for the device and precision of the pipeline.
+    """
+    if attention not in get_args(Attention):
+        raise unknown_name("attention", attention, get_args(Attention))
+    if attention == "sdpa":
+        pipe.disable_xformers_memory_efficient_attention()
+        return
+    try:
+        attend_once_by_xformers(pipe.device, pipe.dtype)
+        pipe.enable_xformers_memory_efficient_attention()
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"attention: expected an xformers that works on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')},"
+            f" got {reason(error)} Use sdpa, or see `erasure doctor`."
+        ) from None
+
+
+def attend_once_by_xformers(device: torch.device | str, dtype: torch.dtype) -> None:
+    """Compute one small attention by xformers; it raises whatever is missing."""
+    from xformers.ops import memory_efficient_attention  # the extra
+
+    tokens = torch.ones(1, 4, 1, 40, device=device, dtype=dtype)
+    memory_efficient_attention(tokens, tokens, tokens).sum().item()
+
+
+def _loaded(name: str, device: str, dtype: torch.dtype) -> Any:
     if name == "tinyworld":
         from ..tinyworld import load  # the world's modules are not needed for other models
 
@@ -36,7 +77,7 @@ def load_model(name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dty
     if (Path(name) / PERSONALIZED).is_file():
         from ..personalize.folder import load_personalized  # it loads models itself
 
-        return load_personalized(Path(name), lambda base: load_model(base, device=device, dtype=dtype))
+        return load_personalized(Path(name), lambda base: _loaded(base, device, dtype))
     if Path(name).is_dir():
         return _from_folder(Path(name), dtype).to(device)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
