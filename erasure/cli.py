@@ -747,7 +747,8 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="With --push: nobody else may see it.")] = False,
     rank: Annotated[int | None, typer.Option(min=1, help="Of lora and kohya  [default: all there is]")] = None,
     guidance: Annotated[
-        str | None, typer.Option(metavar="NAME", help="a-star: put its pipeline beside the weights of a pipeline.")
+        str | None,
+        typer.Option(metavar="NAME", help="a-star, attend-and-excite, localised: put its pipeline beside the weights."),
     ] = None,
     prompt: Annotated[
         list[str] | None,

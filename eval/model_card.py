@@ -192,7 +192,7 @@ def _loading(ledger: Ledger, pipe: Any, written: Written) -> str:
         lines += ["", f"`BASE` is {where}, fingerprint `{written.base[:12]}`."]
     if export.guidance is not None:
         lines += ["", "With the guidance beside the weights, whose file is executed:", "", "```python"]
-        lines += [_GUIDED.format(name=name), "```"]
+        lines += [_GUIDED.format(name=name, asked=_ASKED[export.guidance]), "```"]
     exactness = [_EXACTNESS[export.format], *written.notes]
     return "\n".join([*lines, "", *exactness])
 
@@ -222,7 +222,12 @@ pipe.load_lora_weights("{name}", weight_name="{file}", adapter_name="erased")"""
 pipe = {kind}.from_single_file("{file}", config="config")""",
 }
 _GUIDED = """pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)
-picture = pipe("a cat and a dog", concepts=["cat", "dog"]).images[0]"""
+picture = pipe("a cat and a dog", {asked}).images[0]"""
+_ASKED = {
+    "a-star": 'concepts=["cat", "dog"]',
+    "attend-and-excite": 'concepts=["cat", "dog"]',
+    "localised": 'concepts=["cat"], preserve=["dog"]',
+}
 _EXACTNESS = {
     "pipeline": "In float32 the weights are those that the removals were computed to, to the last bit.",
     "edit": "It is applied in float64 and rounded once, and can be taken back bit for bit.",

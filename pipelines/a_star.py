@@ -25,6 +25,8 @@ from erasure.guidance.attention import Named, OnGuided
 from erasure.guidance.words import owners, positions_in
 from erasure.text import Offsets, first_end_of_text, tokenized
 
+from .signatures import with_call
+
 _SETTINGS = tuple(item.name for item in fields(AStarLoss))
 _BOX_SIDE = 256  # of the mask that a box is drawn into, before it is brought to the size of the maps
 
@@ -194,30 +196,15 @@ def _mask(where: Any) -> Float[Tensor, "h w"]:
     return mask
 
 
-def _superset(base: Any) -> inspect.Signature:
-    """Return the signature of a base pipeline's call with what the mixin takes besides."""
+def _with_signature(pipeline: Any) -> Any:
+    """Give a pipeline class a call that shows what it takes, however the base's call changes."""
     own = inspect.signature(AStarMixin.__call__).parameters
     further = [own[name] for name in ("concepts", "token_indices", "layout", "on_guided")]
     further += [
         inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=item.type)
         for item in fields(AStarLoss)
     ]
-    given = list(inspect.signature(base.__call__).parameters.values())
-    rest = [parameter for parameter in given if parameter.kind is inspect.Parameter.VAR_KEYWORD]
-    return inspect.Signature([*(parameter for parameter in given if parameter not in rest), *further, *rest])
-
-
-def _with_signature(pipeline: Any) -> Any:
-    """Give a pipeline class a call that shows what it takes, however the base's call changes."""
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return AStarMixin.__call__(self, *args, **kwargs)
-
-    __call__.__doc__ = AStarMixin.__doc__
-    __call__.__qualname__ = f"{pipeline.__name__}.__call__"
-    __call__.__signature__ = _superset(pipeline.__mro__[2])  # pyright: ignore[reportFunctionMemberAccess]
-    pipeline.__call__ = __call__
-    return pipeline
+    return with_call(pipeline, AStarMixin.__call__, further)
 
 
 @_with_signature

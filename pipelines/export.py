@@ -14,14 +14,19 @@ from erasure.files import write_whole
 from erasure.ledger import Ledger
 from erasure.tensor_files import write_tensors
 
+from . import a_star, guided
 from .checkpoint import checkpoint_tensors
 from .folders import copy_configs, files_of, write_edited
-from .hub import PIPELINES, self_contained
+from .hub import self_contained
 from .kohya import kohya_metadata, kohya_tensors, rank_of
 
 Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint"]
 FORMATS: tuple[str, ...] = get_args(Format)
-GUIDANCES: Mapping[str, tuple[type, type]] = {"a-star": (PIPELINES[0], PIPELINES[1])}
+GUIDANCES: Mapping[str, tuple[type, type]] = {
+    "a-star": (a_star.StableDiffusionAStarPipeline, a_star.StableDiffusionXLAStarPipeline),
+    "attend-and-excite": (guided.StableDiffusionAttendExcitePipeline, guided.StableDiffusionXLAttendExcitePipeline),
+    "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
+}
 """Methods that act while pictures are made, with their pipelines for one text encoder and for two."""
 
 RECORD = "erasure.json"

@@ -10,6 +10,7 @@ followed through our modules and copied, definition by definition, without the s
 import argparse
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from erasure import __version__
 from erasure.errors import ErasureError, InputError
 from erasure.files import write_whole
 
-from . import a_star
+from . import a_star, guided
 
 _PACKAGE = ErasureError.__module__.partition(".")[0]
 _SHAPED = {"Bool", "Float", "Int", "UInt8"}
@@ -33,6 +34,10 @@ PIPELINES: tuple[type, ...] = (
     a_star.StableDiffusionXLAStarImg2ImgPipeline,
     a_star.StableDiffusionAStarInpaintPipeline,
     a_star.StableDiffusionXLAStarInpaintPipeline,
+    guided.StableDiffusionLocalisedPipeline,
+    guided.StableDiffusionXLLocalisedPipeline,
+    guided.StableDiffusionAttendExcitePipeline,
+    guided.StableDiffusionXLAttendExcitePipeline,
 )
 """What `python -m erasure.pipelines.hub` writes."""
 
@@ -212,7 +217,7 @@ def _import_order(line: str) -> tuple[int, str]:
 def _header(pipeline: type) -> str:
     summary = (inspect.getdoc(pipeline) or pipeline.__name__).splitlines()[0]
     origin = f"Written by {_PACKAGE} {__version__} (Apache-2.0) from {pipeline.__module__} and what it needs."
-    return f'"""{summary}\n\n{origin}\nNeeds diffusers, torch, numpy and Pillow.\n"""'
+    return f'"""{summary}\n\n{origin}\nNeeds diffusers, transformers, torch, numpy and Pillow.\n"""'
 
 
 def main() -> None:
@@ -232,13 +237,8 @@ def main() -> None:
 
 def file_name(pipeline: type) -> str:
     """Return the name of a class as diffusers names files: "pipeline_stable_diffusion_a_star"."""
-    words: list[str] = []
-    name = pipeline.__name__.removesuffix("Pipeline")
-    for known in ("Stable", "Diffusion", "XL", "A", "Star", "Img2Img", "Inpaint"):
-        if name.startswith(known):
-            words.append(known.lower())
-            name = name.removeprefix(known)
-    return "_".join(["pipeline", *words])
+    words = re.findall(r"XL|Img2Img|[A-Z][a-z]*", pipeline.__name__.removesuffix("Pipeline"))
+    return "_".join(["pipeline", *(word.lower() for word in words)])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,14 @@ __all__ = ["Backbone", "backbone_of", "families"]
 def backbone_of(pipe: Any) -> Backbone:
     """Return the pipeline as erasers see it.
 
+    A pipeline class that has a `backbone` is seen by that: those of ours that are written out as one file.
+
     Raises:
         InputError: No backbone covers it; the message lists the models that one does.
     """
+    own = getattr(type(pipe), "backbone", None)
+    if own is not None:
+        return own(pipe)
     for family in _families():
         if family.covers(pipe):
             return family(pipe)

@@ -119,7 +119,7 @@ class LocalisedRemoval(MapReading, Guidance):
                 rows = every()
                 return rows if any(set(row.names) & set(self.concepts) for row in rows) else []
 
-            run = _Run(self, pipe, named, every.states)
+            run = _Removal(self, pipe, named, every.states)
             hooks = around_each_step(
                 pipe, rows=lambda: len(named()), before=run.before, after=run.after, stepped=run.stepped
             )
@@ -179,7 +179,7 @@ class LocalisedRemoval(MapReading, Guidance):
         return prompt
 
 
-class _Run:
+class _Removal:
     """One loop's removal: the other picture, and where the two may differ."""
 
     def __init__(

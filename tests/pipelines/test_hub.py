@@ -1,6 +1,7 @@
 """One self-contained file a pipeline class, for processes in which this package is not installed."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from erasure.errors import InputError
+from erasure.pipelines.export import GUIDANCES
 from erasure.pipelines.hub import PIPELINES, file_name, main, self_contained
 from tests import tiny
 
 ALONE = """
+import json
 import sys
 
 class Blocked:
@@ -26,11 +29,11 @@ sys.meta_path.insert(0, Blocked())
 import torch
 from diffusers import DiffusionPipeline
 
-model, file, out = sys.argv[1:]
+model, file, out, given = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(model, custom_pipeline=file, trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
-images = pipe("a cat and a dog", concepts=["cat", "dog"], num_inference_steps=2, output_type="latent",
-              generator=torch.Generator().manual_seed(0)).images
+images = pipe("a cat and a dog", num_inference_steps=2, output_type="latent",
+              generator=torch.Generator().manual_seed(0), **json.loads(given)).images
 torch.save(images, out)
 print(type(pipe).__name__)
 """
@@ -45,7 +48,7 @@ def test_a_file_defines_one_pipeline_and_imports_nothing_of_ours(pipeline: Any) 
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    allowed = {"diffusers", "torch", "numpy", "PIL"} | sys.stdlib_module_names
+    allowed = {"diffusers", "transformers", "torch", "numpy", "PIL"} | sys.stdlib_module_names
     assert {name.partition(".")[0] for name in imports} <= allowed
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
     assert [name for name in classes if name.endswith("Pipeline")] == [pipeline.__name__]
@@ -54,13 +57,23 @@ def test_a_file_defines_one_pipeline_and_imports_nothing_of_ours(pipeline: Any) 
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_it_runs_alone_and_makes_the_same_picture(family: str, tmp_path: Path) -> None:
-    kind = PIPELINES[0] if family == "sd1" else PIPELINES[1]
+@pytest.mark.parametrize(
+    ("guidance", "given"),
+    [
+        ("a-star", {"concepts": ["cat", "dog"]}),
+        ("attend-and-excite", {"concepts": ["cat", "dog"], "refine_at": [], "peaks": []}),
+        ("localised", {"concepts": ["cat"], "preserve": ["dog"], "scale": 3.0}),
+    ],
+)
+def test_it_runs_alone_and_makes_the_same_picture(
+    guidance: str, given: dict[str, Any], family: str, tmp_path: Path
+) -> None:
+    kind = GUIDANCES[guidance][family == "sdxl"]
     pipe = tiny.FAMILIES[family]()
     pipe.save_pretrained(tmp_path / "model")
     file = tmp_path / f"{file_name(kind)}.py"
     file.write_text(self_contained(kind))
-    arguments = [str(tmp_path / "model"), str(file), str(tmp_path / "out.pt")]
+    arguments = [str(tmp_path / "model"), str(file), str(tmp_path / "out.pt"), json.dumps(given)]
     run = subprocess.run(
         [sys.executable, "-c", ALONE, *arguments],
         capture_output=True,
@@ -74,14 +87,13 @@ def test_it_runs_alone_and_makes_the_same_picture(family: str, tmp_path: Path) -
     here: Any = kind
     guided = here.from_pipe(pipe)
     guided.set_progress_bar_config(disable=True)
-    expected = guided(
-        "a cat and a dog",
-        concepts=["cat", "dog"],
-        num_inference_steps=2,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-    ).images
+    asked = {"num_inference_steps": 2, "output_type": "latent"}
+    expected, plain = (
+        guided("a cat and a dog", generator=torch.Generator().manual_seed(0), **asked, **more).images
+        for more in (given, {})
+    )
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(expected, plain)
 
 
 def test_the_command_writes_a_file_for_each(

@@ -1,0 +1,97 @@
+"""Guidances as diffusers pipelines: what acts while pictures are made, as the call of an ordinary pipeline."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from erasure.backbones.sd import StableDiffusion
+from erasure.backbones.sdxl import StableDiffusionXL
+from erasure.errors import InputError
+from erasure.guidance.attend_and_excite import AttendAndExcite
+from erasure.guidance.localised import LocalisedRemoval
+
+from .signatures import with_call
+
+
+class GuidedMixin:
+    """Gives a Stable Diffusion pipeline one of the guidances: its call takes the concepts, and the guidance's settings.
+
+    The call is that of the base pipeline, with its parameters and results, and these further keyword arguments; without
+    `concepts` it is the base pipeline's call.
+
+    Args:
+        concepts: Words or phrases as they stand in the prompts; a prompt that holds none is drawn as by the base.
+        preserve, anchor, alpha, ...: The settings of the guidance; the signature has them all.
+
+    Raises:
+        InputError: Settings without concepts, settings out of range, embeddings in the place of prompts; it is a
+            ValueError.
+    """
+
+    guidance: Any
+    backbone: Any
+
+    def __call__(self, *args: Any, concepts: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        call: Any = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
+        settings = {name: kwargs.pop(name) for name in _settings(self.guidance) if name in kwargs}
+        if concepts is None:
+            if settings:
+                raise InputError(
+                    f"concepts: expected the words to act on, got none, but {', '.join(settings)}."
+                    " Name them, as in concepts=['cat']."
+                )
+            return call(*args, **kwargs)
+        if isinstance(concepts, str):
+            raise InputError(f"concepts: expected a list of words, got {concepts!r}. Write concepts=[{concepts!r}].")
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        with self.guidance(concepts=tuple(concepts), **lists).applied_to(self):
+            return call(*args, **kwargs)
+
+
+def _settings(guidance: Any) -> dict[str, Any]:
+    """Return a guidance's settings with their defaults, the concepts apart."""
+    return {item.name: item.default for item in fields(guidance) if item.default is not MISSING}
+
+
+def _with_guided_signature(pipeline: Any) -> Any:
+    """Give a pipeline class a call that shows what it takes, however the base's call changes."""
+    settings = {"concepts": None, **_settings(pipeline.guidance)}
+    further = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default) for name, default in settings.items()
+    ]
+    return with_call(pipeline, GuidedMixin.__call__, further)
+
+
+@_with_guided_signature
+class StableDiffusionLocalisedPipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to picture with Stable Diffusion 1.x and 2.x, and removal where a concept is; see `LocalisedRemoval`."""
+
+    guidance = LocalisedRemoval
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLLocalisedPipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to picture with Stable Diffusion XL, and removal where a concept is; see `LocalisedRemoval`."""
+
+    guidance = LocalisedRemoval
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionAttendExcitePipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to picture with Stable Diffusion 1.x and 2.x, and Attend-and-Excite; see `AttendAndExcite`."""
+
+    guidance = AttendAndExcite
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLAttendExcitePipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to picture with Stable Diffusion XL, and Attend-and-Excite; see `AttendAndExcite`."""
+
+    guidance = AttendAndExcite
+    backbone = StableDiffusionXL

@@ -1,0 +1,27 @@
+"""Calls that show what they take: a base pipeline's parameters, and those of what is put before it."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def with_call(pipeline: Any, call: Callable[..., Any], further: Iterable[inspect.Parameter]) -> Any:
+    """Return a pipeline class with a call that has the base's parameters and further ones in its signature.
+
+    Args:
+        pipeline: The class; its bases are what is put before, and then the pipeline.
+        call: What is put before, as a function of the pipeline and its arguments; its docstring becomes the call's.
+        further: Parameters beside the base's, by keyword only.
+    """
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(self, *args, **kwargs)
+
+    given = list(inspect.signature(pipeline.__mro__[2].__call__).parameters.values())
+    rest = [parameter for parameter in given if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    parameters = [*(parameter for parameter in given if parameter not in rest), *further, *rest]
+    __call__.__doc__ = inspect.getdoc(pipeline.__mro__[1])
+    __call__.__qualname__ = f"{pipeline.__name__}.__call__"
+    __call__.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    pipeline.__call__ = __call__
+    return pipeline
