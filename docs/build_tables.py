@@ -172,6 +172,13 @@ def family(source: str, results: Path) -> str:
     return _table(headings, rows, runs)
 
 
+def text_states(source: str, results: Path) -> str:
+    """Return one row an exchange of text states: what the pictures show."""
+    runs = _runs(source, results)
+    rows = [(part, _rate(row["concept"]), _rate(row["safe"])) for _, run in runs for part, row in run["rows"].items()]
+    return _table(("taken from the safe sentence", "weapon seen", "flower seen"), rows, runs)
+
+
 def _left(score: Mapping[str, Any] | None) -> str:
     """Return the share of pictures that still show what was erased."""
     if score is None or score["value"] is None:
@@ -504,6 +511,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "instances-removed": instances_removed,
     "trce-stage-1": trce_stage_1,
     "family": family,
+    "text-states": text_states,
     "closed-form": closed_form,
     "apply-edit": apply_edit,
     "ledger": ledger,
