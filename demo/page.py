@@ -15,6 +15,7 @@ from .studio import Comparison, Studio
 
 TITLE = "erasure"
 STYLE = Path(__file__).parent / "style.css"
+SCRIPT = Path(__file__).parent / "slider.js"
 _HEAD = (
     "<header><h1>erasure</h1><p>Take a concept out of a text-to-image model, and see the same prompts and seeds before"
     " and after.</p></header>"

@@ -36,7 +36,7 @@ def serve(
     sessions = Sessions(ledger)
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.folder / "page")
     try:
-        from .page import STYLE, build, theme
+        from .page import SCRIPT, STYLE, build, theme
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -59,6 +59,7 @@ def serve(
             ssr_mode=False,
             theme=theme(),
             css_paths=STYLE,
+            js=SCRIPT.read_text(encoding="utf-8"),
         )
     except OSError as error:
         raise InputError(f"app: expected a free port, got {port!r}. Give another by --port.") from error

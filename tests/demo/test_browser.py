@@ -205,6 +205,16 @@ def test_compare_slides_and_shows_where_the_pair_that_is_chosen_differs(visit) -
     moved = handle.bounding_box()
     assert moved is not None
     assert moved["x"] < start["x"] - 40
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    expect(handle).not_to_have_attribute("aria-valuenow", "0")
+    by_key = handle.bounding_box()
+    assert by_key is not None
+    assert moved["x"] + 5 < by_key["x"] < start["x"]
+    page.keyboard.press("Home")
+    expect(handle).to_have_attribute("aria-valuenow", "0")
+    page.keyboard.press("End")
+    expect(handle).to_have_attribute("aria-valuenow", "100")
     shown = page.locator("#difference img").get_attribute("src")
     page.click("#pair input")
     page.get_by_role("option", name="a dog on the beach, seed 1").click()
