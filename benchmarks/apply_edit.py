@@ -1,4 +1,8 @@
-"""Applying an edit to a model of Stable Diffusion 1.5's size and undoing it, with random weights."""
+"""Applying an edit to a model of Stable Diffusion 1.5's size, undoing it, turning it on and off, and sampling with it.
+
+The rival is the same edit as a LoRA that diffusers loads beside the weights: loading it, turning its adapter on and
+off, and a pass of the denoiser with it. Random weights; an edit of up to 384 concepts is low-rank.
+"""
 
 import time
 from typing import Any
@@ -12,15 +16,16 @@ from erasure.edit import Edit, EditMetadata
 from tests.tiny import sd1, sd15
 
 from .closed_form import random_rows
-from .record import arguments, spread, write_run
+from .record import arguments, spread, timed, write_run
 
-VERSION = 1
+VERSION = 2
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 def main() -> None:
     """Time applying and undoing, print a line a number of concepts, and write run.json where asked."""
-    parser = arguments(__doc__)
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--passes", type=int, default=3, help="passes of the denoiser that are timed of each kind")
     parser.add_argument("--concepts", type=int, nargs="+", default=[1, 100, 1000])
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=int, default=0)
@@ -35,6 +40,10 @@ def main() -> None:
         edit, fit_seconds = solved(pipe, concepts, seed=options.seed)
         results.append({"concepts": concepts, "fit_seconds": fit_seconds, **measured(pipe, edit, options.repeats)})
         print(line(results[-1]))
+    # Last, since the adapters stay in the modules.
+    edit, _ = solved(pipe, 1, seed=options.seed)
+    results.append(beside_lora(pipe, edit, options.repeats, options.passes))
+    print(lora_line(results[-1]))
     write_run(options, name="apply-edit", version=VERSION, results=results, started=started, torch=torch)
 
 
@@ -76,7 +85,73 @@ def measured(pipe: Any, edit: Edit, repeats: int) -> dict[str, Any]:
         "apply": spread(applying[1:]),
         "undo": spread(undoing[1:]),
         "check_base": spread(checking[1:]),
+        "switch": switching(pipe, edit, repeats),
     }
+
+
+def switching(pipe: Any, edit: Edit, repeats: int) -> dict[str, Any]:
+    """Return the seconds of turning an edit on and off again, on weights that it has been prepared for."""
+    with edit.switched(pipe) as switch:
+
+        def on_and_off() -> None:
+            switch.turn(on=True)
+            switch.turn(on=False)
+
+        return timed(on_and_off, repeats)
+
+
+def beside_lora(pipe: Any, edit: Edit, repeats: int, passes: int) -> dict[str, Any]:
+    """Return what an edit of rank one and the same as a LoRA cost: putting it in, switching it, and passes with it."""
+    plain, applied = passes_with(pipe, edit, passes)
+    switch = switching(pipe, edit, repeats)
+    lora = edit.as_lora(pipe)
+    start = time.perf_counter()
+    pipe.load_lora_weights(dict(lora.state_dict), adapter_name="edit")
+    loading = time.perf_counter() - start
+
+    def on_and_off() -> None:
+        pipe.enable_lora()
+        pipe.disable_lora()
+
+    adapter = timed(on_and_off, repeats)
+    pipe.enable_lora()
+    with_adapter = spread([one_pass(pipe) for _ in range(passes + 1)][1:])
+    pipe.unload_lora_weights()
+    return {
+        "case": "beside a LoRA",
+        "switch": switch,
+        "lora_load_seconds": loading,
+        "lora_switch": adapter,
+        "ratio_switch": adapter["seconds"] / switch["seconds"],
+        "pass": plain,
+        "pass_applied": applied,
+        "pass_lora": with_adapter,
+        "overhead_applied": applied["seconds"] / plain["seconds"] - 1,
+        "overhead_lora": with_adapter["seconds"] / plain["seconds"] - 1,
+    }
+
+
+def passes_with(pipe: Any, edit: Edit, passes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the seconds of the denoiser's passes without and with an edit, in turns."""
+    plain, applied = [], []
+    with edit.switched(pipe) as switch:
+        for _ in range(passes + 1):
+            switch.turn(on=False)
+            plain.append(one_pass(pipe))
+            switch.turn(on=True)
+            applied.append(one_pass(pipe))
+    return spread(plain[1:]), spread(applied[1:])  # the first of each warms up
+
+
+@torch.no_grad()
+def one_pass(pipe: Any) -> float:
+    """Return the seconds of one pass of the denoiser over one latent of its own size."""
+    backbone = backbone_of(pipe)
+    latents = torch.zeros(1, *backbone.latent_shape(), dtype=backbone.dtype)
+    read = backbone.unconditional()
+    start = time.perf_counter()
+    backbone.predict(latents, torch.tensor(500), read)
+    return time.perf_counter() - start
 
 
 def line(result: dict[str, Any]) -> str:
@@ -85,7 +160,17 @@ def line(result: dict[str, Any]) -> str:
     return (
         f"{result['concepts']:>5} concepts, {result['parameters'] / 1e6:.0f} M parameters:"
         f" apply {seconds['apply']:.3f} s, undo {seconds['undo']:.4f} s,"
-        f" check of the base {seconds['check_base']:.3f} s"
+        f" check of the base {seconds['check_base']:.3f} s, on and off {result['switch']['seconds']:.4f} s"
+    )
+
+
+def lora_line(result: dict[str, Any]) -> str:
+    """Say how the edit and the LoRA compare in a line."""
+    return (
+        f"rank 1: on and off {result['switch']['seconds']:.4f} s, as a LoRA {result['lora_switch']['seconds']:.4f} s"
+        f" = {result['ratio_switch']:.1f} x after {result['lora_load_seconds']:.2f} s of loading;"
+        f" a pass of the denoiser {result['pass']['seconds']:.2f} s, with the edit"
+        f" {result['overhead_applied']:+.1%}, with the LoRA {result['overhead_lora']:+.1%}"
     )
 
 

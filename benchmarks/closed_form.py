@@ -1,4 +1,4 @@
-"""The shared closed-form solve against layer-by-layer ones, on the text projections of Stable Diffusion 1.5.
+"""The shared closed-form solve against layer-by-layer ones, on the text projections of Stable Diffusion 1.5 and XL.
 
 And TRCE's first stage as a whole, from encoded sentences and captions to new weights, against the same layer by layer.
 
@@ -9,11 +9,21 @@ All three give the same new weights, and the run checks it:
 - outer: each layer by itself, one outer product a concept, as the published code of UCE accumulates them.
 
 Everything in float64, from float32 weights to float32 weights. States are random: their values do not change the work.
+
+Beside the shared solve stands its floor: the bytes that any way must read and write and the operations that this one
+needs, at the rates of copying and of multiplying that the run measures on this machine. The peaks of memory are of
+processes of their own, above what each holds with the weights and the states loaded.
 """
 
+import argparse
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,56 +32,107 @@ from erasure.captions import square_root
 from erasure.closed_form import Rows, TextMap, solve
 from erasure.erasers.trce import published_eta
 
-from .record import arguments, timed, write_run
+from .record import arguments, peak_mib, reset_peak, resident_mib, spread, timed, write_run
 
-VERSION = 1
-# Output widths of the keys and values of the 16 cross-attentions, in the UNet's order: down, mid, up.
-SD15_WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320)
-SD15_DIM = 768
-TOY_WIDTHS, TOY_DIM = (16, 32), 24
+VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The keys and values of a model's cross-attentions.
+
+    Attributes:
+        widths: Output width of each attention's keys and values.
+        dim: Width of a text state.
+        every_layer: Whether the rivals are timed on every layer, or on one of each shape for all that have it.
+    """
+
+    widths: tuple[int, ...]
+    dim: int
+    every_layer: bool
+
+
+# In the UNets' order: down, mid, up.
+_SD15 = (320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320)
+_SDXL = (*[640] * 4, *[1280] * 20, *[1280] * 10, *[1280] * 30, *[640] * 6)
+SHAPES = {
+    "sd15": Shapes(widths=_SD15, dim=768, every_layer=True),
+    "sdxl": Shapes(widths=_SDXL, dim=2048, every_layer=False),
+    "toy": Shapes(widths=(16, 32), dim=24, every_layer=False),
+}
 
 
 def main() -> None:
     """Time the three, print a line a number of concepts, and write run.json where asked."""
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--concepts", type=int, nargs="+", default=[1, 100, 1000])
+    parser.add_argument("--models", choices=[name for name in SHAPES if name != "toy"], nargs="+")
+    parser.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100, 1000, 10_000])
     parser.add_argument("--preserve", type=int, default=100, help="preserved states")
     parser.add_argument("--outer-up-to", type=int, default=100, help="concepts that outer is timed with, at most")
     parser.add_argument("--reg", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--toy", action="store_true", help="small shapes, to try the script")
+    parser.add_argument("--peak", nargs=3, metavar=("MODEL", "WAY", "CONCEPTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak:
+        print(json.dumps(peak(*options.peak[:2], int(options.peak[2]), options)))
+        return
     started = time.perf_counter()
-    weights = projections(toy=options.toy, seed=options.seed)
     results = []
-    for concepts in options.concepts:
-        rows = random_rows(concepts, options.preserve, dim=weights[0].shape[1], reg=options.reg, seed=options.seed)
-        results.append(compare(rows, weights, repeats=options.repeats, outer_up_to=options.outer_up_to))
-        print(line(results[-1]))
-    pairs, tokens = (12, 200) if options.toy else (300, 10_000)
-    results.append(trce_stage_1(weights, pairs=pairs, tokens=tokens, repeats=options.repeats, seed=options.seed))
-    print(stage_line(results[-1]))
+    for model in ["toy"] if options.toy else options.models or ["sd15", "sdxl"]:
+        weights = projections(SHAPES[model], seed=options.seed)
+        rates = machine_rates(toy=options.toy)
+        outer_each: dict[int, float] = {}
+        for concepts in options.concepts:
+            rows = random_rows(concepts, options.preserve, dim=SHAPES[model].dim, reg=options.reg, seed=options.seed)
+            found = compare(rows, weights, options, every_layer=SHAPES[model].every_layer, outer_each=outer_each)
+            peaks = {f"{way}_peak_mib": peak_of(model, way, concepts, options) for way in ("shared", "batched")}
+            results.append({"model": model, **found, **peaks, "floor": floor(rows, weights, rates)})
+            print(line(results[-1]))
+        if model != "sdxl":
+            pairs, tokens = (12, 200) if options.toy else (300, 10_000)
+            stage = trce_stage_1(weights, pairs=pairs, tokens=tokens, repeats=options.repeats, seed=options.seed)
+            results.append(stage)
+            print(stage_line(stage))
     write_run(options, name="closed-form", version=VERSION, results=results, started=started, torch=torch)
 
 
-def compare(rows: Rows, weights: Sequence[Tensor], *, repeats: int, outer_up_to: int) -> dict[str, object]:
-    """Return the seconds of each way to the new weights, their ratios, and how far the results are apart."""
-    concepts = len(rows.targets)
+def compare(
+    rows: Rows,
+    weights: Sequence[Tensor],
+    options: argparse.Namespace,
+    *,
+    every_layer: bool,
+    outer_each: dict[int, float],
+) -> dict[str, Any]:
+    """Return the seconds of each way to the new weights, their ratios, and how far the results are apart.
+
+    Args:
+        rows: The problem.
+        weights: What is edited.
+        options: Of the command line.
+        every_layer: See `Shapes.every_layer`.
+        outer_each: The seconds of "outer" by the number of rows it was timed with; what is timed here is added.
+    """
+    concepts, repeats = len(rows.targets), options.repeats
+    layers = [weights] if every_layer else [[weight] for weight in of_each_shape(weights)]
+    slow = [timed(lambda some=some: batched(rows, some), max(1, repeats // 2))["all_seconds"] for some in layers]
+    times = [1] if every_layer else [shape_count(weights, some[0]) for some in layers]
     timings = {
         "solve": timed(lambda: solve(rows), repeats),
         "shared": timed(lambda: shared(rows, weights), repeats),
-        "batched": timed(lambda: batched(rows, weights), max(1, repeats // 2)),
+        "batched": spread([sum(map(mul, times, each)) for each in zip(*slow, strict=True)]),
     }
-    wanted = shared(rows, weights)
-    errors = {"batched": difference(wanted, batched(rows, weights))}
-    few = first(rows, min(concepts, outer_up_to))
-    each = [layer_seconds(few, weight) for weight in weights]
-    measured = sum(each)
+    few = first(rows, min(concepts, options.outer_up_to))
+    errors = {
+        "batched": difference(shared(rows, some := of_each_shape(weights)), batched(rows, some)),
+        "outer": difference(shared(few, weights[:1]), [outer(few, weights[0])]),
+    }
+    asked, timed_with = concepts + len(rows.preserve), len(few.targets) + len(rows.preserve)
+    if timed_with not in outer_each:
+        outer_each[timed_with] = outer_seconds(few, weights, every_layer=every_layer)
     # Accumulating is linear in the number of rows, and what is not (one inverse a layer) is a small part.
-    extrapolated = concepts > outer_up_to
-    factor = (concepts + len(rows.preserve)) / (len(few.targets) + len(rows.preserve))
-    errors["outer"] = difference(shared(few, weights[:1]), [outer(few, weights[0])])
-    outer_seconds = measured * factor
+    seconds = outer_each[timed_with] * asked / timed_with
     return {
         "concepts": concepts,
         "preserve": len(rows.preserve),
@@ -80,12 +141,88 @@ def compare(rows: Rows, weights: Sequence[Tensor], *, repeats: int, outer_up_to:
         "rank": solve(rows).rank,
         **{f"{name}_seconds": timing["seconds"] for name, timing in timings.items()},
         "all_seconds": {name: timing["all_seconds"] for name, timing in timings.items()},
-        "outer_seconds": outer_seconds,
+        "outer_seconds": seconds,
         "outer_timed_with": len(few.targets),
-        "outer_extrapolated": extrapolated,
+        "every_layer": every_layer,
+        "outer_extrapolated": timed_with < asked,
         "ratio_batched": timings["batched"]["seconds"] / timings["shared"]["seconds"],
-        "ratio_outer": outer_seconds / timings["shared"]["seconds"],
+        "ratio_outer": seconds / timings["shared"]["seconds"],
         "relative_difference": errors,
+    }
+
+
+def outer_seconds(rows: Rows, weights: Sequence[Tensor], *, every_layer: bool) -> float:
+    """Return the seconds of "outer" for all layers, each timed once or one of each shape for all of that shape."""
+    if every_layer:
+        return sum(layer_seconds(rows, weight) for weight in weights)
+    return sum(layer_seconds(rows, weight) * shape_count(weights, weight) for weight in of_each_shape(weights))
+
+
+def of_each_shape(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return one weight of each shape."""
+    return list({weight.shape: weight for weight in weights}.values())
+
+
+def shape_count(weights: Sequence[Tensor], like: Tensor) -> int:
+    """Return how many weights have the shape of one."""
+    return sum(weight.shape == like.shape for weight in weights)
+
+
+def peak_of(model: str, way: str, concepts: int, options: argparse.Namespace) -> float:
+    """Return the peak of memory of one way, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.closed_form", "--peak", model, way, str(concepts)]
+    command += ["--preserve", str(options.preserve), "--reg", str(options.reg), "--seed", str(options.seed)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak(model: str, way: str, concepts: int, options: argparse.Namespace) -> float:
+    """Return the most memory in MiB that one way held, new weights included, above what was loaded.
+
+    Where the rivals are not run on every layer, the new weights of the others are added.
+    """
+    weights = projections(SHAPES[model], seed=options.seed)
+    rows = random_rows(concepts, options.preserve, dim=SHAPES[model].dim, reg=options.reg, seed=options.seed)
+    solve(replace(rows, reg=rows.reg + 1.0))  # what libraries set aside at their first use is no part of it
+    reset_peak()
+    before = resident_mib()
+    some = weights if way == "shared" or SHAPES[model].every_layer else of_each_shape(weights)
+    made = {"shared": shared, "batched": batched}[way](rows, some)
+    others = sum(weight.nbytes for weight in weights) - sum(weight.nbytes for weight in made)
+    return peak_mib() - before + others / 2**20
+
+
+def machine_rates(*, toy: bool) -> dict[str, float]:
+    """Return the bytes a second of copying and the operations a second of a float64 product, the best of five."""
+    size = 256 if toy else 2048
+    one, other = torch.randn(2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    memory = torch.zeros(size * size * (1 if toy else 8))
+    target = torch.empty_like(memory)
+    copying = min(timed(lambda: target.copy_(memory), 5)["all_seconds"])
+    product = min(timed(lambda: one @ other, 5)["all_seconds"])
+    return {"bytes": 2 * 4 * memory.numel() / copying, "operations": 2 * size**3 / product}
+
+
+def floor(rows: Rows, weights: Sequence[Tensor], rates: dict[str, float]) -> dict[str, float]:
+    """Return what the shared solve cannot do without, and the seconds that it would take at the machine's rates.
+
+    Operations count a multiplication and an addition each. Of symmetric matrices half is needed.
+    """
+    dim, rank, n = weights[0].shape[1], solve(rows).rank, len(rows.targets)
+    out = sum(len(weight) for weight in weights)
+    kept = n + len(rows.preserve)
+    solving = kept * dim**2 + dim**3 / 3
+    low_rank = 2 * n <= dim
+    solving += 2 * dim**2 * n if low_rank else 2 * n * dim**2 + 2 * dim**3
+    applying = 4 * out * dim * rank if low_rank else 2 * out * dim**2
+    moved = 2 * 4 * out * dim + 8 * dim * (2 * n + len(rows.preserve))
+    return {
+        "bytes": moved,
+        "operations": solving + applying,
+        "bytes_per_second": rates["bytes"],
+        "operations_per_second": rates["operations"],
+        # Some of the one may be done during the other.
+        "seconds": max(moved / rates["bytes"], (solving + applying) / rates["operations"]),
     }
 
 
@@ -193,11 +330,14 @@ def difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     return max((torch.linalg.norm(a.double() - b.double()) / torch.linalg.norm(a.double())).item() for a, b in pairs)
 
 
-def projections(*, toy: bool, seed: int) -> list[Tensor]:
-    """Return random float32 weights in the shapes of Stable Diffusion 1.5's keys and values."""
+def projections(shapes: Shapes, *, seed: int) -> list[Tensor]:
+    """Return random float32 weights in the shapes of a model's keys and values."""
     generator = torch.Generator().manual_seed(seed)
-    widths, dim = (TOY_WIDTHS, TOY_DIM) if toy else (SD15_WIDTHS, SD15_DIM)
-    return [torch.randn(width, dim, generator=generator) / dim**0.5 for width in widths for _ in ("key", "value")]
+    return [
+        torch.randn(width, shapes.dim, generator=generator) / shapes.dim**0.5
+        for width in shapes.widths
+        for _ in ("key", "value")
+    ]
 
 
 def random_rows(concepts: int, preserve: int, *, dim: int, reg: float, seed: int) -> Rows:
@@ -237,13 +377,15 @@ def first(rows: Rows, n: int) -> Rows:
     )
 
 
-def line(result: dict[str, object]) -> str:
+def line(result: dict[str, Any]) -> str:
     """Say one comparison in a line."""
     note = f" (timed with {result['outer_timed_with']}, extrapolated)" if result["outer_extrapolated"] else ""
     return (
-        f"{result['concepts']:>5} concepts, {result['projections']} projections:"
-        f" shared {result['shared_seconds']:.3f} s (solve alone {result['solve_seconds']:.3f} s),"
-        f" batched {result['batched_seconds']:.3f} s = {result['ratio_batched']:.1f} x,"
+        f"{result['model']}, {result['concepts']:>5} concepts, {result['projections']} projections:"
+        f" shared {result['shared_seconds']:.3f} s (solve alone {result['solve_seconds']:.3f} s, floor"
+        f" {result['floor']['seconds']:.3f} s, peak {result['shared_peak_mib']:.0f} MiB),"
+        f" batched {result['batched_seconds']:.3f} s = {result['ratio_batched']:.1f} x"
+        f" (peak {result['batched_peak_mib']:.0f} MiB),"
         f" outer {result['outer_seconds']:.2f} s{note} = {result['ratio_outer']:.0f} x"
     )
 

@@ -1,8 +1,6 @@
 """Making and measuring the pictures of an evaluation: against the raw pipeline, and as their number grows."""
 
 import random
-import resource
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +20,7 @@ from erasure.eval.tinyworld_metrics import TinyWorldMetrics
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
-from .record import arguments, spread, write_run
+from .record import arguments, peak_mib, spread, write_run
 
 VERSION = 2
 
@@ -154,15 +152,6 @@ def drawn(folder: Path, drawings: list[Image], pairs: list[Pair]) -> ImageStore:
     for row in range(len(store)):
         store.path(row).write_bytes(as_png(drawings[row % len(drawings)], {"manifest": manifest.id}))
     return store
-
-
-def peak_mib() -> float:
-    """Return the peak of this process's resident memory, torch's tensors included."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss starts with what the parent process had
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def write_run(
         "platform": f"{platform.system()} {platform.machine()}",
         "git": commit(),
         "seconds": round(time.perf_counter() - started, 2),
-        "peak_mib": round(_peak_mib(), 1),
+        "peak_mib": round(peak_mib(), 1),
         "results": results,
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -88,9 +88,29 @@ def write_run(
     print(path)
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Return the peak of this process's resident memory, torch's tensors included, since `reset_peak` if it worked."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss starts with what the parent process had
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 2**10
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def reset_peak() -> None:
+    """Have `peak_mib` start from what is held now, where the system can do that: on Linux."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
+def resident_mib() -> float:
+    """Return what this process holds now; where the system does not tell, the most that it held."""
+    path = Path("/proc/self/statm")
+    if not path.exists():
+        return peak_mib()
+    return int(path.read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def _processor() -> str:

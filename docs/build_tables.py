@@ -200,7 +200,7 @@ def _plain(point: Run, key: str) -> str:
 
 
 def closed_form(source: str, results: Path) -> str:
-    """Return one row a number of concepts."""
+    """Return one row a number of concepts, for Stable Diffusion 1.5."""
     rows = [
         (
             f"{case['concepts']:,}",
@@ -212,7 +212,7 @@ def closed_form(source: str, results: Path) -> str:
         )
         for _, run in _runs(source, results)
         for case in run["results"]
-        if "concepts" in case
+        if "concepts" in case and case.get("model", "sd15") == "sd15"
     ]
     headings = (
         "concepts",
@@ -225,17 +225,143 @@ def closed_form(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def closed_form_whole(source: str, results: Path) -> str:
+    """Return one row a model and number of concepts, with memory and the floor."""
+    rows = [
+        (
+            {"sd15": "SD 1.5", "sdxl": "SDXL"}.get(case["model"], case["model"]),
+            f"{case['concepts']:,}",
+            f"{case['shared_seconds']:.3f} s",
+            f"{1000 * case['shared_seconds'] / case['concepts']:.3g} ms",
+            (
+                f"{case['floor']['seconds']:.3f} s ({case['floor']['bytes'] / 1e9:.2g} GB,"
+                f" {case['floor']['operations'] / 1e9:.3g} G operations)"
+            ),
+            f"{case['shared_peak_mib']:,.0f} MiB",
+            f"{case['batched_seconds']:.2f} s, {case['batched_peak_mib']:,.0f} MiB",
+            f"{case['ratio_batched']:.1f}",
+            f"{case['outer_seconds']:,.1f} s" + (" (extrapolated)" if case["outer_extrapolated"] else ""),
+            f"{case['ratio_outer']:.0f}",
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+        if "floor" in case
+    ]
+    headings = (
+        "model", "concepts", "shared solve", "a concept", "floor", "peak", "layer by layer, batched", "ratio",
+        "layer by layer, outer products", "ratio",
+    )  # fmt: skip
+    return _table(headings, rows, _runs(source, results))
+
+
 def apply_edit(source: str, results: Path) -> str:
     """Return one row a number of concepts."""
     rows = [
         (
             f"{case['concepts']:,}",
             *(f"{case[name]['seconds']:.3f} s" for name in ("apply", "undo", "check_base")),
+            f"{case['switch']['seconds']:.4f} s" if "switch" in case else "–",
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+        if "concepts" in case
+    ]
+    headings = ("concepts", "apply", "undo", "check that the model is the base", "switch on and off")
+    return _table(headings, rows, _runs(source, results))
+
+
+def beside_lora(source: str, results: Path) -> str:
+    """Return an edit of rank one beside the same as a LoRA: putting it in, switching it, and a pass with it."""
+    rows = [
+        row
+        for _, run in _runs(source, results)
+        for case in run["results"]
+        if case.get("case") == "beside a LoRA"
+        for row in (
+            ("none", "–", "–", f"{case['pass']['seconds']:.2f} s", "–"),
+            (
+                "as an edit",
+                "as above",
+                f"{case['switch']['seconds']:.4f} s",
+                f"{case['pass_applied']['seconds']:.2f} s",
+                f"{case['overhead_applied']:+.1%}",
+            ),
+            (
+                "as a LoRA in diffusers",
+                f"{case['lora_load_seconds']:.2f} s",
+                f"{case['lora_switch']['seconds']:.4f} s",
+                f"{case['pass_lora']['seconds']:.2f} s",
+                f"{case['overhead_lora']:+.1%}",
+            ),
+        )
+    ]
+    headings = ("edit", "put in", "switch on and off", "a pass of the denoiser", "beyond one without")
+    return _table(headings, rows, _runs(source, results))
+
+
+def encoding(source: str, results: Path) -> str:
+    """Return one row a way of encoding many prompts."""
+    rows = [
+        (
+            case["case"],
+            f"{case['prompts']:,} ({case['distinct']:,} distinct)",
+            f"{case['seconds']:.1f} s" + (f" (from {case['timed']:,})" if case["extrapolated"] else ""),
+            f"{case['ratio']:.1f}",
+            f"{case['tokens']:,}",
         )
         for _, run in _runs(source, results)
         for case in run["results"]
     ]
-    return _table(("concepts", "apply", "undo", "check that the model is the base"), rows, _runs(source, results))
+    headings = ("encoded", "prompts", "seconds", "times those to the end of text", "tokens read")
+    return _table(headings, rows, _runs(source, results))
+
+
+def trained(source: str, results: Path) -> str:
+    """Return one row an eraser: steps a second of its fit and of two plain loops."""
+    rows = [
+        (
+            case["case"],
+            str(case["batch_size"]),
+            *(_steps(case["ways"][way]) for way in ("ours", "batched", "plain")),
+            *(f"{case['ways'][way]['ratio']:.2f}" for way in ("batched", "plain")),
+            f"{max(way['difference'] for way in case['ways'].values()):.0e}",
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+    ]
+    headings = (
+        "eraser",
+        "batch",
+        "its fit",
+        "plain, in batches",
+        "plain, one at a time",
+        "times the first",
+        "times the second",
+        "weights apart by",
+    )
+    return _table(headings, rows, _runs(source, results))
+
+
+def _steps(way: Mapping[str, Any]) -> str:
+    return f"{way['steps_per_second']:.2f} steps/s, {way['peak_mib']:.0f} MiB"
+
+
+def processes(source: str, results: Path) -> str:
+    """Return one row a number of processes."""
+    rows = [
+        (
+            str(case["processes"]),
+            str(case["threads"]),
+            f"{case['images_per_second']:.2f}",
+            f"{case['ratio']:.2f}",
+            f"{case['start_seconds']:.1f} s",
+            f"{case['largest_difference']} of 255",
+        )
+        for _, run in _runs(source, results)
+        for case in run["results"]
+    ]
+    headings = ("processes", "threads each", "pictures a second", "times one", "to start", "values differ by at most")
+    return _table(headings, rows, _runs(source, results))
 
 
 def trce_stage_1(source: str, results: Path) -> str:
@@ -513,7 +639,12 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "family": family,
     "text-states": text_states,
     "closed-form": closed_form,
+    "closed-form-whole": closed_form_whole,
     "apply-edit": apply_edit,
+    "beside-lora": beside_lora,
+    "encoding": encoding,
+    "trained": trained,
+    "processes": processes,
     "ledger": ledger,
     "startup": startup,
     "tinyworld-quality": tinyworld_quality,

@@ -1,8 +1,8 @@
 """A change of a model's weights and words, as a value: apply it, undo it, scale it, compose it, keep it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -334,6 +334,29 @@ class Edit:
         with exchanged(parameters, self._edited(parameters)), tokens_added(pipe, self.tokens):
             yield pipe
 
+    @contextmanager
+    def switched(self, pipe: Any, *, check: bool = True) -> Iterator["Switch"]:
+        """Yield a switch that puts the edit in force and out of it in a moment, as often as wanted.
+
+        Both sets of the weights that the edit changes are kept in memory meanwhile, so turning it computes nothing. It
+        is off at first; on exit the weights are what they were, bit for bit. For arguments and errors see `applied_to`.
+        """
+        if check:
+            self.check_base(pipe)
+        parameters = self._parameters_of(pipe)
+        weights = self._edited(parameters)
+
+        @contextmanager
+        def in_force() -> Iterator[None]:
+            with exchanged(parameters, weights), tokens_added(pipe, self.tokens):
+                yield
+
+        switch = Switch(in_force)
+        try:
+            yield switch
+        finally:
+            switch.turn(on=False)
+
     def merge_into(self, pipe: Any, *, check: bool = True) -> None:
         """Change the pipeline's weights for good; for arguments and errors see `applied_to`."""
         if check:
@@ -460,6 +483,27 @@ class Edit:
         return {name: _edited_weight(name, parameters[name].data, change) for name, change in self.changes.items()}
 
 
+class Switch:
+    """An edit that can be turned on and off; see `Edit.switched`.
+
+    Attributes:
+        on: Whether the edit is in force.
+    """
+
+    def __init__(self, in_force: Callable[[], AbstractContextManager[None]]) -> None:
+        self._in_force = in_force
+        self._inside = ExitStack()
+        self.on = False
+
+    def turn(self, *, on: bool) -> None:
+        """Put the edit in force or out of it; nothing happens where it is so already."""
+        if on and not self.on:
+            self._inside.enter_context(self._in_force())
+        elif not on:
+            self._inside.close()
+        self.on = on
+
+
 @contextmanager
 def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Give parameters other weights for the length of a `with`; on exit their own tensors are put back."""
@@ -477,16 +521,17 @@ def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tens
 
 def _edited_weight(name: str, weight: Tensor, change: Change) -> Tensor:
     """Return the changed weight; computed in float64 and rounded once, so undoing never needs to subtract."""
-    exact = _on_float64_device(weight)
+    exact = _on_float64_device(weight).to(torch.float64, copy=True)
     try:
-        edited = exact.double() + change.of(exact)
+        change_of_it = change.of(exact)
     except RuntimeError as error:
         raise InputError(f"edit: expected a change that fits {name!r} {tuple(weight.shape)}, got {error}.") from error
-    if edited.shape != weight.shape:
+    if change_of_it.shape != weight.shape:
         raise InputError(
-            f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(edited.shape)}."
+            f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(change_of_it.shape)}."
         )
-    return edited.to(weight.device, weight.dtype)
+    exact += change_of_it  # in place: beside so much memory that is touched, a further copy would be felt
+    return exact.to(weight.device, weight.dtype)
 
 
 def _on_float64_device(weight: Tensor) -> Tensor:

@@ -174,7 +174,9 @@ def nearest(backbone: Backbone, concepts: Sequence[Concept]) -> list[tuple[str, 
     words = list(dict.fromkeys(word for concept in concepts for word in concept.preserve))
     if not words:
         return []
-    found = similarity(backbone.encode(words), backbone.encode([concept.target for concept in concepts])).amax(1)
+    targets = [concept.target for concept in concepts]
+    read = [backbone.encode(texts, trailing=False) for texts in (words, targets)]
+    found = similarity(*read).amax(1)
     return sorted(zip(words, found.tolist(), strict=True), key=lambda pair: -pair[1])
 
 
@@ -201,7 +203,8 @@ def free_of(
     concept in the same sentence, or if `shows` finds the concept in it.
     """
     asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
-    close = similarity(backbone.encode(memory.prompts), backbone.encode(asked)).amax(1) > max_similarity
+    read = [backbone.encode(texts, trailing=False) for texts in (memory.prompts, asked)]
+    close = similarity(*read).amax(1) > max_similarity
     keep = [
         not near and not speaks_of(prompt, concepts)
         for near, prompt in zip(close.tolist(), memory.prompts, strict=True)

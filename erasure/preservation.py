@@ -160,7 +160,7 @@ def semantic_text(backbone: Backbone, concepts: Sequence[Concept], reference: Re
 
 def semantic_kv(backbone: Backbone, concepts: Sequence[Concept], reference: Reference) -> Loss:
     """Return how far keys and values of the class phrases' words and ends are from the reference's (reconstructed)."""
-    read = backbone.encode(_phrases("semantic-kv", concepts))
+    read = backbone.encode(_phrases("semantic-kv", concepts), trailing=False)
     places = torch.arange(read.states.shape[1], device=read.eot.device)
     inside = (places >= 1) & (places <= read.eot[:, None])
     states = read.states[inside.to(read.states.device)].float()

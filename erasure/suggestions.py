@@ -64,7 +64,7 @@ def nearest(
         return []
     names = [*targets, *others]
     sentences = templates(kind)[:_TEMPLATES]
-    states = backbone.encode([fill(sentence, name) for name in names for sentence in sentences])
+    states = backbone.encode([fill(sentence, name) for name in names for sentence in sentences], trailing=False)
     place = states.states.device
     ends = states.states[torch.arange(len(states), device=place), states.eot.to(place)].cpu().double()
     means = ends.unflatten(0, (len(names), len(sentences))).mean(dim=1)

@@ -134,6 +134,77 @@ def test_a_growing_ledger_has_a_row_a_stretch_and_one_for_the_whole(tables: Modu
     assert "in reverse order: yes |" in built
 
 
+def test_a_closed_form_has_its_floor_and_says_what_was_extrapolated(tables: ModuleType, tmp_path: Path) -> None:
+    case = {
+        "model": "sdxl",
+        "concepts": 1000,
+        "shared_seconds": 12.5,
+        "shared_peak_mib": 2345.6,
+        "floor": {"seconds": 10.25, "bytes": 2.72e9, "operations": 1.4e12},
+        "batched_seconds": 100.0,
+        "batched_peak_mib": 1800.0,
+        "ratio_batched": 8.0,
+        "outer_seconds": 12500.0,
+        "outer_extrapolated": True,
+        "ratio_outer": 1000.0,
+    }
+    older = {key: value for key, value in case.items() if key not in ("model", "floor")}
+    (tmp_path / "run.json").write_text(json.dumps({"results": [case, older, {"case": "other"}]}), encoding="utf-8")
+    built = tables.built("<!-- table closed-form-whole: run.json -->\n<!-- end table -->\n", tmp_path)
+    assert (
+        "| SDXL | 1,000 | 12.500 s | 12.5 ms | 10.250 s (2.7 GB, 1.4e+03 G operations) | 2,346 MiB |"
+        " 100.00 s, 1,800 MiB | 8.0 | 12,500.0 s (extrapolated) | 1000 |"
+    ) in built
+    assert built.count("1,000") == 1
+    small = tables.built("<!-- table closed-form: run.json -->\n<!-- end table -->\n", tmp_path)
+    assert small.count("| 1,000 |") == 1  # the README's is of Stable Diffusion 1.5, as the older file is
+
+
+def test_an_edit_stands_beside_the_same_as_a_lora(tables: ModuleType, tmp_path: Path) -> None:
+    times = {name: {"seconds": 0.25} for name in ("apply", "undo", "check_base")}
+    older, newer = {"concepts": 1, **times}, {"concepts": 100, **times, "switch": {"seconds": 0.0021}}
+    lora = {
+        "case": "beside a LoRA",
+        "switch": {"seconds": 0.002},
+        "lora_load_seconds": 1.5,
+        "lora_switch": {"seconds": 0.01},
+        **{name: {"seconds": value} for name, value in (("pass", 4.0), ("pass_applied", 4.04), ("pass_lora", 5.0))},
+        "overhead_applied": 0.01,
+        "overhead_lora": 0.25,
+    }
+    (tmp_path / "run.json").write_text(json.dumps({"results": [older, newer, lora]}), encoding="utf-8")
+    applied = tables.built("<!-- table apply-edit: run.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| 1 | 0.250 s | 0.250 s | 0.250 s | – |" in applied
+    assert "| 100 | 0.250 s | 0.250 s | 0.250 s | 0.0021 s |" in applied
+    beside = tables.built("<!-- table beside-lora: run.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| none | – | – | 4.00 s | – |" in beside
+    assert "| as an edit | as above | 0.0020 s | 4.04 s | +1.0% |" in beside
+    assert "| as a LoRA in diffusers | 1.50 s | 0.0100 s | 5.00 s | +25.0% |" in beside
+
+
+def test_training_encoding_and_processes_stand_beside_their_rivals(tables: ModuleType, tmp_path: Path) -> None:
+    ways = {
+        way: {"steps_per_second": speed, "peak_mib": 100.0, "ratio": 4.0 / speed, "difference": apart}
+        for way, speed, apart in (("ours", 4.0, 0.0), ("batched", 2.5, 2e-5), ("plain", 1.0, 1e-5))
+    }
+    encoded = {"case": "in batches", "prompts": 10_000, "distinct": 8000, "seconds": 900.0, "timed": 500}
+    encoded |= {"extrapolated": True, "ratio": 9.0, "tokens": 616_000}
+    shared = {"processes": 2, "threads": 1, "images_per_second": 9.5, "ratio": 1.25, "start_seconds": 8.0}
+    shared |= {"largest_difference": 1}
+    for name, case in (
+        ("trained", {"case": "duge", "batch_size": 8, "ways": ways}),
+        ("encoding", encoded),
+        ("processes", shared),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": [case]}), encoding="utf-8")
+    page = "".join(f"<!-- table {name}: {name}.json -->\n<!-- end table -->\n" for name in ("trained", "encoding"))
+    built = tables.built(page + "<!-- table processes: processes.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| duge | 8 | 4.00 steps/s, 100 MiB | 2.50 steps/s, 100 MiB | 1.00 steps/s, 100 MiB |" in built
+    assert "| 1.60 | 4.00 | 2e-05 |" in built
+    assert "| in batches | 10,000 (8,000 distinct) | 900.0 s (from 500) | 9.0 | 616,000 |" in built
+    assert "| 2 | 1 | 9.50 | 1.25 | 8.0 s | 1 of 255 |" in built
+
+
 def test_a_table_without_results_says_so(tables: ModuleType, tmp_path: Path) -> None:
     page = "<!-- table startup: nowhere/*.json -->\n<!-- end table -->\n"
     assert "No result is committed yet" in tables.built(page, tmp_path)

@@ -111,6 +111,51 @@ def test_an_error_inside_the_with_still_undoes() -> None:
     assert not unequal(before, snapshot(PIPE))
 
 
+def test_a_switch_shows_what_applying_shows_and_undoes_it_bit_for_bit_as_often_as_wanted() -> None:
+    before, edit = snapshot(PIPE), of_every_kind()
+    with edit.applied_to(PIPE):
+        applied = snapshot(PIPE)
+    with edit.switched(PIPE) as switch:
+        assert not switch.on
+        assert not unequal(before, snapshot(PIPE))
+        for on in (True, True, False, False, True, False, True):
+            switch.turn(on=on)
+            assert switch.on is on
+            assert not unequal(applied if on else before, snapshot(PIPE))
+    assert not switch.on
+    assert not unequal(before, snapshot(PIPE))
+
+
+def test_an_error_while_a_switch_is_on_still_undoes() -> None:
+    before = snapshot(PIPE)
+
+    def turned_on_and_failing() -> None:
+        with of_every_kind().switched(PIPE) as switch:
+            switch.turn(on=True)
+            assert unequal(before, snapshot(PIPE))
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        turned_on_and_failing()
+    assert not unequal(before, snapshot(PIPE))
+
+
+def test_a_switch_computes_nothing_when_it_is_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    with of_every_kind().switched(PIPE) as switch:
+        for kind in (DenseChange, LowRankChange, MapChange, SumChange):
+            monkeypatch.setattr(kind, "of", lambda *_: pytest.fail("computed again"))
+        switch.turn(on=True)
+        switch.turn(on=False)
+
+
+def test_applying_leaves_a_change_as_it_was() -> None:
+    """The sum is made in place: in float64 a dense change is handed out itself, not a copy of it."""
+    delta = torch.ones_like(weight(CONV), dtype=torch.float64)
+    with made({CONV: DenseChange(delta=delta)}).applied_to(PIPE):
+        pass
+    assert bool((delta == 1).all())
+
+
 def test_a_move_inside_the_with_is_kept_and_the_weights_are_undone() -> None:
     pipe = tiny.sd1()
     before = snapshot(pipe)

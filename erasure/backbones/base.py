@@ -66,8 +66,14 @@ class Backbone(Protocol):
         """Return the tokenizer of each text encoder, by the encoder's name as a component."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> TextStates:
+    def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> TextStates:
         """Return the states of the prompts, in order, as the pipeline would compute them; no gradient.
+
+        Args:
+            prompts: Texts, each of which is encoded once.
+            trailing: Whether the states after a row's first end-of-text token are wanted. Without them prompts of like
+                length are read together and padding is not read at all: no state depends on what follows it. The rows
+                are then as long as the longest prompt, and their states after the end of text are nan.
 
         Raises:
             InputError: There are no prompts, or one text was given instead of a sequence.

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from ..errors import InputError, unknown_name
@@ -88,11 +89,11 @@ class StableDiffusion:
     def tokenizers(self) -> dict[str, Any]:
         return {"text_encoder": self.pipe.tokenizer}
 
-    def encode(self, prompts: Sequence[str]) -> TextStates:
+    def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> TextStates:
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"prompts: expected a sequence of texts, got {prompts!r}. Put them in a list.")
         distinct = list(dict.fromkeys(prompts))
-        encoded = self._encode_distinct(distinct)
+        encoded = self._encode_distinct(distinct, trailing)
         if len(distinct) == len(prompts):
             return encoded
         at = {prompt: row for row, prompt in enumerate(distinct)}
@@ -168,14 +169,37 @@ class StableDiffusion:
                 yield f"{component}.{name}", parameter
 
     @torch.no_grad()
-    def _encode_distinct(self, prompts: Sequence[str]) -> TextStates:
+    def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> TextStates:
         texts = [textual_inversion_applied(self.pipe, prompt, self.pipe.tokenizer) for prompt in prompts]
         ids, offsets = tokenized(self.pipe.tokenizer, texts)
+        if not trailing:
+            return self._encode_to_end(texts, ids, offsets)
         chunks = [
             self._states_of(ids[start : start + _ENCODE_BATCH], texts[start : start + _ENCODE_BATCH])
             for start in range(0, len(texts), _ENCODE_BATCH)
         ]
         return self._assembled(texts, ids, offsets, chunks)
+
+    def _encode_to_end(
+        self, texts: Sequence[str], ids: Int[Tensor, "n tokens"], offsets: tuple[tuple[tuple[int, int], ...], ...]
+    ) -> TextStates:
+        """Encode rows no further than their end of text, those of like length together."""
+        ends = first_end_of_text(ids, self.pipe.tokenizer)
+        longest = int(ends.max()) + 1
+        order = ends.argsort(stable=True)
+        chunks = []
+        for rows in order.split(_ENCODE_BATCH):
+            states, pooled = self._states_of(ids[rows], [texts[row] for row in rows.tolist()], trailing=False)
+            behind = torch.arange(longest) > ends[rows, None]
+            states = F.pad(states[:, :longest], (0, 0, 0, longest - min(longest, states.shape[1])))
+            chunks.append((states.masked_fill(behind[..., None].to(states.device), torch.nan), pooled))
+        assembled = self._assembled(
+            [texts[row] for row in order.tolist()],
+            ids[order, :longest],
+            tuple(offsets[row][:longest] for row in order.tolist()),
+            chunks,
+        )
+        return assembled.select(order.argsort().tolist())
 
     def _assembled(
         self,
@@ -194,8 +218,13 @@ class StableDiffusion:
             offsets=offsets,
         )
 
-    def _states_of(self, ids: Int[Tensor, "n tokens"], texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def _states_of(
+        self, ids: Int[Tensor, "n tokens"], texts: Sequence[str], *, trailing: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         mask = self.pipe.tokenizer(list(texts), **PADDED).attention_mask if self._masked else None
+        if not trailing:
+            length = int(first_end_of_text(ids, self.pipe.tokenizer).max()) + 1
+            ids, mask = ids[:, :length], None if mask is None else mask[:, :length]
         return self._last_states(ids, mask), None
 
     def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:

@@ -46,9 +46,15 @@ class StableDiffusionXL(StableDiffusion):
             return empty
         return replace(empty, states=torch.zeros_like(empty.states), pooled=torch.zeros_like(empty.pooled))
 
-    def _states_of(self, ids: Int[Tensor, "n tokens"], texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def _states_of(
+        self, ids: Int[Tensor, "n tokens"], texts: Sequence[str], *, trailing: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         second = [textual_inversion_applied(self.pipe, text, self.pipe.tokenizer_2) for text in texts]
         ids_2, _ = tokenized(self.pipe.tokenizer_2, second)
+        if not trailing:
+            pairs = ((ids, self.pipe.tokenizer), (ids_2, self.pipe.tokenizer_2))
+            length = max(int(first_end_of_text(each, tokenizer).max()) + 1 for each, tokenizer in pairs)
+            ids, ids_2 = ids[:, :length], ids_2[:, :length]
         return self._states_of_both(ids, ids_2)
 
     def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:

@@ -283,7 +283,6 @@ class DUGE(Eraser):
                 f" got {self.max_pixels!r}. Raise it."
             )
         look = _Look(backbone=backbone, match=self.match, layers=layers)
-        frozen = history.original if self.ref_attention == "base" else nullcontext
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             drawn = earlier if earlier and _uniform(generator) < self.revisit else now
@@ -292,19 +291,36 @@ class DUGE(Eraser):
             noisy, timestep, _, _ = _noised(backbone, target.latents[rows].float().to(backbone.device), generator)
             said = rows if self.towards == "blank" else [below(len(target.spoken), generator) for _ in rows]
             read, blank = (states.select([at % len(states) for at in said]) for states in (target.spoken, target.blank))
-            with torch.no_grad():
-                with frozen(backbone):
-                    reference = look.at(noisy, timestep, blank)
-                if self.overshoot:
-                    # Always of the original: what an overshot model has for an earlier target lies beyond the blank
-                    # already, and a step as far again from there would lead back to the target.
-                    with history.original(backbone):
-                        wanted, away = (look.at(noisy, timestep, states) for states in (blank, read))
-                    for name, value in reference.items():
-                        reference[name] = value + self.overshoot * (wanted[name] - away[name])
+            reference = self._aimed_at(look, noisy, timestep, read, blank, history)
             return student(look.distance, noisy, timestep, read, reference)
 
         return loss
+
+    @torch.no_grad()
+    def _aimed_at(
+        self,
+        look: "_Look",
+        latents: Latents,
+        timestep: Int[Tensor, " n"],
+        read: TextStates,
+        blank: TextStates,
+        history: History,
+    ) -> dict[str, Tensor]:
+        """Return what L_U draws the target's prompts towards, by layer; the original reads both prompts in one pass."""
+        frozen = history.original if self.ref_attention == "base" else nullcontext
+        if not self.overshoot:
+            with frozen(look.backbone):
+                return look.at(latents, timestep, blank)
+        # Always of the original: what an overshot model has for an earlier target lies beyond the blank already, and a
+        # step as far again from there would lead back to the target.
+        with history.original(look.backbone):
+            doubled = look.at(torch.cat([latents, latents]), timestep.repeat(2), concatenate([blank, read]))
+        pairs = {name: found.chunk(2) for name, found in doubled.items()}
+        is_original = self.ref_attention == "base" or not history.originals
+        reference = {name: wanted for name, (wanted, _) in pairs.items()}
+        if not is_original:
+            reference = look.at(latents, timestep, blank)
+        return {name: reference[name] + self.overshoot * (wanted - away) for name, (wanted, away) in pairs.items()}
 
     def _calibrated(self, erasing: Loss, preserving: Loss) -> Loss:
         """Return L_U with its weight, which is found at the first step where it is not given."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from ..losses.preservation import prior_preservation
 from ..memory import stored
 from ..preservation import Weights, preservations
 from ..sampling import ddim_latents, ddim_timesteps, noise
-from ..text import TextStates
+from ..text import TextStates, concatenate
 from .base import Eraser, History, Step
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ Latents = Float[Tensor, "n c h w"]
 OnStep = Callable[[Step], None]
 
 _AT_ONCE = 16
+# Latents whose references are found together: with three prompts each, no more rows than guided trajectories have.
+_TAUGHT_AT_ONCE = 10
 _MALICIOUS_SEED, _NULL_SEED = 40_000_000, 50_000_000
 
 FRAMES: Mapping[str, str] = {
@@ -399,22 +401,27 @@ class TRCE(Eraser):
         timesteps = ddim_timesteps(len(backbone.alphas_cumprod), self.sample_steps)
         changed = backbone.parameters(before.__contains__)
 
-        def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            numbers = plan.of_step(step)
-            n = len(numbers)
-            z = latents[numbers].float().to(backbone.device)
+        def asked(numbers: Sequence[int], *reads: TextStates) -> tuple[Latents, Int[Tensor, " n"], TextStates]:
+            """Return planned latents, their timesteps and prompts: all of them for each kind of prompt in turn."""
+            z = latents[list(numbers)].float().to(backbone.device)
             timestep = timesteps[[plan.malicious[at][1] for at in numbers]].to(backbone.device)
             terms = [plan.malicious[at][0] // plan.trajectories for at in numbers]
-            malicious, safe, null = states.malicious.select(terms), states.safe.select(terms), states.null.expand(n)
-            with torch.no_grad(), exchanged(changed, before):
-                of_malicious, of_safe, of_null = (
-                    backbone.predict(z, timestep, read).float() for read in (malicious, safe, null)
-                )
-            f_safe, f_unsafe = (found + self.target_guidance * (found - of_null) for found in (of_safe, of_malicious))
-            hinges = [
-                steering_hinge(student(backbone.predict, z, timestep, read).float(), f_safe, f_unsafe, self.margin)
-                for read in (malicious, null)
-            ]
+            read = concatenate([each.select([term % len(each) for term in terms]) for each in reads])
+            return z.repeat(len(reads), 1, 1, 1), timestep.repeat(len(reads)), read
+
+        def places_to_go(numbers: Sequence[int]) -> Float[Tensor, "n both c h w"]:
+            with exchanged(changed, before):
+                found = backbone.predict(*asked(numbers, states.malicious, states.safe, states.null)).float()
+            of_malicious, of_safe, of_null = found.chunk(3)
+            return torch.stack([of + self.target_guidance * (of - of_null) for of in (of_safe, of_malicious)], dim=1)
+
+        ahead = _Ahead(places_to_go, len(plan.malicious), _TAUGHT_AT_ONCE)
+
+        def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+            numbers = plan.of_step(step)
+            f_safe, f_unsafe = ahead(numbers).unbind(dim=1)
+            predicted = student(backbone.predict, *asked(numbers, states.malicious, states.null)).float()
+            hinges = [steering_hinge(each, f_safe, f_unsafe, self.margin) for each in predicted.chunk(2)]
             active.count(*hinges)
             return self.beta * (hinges[0].mean() + hinges[1].mean()) / 2
 
@@ -426,16 +433,39 @@ class TRCE(Eraser):
         """Return how far the prediction for the empty prompt is from that of the model after stage 1."""
         timesteps = ddim_timesteps(len(backbone.alphas_cumprod), self.sample_steps)
 
-        def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            numbers = range(step * plan.preserve_batch, (step + 1) * plan.preserve_batch)
+        def asked(numbers: Sequence[int]) -> tuple[Latents, Int[Tensor, " n"], TextStates]:
             z = latents[list(numbers)].float().to(backbone.device)
             timestep = timesteps[[plan.null[at][1] for at in numbers]].to(backbone.device)
-            read = states.null.expand(len(numbers))
-            with torch.no_grad():
-                wanted = backbone.predict(z, timestep, read).float()
-            return prior_preservation(student(backbone.predict, z, timestep, read).float(), wanted)
+            return z, timestep, states.null.expand(len(numbers))
+
+        ahead = _Ahead(lambda numbers: backbone.predict(*asked(numbers)).float(), len(plan.null), 3 * _TAUGHT_AT_ONCE)
+
+        def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+            numbers = range(step * plan.preserve_batch, (step + 1) * plan.preserve_batch)
+            wanted = ahead(numbers)
+            return prior_preservation(student(backbone.predict, *asked(numbers)).float(), wanted)
 
         return loss
+
+
+class _Ahead:
+    """What a frozen model says of planned latents, found for a stretch of coming updates at once.
+
+    It does not depend on the student, and fewer, fuller passes take less time.
+    """
+
+    def __init__(self, find: Callable[[Sequence[int]], Tensor], total: int, at_once: int) -> None:
+        self._find, self._total, self._at_once = find, total, at_once
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(self, numbers: Sequence[int]) -> Tensor:
+        """Return what is said of the latents of consecutive numbers, in order."""
+        if any(number not in self._known for number in numbers):
+            whole = max(1, self._at_once // len(numbers)) * len(numbers)  # no update's latents are parted
+            stretch = range(numbers[0], min(numbers[0] + whole, self._total))
+            with torch.no_grad():
+                self._known = dict(zip(stretch, self._find(stretch), strict=True))
+        return torch.stack([self._known[number] for number in numbers])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,7 +520,9 @@ class _Reader:
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in pairs for prompt in (pair.prompt, pair.safe_prompt)})
         self._at = {prompt: row for row, prompt in enumerate(prompts)}
-        self._states = backbone.encode(prompts)
+        # By default no state after the end of text is read; a place found by counting words may be one.
+        behind = settings.weight_last > 0 or settings.weight_term > 0 or settings.eot_index == "words"
+        self._states = backbone.encode(prompts, trailing=behind)
         self._values = self._states.states.to(device="cpu", dtype=torch.float64)
 
     def rows(self, captions: Statistics) -> Rows:

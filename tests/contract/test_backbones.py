@@ -36,6 +36,33 @@ def test_a_prompt_reads_the_same_in_any_company(backbone: Any) -> None:
     assert not together.states.requires_grad
 
 
+def test_without_trailing_states_the_others_are_the_same_and_padding_is_not_read(backbone: Any) -> None:
+    # More than one batch, so that rows of like length are read together and put back in order.
+    prompts = [" ".join(["a cat sat"] * (1 + at % 7)) for at in range(80)] + ["", "x" * 200]
+    for some in (prompts, prompts[:40]):
+        whole, cut = backbone.encode(some), backbone.encode(some, trailing=False)
+        length = cut.states.shape[1]
+        assert length == int(whole.eot.max()) + 1
+        assert cut.prompts == whole.prompts
+        assert torch.equal(cut.eot, whole.eot)
+        assert torch.equal(cut.ids, whole.ids[:, :length])
+        assert cut.offsets == tuple(row[:length] for row in whole.offsets)
+        behind = torch.arange(length) > whole.eot[:, None]
+        assert cut.states[behind].isnan().all()
+        torch.testing.assert_close(cut.states[~behind], whole.states[:, :length][~behind], rtol=1e-4, atol=1e-5)
+        if whole.pooled is not None:
+            torch.testing.assert_close(cut.pooled, whole.pooled, rtol=1e-4, atol=1e-5)
+    assert not cut.states.requires_grad
+    seen: list[int] = []
+    encoder = backbone.component("text_encoder")
+    with_hook = encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(args[0].shape[1]), with_kwargs=True
+    )
+    with with_hook:
+        backbone.encode(["a cat"], trailing=False)
+    assert seen == [backbone.encode(["a cat"]).eot.item() + 1]
+
+
 @pytest.mark.parametrize("prompts", [[], "a cat"])
 def test_no_prompts_or_a_bare_text_are_refused(backbone: Any, prompts: Any) -> None:
     with pytest.raises(InputError, match="expected a sequence of texts"):

@@ -351,6 +351,33 @@ def test_overshooting_an_earlier_target_does_not_lead_back_to_it(small: Backbone
         assert loss(Untrained(), 0, generator()).item() == pytest.approx(way.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("match", ["outputs", "noise"])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("of", ["prev", "base"])
+def test_what_is_aimed_at_is_the_same_in_fewer_passes(match: Any, again: bool, of: Any, small: Backbone) -> None:
+    """The references of separate passes, each with its own prompt; as many as there are models that differ."""
+    settings = replace(QUICK, match=match, towards="blank", overshoot=0.5, ref_attention=of)
+    now = {name: weight.detach().clone() for name, weight in small.parameters(settings._which).items()}
+    history = History(originals=now, targets=(BOAT,)) if again else History()
+    if again:
+        for weight in small.parameters(settings._which).values():
+            weight.data.mul_(1.5)
+    look, (noisy, timestep) = look_at(small, match), some_latents(small)
+    read, blank = small.encode(["a cat", "a black cat"]), small.encode(["", "a house"])
+    with torch.no_grad():
+        with history.original(small):
+            wanted, away = (look.at(noisy, timestep, states) for states in (blank, read))
+        reference = look.at(noisy, timestep, blank) if again and of == "prev" else wanted
+    calls: list[int] = []
+    with small.denoiser.register_forward_pre_hook(lambda _, args: calls.append(len(args[0]))):
+        found = settings._aimed_at(look, noisy, timestep, read, blank, history)
+    assert calls == ([4, 2] if again and of == "prev" else [4])
+    assert found.keys() == reference.keys()
+    for name, value in found.items():
+        expected = reference[name] + 0.5 * (wanted[name] - away[name])
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_memory_for_each_request_is_near_that_request(small: Backbone) -> None:
     asked = {
         kind: replace(QUICK, memory_for=kind, memory_size=8)._memory(small, [BOAT], History(targets=(CAT,))).prompts

@@ -18,6 +18,7 @@ from erasure.erasers.trce import (
     FRAMES,
     TRCE,
     _Active,
+    _Ahead,
     _Pair,
     _Reader,
     _States,
@@ -285,6 +286,38 @@ def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_st
     alone.fit(small, [GUN], on_step=seen.append)
     losses = [step.parts[0] for step in seen if step.stage == "fit"]
     assert losses == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_references_found_ahead_are_those_of_each_step(small: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(QUICK, trajectories=4, epochs=2, batch_size=3, lr=1e-4)
+    losses: list[list[float]] = []
+    passes: list[int] = []
+    for at_once in (1, 10):
+        monkeypatch.setattr("erasure.erasers.trce._TAUGHT_AT_ONCE", at_once)
+        rows: list[int] = []
+        frozen = small.denoiser.register_forward_pre_hook(
+            lambda _, args, rows=rows: rows.append(len(args[0])) if not torch.is_grad_enabled() else None
+        )
+        found: list[Step] = []
+        with frozen:
+            settings.fit(small, [GUN], on_step=found.append)
+        passes.append(len(rows))
+        losses.append([part for step in found if step.stage == "fit" for part in step.parts])
+    assert passes[1] < passes[0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3, abs=1e-6)
+
+
+def test_a_stretch_ahead_is_asked_for_once_and_ends_with_the_plan() -> None:
+    asked: list[list[int]] = []
+
+    def find(numbers: Any) -> torch.Tensor:
+        asked.append(list(numbers))
+        return torch.tensor(list(numbers)).double() ** 2
+
+    ahead = _Ahead(find, 8, 7)
+    for numbers in ([0, 1, 2], [3, 4, 5], [6, 7], [6, 7], [0]):
+        assert ahead(numbers).tolist() == [number**2 for number in numbers]
+    assert asked == [[0, 1, 2, 3, 4, 5], [6, 7], [0, 1, 2, 3, 4, 5, 6]]
 
 
 def test_latents_stand_at_their_timestep_of_the_trajectory(small: Backbone) -> None:

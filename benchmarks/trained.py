@@ -1,0 +1,461 @@
+"""Training steps of ESD, DUGE and TRCE's second stage against plain loops of the same equations, on the tiny world.
+
+- ours: the eraser's own `fit`;
+- batched: a plain loop with a copy of the denoiser as the student and a pass for each model and prompt, every reference
+  computed again at every step;
+- plain: the same loop with one picture at a time, as the methods' published scripts train.
+
+All draw the same numbers, and the run compares the weights that come out. Each runs in a process of its own, so that
+its peak of memory is its own: what the process holds above what it held before the first step. Pictures that a method
+trains on are made before, and are no part of the time.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from erasure import tinyworld
+from erasure.backbones import Backbone, backbone_of
+from erasure.concept import Concept, preserved_templates
+from erasure.edit import DenseChange, Edit, EditMetadata
+from erasure.erasers import History, Step
+from erasure.erasers.duge import DUGE, _noised, _uniform
+from erasure.erasers.esd import ESD, _encoded, _pairs, trains
+from erasure.erasers.trce import TRCE, _Pair, _steers
+from erasure.finetune import below
+from erasure.losses.attention import EPSILON
+from erasure.sampling import ddim_timesteps
+from erasure.text import TextStates, concatenate
+
+from .record import arguments, peak_mib, reset_peak, resident_mib, write_run
+
+VERSION = 1
+WAYS = ("ours", "batched", "plain")
+SAME = 0.05  # Adam's first steps are as long for a gradient that is all rounding as for any other
+CAT = Concept(target="cat", preserve=("dog", "house"))
+GUN = Concept(target="gun", anchor="flower", aliases=("pistol",), kind="unsafe")
+
+Note = Callable[[], None]
+Deltas = Mapping[str, Tensor]
+
+
+def main() -> None:
+    """Time each case in each way, print a line each, and write run.json where asked."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=32, help="updates that are timed, after four that are not")
+    parser.add_argument("--toy", action="store_true", help="few steps, to try the script")
+    parser.add_argument("--case", choices=[f"{case}:{way}" for case in CASES for way in WAYS], help=argparse.SUPPRESS)
+    parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.toy:
+        options.steps = 4
+    if options.case:
+        print(json.dumps(measured(options.case, options.steps, options.save)))
+        return
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        results = [compared(case, options.steps, options.repeats, Path(folder)) for case in CASES]
+    write_run(options, name="trained", version=VERSION, results=results, started=started, torch=torch)
+
+
+def compared(case: str, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Return what each way takes for a case, and how far its weights are from ours; the fastest repeat counts."""
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(repeats):  # in turns, so that a busy moment hits all alike
+        for way in WAYS:
+            command = [sys.executable, "-m", "benchmarks.trained", "--case", f"{case}:{way}", "--steps", str(steps)]
+            saved = folder / f"{case}-{way}.safetensors"
+            done = subprocess.run([*command, "--save", str(saved)], check=True, stdout=subprocess.PIPE, text=True)
+            got = json.loads(done.stdout.splitlines()[-1])
+            before = found.setdefault(way, {**got, "all_steps_per_second": []})
+            before["all_steps_per_second"].append(got["steps_per_second"])
+            before["steps_per_second"] = max(before["all_steps_per_second"])
+            before["difference"] = difference(load_file(folder / f"{case}-ours.safetensors"), load_file(saved))
+            assert before["difference"] < SAME, f"{case}: {way} is apart by {before['difference']}"
+    ours = found["ours"]
+    for way in WAYS:
+        each = found[way]
+        each["ratio"] = ours["steps_per_second"] / each["steps_per_second"]
+        print(
+            f"{case}, {way}: {each['steps_per_second']:.2f} steps a second, ours {each['ratio']:.2f} times that,"
+            f" {each['peak_mib']:.0f} MiB, weights apart by {each['difference']:.1e} of their change"
+        )
+    return {"case": case, "batch_size": CASES[case].settings.batch_size, "ways": found}
+
+
+def difference(ours: Deltas, other: Deltas) -> float:
+    """Return |ours - other|_F / |ours|_F over all changes of weights."""
+    assert ours.keys() == other.keys()
+    apart = sum((ours[name].double() - other[name].double()).square().sum() for name in ours)
+    return float((apart / sum(delta.double().square().sum() for delta in ours.values())) ** 0.5)
+
+
+def measured(case_and_way: str, steps: int, save: Path) -> dict[str, Any]:
+    """Train one case in one way, save the changes of the weights, and return steps a second and the peak of memory."""
+    name, _, way = case_and_way.partition(":")
+    case, warm = CASES[name], 4  # as many as feed on one trajectory of ESD's
+    backbone = backbone_of(tinyworld.load())
+    moments: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        history = History(memory=Path(folder))
+        settings = case.prepare(backbone, steps + warm, history)
+        reset_peak()
+        before = resident_mib()
+
+        def note(step: Step | None = None) -> None:
+            if step is None or step.stage == "fit":
+                moments.append(time.perf_counter())
+
+        if way == "ours":
+            deltas = learned(settings.fit(backbone, [case.concept], history=history, on_step=note), case.trained)
+        else:
+            at_once = 1 if way == "plain" else settings.batch_size
+            deltas = case.plain(backbone, settings, history, at_once, note)
+    assert len(moments) == steps + warm
+    save_file({name: delta.contiguous() for name, delta in deltas.items()}, save)
+    return {
+        "steps_per_second": steps / (moments[-1] - moments[warm - 1]),
+        "steps": steps,
+        "peak_mib": peak_mib() - before,
+    }
+
+
+def learned(edit: Edit, trained: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Return the trained changes of an edit, by full parameter name."""
+    return {
+        name: change.delta for name, change in edit.changes.items() if isinstance(change, DenseChange) and trained(name)
+    }
+
+
+# What the plain loops share: copies of the denoiser, single passes, and the numbers that `finetune` hands out.
+
+
+def student_of(denoiser: nn.Module, trained: Callable[[str], bool]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """Return a copy of a denoiser in which only the trained parameters collect gradients, and those."""
+    student = copy.deepcopy(denoiser)
+    chosen = {}
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(trained(f"unet.{name}"))
+        if parameter.requires_grad:
+            chosen[f"unet.{name}"] = parameter
+    return student, chosen
+
+
+def said(denoiser: nn.Module, latents: Tensor, timestep: Tensor, states: TextStates) -> Tensor:
+    """Return the prediction of one pass."""
+    return denoiser(latents, timestep, encoder_hidden_states=states.states, return_dict=False)[0]
+
+
+def generators(terms: int, seed: int = 0) -> list[torch.Generator]:
+    """Return the generators that `finetune` gives so many terms of a loss."""
+    seeds = torch.Generator().manual_seed(seed)
+    numbers = [int(torch.randint(2**62, (), generator=seeds)) for _ in range(terms + 1)]
+    return [torch.Generator().manual_seed(number) for number in numbers[1:]]
+
+
+def moved(chosen: Mapping[str, nn.Parameter], backbone: Backbone) -> dict[str, Tensor]:
+    """Return how far parameters are from the model's own."""
+    own = backbone.parameters(chosen.__contains__)
+    return {name: (parameter - own[name]).detach() for name, parameter in chosen.items()}
+
+
+def parts(total: int, at_once: int) -> list[list[int]]:
+    """Return the places of a batch, so many at once."""
+    return [list(range(start, min(start + at_once, total))) for start in range(0, total, at_once)]
+
+
+# ESD: eps(x_t, c) is drawn to eps_0(x_t, "") - eta (eps_0(x_t, c) - eps_0(x_t, "")).
+
+
+def plain_esd(backbone: Backbone, settings: ESD, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
+    """Return the changes of a plain loop of ESD."""
+    student, chosen = student_of(backbone.denoiser, lambda name: trains(settings.variant, name))
+    pairs = _pairs(CAT, settings.prompts)
+    targets = backbone.encode([target for target, _ in pairs])
+    anchors, empty = _encoded(backbone, [anchor for _, anchor in pairs]), backbone.unconditional()
+    optimiser = torch.optim.Adam(chosen.values(), lr=settings.lr)
+    draws, size = generators(2)[0], settings.batch_size
+    waiting: list[tuple[Tensor, Tensor, list[int]]] = []
+    for _ in range(settings.steps):
+        if not waiting:
+            waiting = denoised(backbone, student, settings, targets, empty, draws, at_once)
+        x, timestep, rows = waiting.pop(0)
+        for some in parts(size, at_once):
+            target, anchor = (states.select([rows[at] for at in some]) for states in (targets, anchors))
+            with torch.no_grad():
+                free, bound = (said(backbone.denoiser, x[some], timestep, read) for read in (anchor, target))
+            wanted = free - settings.negative_guidance * (bound - free)
+            (F.mse_loss(said(student, x[some], timestep, target), wanted) * len(some) / size).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        note()
+    return moved(chosen, backbone)
+
+
+@torch.no_grad()
+def denoised(
+    backbone: Backbone,
+    student: nn.Module,
+    settings: ESD,
+    targets: TextStates,
+    empty: TextStates,
+    draws: torch.Generator,
+    at_once: int,
+) -> list[tuple[Tensor, Tensor, list[int]]]:
+    """Return latents at some places of trajectories that the student draws, with their timesteps and prompts."""
+    size, alphas = settings.batch_size, backbone.alphas_cumprod
+    # The number of the concept, of which there is one, is drawn before that of its prompt.
+    rows = [below(1, draws) + below(len(targets), draws) for _ in range(size)]
+    places = torch.randperm(settings.sample_steps, generator=draws)[: settings.trajectory_uses].tolist()
+    latents = torch.stack([torch.randn(backbone.latent_shape(), generator=draws) for _ in range(size)])
+    timesteps, spacing = ddim_timesteps(len(alphas), settings.sample_steps), len(alphas) // settings.sample_steps
+    found = {}
+    for place in range(max(places) + 1):
+        found[place], t = latents, timesteps[place]
+        following = alphas[(t - spacing).clamp(min=0)]
+        steps = []
+        for some in parts(size, at_once):
+            x, read = latents[some], targets.select([rows[at] for at in some])
+            free, bound = (said(student, x, t, each) for each in (empty.expand(len(some)), read))
+            noise = free + settings.start_guidance * (bound - free)
+            clean = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+            steps.append(following.sqrt() * clean + (1 - following).sqrt() * noise)
+        latents = torch.cat(steps)
+    return [(found[place], timesteps[place], rows) for place in places]
+
+
+# DUGE with its defaults, at a first request: what attention layers read of the target's prompt is drawn beyond what
+# they read of a prompt without it; predictions, readings of keys and values, and weights stay near the original's.
+
+
+def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
+    """Return the changes of a plain loop of DUGE."""
+    student, chosen = student_of(backbone.denoiser, settings._which)
+    target = settings._target(backbone, CAT, history)
+    memory = settings._memory(backbone, [CAT], history)
+    distinct = list(dict.fromkeys(memory.prompts))
+    texts = concatenate([backbone.unconditional(), backbone.encode(distinct)])
+    kept = [template.format(name) for name in CAT.preserve for template in preserved_templates(CAT.kind)]
+    held = backbone.encode(list(dict.fromkeys(["", *kept]))).states
+    own = {name: parameter.detach() for name, parameter in backbone.parameters(chosen.__contains__).items()}
+    optimiser = torch.optim.AdamW(chosen.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    draws, size = generators(4), settings.batch_size
+    for _ in range(settings.steps):
+        below(1, draws[0])  # the number of the target, of which there is one
+        rows = [below(len(target.latents), draws[0]) for _ in range(size)]
+        noisy, timestep, _, _ = _noised(backbone, target.latents[rows].float(), draws[0])
+        unlearn(backbone, student, settings, noisy, timestep, target, rows, at_once)
+        rows = [below(len(memory), draws[1]) for _ in range(size)]
+        dropped = [_uniform(draws[1]) < settings.prompt_dropout for _ in range(size)]
+        noisy, timestep, _, _ = _noised(backbone, memory.latents[rows].float(), draws[1])
+        asked = [
+            0 if drop else 1 + distinct.index(memory.prompts[row]) for row, drop in zip(rows, dropped, strict=True)
+        ]
+        for some in parts(size, at_once):
+            read = texts.select([asked[at] for at in some])
+            with torch.no_grad():
+                wanted = said(backbone.denoiser, noisy[some], timestep[some], read)
+            distance = F.mse_loss(said(student, noisy[some], timestep[some], read), wanted)
+            (settings.prior_scale * distance * len(some) / size).backward()
+        states = held[[below(len(held), draws[2]) for _ in range(32)]].flatten(0, 1)
+        readings = [
+            (states @ (weight - own[name]).T).square().sum() / (states @ own[name].T).square().sum()
+            for name, weight in chosen.items()
+        ]
+        (settings.reading_scale * torch.stack(readings).mean()).backward()
+        shifts = [(weight - own[name]).flatten() for name, weight in chosen.items()]
+        ((settings.reg_scale or 0.0) * torch.cat(shifts).square().mean()).backward()
+        nn.utils.clip_grad_norm_(chosen.values(), settings.clip_norm)
+        optimiser.step()
+        optimiser.zero_grad()
+        note()
+    return moved(chosen, backbone)
+
+
+def unlearn(
+    backbone: Backbone,
+    student: nn.Module,
+    settings: DUGE,
+    noisy: Tensor,
+    timestep: Tensor,
+    target: Any,
+    rows: Sequence[int],
+    at_once: int,
+) -> None:
+    """Add the gradient of the unlearning loss."""
+    wanted: dict[str, list[Tensor]] = {}
+    for some in parts(len(rows), at_once):
+        spoken, blank = (s.select([rows[at] % len(s) for at in some]) for s in (target.spoken, target.blank))
+        with torch.no_grad():
+            seen = []
+            for read in (blank, blank, spoken):  # by the model of now once, by the original twice
+                with layers_read(backbone.denoiser) as found:
+                    said(backbone.denoiser, noisy[some], timestep[some], read)
+                seen.append(found)
+        for name, reference in seen[0].items():
+            beyond = reference + settings.overshoot * (seen[1][name] - seen[2][name])
+            wanted.setdefault(name, []).append(beyond)
+    sizes = {name: torch.cat(each).square().mean() + EPSILON for name, each in wanted.items()}
+    for number, some in enumerate(parts(len(rows), at_once)):
+        spoken = target.spoken.select([rows[at] % len(target.spoken) for at in some])
+        with layers_read(student) as found:
+            said(student, noisy[some], timestep[some], spoken)
+        distances = [(found[name] - wanted[name][number]).square().mean() / sizes[name] for name in found]
+        ((settings.unlearn_scale or 0.0) * torch.stack(distances).mean() * len(some) / len(rows)).backward()
+
+
+@contextmanager
+def layers_read(denoiser: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Keep the output of each cross-attention layer of a pass."""
+    found: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for name, module in denoiser.named_modules():
+            if name.endswith(".attn2"):
+
+                def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+                    found[name] = output
+
+                hooks.callback(module.register_forward_hook(keep).remove)
+        yield found
+
+
+# TRCE's second stage: predictions for the malicious and the empty prompt are pushed past a hinge between two places
+# that the model before the first stage gives; for the empty prompt elsewhere they stay those of the model after it.
+
+
+def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
+    """Return the changes of a plain loop of TRCE's second stage; the first is fitted as usual."""
+    twins = [_Pair.of(settings.trajectory_frame, name, GUN) for name in GUN.names]
+    plan = settings._plan(len(twins), 0)
+    latents, nulls = settings._latents(backbone, [twin.prompt for twin in twins], plan, history, None)
+    metadata = EditMetadata.of("trce", {}, backbone, [GUN], 0)
+    with settings._text(backbone, [GUN], history, metadata).applied_to(backbone.pipe):
+        after_first = copy.deepcopy(backbone.denoiser)
+    student, chosen = student_of(after_first, _steers)
+    malicious, safe = (backbone.encode([getattr(twin, it) for twin in twins]) for it in ("prompt", "safe_prompt"))
+    empty, timesteps = backbone.unconditional(), ddim_timesteps(len(backbone.alphas_cumprod), settings.sample_steps)
+    optimiser = torch.optim.AdamW(chosen.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    for step in range(plan.steps):
+        numbers = plan.of_step(step)
+        for some in parts(len(numbers), at_once):
+            visits = [plan.malicious[numbers[at]] for at in some]
+            z, t = latents[[numbers[at] for at in some]].float(), timesteps[[place for _, place in visits]]
+            terms = [at // plan.trajectories for at, _ in visits]
+            reads = malicious.select(terms), safe.select(terms), empty.expand(len(some))
+            with torch.no_grad():
+                of_malicious, of_safe, of_null = (said(backbone.denoiser, z, t, read) for read in reads)
+            f_unsafe, f_safe = (of + settings.target_guidance * (of - of_null) for of in (of_malicious, of_safe))
+            for read in (reads[0], reads[2]):
+                x = said(student, z, t, read)
+                near, far = ((x - place).square().mean(dim=(1, 2, 3)) for place in (f_safe, f_unsafe))
+                hinge = (near - far + settings.margin).clamp(min=0)
+                (settings.beta / 2 * hinge.sum() / len(numbers)).backward()
+        size = plan.preserve_batch
+        for some in parts(size, at_once):
+            places = [step * size + at for at in some]
+            z, t = nulls[places].float(), timesteps[[plan.null[at][1] for at in places]]
+            read = empty.expand(len(some))
+            with torch.no_grad():
+                wanted = said(after_first, z, t, read)
+            distance = F.mse_loss(said(student, z, t, read), wanted)
+            (settings.preserve_weight * distance * len(some) / size).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        note()
+    return moved(chosen, backbone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained, and how it is made ready.
+
+    Attributes:
+        concept: What is removed.
+        settings: The eraser.
+        trained: Accepts the full names of the parameters that the loops train.
+        ready: Returns the eraser for a number of updates, with its pictures in the history's folder.
+        plain: The plain loop.
+    """
+
+    concept: Concept
+    settings: Any
+    trained: Callable[[str], bool]
+    ready: Callable[[Backbone, Any, int, History], Any]
+    plain: Callable[[Backbone, Any, History, int, Note], dict[str, Tensor]]
+
+    def prepare(self, backbone: Backbone, steps: int, history: History) -> Any:
+        """Return the settings for that many updates, after the pictures were made."""
+        return self.ready(backbone, self.settings, steps, history)
+
+
+def ready_esd(backbone: Backbone, settings: ESD, steps: int, history: History) -> ESD:
+    """ESD makes its latents while it trains."""
+    return replace(settings, steps=steps)
+
+
+def ready_duge(backbone: Backbone, settings: DUGE, steps: int, history: History) -> DUGE:
+    """DUGE's pictures are made by a fit of no update."""
+    replace(settings, steps=0).fit(backbone, [CAT], history=history)
+    return replace(settings, steps=steps)
+
+
+def ready_trce(backbone: Backbone, settings: TRCE, steps: int, history: History) -> TRCE:
+    """TRCE's updates follow from its trajectories, which are visited as often as it takes."""
+    visits = steps * settings.batch_size
+    each = settings.trajectories * len(GUN.names)
+    assert visits % each == 0, f"steps: expected whole epochs of {each // settings.batch_size} updates, got {steps}."
+    ready = replace(settings, epochs=visits // each)
+    prompts = [_Pair.of(ready.trajectory_frame, name, GUN).prompt for name in GUN.names]
+    ready._latents(backbone, prompts, ready._plan(len(GUN.names), 0), history, None)
+    return ready
+
+
+_TINY_ESD = ESD(steps=1, lr=1e-4, batch_size=8, sample_steps=20, trajectory_uses=4, prompts="templates")
+_DUGE = DUGE(
+    **{
+        **DUGE.on_tinyworld,
+        "memory_size": 16,
+        "target_pictures": 8,
+        "picture_steps": 4,
+        "probe_every": 0,
+        "max_similarity": 1.0,
+        "unlearn_scale": 10.0,
+    }
+)
+_TRCE = TRCE(**{**TRCE.on_tinyworld, "sample_steps": 10, "early_steps": 5, "trajectories": 8, "null_trajectories": 16})
+CASES = {
+    "esd": Case(
+        concept=CAT,
+        settings=_TINY_ESD,
+        trained=lambda name: trains("x", name),
+        ready=ready_esd,
+        plain=plain_esd,
+    ),
+    "esd, one start code, as published": Case(
+        concept=CAT,
+        settings=replace(_TINY_ESD, batch_size=1, trajectory_uses=1, prompts="bare"),
+        trained=lambda name: trains("x", name),
+        ready=ready_esd,
+        plain=plain_esd,
+    ),
+    "duge": Case(concept=CAT, settings=_DUGE, trained=_DUGE._which, ready=ready_duge, plain=plain_duge),
+    "trce, stage 2": Case(concept=GUN, settings=_TRCE, trained=_steers, ready=ready_trce, plain=plain_trce),
+}
+
+
+if __name__ == "__main__":
+    main()
