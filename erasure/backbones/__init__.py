@@ -18,7 +18,8 @@ def backbone_of(pipe: Any) -> Backbone:
     Raises:
         InputError: No backbone covers it; the message lists the models that one does.
     """
-    for family in _families():
+    # The more particular first: it is asked before what it refines.
+    for family in sorted(_families(), key=lambda kind: -len(kind.__mro__)):
         if family.covers(pipe):
             return family(pipe)
     raise InputError(

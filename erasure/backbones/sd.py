@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,7 +16,9 @@ from ..errors import InputError, unknown_name
 from ..text import PADDED, TextStates, first_end_of_text, tokenized
 from .base import PredictionType
 
-_ENCODE_BATCH = 64
+Read = TypeVar("Read")
+
+ENCODE_BATCH = 64  # prompts
 # Values read of each weight for the fingerprint: training moves every tensor, so a few of each tell models apart.
 _FINGERPRINT_VALUES = 64
 
@@ -104,9 +106,8 @@ class StableDiffusion:
             raise InputError(
                 f"ids: expected rows of {tokenizer.model_max_length} tokens, got {ids.shape[1]}. Pad or cut them."
             )
-        chunks = [self._states_of_ids(part) for part in ids.split(_ENCODE_BATCH)]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return self._assembled(texts, ids, (((0, 0),) * ids.shape[1],) * len(ids), chunks)
+        return self._assembled(texts, ids, (((0, 0),) * ids.shape[1],) * len(ids), self._states_of_ids(ids))
 
     def unconditional(self) -> TextStates:
         return self.encode([""])
@@ -157,10 +158,14 @@ class StableDiffusion:
         names, samples = [], []
         for name, parameter in sorted(self._named_parameters()):
             names.append(f"{name} {tuple(parameter.shape)}")
-            samples.append(_spread_values(parameter.detach()))
+            samples.append(self._spread_values(name, parameter.detach()))
         digest = hashlib.sha256("\n".join(names).encode())
         digest.update(torch.cat(samples).cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    def _spread_values(self, name: str, weight: Tensor) -> Tensor:
+        """Return what the fingerprint has of a parameter."""
+        return _spread(weight)
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for component, module in self.components().items():
@@ -171,24 +176,20 @@ class StableDiffusion:
     def _encode_distinct(self, prompts: Sequence[str]) -> TextStates:
         texts = [textual_inversion_applied(self.pipe, prompt, self.pipe.tokenizer) for prompt in prompts]
         ids, offsets = tokenized(self.pipe.tokenizer, texts)
-        chunks = [
-            self._states_of(ids[start : start + _ENCODE_BATCH], texts[start : start + _ENCODE_BATCH])
-            for start in range(0, len(texts), _ENCODE_BATCH)
-        ]
-        return self._assembled(texts, ids, offsets, chunks)
+        return self._assembled(texts, ids, offsets, self._states_of(ids, texts))
 
     def _assembled(
         self,
         texts: Sequence[str],
         ids: Int[Tensor, "n tokens"],
         offsets: tuple[tuple[tuple[int, int], ...], ...],
-        chunks: Sequence[tuple[Tensor, Tensor | None]],
+        encoded: tuple[Tensor, Tensor | None],
     ) -> TextStates:
-        pooled = [pooled for _, pooled in chunks if pooled is not None]
+        states, pooled = encoded
         return TextStates(
             prompts=tuple(texts),
-            states=torch.cat([states for states, _ in chunks]),
-            pooled=torch.cat(pooled) if pooled else None,
+            states=states,
+            pooled=pooled,
             ids=ids,
             eot=first_end_of_text(ids, self.pipe.tokenizer),
             offsets=offsets,
@@ -212,11 +213,25 @@ class StableDiffusion:
         return bool(getattr(config, "use_attention_mask", False))
 
     def _last_states(self, ids: Int[Tensor, "n tokens"], mask: Int[Tensor, "n tokens"] | None) -> Tensor:
-        encoder: Any = self.components()["text_encoder"]
-        if mask is not None:
-            mask = mask.to(encoder.device)
-        states = encoder(ids.to(encoder.device), attention_mask=mask, return_dict=True).last_hidden_state
-        return states.to(self.device, self.dtype)
+        parts = ids.split(ENCODE_BATCH)
+        masks = [None] * len(parts) if mask is None else mask.split(ENCODE_BATCH)
+
+        def states(encoder: Any) -> Tensor:
+            outputs = (
+                encoder(
+                    part.to(encoder.device),
+                    attention_mask=None if within is None else within.to(encoder.device),
+                    return_dict=True,
+                )
+                for part, within in zip(parts, masks, strict=True)
+            )
+            return torch.cat([output.last_hidden_state.to(self.device, self.dtype) for output in outputs])
+
+        return self._read_by("text_encoder", states)
+
+    def _read_by(self, name: str, read: Callable[[Any], Read]) -> Read:
+        """Return what is read by a text encoder."""
+        return read(self.components()[name])
 
     def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
         return None
@@ -234,14 +249,19 @@ def unwrapped(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def _spread_values(weight: Tensor) -> Tensor:
+def spread_step(entries: int) -> int:
+    """Return how far apart the entries of a tensor of that many are that the fingerprint has."""
+    return -(-entries // _FINGERPRINT_VALUES)
+
+
+def _spread(weight: Tensor) -> Tensor:
     """Return some entries of a tensor, spread evenly in logical order, as float16.
 
     By index rather than by reshaping, which would copy a tensor in channels-last order whole.
     """
     if weight.device.type == "meta":
         raise InputError("fingerprint: expected weights in memory, got a model offloaded to disk. Load it whole.")
-    step = -(-weight.numel() // _FINGERPRINT_VALUES)
+    step = spread_step(weight.numel())
     if weight.is_contiguous():
         return weight.view(-1)[::step].to(torch.float16)
     flat = torch.arange(0, weight.numel(), step, device=weight.device)
