@@ -160,9 +160,7 @@ def rewrite_tensors(
             def write(target: BinaryIO) -> None:
                 target.write(_content(changed[name](stored.read().to(dtype)).to(dtype).reshape(stored.shape)))
 
-            return _Part(
-                dtype=_NAMES[dtype], shape=stored.shape, size=dtype.itemsize * prod(stored.shape), write=write
-            )
+            return _Part(dtype=_NAMES[dtype], shape=stored.shape, size=dtype.itemsize * prod(stored.shape), write=write)
 
         _write(to, {name: part(name, stored) for name, stored in stored_tensors(source).items()}, metadata)
 

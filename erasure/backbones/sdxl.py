@@ -14,7 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..errors import InputError
 from ..text import TextStates, first_end_of_text, tokenized
-from .sd import ENCODE_BATCH, StableDiffusion, textual_inversion_applied, unwrapped
+from .sd import StableDiffusion, textual_inversion_applied, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class StableDiffusionXL(StableDiffusion):
 
         def states(encoder: Any) -> tuple[Tensor, list[Tensor]]:
             found, pooled = [], []
-            for part in ids.split(ENCODE_BATCH):
+            for part in ids.split(self._at_once):
                 # Only what is read is kept: all layers' states of so many prompts are a GB.
                 with _last_input(encoder) as read:
                     output = encoder(part.to(encoder.device), return_dict=True)
@@ -98,7 +98,7 @@ def _last_input(encoder: nn.Module) -> Generator[list[Tensor]]:
     """Give a list that the states which the encoder's last layer reads are put into."""
     read: list[Tensor] = []
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         read.append(inputs[0])
 
     layer = [module for module in encoder.modules() if isinstance(module, CLIPEncoderLayer)][-1]

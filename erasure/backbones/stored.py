@@ -1,7 +1,7 @@
 """A model whose weights stay in their files: enough of it to fit what reads text alone, in little memory.
 
-It is a pipeline of diffusers whose modules have names and shapes and no weights. A text encoder is read when prompts are
-encoded, and let go of before the next one. The denoiser is never read whole.
+It is a pipeline of diffusers whose modules have names and shapes and no weights. A text encoder is read when prompts
+are encoded, and let go of before the next one. The denoiser is never read whole.
 """
 
 import gc
