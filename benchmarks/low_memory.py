@@ -11,11 +11,8 @@ Peak memory is what the operating system says of a process: the largest resident
 
 import argparse
 import hashlib
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -70,13 +67,13 @@ def model_of(name: str, work: Path | None) -> Iterator[tuple[Path, Path]]:
 def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return what the ways take on one model, and whether they make the same files."""
     asked = ["remove", CONCEPT.target, "--kind", CONCEPT.kind, "--preserve", *CONCEPT.preserve, "--model", str(folder)]
-    low = process([*asked, "--ledger", f"{spare}/low", "--low-memory", "--out", f"{spare}/low-model"])
+    low = full_size.command([*asked, "--ledger", f"{spare}/low", "--low-memory", "--out", f"{spare}/low-model"])
     found: dict[str, Any] = {"low": low, "model_mib": size_mib(folder)}
     if name == "toy" or name in options.loaded:
         ledger, made = f"{spare}/loaded", f"{spare}/loaded-model"
         parts = [
-            process([*asked, "--ledger", ledger, "--no-measure", "--device", "cpu"]),
-            process(["export", ledger, made, "--no-pictures", "--device", "cpu"]),
+            full_size.command([*asked, "--ledger", ledger, "--no-measure", "--device", "cpu"]),
+            full_size.command(["export", ledger, made, "--no-pictures", "--device", "cpu"]),
         ]
         loaded = {
             "peak_mib": max(part["peak_mib"] for part in parts),
@@ -90,18 +87,6 @@ def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) 
     context = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return found | {"beyond": pool.submit(beyond, folder, options.dtype).result()}
-
-
-def process(arguments: Sequence[str]) -> dict[str, float]:
-    """Run the command in a process of its own, and return its seconds and its peak memory."""
-    start = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "erasure", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"erasure {' '.join(arguments)}: exit code {child.returncode}")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {"seconds": time.perf_counter() - start, "peak_mib": usage.ru_maxrss / unit}
 
 
 def beyond(folder: Path, dtype: str) -> dict[str, Any]:

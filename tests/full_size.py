@@ -1,7 +1,11 @@
 """Models of full size with random weights, written shard by shard: nothing of that size is in memory."""
 
 import json
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +118,19 @@ def peak_beyond_mib(pipe: Any, concept: Concept) -> float:
     before = held_mib()
     with erase(pipe, concept).applied_to(pipe):
         return peak_mib() - before
+
+
+def command(arguments: Sequence[str]) -> dict[str, float]:
+    """Run `erasure` in a process of its own, and return its seconds and its peak memory in MiB."""
+    start = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-m", "erasure", *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"erasure {' '.join(arguments)}: exit code {child.returncode}")
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {"seconds": time.perf_counter() - start, "peak_mib": usage.ru_maxrss / unit}
 
 
 def held_mib() -> float:
