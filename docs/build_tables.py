@@ -23,6 +23,7 @@ MARKED = re.compile(r"(<!-- table ([\w-]+): (.+?) -->\n).*?(<!-- end table -->)"
 NOTHING = "*No result is committed yet.*\n"
 
 Run = Mapping[str, Any]
+LOW_MEMORY_MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL"}
 ROWS = ("erased", "gold", "original", "negative_prompt", "destroyed")
 
 
@@ -594,6 +595,27 @@ def tinyworld_attention(source: str, results: Path) -> str:
     return _table(("word", "IoU of its map with the box"), rows, _runs(source, results))
 
 
+def low_memory(source: str, results: Path) -> str:
+    """Return one row a model: the peak memory of either way, and what a fit takes beyond a loaded model."""
+    rows = []
+    for case in (case for _, run in _runs(source, results) for case in run["results"]):
+        ways = [case["low"], case.get("loaded")]
+        peaks = [f"{way['peak_mib']:,.0f} MiB, {way['seconds']:.0f} s" if way else "not run" for way in ways]
+        over = case["beyond"]
+        rows.append(
+            (
+                LOW_MEMORY_MODELS.get(case["model"], case["model"]),
+                f"{case['model_mib']:,.0f} MiB",
+                *peaks,
+                f"{case['ratio']:.1f}" if "ratio" in case else "–",
+                {True: "yes", False: "no", None: "–"}[case.get("same_bytes")],
+                f"{over['peak_mib']:,.0f} MiB ({over['dtype']}), bound {over['bound_mib']:,.0f}",
+            )
+        )
+    headings = ("model", "on the disk", "`--low-memory`", "loaded", "ratio", "same bytes", "beyond a loaded model")
+    return _table(headings, rows, _runs(source, results))
+
+
 def settings(source: str, results: Path) -> str:
     """Return one row a setting of an eraser, a guidance or what learns, from fields and the docstrings that explain."""
     from erasure.erasers import eraser_class
@@ -646,6 +668,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "trained": trained,
     "processes": processes,
     "ledger": ledger,
+    "low-memory": low_memory,
     "startup": startup,
     "tinyworld-quality": tinyworld_quality,
     "tinyworld-oracle": tinyworld_oracle,

@@ -78,6 +78,10 @@ Siblings = Annotated[
 PicturesEach = Annotated[
     int, typer.Option("--pictures", min=0, help="Of it in company, and as many alone; 0 measures nothing.")
 ]
+LowMemory = Annotated[
+    bool,
+    typer.Option("--low-memory", help="Leave the weights on the disk, read them one by one; no pictures, on the CPU."),
+]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale  [default: the model's own]")]
 
 
@@ -121,6 +125,10 @@ def remove(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")] = None,
     attention: Annotated[str | None, typer.Option(help="sdpa; or xformers, on CUDA  [default: sdpa]")] = None,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Remove only: no pictures, no rates.")] = False,
+    low_memory: LowMemory = False,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="OUT", help="Then write what stands as a model, to a new folder.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove concepts one after another, each an entry of a ledger, and measure after each."""
@@ -155,10 +163,12 @@ def remove(
         raw["model"] = Ledger.open(raw["output"]).base.name
     named = [runs.list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
     lists = [from_file] if from_file is not None else named
-    _remove(runs.parse(raw), lists=lists, as_json=as_json, start=start)
+    _remove(runs.parse(raw), lists=lists, low_memory=low_memory, to=to, as_json=as_json, start=start)
 
 
-def _remove(run: "Run", *, lists: Sequence[Path], as_json: bool, start: float) -> None:
+def _remove(
+    run: "Run", *, lists: Sequence[Path], low_memory: bool, to: Path | None, as_json: bool, start: float
+) -> None:
     """Carry out a run and show it; the lists are the files that its concepts came from."""
     from . import runs
     from .eval.record import Record
@@ -166,9 +176,13 @@ def _remove(run: "Run", *, lists: Sequence[Path], as_json: bool, start: float) -
     from .ledger import Ledger
 
     show = err if as_json else out  # with --json nothing but the document goes to stdout
-    device = _device(run.device)
+    if low_memory:
+        runs.check_low_memory(run)
+    device = "cpu" if low_memory else _device(run.device)
     folder = Path(run.output) if run.output else _new_folder(run.concepts)
-    pipe = _loaded(run.model, device, run.attention)
+    if to is not None:
+        _check_out(to, folder)
+    pipe = _loaded(run.model, device, run.attention, stored=low_memory)
     for path in lists:
         runs.check_phrases(path, pipe)
     ledger = Ledger.open_or_create(folder, pipe, _lasting_name(run.model))
@@ -185,10 +199,12 @@ def _remove(run: "Run", *, lists: Sequence[Path], as_json: bool, start: float) -
             show.print(_line(entry, measured), markup=False)
         if record.skipped is not None:
             show.print(f"measure skipped: {record.skipped}.", markup=False)
-        facts = {**runs.facts(run, device=device, start=start), "steps": steps}
+        facts = {**runs.facts(run, device=device, start=start), "low_memory": low_memory, "steps": steps}
         if not steps and (folder / "run.json").is_file():  # a call that had nothing to do is not the ledger's last run
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         report = write_report(record, facts)
+    if to is not None:
+        _write_model(ledger, pipe, to)
     if as_json:
         document = {
             "ledger": str(folder),
@@ -198,11 +214,32 @@ def _remove(run: "Run", *, lists: Sequence[Path], as_json: bool, start: float) -
             "measure_skipped": record.skipped,
             "report": str(report),
             "run": str(folder / "run.json"),
+            "out": None if to is None else str(to),
         }
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return
     out.print(_table(ledger, record), markup=False)
     out.print(f"report: {report}", markup=False)
+    if to is not None:
+        out.print(f"model: {to}", markup=False)
+
+
+def _check_out(to: Path, ledger: Path) -> None:
+    """Refuse a folder for a model that cannot take one, before anything is done."""
+    from .files import check_free
+
+    check_free(to)
+    if to.resolve() == ledger.resolve():
+        raise InputError(f"--out: expected another folder than the ledger's, got {str(to)!r}. Name a new one.")
+
+
+def _write_model(ledger: "Ledger", pipe: Any, to: Path) -> None:
+    """Write what stands as a model of its own, with a card and no picture."""
+    from .eval.publish import publish
+    from .pipelines.export import Export
+
+    name, sampler = to.resolve().name, _sampler(ledger.base.name, None, None)
+    publish(ledger, pipe, Export(), to, name=name, prompts=[], sampler=sampler)
 
 
 @app.command()
@@ -759,6 +796,7 @@ def export(
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="No picture of before and after.")] = False,
     steps: Steps = None,
     guidance_scale: Guidance = None,
+    low_memory: LowMemory = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -767,11 +805,21 @@ def export(
     from .eval.publish import publish, rename
     from .files import check_free
     from .ledger import Ledger
-    from .pipelines.export import RECORD, Export, already_written, check_standing
+    from .pipelines.export import RECORD, Export, already_written, check_low_memory, check_standing
     from .pipelines.push import check_push, push
 
     opened, wanted = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance)
     check_standing(opened)
+    if low_memory:
+        check_low_memory(wanted, device)
+        for option, value in {"--prompt": prompt, "--steps": steps, "--guidance-scale": guidance_scale}.items():
+            if value:
+                raise InputError(f"{option}: expected none with --low-memory, which makes no pictures. Leave one out.")
+    place = "cpu" if low_memory else _device(device)
+
+    def base() -> Any:
+        return _loaded(opened.base.name, place, stored=low_memory)
+
     if push_to is not None:
         check_push(push_to)
     elif private:
@@ -782,14 +830,14 @@ def export(
     if written is not None:
         show.print(f"{to}: written before; the upload goes on.", markup=False)
         if written.name != name:
-            written = rename(opened, _loaded(opened.base.name, _device(device)), written, to, name)
+            written = rename(opened, base(), written, to, name)
     else:
         check_free(to)
-        prompts = [] if no_pictures else prompt or prompts_of(opened)
+        prompts = [] if no_pictures or low_memory else prompt or prompts_of(opened)
         with _bars() as advance:
             written = publish(
                 opened,
-                _loaded(opened.base.name, _device(device)),
+                base(),
                 wanted,
                 to,
                 name=name,
@@ -1154,8 +1202,11 @@ def _rate_in_two(rate: dict[str, Any] | None) -> str:
     return "–" if rate is None else f"{rate['value']:.2f} of {rate['n']}\n{_rate(rate).partition(' ')[2]}"
 
 
-def _loaded(model: str, device: str, attention: str = "sdpa", dtype: str = "float32") -> Any:
-    """Load a model with a sign of life on stderr, instead of the bars and warnings of the libraries below."""
+def _loaded(model: str, device: str, attention: str = "sdpa", dtype: str = "float32", *, stored: bool = False) -> Any:
+    """Load a model with a sign of life on stderr, instead of the bars and warnings of the libraries below.
+
+    One that is `stored` stays on the disk.
+    """
     import warnings
 
     with err.status(f"loading {model}"), warnings.catch_warnings():
@@ -1164,13 +1215,15 @@ def _loaded(model: str, device: str, attention: str = "sdpa", dtype: str = "floa
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-        from .backbones.loading import load_model
+        from .backbones.loading import load_model, load_stored
 
         if dtype not in _DTYPES:
             raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}. Leave it out for float32.")
         for library in (diffusers_logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()
+        if stored:
+            return load_stored(model)
         return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)
 
 

@@ -23,10 +23,12 @@ from ruamel.yaml.error import YAMLError
 from . import tinyworld
 from .backbones import backbone_of
 from .backbones.loading import Attention
+from .backbones.sd import textual_inversion_applied
 from .concept import Concept, normalized
-from .erasers import Eraser, Shows, Step, eraser_class
+from .erasers import Eraser, Shows, Step, eraser_class, eraser_names
 from .errors import ErasureError, InputError, unknown_name
 from .plugins import AnySettings, with_settings
+from .text import tokenized
 from .tinyworld import vocabulary
 
 if TYPE_CHECKING:
@@ -160,7 +162,7 @@ def check_phrases(path: Path, pipe: Any) -> None:
     Raises:
         InputError: Names the line.
     """
-    backbone = backbone_of(pipe)
+    tokenizer = next(iter(backbone_of(pipe).tokenizers().values()))
     for number, concept in _numbered_concepts(path):
         names = [
             concept["target"],
@@ -168,12 +170,12 @@ def check_phrases(path: Path, pipe: Any) -> None:
             *concept.get("aliases", ()),
             *concept.get("preserve", ()),
         ]
-        phrases = [name for name in names if name]
-        states = backbone.encode(phrases)
-        for phrase, offsets in zip(states.prompts, states.offsets, strict=True):
+        phrases = [textual_inversion_applied(pipe, name, tokenizer) for name in names if name]
+        ids, found = tokenized(tokenizer, phrases)
+        for phrase, offsets in zip(phrases, found, strict=True):
             if max(end for _, end in offsets) < len(phrase):
                 raise InputError(
-                    f"--from {str(path)!r} line {number}: expected phrases of at most {states.ids.shape[1] - 2} tokens,"
+                    f"--from {str(path)!r} line {number}: expected phrases of at most {ids.shape[1] - 2} tokens,"
                     f" got {phrase!r}. Shorten it."
                 )
 
@@ -291,6 +293,27 @@ def parse(config: Mapping[str, Any]) -> Run:
         told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
         raise InputError(" ".join(_explain(problem, schema) for problem in told)) from None
     return Run(**{key: getattr(checked, key) for key in type(checked).model_fields})
+
+
+def check_low_memory(run: Run) -> None:
+    """Refuse a run that needs the weights in memory.
+
+    Raises:
+        InputError: By its eraser, or by its device.
+    """
+    if run.eraser.reads_weights:
+        fit = ", ".join(name for name in eraser_names() if not eraser_class(name).reads_weights)
+        raise InputError(
+            f"--low-memory: expected an eraser that reads text alone ({fit}), got {run.eraser.name!r}."
+            " Leave --low-memory out."
+        )
+    check_cpu(run.device)
+
+
+def check_cpu(device: str) -> None:
+    """Refuse a device on which nothing is left on the disk."""
+    if device not in ("auto", "cpu"):
+        raise InputError(f"--low-memory: expected the device cpu, got {device!r}. Leave one of them out.")
 
 
 def with_assignments(

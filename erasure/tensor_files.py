@@ -1,4 +1,7 @@
-"""Safetensors files written tensor by tensor, so that a file may be larger than the memory that is left."""
+"""Safetensors files read and written tensor by tensor, so that a file may be larger than the memory that is left.
+
+Nothing is mapped into memory, where what was read once would go on counting as used.
+"""
 
 import json
 import os
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from .errors import InputError
@@ -26,8 +28,10 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
 _ALIGNMENT = 8  # of the data in the file, as the format's own writer has it
 _PIECE = 2**20  # bytes copied at once
+_PAGE = 4096  # bytes that a disk reads at least: entries that lie closer are read with all between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,84 @@ class _Part:
     shape: tuple[int, ...]
     size: int
     write: Callable[[BinaryIO], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """One tensor of a file, which stays there until it is read.
+
+    Attributes:
+        path: The file.
+        name: Its name there.
+        type_name: What the file calls its type.
+        shape: Its shape.
+        start: Where in the file it begins.
+        size: Its bytes.
+    """
+
+    path: Path
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type.
+
+        Raises:
+            InputError: It is none that is computed with here.
+        """
+        if self.type_name not in _TYPES:
+            raise InputError(
+                f"{self.path}: expected {self.name!r} in one of {', '.join(_TYPES)}, got {self.type_name}. Convert it."
+            )
+        return _TYPES[self.type_name]
+
+    def read(self) -> Tensor:
+        """Return the tensor.
+
+        Raises:
+            InputError: The file is cut or cannot be read, or the type is none that is computed with here.
+        """
+        dtype, content = self.dtype, bytearray(self.size)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            if file.readinto(content) < self.size:
+                raise _cut(self.path)
+        return _of_bytes(content, dtype).reshape(self.shape)
+
+    def every(self, step: int) -> Tensor:
+        """Return its entries 0, step, 2 step, ... in the order of the file; for errors see `read`."""
+        width = self.dtype.itemsize
+        if self.size <= _PIECE or step * width < _PAGE:
+            return self.read().reshape(-1)[::step]
+        with self.path.open("rb", buffering=0) as file:
+            content = bytearray()
+            for at in range(self.start, self.start + self.size, step * width):
+                file.seek(at)
+                content += file.read(width)
+        if len(content) < -(-self.size // (step * width)) * width:
+            raise _cut(self.path)
+        return _of_bytes(content, self.dtype)
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Return a file's tensors by name, in the order of the data.
+
+    Raises:
+        InputError: It cannot be read, is no safetensors file or is cut.
+    """
+    header, start = _header_of(path)
+    header.pop("__metadata__", None)
+    try:
+        found = {name: _stored(path, name, about, start) for name, about in header.items()}
+    except (KeyError, TypeError, ValueError):
+        raise _no_safetensors(path) from None
+    if any(tensor.start + tensor.size > path.stat().st_size for tensor in found.values()):
+        raise _cut(path)
+    return found
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -61,31 +143,26 @@ def rewrite_tensors(
         at_least: A precision that narrower ones of the changed tensors are widened to, before they are changed; None
             leaves each as it is.
     """
-    header, start = _header_of(source)
-    metadata = header.pop("__metadata__", {})
-    with safe_open(source, framework="pt") as file, source.open("rb") as raw:
+    metadata = _header_of(source)[0].get("__metadata__", {})
+    with source.open("rb") as raw:
 
-        def part(name: str, about: Any) -> _Part:
-            low, high = about["data_offsets"]
+        def part(name: str, stored: StoredTensor) -> _Part:
             if name not in changed:
                 return _Part(
-                    dtype=about["dtype"],
-                    shape=tuple(about["shape"]),
-                    size=high - low,
-                    write=lambda target: _copy(raw, start + low, high - low, target),
+                    dtype=stored.type_name,
+                    shape=stored.shape,
+                    size=stored.size,
+                    write=lambda target: _copy(raw, stored.start, stored.size, target),
                 )
-            tensor = file.get_slice(name)
-            dtype = next(kind for kind, text in _NAMES.items() if text == tensor.get_dtype())
-            if at_least is not None and dtype.itemsize < at_least.itemsize:
-                dtype = at_least
-            shape = tuple(tensor.get_shape())
+            narrower = at_least is not None and stored.dtype.itemsize < at_least.itemsize
+            dtype = at_least if at_least is not None and narrower else stored.dtype
 
             def write(target: BinaryIO) -> None:
-                target.write(_content(changed[name](file.get_tensor(name).to(dtype)).to(dtype).reshape(shape)))
+                target.write(_content(changed[name](stored.read().to(dtype)).to(dtype).reshape(stored.shape)))
 
-            return _Part(dtype=_NAMES[dtype], shape=shape, size=dtype.itemsize * prod(shape), write=write)
+            return _Part(dtype=_NAMES[dtype], shape=stored.shape, size=dtype.itemsize * prod(stored.shape), write=write)
 
-        _write(to, {name: part(name, about) for name, about in header.items()}, metadata)
+        _write(to, {name: part(name, stored) for name, stored in stored_tensors(source).items()}, metadata)
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -100,11 +177,28 @@ def data_size(path: Path) -> int:
 
 def _header_of(path: Path) -> tuple[dict[str, Any], int]:
     """Return a file's header, in the order of the data, and where the data begins."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    ordered = sorted(header, key=lambda name: header[name].get("data_offsets", [-1, -1]))
-    return {name: header[name] for name in ordered}, 8 + length
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length) if 8 + length <= path.stat().st_size else b"")
+        ordered = sorted(header, key=lambda name: header[name].get("data_offsets", [-1, -1]))
+        return {name: header[name] for name in ordered}, 8 + length
+    except OSError as error:
+        raise InputError(f"{path}: expected a file to read, got {error.strerror!r}. Check the path.") from None
+    except (ValueError, AttributeError, TypeError):
+        raise _no_safetensors(path) from None
+
+
+def _stored(path: Path, name: str, about: Any, start: int) -> StoredTensor:
+    low, high = about["data_offsets"]
+    return StoredTensor(
+        path=path,
+        name=name,
+        type_name=about["dtype"],
+        shape=tuple(about["shape"]),
+        start=start + low,
+        size=high - low,
+    )
 
 
 def _write(path: Path, parts: Mapping[str, _Part], metadata: Mapping[str, str]) -> None:
@@ -148,6 +242,18 @@ def _copy(source: BinaryIO, at: int, size: int, target: BinaryIO) -> None:
     while left:
         piece = source.read(min(left, _PIECE))
         if not piece:
-            raise InputError(f"{getattr(source, 'name', 'file')}: expected {left} more bytes, got the end. It is cut.")
+            raise _cut(Path(source.name))
         target.write(piece)
         left -= len(piece)
+
+
+def _of_bytes(content: bytearray, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def _cut(path: Path) -> InputError:
+    return InputError(f"{path}: expected all that its header names, got a file that ends before. Copy it again.")
+
+
+def _no_safetensors(path: Path) -> InputError:
+    return InputError(f"{path}: expected a safetensors file, got something else. Save or copy it again.")

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from erasure.backbones import backbone_of
+from erasure.backbones.stored import is_stored
 from erasure.concept import Concept
 from erasure.files import make_folder, write_whole
 from erasure.ledger import Entry, Ledger
@@ -61,7 +62,8 @@ class Record:
     def __init__(
         self, ledger: Ledger, pipe: Any, settings: MeasureSettings | None, on_picture: OnPicture | None = None
     ) -> None:
-        self.ledger, self.pipe, self.settings, self.on_picture = ledger, pipe, settings, on_picture
+        self.ledger, self.pipe, self.on_picture = ledger, pipe, on_picture
+        self.settings = None if is_stored(pipe) else settings
         # Without a measure there are no pictures either; the defaults only keep the types simple.
         self.sampler = Sampler(**own_sampling(ledger.base.name, settings or MeasureSettings()))
         self.pictures = Pictures(folder=ledger.path / "pictures", sampler=self.sampler)
@@ -69,6 +71,8 @@ class Record:
     @cached_property
     def skipped(self) -> str | None:
         """Why nothing is measured; None when it is."""
+        if is_stored(self.pipe):
+            return "a model that stays on the disk makes no pictures (--low-memory)"
         if self.settings is None:
             return "not asked for (--no-measure)"
         if not self._on_tinyworld and self._clip_name is None:

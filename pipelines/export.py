@@ -12,6 +12,7 @@ from erasure.edit import Edit, Lora
 from erasure.errors import InputError, unknown_name
 from erasure.files import write_whole
 from erasure.ledger import Ledger
+from erasure.runs import check_cpu
 from erasure.tensor_files import write_tensors
 
 from . import a_star, guided
@@ -29,6 +30,7 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
 }
 """Methods that act while pictures are made, with their pipelines for one text encoder and for two."""
 
+_STREAMED = ("pipeline", "edit")
 RECORD = "erasure.json"
 _RECORD_FORMAT = "erasure-export/1"
 
@@ -103,6 +105,19 @@ def write_export(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> Wri
     writer, _ = _WRITERS[export.format]
     notes = writer(ledger, pipe, export, folder)
     return Written(export=export, state=ledger.state(), base=ledger.base.fingerprint, notes=notes)
+
+
+def check_low_memory(export: Export, device: str) -> None:
+    """Refuse an export that needs the base in memory.
+
+    Raises:
+        InputError: By its format, or by its device.
+    """
+    if export.format not in _STREAMED:
+        raise InputError(
+            f"--low-memory: expected the format {' or '.join(_STREAMED)}, got {export.format!r}. Leave one of them out."
+        )
+    check_cpu(device)
 
 
 def check_standing(ledger: Ledger) -> None:

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from PIL import Image
 
 import tests.tiny as tiny
+from erasure.concept import Concept
+from tests import full_size
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -49,6 +53,29 @@ def test_the_command_edits_saves_reloads_and_undoes_bit_for_bit(folder: Path, tm
     for name in ("002", "001"):
         _erasure("undo", str(ledger), name)
     np.testing.assert_array_equal(_generated(str(ledger), tmp_path / "undone"), pictures["original"])
+
+
+@pytest.mark.parametrize(("name", "gib"), [("sd15", 1.5), ("sdxl", 4)])
+def test_a_model_on_the_disk_takes_little_memory(name: str, gib: float, tmp_path: Path) -> None:
+    full_size.write_model(full_size.MODELS[name](), tmp_path / "model")
+    given = ["--kind", "style", "--preserve", "Monet", "Rembrandt", "--model", str(tmp_path / "model"), "--low-memory"]
+    where = ["--ledger", str(tmp_path / "ledger"), "--out", str(tmp_path / "out")]
+    assert full_size.command(["remove", "Van Gogh", *given, *where])["peak_mib"] < gib * 2**10
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's memory as Linux says it")
+def test_a_closed_form_takes_little_beyond_a_loaded_model() -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        peak, bound = pool.submit(_beyond).result()
+    assert 0 < peak < bound
+
+
+def _beyond() -> tuple[float, float]:
+    """Return what a removal takes beyond a loaded model, and the bound on it."""
+    pipe = tiny.sd15()
+    concept = Concept(target="Van Gogh", kind="style", preserve=("Monet", "Rembrandt"))
+    return full_size.peak_beyond_mib(pipe, concept), full_size.bound_mib(full_size.text_weights_mib(pipe))
 
 
 def _generated(source: str, to: Path) -> np.ndarray:

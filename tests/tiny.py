@@ -66,6 +66,17 @@ def sd15(*, seed: int = 0) -> Any:
     return _seeded(seed, _stable_diffusion_15)
 
 
+def full_vae() -> Any:
+    """Return an autoencoder of Stable Diffusion's own size."""
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        sample_size=512,
+    )
+
+
 # Every family, for tests that run over all of them.
 FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
 
@@ -127,15 +138,9 @@ def _stable_diffusion_15() -> Any:
     text = _text_config(pipe.tokenizer, "quick_gelu")
     text.update({"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 768})
     text.update({"num_hidden_layers": 12, "num_attention_heads": 12})
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=512,
-    )
+    vae = full_vae().eval()
     return StableDiffusionPipeline(
-        **{**pipe.components, "unet": unet.eval(), "text_encoder": CLIPTextModel(text).eval(), "vae": vae.eval()},
+        **{**pipe.components, "unet": unet.eval(), "text_encoder": CLIPTextModel(text).eval(), "vae": vae},
         requires_safety_checker=False,
     )
 

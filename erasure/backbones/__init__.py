@@ -23,7 +23,8 @@ def backbone_of(pipe: Any) -> Backbone:
     own = getattr(type(pipe), "backbone", None)
     if own is not None:
         return own(pipe)
-    for family in _families():
+    # The more particular first: it is asked before what it refines.
+    for family in sorted(_families(), key=lambda kind: -len(kind.__mro__)):
         if family.covers(pipe):
             return family(pipe)
     raise InputError(

@@ -1,6 +1,7 @@
 """From a name to a loaded pipeline."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,6 +10,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..errors import InputError, reason, unknown_name
+from .stored import stored_model
 
 logger = logging.getLogger(__name__)
 
@@ -80,18 +82,40 @@ def _loaded(name: str, device: str, dtype: torch.dtype) -> Any:
         return load_personalized(Path(name), lambda base: _loaded(base, device, dtype))
     if Path(name).is_dir():
         return _from_folder(Path(name), dtype).to(device)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    return _from_hub(name, lambda: DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)).to(device)
+
+
+def load_stored(name: str = "tinyworld") -> Any:
+    """Return the pipeline that `name` stands for without its weights, which are read from its files when needed.
+
+    It serves to fit what reads text states alone, as UCE does, and to export; see `load_model` for names and errors.
+
+    Raises:
+        InputError: It is a personalised model, or has weights that are no safetensors files.
+    """
+    if name == "tinyworld":
+        from ..tinyworld import MODEL  # the world's modules are not needed for other models
+
+        return stored_model(MODEL)
+    if (Path(name) / PERSONALIZED).is_file():
         raise InputError(
-            f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."
+            f"model: expected a model of files alone, got the personalised {name!r}. Leave --low-memory out."
         )
-    return _from_hub(name, dtype).to(device)
+    if Path(name).is_dir():
+        _check_index(Path(name))
+        return stored_model(Path(name))
+    return stored_model(Path(_from_hub(name, lambda: DiffusionPipeline.download(name))))
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
+def _check_index(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
         raise InputError(
             f"model: expected a folder with a model_index.json, got {str(folder)!r}. Save one by diffusers."
         )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
+    _check_index(folder)
     try:
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -100,9 +124,14 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def _from_hub(name: str, dtype: torch.dtype) -> Any:
+def _from_hub(name: str, load: Callable[[], Any]) -> Any:
+    """Return what `load` makes of a Hub id."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(
+            f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."
+        )
     try:
-        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        return load()
     except HFValidationError as error:
         raise InputError(f"model: expected a Hub id 'owner/name', got {name!r}. Check the spelling.") from error
     except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

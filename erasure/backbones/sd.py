@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -17,7 +17,10 @@ from ..errors import InputError, unknown_name
 from ..text import PADDED, TextStates, first_end_of_text, tokenized
 from .base import PredictionType
 
-_ENCODE_BATCH = 64
+Read = TypeVar("Read")
+
+# Prompts at once. A CPU is no faster with more, which take memory: at this number a third of an encoder's own.
+_ENCODED_ON_CPU, _ENCODED = 16, 64
 # Values read of each weight for the fingerprint: training moves every tensor, so a few of each tell models apart.
 _FINGERPRINT_VALUES = 64
 
@@ -105,9 +108,8 @@ class StableDiffusion:
             raise InputError(
                 f"ids: expected rows of {tokenizer.model_max_length} tokens, got {ids.shape[1]}. Pad or cut them."
             )
-        chunks = [self._states_of_ids(part) for part in ids.split(_ENCODE_BATCH)]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return self._assembled(texts, ids, (((0, 0),) * ids.shape[1],) * len(ids), chunks)
+        return self._assembled(texts, ids, (((0, 0),) * ids.shape[1],) * len(ids), self._states_of_ids(ids))
 
     def unconditional(self) -> TextStates:
         return self.encode([""])
@@ -158,10 +160,14 @@ class StableDiffusion:
         names, samples = [], []
         for name, parameter in sorted(self._named_parameters()):
             names.append(f"{name} {tuple(parameter.shape)}")
-            samples.append(_spread_values(parameter.detach()))
+            samples.append(self._spread_values(name, parameter.detach()))
         digest = hashlib.sha256("\n".join(names).encode())
         digest.update(torch.cat(samples).cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    def _spread_values(self, name: str, weight: Tensor) -> Tensor:
+        """Return what the fingerprint has of a parameter."""
+        return _spread(weight)
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for component, module in self.components().items():
@@ -174,45 +180,38 @@ class StableDiffusion:
         ids, offsets = tokenized(self.pipe.tokenizer, texts)
         if not trailing:
             return self._encode_to_end(texts, ids, offsets)
-        chunks = [
-            self._states_of(ids[start : start + _ENCODE_BATCH], texts[start : start + _ENCODE_BATCH])
-            for start in range(0, len(texts), _ENCODE_BATCH)
-        ]
-        return self._assembled(texts, ids, offsets, chunks)
+        return self._assembled(texts, ids, offsets, self._states_of(ids, texts))
 
     def _encode_to_end(
         self, texts: Sequence[str], ids: Int[Tensor, "n tokens"], offsets: tuple[tuple[tuple[int, int], ...], ...]
     ) -> TextStates:
         """Encode rows no further than their end of text, those of like length together."""
         ends = first_end_of_text(ids, self.pipe.tokenizer)
-        longest = int(ends.max()) + 1
         order = ends.argsort(stable=True)
-        chunks = []
-        for rows in order.split(_ENCODE_BATCH):
-            states, pooled = self._states_of(ids[rows], [texts[row] for row in rows.tolist()], trailing=False)
-            behind = torch.arange(longest) > ends[rows, None]
-            states = F.pad(states[:, :longest], (0, 0, 0, longest - min(longest, states.shape[1])))
-            chunks.append((states.masked_fill(behind[..., None].to(states.device), torch.nan), pooled))
-        assembled = self._assembled(
-            [texts[row] for row in order.tolist()],
+        longest, rows = int(ends.max()) + 1, order.tolist()
+        states, pooled = self._states_of(ids[order], [texts[row] for row in rows], trailing=False)
+        behind = (torch.arange(longest) > ends[order, None]).to(states.device)
+        states = states[:, :longest].masked_fill(behind[..., None], torch.nan)
+        sorted_by_length = self._assembled(
+            [texts[row] for row in rows],
             ids[order, :longest],
-            tuple(offsets[row][:longest] for row in order.tolist()),
-            chunks,
+            tuple(offsets[row][:longest] for row in rows),
+            (states, pooled),
         )
-        return assembled.select(order.argsort().tolist())
+        return sorted_by_length.select(order.argsort().tolist())
 
     def _assembled(
         self,
         texts: Sequence[str],
         ids: Int[Tensor, "n tokens"],
         offsets: tuple[tuple[tuple[int, int], ...], ...],
-        chunks: Sequence[tuple[Tensor, Tensor | None]],
+        encoded: tuple[Tensor, Tensor | None],
     ) -> TextStates:
-        pooled = [pooled for _, pooled in chunks if pooled is not None]
+        states, pooled = encoded
         return TextStates(
             prompts=tuple(texts),
-            states=torch.cat([states for states, _ in chunks]),
-            pooled=torch.cat(pooled) if pooled else None,
+            states=states,
+            pooled=pooled,
             ids=ids,
             eot=first_end_of_text(ids, self.pipe.tokenizer),
             offsets=offsets,
@@ -222,10 +221,7 @@ class StableDiffusion:
         self, ids: Int[Tensor, "n tokens"], texts: Sequence[str], *, trailing: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         mask = self.pipe.tokenizer(list(texts), **PADDED).attention_mask if self._masked else None
-        if not trailing:
-            length = int(first_end_of_text(ids, self.pipe.tokenizer).max()) + 1
-            ids, mask = ids[:, :length], None if mask is None else mask[:, :length]
-        return self._last_states(ids, mask), None
+        return self._last_states(ids, mask, None if trailing else self._reach(ids, self.pipe.tokenizer)), None
 
     def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:
         within = torch.arange(ids.shape[1]) <= first_end_of_text(ids, self.pipe.tokenizer)[:, None]
@@ -240,12 +236,42 @@ class StableDiffusion:
         config: Any = self.components()["text_encoder"].config
         return bool(getattr(config, "use_attention_mask", False))
 
-    def _last_states(self, ids: Int[Tensor, "n tokens"], mask: Int[Tensor, "n tokens"] | None) -> Tensor:
-        encoder: Any = self.components()["text_encoder"]
-        if mask is not None:
-            mask = mask.to(encoder.device)
-        states = encoder(ids.to(encoder.device), attention_mask=mask, return_dict=True).last_hidden_state
-        return states.to(self.device, self.dtype)
+    def _reach(self, ids: Int[Tensor, "n tokens"], tokenizer: Any) -> list[int]:
+        """Return for each lot of prompts how many tokens there are up to its last end of text."""
+        return [int(first_end_of_text(part, tokenizer).max()) + 1 for part in ids.split(self._at_once)]
+
+    def _last_states(
+        self,
+        ids: Int[Tensor, "n tokens"],
+        mask: Int[Tensor, "n tokens"] | None,
+        reach: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the states of the text encoder, of each lot of prompts no further than its reach; see `joined`."""
+        parts = ids.split(self._at_once)
+        masks = [None] * len(parts) if mask is None else mask.split(self._at_once)
+        ends = [ids.shape[1]] * len(parts) if reach is None else reach
+
+        def states(encoder: Any) -> Tensor:
+            outputs = (
+                encoder(
+                    part[:, :end].to(encoder.device),
+                    attention_mask=None if within is None else within[:, :end].to(encoder.device),
+                    return_dict=True,
+                )
+                for part, within, end in zip(parts, masks, ends, strict=True)
+            )
+            return joined([output.last_hidden_state.to(self.device, self.dtype) for output in outputs])
+
+        return self._read_by("text_encoder", states)
+
+    @property
+    def _at_once(self) -> int:
+        """How many prompts are encoded at once."""
+        return _ENCODED_ON_CPU if self.device.type == "cpu" else _ENCODED
+
+    def _read_by(self, name: str, read: Callable[[Any], Read]) -> Read:
+        """Return what is read by a text encoder."""
+        return read(self.components()[name])
 
     def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
         return None
@@ -258,19 +284,30 @@ def textual_inversion_applied(pipe: Any, prompt: str, tokenizer: Any) -> str:
     return prompt
 
 
+def joined(lots: Sequence[Tensor]) -> Float[Tensor, "n tokens dim"]:
+    """Return the rows of lots (n, tokens, dim), with zeros behind those of lots with fewer tokens."""
+    longest = max(states.shape[1] for states in lots)
+    return torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[1])) for states in lots])
+
+
 def unwrapped(module: Any) -> Any:
     """Return the module that torch.compile wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
-def _spread_values(weight: Tensor) -> Tensor:
+def spread_step(entries: int) -> int:
+    """Return how far apart the entries of a tensor of that many are that the fingerprint has."""
+    return -(-entries // _FINGERPRINT_VALUES)
+
+
+def _spread(weight: Tensor) -> Tensor:
     """Return some entries of a tensor, spread evenly in logical order, as float16.
 
     By index rather than by reshaping, which would copy a tensor in channels-last order whole.
     """
     if weight.device.type == "meta":
         raise InputError("fingerprint: expected weights in memory, got a model offloaded to disk. Load it whole.")
-    step = -(-weight.numel() // _FINGERPRINT_VALUES)
+    step = spread_step(weight.numel())
     if weight.is_contiguous():
         return weight.view(-1)[::step].to(torch.float16)
     flat = torch.arange(0, weight.numel(), step, device=weight.device)

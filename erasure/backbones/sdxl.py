@@ -1,6 +1,7 @@
 """Stable Diffusion XL: two CLIP text encoders side by side, a sentence vector, and sizes as conditions."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -9,10 +10,11 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..errors import InputError
 from ..text import TextStates, first_end_of_text, tokenized
-from .sd import StableDiffusion, textual_inversion_applied, unwrapped
+from .sd import StableDiffusion, joined, textual_inversion_applied, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +53,10 @@ class StableDiffusionXL(StableDiffusion):
     ) -> tuple[Tensor, Tensor | None]:
         second = [textual_inversion_applied(self.pipe, text, self.pipe.tokenizer_2) for text in texts]
         ids_2, _ = tokenized(self.pipe.tokenizer_2, second)
-        if not trailing:
-            pairs = ((ids, self.pipe.tokenizer), (ids_2, self.pipe.tokenizer_2))
-            length = max(int(first_end_of_text(each, tokenizer).max()) + 1 for each, tokenizer in pairs)
-            ids, ids_2 = ids[:, :length], ids_2[:, :length]
-        return self._states_of_both(ids, ids_2)
+        if trailing:
+            return self._states_of_both(ids, ids_2)
+        reaches = (self._reach(ids, self.pipe.tokenizer), self._reach(ids_2, self.pipe.tokenizer_2))
+        return self._states_of_both(ids, ids_2, [max(both) for both in zip(*reaches, strict=True)])
 
     def _states_of_ids(self, ids: Int[Tensor, "n tokens"]) -> tuple[Tensor, Tensor | None]:
         first, second = self.pipe.tokenizer, self.pipe.tokenizer_2
@@ -65,16 +66,31 @@ class StableDiffusionXL(StableDiffusion):
         return self._states_of_both(ids, ids.masked_fill(padding, second.pad_token_id))
 
     def _states_of_both(
-        self, ids: Int[Tensor, "n tokens"], ids_2: Int[Tensor, "n tokens"]
+        self, ids: Int[Tensor, "n tokens"], ids_2: Int[Tensor, "n tokens"], reach: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        components: dict[str, Any] = self.components()
-        outputs = [
-            encoder(ids.to(encoder.device), output_hidden_states=True, return_dict=True)
-            for encoder, ids in ((components["text_encoder"], ids), (components["text_encoder_2"], ids_2))
-        ]
+        first, _ = self._last_states_but_one("text_encoder", ids, reach)
+        second, pooled = self._last_states_but_one("text_encoder_2", ids_2, reach)
         # SDXL reads the last layer but one of both encoders, before the final norm (arXiv:2307.01952, table 1).
-        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return states.to(self.device, self.dtype), outputs[1].text_embeds.to(self.device, self.dtype)
+        return torch.cat([first, second], dim=-1), torch.cat(pooled)
+
+    def _last_states_but_one(
+        self, name: str, ids: Int[Tensor, "n tokens"], reach: Sequence[int] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return what the last layer of an encoder reads, and the sentence vectors of one that gives them."""
+
+        def states(encoder: Any) -> tuple[Tensor, list[Tensor]]:
+            found, pooled = [], []
+            parts = ids.split(self._at_once)
+            for part, end in zip(parts, [ids.shape[1]] * len(parts) if reach is None else reach, strict=True):
+                # Only what is read is kept: all layers' states of so many prompts are a GB.
+                with _last_input(encoder) as read:
+                    output = encoder(part[:, :end].to(encoder.device), return_dict=True)
+                found.append(read[0].to(self.device, self.dtype))
+                if isinstance(encoder, CLIPTextModelWithProjection):
+                    pooled.append(output.text_embeds.to(self.device, self.dtype))
+            return joined(found), pooled
+
+        return self._read_by(name, states)
 
     def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
         if states.pooled is None:
@@ -83,3 +99,19 @@ class StableDiffusionXL(StableDiffusion):
         # Original size, crop corner, target size: a picture that was neither scaled nor cut.
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device, dtype=latents.dtype)
         return {"text_embeds": states.pooled.to(latents), "time_ids": sizes.expand(len(latents), -1)}
+
+
+@contextmanager
+def _last_input(encoder: nn.Module) -> Generator[list[Tensor]]:
+    """Give a list that the states which the encoder's last layer reads are put into."""
+    read: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        read.append(inputs[0])
+
+    layer = [module for module in encoder.modules() if isinstance(module, CLIPEncoderLayer)][-1]
+    hook = layer.register_forward_pre_hook(keep)
+    try:
+        yield read
+    finally:
+        hook.remove()

@@ -72,7 +72,8 @@ class Eraser(Plugin):
     Attributes:
         name: What it is called in a config and on the command line; the file's name.
         reads_weights: Whether the edit depends on the weights that it is fitted on. One that only reads text states
-            is the same whatever was removed before, so a ledger need not put that together first.
+            is the same whatever was removed before, so a ledger need not put that together first, and it can be
+            fitted on a model whose weights stay on the disk.
         together: Whether several concepts that are asked for at once are removed at once, as one entry of a ledger: the
             members of a family; else one after another.
     """

@@ -1,0 +1,129 @@
+"""Closed forms without loading the model, beside the same on a loaded one: peak memory, seconds, the files' bytes.
+
+Models of full size with random weights, in shards of float16, are written to a temporary folder. On each,
+
+- low: `erasure remove --low-memory --out`, in a process of its own;
+- loaded: `erasure remove`, then `erasure export`, each in a process of its own; the larger peak and both times count;
+- beyond: what fitting and applying takes beyond the memory that a loaded model holds already.
+
+Peak memory is what the operating system says of a process: the largest resident set, with the libraries that it loads.
+"""
+
+import argparse
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from erasure.backbones.loading import load_model
+from erasure.concept import Concept
+from tests import full_size, tiny
+
+from .record import arguments, write_run
+
+VERSION = 1
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+CONCEPT = Concept(target="Van Gogh", kind="style", preserve=("Monet", "Rembrandt"))
+
+
+def main() -> None:
+    """Measure each model, print a line each, and write run.json where asked."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=full_size.MODELS, default=["sd15", "sdxl"])
+    parser.add_argument("--loaded", nargs="*", default=["sd15"], help="models that the loaded way is run on")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model that `beyond` is measured on")
+    parser.add_argument("--work", type=Path, help="folder for the models  [default: the system's temporary one]")
+    parser.add_argument("--toy", action="store_true", help="a small model, to try the script")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    results = []
+    for name in ["toy"] if options.toy else options.models:
+        with model_of(name, options.work) as (folder, spare):
+            results.append({"model": name, **measured(name, folder, spare, options)})
+        print(line(results[-1]))
+    write_run(options, name="low-memory", version=VERSION, results=results, started=started, torch=torch)
+
+
+@contextmanager
+def model_of(name: str, work: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Give the folder of a model, and one for what is made of it, for the length of a `with`."""
+    with TemporaryDirectory(dir=work) as root:
+        folder, spare = Path(root) / "model", Path(root) / "made"
+        spare.mkdir()
+        if name == "toy":
+            tiny.sd1(vocabulary="clip").save_pretrained(folder, max_shard_size="100KB")
+        else:
+            full_size.write_model(full_size.MODELS[name](), folder)
+        yield folder, spare
+
+
+def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the ways take on one model, and whether they make the same files."""
+    asked = ["remove", CONCEPT.target, "--kind", CONCEPT.kind, "--preserve", *CONCEPT.preserve, "--model", str(folder)]
+    low = full_size.command([*asked, "--ledger", f"{spare}/low", "--low-memory", "--out", f"{spare}/low-model"])
+    found: dict[str, Any] = {"low": low, "model_mib": size_mib(folder)}
+    if name == "toy" or name in options.loaded:
+        ledger, made = f"{spare}/loaded", f"{spare}/loaded-model"
+        parts = [
+            full_size.command([*asked, "--ledger", ledger, "--no-measure", "--device", "cpu"]),
+            full_size.command(["export", ledger, made, "--no-pictures", "--device", "cpu"]),
+        ]
+        loaded = {
+            "peak_mib": max(part["peak_mib"] for part in parts),
+            "seconds": sum(part["seconds"] for part in parts),
+        }
+        found |= {
+            "loaded": loaded,
+            "ratio": loaded["peak_mib"] / low["peak_mib"],
+            "same_bytes": weights_of(spare / "low-model") == weights_of(Path(made)),
+        }
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return found | {"beyond": pool.submit(beyond, folder, options.dtype).result()}
+
+
+def beyond(folder: Path, dtype: str) -> dict[str, Any]:
+    """Return what a removal takes beyond a loaded model, beside the weights that it changes and the bound on it."""
+    pipe = load_model(str(folder), dtype=DTYPES[dtype])
+    touched = full_size.text_weights_mib(pipe)
+    peak = full_size.peak_beyond_mib(pipe, CONCEPT)
+    return {"dtype": dtype, "peak_mib": peak, "touched_mib": touched, "bound_mib": full_size.bound_mib(touched)}
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """Return the hash of each file of weights."""
+    hashes = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def size_mib(folder: Path) -> float:
+    """Return the size of a model's weights on the disk."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2**20
+
+
+def line(result: dict[str, Any]) -> str:
+    """Say one model in a line."""
+    low, over = result["low"], result["beyond"]
+    said = f"{result['model']}: low {low['peak_mib']:.0f} MiB, {low['seconds']:.0f} s"
+    if "loaded" in result:
+        loaded = result["loaded"]
+        same = "the same bytes" if result["same_bytes"] else "OTHER BYTES"
+        said += f"; loaded {loaded['peak_mib']:.0f} MiB = {result['ratio']:.1f} x, {loaded['seconds']:.0f} s, {same}"
+    return (
+        f"{said}; beyond a loaded model {over['peak_mib']:.0f} MiB ({over['dtype']}),"
+        f" of at most {over['bound_mib']:.0f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""`--low-memory`, as a person or a script meets it, beside the same on a loaded model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from typer.testing import CliRunner, Result
+
+from erasure.cli import app
+from erasure.pipelines import folders
+from tests import tiny
+from tests.pipelines.test_export import save_whole
+from tests.test_cli import fails
+
+ASKED = ("--kind", "style", "--preserve", "Monet", "--set", "eraser.rows=last-subject")
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards, and with a variant in float16 beside them."""
+    path = tmp_path_factory.mktemp(request.param) / "model"
+    save_whole(request.param, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def call(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a model, without what says of it when and where it was made."""
+    kept = {path: path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(name): path.read_bytes() for path, name in kept.items() if str(name) not in ("README.md", "erasure.json")
+    }
+
+
+def test_one_command_gives_the_bytes_of_the_loaded_way(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("remove", "Van Gogh", "Dali", *ASKED, "--model", model, "--ledger", "loaded", "--no-measure")
+    call("export", "loaded", "wanted", "--no-pictures")
+    wanted = contents(Path("wanted"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a denoiser was loaded")
+
+    low = ("--low-memory", "--out", "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(UNet2DConditionModel, "from_pretrained", refuse)
+        lines = call("remove", "Van Gogh", "Dali", *ASKED, "--model", model, "--ledger", "low", *low).splitlines()
+        # What is recorded is a removal like another: the loaded way's ledger is written as well.
+        call("export", "loaded", "again", "--low-memory")
+    assert lines[-1] == "model: out"
+    assert "measure skipped: a model that stays on the disk makes no pictures (--low-memory)." in lines
+    assert any("fp16-0000" in name for name in wanted)
+    assert contents(Path("out")) == wanted
+    assert contents(Path("again")) == wanted
+    assert call("verify", "low").startswith("verified: 2 removals")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "model"
+    save_whole("sd1", path)
+    return path
+
+
+def test_the_result_is_a_model_with_a_card(small: Path) -> None:
+    given = (*ASKED, "--model", small, "--low-memory", "--out", "deep/out", "--json")
+    document = json.loads(call("remove", "Van Gogh", *given))
+    assert document["out"] == "deep/out"
+    assert document["measure_skipped"]
+    assert json.loads(Path(document["run"]).read_text())["low_memory"] is True
+    assert "# model without Van Gogh" in Path("deep/out/README.md").read_text()
+    pipe = DiffusionPipeline.from_pretrained("deep/out")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a cat", num_inference_steps=1, output_type="latent").images.isfinite().all()
+
+
+def test_a_loaded_model_is_written_by_the_same_option(small: Path) -> None:
+    low, loaded = ("--low-memory",), ("--no-measure",)
+    for name, how in {"low": low, "loaded": loaded}.items():
+        call("remove", "Van Gogh", *ASKED, "--model", small, "--ledger", f"{name}-l", "--out", name, *how)
+    assert contents(Path("low")) == contents(Path("loaded"))
+
+
+def test_an_edit_needs_no_loaded_model_either(small: Path) -> None:
+    call("remove", "Van Gogh", *ASKED, "--model", small, "--ledger", "here", "--low-memory")
+    call("export", "here", "one", "--format", "edit", "--low-memory")
+    call("export", "here", "other", "--format", "edit", "--no-pictures")
+    assert Path("one/edit.safetensors").read_bytes() == Path("other/edit.safetensors").read_bytes()
+
+
+def test_an_interruption_leaves_nothing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, files = folders.rewrite_tensors, []
+
+    def interrupted(source: Path, to: Path, *given: object, **named: object) -> None:
+        files.append(to)
+        if len(files) == 2:
+            raise KeyboardInterrupt
+        own(source, to, *given, **named)
+
+    given = (*ASKED, "--model", small, "--low-memory", "--ledger", "here", "--out", "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "rewrite_tensors", interrupted)
+        assert run("remove", "Van Gogh", *given).exit_code == 2
+    assert len(files) == 2
+    assert {path.name for path in Path().iterdir()} == {"here"}
+    # The removal stands; the same command goes on from there.
+    assert "Van Gogh: already removed" in call("remove", "Van Gogh", *given)
+    assert Path("out/model_index.json").is_file()
+
+
+def test_a_kill_leaves_nothing_under_the_name(small: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from erasure.pipelines import folders\n"
+        "own = folders.rewrite_tensors\n"
+        "def killed(*given, **named):\n"
+        "    own(*given, **named)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "folders.rewrite_tensors = killed\n"
+        "from erasure.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    given = ["remove", "Van Gogh", *ASKED, "--model", str(small), "--low-memory", "--ledger", "here", "--out", "out"]
+    assert subprocess.run([sys.executable, "-c", script, *given], capture_output=True, check=False).returncode == -9
+    assert not Path("out").exists()
+    call(*given)
+    assert Path("out/model_index.json").is_file()
+
+
+def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:
+    low = ("--model", small, "--low-memory")
+    assert "expected an eraser that reads text alone (uce), got 'esd'" in fails(
+        "remove", "cat", "--method", "esd", *low
+    )
+    assert "--low-memory: expected the device cpu, got 'cuda'" in fails("remove", "cat", *low, "--device", "cuda")
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    assert "taken: expected a new or empty folder" in fails("remove", "cat", *low, "--out", "taken")
+    assert "--out: expected another folder than the ledger's" in fails(
+        "remove", "cat", *low, "--out", "here", "--ledger", "here"
+    )
+    assert not Path("here").exists()
+    assert not Path("erasure-runs").exists()
+    call("remove", "Van Gogh", *ASKED, *low, "--ledger", "here")
+    for name in ("lora", "kohya", "checkpoint"):
+        assert f"expected the format pipeline or edit, got '{name}'" in fails(
+            "export", "here", "out", "--format", name, "--low-memory"
+        )
+    assert "--steps: expected none with --low-memory" in fails("export", "here", "out", "--low-memory", "--steps", "2")
+    assert "expected the device cpu" in fails("export", "here", "out", "--low-memory", "--device", "cuda:0")
+    assert not Path("out").exists()
+
+
+def test_another_base_is_refused(small: Path) -> None:
+    tiny.sd1(seed=1).save_pretrained("other")
+    call("remove", "Van Gogh", *ASKED, "--model", small, "--low-memory", "--ledger", "here")
+    assert "Load that base, or start another ledger" in fails(
+        "remove", "Dali", "--model", "other", "--low-memory", "--ledger", "here"
+    )
