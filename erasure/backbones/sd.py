@@ -186,20 +186,23 @@ class StableDiffusion:
         """Encode rows no further than their end of text, those of like length together."""
         ends = first_end_of_text(ids, self.pipe.tokenizer)
         longest = int(ends.max()) + 1
-        order = ends.argsort(stable=True)
+        lengths: list[int] = ends.tolist()
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
         chunks = []
-        for rows in order.split(_ENCODE_BATCH):
-            states, pooled = self._states_of(ids[rows], [texts[row] for row in rows.tolist()], trailing=False)
-            behind = torch.arange(longest) > ends[rows, None]
+        for start in range(0, len(order), _ENCODE_BATCH):
+            rows = order[start : start + _ENCODE_BATCH]
+            states, pooled = self._states_of(ids[rows], [texts[row] for row in rows], trailing=False)
+            behind = torch.arange(longest) > ends[rows][:, None]
             states = F.pad(states[:, :longest], (0, 0, 0, longest - min(longest, states.shape[1])))
             chunks.append((states.masked_fill(behind[..., None].to(states.device), torch.nan), pooled))
         assembled = self._assembled(
-            [texts[row] for row in order.tolist()],
+            [texts[row] for row in order],
             ids[order, :longest],
-            tuple(offsets[row][:longest] for row in order.tolist()),
+            tuple(offsets[row][:longest] for row in order),
             chunks,
         )
-        return assembled.select(order.argsort().tolist())
+        at = {row: place for place, row in enumerate(order)}
+        return assembled.select([at[row] for row in range(len(order))])
 
     def _assembled(
         self,
