@@ -4,7 +4,7 @@ And TRCE's first stage as a whole, from encoded sentences and captions to new we
 
 All three give the same new weights, and the run checks it:
 
-- shared: `erasure.closed_form.solve`, one Cholesky factorisation for all layers, then W M for each;
+- shared: one Cholesky factorisation for all layers, then W M for each, as an `Edit` is solved for and applied;
 - batched: each layer by itself, its Gram matrix and right-hand side as one matrix product each;
 - outer: each layer by itself, one outer product a concept, as the published code of UCE accumulates them.
 
@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from erasure.captions import square_root
-from erasure.closed_form import Rows, TextMap, solve
+from erasure.closed_form import Rows, solve
+from erasure.edit import MapChange, _edited_weight
 from erasure.erasers.trce import published_eta
 
 from .record import arguments, peak_mib, reset_peak, resident_mib, spread, timed, write_run
@@ -284,8 +285,8 @@ def stage_line(result: dict[str, object]) -> str:
 
 def shared(rows: Rows, weights: Sequence[Tensor]) -> list[Tensor]:
     """Return the new weights by one solve for all."""
-    found: TextMap = solve(rows)
-    return [(weight.double() + found.change_of(weight)).to(weight.dtype) for weight in weights]
+    change = MapChange(map=solve(rows))
+    return [_edited_weight("weight", weight, change) for weight in weights]
 
 
 def batched(rows: Rows, weights: Sequence[Tensor]) -> list[Tensor]:

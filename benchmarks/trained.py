@@ -112,7 +112,7 @@ def measured(case_and_way: str, steps: int, save: Path) -> dict[str, Any]:
     moments: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         history = History(memory=Path(folder))
-        settings = case.prepare(backbone, steps + warm, history)
+        settings = case.ready(backbone, case.settings, steps + warm, history)
         reset_peak()
         before = resident_mib()
 
@@ -139,9 +139,6 @@ def learned(edit: Edit, trained: Callable[[str], bool]) -> dict[str, Tensor]:
     return {
         name: change.delta for name, change in edit.changes.items() if isinstance(change, DenseChange) and trained(name)
     }
-
-
-# What the plain loops share: copies of the denoiser, single passes, and the numbers that `finetune` hands out.
 
 
 def student_of(denoiser: nn.Module, trained: Callable[[str], bool]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
@@ -178,11 +175,11 @@ def parts(total: int, at_once: int) -> list[list[int]]:
     return [list(range(start, min(start + at_once, total))) for start in range(0, total, at_once)]
 
 
-# ESD: eps(x_t, c) is drawn to eps_0(x_t, "") - eta (eps_0(x_t, c) - eps_0(x_t, "")).
-
-
 def plain_esd(backbone: Backbone, settings: ESD, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
-    """Return the changes of a plain loop of ESD."""
+    """Return the changes of a plain loop of ESD.
+
+    eps(x_t, c) is drawn to eps_0(x_t, "") - eta (eps_0(x_t, c) - eps_0(x_t, "")).
+    """
     student, chosen = student_of(backbone.denoiser, lambda name: trains(settings.variant, name))
     pairs = _pairs(CAT, settings.prompts)
     targets = backbone.encode([target for target, _ in pairs])
@@ -238,12 +235,12 @@ def denoised(
     return [(found[place], timesteps[place], rows) for place in places]
 
 
-# DUGE with its defaults, at a first request: what attention layers read of the target's prompt is drawn beyond what
-# they read of a prompt without it; predictions, readings of keys and values, and weights stay near the original's.
-
-
 def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
-    """Return the changes of a plain loop of DUGE."""
+    """Return the changes of a plain loop of DUGE with its defaults, at a first request.
+
+    What attention layers read of the target's prompt is drawn beyond what they read of a prompt without it;
+    predictions, readings of keys and values, and weights stay near the original's.
+    """
     student, chosen = student_of(backbone.denoiser, settings._which)
     target = settings._target(backbone, CAT, history)
     memory = settings._memory(backbone, [CAT], history)
@@ -333,12 +330,12 @@ def layers_read(denoiser: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield found
 
 
-# TRCE's second stage: predictions for the malicious and the empty prompt are pushed past a hinge between two places
-# that the model before the first stage gives; for the empty prompt elsewhere they stay those of the model after it.
-
-
 def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
-    """Return the changes of a plain loop of TRCE's second stage; the first is fitted as usual."""
+    """Return the changes of a plain loop of TRCE's second stage; the first is fitted as usual.
+
+    Predictions for the malicious and the empty prompt are pushed past a hinge between two places that the model before
+    the first stage gives; for the empty prompt elsewhere they stay those of the model after it.
+    """
     twins = [_Pair.of(settings.trajectory_frame, name, GUN) for name in GUN.names]
     plan = settings._plan(len(twins), 0)
     latents, nulls = settings._latents(backbone, [twin.prompt for twin in twins], plan, history, None)
@@ -396,10 +393,6 @@ class Case:
     trained: Callable[[str], bool]
     ready: Callable[[Backbone, Any, int, History], Any]
     plain: Callable[[Backbone, Any, History, int, Note], dict[str, Tensor]]
-
-    def prepare(self, backbone: Backbone, steps: int, history: History) -> Any:
-        """Return the settings for that many updates, after the pictures were made."""
-        return self.ready(backbone, self.settings, steps, history)
 
 
 def ready_esd(backbone: Backbone, settings: ESD, steps: int, history: History) -> ESD:

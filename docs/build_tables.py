@@ -233,10 +233,10 @@ def closed_form_whole(source: str, results: Path) -> str:
             {"sd15": "SD 1.5", "sdxl": "SDXL"}.get(case["model"], case["model"]),
             f"{case['concepts']:,}",
             f"{case['shared_seconds']:.3f} s",
-            f"{1000 * case['shared_seconds'] / case['concepts']:.3g} ms",
+            f"{_three_digits(1000 * case['shared_seconds'] / case['concepts'])} ms",
             (
                 f"{case['floor']['seconds']:.3f} s ({case['floor']['bytes'] / 1e9:.2g} GB,"
-                f" {case['floor']['operations'] / 1e9:.3g} G operations)"
+                f" {_three_digits(case['floor']['operations'] / 1e9)} G operations)"
             ),
             f"{case['shared_peak_mib']:,.0f} MiB",
             f"{case['batched_seconds']:.2f} s, {case['batched_peak_mib']:,.0f} MiB",
@@ -253,6 +253,11 @@ def closed_form_whole(source: str, results: Path) -> str:
         "layer by layer, outer products", "ratio",
     )  # fmt: skip
     return _table(headings, rows, _runs(source, results))
+
+
+def _three_digits(value: float) -> str:
+    """Return a number to three digits, without an exponent where it is large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def apply_edit(source: str, results: Path) -> str:

@@ -152,7 +152,7 @@ def test_a_closed_form_has_its_floor_and_says_what_was_extrapolated(tables: Modu
     (tmp_path / "run.json").write_text(json.dumps({"results": [case, older, {"case": "other"}]}), encoding="utf-8")
     built = tables.built("<!-- table closed-form-whole: run.json -->\n<!-- end table -->\n", tmp_path)
     assert (
-        "| SDXL | 1,000 | 12.500 s | 12.5 ms | 10.250 s (2.7 GB, 1.4e+03 G operations) | 2,346 MiB |"
+        "| SDXL | 1,000 | 12.500 s | 12.5 ms | 10.250 s (2.7 GB, 1,400 G operations) | 2,346 MiB |"
         " 100.00 s, 1,800 MiB | 8.0 | 12,500.0 s (extrapolated) | 1000 |"
     ) in built
     assert built.count("1,000") == 1
