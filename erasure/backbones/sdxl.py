@@ -74,7 +74,7 @@ class StableDiffusionXL(StableDiffusion):
         def states(encoder: Any) -> tuple[Tensor, list[Tensor]]:
             found, pooled = [], []
             for part in ids.split(self._at_once):
-                # Only what is read is kept: all layers' states of so many prompts are a GB.
+                # Only what is read is kept: the states of all layers are many times as much.
                 with _last_input(encoder) as read:
                     output = encoder(part.to(encoder.device), return_dict=True)
                 found.append(read[0].to(self.device, self.dtype))
