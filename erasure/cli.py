@@ -813,8 +813,10 @@ def export(
     if low_memory:
         check_low_memory(wanted, device)
         for option, value in {"--prompt": prompt, "--steps": steps, "--guidance-scale": guidance_scale}.items():
-            if value:
-                raise InputError(f"{option}: expected none with --low-memory, which makes no pictures. Leave one out.")
+            if value is not None and value != []:
+                raise InputError(
+                    f"{option}: expected none with --low-memory, which makes no pictures, got {value!r}. Leave one out."
+                )
     place = "cpu" if low_memory else _device(device)
 
     def base() -> Any:

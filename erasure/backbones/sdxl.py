@@ -82,7 +82,7 @@ class StableDiffusionXL(StableDiffusion):
             found, pooled = [], []
             parts = ids.split(self._at_once)
             for part, end in zip(parts, [ids.shape[1]] * len(parts) if reach is None else reach, strict=True):
-                # Only what is read is kept: all layers' states of so many prompts are a GB.
+                # Only what is read is kept: the states of all layers are many times as much.
                 with _last_input(encoder) as read:
                     output = encoder(part[:, :end].to(encoder.device), return_dict=True)
                 found.append(read[0].to(self.device, self.dtype))

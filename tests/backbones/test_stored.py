@@ -200,5 +200,10 @@ def test_a_personalised_model_is_loaded_whole(tmp_path: Path) -> None:
         load_stored(str(tmp_path))
 
 
+def test_the_hub_out_of_reach_is_one_line() -> None:
+    with pytest.raises(InputError, match="expected a folder or a model on the Hub, got 'nobody/nothing'"):
+        load_stored("nobody/nothing")
+
+
 def test_families_are_named_once() -> None:
     assert families() == ("Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL")
