@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -65,10 +66,8 @@ def attend_by(pipe: Any, attention: str) -> None:
 
 def attend_once_by_xformers(device: torch.device | str, dtype: torch.dtype) -> None:
     """Compute one small attention by xformers; it raises whatever is missing."""
-    from xformers.ops import memory_efficient_attention  # the extra
-
     tokens = torch.ones(1, 4, 1, 40, device=device, dtype=dtype)
-    memory_efficient_attention(tokens, tokens, tokens).sum().item()
+    import_module("xformers.ops").memory_efficient_attention(tokens, tokens, tokens).sum().item()
 
 
 def _loaded(name: str, device: str, dtype: torch.dtype) -> Any:

@@ -188,7 +188,8 @@ class StableDiffusion:
         """Encode rows no further than their end of text, those of like length together."""
         ends = first_end_of_text(ids, self.pipe.tokenizer)
         order = ends.argsort(stable=True)
-        longest, rows = int(ends.max()) + 1, order.tolist()
+        longest = int(ends.max()) + 1
+        rows: list[int] = order.tolist()
         states, pooled = self._states_of(ids[order], [texts[row] for row in rows], trailing=False)
         behind = (torch.arange(longest) > ends[order, None]).to(states.device)
         states = states[:, :longest].masked_fill(behind[..., None], torch.nan)
