@@ -476,7 +476,7 @@ def low_memory(source: str, results: Path) -> str:
                 *peaks,
                 f"{case['ratio']:.1f}" if "ratio" in case else "–",
                 {True: "yes", False: "no", None: "–"}[case.get("same_bytes")],
-                f"{over['peak_mib']:,.0f} MiB ({over['dtype']}), bound {over['bound_mib']:,.0f}",
+                f"{over['peak_mib']:,.0f} MiB ({over['dtype']}{', given back' * over.get('given_back', False)}), bound {over['bound_mib']:,.0f}",
             )
         )
     headings = ("model", "on the disk", "`--low-memory`", "loaded", "ratio", "same bytes", "beyond a loaded model")
