@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--give-back",
         action="store_true",
-        help="in `beyond`, have glibc give large freed blocks back at once: what is in use, not what it keeps for later",
+        help="in `beyond`, have glibc give large freed blocks back: what is in use counts, not what it keeps",
     )
     parser.add_argument("--work", type=Path, help="folder for the models  [default: the system's temporary one]")
     parser.add_argument("--toy", action="store_true", help="a small model, to try the script")
