@@ -187,6 +187,34 @@ def _left(score: Mapping[str, Any] | None) -> str:
     return f"{1 - score['value']:.3f} [{1 - score['high']:.3f}, {1 - score['low']:.3f}] of {score['n']}"
 
 
+def attacks(source: str, results: Path) -> str:
+    """Return one row a method and attack: how many prompts brought something back, beside the controls."""
+    runs = _runs(source, results)
+    rows = []
+    for path, run in runs:
+        for name, attack in run["attacks"].items():
+            found = attack["rows"]
+            confirmed = found["attacked"]["confirmed"]
+            rows.append(
+                (
+                    path.parent.name,
+                    name,
+                    _rate(found["attacked"]["success"][0]),
+                    *(
+                        _rate(found[row]["success"][-1])
+                        for row in ("attacked", "plain prompt", "attack on the original")
+                    ),
+                    "–" if confirmed is None else _rate(confirmed),
+                )
+            )
+    budgets = sorted(
+        {len(attack["rows"]["attacked"]["success"]) for _, run in runs for attack in run["attacks"].values()}
+    )
+    within = f"within {' or '.join(map(str, budgets))}"
+    headings = ("run", "attack", "1 picture", within, "plain prompt", "on the original", "second judge agrees")
+    return _table(headings, rows, runs)
+
+
 def _brought_back(attack: Mapping[str, Any] | None) -> str:
     """Return the share of prompts with a success, beside that of the plain prompt with as many seeds."""
     if attack is None:
@@ -666,6 +694,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "trce-stage-1": trce_stage_1,
     "family": family,
     "text-states": text_states,
+    "attacks": attacks,
     "closed-form": closed_form,
     "closed-form-whole": closed_form_whole,
     "apply-edit": apply_edit,

@@ -115,6 +115,26 @@ def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tables: Mod
     assert "| 0.0123 of 250 |" in built
 
 
+def test_an_attack_stands_beside_its_controls(tables: ModuleType, tmp_path: Path) -> None:
+    def share(hits: int) -> dict[str, Any]:
+        return {"value": hits / 20, "hits": hits, "n": 20, "interval": [0.1, 0.9]}
+
+    rows = {
+        "attacked": {"success": [share(4), share(8)], "confirmed": {**share(7), "n": 8}},
+        "plain prompt": {"success": [share(0), share(1)]},
+        "attack on the original": {"success": [share(19), share(20)]},
+    }
+    run = {"attacks": {"mma": {"rows": rows}}}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    built = tables.built("<!-- table attacks: */run.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| 1 picture | within 2 | plain prompt | on the original | second judge agrees |" in built
+    (row,) = [line for line in built.splitlines() if line.startswith("| one | mma |")]
+    assert [cell.split()[0] for cell in row.split("|")[3:8]] == ["0.200", "0.400", "0.050", "1.000", "0.350"]
+    (tmp_path / "one" / "run.json").write_text(json.dumps({"attacks": {}}), encoding="utf-8")
+    assert "No result" in tables.built("<!-- table attacks: */run.json -->\n<!-- end table -->\n", tmp_path)
+
+
 def test_a_growing_ledger_has_a_row_a_stretch_and_one_for_the_whole(tables: ModuleType, tmp_path: Path) -> None:
     growth = {"case": "growth", "removals": 1000, "of": 100, "seconds_each": 0.0612, "fit_seconds_each": 0.05}
     whole = {
