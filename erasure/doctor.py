@@ -45,14 +45,14 @@ def checks(device: str) -> Iterator[Check]:
     for dtype in (torch.float16, torch.bfloat16):
         yield Check(name=str(dtype).removeprefix("torch."), found=_tried(lambda dtype=dtype: _convolve(device, dtype)))
     yield Check(name="attention", found=_tried(lambda: _attend(device)))
-    if find_spec("xformers"):
-        yield Check(name="xformers", found=_tried(lambda: _attend_by_xformers(device), "stay with --attention sdpa"))
     yield Check(name="free disk", found=f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
     for package, (extra, use) in _EXTRAS.items():
-        if package == "xformers" and find_spec(package):
-            continue  # it was tried
-        missing = f"not installed: pip install 'erasure[{extra}]', for {use}"
-        yield Check(name=package, found="installed" if find_spec(package) else missing)
+        found = "installed"
+        if not find_spec(package):
+            found = f"not installed: pip install 'erasure[{extra}]', for {use}"
+        elif package == "xformers":  # built for one release of torch, so that it is there says little
+            found = _tried(lambda: _attend_by_xformers(device), "stay with --attention sdpa")
+        yield Check(name=package, found=found)
     yield Check(name="Hub", found=_hub())
 
 

@@ -299,8 +299,13 @@ def check_low_memory(run: Run) -> None:
     """Refuse a run that needs the weights in memory.
 
     Raises:
-        InputError: By its eraser, or by its device.
+        InputError: By its eraser, its attention or its device.
     """
+    if run.attention != "sdpa":
+        raise InputError(
+            f"--low-memory: expected no attention but sdpa, for no pictures are made, got {run.attention!r}."
+            " Leave one of them out."
+        )
     if run.eraser.reads_weights:
         fit = ", ".join(name for name in eraser_names() if not eraser_class(name).reads_weights)
         raise InputError(

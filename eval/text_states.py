@@ -99,7 +99,7 @@ def measured(pipe: Any, n: int, sampler: Sampler, advance: Callable[[str, int, i
     keep = [row for row in range(len(prompts)) if torch.equal(states.eot[row], others.eot[row])]
     states, others, concepts = states.select(keep), others.select(keep), [concepts[row] for row in keep]
     oracle = tinyworld.load_oracle()
-    given = asdict(replace(sampler, negative_prompt=""))
+    given = asdict(sampler)
     rows = {}
     for part, exchanged in PARTS.items():
         mixed = mixture(states, others, concepts, exchanged)

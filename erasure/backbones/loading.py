@@ -60,7 +60,7 @@ def attend_by(pipe: Any, attention: str) -> None:
     except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
         raise InputError(
             f"attention: expected an xformers that works on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')},"
-            f" got {reason(error)} Use sdpa, or see `erasure doctor`."
+            f" got {reason(error).rstrip('.')}. Use sdpa, or see `erasure doctor`."
         ) from None
 
 
