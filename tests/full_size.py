@@ -18,6 +18,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.record import peak_mib, reset_peak, resident_mib
 from erasure import erase
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
@@ -121,8 +122,8 @@ def peak_beyond_mib(pipe: Any, concept: Concept) -> float:
     """Return the most memory, beyond that of a loaded model, that removing a concept by UCE takes; Linux only."""
     for parameter in backbone_of(pipe).parameters(lambda _: True).values():
         parameter.detach().sum()  # what is mapped from a file is in memory once it was read
-    forget_peak()
-    before = held_mib()
+    reset_peak()
+    before = resident_mib()
     with erase(pipe, concept).applied_to(pipe):
         return peak_mib() - before
 
@@ -141,26 +142,6 @@ def command(arguments: Sequence[str]) -> dict[str, float]:
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {"seconds": time.perf_counter() - start, "peak_mib": int(done.stdout) / unit}
-
-
-def held_mib() -> float:
-    """Return the memory that this process holds now; Linux only."""
-    return _of_status("VmRSS")
-
-
-def peak_mib() -> float:
-    """Return the most memory that this process has held since it began, or since `forget_peak`; Linux only."""
-    return _of_status("VmHWM")
-
-
-def forget_peak() -> None:
-    """Let `peak_mib` begin anew; Linux only."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _of_status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 2**10
 
 
 def _text_config(activation: str, **sizes: int) -> CLIPTextConfig:
