@@ -105,7 +105,7 @@ class UCE(Eraser):
         kept = [pair for concept in concepts for pair in self._kept_pairs(concept) if pair.label not in gone]
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
-        reader = _Reader(prompts, backbone.encode(prompts, trailing=self.rows != "last-subject"), self)
+        reader = _Reader(prompts, backbone.encode(prompts), self)
         return Rows.of(
             [row for pair in dict.fromkeys(erased) for row in reader.rows(pair, self.erase_scale)],
             [row for pair in dict.fromkeys(kept) for row in reader.rows(pair, self.preserve_scale)],
