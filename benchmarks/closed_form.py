@@ -30,7 +30,7 @@ from torch import Tensor
 
 from erasure.captions import square_root
 from erasure.closed_form import Rows, solve
-from erasure.edit import MapChange, _edited_weight
+from erasure.edit import MapChange, edited_weights
 from erasure.erasers.trce import published_eta
 
 from .record import arguments, peak_mib, reset_peak, resident_mib, spread, timed, write_run
@@ -286,7 +286,8 @@ def stage_line(result: dict[str, object]) -> str:
 def shared(rows: Rows, weights: Sequence[Tensor]) -> list[Tensor]:
     """Return the new weights by one solve for all."""
     change = MapChange(map=solve(rows))
-    return [_edited_weight("weight", weight, change) for weight in weights]
+    named = {str(number): weight for number, weight in enumerate(weights)}
+    return list(edited_weights(named, dict.fromkeys(named, change)).values())
 
 
 def batched(rows: Rows, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,6 @@ Peak memory is what the operating system says of a process: the largest resident
 
 import argparse
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -38,13 +37,8 @@ def main() -> None:
     """Measure each model, print a line each, and write run.json where asked."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=full_size.MODELS, default=["sd15", "sdxl"])
-    parser.add_argument("--loaded", nargs="*", default=["sd15"], help="models that the loaded way is run on")
+    parser.add_argument("--loaded", nargs="*", default=["sd15", "sdxl"], help="models that the loaded way is run on")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model that `beyond` is measured on")
-    parser.add_argument(
-        "--give-back",
-        action="store_true",
-        help="in `beyond`, have glibc give large freed blocks back: what is in use counts, not what it keeps",
-    )
     parser.add_argument("--work", type=Path, help="folder for the models  [default: the system's temporary one]")
     parser.add_argument("--toy", action="store_true", help="a small model, to try the script")
     options = parser.parse_args()
@@ -90,12 +84,9 @@ def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) 
             "ratio": loaded["peak_mib"] / low["peak_mib"],
             "same_bytes": weights_of(spare / "low-model") == weights_of(Path(made)),
         }
-    if options.give_back:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # read by the process that is started now
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         over = pool.submit(beyond, folder, options.dtype).result()
-    os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
-    return found | {"beyond": {**over, "given_back": options.give_back}}
+    return found | {"beyond": over}
 
 
 def beyond(folder: Path, dtype: str) -> dict[str, Any]:

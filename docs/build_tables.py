@@ -635,7 +635,6 @@ def low_memory(source: str, results: Path) -> str:
         ways = [case["low"], case.get("loaded")]
         peaks = [f"{way['peak_mib']:,.0f} MiB, {way['seconds']:.0f} s" if way else "not run" for way in ways]
         over = case["beyond"]
-        how = f"{over['dtype']}, freed blocks given back" if over.get("given_back") else over["dtype"]
         rows.append(
             (
                 LOW_MEMORY_MODELS.get(case["model"], case["model"]),
@@ -643,7 +642,7 @@ def low_memory(source: str, results: Path) -> str:
                 *peaks,
                 f"{case['ratio']:.1f}" if "ratio" in case else "–",
                 {True: "yes", False: "no", None: "–"}[case.get("same_bytes")],
-                f"{over['peak_mib']:,.0f} MiB ({how}), bound {over['bound_mib']:,.0f}",
+                f"{over['peak_mib']:,.0f} MiB ({over['dtype']}), bound {over['bound_mib']:,.0f}",
             )
         )
     headings = ("model", "on the disk", "`--low-memory`", "loaded", "ratio", "same bytes", "beyond a loaded model")

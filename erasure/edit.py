@@ -370,7 +370,7 @@ class Edit:
 
     def edited(self, name: str, weight: Tensor) -> Tensor:
         """Return what a weight of the base becomes; for errors see `applied_to`."""
-        return _edited_weight(name, weight, self.changes[name])
+        return edited_weights({name: weight}, self.changes)[name]
 
     def check_base(self, pipe: Any) -> None:
         """Raise BaseMismatchError if the edit was made for another model; its precision does not count."""
@@ -480,7 +480,7 @@ class Edit:
         return {name: found[name] for name in self.changes}
 
     def _edited(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        return {name: _edited_weight(name, parameters[name].data, change) for name, change in self.changes.items()}
+        return edited_weights({name: parameters[name].data for name in self.changes}, self.changes)
 
 
 class Switch:
@@ -519,19 +519,29 @@ def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tens
             parameter.data = own[name].to(parameter.device, parameter.dtype)
 
 
-def _edited_weight(name: str, weight: Tensor, change: Change) -> Tensor:
-    """Return the changed weight; computed in float64 and rounded once, so undoing never needs to subtract."""
-    exact = _on_float64_device(weight).to(torch.float64, copy=True)
-    try:
-        change_of_it = change.of(exact)
-    except RuntimeError as error:
-        raise InputError(f"edit: expected a change that fits {name!r} {tuple(weight.shape)}, got {error}.") from error
-    if change_of_it.shape != weight.shape:
-        raise InputError(
-            f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(change_of_it.shape)}."
-        )
-    exact += change_of_it  # in place: beside so much memory that is touched, a further copy would be felt
-    return exact.to(weight.device, weight.dtype)
+def edited_weights(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> dict[str, Tensor]:
+    """Return the changed weights; computed in float64 and rounded once, so undoing never needs to subtract.
+
+    Raises:
+        InputError: A change has another shape than its weight.
+    """
+    # All results are there before the work in float64: what that frees is in one piece then, and serves again.
+    edited = {name: torch.empty_like(weight) for name, weight in weights.items()}
+    for name, weight in weights.items():
+        exact = _on_float64_device(weight).to(torch.float64, copy=True)
+        try:
+            change = changes[name].of(exact)
+        except RuntimeError as error:
+            raise InputError(
+                f"edit: expected a change that fits {name!r} {tuple(weight.shape)}, got {error}."
+            ) from error
+        if change.shape != weight.shape:
+            raise InputError(
+                f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(change.shape)}."
+            )
+        exact += change  # in place: beside so much memory that is touched, a further copy would be felt
+        edited[name].copy_(exact)
+    return edited
 
 
 def _on_float64_device(weight: Tensor) -> Tensor:
