@@ -152,6 +152,38 @@ def continual(source: str, results: Path) -> str:
     return _table(headings, rows, _runs(source, results))
 
 
+def continual_headline(source: str, results: Path) -> str:
+    """Return one row a method, ablations left out: the mean over its runs of what is gone and what stays at the end."""
+    from erasure.eval.continual_curves import label
+
+    runs = [(path, run) for path, run in _runs(source, results) if "-no-" not in path.parent.name]
+    methods: dict[str, list[Run]] = {}
+    for path, run in runs:
+        methods.setdefault(label(path.parent.name), []).append(run)
+    rows = []
+    for method, each in methods.items():
+        ends = [(run["points"]["0"], run["points"][max(run["points"], key=int)], run) for run in each]
+        rows.append(
+            (
+                method,
+                str(len(ends)),
+                _mean_and_range([last["ua"] for _, last, _ in ends]),
+                *(
+                    _mean_and_range([last[key] / first[key] for first, last, _ in ends])
+                    for key in ("ra_near", "ra_far")
+                ),
+                f"{sum(sum(r['training_seconds'] for r in run['removals']) for _, _, run in ends) / len(ends):.0f}",
+            )
+        )
+    headings = ("method", "runs", "gone, of all eight", "near, of before", "far, of before", "seconds of training")
+    return _table(headings, rows, runs)
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    mean = f"{sum(values) / len(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
 def family(source: str, results: Path) -> str:
     """Return one row a method: what is left of a family by wording and by attack, and what else went."""
     names = ("efficacy_explicit", "efficacy_synonym", "efficacy_combined", "efficacy_implicit")
@@ -682,6 +714,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "evaluation": evaluation,
     "evaluation-speed": evaluation_speed,
     "continual": continual,
+    "continual-headline": continual_headline,
     "duge-step": duge_step,
     "a-star-step": a_star_step,
     "several-concepts": several_concepts,
