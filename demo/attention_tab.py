@@ -6,7 +6,7 @@ import gradio as gr
 
 from ..eval.attention_pictures import overlaid
 from . import actions, limits, views
-from .desk import PICTURE, QUIET, Desk, Job, Said
+from .desk import PICTURE, QUIET, Desk, Job, Said, file_of
 from .jobs import Track
 from .sessions import Session
 from .studio import Attended
@@ -67,7 +67,7 @@ def filled(pieces: dict[str, Any], found: Attended | None) -> dict[Any, Any]:
         pieces["step"]: gr.update(maximum=last, value=last),
         pieces["plain"]: plain,
         pieces["guided"]: guided,
-        pieces["sheet"]: found.sheet,
+        pieces["sheet"]: file_of(found.sheet),
     }
 
 
@@ -77,5 +77,5 @@ def _overlays(found: Attended, name: str, at: float) -> list[Any]:
     for seen in (found.plain, found.guided):
         steps = sorted(seen.maps)
         step = steps[min(max(int(at or 1), 1), len(steps)) - 1]
-        pictures.append(overlaid(views.enlarged(seen.picture), seen.maps[step][word]))
+        pictures.append(file_of(overlaid(views.enlarged(seen.picture), seen.maps[step][word])))
     return pictures

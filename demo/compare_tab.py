@@ -6,7 +6,7 @@ import gradio as gr
 
 from ..eval.difference import difference_map
 from . import actions, limits, views
-from .desk import PICTURE, QUIET, Desk, Job, Said
+from .desk import PICTURE, QUIET, Desk, Job, Said, file_of
 from .jobs import Track
 from .sessions import Session
 from .studio import Comparison
@@ -92,11 +92,11 @@ def _of_one(pieces: dict[str, Any]) -> list[Any]:
 
 def _one(pieces: dict[str, Any], found: Comparison, at: int) -> dict[Any, Any]:
     before, after = found.before[at], (found.after or found.before)[at]
-    old, new = views.enlarged(before), views.enlarged(after)
+    old, new = (file_of(views.enlarged(picture)) for picture in (before, after))
     return {
         pieces["what"]: views.about_pair(found, at),
         pieces["slider"]: (old, new),
-        pieces["change"]: views.enlarged(difference_map(before, after)),
+        pieces["change"]: file_of(views.enlarged(difference_map(before, after))),
         pieces["before"]: old,
         pieces["after"]: new,
     }

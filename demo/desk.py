@@ -4,12 +4,18 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import hash_bytes
+from gradio.utils import get_upload_folder
+from PIL.Image import Image
 
 from erasure.errors import ErasureError
+from erasure.files import make_folder, write_whole
 
+from ..eval.pictures import as_png
 from . import views
 from .jobs import Progress, StoppedError, Track, followed
 from .sessions import Session, Sessions
@@ -34,6 +40,22 @@ PICTURE: dict[str, Any] = {
     "min_width": 150,
 }
 """How pictures are shown: none of Gradio's buttons that would send one elsewhere."""
+
+
+def file_of(picture: Image) -> Path:
+    """Return a picture as a file among those that Gradio serves, as it is and there whole or not at all.
+
+    Given the picture itself, Gradio writes over the file that an equal one has already, which somebody may be reading
+    just then, and as lossy WebP.
+
+    Raises:
+        InputError: The place cannot be written.
+    """
+    content = as_png(picture)
+    folder = Path(get_upload_folder()) / hash_bytes(content)
+    make_folder(folder)
+    write_whole(folder / "image.png", content)
+    return folder / "image.png"
 
 
 @dataclass(kw_only=True)

@@ -195,6 +195,10 @@ def test_compare_slides_and_shows_where_the_pair_that_is_chosen_differs(visit) -
     assert page.locator("#grid .pair").count() == 4
     slides = page.locator("#slider img").evaluate_all("images => images.map(image => image.src)")
     assert len(set(slides)) == 2
+    # The handle moves to its place when the pictures have come.
+    loaded = "[...document.querySelectorAll('#slider img')].every(image => image.complete && image.naturalWidth > 0)"
+    page.wait_for_function(loaded)
+    settle(page)
     handle = page.get_by_test_id("slider")
     start = handle.bounding_box()
     assert start is not None
