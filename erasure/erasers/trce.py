@@ -523,7 +523,7 @@ class _Reader:
         # By default no state after the end of text is read; a place found by counting words may be one.
         behind = settings.weight_last > 0 or settings.weight_term > 0 or settings.eot_index == "words"
         self._states = backbone.encode(prompts, trailing=behind)
-        self._values = self._states.states.to(device="cpu", dtype=torch.float64)
+        self._values = self._states.states.cpu()  # `Rows.of` takes those that it needs to float64
 
     def rows(self, captions: Statistics) -> Rows:
         """Return the problem of the key and value projections."""
@@ -540,7 +540,7 @@ class _Reader:
         """Return the problem of what reads the sentence vector; None for a model without one."""
         if self._states.pooled is None or captions.pooled is None:
             return None
-        pooled = self._states.pooled.to(device="cpu", dtype=torch.float64)
+        pooled = self._states.pooled.cpu()
         erased = [
             self._row(pair, "pooled", pooled[self._at[pair.prompt]], pooled[self._at[pair.safe_prompt]], 1.0)
             for pair in self._pairs

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
@@ -194,7 +193,7 @@ class _Reader:
     def __init__(self, prompts: Sequence[str], states: TextStates, eraser: UCE) -> None:
         self._at = {prompt: row for row, prompt in enumerate(prompts)}
         self._states = states
-        self._values = states.states.cpu()
+        self._values = states.states.cpu()  # `Rows.of` takes those that it needs to float64
         self._eot = states.eot.tolist()
         self._eraser = eraser
 
@@ -202,10 +201,6 @@ class _Reader:
     def width(self) -> int:
         """The width of a state."""
         return self._values.shape[-1]
-
-    def _state(self, row: int, at: int) -> Tensor:
-        """Return one state in float64; all of them would take twice the room."""
-        return self._values[row, at].to(torch.float64)
 
     def rows(self, pair: _Pair, scale: float) -> list[Row]:
         """Return the rows of one prompt; in the template form their weights add up to `scale`."""
@@ -240,17 +235,17 @@ class _Reader:
         row, anchor_row = self._at[pair.prompt], self._at[pair.anchor_prompt]
         subject = self._subject(row, pair)
         if pair.label == pair.anchor_label:
-            anchor_subject, instead = subject, self._state(row, subject)
+            anchor_subject, instead = subject, self._values[row, subject]
         elif pair.anchor_label == "":
-            anchor_subject, instead = 0, self._state(self._at[""], self._eot[self._at[""]])
+            anchor_subject, instead = 0, self._values[self._at[""], self._eot[self._at[""]]]
         else:
             anchor_subject = self._subject(anchor_row, pair)
-            instead = self._state(anchor_row, anchor_subject)
-        yield "subject", self._state(row, subject), instead
+            instead = self._values[anchor_row, anchor_subject]
+        yield "subject", self._values[row, subject], instead
         for back in range(1, self._eot[row] - subject):
             at, anchor_at = self._eot[row] - back, self._eot[anchor_row] - back
-            anchor = self._state(anchor_row, anchor_at) if anchor_at > anchor_subject else instead
-            yield f"word-{back}", self._state(row, at), anchor
+            anchor = self._values[anchor_row, anchor_at] if anchor_at > anchor_subject else instead
+            yield f"word-{back}", self._values[row, at], anchor
 
     def _subject(self, row: int, pair: _Pair) -> int:
         """Return the position of the name's last token; in a prompt without a name, of the start of text."""
@@ -275,5 +270,5 @@ class _Reader:
         offsets = [0, *(1 + int((number + shift) / others * (available - 1)) for number in range(others))]
         for number, offset in enumerate(offsets):
             if offset < available:
-                state = self._state(row, self._eot[row] + offset)
-                yield f"trailing-{number}", state, self._state(anchor_row, self._eot[anchor_row] + offset)
+                state = self._values[row, self._eot[row] + offset]
+                yield f"trailing-{number}", state, self._values[anchor_row, self._eot[anchor_row] + offset]
