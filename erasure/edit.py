@@ -528,20 +528,23 @@ def edited_weights(weights: Mapping[str, Tensor], changes: Mapping[str, Change])
     # All results are there before the work in float64: what that frees is in one piece then, and serves again.
     edited = {name: torch.empty_like(weight) for name, weight in weights.items()}
     for name, weight in weights.items():
-        exact = _on_float64_device(weight).to(torch.float64, copy=True)
-        try:
-            change = changes[name].of(exact)
-        except RuntimeError as error:
-            raise InputError(
-                f"edit: expected a change that fits {name!r} {tuple(weight.shape)}, got {error}."
-            ) from error
-        if change.shape != weight.shape:
-            raise InputError(
-                f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(change.shape)}."
-            )
-        exact += change  # in place: beside so much memory that is touched, a further copy would be felt
-        edited[name].copy_(exact)
+        edited[name].copy_(_exactly_edited(name, weight, changes[name]))
     return edited
+
+
+def _exactly_edited(name: str, weight: Tensor, change: Change) -> Tensor:
+    """Return the changed weight in float64, where that exists."""
+    exact = _on_float64_device(weight).to(torch.float64, copy=True)
+    try:
+        change_of_it = change.of(exact)
+    except RuntimeError as error:
+        raise InputError(f"edit: expected a change that fits {name!r} {tuple(weight.shape)}, got {error}.") from error
+    if change_of_it.shape != weight.shape:
+        raise InputError(
+            f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(change_of_it.shape)}."
+        )
+    exact += change_of_it  # in place: beside so much memory that is touched, a further copy would be felt
+    return exact
 
 
 def _on_float64_device(weight: Tensor) -> Tensor:
