@@ -134,7 +134,7 @@ def continual(source: str, results: Path) -> str:
 
     rows = []
     for path, run in _runs(source, results):
-        first, last = run["points"]["0"], run["points"][max(run["points"], key=int)]
+        first, last = _ends(run)
         rows.append(
             (
                 label(path.parent.name),
@@ -154,29 +154,30 @@ def continual(source: str, results: Path) -> str:
 
 def continual_headline(source: str, results: Path) -> str:
     """Return one row a method, ablations left out: the mean over its runs of what is gone and what stays at the end."""
-    from erasure.eval.continual_curves import label
+    from erasure.eval.continual_curves import grouped, label
 
     runs = [(path, run) for path, run in _runs(source, results) if "-no-" not in path.parent.name]
-    methods: dict[str, list[Run]] = {}
-    for path, run in runs:
-        methods.setdefault(label(path.parent.name), []).append(run)
     rows = []
-    for method, each in methods.items():
-        ends = [(run["points"]["0"], run["points"][max(run["points"], key=int)], run) for run in each]
+    for method, each in grouped([{"label": label(path.parent.name), **run} for path, run in runs]).items():
+        ends = [_ends(run) for run in each]
+        seconds = [removal["training_seconds"] for run in each for removal in run["removals"]]
         rows.append(
             (
                 method,
-                str(len(ends)),
-                _mean_and_range([last["ua"] for _, last, _ in ends]),
-                *(
-                    _mean_and_range([last[key] / first[key] for first, last, _ in ends])
-                    for key in ("ra_near", "ra_far")
-                ),
-                f"{sum(sum(r['training_seconds'] for r in run['removals']) for _, _, run in ends) / len(ends):.0f}",
+                str(len(each)),
+                _mean_and_range([last["ua"] for _, last in ends]),
+                _mean_and_range([last["ra_near"] / first["ra_near"] for first, last in ends]),
+                _mean_and_range([last["ra_far"] / first["ra_far"] for first, last in ends]),
+                f"{sum(seconds) / len(each):.0f}",
             )
         )
     headings = ("method", "runs", "gone, of all eight", "near, of before", "far, of before", "seconds of training")
     return _table(headings, rows, runs)
+
+
+def _ends(run: Run) -> tuple[Run, Run]:
+    """Return the points of a sequence before its first and after its last removal."""
+    return run["points"]["0"], run["points"][max(run["points"], key=int)]
 
 
 def _mean_and_range(values: Sequence[float]) -> str:
