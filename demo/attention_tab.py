@@ -46,7 +46,7 @@ def build(desk: Desk) -> dict[str, Any]:
     def moved(request: gr.Request, key: object, name: str, at: float) -> list[Any]:
         with Said():
             found = desk.session(key, request).attended
-        return [gr.skip()] * 2 if found is None else _overlays(found, name, at)
+            return [gr.skip()] * 2 if found is None else _overlays(found, name, at)
 
     desk.runs(job, [prompt, words, seed, alpha], list(pieces.values()), work, lambda _, found: filled(pieces, found))
     for piece in (word, step):
