@@ -78,6 +78,8 @@ class Recipe:
     start_from: Path | None = None
     anew: tuple[str, ...] = ()
     precision: str = "float32"
+    steps: int | None = None
+    grounding: bool = True
 
     @property
     def drawings_folder(self) -> Path:
@@ -118,6 +120,7 @@ class Loop:
         loss: Returns the loss of a step; its draws come from the generator it is handed.
         minutes: How long, summed over all resumptions.
         average: Decay of the moving average of the weights; 0 keeps none.
+        steps: Length in steps, over all resumptions; None: as many as the minutes hold.
         show: Called with the elapsed share every tenth of the way, for pictures.
         shadow: The averaged weights.
         since: Step and seconds at which the optimiser was new.
@@ -130,6 +133,7 @@ class Loop:
     minutes: float
     lr: float
     average: float = 0.0
+    steps: int | None = None
     show: Callable[[int], None] | None = None
     shadow: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     since: tuple[int, float] = (0, 0.0)
@@ -148,14 +152,12 @@ class Loop:
         step, spent = self._resume(optimizer)
         if not optimizer.state:  # a new optimiser's first steps are long, and its rate falls over what is left
             self.since = (step, spent)
-        cold, begun = self.since
+        cold = self.since[0]
         asked = self.stage in self.recipe.stages or step == 0
-        bar = progress.add_task(self.stage, total=self.minutes * 60, note="")
-        progress.update(bar, completed=spent)
+        bar = progress.add_task(self.stage, total=1.0, note="")
         saved, recent = spent, []
-        while asked and spent < self.minutes * 60:
+        while asked and (share := self._share(step, spent)) < 1:
             began = time.monotonic()
-            share = (spent - begun) / max(self.minutes * 60 - begun, 1e-9)
             for group in optimizer.param_groups:
                 group["lr"] = (
                     self.lr * min(1.0, (step - cold + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
@@ -172,10 +174,10 @@ class Loop:
             self._average(step)
             recent.append(loss.item())
             spent += time.monotonic() - began
-            progress.update(bar, completed=spent, note=f"step {step}  loss {np.mean(recent[-50:]):.4f}")
+            progress.update(bar, completed=share, note=f"step {step}  loss {np.mean(recent[-50:]):.4f}")
             if step % 50 == 0:
                 self._log(step, spent, float(np.mean(recent[-50:])))
-            if self.show and int(10 * share) < int(10 * (spent - begun) / (self.minutes * 60 - begun)):
+            if self.show and int(10 * share) < int(10 * self._share(step, spent)):
                 self.show(step)
             if spent - saved > SECONDS_BETWEEN_SAVES:
                 self._save(optimizer, step, spent)
@@ -185,6 +187,13 @@ class Loop:
         if self.average:
             for name, module in self.modules.items():
                 module.load_state_dict(self.shadow[name])
+
+    def _share(self, step: int, spent: float) -> float:
+        """Return the share of the way since the optimiser was new; 1 and more: it is done."""
+        cold, begun = self.since
+        if self.steps is not None:
+            return (step - cold) / max(self.steps - cold, 1) if step < self.steps else 1.0
+        return (spent - begun) / max(self.minutes * 60 - begun, 1e-9)
 
     def _average(self, step: int) -> None:
         if not self.average:
@@ -628,7 +637,7 @@ def unet_stage(
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         nouns = nouns_of(tokenizer, captions, [set_.pictures[row] for row in rows]).to(recipe.device)
         nouns = nouns.where(_words_kept(fate))
-        if not len(nouns.row):
+        if not len(nouns.row) or not recipe.grounding:
             return (error * weight[t]).mean()
         maps = torch.stack(list(capture.maps.values())).mean(0)[nouns.row]  # (nouns, pixels, tokens)
         grounding = grounding_loss((maps * nouns.tokens[:, None]).sum(2), nouns.boxes.flatten(1))
@@ -642,6 +651,7 @@ def unet_stage(
         minutes=recipe.minutes * SHARES["unet"],
         lr=recipe.lr,
         average=0.999,
+        steps=recipe.steps,
     )
     loop.show = lambda step: _show(recipe, loop, tokenizer, text, vae, step)
     loop.run(progress)
@@ -799,7 +809,13 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
     }
     return {
-        "settings": {**settings, "without": recipe.without, "lr": recipe.lr, "device": recipe.device},
+        "settings": {
+            **settings,
+            "without": recipe.without,
+            "lr": recipe.lr,
+            "device": recipe.device,
+            "grounding": recipe.grounding,
+        },
         "stages": facts,
     }
 
@@ -835,6 +851,12 @@ def main(
     anew: Annotated[
         str, typer.Option(help="Stages that start from random weights in spite of --start-from, separated by commas.")
     ] = "",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Length of the denoiser's training in steps, in place of its minutes.")
+    ] = None,
+    grounding: Annotated[
+        bool, typer.Option(help="Draw the attention maps of the objects' nouns to the objects' boxes.")
+    ] = True,
 ) -> None:
     """Train the tiny world's model, oracle and judge; killed, it goes on where it stopped."""
     asked, fresh = _stages("stages", stages), _stages("anew", anew)
@@ -854,7 +876,8 @@ def main(
         raise typer.BadParameter(f"minutes: expected a number > 0, got {minutes!r}.")
     run = {"out": out, "minutes": minutes, "device": device, "seed": seed, "data": data, "pictures": pictures}
     begin = {"start_from": start_from, "anew": fresh}
-    recipe = Recipe(**run, **begin, without=tuple(gone), stages=asked, precision=precision, lr=lr)
+    length = {"steps": steps, "grounding": grounding}
+    recipe = Recipe(**run, **begin, **length, without=tuple(gone), stages=asked, precision=precision, lr=lr)
     try:
         typer.echo(train(recipe))
     except InputError as error:

@@ -1,5 +1,6 @@
 """Every stage of the training runs, resumes and ends in a folder that diffusers loads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,13 @@ def test_normalised_latents_are_left_as_they_are(trained: Path, tmp_path: Path) 
         vae.quant_conv.weight *= 3
     train._normalise(vae, set_, recipe)
     assert not torch.equal(before["quant_conv.weight"], vae.quant_conv.weight)
+
+
+def test_steps_end_the_denoiser_whatever_the_minutes(trained: Path, tmp_path: Path) -> None:
+    recipe = Recipe(
+        out=tmp_path, minutes=0.001, steps=3, grounding=False, pictures=64, batch_size=4, stages=("unet",),
+        start_from=trained, anew=("unet",),
+    )  # fmt: skip
+    for steps in (3, 5):
+        train.train(replace(recipe, steps=steps))
+        assert torch.load(tmp_path / "state" / "unet.pt", weights_only=True)["step"] == steps

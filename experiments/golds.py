@@ -1,0 +1,89 @@
+"""Train the golds: denoisers that never saw a concept, as long as the shipped one: `python experiments/golds.py`.
+
+A shared first phase sees none of the concepts of any gold; each gold goes on from it and sees all but its own. A
+second cat gold of another seed starts from random weights. Text tower, autoencoder, oracle and judge are the shipped
+ones. Killed, it goes on where it stopped: call the same command again.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from erasure.tinyworld import train
+
+SHIPPED = Path(train.__file__).parent / "model"
+SHARED_STEPS, TOTAL_STEPS = 20_000, 34_931  # the shipped denoiser's total, results of its recipe.json
+WEAPONS = ("gun", "knife", "bomb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One training of a denoiser.
+
+    Attributes:
+        name: Name of its folder.
+        without: Concepts that no image of it shows.
+        steps: Steps at its end, those of the phase before it included.
+        after: Name of the phase that it goes on from; None for random weights.
+        grounding: Whether the maps' loss is in it, as in the last part of the shipped denoiser's training.
+        lr: Highest learning rate of the phase.
+        seed: Seed of weights, images and order.
+    """
+
+    name: str
+    without: tuple[str, ...]
+    steps: int
+    after: str | None = None
+    grounding: bool = False
+    lr: float = 1e-3
+    seed: int = 0
+
+    def recipe(self, out: Path, device: str, precision: str) -> train.Recipe:
+        """Return the training's recipe, with its state in a folder of its own below `out`."""
+        return train.Recipe(
+            out=out / self.name,
+            data=out / "drawings",
+            minutes=1.0,  # of stages that are not asked for, and so stand as they are
+            steps=self.steps,
+            without=self.without,
+            start_from=out / self.after / "model" if self.after else SHIPPED,
+            anew=() if self.after else ("unet",),
+            stages=("unet", "assemble"),
+            grounding=self.grounding,
+            lr=self.lr,
+            seed=self.seed,
+            device=device,
+            precision=precision,
+        )
+
+
+def _branch(name: str, without: tuple[str, ...], after: str, seed: int = 0) -> Phase:
+    # 5e-4: the rate of the shipped denoiser's last part, by its recipe.json.
+    return Phase(name=name, without=without, steps=TOTAL_STEPS, after=after, grounding=True, lr=5e-4, seed=seed)
+
+
+PLAN = (
+    Phase(name="shared", without=("cat", "neon", *WEAPONS), steps=SHARED_STEPS),
+    _branch("cat", ("cat",), "shared"),
+    _branch("weapons", WEAPONS, "shared"),
+    _branch("neon", ("neon",), "shared"),
+    Phase(name="cat-seed-1-first", without=("cat",), steps=SHARED_STEPS, seed=1),
+    _branch("cat-seed-1", ("cat",), "cat-seed-1-first", seed=1),
+)
+
+
+def main() -> None:
+    """Read the command line and train the phases in order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("tinyworld-runs/golds"), help="folder of states and models")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--only", nargs="+", choices=[phase.name for phase in PLAN], help="phases to train")
+    args = parser.parse_args()
+    for phase in PLAN:
+        if args.only is None or phase.name in args.only:
+            train.train(phase.recipe(args.out, args.device, args.precision))
+
+
+if __name__ == "__main__":
+    main()
