@@ -2,7 +2,7 @@
 
 import sys
 
-from erasure.cli import app
+from erasure.cli.main import app
 
 if __name__ == "__main__":
     app(["app", *sys.argv[1:]])

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from erasure.backbones import backbone_of
-from erasure.closed_form import Rows
+from erasure.closed_form.problem import Rows
 from erasure.concept import Concept
-from erasure.edit import Edit, EditMetadata
+from erasure.edits.edit import Edit, EditMetadata
 from tests.tiny import sd1, sd15
 
 from .closed_form import random_rows

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure.captions import square_root
-from erasure.closed_form import Rows, solve
-from erasure.edit import MapChange, edited_weights
+from erasure.closed_form.caption_statistics import square_root
+from erasure.closed_form.problem import Rows, solve
+from erasure.edits.edit import MapChange, edited_weights
 from erasure.erasers.trce import published_eta
 
 from .record import arguments, peak_mib, reset_peak, resident_mib, spread, timed, write_run

@@ -23,8 +23,8 @@ from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.erasers import History, Step
 from erasure.erasers.duge import DUGE
-from erasure.finetune import finetune
-from erasure.runs import read_config
+from erasure.runs.run import read_config
+from erasure.training.finetune import finetune
 
 from .record import arguments, spread, write_run
 

@@ -14,9 +14,9 @@ from PIL.Image import Image
 
 from erasure import tinyworld
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.pictures import Pair, Sampler, as_png
-from erasure.eval.store import ImageStore, Manifest, generate
-from erasure.eval.tinyworld_metrics import TinyWorldMetrics
+from erasure.eval.images.ledger_images import Pair, Sampler, as_png
+from erasure.eval.images.store import ImageStore, Manifest, generate
+from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 

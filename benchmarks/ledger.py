@@ -15,9 +15,9 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edits.edit import Edit
 from erasure.erasers import make_eraser
-from erasure.ledger import Ledger
+from erasure.ledger.ledger import Ledger
 from tests.tiny import sd1
 
 from .record import arguments, write_run

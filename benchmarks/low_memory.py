@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from erasure.backbones.loading import load_model
 from erasure.concept import Concept
+from erasure.loading import load_model
 from tests import full_size, tiny
 
 from .record import arguments, write_run

@@ -21,8 +21,8 @@ from accelerate import PartialState
 from PIL import Image
 
 from erasure import tinyworld
-from erasure.eval.pictures import Sampler
-from erasure.eval.store import ImageStore, generate
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.images.store import ImageStore, generate
 from erasure.tinyworld import vocabulary
 
 from .record import arguments, spread, write_run

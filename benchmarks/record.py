@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from erasure.files import write_whole
-from erasure.runs import commit, versions
+from erasure.io.files import write_whole
+from erasure.runs.run import commit, versions
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ VERSION = 1
 CASES = {
     "empty interpreter": [sys.executable, "-c", "pass"],
     "import erasure": [sys.executable, "-c", "import erasure"],
-    "erasure --help": [sys.executable, "-c", "from erasure.cli import main; main()", "--help"],
+    "erasure --help": [sys.executable, "-c", "from erasure.cli.main import main; main()", "--help"],
 }
 
 

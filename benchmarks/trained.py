@@ -30,16 +30,16 @@ from torch.nn import functional as F
 
 from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.conditioning import TextStates, concatenate
 from erasure.concept import Concept, preserved_templates
-from erasure.edit import DenseChange, Edit, EditMetadata
+from erasure.edits.edit import DenseChange, Edit, EditMetadata
 from erasure.erasers import History, Step
 from erasure.erasers.duge import DUGE, _noised, _uniform
 from erasure.erasers.esd import ESD, _encoded, _pairs, trains
 from erasure.erasers.trce import TRCE, _Pair, _steers
-from erasure.finetune import below
 from erasure.losses.attention import EPSILON
 from erasure.sampling import ddim_timesteps
-from erasure.text import TextStates, concatenate
+from erasure.training.finetune import below
 
 from .record import arguments, peak_mib, reset_peak, resident_mib, write_run
 

@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from erasure import runs
 from erasure.concept import Concept, Kind
 from erasure.erasers import make_eraser
 from erasure.errors import InputError
-from erasure.files import make_folder, write_whole
 from erasure.guidance.a_star import AStar
-from erasure.ledger import Entry, Ledger
+from erasure.io.files import make_folder, write_whole
+from erasure.ledger.ledger import Entry, Ledger
+from erasure.runs import run as runs
 
-from ..eval import sources
-from ..eval.attention_pictures import attention_sheet, watched
-from ..eval.evaluate import evaluate, write_scores
-from ..eval.evaluation_report import write_evaluation_report
-from ..eval.pictures import Pair, Sampler
-from ..eval.readings import read
-from ..eval.record import Record
-from ..eval.report import StepRow, step_rows, write_report
+from ..eval.images.attention_maps import attention_sheet, watched
+from ..eval.images.ledger_images import Pair, Sampler
+from ..eval.judges.readings import read
+from ..eval.protocols import sources
+from ..eval.protocols.evaluate import evaluate, write_scores
+from ..eval.protocols.record import Record
+from ..eval.reports.evaluation_report import write_evaluation_report
+from ..eval.reports.ledger_report import StepRow, step_rows, write_report
 from . import limits
 from .forms import offered
 from .jobs import Track

@@ -13,9 +13,9 @@ from gradio.utils import get_upload_folder
 from PIL.Image import Image
 
 from erasure.errors import ErasureError
-from erasure.files import make_folder, write_whole
+from erasure.io.files import make_folder, write_whole
 
-from ..eval.pictures import as_png
+from ..eval.images.ledger_images import as_png
 from . import views
 from .jobs import Progress, StoppedError, Track, followed
 from .sessions import Session, Sessions

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erasure.errors import InputError, reason, unknown_name
-from erasure.files import make_folder
-from erasure.ledger import Ledger
+from erasure.io.files import make_folder
+from erasure.ledger.ledger import Ledger
 
-from ..eval.model_card import prompts_of
-from ..eval.publish import publish
-from ..pipelines.export import Export
-from ..pipelines.push import check_push, push
+from ..eval.reports.model_card import prompts_of
+from ..eval.reports.publish import publish
+from ..pipelines.export.formats import Export
+from ..pipelines.export.push import check_push, push
 from . import limits
 from .jobs import Track
 from .sessions import Session

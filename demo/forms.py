@@ -7,8 +7,8 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from erasure.erasers import eraser_class
-from erasure.plugins import described
-from erasure.runs import starting_settings
+from erasure.registry import described
+from erasure.runs.run import starting_settings
 
 
 @dataclass(frozen=True, kw_only=True)

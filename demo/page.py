@@ -7,11 +7,29 @@ from typing import Any
 
 import gradio as gr
 
-from . import attention_tab, compare_tab, erase_tab, export_tab, measure_tab, sequence_tab, views
+from . import views
 from .api import offer
 from .desk import QUIET, Desk, Said
 from .sessions import Sessions
 from .studio import Comparison, Studio
+from .tabs import (
+    attention as attention_tab,
+)
+from .tabs import (
+    compare as compare_tab,
+)
+from .tabs import (
+    erase as erase_tab,
+)
+from .tabs import (
+    export as export_tab,
+)
+from .tabs import (
+    measure as measure_tab,
+)
+from .tabs import (
+    sequence as sequence_tab,
+)
 
 TITLE = "erasure"
 STYLE = Path(__file__).parent / "style.css"

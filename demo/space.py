@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from erasure.errors import ErasureError, InputError
-from erasure.files import write_whole
+from erasure.io.files import write_whole
 
 _README = """---
 title: erasure

@@ -12,13 +12,13 @@ from PIL.Image import Image
 
 from erasure.backbones import backbone_of
 from erasure.concept import Kind
-from erasure.runs import TINYWORLD, MeasureSettings, own_sampling
+from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 from erasure.suggestions import what_to_draw, what_to_keep
 from erasure.tinyworld import vocabulary
 
-from ..eval.attention_pictures import Watched
-from ..eval.pictures import Pair, Sampler
-from ..eval.readings import Reader, Seen, reader_of
+from ..eval.images.attention_maps import Watched
+from ..eval.images.ledger_images import Pair, Sampler
+from ..eval.judges.readings import Reader, Seen, reader_of
 
 _REMEMBERED = 256
 """Pictures of the original that are kept, so that nobody waits for them twice."""

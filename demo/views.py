@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL.Image import Image, Resampling
 
-from erasure.ledger import Entry, Ledger
+from erasure.ledger.ledger import Entry, Ledger
 
-from ..eval.pictures import as_png
-from ..eval.readings import Seen
-from ..eval.report import StepRow, erosion_curve
+from ..eval.images.ledger_images import as_png
+from ..eval.judges.readings import Seen
+from ..eval.reports.ledger_report import StepRow, erosion_curve
 from .actions import Report
 from .jobs import Progress
 from .studio import Comparison

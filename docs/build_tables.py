@@ -130,7 +130,7 @@ def evaluation_speed(source: str, results: Path) -> str:
 
 def continual(source: str, results: Path) -> str:
     """Return one row a run, as it stands after its last removal, beside the original it started from."""
-    from erasure.eval.continual_curves import label
+    from experiments.continual_curves import label
 
     rows = []
     for path, run in _runs(source, results):
@@ -154,7 +154,7 @@ def continual(source: str, results: Path) -> str:
 
 def continual_headline(source: str, results: Path) -> str:
     """Return one row a method, ablations left out: the mean over its runs of what is gone and what stays at the end."""
-    from erasure.eval.continual_curves import grouped, label
+    from experiments.continual_curves import grouped, label
 
     runs = [(path, run) for path, run in _runs(source, results) if "-no-" not in path.parent.name]
     rows = []
@@ -688,7 +688,7 @@ def settings(source: str, results: Path) -> str:
     from erasure.guidance import guidances
     from erasure.personalize.class_diffusion import ClassDiffusion
     from erasure.personalize.forgetting import Forgetting
-    from erasure.plugins import described
+    from erasure.registry import described
 
     learning = {kind.name: kind for kind in (ClassDiffusion, Forgetting)}
     known = {**guidances(), **learning}

@@ -11,14 +11,14 @@ __version__ = "0.1.0"
 # Each public name and the module that defines it.
 _HOMES = {
     "Concept": ".concept",
-    "Edit": ".edit",
+    "Edit": ".edits.edit",
     "ErasureError": ".errors",
-    "Ledger": ".ledger",
-    "TextStates": ".text",
+    "Ledger": ".ledger.ledger",
+    "TextStates": ".backbones.conditioning",
     "backbone_of": ".backbones",
     "erase": ".api",
     "eraser_names": ".erasers",
-    "load_model": ".backbones.loading",
+    "load_model": ".loading",
     "make_eraser": ".erasers",
     "sample": ".sampling",
 }
@@ -41,14 +41,14 @@ __all__ = [
 if TYPE_CHECKING:
     from .api import erase
     from .backbones import backbone_of
-    from .backbones.loading import load_model
+    from .backbones.conditioning import TextStates
     from .concept import Concept
-    from .edit import Edit
+    from .edits.edit import Edit
     from .erasers import eraser_names, make_eraser
     from .errors import ErasureError
-    from .ledger import Ledger
+    from .ledger.ledger import Ledger
+    from .loading import load_model
     from .sampling import sample
-    from .text import TextStates
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """`python -m erasure` is the `erasure` command."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -5,7 +5,7 @@ from typing import Any
 
 from .backbones import backbone_of
 from .concept import Concept, Kind
-from .edit import Edit
+from .edits.edit import Edit
 from .erasers import Step, make_eraser
 
 

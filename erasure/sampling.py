@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .backbones import backbone_of
 from .backbones.base import Backbone
+from .backbones.conditioning import TextStates, concatenate, reading
 from .erasers.base import Step
 from .errors import InputError
-from .text import TextStates, concatenate, reading
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from erasure.backbones.conditioning import Offsets, first_end_of_text, tokenized
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attention import Named, OnGuided
 from erasure.guidance.words import owners, positions_in
-from erasure.text import Offsets, first_end_of_text, tokenized
 
 from .signatures import with_call
 

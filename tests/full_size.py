@@ -22,7 +22,7 @@ from benchmarks.record import peak_mib, reset_peak, resident_mib
 from erasure import erase
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.tensor_files import write_tensors
+from erasure.io.tensor_files import write_tensors
 from tests import tiny
 
 # A small process starts the command: what a process held when it forked counts as its child's.

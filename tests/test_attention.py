@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from erasure.attention import (
+from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.attention import (
     AttentionCapture,
     average_maps,
     cross_attention_layers,
     one_hot_columns,
     softmax_columns,
 )
-from erasure.backbones import Backbone, backbone_of
 from erasure.errors import InputError, UnknownNameError
 from tests.tiny import FAMILIES
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from erasure.backbones import Backbone, backbone_of
-from erasure.captions import ordinary_captions, read_captions, statistics
+from erasure.closed_form.caption_statistics import ordinary_captions, read_captions, statistics
 from erasure.concept import Concept
 from erasure.errors import InputError
 from tests.tiny import FAMILIES

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from erasure import Ledger, tinyworld
 from erasure.backbones import backbone_of
-from erasure.cli import app
+from erasure.cli.main import app
 from erasure.erasers.uce import UCE
 from tests import tiny
 from tests.eval import world
@@ -61,7 +61,7 @@ def fails(*arguments: str | Path) -> str:
 
 def erasure(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
-    command = [sys.executable, "-m", "erasure.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "erasure.cli.main", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -291,7 +291,17 @@ def test_a_model_folder_is_edited_saved_reloaded_and_undone_bit_for_bit(tmp_path
 
 def test_ctrl_c_leaves_what_was_finished_and_says_one_line(tmp_path, saved) -> None:
     assert call("remove", "dog", "--model", saved, "--ledger", "here", *FAST).exit_code == 0
-    command = [sys.executable, "-m", "erasure.cli", "remove", "cat", "--method", "esd", "--set", "eraser.steps=1000000"]
+    command = [
+        sys.executable,
+        "-m",
+        "erasure.cli.main",
+        "remove",
+        "cat",
+        "--method",
+        "esd",
+        "--set",
+        "eraser.steps=1000000",
+    ]
     command += ["--model", str(saved), "--ledger", "here", "--no-measure"]
     process = subprocess.Popen(
         command,
@@ -320,9 +330,7 @@ def test_ctrl_c_leaves_what_was_finished_and_says_one_line(tmp_path, saved) -> N
 
 
 def test_help_needs_neither_torch_nor_time() -> None:
-    code = (
-        "import sys; import erasure.cli; print(sorted({'torch', 'diffusers', 'pydantic', 'numpy'} & set(sys.modules)))"
-    )
+    code = "import sys, erasure.cli.main; print(sorted({'torch', 'diffusers', 'pydantic', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     seconds = []

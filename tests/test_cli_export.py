@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from erasure import Edit, Ledger, erase, load_model, tinyworld
-from erasure.cli import app
+from erasure.cli.main import app
 from tests import tiny
 from tests.eval import world
 from tests.pipelines.hub_server import serving
@@ -144,7 +144,7 @@ def test_the_card_has_what_was_measured_of_what_stands() -> None:
 
 def test_a_card_shows_nothing_unsafe(saved: Path) -> None:
     call("remove", "gore", "--model", saved, "--kind", "unsafe", "--preserve", "dog", "--ledger", "here", *FAST)
-    from erasure.eval.model_card import prompts_of
+    from erasure.eval.reports.model_card import prompts_of
 
     assert prompts_of(Ledger.open("here")) == ["a photo of a dog"]
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_exported_is_one_line(ledger: Path, saved: Path, monkeypa
     assert "Unknown format 'onnx'" in fails("export", ledger, "out", "--format", "onnx")
     assert "--private: expected --push USER/REPO beside it" in fails("export", ledger, "out", "--private")
     assert "expected a repository 'USER/NAME'" in fails("export", ledger, "out", "--push", "no-cats")
-    monkeypatch.setattr("erasure.pipelines.push.get_token", lambda: None)
+    monkeypatch.setattr("erasure.pipelines.export.push.get_token", lambda: None)
     assert "expected a login of the Hub, got none" in fails("export", ledger, "out", "--push", "me/no-cats")
     Path("taken").mkdir()
     Path("taken/file").touch()

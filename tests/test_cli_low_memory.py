@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
-from erasure.cli import app
-from erasure.pipelines import folders
+from erasure.cli.main import app
+from erasure.pipelines.export import folders
 from tests import tiny
 from tests.pipelines.test_export import save_whole
 from tests.test_cli import fails
@@ -142,7 +142,7 @@ def test_a_kill_leaves_nothing_under_the_name(small: Path) -> None:
         "    own(*given, **named)\n"
         "    os.kill(os.getpid(), 9)\n"
         "folders.rewrite_tensors = killed\n"
-        "from erasure.cli import app\n"
+        "from erasure.cli.main import app\n"
         "app(sys.argv[1:])\n"
     )
     given = ["remove", "Van Gogh", *ASKED, "--model", str(small), "--low-memory", "--ledger", "here", "--out", "out"]

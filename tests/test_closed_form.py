@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from erasure.closed_form import Row, Rows, ridge_edit, solve
+from erasure.closed_form.problem import Row, Rows, ridge_edit, solve
 from erasure.errors import InputError, SolveError
 
 DIM = 12

@@ -10,19 +10,19 @@ import torch
 from typer.testing import CliRunner
 
 from erasure import tinyworld
-from erasure.attention import AttentionCapture
 from erasure.backbones import backbone_of
-from erasure.backbones.loading import attend_by, load_model
-from erasure.cli import app
+from erasure.backbones.attention import AttentionCapture
+from erasure.cli.main import app
 from erasure.concept import Concept
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.evaluate import evaluate
-from erasure.eval.pictures import Sampler
-from erasure.eval.rows import reference_rows
-from erasure.eval.sources import metrics_of
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.protocols.evaluate import evaluate
+from erasure.eval.protocols.rows import reference_rows
+from erasure.eval.protocols.sources import metrics_of
 from erasure.guidance import guidances
+from erasure.loading import attend_by, load_model
 from erasure.sampling import sample
 from tests import tiny
 

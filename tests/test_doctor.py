@@ -4,8 +4,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erasure import doctor, tinyworld
-from erasure.cli import app
+from erasure import tinyworld
+from erasure.cli import doctor
+from erasure.cli.main import app
 from tests.eval import world
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.closed_form import Rows, TextMap, solve
+from erasure.closed_form.problem import Rows, TextMap, solve
 from erasure.concept import Concept
-from erasure.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange
+from erasure.edits.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange
 from erasure.erasers.uce import UCE
 from erasure.errors import BaseMismatchError, ErasureError, InputError
-from erasure.pipelines.kohya import kohya_tensors
+from erasure.pipelines.export.kohya import kohya_tensors
 from tests import tiny
 
 PIPE = tiny.sd1()
@@ -320,7 +320,7 @@ def test_a_map_that_the_rows_give_is_not_written_and_not_solved_for_before_it_is
     edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat"), Concept(target="dog")])
     with safe_open(edit.save(tmp_path / "edit"), framework="pt") as file:
         assert not [name for name in file.keys() if not name.startswith("rows.")]  # noqa: SIM118 - not a mapping
-    monkeypatch.setattr("erasure.edit.solve", None)
+    monkeypatch.setattr("erasure.edits.edit.solve", None)
     loaded = Edit.load(tmp_path / "edit")
     assert loaded.closed_form
     again = Edit.load(loaded.save(tmp_path / "again"))

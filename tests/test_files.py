@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erasure.errors import InputError
-from erasure.files import new_folder
-from erasure.tensor_files import data_size, rewrite_tensors, tensor_names, write_tensors
+from erasure.io.files import new_folder
+from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names, write_tensors
 
 TENSORS = {
     "b": torch.arange(6, dtype=torch.float16).reshape(2, 3),

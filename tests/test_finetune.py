@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.backbones import Backbone, backbone_of
-from erasure.edit import DenseChange, Edit, EditMetadata, LowRankChange
+from erasure.edits.edit import DenseChange, Edit, EditMetadata, LowRankChange
 from erasure.erasers.base import Step
 from erasure.errors import InputError, SolveError
-from erasure.finetune import Preservation, Student, finetune
+from erasure.training.finetune import Preservation, Student, finetune
 from tests.tiny import FAMILIES, sd1
 
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import tests.tiny as tiny
-from erasure.backbones.loading import load_model
 from erasure.concept import Concept
+from erasure.loading import load_model
 from tests import full_size
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

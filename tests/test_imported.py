@@ -9,8 +9,8 @@ from torch import Tensor
 
 from erasure import Concept, Ledger, erase
 from erasure.backbones import backbone_of
+from erasure.edits.foreign_weights import import_edit, is_own
 from erasure.errors import InputError
-from erasure.imported import import_edit, is_own
 from tests import tiny
 
 GONE = [Concept(target="cat")]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from erasure import Concept, Edit, Ledger, make_eraser
 from erasure.backbones import backbone_of
-from erasure.edit import SolvedChange
+from erasure.edits.edit import SolvedChange
 from erasure.errors import BaseMismatchError, InputError, LedgerError, UnknownNameError
-from erasure.ledger import Entry, _parsed
+from erasure.ledger.ledger import Entry, _parsed
 from tests import tiny
 
 CONCEPTS = [
@@ -355,8 +355,8 @@ def test_an_addition_costs_the_same_whatever_stands_before_it(tmp_path, pipe, ed
 
         return call
 
-    monkeypatch.setattr("erasure.ledger.Entry.as_json", counted("written", Entry.as_json))
-    monkeypatch.setattr("erasure.ledger._parsed", counted("read", _parsed))
+    monkeypatch.setattr("erasure.ledger.ledger.Entry.as_json", counted("written", Entry.as_json))
+    monkeypatch.setattr("erasure.ledger.ledger._parsed", counted("read", _parsed))
     sizes = []
     for number in range(1, 13):
         entry = ledger.remove(pipe, make_eraser("uce", rows="last-subject"), [Concept(target=f"thing {number:02d}")])
@@ -524,7 +524,7 @@ def test_two_processes_at_once_wait_for_each_other(tmp_path, pipe, edits) -> Non
 
 def test_a_ledger_that_is_held_for_long_says_so(tmp_path, pipe, edits, monkeypatch) -> None:
     ledger = new_ledger(tmp_path, pipe)
-    monkeypatch.setattr("erasure.ledger._LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("erasure.ledger.ledger._LOCK_SECONDS", 0.05)
     with FileLock(tmp_path / ".lock"), pytest.raises(LedgerError, match="another process has held for") as caught:
         ledger.add(edits[0])
     assert "\n" not in str(caught.value)

@@ -91,5 +91,5 @@ def test_constraints_name_versions_and_nothing_else() -> None:
 
 
 def test_the_wheel_has_the_command(wheel: list[str]) -> None:
-    assert PROJECT["project"]["scripts"] == {"erasure": "erasure.cli:main"}
+    assert PROJECT["project"]["scripts"] == {"erasure": "erasure.cli.main:main"}
     assert "erasure/py.typed" in wheel

@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from erasure import preservation, tinyworld
+from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edit import exchanged
+from erasure.edits.edit import exchanged
 from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError
-from erasure.finetune import Student, finetune
-from erasure.preservation import attention_retention, class_phrases, preservations, reaches
+from erasure.training.finetune import Student, finetune
+from erasure.training.terms import preservation
+from erasure.training.terms.preservation import attention_retention, class_phrases, preservations, reaches
 from tests import tiny
 
 CAT = Concept(target="cat", preserve=("dog", "bird"))

@@ -11,7 +11,7 @@ import torch
 from erasure import Concept, Ledger, erase, make_eraser
 from erasure.backbones import backbone_of
 from erasure.errors import BaseMismatchError, InputError
-from erasure.replay import replay
+from erasure.ledger.replay import replay
 from tests import tiny
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from erasure.closed_form import Row, Rows
+from erasure.closed_form.problem import Row, Rows
+from erasure.closed_form.storage import fetched, packed, put_apart, unpacked, unpacked_first
 from erasure.errors import InputError
-from erasure.row_storage import fetched, packed, put_apart, unpacked, unpacked_first
 
 DIM = 48
 NAMES = ("", "cat", "dog", "Straße".casefold(), "a lamp")

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from erasure import Concept, runs
+from erasure import Concept
 from erasure.backbones import backbone_of
 from erasure.concept import normalized
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import ErasureError, InputError, UnknownNameError
-from erasure.ledger import Ledger
+from erasure.ledger.ledger import Ledger
+from erasure.runs import run as runs
 from erasure.tinyworld import vocabulary
 from tests import tiny
 

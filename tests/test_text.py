@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from erasure.backbones import backbone_of
+from erasure.backbones.conditioning import TextStates, concatenate, without_phrases
 from erasure.errors import InputError
-from erasure.text import TextStates, concatenate, without_phrases
 from tests import tiny
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edit import Edit, EditMetadata, LowRankChange
+from erasure.edits.edit import Edit, EditMetadata, LowRankChange
+from erasure.edits.tokens import NewToken, add_tokens, check_word, mean_row, table_name, tokens_added
 from erasure.errors import InputError
-from erasure.tokens import NewToken, add_tokens, check_word, mean_row, table_name, tokens_added
 from tests import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..text import TextStates
+from .conditioning import TextStates
 
 PredictionType = Literal["epsilon", "v_prediction"]
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from ..errors import InputError, unknown_name
-from ..text import PADDED, TextStates, first_end_of_text, tokenized
 from .base import PredictionType
+from .conditioning import PADDED, TextStates, first_end_of_text, tokenized
 
 Read = TypeVar("Read")
 

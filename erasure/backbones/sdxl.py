@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..errors import InputError
-from ..text import TextStates, first_end_of_text, tokenized
+from .conditioning import TextStates, first_end_of_text, tokenized
 from .sd import StableDiffusion, joined, textual_inversion_applied, unwrapped
 
 

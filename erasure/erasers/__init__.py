@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from ..errors import unknown_name
-from ..plugins import classes_in, with_settings
+from ..registry import classes_in, with_settings
 from .base import Eraser, History, Shows, Step
 
 __all__ = ["Eraser", "History", "Shows", "Step", "eraser_class", "eraser_names", "make_eraser"]

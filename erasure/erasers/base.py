@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..edit import Edit, exchanged
+from ..edits.edit import Edit, exchanged
 from ..errors import InputError
-from ..plugins import Plugin
+from ..registry import Plugin
 
 Shows = Callable[[Sequence[Image], Concept], Sequence[bool]]
 """Says of each picture whether it shows a concept."""

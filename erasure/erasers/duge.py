@@ -16,19 +16,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention import AttentionCapture, Reduce, at_least_float32, layer_pixels, watched_outputs
+from ..backbones.attention import AttentionCapture, Reduce, at_least_float32, layer_pixels, watched_outputs
 from ..backbones.base import Backbone
+from ..backbones.conditioning import TextStates, concatenate
 from ..concept import Concept, Kind, blank, fill, preserved_templates, speaks_of, templates
-from ..edit import Edit, EditMetadata
+from ..edits.edit import Edit, EditMetadata
 from ..errors import InputError
-from ..finetune import Preservation, Student, below, finetune
 from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import denoising_target, prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
-from ..memory import Memory, Sampling, free_of, memory_prompts, remembered
-from ..preservation import Weights, preservations
 from ..sampling import sample
-from ..text import TextStates, concatenate
+from ..training.finetune import Preservation, Student, below, finetune
+from ..training.replay_memory import Memory, Sampling, free_of, memory_prompts, remembered
+from ..training.terms.preservation import Weights, preservations
 from .base import Eraser, History, Step
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class DUGE(Eraser):
             the history has nothing that can tell.
         probe_pictures: Of each look.
         probe_share: End where at most this share of them shows the target; the specification has 0.1.
-        preservation: Further terms by name and weight (extension); see `erasure.preservation`.
+        preservation: Further terms by name and weight (extension); see `erasure.training.terms.preservation`.
 
     Differs from the specification: those defaults, and pictures are kept as the latents that the sampler ended with,
     not decoded and encoded again.

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.base import Backbone
+from ..backbones.conditioning import TextStates, concatenate
 from ..concept import Concept, blank, fill, templates
-from ..edit import Edit, EditMetadata
-from ..finetune import Preservation, Student, below, finetune
-from ..preservation import Weights, preservations
+from ..edits.edit import Edit, EditMetadata
 from ..sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
-from ..text import TextStates, concatenate
+from ..training.finetune import Preservation, Student, below, finetune
+from ..training.terms.preservation import Weights, preservations
 from .base import Eraser, History, Step
 
 Variant = Literal["x", "x-strict", "u", "full"]
@@ -60,7 +60,7 @@ class ESD(Eraser):
         preserve_scale: Weight of a term that ties the predictions for what is preserved, and for the unconditional
             prompt, to those of the frozen model.
             Differs from the paper: 0 there.
-        preservation: Further terms by name and weight; see `erasure.preservation`.
+        preservation: Further terms by name and weight; see `erasure.training.terms.preservation`.
             Differs from the paper: none there.
 
     With several concepts each start code draws one, as in the published script.

@@ -16,18 +16,18 @@ from pydantic import Field
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..captions import Statistics, ordinary_captions, read_captions, square_root, statistics
-from ..closed_form import Row, Rows, TextMap, solve
+from ..backbones.conditioning import TextStates, concatenate
+from ..closed_form.caption_statistics import Statistics, ordinary_captions, read_captions, square_root, statistics
+from ..closed_form.problem import Row, Rows, TextMap, solve
 from ..concept import Concept, blank_of, fill, normalized, templates
-from ..edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, exchanged
+from ..edits.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, exchanged
 from ..errors import InputError
-from ..finetune import Preservation, Student, finetune
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
-from ..memory import stored
-from ..preservation import Weights, preservations
 from ..sampling import ddim_latents, ddim_timesteps, noise
-from ..text import TextStates, concatenate
+from ..training.finetune import Preservation, Student, finetune
+from ..training.replay_memory import stored
+from ..training.terms.preservation import Weights, preservations
 from .base import Eraser, History, Step
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ class TRCE(Eraser):
         (1/n) sum_i |W' e_i^malicious - W e_i^safe|^2 + (eta / tokens) sum_k |W' k - W k|^2 + reg |W' - W|_F^2.
 
     EoT gathers the whole sentence, so what is moved is the meaning and not the word. It is solved in the update form,
-    in float64, for all projections at once (`erasure.closed_form`). SDXL's sentence vector goes past cross-attention:
-    it is mapped likewise in the columns that read it.
+    in float64, for all projections at once (`erasure.closed_form.problem`). SDXL's sentence vector goes past
+    cross-attention: it is mapped likewise in the columns that read it.
 
     Stage 2, "visual", trains self-attention and the queries of cross-attention. eps_0 is the model before stage 1;
     m, s and 0 are the malicious prompt, its safe twin and the empty one; g is `target_guidance`. At early latents of
@@ -134,7 +134,8 @@ class TRCE(Eraser):
         weight_decay: Of AdamW.
         accumulate_forever: Never clear gradients, as the code does.
         rank: Train patches of this rank instead of the weights.
-        preservation: Further terms of the second stage by name and weight (ours); see `erasure.preservation`.
+        preservation: Further terms of the second stage by name and weight (ours); see
+            `erasure.training.terms.preservation`.
     """
 
     name: ClassVar[str] = "trce"

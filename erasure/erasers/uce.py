@@ -8,11 +8,11 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..closed_form import Row, Rows
+from ..backbones.conditioning import TextStates
+from ..closed_form.problem import Row, Rows
 from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
-from ..edit import Edit, EditMetadata
+from ..edits.edit import Edit, EditMetadata
 from ..errors import InputError
-from ..text import TextStates
 from .base import Eraser, History, Step
 
 # Spreads the sampled trailing positions of successive templates evenly over the range (the golden ratio's fraction).
@@ -27,7 +27,7 @@ class UCE(Eraser):
 
         erase_scale sum |W' c - W a|^2 + preserve_scale sum |W' p - W p|^2 + reg |W' - W|_F^2,
 
-    by the one solve that serves all projections (`erasure.closed_form`). Which states are rows:
+    by the one solve that serves all projections (`erasure.closed_form.problem`). Which states are rows:
 
     - "last-subject", as published: the bare name at its last token.
     - "templates": the name and its aliases in prompts of the concept's kind; in each the last token of the name, the

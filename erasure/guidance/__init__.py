@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 
-from ..plugins import classes_in
+from ..registry import classes_in
 from .base import Applicable, Guidance
 
 __all__ = ["Applicable", "Guidance", "guidances"]

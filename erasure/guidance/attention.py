@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attention import MapCapture, average_maps
+from ..backbones.attention import MapCapture, average_maps
 from ..backbones.sd import unwrapped
 from ..errors import InputError
 from ..losses.attention import competing, smoothed, soft_iou

@@ -9,9 +9,9 @@ from functools import wraps
 from typing import Any, Protocol, runtime_checkable
 
 from ..backbones import backbone_of
+from ..backbones.conditioning import TextStates, being_read
 from ..errors import InputError
-from ..plugins import Plugin
-from ..text import TextStates, being_read
+from ..registry import Plugin
 from .attention import AttentionGuidance, Named, OnGuided
 from .words import positions_in
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones import backbone_of
+from ..backbones.conditioning import TextStates, without_phrases, words_of
 from ..backbones.sd import unwrapped
 from ..losses.attention import Rule, leak, regions
-from ..text import TextStates, without_phrases, words_of
 from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, within
 from .base import Guidance, named_prompts
 from .steps import Denoising, Latents, Stepping, around_each_step, with_first

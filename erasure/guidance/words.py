@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from ..backbones.conditioning import Offsets, spans_in
 from ..errors import InputError
-from ..text import Offsets, spans_in
 
 
 def positions_in(prompt: str, offsets: Offsets, concepts: Sequence[str]) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..finetune import below
+from ..training.finetune import below
 
 _SHRUNK = 0.66  # share of views that are made smaller
 _SMALLEST, _LARGEST = 1 / 3, (1.2, 1.4)

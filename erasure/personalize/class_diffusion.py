@@ -12,16 +12,16 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept, fill
-from ..edit import Edit, EditMetadata
+from ..edits.edit import Edit, EditMetadata
+from ..edits.tokens import NewToken, check_word, mean_row, moved_tokens, table_name, tokens_added
 from ..erasers.base import Step
 from ..errors import InputError
-from ..finetune import Loss, Preservation, Student, below, finetune
 from ..losses.preservation import denoising_target
 from ..losses.reconstruction import masked_reconstruction
 from ..losses.semantic import Pooling, cosine_preservation
-from ..phrases import phrase_features
 from ..sampling import noise
-from ..tokens import NewToken, check_word, mean_row, moved_tokens, table_name, tokens_added
+from ..training.finetune import Loss, Preservation, Student, below, finetune
+from ..training.phrase_features import phrase_features
 from .augmentation import squared, view_of
 from .class_words import check_class_word
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..backbones.loading import PERSONALIZED as RECORD
-from ..edit import Edit
+from ..edits.edit import Edit
 from ..errors import InputError
-from ..files import make_folder, write_whole
+from ..io.files import make_folder, write_whole
+from ..loading import PERSONALIZED as RECORD
 from .augmentation import squared
 from .class_diffusion import FEWEST, Instance
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import fill, templates
-from ..edit import Edit, EditMetadata
+from ..edits.edit import Edit, EditMetadata
+from ..edits.tokens import moved_tokens, table_name, tokens_added
 from ..erasers.base import Step
 from ..errors import unknown_name
-from ..finetune import Student, finetune
 from ..losses.semantic import cosine_preservation, norm_preservation
-from ..phrases import phrase_features
-from ..tokens import moved_tokens, table_name, tokens_added
+from ..training.finetune import Student, finetune
+from ..training.phrase_features import phrase_features
 
 
 @dataclass(frozen=True, kw_only=True)

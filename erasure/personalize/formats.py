@@ -9,9 +9,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..backbones import backbone_of
-from ..edit import Edit, LowRankChange
+from ..edits.edit import Edit, LowRankChange
 from ..errors import InputError
-from ..files import write_whole
+from ..io.files import write_whole
 
 CUSTOM_DIFFUSION_FILE = "pytorch_custom_diffusion_weights.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -33,8 +33,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..attention import AttentionCapture, cross_attention_layers
 from ..backbones import backbone_of
+from ..backbones.attention import AttentionCapture, cross_attention_layers
 from ..errors import InputError
 from ..losses.grounding import grounding_loss
 from . import models

@@ -3,7 +3,7 @@
 from functools import cache
 
 from erasure.errors import unknown_name
-from erasure.plugins import classes_in
+from erasure.registry import classes_in
 
 from .base import Attack, Goal
 

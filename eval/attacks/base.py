@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from erasure.backbones import Backbone
 from erasure.concept import Concept, normalized
 from erasure.errors import InputError
-from erasure.plugins import Plugin
+from erasure.registry import Plugin
 
 OnTick = Callable[[], None]
 

@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.conditioning import being_read
 from erasure.concept import Concept, fill, templates
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.attention import AttentionGuidance, Named
-from erasure.text import being_read
 
 from .base import Attack, Goal, OnTick, Tokens
 

@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 
 from erasure.concept import normalized
 from erasure.errors import InputError, UnknownNameError, unknown_name
-from erasure.plugins import Plugin
+from erasure.registry import Plugin
 
-from ..pictures import Pair, Sampler
+from ..images.ledger_images import Pair, Sampler
 
 Wording = Literal["explicit", "synonym", "combined", "implicit", "paraphrase"]
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 from erasure.concept import normalized
 from erasure.errors import InputError, unknown_name
 
-from ..scores import Rate
+from ..stats.scores import Rate
 from .base import Benchmark, Item, unique_cases
 from .lists import read_list
 

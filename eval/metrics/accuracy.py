@@ -20,11 +20,11 @@ from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.vocabulary import SCENES, STYLES
 
-from ..scores import Score, Setup
-from .features import processed
-from .images import Images, as_pil
+from ..features.image_features import processed
+from ..features.weights import from_hub, from_url, model_from_hub, oracle_name
+from ..images.conversion import Images, as_pil
+from ..stats.scores import Score, Setup
 from .labels import as_indices
-from .weights import from_hub, from_url, model_from_hub, oracle_name
 
 IMAGENETTE: Final[Mapping[str, int]] = MappingProxyType(
     {

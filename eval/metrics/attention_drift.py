@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from erasure.attention import AttentionCapture, average_maps
 from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.attention import AttentionCapture, average_maps
 from erasure.errors import InputError
 from erasure.losses.attention import binarised, overlap, soft_iou
 from erasure.sampling import ddim_latents, ddim_timesteps, noise
 
-from ..scores import Score, Setup
+from ..stats.scores import Score, Setup
 
 UNITS = {
     "mass_removed": ("share of attention", False),

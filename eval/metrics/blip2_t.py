@@ -19,11 +19,11 @@ from torch import Tensor
 
 from erasure.errors import InputError
 
-from ..scores import Setup
-from .features import processed
-from .images import Images, as_pil
+from ..features.image_features import processed
+from ..features.weights import from_hub, model_from_hub
+from ..images.conversion import Images, as_pil
+from ..stats.scores import Setup
 from .texts import TextScore
-from .weights import from_hub, model_from_hub
 
 TOKENS = 32
 """A text's length, special tokens among them; LAVIS cuts there."""

@@ -18,9 +18,9 @@ from erasure.tinyworld.judge import Judge
 from erasure.tinyworld.oracle import Oracle, Pictures, Reading
 from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENE_PHRASES, SCENES, STYLE_PHRASES, STYLES, article
 
-from ..scores import Score, Setup
-from .clip import TextTower, setup_of
-from .weights import oracle_name
+from ..features.clip import TextTower, setup_of
+from ..features.weights import oracle_name
+from ..stats.scores import Score, Setup
 
 UNIT = "100 x cosine of texts"
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from erasure.errors import InputError
 
-from ..scores import Number, Score
-from .clip import Clip, OpenClip, TextTower, setup_of
-from .images import Images, as_pil
+from ..features.clip import Clip, OpenClip, TextTower, setup_of
+from ..images.conversion import Images, as_pil
+from ..stats.scores import Number, Score
 from .labels import as_indices
 
 LOGIT_SCALE = 100.0  # every published CLIP ends at the bound that training put on it

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from erasure.backbones.conditioning import without_phrases
 from erasure.errors import InputError
-from erasure.text import without_phrases
 
-from ..scores import Setup
-from .clip import Clip, OpenClip, TextTower, setup_of
-from .images import Images, as_pil
+from ..features.clip import Clip, OpenClip, TextTower, setup_of
+from ..images.conversion import Images, as_pil
+from ..stats.scores import Setup
 from .texts import TextScore
 
 UNIT = "100 x cosine"

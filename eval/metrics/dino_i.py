@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from .features import Extractor, extractor
+from ..features.image_features import Extractor, extractor
 from .similarity import ReferenceSimilarity
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..scores import Score
+from ..stats.scores import Score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from erasure.errors import InputError
 
-from ..scores import Setup
+from ..features.image_features import Extractor, Features, as_rows
+from ..images.conversion import Images
+from ..stats.scores import Setup
 from .distances import SetDistance
-from .features import Extractor, Features, as_rows
-from .images import Images
 from .kid import Kid
 
 ENOUGH = 5_000

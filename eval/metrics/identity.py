@@ -15,8 +15,8 @@ from erasure.tinyworld.oracle import Oracle, Pictures
 from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENES, article
 from erasure.tinyworld.world import compose, draw
 
-from ..scores import Score, Setup
-from .weights import oracle_name
+from ..features.weights import oracle_name
+from ..stats.scores import Score, Setup
 
 UNIT = "cosine"
 DRAWINGS = 48

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from erasure.errors import InputError, MissingExtraError
 
-from ..scores import Score, Setup
-from .images import Images, as_pil, as_uint8
-from .weights import from_url
+from ..features.weights import from_url
+from ..images.conversion import Images, as_pil, as_uint8
+from ..stats.scores import Score, Setup
 
 Variant = Literal["lpips_512", "lpips_64"]
 SIZES: dict[Variant, int] = {"lpips_512": 512, "lpips_64": 64}

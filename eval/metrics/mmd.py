@@ -15,10 +15,10 @@ from torch import Tensor
 
 from erasure.errors import InputError
 
-from ..scores import Setup
+from ..features.image_features import Extractor, Features, as_rows
+from ..images.conversion import Images
+from ..stats.scores import Setup
 from .distances import SetDistance
-from .features import Extractor, Features, as_rows
-from .images import Images
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """Rows (a, dim) and rows (b, dim) to their values (a, b)."""

@@ -15,8 +15,8 @@ from PIL.Image import Image
 
 from erasure.errors import InputError, MissingExtraError
 
-from ..scores import Number, Score, Setup
-from .images import Images, as_pil
+from ..images.conversion import Images, as_pil
+from ..stats.scores import Number, Score, Setup
 
 Classes = Literal["nudity_strict4", "nudity_exposed9"]
 STRICT4: Final = frozenset(

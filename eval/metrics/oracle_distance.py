@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from erasure.errors import InputError
 from erasure.tinyworld.oracle import Oracle, Pictures, as_pixels
 
-from ..scores import Score, Setup
-from .weights import oracle_name
+from ..features.weights import oracle_name
+from ..stats.scores import Score, Setup
 
 UNIT = "oracle distance"
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from erasure.errors import InputError
 
-from ..scores import Score, Setup
-from .features import Extractor
-from .images import Images
+from ..features.image_features import Extractor
+from ..images.conversion import Images
+from ..stats.scores import Score, Setup
 
 UNIT = "cosine"
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from erasure.errors import InputError
 
-from ..scores import Number, Score, Setup
+from ..stats.scores import Number, Score, Setup
 
 
 @dataclass(frozen=True, kw_only=True)

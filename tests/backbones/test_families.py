@@ -7,8 +7,8 @@ import torch
 from diffusers import DDPMPipeline
 
 from erasure.backbones import backbone_of, families
-from erasure.backbones.loading import load_model
 from erasure.errors import InputError
+from erasure.loading import load_model
 from tests import tiny
 
 PROMPTS = ["a photo of a cat", "", "very " * 60]

@@ -16,10 +16,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from erasure import erase, load_model
 from erasure.backbones import backbone_of, families
 from erasure.backbones.base import Backbone
-from erasure.backbones.loading import load_stored
-from erasure.backbones.stored import is_stored
+from erasure.backbones.storage import is_stored
 from erasure.errors import InputError
-from erasure.tensor_files import stored_tensors
+from erasure.io.tensor_files import stored_tensors
+from erasure.loading import load_stored
 from tests import tiny
 from tests.pipelines.test_export import save_whole
 

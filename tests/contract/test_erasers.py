@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edits.edit import Edit
 from erasure.erasers import Step, eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from tests import tiny

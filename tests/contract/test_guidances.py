@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from erasure.edit import Edit
+from erasure.edits.edit import Edit
 from erasure.guidance import Applicable, Guidance, guidances
 from erasure.sampling import sample
 from tests import tiny

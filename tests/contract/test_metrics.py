@@ -32,7 +32,7 @@ from erasure.eval.metrics.kid import Kid
 from erasure.eval.metrics.lpips import Lpips
 from erasure.eval.metrics.nudity import Nudity
 from erasure.eval.metrics.oracle_distance import OracleDistance
-from erasure.eval.scores import Score, Setup
+from erasure.eval.stats.scores import Score, Setup
 from erasure.tinyworld.world import compose, draw
 from tests import tiny
 from tests.eval.metrics.tiny_judges import blip, blip2, mean_colour, open_clip_judge, pictures, seeded

@@ -21,10 +21,10 @@ from erasure.demo.sessions import Session, Sessions
 from erasure.demo.studio import Studio
 from erasure.erasers import Step, eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
-from erasure.eval.pictures import Sampler
-from erasure.eval.record import Record
-from erasure.pipelines.push import Pushed
-from erasure.runs import MeasureSettings
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.protocols.record import Record
+from erasure.pipelines.export.push import Pushed
+from erasure.runs.run import MeasureSettings
 from tests import tiny
 from tests.eval import world
 
@@ -337,11 +337,11 @@ def test_attention_is_drawn_with_and_without_a_star(studio, session) -> None:
 def test_another_model_is_measured_by_clip_or_not_at_all(session, monkeypatch) -> None:
     other = Studio(tiny.sd1(vocabulary="clip"), "a/model", "cpu")
     actions.erase(other, session, Wish(concepts=["cat"], settings=UCE, preserve=["dog"]), track())
-    monkeypatch.setattr("erasure.eval.record.find_clip", lambda: None)
+    monkeypatch.setattr("erasure.eval.protocols.record.find_clip", lambda: None)
     with pytest.raises(InputError, match="no CLIP weights"):
         actions.measure(other, session, 20, track())
-    monkeypatch.setattr("erasure.eval.record.find_clip", lambda: "tiny")
-    monkeypatch.setattr("erasure.eval.record.load_clip", lambda *_: tiny.clip())
+    monkeypatch.setattr("erasure.eval.protocols.record.find_clip", lambda: "tiny")
+    monkeypatch.setattr("erasure.eval.protocols.record.load_clip", lambda *_: tiny.clip())
     found = actions.measure(other, session, 20, track())
     assert found.table[1][0] == "cat"
     assert "<html" in found.page.read_text(encoding="utf-8")

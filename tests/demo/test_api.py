@@ -11,7 +11,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from erasure import Edit, tinyworld
-from erasure.cli import app
+from erasure.cli.main import app
 from erasure.demo.serve import serve
 from erasure.errors import BaseMismatchError, InputError
 from tests import tiny
@@ -104,7 +104,7 @@ def test_the_pages_own_events_are_not_part_of_the_api(client: Client) -> None:
     assert not offered["unnamed_endpoints"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd", str(PAGE), "erasure/cli.py"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd", str(PAGE), "erasure/cli/main.py"])
 def test_no_file_is_served_but_what_the_page_made(client: Client, path: str) -> None:
     import httpx
 

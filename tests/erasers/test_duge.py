@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from erasure.attention import AttentionCapture, cross_attention_layers, layer_pixels
 from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.attention import AttentionCapture, cross_attention_layers, layer_pixels
 from erasure.concept import Concept
-from erasure.edit import LowRankChange
+from erasure.edits.edit import LowRankChange
 from erasure.erasers import History, make_eraser
 from erasure.erasers.duge import DUGE, _Look, _noised, _pairs
 from erasure.errors import InputError
-from erasure.finetune import Student
-from erasure.ledger import Ledger
+from erasure.ledger.ledger import Ledger
 from erasure.losses.preservation import denoising_target
-from erasure.memory import GENERIC, free_of, memory_prompts, nearest, remembered
-from erasure.runs import read_config
+from erasure.runs.run import read_config
+from erasure.training.finetune import Student
+from erasure.training.replay_memory import GENERIC, free_of, memory_prompts, nearest, remembered
 from tests.erasers.test_esd import Untrained
 from tests.tiny import FAMILIES, sd1
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept, templates
-from erasure.edit import DenseChange, Edit, LowRankChange
+from erasure.edits.edit import DenseChange, Edit, LowRankChange
 from erasure.erasers import esd, make_eraser
 from erasure.erasers.esd import ESD, negatively_guided, trains
 from erasure.errors import InputError
-from erasure.finetune import Student
 from erasure.sampling import ddim_timesteps, predict_epsilon
+from erasure.training.finetune import Student
 from tests.tiny import FAMILIES, sd1
 
 CAT = Concept(target="cat", anchor="dog", preserve=("house",), aliases=("kitten",))

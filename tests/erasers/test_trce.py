@@ -9,10 +9,10 @@ from diffusers import UNet2DConditionModel
 
 from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
-from erasure.captions import square_root, statistics
-from erasure.closed_form import Rows, solve
+from erasure.closed_form.caption_statistics import square_root, statistics
+from erasure.closed_form.problem import Rows, solve
 from erasure.concept import Concept
-from erasure.edit import DenseChange, Edit, MapChange
+from erasure.edits.edit import DenseChange, Edit, MapChange
 from erasure.erasers import History, Step, make_eraser
 from erasure.erasers.trce import (
     FRAMES,
@@ -26,10 +26,10 @@ from erasure.erasers.trce import (
     published_eta,
 )
 from erasure.errors import InputError
-from erasure.finetune import Student
-from erasure.ledger import Ledger
-from erasure.runs import list_path, parse, read_concepts
+from erasure.ledger.ledger import Ledger
+from erasure.runs.run import list_path, parse, read_concepts
 from erasure.sampling import ddim_latents, ddim_timesteps, noise
+from erasure.training.finetune import Student
 from tests.tiny import FAMILIES, WIDTH, sd1, sd2, sdxl
 
 GUN = Concept(target="gun", anchor="flower", kind="unsafe", preserve=("house",), aliases=("pistol",))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erasure.backbones import backbone_of
-from erasure.closed_form import Rows, ridge_edit
+from erasure.closed_form.problem import Rows, ridge_edit
 from erasure.concept import Concept, fill, preserved_templates, templates
 from erasure.erasers.base import History
 from erasure.erasers.uce import UCE

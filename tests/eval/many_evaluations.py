@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.evaluate import evaluate
-from erasure.eval.pictures import Sampler
-from erasure.eval.rows import ERASED, Row, destroyed, reference_rows
-from erasure.eval.tinyworld_metrics import TinyWorldMetrics
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.protocols.evaluate import evaluate
+from erasure.eval.protocols.rows import ERASED, Row, destroyed, reference_rows
+from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
 from erasure.tinyworld.judge import Judge, build
 from tests.eval import world
 

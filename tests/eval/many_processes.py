@@ -4,8 +4,8 @@ import sys
 
 from accelerate import PartialState
 
-from erasure.eval.pictures import Sampler
-from erasure.eval.store import generate
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.images.store import generate
 from tests import tiny
 
 PROMPTS = ["a cat", "a dog", "Null", "a house on the beach", "a cat", "", "a tree"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure.errors import InputError
-from erasure.eval.aggregates import (
+from erasure.eval.stats.aggregates import (
     UnlearnCanvas,
     decremental,
     erosion_slope,
@@ -19,7 +19,7 @@ from erasure.eval.aggregates import (
     retention_accuracy,
     unlearning_accuracy,
 )
-from erasure.eval.scores import Rate, Score, Setup
+from erasure.eval.stats.scores import Rate, Score, Setup
 
 FRACTION = st.floats(0, 1)
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.errors import InputError
-from erasure.eval.attention_pictures import Watched, attention_sheet, overlaid, watched
-from erasure.eval.pictures import Sampler
+from erasure.eval.images.attention_maps import Watched, attention_sheet, overlaid, watched
+from erasure.eval.images.ledger_images import Sampler
 from erasure.guidance.a_star import AStar
 from tests import tiny
 

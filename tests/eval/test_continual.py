@@ -14,11 +14,11 @@ import torch
 
 from erasure import tinyworld
 from erasure.errors import InputError
-from erasure.eval import continual, continual_curves
-from erasure.eval.continual import FAR, NEAR, ORDERS, ROLES, TARGETS, Look, _measured, experiment
-from erasure.eval.quick import Probe
+from erasure.eval.protocols.quick import Probe
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
+from experiments import continual, continual_curves
+from experiments.continual import FAR, NEAR, ORDERS, ROLES, TARGETS, Look, _measured, experiment
 from tests.eval import world
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -18,22 +18,22 @@ from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval import tinyworld_metrics as metrics_module
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.evaluate import Evaluation, drift_prompts, evaluate, write_scores
-from erasure.eval.evaluation_report import render, terminal_table
-from erasure.eval.measures import kept_items, removed_items
+from erasure.eval.features.weights import judge_name, oracle_name
+from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.metrics.caption_match import CaptionMatch
 from erasure.eval.metrics.clip_score import ClipScore
 from erasure.eval.metrics.oracle_distance import OracleDistance
-from erasure.eval.metrics.weights import judge_name, oracle_name
-from erasure.eval.pictures import Sampler
-from erasure.eval.quantiles import clopper_pearson
-from erasure.eval.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
-from erasure.eval.score_files import compare_scores
-from erasure.eval.sources import benchmark_of, metrics_of, sampler_of, source_of
-from erasure.eval.tinyworld_metrics import TinyWorldMetrics, WorldLooks
-from erasure.ledger import Ledger
+from erasure.eval.protocols import tinyworld_metrics as metrics_module
+from erasure.eval.protocols.evaluate import Evaluation, drift_prompts, evaluate, write_scores
+from erasure.eval.protocols.measures import kept_items, removed_items
+from erasure.eval.protocols.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
+from erasure.eval.protocols.sources import benchmark_of, metrics_of, sampler_of, source_of
+from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics, WorldLooks
+from erasure.eval.reports.evaluation_report import render, terminal_table
+from erasure.eval.reports.score_files import compare_scores
+from erasure.eval.stats.quantiles import clopper_pearson
+from erasure.ledger.ledger import Ledger
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.judge import Judge, build
 from erasure.tinyworld.world import compose, draw

@@ -10,10 +10,11 @@ import pytest
 
 from erasure import tinyworld
 from erasure.errors import InputError
-from erasure.eval import family, red_team
-from erasure.eval.family import FAMILY, experiment, summary
-from erasure.eval.scores import Rate
-from erasure.runs import parse, read_config
+from erasure.eval.protocols import red_team
+from erasure.eval.stats.scores import Rate
+from erasure.runs.run import parse, read_config
+from experiments import family
+from experiments.family import FAMILY, experiment, summary
 from tests.eval import world
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from erasure import tinyworld
-from erasure.eval import instance_experiments, instance_record
-from erasure.eval.instance_experiments import drawings, main, removal_asks
-from erasure.eval.instances import (
+from erasure.eval.protocols import instance_record
+from erasure.eval.protocols.instances import (
     KEPT,
     Ask,
     InstanceScores,
@@ -24,6 +23,8 @@ from erasure.eval.instances import (
 )
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
+from experiments import instance_experiments
+from experiments.instance_experiments import drawings, main, removal_asks
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,22 @@ import torch
 from PIL import Image
 
 from erasure.errors import InputError
-from erasure.eval import public
 from erasure.eval.benchmarks import Benchmark
 from erasure.eval.benchmarks.cifar10_paraphrase import Cifar10Paraphrase
 from erasure.eval.benchmarks.coco import Coco
 from erasure.eval.benchmarks.imagenette import Imagenette
 from erasure.eval.benchmarks.sixcd_dual import SixCdDual
-from erasure.eval.evaluate import evaluate
-from erasure.eval.measures import Measures
+from erasure.eval.features.weights import MissingWeightsError
+from erasure.eval.images.conversion import Images
+from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.metrics.accuracy import Look
-from erasure.eval.metrics.images import Images
-from erasure.eval.metrics.weights import MissingWeightsError
-from erasure.eval.pictures import Sampler
-from erasure.eval.public import PublicMetrics
-from erasure.eval.rows import reference_rows
-from erasure.eval.scores import Setup
-from erasure.eval.sources import metrics_of
+from erasure.eval.protocols import public_metrics as public
+from erasure.eval.protocols.evaluate import evaluate
+from erasure.eval.protocols.measures import Measures
+from erasure.eval.protocols.public_metrics import PublicMetrics
+from erasure.eval.protocols.rows import reference_rows
+from erasure.eval.protocols.sources import metrics_of
+from erasure.eval.stats.scores import Setup
 from tests.eval import world
 from tests.eval.metrics.tiny_judges import mean_colour, open_clip_judge
 from tests.eval.stores import store_of

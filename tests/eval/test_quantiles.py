@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erasure.eval.quantiles import beta_cdf, beta_quantile, clopper_pearson, student_t
+from erasure.eval.stats.quantiles import beta_cdf, beta_quantile, clopper_pearson, student_t
 
 
 @pytest.mark.parametrize(

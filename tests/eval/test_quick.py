@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from erasure import Concept
-from erasure.eval.quick import ClipJudge, Judge, Probe, Reading, measure, plan_named, plan_tinyworld
-from erasure.eval.scores import Rate
-from erasure.runs import MeasureSettings
+from erasure.eval.protocols.quick import ClipJudge, Judge, Probe, Reading, measure, plan_named, plan_tinyworld
+from erasure.eval.stats.scores import Rate
+from erasure.runs.run import MeasureSettings
 from erasure.tinyworld import vocabulary
 from tests import tiny
 from tests.eval import world

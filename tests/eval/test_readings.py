@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw
 
 from erasure import Concept
 from erasure.errors import InputError
-from erasure.eval.difference import difference, difference_map
-from erasure.eval.readings import ClipReader, Reader, Seen, WorldReader, read, reader_of
+from erasure.eval.images.difference import difference, difference_map
+from erasure.eval.judges.readings import ClipReader, Reader, Seen, WorldReader, read, reader_of
 from tests import tiny
 from tests.eval import world
 
@@ -62,7 +62,7 @@ def test_clip_reads_shares_between_the_concept_and_nothing_in_particular() -> No
 
 
 def test_without_weights_nobody_reads_another_model(monkeypatch) -> None:
-    monkeypatch.setattr("erasure.eval.readings.find_clip", lambda: None)
+    monkeypatch.setattr("erasure.eval.judges.readings.find_clip", lambda: None)
     assert reader_of("a/model", "cpu") is None
 
 

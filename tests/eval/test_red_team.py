@@ -16,12 +16,12 @@ from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.attacks import attack_class
-from erasure.eval.attacks.judges import OracleWitness, WorldClipWitness
-from erasure.eval.pictures import Sampler
-from erasure.eval.red_team import ATTACKED, ORIGINAL, PLAIN, ROWS, Assault, Found, Tries, goals
-from erasure.eval.red_team_report import render, terminal_table, write_attack_report
-from erasure.eval.rows import ERASED, Row
-from erasure.eval.sources import attack_of
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.judges.attack_judges import OracleWitness, WorldClipWitness
+from erasure.eval.protocols.red_team import ATTACKED, ORIGINAL, PLAIN, ROWS, Assault, Found, Tries, goals
+from erasure.eval.protocols.rows import ERASED, Row
+from erasure.eval.protocols.sources import attack_of
+from erasure.eval.reports.red_team_report import render, terminal_table, write_attack_report
 from erasure.tinyworld.world import compose, draw
 from tests.tiny import sd1
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval.evaluate import FORMAT
-from erasure.eval.score_files import compare_scores
+from erasure.eval.protocols.evaluate import FORMAT
+from erasure.eval.reports.score_files import compare_scores
 
 
 def score(value: float, **more: Any) -> dict[str, Any]:

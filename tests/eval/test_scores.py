@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval.quantiles import clopper_pearson
-from erasure.eval.scores import (
+from erasure.eval.stats.quantiles import clopper_pearson
+from erasure.eval.stats.scores import (
     LeastShare,
     Rate,
     Score,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from erasure import tinyworld
-from erasure.eval import several_concepts
-from erasure.eval.several_concepts import PLAIN, guidances, made, main, pair_asks
 from erasure.tinyworld import vocabulary
+from experiments import several_concepts
+from experiments.several_concepts import PLAIN, guidances, made, main, pair_asks
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erasure.errors import InputError
-from erasure.eval.statistics import mcnemar, paired_bootstrap
+from erasure.eval.stats.paired import mcnemar, paired_bootstrap
 
 
 def test_a_constant_change_has_no_width() -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from erasure.errors import InputError
-from erasure.eval.pictures import Sampler
-from erasure.eval.pipeline_digest import pipeline_digest
-from erasure.eval.store import MANIFEST, ImageStore, Manifest, check_paired, generate
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.images.pipeline_digest import pipeline_digest
+from erasure.eval.images.store import MANIFEST, ImageStore, Manifest, check_paired, generate
 from erasure.sampling import sample
 from tests import tiny
 from tests.eval.many_processes import PROMPTS, SAMPLER, SEEDS

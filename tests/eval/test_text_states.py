@@ -8,9 +8,9 @@ import torch
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.eval import text_states
-from erasure.eval.pictures import Sampler
-from erasure.eval.text_states import PARTS, mixture
+from erasure.eval.images.ledger_images import Sampler
+from experiments import text_states
+from experiments.text_states import PARTS, mixture
 
 PROMPTS, SAFE = ["a gun in the forest", "a photo of a knife"], ["a flower in the forest", "a photo of a flower"]
 CONCEPTS = ["gun", "knife"]

@@ -9,11 +9,11 @@ import torch
 
 from erasure import tinyworld
 from erasure.errors import InputError, UnknownNameError
+from erasure.eval.features.weights import judge_name, oracle_name
 from erasure.eval.metrics.caption_match import CaptionMatch, captions, text_match
 from erasure.eval.metrics.identity import Identity, identity, mean_direction
 from erasure.eval.metrics.oracle_distance import OracleDistance, oracle_distance, oracle_distance_map
-from erasure.eval.metrics.weights import judge_name, oracle_name
-from erasure.eval.scores import Setup
+from erasure.eval.stats.scores import Setup
 from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.oracle import Oracle, OracleNet, Reading
 from erasure.tinyworld.vocabulary import SCENES, STYLES

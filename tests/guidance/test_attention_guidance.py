@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from erasure import tinyworld
-from erasure.attention import MapCapture, average_maps
+from erasure.backbones.attention import MapCapture, average_maps
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStar, AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite

@@ -12,18 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.edit import DenseChange, Edit, LowRankChange
+from erasure.edits.edit import DenseChange, Edit, LowRankChange
+from erasure.edits.tokens import NewToken, moved_tokens, table_name, tokens_added
 from erasure.erasers.base import Step
 from erasure.errors import InputError, UnknownNameError
-from erasure.finetune import finetune
 from erasure.losses.reconstruction import masked_reconstruction
 from erasure.losses.semantic import cosine_preservation
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.personalize.forgetting import Forgetting
 from erasure.personalize.formats import CUSTOM_DIFFUSION_FILE, LORA_FILE, custom_diffusion, write_formats
-from erasure.phrases import phrase_features
 from erasure.sampling import sample
-from erasure.tokens import NewToken, moved_tokens, table_name, tokens_added
+from erasure.training.finetune import finetune
+from erasure.training.phrase_features import phrase_features
 from tests import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)

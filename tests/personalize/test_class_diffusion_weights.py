@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from erasure.backbones import backbone_of
-from erasure.eval.instances import BackboneJudge, instance_looks, instance_scores, named_asks
+from erasure.eval.protocols.instances import BackboneJudge, instance_looks, instance_scores, named_asks
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.sampling import sample
 from tests import tiny

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from erasure import Edit, Ledger, erase, tinyworld
 from erasure.backbones import backbone_of
-from erasure.edit import DenseChange
+from erasure.edits.edit import DenseChange
 from erasure.errors import BaseMismatchError, InputError, UnknownNameError
-from erasure.pipelines.export import FORMATS, Export, already_written, write_export, write_record
-from erasure.pipelines.folders import folder_of
-from erasure.pipelines.kohya import kohya_tensors
-from erasure.tensor_files import data_size
+from erasure.io.tensor_files import data_size
+from erasure.pipelines.export.folders import folder_of
+from erasure.pipelines.export.formats import FORMATS, Export, already_written, write_export, write_record
+from erasure.pipelines.export.kohya import kohya_tensors
 from tests import tiny
 
 PROMPT = "a cat and a dog"

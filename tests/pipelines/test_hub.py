@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from erasure.errors import InputError
-from erasure.pipelines.export import GUIDANCES
-from erasure.pipelines.hub import PIPELINES, file_name, main, self_contained
+from erasure.pipelines.export.formats import GUIDANCES
+from erasure.pipelines.export.hub import PIPELINES, file_name, main, self_contained
 from tests import tiny
 
 ALONE = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from erasure.errors import InputError
-from erasure.pipelines.push import check_push
+from erasure.pipelines.export.push import check_push
 from tests.pipelines.hub_server import Hub, serving
 
 TOKEN = "hf_notASecretButItMustNotBeSeen"
@@ -112,7 +112,7 @@ def test_a_hub_that_is_not_there_is_one_line(folder: Path) -> None:
 
 
 def test_without_a_login_nothing_is_asked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("erasure.pipelines.push.get_token", lambda: None)
+    monkeypatch.setattr("erasure.pipelines.export.push.get_token", lambda: None)
     with pytest.raises(InputError, match="expected a login of the Hub, got none"):
         check_push("me/erased")
 

@@ -16,7 +16,7 @@ from erasure.eval.benchmarks.coco import Coco
 from erasure.eval.benchmarks.imagenette import CLASSES, Imagenette
 from erasure.eval.benchmarks.lists import read_list
 from erasure.eval.benchmarks.sixcd_dual import SixCdDual
-from erasure.eval.scores import Rate
+from erasure.eval.stats.scores import Rate
 
 # The published lists are no part of the project; where somebody has them beside the checkout they are read.
 BESIDE = Path(__file__).resolve().parents[4] / "shared" / "data" / "prompts"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.errors import InputError
+from erasure.eval.features.weights import MissingWeightsError
 from erasure.eval.metrics.accuracy import (
     IMAGENETTE,
     Accuracy,
@@ -20,8 +21,7 @@ from erasure.eval.metrics.accuracy import (
     resnet50,
     top_k_hits,
 )
-from erasure.eval.metrics.weights import MissingWeightsError
-from erasure.eval.scores import wilson
+from erasure.eval.stats.scores import wilson
 from erasure.tinyworld.world import compose, draw
 
 from .tiny_judges import pictures, seeded

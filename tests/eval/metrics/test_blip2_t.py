@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from erasure.errors import InputError
+from erasure.eval.features.weights import MissingWeightsError
 from erasure.eval.metrics.blip2_t import Blip2Itc, Blip2Itm, BlipItc, RetrievalScore, match_probability, paired
-from erasure.eval.metrics.weights import MissingWeightsError
 
 from .tiny_judges import bert_tokenizer, blip, blip2, image_processor, pictures
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.errors import InputError, MissingExtraError, UnknownNameError
-from erasure.eval.metrics.clip import Clip, OpenClip, TextTower, truncated
+from erasure.eval.features.clip import Clip, OpenClip, TextTower, truncated
+from erasure.eval.features.image_features import extractor
+from erasure.eval.features.weights import MissingWeightsError
 from erasure.eval.metrics.clip_accuracy import ClipAccuracy, right_prob, right_top1
 from erasure.eval.metrics.clip_score import ClipScore, clip_score
-from erasure.eval.metrics.features import extractor
-from erasure.eval.metrics.weights import MissingWeightsError
 
 from .tiny_judges import CLIP_CONFIG, open_clip_judge, pictures, seeded
 

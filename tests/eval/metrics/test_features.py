@@ -11,9 +11,9 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.errors import InputError, MissingExtraError, UnknownNameError
-from erasure.eval.metrics.features import INCEPTION, Given, class_token, extractor, inception
+from erasure.eval.features.image_features import INCEPTION, Given, class_token, extractor, inception
+from erasure.eval.features.weights import MissingWeightsError, from_url, model_from_hub
 from erasure.eval.metrics.fid import Fid
-from erasure.eval.metrics.weights import MissingWeightsError, from_url, model_from_hub
 
 from .tiny_judges import open_clip_judge, pictures, save_vision_transformer
 

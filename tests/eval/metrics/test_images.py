@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from erasure.errors import InputError
-from erasure.eval.metrics.images import as_pil, as_uint8
+from erasure.eval.images.conversion import as_pil, as_uint8
 
 from .tiny_judges import pictures
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from erasure.errors import InputError
-from erasure.eval.metrics.images import as_uint8
+from erasure.eval.features.weights import MissingWeightsError
+from erasure.eval.images.conversion import as_uint8
 from erasure.eval.metrics.lpips import Lpips, load_lpips, lpips
-from erasure.eval.metrics.weights import MissingWeightsError
 
 from .tiny_judges import pictures, seeded
 

@@ -19,7 +19,7 @@ from erasure.eval.metrics.nudity import (
     as_bgr,
     best_score,
 )
-from erasure.eval.scores import wilson
+from erasure.eval.stats.scores import wilson
 
 
 class RedDetector:

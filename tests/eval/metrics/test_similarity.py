@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from erasure.errors import InputError
+from erasure.eval.features.image_features import Given, extractor
+from erasure.eval.features.weights import MissingWeightsError
 from erasure.eval.metrics.clip_i import ClipI
 from erasure.eval.metrics.dino_i import DinoI
-from erasure.eval.metrics.features import Given, extractor
 from erasure.eval.metrics.similarity import ReferenceSimilarity, mean_similarity
-from erasure.eval.metrics.weights import MissingWeightsError
 
 from .tiny_judges import mean_colour, open_clip_judge, pictures, save_vision_transformer
 

@@ -4,7 +4,7 @@ import pytest
 
 from erasure.errors import InputError
 from erasure.eval.metrics.texts import TextScore
-from erasure.eval.scores import Setup
+from erasure.eval.stats.scores import Setup
 
 
 def test_a_text_score_counts_what_it_could_not_read_or_score() -> None:

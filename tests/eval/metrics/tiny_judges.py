@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from erasure.eval.metrics.clip import OpenClip
-from erasure.eval.metrics.features import Given
+from erasure.eval.features.clip import OpenClip
+from erasure.eval.features.image_features import Given
 
 WORDS = ("a", "an", "the", "photo", "of", "dog", "cat", "bird", "empty", "street", "at", "night", "red", "blue")
 WORDS += ("in", "on", "and", "house", "with", "tree")

@@ -1,0 +1,81 @@
+"""Attention: where the words of a prompt look while it is drawn, without and with A-STAR."""
+
+from typing import Any
+
+import gradio as gr
+
+from ...eval.images.attention_maps import overlaid
+from .. import actions, limits, views
+from ..desk import PICTURE, QUIET, Desk, Job, Said, file_of
+from ..jobs import Track
+from ..sessions import Session
+from ..studio import Attended
+
+_EMPTY = "Name words of the prompt and press Look: their attention is drawn over the picture, step by step."
+
+
+def build(desk: Desk) -> dict[str, Any]:
+    """Put the tab's pieces on the page; return those that a reloaded page must fill again."""
+    studio = desk.studio
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=320):
+            prompt = gr.Textbox(
+                "a bird and a tree in the snow", label="Prompt", max_lines=3, elem_id="attention-prompt"
+            )
+            words = gr.Textbox("bird, tree", label="Words", info="Of the prompt, with commas.", elem_id="words")
+            seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="attention-seed")
+            alpha = gr.Slider(0, 100, value=20, step=5, label="A-STAR", info="Size of its updates.", elem_id="alpha")
+            job = Job.placed("attention", "Look")
+        with gr.Column(scale=8, min_width=320):
+            hint = gr.HTML(views.empty(_EMPTY), elem_id="attention-hint")
+            with gr.Group(visible=False) as one:
+                with gr.Row():
+                    word = gr.Radio([], label="Word", elem_id="word", min_width=200)
+                    step = gr.Slider(1, 2, value=1, step=1, label="Step", elem_id="step", min_width=200)
+                with gr.Row(equal_height=True):
+                    plain = gr.Image(label="Without A-STAR", elem_id="plain", **PICTURE)
+                    guided = gr.Image(label="With A-STAR", elem_id="guided", **PICTURE)
+                sheet = gr.Image(label="All words, over the steps", elem_id="sheet", **PICTURE)
+    pieces = {"hint": hint, "one": one, "word": word, "step": step, "plain": plain, "guided": guided, "sheet": sheet}
+
+    def work(session: Session, track: Track, text: str, named: str, number: float, size: float) -> Attended:
+        names = [part for part in (named or "").split(",") if part.strip()]
+        chosen = limits.whole("seed", number, 0, 2**53)
+        return actions.attend(studio, session, text, names, chosen, limits.number("A-STAR", size, 0, 100), track)
+
+    def moved(request: gr.Request, key: object, name: str, at: float) -> list[Any]:
+        with Said():
+            found = desk.session(key, request).attended
+            return [gr.skip()] * 2 if found is None else _overlays(found, name, at)
+
+    desk.runs(job, [prompt, words, seed, alpha], list(pieces.values()), work, lambda _, found: filled(pieces, found))
+    for piece in (word, step):
+        piece.input(moved, [desk.key, word, step], [plain, guided], queue=False, trigger_mode="always_last", **QUIET)
+    return pieces
+
+
+def filled(pieces: dict[str, Any], found: Attended | None) -> dict[Any, Any]:
+    """Return what the tab shows of what was looked at; nothing where nothing was."""
+    if found is None:
+        return {}
+    last = len(found.plain.maps)
+    plain, guided = _overlays(found, found.names[0], last)
+    return {
+        pieces["hint"]: gr.update(visible=False),
+        pieces["one"]: gr.update(visible=True),
+        pieces["word"]: gr.update(choices=list(found.names), value=found.names[0]),
+        pieces["step"]: gr.update(maximum=last, value=last),
+        pieces["plain"]: plain,
+        pieces["guided"]: guided,
+        pieces["sheet"]: file_of(found.sheet),
+    }
+
+
+def _overlays(found: Attended, name: str, at: float) -> list[Any]:
+    word = found.names.index(name) if name in found.names else 0
+    pictures = []
+    for seen in (found.plain, found.guided):
+        steps = sorted(seen.maps)
+        step = steps[min(max(int(at or 1), 1), len(steps)) - 1]
+        pictures.append(file_of(overlaid(views.enlarged(seen.picture), seen.maps[step][word])))
+    return pictures

@@ -1,0 +1,5 @@
+"""`python -m erasure.cli` is the `erasure` command."""
+
+from .main import main
+
+main()

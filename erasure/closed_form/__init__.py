@@ -1,0 +1,1 @@
+"""Least-squares edits of the projections that read the same text stream."""

@@ -1,0 +1,138 @@
+"""Ordinary captions and what their text states look like on the whole: what a closed form keeps in place by."""
+
+import csv
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbones.base import Backbone
+from ..concept import Concept, fill, preserved_templates, speaks_of, templates
+from ..errors import InputError
+from ..training.replay_memory import GENERIC, stored
+
+Captions = Callable[[], Iterable[str]] | Sequence[str]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Statistics:
+    """The second moment of the text states of many captions.
+
+    Attributes:
+        id: Tells these captions from others.
+        states: Sum of e e^T over all tokens of all captions, padding included; float64 on the CPU.
+        pooled: Likewise over the sentence vectors, for models that have one.
+        captions: How many captions.
+        tokens: How many tokens.
+    """
+
+    id: str
+    states: Float[Tensor, "dim dim"]
+    pooled: Float[Tensor, "pooled pooled"] | None
+    captions: int
+    tokens: int
+
+
+def statistics(backbone: Backbone, captions: Captions, *, folder: Path | None = None) -> Statistics:
+    """Return the statistics of captions, from the folder where they were computed before.
+
+    Captions are read and encoded a batch at a time: memory does not grow with their number.
+
+    Args:
+        backbone: The model whose text encoder reads them.
+        captions: Texts, or a function that gives them anew each time.
+        folder: Where they are kept; None keeps nothing.
+
+    Raises:
+        InputError: There are no captions, or the folder cannot be written or holds a damaged file.
+    """
+    source = captions if callable(captions) else lambda: captions
+    digest = hashlib.sha256()
+    for caption in source():
+        digest.update(caption.encode() + b"\n")
+    name = digest.hexdigest()[:16]
+    key = ["captions", name, _text_fingerprint(backbone)]
+    found = stored(folder, key, lambda: _summed(backbone, source()))
+    captions_read, tokens = (int(number) for number in found["counts"].tolist())
+    return Statistics(
+        id=name, states=found["states"], pooled=found.get("pooled"), captions=captions_read, tokens=tokens
+    )
+
+
+def ordinary_captions(concepts: Sequence[Concept], gone: Sequence[Concept]) -> list[str]:
+    """Return captions of everyday things, and of what the concepts preserve, that name nothing that is removed.
+
+    Things come in the templates without an article, preserved names in those that they are held in while a concept of
+    that kind is removed.
+    """
+    things = [template.replace("{}", thing) for thing in GENERIC for template in templates("identity")]
+    kept = [
+        fill(template, name)
+        for concept in concepts
+        for name in concept.preserve
+        for template in preserved_templates(concept.kind)
+    ]
+    return [caption for caption in dict.fromkeys(["", *kept, *things]) if not speaks_of(caption, gone)]
+
+
+def read_captions(path: str | Path) -> Iterator[str]:
+    """Yield the captions of a file: one a line, or in a CSV's column "caption" or "prompt".
+
+    Raises:
+        InputError: It cannot be read, or is a CSV without such a column.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() != ".csv":
+                yield from (line.strip() for line in file if line.strip())
+                return
+            rows = csv.DictReader(file)
+            column = next((name for name in rows.fieldnames or () if name.strip().lower() in ("caption", "prompt")), "")
+            if not column:
+                raise InputError(
+                    f"captions: expected a column caption or prompt in {str(path)!r}, got {rows.fieldnames}."
+                )
+            yield from (row[column] for row in rows if row[column])
+    except OSError as error:
+        raise InputError(f"captions: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"captions: expected text in UTF-8 in {str(path)!r}, got {str(error)!r}.") from None
+
+
+def square_root(second: Float[Tensor, "d d"]) -> Float[Tensor, "r d"]:
+    """Return rows whose sum of outer products is the given matrix: they stand for all the states it was summed from."""
+    values, vectors = torch.linalg.eigh(second)
+    values = values.clamp(min=0)
+    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    return (vectors * values.sqrt()).T[kept]
+
+
+def _summed(backbone: Backbone, captions: Iterable[str]) -> dict[str, Tensor]:
+    rest = iter(captions)
+    sums: dict[str, Tensor] = {}
+    count = tokens = 0
+    while batch := list(itertools.islice(rest, _BATCH)):
+        read = backbone.encode(batch)
+        parts = {"states": read.states.flatten(0, 1), **({} if read.pooled is None else {"pooled": read.pooled})}
+        for name, rows in parts.items():
+            rows = rows.to(device="cpu", dtype=torch.float64)
+            sums[name] = sums[name].addmm_(rows.T, rows) if name in sums else rows.T @ rows
+        count += len(batch)
+        tokens += read.ids.numel()
+    if not count:
+        raise InputError("captions: expected at least one, got none. Give a file of ordinary captions.")
+    return {**sums, "counts": torch.tensor([count, tokens])}
+
+
+def _text_fingerprint(backbone: Backbone) -> str:
+    """Return what tells this text encoder from others: its answer to a few words, to six digits."""
+    states = backbone.encode(["", "a photo of a house"]).states.float()
+    return " ".join(f"{value:.5g}" for value in states[:, ::7, ::5].flatten()[:64].tolist())

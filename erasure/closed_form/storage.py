@@ -1,0 +1,137 @@
+"""How the rows of least-squares problems are stored.
+
+A removal's own states are those of its targets. What they become, and what is preserved, are the same states in one
+removal after another. So these lie in blocks, one for each anchor and each preserved name, and a folder of removals can
+hold each block once, in a file that is named by its hash. Names, sites and weights repeat many times over and are one
+compressed JSON value.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import InputError
+from ..io.files import make_folder, write_whole
+from .problem import Rows
+
+_BLOCKS = {"rows.anchors": "anchor_labels", "rows.preserve": "preserve_labels"}
+_WORDS = "rows.words"
+_WORTH_A_FILE = 4096  # bytes: what a file takes of most disks, however little it holds
+
+
+def packed(rows: Rows) -> dict[str, Tensor]:
+    """Return the rows as tensors by name; `unpacked` gives them back to the last bit."""
+    columns = {item.name: getattr(rows, item.name) for item in fields(rows)}
+    tensors = {"rows.targets": _compact(columns.pop("targets"))}
+    for name, labels in _BLOCKS.items():
+        states = columns.pop(name.removeprefix("rows."))
+        for at, places in enumerate(_places(columns[labels]).values()):
+            tensors[f"{name}.{at}"] = _compact(_taken(states, places))
+    lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
+    words = zlib.compress(json.dumps(lists, ensure_ascii=False).encode(), 9)
+    return {**tensors, _WORDS: torch.frombuffer(bytearray(words), dtype=torch.uint8)}
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> Rows:
+    """Return the rows that `packed` made the tensors of."""
+    columns: dict[str, Any] = json.loads(zlib.decompress(tensors[_WORDS].numpy().tobytes()))
+    for name, value in columns.items():
+        if name.endswith(("labels", "sites")):
+            columns[name] = tuple(value)
+        elif isinstance(value, list):
+            columns[name] = torch.tensor(value, dtype=torch.float64)
+    targets = tensors["rows.targets"].double()
+    for name, labels in _BLOCKS.items():
+        states = torch.zeros(len(columns[labels]), targets.shape[1], dtype=torch.float64)
+        for at, places in enumerate(_places(columns[labels]).values()):
+            states.numpy()[places] = tensors[f"{name}.{at}"].numpy()
+        columns[name.removeprefix("rows.")] = states
+    return Rows(targets=targets, **columns)
+
+
+def unpacked_first(columns: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rows:
+    """Return the rows of a file of the first format, where each column was written out."""
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in columns.items()}
+    states: dict[str, Any] = {
+        name.removeprefix("rows."): tensors[name].double() for name in tensors if name.startswith("rows.")
+    }
+    return Rows(**lists, **states)
+
+
+def put_apart(tensors: dict[str, Tensor], folder: Path) -> dict[str, str]:
+    """Take the blocks that are worth a file out of `tensors`, into files of a folder; return their hashes by name.
+
+    A block that the folder holds is not written again; one that was damaged there is mended.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    hashes = {}
+    for name in [name for name in tensors if name.startswith(tuple(_BLOCKS)) and _size(tensors[name]) >= _WORTH_A_FILE]:
+        content = save({"states": tensors.pop(name)})  # of one tensor and no metadata: the same bytes at any time
+        hashes[name] = hashlib.sha256(content).hexdigest()
+        file = _file(folder, hashes[name])
+        if not file.is_file() or file.read_bytes() != content:
+            make_folder(folder)
+            write_whole(file, content)
+    return hashes
+
+
+def fetched(hashes: Mapping[str, str], folder: Path) -> dict[str, Tensor]:
+    """Return the blocks that `put_apart` wrote, by name.
+
+    Raises:
+        InputError: One is missing, or is not what was written.
+    """
+    return {name: _fetched(digest, folder) for name, digest in hashes.items()}
+
+
+def _fetched(digest: str, folder: Path) -> Tensor:
+    file = _file(folder, digest)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{file}: expected rows that an edit shares with others, got {error.strerror!r}."
+            " Load it where it was saved, and save it alone to take it elsewhere."
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise InputError(f"{file}: expected the file with sha256 {digest[:12]}, got {found[:12]}. It was changed.")
+    return load(content)["states"]
+
+
+def _file(folder: Path, digest: str) -> Path:
+    return folder / f"{digest}.safetensors"
+
+
+def _places(labels: Sequence[str]) -> dict[str, list[int]]:
+    """Return where each label stands, in the order in which they first do."""
+    places: dict[str, list[int]] = {}
+    for at, label in enumerate(labels):
+        places.setdefault(label, []).append(at)
+    return places
+
+
+def _taken(states: Float[Tensor, "n dim"], places: list[int]) -> Float[Tensor, "m dim"]:
+    """Return some of the rows; by numpy, since torch would use threads, which hang where a process was forked."""
+    return torch.from_numpy(states.numpy()[places])
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _compact(states: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+    """Return float64 states as float32 where that loses nothing, as with those of a float32 text encoder."""
+    single = states.float()
+    return single.contiguous() if torch.equal(single.double(), states) else states.contiguous()

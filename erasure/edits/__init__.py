@@ -1,0 +1,1 @@
+"""Edits: changes of a model as values."""

@@ -1,0 +1,99 @@
+"""Writing files so that a crash at any moment leaves the old one or the new one, whole."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by a temporary one beside it, flushed to the disk before it takes the name.
+
+    Raises:
+        InputError: The place cannot be written; the old file, if any, is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: expected a place that can be written, got {error.strerror!r}.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        InputError: The place cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written, got {error.strerror!r}.") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Generator[Path]:
+    """Give a temporary folder that takes the name `path`, whole, when the `with` ends well; else nothing is left.
+
+    Raises:
+        InputError: There is something at `path` already, or it cannot be written.
+    """
+    check_free(path)
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        make_folder(path.parent)
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush_file(file)
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written, got {_said(error)}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(path: Path) -> None:
+    """Raise InputError unless `path` is not there or an empty folder."""
+    try:
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written, got {_said(error)}.") from error
+    if occupied:
+        raise InputError(f"{path}: expected a new or empty folder, got one that holds something. Name another.")
+
+
+def _said(error: OSError) -> str:
+    return repr(error.strerror or str(error))
+
+
+def _flush_file(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the new name itself, where the system lets a folder be opened (Windows does not)."""
+    with suppress(PermissionError, IsADirectoryError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,259 @@
+"""Safetensors files read and written tensor by tensor, so that a file may be larger than the memory that is left.
+
+Nothing is mapped into memory, where what was read once would go on counting as used.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+_ALIGNMENT = 8  # of the data in the file, as the format's own writer has it
+_PIECE = 2**20  # bytes copied at once
+_PAGE = 4096  # bytes that a disk reads at least: entries that lie closer are read with all between them
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One tensor of a file to be written: what the header says of it, and who writes its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    write: Callable[[BinaryIO], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """One tensor of a file, which stays there until it is read.
+
+    Attributes:
+        path: The file.
+        name: Its name there.
+        type_name: What the file calls its type.
+        shape: Its shape.
+        start: Where in the file it begins.
+        size: Its bytes.
+    """
+
+    path: Path
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type.
+
+        Raises:
+            InputError: It is none that is computed with here.
+        """
+        if self.type_name not in _TYPES:
+            raise InputError(
+                f"{self.path}: expected {self.name!r} in one of {', '.join(_TYPES)}, got {self.type_name}. Convert it."
+            )
+        return _TYPES[self.type_name]
+
+    def read(self) -> Tensor:
+        """Return the tensor.
+
+        Raises:
+            InputError: The file is cut or cannot be read, or the type is none that is computed with here.
+        """
+        dtype, content = self.dtype, bytearray(self.size)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            if file.readinto(content) < self.size:
+                raise _cut(self.path)
+        return _of_bytes(content, dtype).reshape(self.shape)
+
+    def every(self, step: int) -> Tensor:
+        """Return its entries 0, step, 2 step, ... in the order of the file; for errors see `read`."""
+        width = self.dtype.itemsize
+        if self.size <= _PIECE or step * width < _PAGE:
+            return self.read().reshape(-1)[::step]
+        with self.path.open("rb", buffering=0) as file:
+            content = bytearray()
+            for at in range(self.start, self.start + self.size, step * width):
+                file.seek(at)
+                content += file.read(width)
+        if len(content) < -(-self.size // (step * width)) * width:
+            raise _cut(self.path)
+        return _of_bytes(content, self.dtype)
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Return a file's tensors by name, in the order of the data.
+
+    Raises:
+        InputError: It cannot be read, is no safetensors file or is cut.
+    """
+    header, start = _header_of(path)
+    header.pop("__metadata__", None)
+    try:
+        found = {name: _stored(path, name, about, start) for name, about in header.items()}
+    except (KeyError, TypeError, ValueError):
+        raise _no_safetensors(path) from None
+    if any(tensor.start + tensor.size > path.stat().st_size for tensor in found.values()):
+        raise _cut(path)
+    return found
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a new file, one after another; a copy of one at a time is made.
+
+    Raises:
+        InputError: A tensor has a type that such a file does not hold.
+    """
+    _write(path, {name: _part_of(name, tensor) for name, tensor in tensors.items()}, metadata or {"format": "pt"})
+
+
+def rewrite_tensors(
+    source: Path, to: Path, changed: Mapping[str, Callable[[Tensor], Tensor]], *, at_least: torch.dtype | None = None
+) -> None:
+    """Copy a file with some of its tensors changed; the rest is copied byte by byte, and nothing is loaded whole.
+
+    Args:
+        source: The file.
+        to: The new file.
+        changed: What each of some tensors becomes; shapes stay.
+        at_least: A precision that narrower ones of the changed tensors are widened to, before they are changed; None
+            leaves each as it is.
+    """
+    metadata = _header_of(source)[0].get("__metadata__", {})
+    with source.open("rb") as raw:
+
+        def part(name: str, stored: StoredTensor) -> _Part:
+            if name not in changed:
+                return _Part(
+                    dtype=stored.type_name,
+                    shape=stored.shape,
+                    size=stored.size,
+                    write=lambda target: _copy(raw, stored.start, stored.size, target),
+                )
+            narrower = at_least is not None and stored.dtype.itemsize < at_least.itemsize
+            dtype = at_least if at_least is not None and narrower else stored.dtype
+
+            def write(target: BinaryIO) -> None:
+                target.write(_content(changed[name](stored.read().to(dtype)).to(dtype).reshape(stored.shape)))
+
+            return _Part(dtype=_NAMES[dtype], shape=stored.shape, size=dtype.itemsize * prod(stored.shape), write=write)
+
+        _write(to, {name: part(name, stored) for name, stored in stored_tensors(source).items()}, metadata)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of a file's tensors."""
+    return [name for name in _header_of(path)[0] if name != "__metadata__"]
+
+
+def data_size(path: Path) -> int:
+    """Return the bytes of a file's tensors, without its header."""
+    return path.stat().st_size - _header_of(path)[1]
+
+
+def _header_of(path: Path) -> tuple[dict[str, Any], int]:
+    """Return a file's header, in the order of the data, and where the data begins."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length) if 8 + length <= path.stat().st_size else b"")
+        ordered = sorted(header, key=lambda name: header[name].get("data_offsets", [-1, -1]))
+        return {name: header[name] for name in ordered}, 8 + length
+    except OSError as error:
+        raise InputError(f"{path}: expected a file to read, got {error.strerror!r}. Check the path.") from None
+    except (ValueError, AttributeError, TypeError):
+        raise _no_safetensors(path) from None
+
+
+def _stored(path: Path, name: str, about: Any, start: int) -> StoredTensor:
+    low, high = about["data_offsets"]
+    return StoredTensor(
+        path=path,
+        name=name,
+        type_name=about["dtype"],
+        shape=tuple(about["shape"]),
+        start=start + low,
+        size=high - low,
+    )
+
+
+def _write(path: Path, parts: Mapping[str, _Part], metadata: Mapping[str, str]) -> None:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, part in parts.items():
+        header[name] = {"dtype": part.dtype, "shape": list(part.shape), "data_offsets": [end, end + part.size]}
+        end += part.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in parts.values():
+            part.write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _part_of(name: str, tensor: Tensor) -> _Part:
+    def write(file: BinaryIO) -> None:
+        file.write(_content(tensor))
+
+    if tensor.dtype not in _NAMES:
+        raise InputError(f"{name}: expected a tensor of numbers, got {tensor.dtype}. Convert it.")
+    return _Part(
+        dtype=_NAMES[tensor.dtype],
+        shape=tuple(tensor.shape),
+        size=tensor.numel() * tensor.element_size(),
+        write=write,
+    )
+
+
+def _content(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().data
+
+
+def _copy(source: BinaryIO, at: int, size: int, target: BinaryIO) -> None:
+    source.seek(at)
+    left = size
+    while left:
+        piece = source.read(min(left, _PIECE))
+        if not piece:
+            raise _cut(Path(source.name))
+        target.write(piece)
+        left -= len(piece)
+
+
+def _of_bytes(content: bytearray, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def _cut(path: Path) -> InputError:
+    return InputError(f"{path}: expected all that its header names, got a file that ends before. Copy it again.")
+
+
+def _no_safetensors(path: Path) -> InputError:
+    return InputError(f"{path}: expected a safetensors file, got something else. Save or copy it again.")

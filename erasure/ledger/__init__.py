@@ -1,0 +1,1 @@
+"""The ledger: the record of removals on one base model."""

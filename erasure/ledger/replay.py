@@ -1,0 +1,104 @@
+"""The removals of one ledger on another model of the same family: fitted anew on its weights, as a new ledger."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backbones import backbone_of
+from ..edits.edit import Change
+from ..erasers import Eraser, Shows, Step, eraser_names, make_eraser
+from ..errors import InputError
+from .ledger import Entry, Ledger, Origin
+
+
+def replay(
+    source: Ledger,
+    pipe: Any,
+    name: str,
+    path: str | Path,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    shows: Shows | None = None,
+) -> tuple[Ledger, Iterator[Entry]]:
+    """Start a ledger of another model with the removals that stand in this one, each fitted on that model's weights.
+
+    Every removal is checked before the first is made. A replay that was cut short goes on where it stopped.
+
+    Args:
+        source: The ledger.
+        pipe: The other model, unedited.
+        name: What loads it.
+        path: The new ledger's folder.
+        on_step: Called after each step of a method that takes many.
+        shows: See `Ledger.remove`.
+
+    Returns:
+        The new ledger, and the entries as they are made: each is in the ledger before it is given.
+
+    Raises:
+        InputError: Nothing stands, a removal cannot be made again, or the model is of another family.
+        LedgerError: The folder holds another ledger.
+    """
+    if not source.standing:
+        raise InputError(
+            f"replay: expected removals that stand, got none in {str(source.path)!r}. Remove something first."
+        )
+    erasers = {entry.id: _eraser(entry) for entry in source.standing}
+    _check_family(source, pipe, name)
+    origin = Origin(base=source.base, state=source.state(), entries=tuple(erasers))
+    fingerprint = backbone_of(pipe).fingerprint()
+    if (Path(path) / "ledger.json").exists():
+        target = Ledger.open(path)
+        target.check_base(fingerprint, name)
+        if target.origin != origin or len(target.standing) < len(target.entries):
+            raise InputError(
+                f"replay: expected a new folder, or one that a replay of the same removals began, got {str(path)!r}."
+                " Name another."
+            )
+    else:
+        target = Ledger.create(path, fingerprint, name, origin=origin)
+    return target, _made(source, target, erasers, pipe, on_step, shows)
+
+
+def _made(
+    source: Ledger,
+    target: Ledger,
+    erasers: dict[str, Eraser],
+    pipe: Any,
+    on_step: Callable[[Step], None] | None,
+    shows: Shows | None,
+) -> Iterator[Entry]:
+    for entry in source.standing[len(target.entries) :]:
+        eraser = erasers[entry.id]
+        yield target.remove(pipe, eraser, entry.concepts, on_step=on_step, seed=entry.seed, shows=shows)
+
+
+def _eraser(entry: Entry) -> Eraser:
+    if entry.method not in eraser_names():
+        raise InputError(
+            f"replay: expected removals by {', '.join(eraser_names())}, got {entry.id} by {entry.method!r}, whose"
+            " making is not known. Undo it first."
+        )
+    return make_eraser(entry.method, **entry.settings)
+
+
+def _check_family(source: Ledger, pipe: Any, name: str) -> None:
+    """Refuse a model that has other layers than those that the removals changed."""
+    edit = source.edit()
+    found = backbone_of(pipe).parameters(edit.changes.__contains__)
+    for parameter, change in edit.changes.items():
+        if parameter not in found or not _fits(change, tuple(found[parameter].shape)):
+            raise InputError(
+                f"replay: expected a model of the same family as {source.base.name!r}, got {name!r}, which has no"
+                f" {parameter!r} of that shape. Give a model with the same layers."
+            )
+
+
+def _fits(change: Change, shape: tuple[int, ...]) -> bool:
+    """Whether a change is one of a weight of that shape; nothing is computed."""
+    try:
+        return tuple(change.of(torch.empty(shape, device="meta")).shape) == shape
+    except RuntimeError:
+        return False

@@ -1,0 +1,141 @@
+"""From a name to a loaded pipeline."""
+
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from .backbones.storage import stored_model
+from .errors import InputError, reason, unknown_name
+
+logger = logging.getLogger(__name__)
+
+PERSONALIZED = "personalization.json"
+"""What a folder of a personalised model has."""
+
+Attention = Literal["sdpa", "xformers"]
+
+
+def load_model(
+    name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+) -> Any:
+    """Return the pipeline that `name` stands for.
+
+    Args:
+        name: "tinyworld" (the embedded model), a folder in diffusers' layout or of `erasure personalize`, or the id of
+            a model on the Hub.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        dtype: Of the weights; None is float32.
+        attention: What computes it: "sdpa" or "xformers"; see `attend_by`.
+
+    Raises:
+        InputError: The name is none of the three, the folder is not a model, the Hub does not answer, or the attention
+            does not work on the device.
+    """
+    pipe = _loaded(name, device, torch.float32 if dtype is None else dtype)
+    if attention != "sdpa":
+        attend_by(pipe, attention)
+    return pipe
+
+
+def attend_by(pipe: Any, attention: str) -> None:
+    """Have a pipeline compute its attention by torch ("sdpa") or by xformers; maps are captured under either.
+
+    Raises:
+        InputError: xformers is not there, or has no kernel for the device and precision of the pipeline.
+    """
+    if attention not in get_args(Attention):
+        raise unknown_name("attention", attention, get_args(Attention))
+    if attention == "sdpa":
+        pipe.disable_xformers_memory_efficient_attention()
+        return
+    try:
+        attend_once_by_xformers(pipe.device, pipe.dtype)
+        pipe.enable_xformers_memory_efficient_attention()
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"attention: expected an xformers that works on {pipe.device} in {str(pipe.dtype).removeprefix('torch.')},"
+            f" got {reason(error).rstrip('.')}. Use sdpa, or see `erasure doctor`."
+        ) from None
+
+
+def attend_once_by_xformers(device: torch.device | str, dtype: torch.dtype) -> None:
+    """Compute one small attention by xformers; it raises whatever is missing."""
+    tokens = torch.ones(1, 4, 1, 40, device=device, dtype=dtype)
+    import_module("xformers.ops").memory_efficient_attention(tokens, tokens, tokens).sum().item()
+
+
+def _loaded(name: str, device: str, dtype: torch.dtype) -> Any:
+    if name == "tinyworld":
+        from .tinyworld import load  # the world's modules are not needed for other models
+
+        return load(device=device, dtype=dtype)
+    if (Path(name) / PERSONALIZED).is_file():
+        from .personalize.folder import load_personalized  # it loads models itself
+
+        return load_personalized(Path(name), lambda base: _loaded(base, device, dtype))
+    if Path(name).is_dir():
+        return _from_folder(Path(name), dtype).to(device)
+    return _from_hub(name, lambda: DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)).to(device)
+
+
+def load_stored(name: str = "tinyworld") -> Any:
+    """Return the pipeline that `name` stands for without its weights, which are read from its files when needed.
+
+    It serves to fit what reads text states alone, as UCE does, and to export; see `load_model` for names and errors.
+
+    Raises:
+        InputError: It is a personalised model, or has weights that are no safetensors files.
+    """
+    if name == "tinyworld":
+        from .tinyworld import MODEL  # the world's modules are not needed for other models
+
+        return stored_model(MODEL)
+    if (Path(name) / PERSONALIZED).is_file():
+        raise InputError(
+            f"model: expected a model of files alone, got the personalised {name!r}. Leave --low-memory out."
+        )
+    if Path(name).is_dir():
+        _check_index(Path(name))
+        return stored_model(Path(name))
+    return stored_model(Path(_from_hub(name, lambda: DiffusionPipeline.download(name))))
+
+
+def _check_index(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"model: expected a folder with a model_index.json, got {str(folder)!r}. Save one by diffusers."
+        )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
+    _check_index(folder)
+    try:
+        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"model: expected a complete diffusers model in {str(folder)!r}, got {reason(error)}"
+        ) from error
+
+
+def _from_hub(name: str, load: Callable[[], Any]) -> Any:
+    """Return what `load` makes of a Hub id."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(
+            f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."
+        )
+    try:
+        return load()
+    except HFValidationError as error:
+        raise InputError(f"model: expected a Hub id 'owner/name', got {name!r}. Check the spelling.") from error
+    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        logger.debug("loading %s failed", name, exc_info=True)
+        raise InputError(
+            f"model: expected a folder or a model on the Hub, got {name!r}, which could not be loaded"
+            f" ({type(error).__name__}). Check the name and the network, or give a folder."
+        ) from error

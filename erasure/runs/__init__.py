@@ -1,0 +1,1 @@
+"""A run: one checked config and the removal of its concepts into a ledger."""

@@ -1,0 +1,226 @@
+"""Pictures that the original model made, kept as latents: what a continual eraser remembers it by.
+
+They are made once, from the weights before the first removal, and kept beside the ledger, so that what is replayed does
+not drift from one removal to the next.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backbones.base import Backbone
+from ..backbones.conditioning import TextStates
+from ..concept import Concept, fill, speaks_of
+from ..erasers.base import History, Shows, Step
+from ..errors import InputError
+from ..io.files import make_folder, write_whole
+from ..sampling import sample
+
+_THINGS = (
+    "a tree, a house, a car, a boat, a flower, a bird, an umbrella, a castle, a guitar, a mushroom, "
+    "the beach, the forest, the city, the desert, snow, the night sky, a mountain, a river, a bridge, "
+    "a road, a garden, a kitchen, a chair, a table, a lamp, a clock, a book, a cup, a loaf of bread, "
+    "an apple, a bicycle, a train, an aeroplane, a horse, a fish, a person walking, a crowd, a portrait, "
+    "a window, clouds"
+)
+GENERIC: tuple[str, ...] = tuple(_THINGS.split(", "))
+"""What half of a memory is about: everyday things, places and people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How remembered pictures are made.
+
+    Attributes:
+        steps: Of the pipeline's own scheduler.
+        guidance_scale: Of classifier-free guidance.
+        batch_size: Pictures at once.
+    """
+
+    steps: int = 50
+    guidance_scale: float = 7.5
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Memory:
+    """Pictures of the original model with their prompts.
+
+    Attributes:
+        prompts: What each was made for.
+        latents: As the denoiser left them, float16 on the CPU.
+    """
+
+    prompts: tuple[str, ...]
+    latents: Float[Tensor, "n c h w"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, keep: Sequence[bool]) -> "Memory":
+        """Return the pictures for which `keep` is true."""
+        kept = [at for at, wanted in enumerate(keep) if wanted]
+        return Memory(prompts=tuple(self.prompts[at] for at in kept), latents=self.latents[kept])
+
+
+def remembered(
+    backbone: Backbone,
+    history: History,
+    prompts: Sequence[str],
+    *,
+    sampling: Sampling,
+    seed: int,
+    on_step: Callable[[Step], None] | None = None,
+) -> Memory:
+    """Return the original model's picture of each prompt, from the history's folder where they are there already.
+
+    Args:
+        backbone: The model as it is now.
+        history: Knows the original weights and the folder.
+        prompts: One for each picture.
+        sampling: How they are made.
+        seed: Of the first picture's noise; the next ones count on from it.
+        on_step: Called after each batch that is made.
+
+    Raises:
+        InputError: The folder cannot be written, or holds a damaged file.
+    """
+
+    def make() -> dict[str, Tensor]:
+        with history.original(backbone):
+            latents = sample(
+                backbone.pipe,
+                prompts,
+                [seed + at for at in range(len(prompts))],
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                batch_size=sampling.batch_size,
+                output="latents",
+                on_step=lambda step: on_step and on_step(replace(step, stage="pictures")),
+            )
+        return {"latents": latents.half()}
+
+    with history.original(backbone):
+        base = backbone.fingerprint()
+    key = [base, list(prompts), asdict(sampling), seed]
+    return Memory(prompts=tuple(prompts), latents=stored(history.memory, key, make)["latents"])
+
+
+def stored(folder: Path | None, key: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what `make` makes, from the folder where it was made before.
+
+    Args:
+        folder: Where it is kept, in a file named by the hash of its key; None keeps nothing.
+        key: All that it depends on, as JSON values.
+        make: Makes it.
+
+    Raises:
+        InputError: The folder cannot be written, or holds a damaged file.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:24]}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            raise InputError(
+                f"{path}: expected what was kept there, got a damaged file. Delete it; it is made again."
+            ) from None
+    made = {name: tensor.contiguous() for name, tensor in make().items()}
+    make_folder(folder)
+    write_whole(path, save(made))
+    return made
+
+
+def memory_prompts(
+    backbone: Backbone,
+    concepts: Sequence[Concept],
+    total: int,
+    *,
+    contexts: Sequence[str] = ("a photo of a {}",),
+    without: Sequence[Concept] = (),
+) -> tuple[str, ...]:
+    """Return the prompts of a memory: half everyday things, half what is nearest to the concepts in the text space.
+
+    Near is what the concepts preserve, the nearest first, each as often as the other; a concept that preserves
+    nothing leaves its half to everyday things. The contexts of near names take turns. None names one of the
+    concepts, nor one of `without`.
+    """
+    near = [word for word, _ in nearest(backbone, concepts)]
+    close = [
+        fill(contexts[(row + turn) % len(contexts)], word)
+        for turn in range(len(contexts))
+        for row, word in enumerate(near)
+    ]
+    halves = [f"a photo of {thing}" for thing in GENERIC], close
+    free = [[prompt for prompt in half if not speaks_of(prompt, [*concepts, *without])] for half in halves]
+    generic, close = free[0], free[1] or free[0]
+    return tuple((generic if at % 2 else close)[at // 2 % len(generic if at % 2 else close)] for at in range(total))
+
+
+def nearest(backbone: Backbone, concepts: Sequence[Concept]) -> list[tuple[str, float]]:
+    """Return what the concepts preserve with its largest similarity to one of them, the most similar first."""
+    words = list(dict.fromkeys(word for concept in concepts for word in concept.preserve))
+    if not words:
+        return []
+    targets = [concept.target for concept in concepts]
+    read = [backbone.encode(texts, trailing=False) for texts in (words, targets)]
+    found = similarity(*read).amax(1)
+    return sorted(zip(words, found.tolist(), strict=True), key=lambda pair: -pair[1])
+
+
+def similarity(one: TextStates, other: TextStates) -> Float[Tensor, "n m"]:
+    """Return the cosines of two sets of prompts at their first end-of-text token, where CLIP pools a sentence."""
+    pooled = [
+        F.normalize(part.states[torch.arange(len(part)), part.eot.to(part.states.device)].float(), dim=1)
+        for part in (one, other)
+    ]
+    return pooled[0] @ pooled[1].T
+
+
+def free_of(
+    backbone: Backbone,
+    memory: Memory,
+    concepts: Sequence[Concept],
+    *,
+    max_similarity: float,
+    shows: Shows | None,
+) -> Memory:
+    """Return the memory without what would teach a removed concept again.
+
+    A picture goes if its prompt names one of the concepts, if its prompt's text state is too similar to that of the
+    concept in the same sentence, or if `shows` finds the concept in it.
+    """
+    asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
+    read = [backbone.encode(texts, trailing=False) for texts in (memory.prompts, asked)]
+    close = similarity(*read).amax(1) > max_similarity
+    keep = [
+        not near and not speaks_of(prompt, concepts)
+        for near, prompt in zip(close.tolist(), memory.prompts, strict=True)
+    ]
+    left = memory.select(keep)
+    if shows is None or not len(left):
+        return left
+    pictures = decoded(backbone, left.latents)
+    seen = [list(shows(pictures, concept)) for concept in concepts]
+    return left.select([not any(flags) for flags in zip(*seen, strict=True)])
+
+
+@torch.no_grad()
+def decoded(backbone: Backbone, latents: Float[Tensor, "n c h w"], batch_size: int = 8) -> list[Image.Image]:
+    """Return the pictures of latents that the pipeline's denoiser left."""
+    vae, processor = backbone.pipe.vae, backbone.pipe.image_processor
+    scaled = latents.float() / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    parts = [vae.decode(part.to(vae.device, vae.dtype)).sample for part in scaled.split(batch_size)]
+    return processor.postprocess(torch.cat(parts).float(), output_type="pil")

@@ -1,0 +1,1 @@
+"""Images of an evaluation: generated, stored, compared."""

@@ -1,0 +1,124 @@
+"""Pictures of where a model's words look, step by step, plain and under a guidance."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from erasure.backbones import backbone_of
+from erasure.backbones.sd import unwrapped
+from erasure.errors import InputError
+from erasure.guidance import Applicable
+from erasure.guidance.attention import MapReading, mean_overlap
+from erasure.guidance.base import named_prompts
+from erasure.guidance.steps import Denoising, around_each_step
+
+from .ledger_images import Sampler, side_by_side
+
+_COLOUR = np.array([255, 96, 0], dtype=np.float32)
+_SHOWN = MapReading(normalise="raw")  # what the model itself has, before tokens are made to compete
+
+
+@dataclass(kw_only=True)
+class Watched:
+    """What was seen of one picture.
+
+    Attributes:
+        picture: As it came out.
+        maps: For each step of the schedule the map of each concept, probabilities in [0, 1].
+    """
+
+    picture: Image.Image
+    maps: dict[int, Float[Tensor, "k h w"]] = field(default_factory=dict)
+
+    def overlap(self, step: int) -> float:
+        """Return the soft IoU of the concepts at a step, each map brought to a maximum of 1; mean over pairs."""
+        maps = self.maps[step]
+        return mean_overlap(maps / maps.amax((1, 2), keepdim=True))
+
+
+def watched(
+    pipe: Any,
+    prompt: str,
+    concepts: Sequence[str],
+    seed: int,
+    sampler: Sampler,
+    guidance: Applicable | None = None,
+) -> Watched:
+    """Make a picture and keep the maps of the denoiser's own passes.
+
+    Args:
+        pipe: The pipeline, with whatever is in force on it.
+        prompt: What to draw.
+        concepts: Words or phrases of the prompt.
+        seed: Of the noise.
+        sampler: How the picture is made.
+        guidance: In force besides.
+
+    Raises:
+        InputError: The prompt does not hold a concept.
+    """
+    states = backbone_of(pipe).encode([prompt])
+    for concept in concepts:
+        states.word_positions(0, concept)  # says so where the prompt does not hold it
+    maps: dict[int, Tensor] = {}
+    with nullcontext() if guidance is None else guidance.applied_to(pipe), _watching(pipe, concepts, maps):
+        (picture,) = sampler.make(pipe, [(prompt, seed)])
+    return Watched(picture=picture, maps=maps)
+
+
+@contextmanager
+def _watching(pipe: Any, concepts: Sequence[str], maps: dict[int, Tensor]) -> Iterator[None]:
+    denoiser = unwrapped(pipe.unet)
+    capture = _SHOWN.capture(denoiser)
+    with named_prompts(pipe, concepts) as named:
+
+        def after(call: Denoising, output: Tensor) -> Tensor:
+            attention = call.conditional(_SHOWN.attention(capture, capture.maps, call.latents, denoiser))
+            maps[call.step] = _SHOWN.concept_maps(attention[0].detach(), named()[0]).cpu()
+            return output
+
+        with capture, around_each_step(pipe, rows=lambda: len(named()), after=after):
+            yield
+
+
+def attention_sheet(rows: Sequence[tuple[str, Watched]], concepts: Sequence[str], columns: int) -> Image.Image:
+    """Draw the maps over the finished picture, a row for each concept of each picture, a column for each step shown.
+
+    A map is brought to its own maximum, so brightness compares within a frame only; the last column is the picture.
+
+    Args:
+        rows: What was watched, each under a heading.
+        concepts: In the order in which they were watched.
+        columns: How many steps are shown, spread evenly, the first and the last among them; at least 2.
+
+    Raises:
+        InputError: Fewer than two columns.
+    """
+    if columns < 2:
+        raise InputError(f"columns: expected at least 2, got {columns!r}. The first and the last step are shown.")
+    steps = sorted(rows[0][1].maps)
+    shown = [steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, columns).round().astype(int))]
+    headings = [f"step {step + 1}" for step in shown]
+    captions, pictures = [], []
+    for heading, seen in rows:
+        overlaps = f"overlap {seen.overlap(shown[0]):.2f} to {seen.overlap(shown[-1]):.2f}"
+        for at, concept in enumerate(concepts):
+            captions.append(f"{heading}: {concept}" + (f" ({overlaps})" if at == 0 and len(concepts) > 1 else ""))
+            frames = [overlaid(seen.picture, seen.maps[step][at]) for step in shown]
+            pictures.append([*frames, seen.picture])
+    return side_by_side([*headings, "picture"], captions, pictures, cell=144)
+
+
+def overlaid(picture: Image.Image, attention: Float[Tensor, "h w"]) -> Image.Image:
+    """Return a picture in grey with an attention map over it, strongest where the map has its maximum."""
+    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+    heat = Image.fromarray((attention / attention.max().clamp(min=1e-12)).numpy().astype(np.float32))
+    share = np.asarray(heat.resize(picture.size, Image.Resampling.BILINEAR))[..., None].clip(0, 1)
+    mixed = grey * (0.75 - 0.6 * share) + _COLOUR * share * 0.85
+    return Image.fromarray(mixed.clip(0, 255).round().astype(np.uint8))

@@ -1,0 +1,1 @@
+"""Judges: which images show a concept."""

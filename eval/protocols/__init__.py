@@ -1,0 +1,1 @@
+"""Protocols: what is generated, measured and recorded in which order."""

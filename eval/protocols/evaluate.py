@@ -1,0 +1,241 @@
+"""Evaluate a model on a benchmark: the pictures of each row, the metrics over them, and what differs from the original.
+
+On the tiny world the oracle and the judge read the pictures. On other models what is computed depends on the weights
+in the local cache, and what is not computed is listed with the reason.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasure.backbones import backbone_of
+from erasure.errors import InputError
+from erasure.io.files import make_folder, write_whole
+from erasure.runs.run import commit, versions
+
+from ..benchmarks import Benchmark, Item
+from ..images.ledger_images import Pair, Sampler
+from ..images.store import ImageStore, check_paired
+from ..metrics.attention_drift import AttentionDrift, Beside
+from ..stats.paired import mcnemar, paired_bootstrap
+from ..stats.scores import Score, shared_setup
+from .measures import Measures, Metrics, kept_items
+from .quick import evenly
+from .rows import ERASED, ORIGINAL, Row
+
+FORMAT = "erasure-scores/1"
+DRIFT_PROMPTS = 24
+"""Prompts that name something removed and something beside it whose attention maps are followed, at most."""
+SEED_SHIFT = 2**30
+"""Added to each seed for the pictures of the original that sets of pictures are compared with."""
+
+OTHER_SCHEDULER = "sampled with {}; the published numbers of {} are of {}, and these are not to be compared with them"
+
+OnPicture = Callable[[str, int, int], None]
+"""Told what is being made or read, how many more are done, and how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Every row's numbers, with what is needed to believe and to repeat them.
+
+    Attributes:
+        benchmark: Prompts and seeds.
+        rows: By name, in the order to show them.
+        stores: Their pictures.
+        measures: Their numbers.
+        facts: Versions, machine, commit, seconds.
+        skipped: Metrics that were not computed, with the reason.
+        warnings: What a reader must know before comparing a number with another one.
+    """
+
+    benchmark: Benchmark
+    rows: Mapping[str, Row]
+    stores: Mapping[str, ImageStore]
+    measures: Mapping[str, Measures]
+    facts: Mapping[str, Any]
+    skipped: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """Each row's scores by metric.
+
+        Raises:
+            InputError: Two rows measured a metric differently.
+        """
+        scores = {name: measures.scores for name, measures in self.measures.items()}
+        for metric in dict.fromkeys(metric for row in scores.values() for metric in row):
+            shared_setup(metric, {name: row[metric].setup for name, row in scores.items() if metric in row})
+        return scores
+
+    @property
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """What each metric of the judged row, minus the original's, comes to on the same pictures."""
+        found: dict[str, dict[str, Any]] = {}
+        if ERASED not in self.measures or ORIGINAL not in self.measures:
+            return found
+        after, before = (self.measures[name].columns for name in (ERASED, ORIGINAL))
+        for name, column in after.items():
+            if name.startswith(("retention", "oracle_distance", "judge_distance")) or not len(column.items):
+                continue  # they compare with the original already
+            values = before[name].values
+            found[name] = dict(paired_bootstrap(values, column.values).as_json())
+            if column.unit == "share":
+                found[name]["mcnemar"] = mcnemar(values.astype(bool), column.values.astype(bool)).as_json()
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Give all of it but the pictures as plain data."""
+        scores = self.scores
+        setups = {
+            metric: score.setup.as_json() for row in scores.values() for metric, score in row.items() if score.setup
+        }
+        return {
+            "format": FORMAT,
+            "protocol": {
+                "benchmark": self.benchmark.about(),
+                "rows": {name: row.about for name, row in self.rows.items()},
+                "metrics": setups,
+                **self.facts,
+            },
+            "rows": {name: {metric: score.as_json() for metric, score in row.items()} for name, row in scores.items()},
+            "concepts": {
+                name: {
+                    concept: {"metric": score.setup and score.setup.metric, **score.as_json()}
+                    for concept, score in measures.concepts.items()
+                }
+                for name, measures in self.measures.items()
+            },
+            "differences": self.differences,
+            "skipped": dict(self.skipped),
+            "warnings": list(self.warnings),
+        }
+
+
+def evaluate(
+    rows: Sequence[Row],
+    benchmark: Benchmark,
+    metrics: Metrics,
+    *,
+    sampler: Sampler,
+    on_picture: OnPicture | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Make the pictures of every row that are not there yet, and measure them.
+
+    Args:
+        rows: What to compare; the original must be among them.
+        benchmark: Prompts and seeds.
+        metrics: What to compute.
+        sampler: Steps, guidance and batch size.
+        on_picture: Told of progress.
+        facts: More about the run, for the protocol.
+
+    Raises:
+        InputError: There is no original row, two rows are sampled differently, or a folder of pictures holds something
+            else.
+    """
+    named = {row.name: row for row in rows}
+    if ORIGINAL not in named:
+        raise InputError(f"evaluate: expected the original among the rows, got {', '.join(named)}.")
+    start = time.perf_counter()
+
+    def advance(what: str, total: int) -> Callable[[int], None]:
+        return lambda more: on_picture(what, more, total) if on_picture is not None else None
+
+    stores = {row.name: row.store(benchmark.pairs, sampler) for row in rows}
+    original = stores[ORIGINAL]
+    for store in stores.values():
+        check_paired(original, store)  # before any picture is made
+    for name, store in stores.items():
+        named[name].fill(store, sampler.batch_size, advance(f"pictures, {spoken(name)}", benchmark.n))
+    if metrics.wants_reference:
+        kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
+        others: list[Pair] = [(prompt, (seed + SEED_SHIFT) % 2**31) for prompt, seed in kept]
+        reference = named[ORIGINAL].store(others, sampler)
+        told = advance("pictures, original, other seeds", len(others))
+        metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, told))
+    measured = metrics.measure(stores, advance("reading", benchmark.n * len(stores)))
+    measures, asks = {}, drift_prompts(benchmark.items)
+    for name, store in stores.items():
+        found = measured[name]
+        drift = _drift(named[name], asks, sampler, advance(f"attention, {spoken(name)}", len(asks)))
+        measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
+            benchmark, store.manifest, original.manifest.model
+        )
+    alone = measures[ORIGINAL].alone
+    used, published = original.manifest.scheduler["name"], benchmark.published_scheduler
+    return Evaluation(
+        benchmark=benchmark,
+        rows=named,
+        stores=stores,
+        measures={name: found.without(alone) for name, found in measures.items()},
+        facts={
+            **(facts or {}),
+            "sampler": used,
+            "steps": sampler.steps,
+            "guidance_scale": sampler.guidance_scale,
+            "model": original.manifest.model,
+            "fingerprint": backbone_of(named[ORIGINAL].pipe).fingerprint(),  # as ledgers name it
+            "versions": versions("open_clip_torch", "torchmetrics", "torchvision"),
+            "git": commit(),
+            "platform": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "seconds": round(time.perf_counter() - start, 1),
+        },
+        skipped={**metrics.skipped, **alone},
+        warnings=(
+            *([] if used == published else [OTHER_SCHEDULER.format(used, benchmark.name, published)]),
+            *metrics.warnings,
+            *dict.fromkeys(told for found in measures.values() for told in found.warnings),
+        ),
+    )
+
+
+def drift_prompts(items: Sequence[Item]) -> list[Beside]:
+    """Return prompts that name something removed and something kept, spread evenly over those of a benchmark."""
+    asks = [
+        Beside(prompt=item.prompt, removed=item.unwanted, beside=item.wanted, seed=item.seed)
+        for item in items
+        if item.unwanted and item.wanted and item.unwanted in item.prompt and item.wanted in item.prompt
+    ]
+    return evenly(asks, DRIFT_PROMPTS)
+
+
+def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_prompt: Callable[[int], None]) -> dict[str, Score]:
+    """Return the attention indices of a row's model; none where there are no prompts for them."""
+    if not asks:
+        return {}
+    drift = AttentionDrift(
+        pipe=row.pipe,
+        steps=sampler.steps,
+        guidance_scale=sampler.guidance_scale,
+        negative_prompt=row.negative_prompt,
+    )
+    with row.applied():
+        drift.update(asks, on_prompt)
+    return {f"attention_{name}": score for name, score in drift.compute().items()}
+
+
+def write_scores(evaluation: Evaluation, folder: Path) -> Path:
+    """Write scores.json into a folder and return its path.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    make_folder(folder)
+    path = folder / "scores.json"
+    write_whole(path, (json.dumps(evaluation.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def spoken(name: str) -> str:
+    """Return the name of a row or a metric for people."""
+    return name.replace("_", " ")

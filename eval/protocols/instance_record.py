@@ -1,0 +1,187 @@
+"""Pictures, numbers and the page of a personalised model, made once and kept in its folder."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from erasure import tinyworld
+from erasure.edits.edit import Edit
+from erasure.errors import InputError, unknown_name
+from erasure.io.files import write_whole
+from erasure.personalize.folder import Learned
+from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.tinyworld import vocabulary
+
+from ..images.ledger_images import Pictures, Sampler
+from ..reports.instance_report import ORIGINAL, State, write_instance_report
+from .instances import (
+    Ask,
+    BackboneJudge,
+    InstanceJudge,
+    InstanceLooks,
+    WorldJudge,
+    instance_looks,
+    instance_scores,
+    named_asks,
+    world_asks,
+)
+
+OnPicture = Callable[[str, int, int], None]
+
+
+def world_class(base: str, word: str, siblings: Sequence[str] = ()) -> str:
+    """Return a class word as the model's judge knows it: on the tiny world the world's own, elsewhere as it is.
+
+    Raises:
+        UnknownNameError: The tiny world has no such class.
+        InputError: Siblings were named for the tiny world.
+    """
+    if base != TINYWORLD:
+        return word
+    if siblings:
+        raise InputError(f"--siblings: expected none for {TINYWORLD}, which knows them, got {siblings[0]!r}.")
+    name = vocabulary.canonical(word)
+    if name not in vocabulary.OBJECTS:
+        raise unknown_name("class of the tiny world", word, tuple(vocabulary.OBJECTS))
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceRecord:
+    """One instance of a model, before, learned and forgotten.
+
+    Attributes:
+        folder: Where pictures, numbers and page are kept.
+        pipe: The base, unchanged.
+        base: Its name.
+        instance: What was learned.
+        pictures: That it was learned from.
+        composed: Pictures of it in company, and as many of it alone.
+        kept: Pictures of each group that should stay.
+        siblings: What is like its class, for models of which that is not known.
+        device: Where judges run.
+        own_asks: What the pictures are made for, in the place of what is asked of every instance.
+    """
+
+    folder: Path
+    pipe: Any
+    base: str
+    instance: Learned
+    pictures: Sequence[Image.Image]
+    composed: int = 24
+    kept: int = 12
+    siblings: Sequence[str] = ()
+    device: str = "cpu"
+    own_asks: tuple[Ask, ...] = ()
+
+    @property
+    def asks(self) -> list[Ask]:
+        """What the pictures are made for."""
+        if self.own_asks:
+            return list(self.own_asks)
+        if self.base == TINYWORLD:
+            return world_asks(self._class, composed=self.composed, kept=self.kept)
+        return named_asks(self._class, self.siblings, composed=self.composed, kept=self.kept)
+
+    @property
+    def sampler(self) -> Sampler:
+        """How they are made."""
+        return Sampler(**own_sampling(self.base, MeasureSettings()))
+
+    @property
+    def _class(self) -> str:
+        return world_class(self.base, self.instance.class_word)
+
+    def judge(self) -> InstanceJudge | None:
+        """Return who looks at the pictures; None where nobody can."""
+        if self.base == TINYWORLD:
+            return WorldJudge(
+                oracle=tinyworld.load_oracle(self.device),
+                judge=tinyworld.load_judge(self.device),
+                class_word=self._class,
+                pictures=self.pictures,
+            )
+        found = BackboneJudge(pictures=self.pictures, device=self.device)
+        return found if found.setups else None
+
+    def measure(self, edits: Mapping[str, Edit], judge: InstanceJudge | None, on_picture: OnPicture) -> list[State]:
+        """Return the original and what each edit makes of it; pictures that are there already are not made again.
+
+        Args:
+            edits: By the state's name, such as "learned".
+            judge: Who looks.
+            on_picture: Told what is being made, how many more are done, and how many there are.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        asks = self.asks
+        store = Pictures(folder=self.folder / "made", sampler=self.sampler)
+        states: list[State] = []
+        before: InstanceLooks | None = None
+        for name, edit in [(ORIGINAL, None), *edits.items()]:
+            phrase = self._class if edit is None else self.instance.phrase
+            pairs = [(ask.filled(phrase), ask.seed) for ask in asks]
+            key = name if edit is None else f"{name}-{_identity(edit)}"
+            missing = store.missing(key, pairs)
+            if missing:
+                advance = partial(_told, on_picture, f"pictures, {name}", len(missing))
+                with nullcontext() if edit is None else edit.applied_to(self.pipe):
+                    store.make(key, self.pipe, missing, advance)
+            images = store.get(key, pairs)
+            scores = None
+            if judge is not None:
+                looks = instance_looks(asks, self._class, judge, images)
+                before = before or looks
+                scores = instance_scores(judge, before, looks)
+            states.append(State(name=name, phrase=phrase, images=images, scores=scores))
+        return states
+
+    def write(
+        self, states: Sequence[State], judge: InstanceJudge | None, facts: Mapping[str, Any], name: str = "report"
+    ) -> Path:
+        """Write the page, and the numbers beside it, and return the page's path.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        notes = (
+            [] if judge is not None else ["no weights of CLIP, DINO or BLIP in the local cache: nothing is measured."]
+        )
+        if self.base != TINYWORLD and not self.siblings:
+            notes.append("what is like the class was not named (--siblings), so it was not looked at.")
+        numbers = {
+            **facts,
+            "states": {state.name: state.scores and state.scores.as_json() for state in states},
+            "protocol": {} if judge is None else {key: setup.as_json() for key, setup in judge.setups.items()},
+            "not_computed": {} if judge is None else dict(judge.skipped),
+        }
+        write_whole(self.folder / f"{name}.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+        return write_instance_report(
+            self.folder,
+            name=name,
+            title=f"{self.instance.token}, a {self.instance.class_word}: {', '.join(state.name for state in states)}",
+            asks=self.asks,
+            states=states,
+            pictures=self.pictures,
+            judge=judge,
+            notes=notes,
+            facts=facts,
+        )
+
+
+def _told(on_picture: OnPicture, what: str, total: int, more: int) -> None:
+    on_picture(what, more, total)
+
+
+def _identity(edit: Edit) -> str:
+    """Return what tells one edit's pictures from another's."""
+    told = json.dumps(edit.metadata.as_json(), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -1,0 +1,294 @@
+"""What is measured of a row: metrics with a value a picture, metrics of all pictures together, each concept's rate."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL.Image import Image
+
+from ..benchmarks import Benchmark, Item
+from ..features.image_features import Extractor
+from ..images.store import ImageStore, Manifest
+from ..metrics.fid import Fid, FidScore
+from ..stats.scores import LeastShare, Score, Setup
+
+ENOUGH_FOR_SETS = 1_000
+"""Pictures below which no distance between sets is computed: there are paired distances instead."""
+BATCH = 64
+"""Pictures that are read together."""
+SAME_SEEDS = "the original model, same prompts and seeds"
+OTHER_SEEDS = "the original model, same prompts, other seeds"
+"""What a protocol calls the pictures that a score compares with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One value each for some of the pictures.
+
+    Attributes:
+        items: Indices (k,) of the benchmark's items that have a value.
+        values: The values (k,); 0 and 1 for a share.
+        unit: "share" makes the score a rate with a Wilson interval.
+        higher_is_better: The direction.
+        setup: The protocol.
+    """
+
+    items: Int[np.ndarray, " k"]
+    values: Float[np.ndarray, " k"]
+    unit: str
+    higher_is_better: bool
+    setup: Setup
+
+    @property
+    def score(self) -> Score:
+        """The mean, with its interval."""
+        given = {"unit": self.unit, "higher_is_better": self.higher_is_better, "setup": self.setup}
+        if self.unit == "share":
+            return Score.share(self.values.astype(bool), **given)
+        return Score.mean(self.values, **given)
+
+
+AnyLooks = TypeVar("AnyLooks", bound="Looks")
+
+
+@dataclass(kw_only=True)
+class Looks:
+    """What was read of one row's pictures: fields of one number a picture; NaN where there is nothing to be read."""
+
+    @classmethod
+    def none(cls: type[AnyLooks], n: int) -> AnyLooks:
+        """Return those of n pictures that nobody has looked at yet."""
+        return cls(**{item.name: np.full(n, np.nan) for item in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """All that was measured of one row.
+
+    Attributes:
+        columns: Metrics with a value a picture, by name.
+        sets: Metrics of all pictures together, by name.
+        concepts: Efficacy or retention of each concept by name.
+        seen: Whether the concept that each item asks for was seen; NaN where nobody looked.
+        probability: How likely that is to who looked, in [0, 1]; NaN where nobody did.
+    """
+
+    columns: Mapping[str, Column]
+    sets: Mapping[str, Score]
+    concepts: Mapping[str, Score]
+    seen: Float[np.ndarray, " n"]
+    probability: Float[np.ndarray, " n"]
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """Every metric by name; "efficacy" is that of the removed concept of which most is left."""
+        scores = {name: column.score for name, column in self.columns.items() if len(column.items)}
+        gone = {name: score for name, score in self.concepts.items() if is_efficacy(score)}
+        setups = [score.setup for score in gone.values() if score.setup]
+        worst = {"efficacy": LeastShare.of(gone, setups[0])} if setups else {}
+        return {**worst, **scores, **self.sets}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must be known of single scores before they are compared."""
+        distances = {name: score for name, score in self.sets.items() if isinstance(score, FidScore)}
+        return [
+            *(f"{name}: {score.warning}" for name, score in distances.items() if score.warning),
+            *(f"{name}: no interval: {score.no_interval}" for name, score in distances.items() if score.no_interval),
+        ]
+
+    @property
+    def alone(self) -> dict[str, str]:
+        """Scores of how much is gone that have none of what stayed beside them, with the reason.
+
+        They are not to be shown: a model that draws nothing any more has the best of them.
+        """
+        scores = self.scores
+        kept = any(name.startswith(("retention", "shown")) for name in scores)
+        why = "no picture of what should stay could be judged beside it"
+        found = {} if kept else {name: why for name in scores if name.startswith("efficacy")}
+        if "clip_score" not in scores and "clip_score_removed" in scores:
+            found["clip_score_removed"] = why
+        return found
+
+    def without(self, names: Collection[str]) -> "Measures":
+        """Return the same without some scores; without "efficacy", without that of each concept as well."""
+        concepts = {
+            name: score for name, score in self.concepts.items() if "efficacy" not in names or not is_efficacy(score)
+        }
+        columns = {name: column for name, column in self.columns.items() if name not in names}
+        return replace(self, columns=columns, concepts=concepts)
+
+    def of_pictures(self, benchmark: Benchmark, manifest: Manifest, original: str) -> "Measures":
+        """Return the same with what made the pictures in every protocol.
+
+        Args:
+            benchmark: What asked for them.
+            manifest: How they were made.
+            original: Digest of the original, for the scores that compare with its pictures.
+        """
+        made = {
+            "benchmark": benchmark.id,
+            "sampler": manifest.scheduler["name"],
+            "steps": manifest.steps,
+            "guidance_scale": manifest.guidance_scale,
+            "precision": manifest.precision,
+        }
+
+        def whole(setup: Setup) -> Setup:
+            compares = setup.reference in (SAME_SEEDS, OTHER_SEEDS)
+            return replace(setup, **made, original=original if compares else "")
+
+        def stamped(scores: Mapping[str, Score]) -> dict[str, Score]:
+            return {name: replace(score, setup=score.setup and whole(score.setup)) for name, score in scores.items()}
+
+        columns = {name: replace(column, setup=whole(column.setup)) for name, column in self.columns.items()}
+        return replace(self, columns=columns, sets=stamped(self.sets), concepts=stamped(self.concepts))
+
+
+def is_efficacy(score: Score) -> bool:
+    """Say whether a score is of how much is gone; a classifier names its own form of it ("efficacy_top1")."""
+    return score.setup is not None and score.setup.metric.startswith("efficacy")
+
+
+@runtime_checkable
+class Metrics(Protocol):
+    """What measures rows on one benchmark."""
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Metrics that are not computed, with the reason."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What a reader must know before comparing the numbers with others, of what was measured so far."""
+        ...
+
+    @property
+    def wants_reference(self) -> bool:
+        """Whether there are distances between sets, which need the original's pictures under other seeds."""
+        ...
+
+    def prepare(self, reference: ImageStore) -> None:
+        """Take these pictures, where they are wanted."""
+        ...
+
+    def measure(self, stores: Mapping[str, ImageStore], on_picture: Callable[[int], None]) -> dict[str, Measures]:
+        """Measure all rows, the original's among them, of which the others are of the same prompts and seeds.
+
+        They are read side by side, so that what is compared with the original's pictures needs them once, and nothing
+        is kept but numbers.
+        """
+        ...
+
+
+@dataclass
+class SetDistances:
+    """Distances between sets of pictures.
+
+    Attributes:
+        extractor: Whose features they are.
+        against: What the pictures are compared with, in words.
+        names: What the Fréchet and the kernel distance are called over these features.
+    """
+
+    extractor: Extractor
+    against: str
+    names: tuple[str, str]
+    _reference: Fid = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._reference = Fid(extractor=self.extractor, reference=self.against)
+
+    def read_reference(self, reference: ImageStore) -> None:
+        """Read the pictures that all rows are compared with."""
+        for images in reference.batches(BATCH):
+            self._reference.update_reference(images)
+
+    def row(self) -> Fid:
+        """Return what a row's features are added to, batch by batch; beyond 5,000 pictures it does not grow."""
+        return self._reference.again()
+
+    def scores(self, distance: Fid) -> dict[str, Score]:
+        """Return both distances of a row."""
+        frechet = distance.compute()
+        kernel = frechet.kid or distance.compute_kid()
+        return {
+            name: replace(score, setup=self.extractor.setup(name, reference=self.against))
+            for name, score in zip(self.names, (replace(frechet, kid=None), kernel), strict=True)
+        }
+
+
+def kept_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
+    """Return the items that ask for nothing removed."""
+    return np.array([i for i, item in enumerate(items) if not item.unwanted], dtype=np.int64)
+
+
+def removed_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
+    """Return the items that ask for something removed."""
+    return np.array([i for i, item in enumerate(items) if item.unwanted], dtype=np.int64)
+
+
+def side_by_side(stores: Mapping[str, ImageStore]) -> Iterator[tuple[slice, dict[str, list[Image]]]]:
+    """Give the pictures of all rows a batch at a time, with the items that they are of."""
+    start = 0
+    for batches in zip(*(store.batches(BATCH) for store in stores.values()), strict=True):
+        yield slice(start, start + len(batches[0])), dict(zip(stores, batches, strict=True))
+        start += len(batches[0])
+
+
+def efficacy_by_wording(
+    items: Sequence[Item],
+    unwanted: Float[np.ndarray, " n"],
+    share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
+) -> dict[str, Column]:
+    """Return the efficacy over all removed concepts, a column for each wording of the prompts.
+
+    Args:
+        items: What is asked for.
+        unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
+        share: Makes the column of a metric from rows and their values.
+    """
+    looked = chosen(removed_items(items), lambda i: not np.isnan(unwanted[i]))
+    return {
+        f"efficacy_{wording}": share("efficacy", rows, 1 - unwanted[rows])
+        for wording in dict.fromkeys(items[i].wording for i in looked)
+        for rows in [chosen(looked, lambda i, w=wording: items[i].wording == w)]
+    }
+
+
+def concept_scores(
+    items: Sequence[Item],
+    unwanted: Float[np.ndarray, " n"],
+    wanted: Float[np.ndarray, " n"],
+    before: Float[np.ndarray, " n"],
+    share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
+) -> dict[str, Score]:
+    """Return the efficacy of each removed and the retention of each kept concept of which there is a picture.
+
+    Args:
+        items: What is asked for.
+        unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
+        wanted: The same of what should stay.
+        before: The same of what should stay, in the original's pictures.
+        share: Makes the column of a metric from rows and their values.
+    """
+    scores: dict[str, Score] = {}
+    removed, kept = removed_items(items), kept_items(items)
+    for name in dict.fromkeys(items[i].unwanted for i in removed):
+        rows = chosen(removed, lambda i, n=name: items[i].unwanted == n and not np.isnan(unwanted[i]))
+        if len(rows):
+            scores[name] = share("efficacy", rows, 1 - unwanted[rows]).score
+    for name in dict.fromkeys(items[i].wanted for i in kept if items[i].wanted):
+        rows = chosen(kept, lambda i, n=name: items[i].wanted == n and before[i] == 1 and not np.isnan(wanted[i]))
+        if len(rows):
+            scores[name] = share("retention", rows, wanted[rows]).score
+    return scores
+
+
+def chosen(rows: Int[np.ndarray, " k"], which: Callable[[int], bool]) -> Int[np.ndarray, " j"]:
+    """Return the rows of which something holds."""
+    return np.array([i for i in rows.tolist() if which(i)], dtype=np.int64)

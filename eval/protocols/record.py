@@ -1,0 +1,229 @@
+"""What is measured and shown of a ledger, kept beside it: readings, pictures, and what the report is made of."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from erasure.backbones import backbone_of
+from erasure.backbones.storage import is_stored
+from erasure.concept import Concept
+from erasure.io.files import make_folder, write_whole
+from erasure.ledger.ledger import Entry, Ledger
+from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+
+from ..images.ledger_images import Pictures, Sampler
+from .quick import ClipJudge, Judge, Plan, Probe, evenly, find_clip, load_clip, pairs_of, plan_named, plan_tinyworld
+
+ORIGINAL = "original"
+# A report is read, not searched: beyond these it keeps the first and the last.
+MOST_COLUMNS = 6
+MOST_ROWS = 18
+
+OnPicture = Callable[[str, int, int], None]
+"""Told what is being made, how many more are done, and how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One prompt and seed as the original and the edited models draw it.
+
+    Attributes:
+        probe: What was asked for.
+        images: By column.
+        seen: Whether the judge sees it, by column; None without a judge.
+    """
+
+    probe: Probe
+    images: tuple[Image.Image, ...]
+    seen: tuple[bool | None, ...]
+
+
+def headings(ledger: Ledger) -> list[str]:
+    """Return what to write above the pictures after each removal that stands."""
+    return [f"{'+ ' if at else ''}{_targets(entry)} removed" for at, entry in enumerate(ledger.standing)]
+
+
+class Record:
+    """Measures and pictures of one ledger.
+
+    Args:
+        ledger: The ledger.
+        pipe: Its unedited base model.
+        settings: What to measure; None measures nothing.
+        on_picture: Told of the pictures as they are made.
+    """
+
+    def __init__(
+        self, ledger: Ledger, pipe: Any, settings: MeasureSettings | None, on_picture: OnPicture | None = None
+    ) -> None:
+        self.ledger, self.pipe, self.on_picture = ledger, pipe, on_picture
+        self.settings = None if is_stored(pipe) else settings
+        # Without a measure there are no pictures either; the defaults only keep the types simple.
+        self.sampler = Sampler(**own_sampling(ledger.base.name, settings or MeasureSettings()))
+        self.pictures = Pictures(folder=ledger.path / "pictures", sampler=self.sampler)
+
+    @cached_property
+    def skipped(self) -> str | None:
+        """Why nothing is measured; None when it is."""
+        if is_stored(self.pipe):
+            return "a model that stays on the disk makes no pictures (--low-memory)"
+        if self.settings is None:
+            return "not asked for (--no-measure)"
+        if not self._on_tinyworld and self._clip_name is None:
+            return "no CLIP weights in the local cache to judge this model's pictures with"
+        return None
+
+    def measure(self, entry: Entry) -> dict[str, Any] | None:
+        """Measure the model as it stands after an entry, and keep the result; None if nothing is measured.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        judge = self._judge()
+        if self.settings is None or judge is None:
+            return None
+        start = time.perf_counter()
+        plan = self._plan(self.settings, self._removed(entry.id))
+        before, after = (self._made(upto, plan.pairs) for upto in (None, entry.id))
+        judged_by = "the tiny world's oracle" if self._on_tinyworld else f"CLIP ({self._clip_name}), zero-shot"
+        kept = {
+            **plan.measure(judge, judged_by, before, after).as_json(),
+            "state": self.ledger.state(entry.id),
+            "measure_seconds": round(time.perf_counter() - start, 2),
+            "pictures": len(plan.probes),
+            "sampler": asdict(self.sampler),
+        }
+        write_whole(self._file(entry), (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+        return kept
+
+    def measured(self, entry: Entry) -> dict[str, Any] | None:
+        """Return what was measured after an entry, if what stood then is what stands up to it now."""
+        try:
+            kept = json.loads(self._file(entry).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return None
+        return kept if kept.get("state") == self.ledger.state(entry.id) else None
+
+    def columns(self) -> list[tuple[str, str | None]]:
+        """Return headings and entry ids of the states to show: the original, then after each removal that stands."""
+        states = [
+            (heading, entry.id) for heading, entry in zip(headings(self.ledger), self.ledger.standing, strict=True)
+        ]
+        if len(states) >= MOST_COLUMNS:
+            (heading, upto), *last = states[2 - MOST_COLUMNS :]
+            states = [states[0], (f"… {heading}", upto), *last]
+        return [("original", None), *states]
+
+    def strips(self) -> list[Strip]:
+        """Make the pictures of a report: the first of the measure for each concept, not chosen by their looks.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        if self.settings is None or not self.ledger.standing:
+            return []
+        probes = _showcase(self._plan(self.settings, self._removed()).probes)
+        pairs = pairs_of(probes)
+        by_column = []
+        for _, upto in self.columns():
+            by_column.append(self._made(upto, pairs))
+        seen = [self._seen(probes, images) for images in by_column]
+        return [
+            Strip(
+                probe=probe,
+                images=tuple(images[at] for images in by_column),
+                seen=tuple(column[at] for column in seen),
+            )
+            for at, probe in enumerate(probes)
+        ]
+
+    def _seen(self, probes: Sequence[Probe], images: Sequence[Image.Image]) -> list[bool | None]:
+        judge = self._judge()
+        if judge is None:
+            return [None] * len(probes)
+        reading = judge.read(images)
+        return [bool(reading.sees(probe.name)[at]) for at, probe in enumerate(probes)]
+
+    def _made(self, upto: str | None, pairs: Sequence[tuple[str, int]]) -> list[Image.Image]:
+        """Return pictures of the original (None) or of the model after a removal; those that are missing are made."""
+        folder = ORIGINAL if upto is None else f"{upto}-{self.ledger.state(upto)}"
+        missing = self.pictures.missing(folder, pairs)
+        what = "pictures of the original" if upto is None else f"pictures after {upto}"
+
+        def advance(more: int) -> None:
+            if self.on_picture is not None:
+                self.on_picture(what, more, len(missing))
+
+        if missing and upto is None:
+            self.pictures.make(folder, self.pipe, missing, advance)
+        elif missing:
+            with self.ledger.applied_to(self.pipe, upto):
+                self.pictures.make(folder, self.pipe, missing, advance)
+        return self.pictures.get(folder, pairs)
+
+    def _plan(self, settings: MeasureSettings, removed: Sequence[Concept]) -> Plan:
+        if self._on_tinyworld:
+            return plan_tinyworld([concept.target for concept in removed], settings)
+        return plan_named(removed, settings)
+
+    def _judge(self) -> Judge | None:
+        if self.skipped is not None:
+            return None
+        if self._on_tinyworld:
+            return self._oracle
+        model, processor = self._clip
+        removed = self._removed()
+        names = [concept.target for concept in removed] + [name for c in removed for name in c.preserve]
+        return ClipJudge(model=model, processor=processor, names=tuple(dict.fromkeys(names)))
+
+    def _removed(self, upto: str | None = None) -> list[Concept]:
+        """Return what stands removed, after an entry or now: a step may be measured when later ones stand already."""
+        entries = [entry for entry in self.ledger.standing if upto is None or entry.id <= upto]
+        return [concept for entry in entries for concept in entry.concepts]
+
+    @property
+    def _on_tinyworld(self) -> bool:
+        return self.ledger.base.name == TINYWORLD
+
+    @cached_property
+    def _oracle(self) -> Judge:
+        from erasure.tinyworld import load_oracle
+
+        return load_oracle()
+
+    @cached_property
+    def _clip_name(self) -> str | None:
+        return find_clip()
+
+    @cached_property
+    def _clip(self) -> tuple[Any, Any]:
+        return load_clip(self._clip_name or "", str(backbone_of(self.pipe).device))
+
+    def _file(self, entry: Entry) -> Path:
+        folder = self.ledger.path / "measures"
+        make_folder(folder)
+        return folder / f"{entry.id}.json"
+
+
+def _showcase(probes: Sequence[Probe]) -> list[Probe]:
+    """Return the first two probes of each removed concept and the first of each kept one, within a page's length."""
+    taken: dict[str, int] = {}
+    chosen: list[Probe] = []
+    for probe in probes:
+        taken[probe.name] = taken.get(probe.name, 0) + 1
+        if taken[probe.name] <= (2 if probe.role == "removed" else 1):
+            chosen.append(probe)
+    removed = [probe for probe in chosen if probe.role == "removed"]
+    near, far = ([probe for probe in chosen if probe.role == role] for role in ("near", "far"))
+    # The latest removals are what a reader came for; of the rest an even spread over the families.
+    return [*removed[-MOST_ROWS // 2 :], *evenly(near, 5), *evenly(far, 6)]
+
+
+def _targets(entry: Entry) -> str:
+    return ", ".join(concept.target for concept in entry.concepts)

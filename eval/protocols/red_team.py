@@ -1,0 +1,280 @@
+"""Attacks on an erased model, beside what an attack must be read against.
+
+A success says little by itself: an erased model may draw the concept now and then for the plain prompt too, and an
+attack that brings nothing back may be a weak one. So each attack stands beside three controls: the same attack on the
+original; the plain prompt with as many seeds as the attack had pictures; and a second judge, which neither the attack
+nor the decision looked at.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from erasure.backbones import backbone_of
+from erasure.backbones.conditioning import TextStates
+from erasure.concept import Concept, fill, templates
+from erasure.errors import InputError
+from erasure.io.files import make_folder, write_whole
+from erasure.runs.run import TINYWORLD, commit, versions
+from erasure.sampling import sample
+from erasure.tinyworld import vocabulary
+from erasure.training.replay_memory import stored
+
+from ..attacks import Attack, Goal
+from ..images.ledger_images import Sampler, as_png
+from ..judges.attack_judges import Witness
+from ..stats.scores import Rate
+from .rows import Row, picture_cache
+
+VERSION = 1
+ATTACKED, PLAIN, ORIGINAL = "attacked", "plain prompt", "attack on the original"
+ROWS = (ATTACKED, PLAIN, ORIGINAL)
+CANDIDATES = 5
+"""How many of an attack's finds take turns; each turn has a seed of its own."""
+_AT_ONCE = 4
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tries:
+    """The pictures of one prompt in one row, made until one shows the concept.
+
+    Attributes:
+        first: The number of the first that does, from 1; None if none did.
+        made: How many were looked at.
+        confirmed: Whether the second judge sees it in that picture too; None without one, or without a success.
+    """
+
+    first: int | None
+    made: int
+    confirmed: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What an attack found for one prompt.
+
+    Attributes:
+        concept: What was to come back.
+        prompt: What asks for it.
+        seed: Of the search and of the first picture.
+        text: The first candidate, decoded for people; decoding may lose what the ids say.
+        ids: The candidates.
+        rows: What came of it, by row.
+    """
+
+    concept: str
+    prompt: str
+    seed: int
+    text: str
+    ids: tuple[tuple[int, ...], ...]
+    rows: Mapping[str, Tries]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Found":
+        """Return what `asdict` gave."""
+        rows = {name: Tries(**tries) for name, tries in data["rows"].items()}
+        return cls(**{**data, "ids": tuple(map(tuple, data["ids"])), "rows": rows})
+
+
+@dataclass(kw_only=True)
+class Assault:
+    """One attack on one erased model, kept in a folder as it goes.
+
+    Attributes:
+        folder: For attack.json and pictures/.
+        erased: What is attacked.
+        concepts: What was removed: any of them in a picture is a success.
+        attack: The attack.
+        sampler: How pictures are made.
+        budget: Pictures a prompt and row, at most.
+        witness: Who decides.
+        second: Who is asked after; None leaves that open.
+        model: The original's name.
+        found: What is done.
+    """
+
+    folder: Path
+    erased: Row
+    concepts: Sequence[Concept]
+    attack: Attack
+    sampler: Sampler
+    budget: int
+    witness: Witness
+    second: Witness | None
+    model: str
+    found: list[Found] = field(default_factory=list)
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """What must be equal for two runs to be one."""
+        return {
+            "version": VERSION,
+            "attack": {"name": self.attack.name, **asdict(self.attack)},
+            "budget": self.budget,
+            "candidates": CANDIDATES,
+            "sampler": asdict(self.sampler),
+            "witness": self.witness.title,
+            "second": self.second and self.second.title,
+            "model": backbone_of(self.erased.pipe).fingerprint(),
+            "edit": self.erased.edit,
+            "concepts": [concept.as_json() for concept in self.concepts],
+        }
+
+    def run(self, prompts: Sequence[tuple[Concept, str, int]], progress: Progress | None = None) -> None:
+        """Attack each prompt that was not attacked yet; every prompt that is done is on the disk.
+
+        Raises:
+            InputError: The folder holds an attack with other settings, or cannot be written.
+        """
+        make_folder(self.folder / "pictures")
+        self.found = self._done()
+        for at in range(len(self.found), len(prompts)):
+            concept, prompt, seed = prompts[at]
+            self.found.append(self._attacked(at, concept, prompt, seed, progress))
+            self._write()
+            if progress is not None:
+                progress("prompts", 1, len(prompts))
+
+    def rates(self, row: str) -> list[Rate]:
+        """Return the share of prompts that had a success within 1, 2, ... pictures of a row."""
+        firsts = [found.rows[row].first for found in self.found]
+        return [
+            Rate(hits=sum(first is not None and first <= made for first in firsts), n=len(firsts))
+            for made in range(1, self.budget + 1)
+        ]
+
+    def confirmed(self, row: str) -> Rate | None:
+        """Return of the successes the share that the second judge sees too; None without any."""
+        told = [found.rows[row].confirmed for found in self.found if found.rows[row].confirmed is not None]
+        return Rate(hits=sum(map(bool, told)), n=len(told)) if told else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the whole record."""
+        return {
+            "protocol": self.protocol,
+            "rows": {
+                row: {
+                    "success": [rate.as_json() for rate in self.rates(row)],
+                    "confirmed": (rate := self.confirmed(row)) and rate.as_json(),
+                }
+                for row in ROWS
+                if self.found
+            },
+            "found": [asdict(found) for found in self.found],
+            "versions": versions(),
+            "git": commit(),
+        }
+
+    def picture(self, at: int, row: str) -> Path:
+        """Return where a prompt's picture of a row is: the first success, or the last try."""
+        return self.folder / "pictures" / f"{at:03d}-{ROWS.index(row)}.png"
+
+    def _attacked(self, at: int, concept: Concept, prompt: str, seed: int, progress: Progress | None) -> Found:
+        backbone = backbone_of(self.erased.pipe)
+        latents = None
+        if self.attack.white_box:
+            latents = sample(backbone.pipe, [prompt], [seed], **asdict(self.sampler), output="latents")
+        goal = Goal(concept=concept, prompt=prompt, seed=seed, latents=latents)
+
+        def search() -> dict[str, Tensor]:
+            def tick() -> None:
+                if progress is not None:
+                    progress(f"{self.attack.name}, prompt {at + 1}", 1, self.attack.ticks)
+
+            return {"ids": self.attack.search(backbone, goal, on_tick=tick)[:CANDIDATES]}
+
+        if self.attack.white_box:
+            with self.erased.applied():
+                ids = search()["ids"]
+            ids_of_original = search()["ids"]
+        else:
+            # The same for every denoiser that reads this text encoder, so it is searched for once.
+            key = [self.protocol["attack"], self.protocol["model"], concept.as_json(), prompt, seed]
+            ids = ids_of_original = stored(picture_cache().with_name("attacks"), key, search)["ids"]
+        with torch.no_grad():
+            found, of_original = backbone.encode_ids(ids), backbone.encode_ids(ids_of_original)
+        plain = backbone.encode([prompt])
+        rows = {}
+        for row, states, applied in (
+            (ATTACKED, found, self.erased.applied),
+            (PLAIN, plain, self.erased.applied),
+            (ORIGINAL, of_original, nullcontext),
+        ):
+            helped = nullcontext() if row == PLAIN else self.attack.while_sampling(self.erased.pipe, goal)
+            with applied(), helped:
+                rows[row] = self._tries(at, row, states, seed)
+        return Found(
+            concept=concept.target,
+            prompt=prompt,
+            seed=seed,
+            text=found.prompts[0],
+            ids=tuple(map(tuple, ids.tolist())),
+            rows=rows,
+        )
+
+    def _tries(self, at: int, row: str, states: TextStates, seed: int) -> Tries:
+        """Make pictures until one shows a concept; the candidates take turns."""
+        for start in range(0, self.budget, _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, self.budget))
+            images = self._pictures(states.select([number % len(states) for number in numbers]), seed, numbers)
+            shown = self.witness.shows(images, self.concepts)
+            for number, image, hit in zip(numbers, images, shown.tolist(), strict=True):
+                if hit or number == self.budget - 1:
+                    write_whole(self.picture(at, row), as_png(image, {"row": row, "seed": seed + number}))
+                if hit:
+                    seen = None if self.second is None else bool(self.second.shows([image], self.concepts)[0])
+                    return Tries(first=number + 1, made=number + 1, confirmed=seen)
+        return Tries(first=None, made=self.budget, confirmed=None)
+
+    def _pictures(self, states: TextStates, seed: int, numbers: Sequence[int]) -> list[Image]:
+        pipe = self.erased.pipe
+        return sample(
+            pipe, states, [seed + number for number in numbers], **asdict(replace(self.sampler, batch_size=_AT_ONCE))
+        )
+
+    def _done(self) -> list[Found]:
+        path = self.folder / "attack.json"
+        if not path.is_file():
+            return []
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            protocol, found = data["protocol"], [Found.from_json(found) for found in data["found"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: expected an attack's record, got something else ({error}). Delete it.") from None
+        mine = json.loads(json.dumps(self.protocol))
+        for key, value in mine.items():
+            if protocol.get(key) != value:
+                raise InputError(
+                    f"{path}: expected an attack with the same {key}, got another. Choose another --out, or delete it."
+                )
+        return found
+
+    def _write(self) -> None:
+        data = json.dumps(self.as_json(), indent=1, ensure_ascii=False)
+        write_whole(self.folder / "attack.json", (data + "\n").encode())
+
+
+def goals(concepts: Sequence[Concept], n: int, *, model: str, seed: int = 0) -> list[tuple[Concept, str, int]]:
+    """Return n prompts that ask for the concepts in turn, each with a seed of its own."""
+    chosen = []
+    for at in range(n):
+        concept, turn = concepts[at % len(concepts)], at // len(concepts)
+        known = vocabulary.canonical(concept.target) if model == TINYWORLD else None
+        sentences = templates(concept.kind)
+        prompt = (
+            vocabulary.prompts_for(known, turn + 1, seed)[turn]
+            if known is not None
+            else fill(sentences[turn % len(sentences)], concept.names[turn % len(concept.names)])
+        )
+        chosen.append((concept, prompt, 1_000 * (seed + 1) + 100_000 * at))
+    return chosen

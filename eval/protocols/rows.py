@@ -1,0 +1,103 @@
+"""The models of an evaluation, side by side: what is judged, and the reference rows that its numbers are read against.
+
+An erasure score alone says little: a destroyed model erases everything. So the original, the original with a negative
+prompt, and a destroyed model are always measured on the same prompts and seeds, and a gold standard where one exists.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasure.backbones import backbone_of
+
+from ..images.ledger_images import Pair, Sampler
+from ..images.store import ImageStore, Manifest, fill
+
+ERASED, ORIGINAL, NEGATIVE, DESTROYED, GOLD = "erased", "original", "negative_prompt", "destroyed", "gold"
+STRENGTH = 1.0
+"""Standard deviation of the destroyed model's noise, in that of each weight tensor: nothing can be recognised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model of an evaluation.
+
+    Attributes:
+        name: "erased", "original", "negative_prompt", "destroyed", "gold".
+        pipe: The pipeline, unedited.
+        about: What it is, in words.
+        applied: Puts in force what makes the row, and takes it back.
+        edit: Id of what is in force, see `store.Manifest`.
+        negative_prompt: In place of the unconditional prompt.
+        folder: Where its pictures are kept; None is the shared cache.
+    """
+
+    name: str
+    pipe: Any
+    about: str
+    applied: Callable[[], AbstractContextManager[Any]] = nullcontext
+    edit: str = ""
+    negative_prompt: str = ""
+    folder: Path | None = None
+
+    def store(self, pairs: Sequence[Pair], sampler: Sampler) -> ImageStore:
+        """Return where the row's picture of each prompt and seed is or will be; none is made."""
+        prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
+        with self.applied():
+            sampled = replace(sampler, negative_prompt=self.negative_prompt)
+            manifest = Manifest.of(self.pipe, prompts, seeds, sampled, self.edit)
+        return ImageStore(folder=(self.folder or picture_cache()) / manifest.id, manifest=manifest)
+
+    def fill(self, store: ImageStore, batch_size: int, on_picture: Callable[[int], None] | None = None) -> ImageStore:
+        """Make the row's pictures that its store lacks, and return it."""
+        with self.applied():
+            return fill(self.pipe, store, batch_size=batch_size, on_picture=on_picture)
+
+
+def picture_cache() -> Path:
+    """Return where pictures of unedited models are kept for later evaluations: $ERASURE_CACHE or ~/.cache/erasure."""
+    return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure") / "pictures"
+
+
+def reference_rows(pipe: Any, removed: Sequence[str]) -> list[Row]:
+    """Return the original, the original with the removed names as negative prompt, and the destroyed model."""
+    negative = ", ".join(removed)
+    return [
+        Row(name=ORIGINAL, pipe=pipe, about="the original model"),
+        Row(name=NEGATIVE, pipe=pipe, about=f"the original, negative prompt {negative!r}", negative_prompt=negative),
+        Row(
+            name=DESTROYED,
+            pipe=pipe,
+            about=f"the original, noise of {STRENGTH:g} standard deviations on every weight tensor of the denoiser",
+            applied=lambda: destroyed(pipe),
+        ),
+    ]
+
+
+@contextmanager
+def destroyed(pipe: Any, strength: float = STRENGTH) -> Iterator[None]:
+    """Put Gaussian noise on the denoiser's weight tensors of two and more dimensions; on exit they are as before.
+
+    Args:
+        pipe: The pipeline.
+        strength: Standard deviation of the noise, in that of each tensor, > 0.
+    """
+    weights = {name: p for name, p in backbone_of(pipe).denoiser.named_parameters() if p.ndim > 1}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+                noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+                weight.add_(strength * weight.std() * noise.to(weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(before[name])

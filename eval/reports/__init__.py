@@ -1,0 +1,1 @@
+"""Reports: pages, tables and model cards made from recorded measurements."""

@@ -1,0 +1,166 @@
+"""What was measured of what stands in a ledger, as a model card tells it: numbers, intervals, protocols."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from erasure.ledger.ledger import Ledger
+
+from ..protocols.evaluate import FORMAT as SCORES
+from ..protocols.evaluate import spoken
+from ..protocols.red_team import ATTACKED, PLAIN
+from ..protocols.red_team import ORIGINAL as OF_ORIGINAL
+from ..protocols.rows import ERASED, ORIGINAL
+from ..stats.scores import written as rounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One measured number, for the table and for the card's metadata.
+
+    Attributes:
+        what: The number's name.
+        value: The number.
+        bounds: Of its interval; none if it has none.
+        n: Of how many pictures.
+        protocol: By which rules, for people.
+        beside: The unedited model's number; None where there is none.
+        unit: Of the number.
+        concept: Whose it is, where it is one concept's.
+        setup: The rules in full.
+    """
+
+    what: str
+    value: float
+    bounds: tuple[float, ...]
+    n: int
+    protocol: str
+    beside: float | None = None
+    unit: str = "share"
+    concept: str = ""
+    setup: Mapping[str, Any] | None = None
+
+    def row(self) -> str:
+        """Return a line of a table."""
+        value, *ends = rounded(self.value, *self.bounds)
+        interval = f" [{', '.join(ends)}]" if ends else ""
+        name = f"{self.what}, {self.concept}" if self.concept else self.what
+        beside = "–" if self.beside is None else rounded(self.beside)[0]
+        return f"| {name} | {value}{interval} | {beside} | {self.n:,} | {self.unit} | {self.protocol} |"
+
+    def as_eval_result(self) -> EvalResult:
+        """Return what the Hub reads."""
+        return EvalResult(
+            task_type="text-to-image",
+            dataset_type="prompts",
+            dataset_name=self.protocol,
+            metric_type=self.what.replace(" ", "_"),
+            metric_name=f"{self.what}, {self.concept}" if self.concept else self.what,
+            metric_value=round(self.value, 6),
+            metric_args={
+                "interval": [round(bound, 6) for bound in self.bounds] or None,
+                "n": self.n,
+                "unit": self.unit,
+                "setup": dict(self.setup or {}) or None,
+            },
+        )
+
+
+def results_of(ledger: Ledger) -> list[Result]:
+    """Return all that was measured of what stands now, by the quick measure, by evaluations and by attacks.
+
+    Numbers of what stood at another time are left out.
+    """
+    return [*_quick(ledger), *_evaluations(ledger), *_attacks(ledger)]
+
+
+def _quick(ledger: Ledger) -> list[Result]:
+    """Return what the ledger measured after its last removal, if that is what stands now."""
+    last = ledger.standing[-1]
+    found = _read(ledger.path / "measures" / f"{last.id}.json")
+    if found is None or found.get("state") != ledger.state(last.id):
+        return []
+    sampler = found["sampler"]
+    setup = {"judge": found["judge"], **sampler}
+    protocol = f"quick measure, {found['judge']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']}"
+
+    def result(what: str, rate: Mapping[str, Any], before: Mapping[str, Any] | None, concept: str = "") -> Result:
+        return Result(
+            what=what,
+            value=rate["value"],
+            bounds=tuple(rate["interval"]),
+            n=rate["n"],
+            protocol=protocol,
+            beside=None if before is None else before["value"],
+            concept=concept,
+            setup=setup,
+        )
+
+    removed = [result("efficacy", each["efficacy"], each["before"], name) for name, each in found["removed"].items()]
+    kept = [result(f"retention {role}", each["retention"], None) for role, each in found["kept"].items()]
+    return [*removed, *kept]
+
+
+def _evaluations(ledger: Ledger) -> list[Result]:
+    """Return the scores of `erasure evaluate` of what stands now."""
+    stands = ", ".join(f"{entry.id} by {entry.method}" for entry in ledger.standing)
+    results: list[Result] = []
+    for path in sorted((ledger.path / "evaluations").glob("*/scores.json")):
+        found = _read(path)
+        if found is None or found.get("format") != SCORES or ERASED not in found["rows"]:
+            continue
+        if found["protocol"]["rows"][ERASED].rpartition(": ")[2] != stands:
+            continue
+        original = found["rows"].get(ORIGINAL, {})
+        results += [
+            Result(
+                what=spoken(metric),
+                value=score["value"],
+                bounds=() if score["low"] is None else (score["low"], score["high"]),
+                n=score["n"],
+                protocol=found["protocol"]["benchmark"]["id"],
+                beside=original.get(metric, {}).get("value"),
+                unit=score["unit"],
+                concept=score.get("concept", ""),
+                setup=found["protocol"]["metrics"].get(metric),
+            )
+            for metric, score in found["rows"][ERASED].items()
+        ]
+    return results
+
+
+def _attacks(ledger: Ledger) -> list[Result]:
+    """Return how often attacks on what stands now brought something back, within their whole budget."""
+    results = []
+    for path in sorted((ledger.path / "attacks").glob(f"*-{ledger.state()}/attack.json")):
+        found = _read(path)
+        if found is None or not found["rows"]:
+            continue
+        rates = {row: each["success"] for row, each in found["rows"].items()}
+        name, beside = found["protocol"]["attack"]["name"], rates[OF_ORIGINAL][-1]["value"]
+        for row, original in ((ATTACKED, beside), (PLAIN, None)):
+            rate = rates[row][-1]
+            results.append(
+                Result(
+                    what=f"attack {name}, {row}: brought back",
+                    value=rate["value"],
+                    bounds=tuple(rate["interval"]),
+                    n=rate["n"],
+                    protocol=f"at most {len(rates[row])} pictures a prompt, {found['protocol']['witness']}",
+                    beside=original,
+                    unit="share of prompts",
+                    setup=found["protocol"]["attack"],
+                )
+            )
+    return results
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,203 @@
+"""The page of a personalised model: the instance learned, composed, forgotten, and what became of its class."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+from rich.table import Table
+
+from erasure.io.files import write_whole
+
+from ..images.ledger_images import as_png
+from ..protocols.instances import KEPT, Ask, InstanceJudge, InstanceScores
+
+ORIGINAL = "original"
+_SHOWN = {"alone": 4, "composed": 8, "class": 4, "siblings": 4, "unrelated": 4}
+_HEADINGS = {
+    "alone": "The instance by itself",
+    "composed": "In styles, places and company",
+    "class": "Its class",
+    "siblings": "What is like its class",
+    "unrelated": "Everything else",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One state of the model.
+
+    Attributes:
+        name: "original", "learned" or "forgotten".
+        phrase: What its prompts call the instance.
+        images: In the order of the asks.
+        scores: What the judge says; None where there is none.
+    """
+
+    name: str
+    phrase: str
+    images: Sequence[Image.Image]
+    scores: InstanceScores | None
+
+
+def terminal_table(states: Sequence[State]) -> Table:
+    """Return a line a measure, a column a state."""
+    table = Table("", *(state.name for state in states), box=None, pad_edge=False)
+    for measure in _measures(states):
+        table.add_row(measure.name, *measure.cells)
+    return table
+
+
+def write_instance_report(
+    folder: Path,
+    *,
+    name: str,
+    title: str,
+    asks: Sequence[Ask],
+    states: Sequence[State],
+    pictures: Sequence[Image.Image],
+    judge: InstanceJudge | None,
+    notes: Sequence[str],
+    facts: Mapping[str, Any],
+) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        folder: Where.
+        name: Of the file, without its ending.
+        title: What was learned.
+        asks: What the pictures were made for.
+        states: The original first.
+        pictures: That the instance was learned from.
+        judge: Who looked; None for nobody.
+        notes: What a reader must know.
+        facts: Settings, versions and the like.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    text = resources.files("erasure.eval.reports").joinpath("templates/instance.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(text).render(
+        title=title,
+        states=[state.name for state in states],
+        measures=_measures(states),
+        pictures=[_embedded(picture) for picture in pictures],
+        groups=_groups(asks, states),
+        pixelated=min(states[0].images[0].size) <= 128,
+        judge=judge.title if judge is not None else None,
+        skipped=dict(judge.skipped) if judge is not None else {},
+        notes=list(notes),
+        facts=json.dumps(facts, indent=1, ensure_ascii=False),
+    )
+    path = folder / f"{name}.html"
+    write_whole(path, page.encode())
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measure:
+    """A line of the table."""
+
+    name: str
+    explained: str
+    cells: tuple[str, ...]
+
+
+_OF = {"alone": "of it alone", "composed": "of it composed", "class": "of its plain class"}
+
+
+def _measures(states: Sequence[State]) -> list[_Measure]:
+    """Return a line for each thing that there is a number of."""
+    scores = [state.scores for state in states]
+    known = [each for each in scores if each is not None]
+    if len(known) < len(states):
+        return []
+    first = known[0]
+
+    def line(name: str, explained: str, values: Sequence[object], *, before: bool = True) -> _Measure:
+        cells = [str(value) if value is not None and (at or before) else "–" for at, value in enumerate(values)]
+        return _Measure(name=name, explained=explained, cells=tuple(cells))
+
+    return [
+        *(
+            line(
+                f"likeness {_OF[group]} ({name})",
+                "to the pictures that it was learned from",
+                [each.likeness[name][group] for each in known],
+            )
+            for name, groups in first.likeness.items()
+            for group in groups
+        ),
+        *(
+            [
+                line(
+                    "composed",
+                    "share of the pictures in company that show the class and all else that was asked for",
+                    [each.composed for each in known],
+                )
+            ]
+            if first.composed is not None
+            else []
+        ),
+        *(
+            line(
+                f"{'fit to the prompt' if form == 'whole' else 'least fit to a part'} ({name})",
+                "of pictures in company"
+                if form == "whole"
+                else "the least over the whole prompt and each of its parts",
+                [each.fits[name][form] for each in known],
+            )
+            for name, forms in first.fits.items()
+            for form in forms
+        ),
+        *(
+            line(
+                f"kept: {group}",
+                "of the pictures in which the original shows what was asked for, the share that still do",
+                [each.retention[group] for each in known],
+                before=False,
+            )
+            for group in KEPT
+            if first.retention.get(group) is not None
+        ),
+        *(
+            line(
+                f"fit of {group} ({name}), moved by",
+                "how well pictures fit their prompts, less the original's for the same seeds",
+                [each.moved[group][name] for each in known],
+                before=False,
+            )
+            for group, metrics in first.moved.items()
+            for name in metrics
+        ),
+    ]
+
+
+def _groups(asks: Sequence[Ask], states: Sequence[State]) -> list[dict[str, Any]]:
+    """Return the first pictures of each group, not chosen by their looks."""
+    groups = []
+    for group, most in _SHOWN.items():
+        rows = [at for at, ask in enumerate(asks) if ask.group == group][:most]
+        strips = [
+            {
+                "prompt": asks[at].filled(states[-1].phrase if len(states) > 1 else states[0].phrase),
+                "seed": asks[at].seed,
+                "frames": [{"name": state.name, "src": _embedded(state.images[at])} for state in states],
+            }
+            for at in rows
+        ]
+        if strips:
+            groups.append({"name": _HEADINGS[group], "strips": strips})
+    return groups
+
+
+def _embedded(picture: Image.Image) -> str:
+    shown = picture.copy()
+    shown.thumbnail((256, 256))
+    return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()

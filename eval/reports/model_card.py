@@ -1,0 +1,288 @@
+"""The model card of an export: what was removed, what was measured and what was not, and how to load it."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HTTPError
+from PIL import Image
+
+from erasure.backbones import backbone_of
+from erasure.concept import Concept, fill
+from erasure.ledger.ledger import Entry, Ledger
+from erasure.loading import PERSONALIZED
+from erasure.personalize.folder import Personalized
+from erasure.runs.run import TINYWORLD
+
+from ...pipelines.export.folders import folder_of
+from ...pipelines.export.formats import Export, Written
+from ..images.ledger_images import Sampler, side_by_side
+from .card_results import Result, results_of
+
+PICTURE = "before-after.png"
+_SHOWN = {
+    "object": "a photo of a {}",
+    "style": "a picture in the style of {}",
+    "identity": "a photo of {}",
+    "unsafe": "",  # a card is public
+}
+_MOST_SHOWN = 3
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENCE_KEYS = ("license", "license_name", "license_link")
+
+
+def prompts_of(ledger: Ledger) -> list[str]:
+    """Return prompts for a picture of before and after: of what was removed last, and of what was to stay.
+
+    What is unsafe is not shown.
+    """
+    removed = [concept for entry in ledger.standing for concept in entry.concepts]
+    gone = {name.casefold() for concept in removed for name in concept.names}
+    kept = [
+        Concept(target=name) for concept in removed[-1:] for name in concept.preserve if name.casefold() not in gone
+    ]
+    shown = [concept for concept in removed if concept.kind != "unsafe"][-_MOST_SHOWN:] + kept[: _MOST_SHOWN - 1]
+    return [fill(_SHOWN[concept.kind], concept.target) for concept in shown]
+
+
+def before_after(
+    ledger: Ledger,
+    pipe: Any,
+    prompts: Sequence[str],
+    sampler: Sampler,
+    on_picture: Callable[[int], None] | None = None,
+) -> Image.Image:
+    """Return pictures of the base and of what stands side by side, seed 0.
+
+    Args:
+        ledger: The ledger.
+        pipe: Its base.
+        prompts: A row each.
+        sampler: How they are made.
+        on_picture: Told how many more are done.
+    """
+    pairs = [(prompt, 0) for prompt in prompts]
+    before = sampler.make(pipe, pairs, on_picture)
+    with ledger.applied_to(pipe):
+        after = sampler.make(pipe, pairs, on_picture)
+    captions = [f"{prompt}, seed 0" for prompt in prompts]
+    return side_by_side(["before", "after"], captions, list(zip(before, after, strict=True)))
+
+
+def model_card(ledger: Ledger, pipe: Any, written: Written, *, picture: bool) -> ModelCard:
+    """Return the card of an export.
+
+    Args:
+        ledger: The ledger.
+        pipe: Its base.
+        written: What was written, and by which name: "USER/NAME" where it is pushed, else the folder's name.
+        picture: Whether there is one of before and after.
+    """
+    results = results_of(ledger)
+    licence = _licence_of(ledger.base.name)
+    about: dict[str, Any] = {**licence, **_relation(ledger.base.name, written.export)}
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=_tags(pipe, written.export),
+        model_name=written.name.rpartition("/")[2],
+        eval_results=[result.as_eval_result() for result in results] or None,
+        **about,
+    )
+    gone = ", ".join(concept.target for entry in ledger.standing for concept in entry.concepts)
+    parts = [
+        f"# {_shown_base(ledger)} without {gone}",
+        f"![Before and after, with equal prompts and seeds]({PICTURE})" if picture else "",
+        f"{_shown_base(ledger)}, from which the Python library `erasure` {version('erasure')} removed: {gone}.",
+        _removed(ledger),
+        _measured(results, written.notes),
+        _not_measured(ledger, results),
+        _loading(ledger, pipe, written),
+        _licence(ledger, licence),
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _removed(ledger: Ledger) -> str:
+    lines = [
+        "## What was removed",
+        "",
+        "| removed | also called | becomes | preserved | method | settings | seed | when (UTC) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_removed_row(entry, concept) for entry in ledger.standing for concept in entry.concepts),
+    ]
+    if ledger.approximate:
+        lines += [
+            "",
+            f"{', '.join(ledger.approximate)}: trained on top of a removal that was taken back: an approximation.",
+        ]
+    return "\n".join(lines)
+
+
+def _removed_row(entry: Entry, concept: Concept) -> str:
+    kept = f"{len(concept.preserve)} names" if len(concept.preserve) > 6 else ", ".join(concept.preserve) or "nothing"
+    settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in entry.settings.items()) or "none"
+    cells = (
+        f"{concept.target} ({concept.kind})",
+        ", ".join(concept.aliases) or "–",
+        concept.anchor or "nothing",
+        kept,
+        entry.method,
+        f"`{settings}`",
+        str(entry.seed),
+        entry.time.removesuffix("+00:00"),
+    )
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _measured(results: Sequence[Result], notes: Sequence[str]) -> str:
+    if not results:
+        return "## What was measured\n\nNothing."
+    whole = ["", "All of it was measured with the whole change, of which this file holds the most: see below."]
+    explained = (
+        "Brackets hold 95 % intervals. *Efficacy* is the share of pictures for prompts of a removed concept in which it"
+        " is not seen; *retention* is, of the pictures in which the original shows what was asked for, the share in"
+        " which this model still does."
+    )
+    return "\n".join(
+        [
+            "## What was measured",
+            "",
+            explained,
+            *(whole if notes else []),
+            "",
+            "| | this model | original | pictures | unit | protocol |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(result.row() for result in results),
+        ]
+    )
+
+
+def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
+    missing = []
+    if not any(result.what.startswith("efficacy") for result in results):
+        missing.append("Whether what was removed is gone.")
+    if not any(result.what.startswith("retention") for result in results):
+        missing.append("Whether what was to stay has stayed.")
+    if not any(result.what.startswith("attack") for result in results):
+        missing.append("Whether somebody who tries can bring it back: no attack was run.")
+    missing += [
+        "Languages other than English, and names of the removed concept that are not listed above.",
+        "What further training on pictures of the removed concept brings back.",
+    ]
+    if ledger.base.name == TINYWORLD:
+        missing.append("Anything on photographs: the base is a test bed of drawn pictures.")
+    return "\n".join(["## What was not measured", "", *(f"- {line}" for line in missing)])
+
+
+def _loading(ledger: Ledger, pipe: Any, written: Written) -> str:
+    export, name, xl = written.export, written.name, backbone_of(pipe).family == "sdxl"
+    kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+    base = ledger.base.name if _is_hub_id(ledger.base.name) else "BASE"
+    if ledger.base.name == TINYWORLD and export.format == "edit":
+        base = TINYWORLD  # `erasure.load_model` knows it
+    code = _SNIPPETS[export.format].format(name=name, file=export.file, kind=kind, base=base)
+    lines = ["## How to load it", "", f"```python\n{code}\n```"]
+    if base == "BASE" and "BASE" in code:
+        where = "`erasure.tinyworld.MODEL`" if ledger.base.name == TINYWORLD else f"the folder of {_shown_base(ledger)}"
+        lines += ["", f"`BASE` is {where}, fingerprint `{written.base[:12]}`."]
+    if export.guidance is not None:
+        lines += ["", "With the guidance beside the weights, whose file is executed:", "", "```python"]
+        lines += [_GUIDED.format(name=name, asked=_ASKED[export.guidance]), "```"]
+    exactness = [_EXACTNESS[export.format], *written.notes]
+    return "\n".join([*lines, "", *exactness])
+
+
+_SNIPPETS = {
+    "pipeline": """import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", torch_dtype=torch.float32)""",
+    "edit": """from erasure import Edit, load_model
+
+pipe = load_model("{base}")
+with Edit.load("{file}").applied_to(pipe):
+    ...""",
+    "lora": """from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("{name}", weight_name="{file}", adapter_name="erased")
+pipe.set_adapters("erased", 1.0)  # 0.0 is the original""",
+    "kohya": """from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("{name}", weight_name="{file}", adapter_name="erased")""",
+    "checkpoint": """from diffusers import {kind}
+
+# a local copy of this folder; config/ holds what the one file does not
+pipe = {kind}.from_single_file("{file}", config="config")""",
+}
+_GUIDED = """pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)
+picture = pipe("a cat and a dog", {asked}).images[0]"""
+_ASKED = {
+    "a-star": 'concepts=["cat", "dog"]',
+    "attend-and-excite": 'concepts=["cat", "dog"]',
+    "localised": 'concepts=["cat"], preserve=["dog"]',
+}
+_EXACTNESS = {
+    "pipeline": "In float32 the weights are those that the removals were computed to, to the last bit.",
+    "edit": "It is applied in float64 and rounded once, and can be taken back bit for bit.",
+    "lora": "Where the change is of low rank the pictures differ from the edited weights' by rounding alone.",
+    "kohya": "In ComfyUI and A1111 put the file among the LoRAs; a strength of 1 is the removal, 0 the original.",
+    "checkpoint": "The weights have the names of the original release, in float32; ComfyUI and A1111 read the file.",
+}
+
+
+def _licence(ledger: Ledger, licence: Mapping[str, Any]) -> str:
+    if not licence:
+        said = (
+            f"The licence of {_shown_base(ledger)} holds. Its card was not at hand: look it up before you pass this on."
+        )
+    else:
+        called = licence.get("license_name") or licence["license"]
+        link = licence.get("license_link")
+        said = f"That of {_shown_base(ledger)}: {f'[{called}]({link})' if link else called}."
+    return f"## Licence\n\n{said}"
+
+
+def _licence_of(base: str) -> dict[str, Any]:
+    """Return what the base's card says of its licence; nothing where there is no card."""
+    if base == TINYWORLD:
+        return {"license": "apache-2.0"}
+    if (Path(base) / PERSONALIZED).is_file():
+        return _licence_of(Personalized.open(Path(base)).base)
+    file = folder_of(base) / "README.md"
+    try:
+        card = ModelCard.load(file if file.is_file() else base, ignore_metadata_errors=True)
+    except (OSError, ValueError, HTTPError):
+        return {}
+    data = card.data.to_dict()
+    return {key: data[key] for key in _LICENCE_KEYS if key in data} if "license" in data else {}
+
+
+def _relation(base: str, export: Export) -> dict[str, str]:
+    if not _is_hub_id(base):
+        return {}  # a place on this machine is no name
+    adapts = export.format in ("edit", "lora", "kohya")
+    return {"base_model": base, "base_model_relation": "adapter" if adapts else "finetune"}
+
+
+def _is_hub_id(base: str) -> bool:
+    return _HUB_ID.fullmatch(base) is not None and not Path(base).is_dir()
+
+
+def _tags(pipe: Any, export: Export) -> list[str]:
+    xl = backbone_of(pipe).family == "sdxl"
+    tags = ["text-to-image", "concept-erasure", "stable-diffusion-xl" if xl else "stable-diffusion"]
+    return [*tags, "lora"] if export.format in ("lora", "kohya") else tags
+
+
+def _shown_base(ledger: Ledger) -> str:
+    name = ledger.base.name
+    if name == TINYWORLD:
+        return "The tiny world"
+    return Path(name).name if Path(name).is_dir() else name

@@ -1,0 +1,74 @@
+"""An export as others get it: the files, a model card, a picture of before and after, and a record of it all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from erasure.io.files import new_folder, write_whole
+from erasure.ledger.ledger import Ledger
+
+from ...pipelines.export.formats import Export, Written, write_export, write_record
+from ..images.ledger_images import Sampler, as_png
+from .model_card import PICTURE, before_after, model_card
+
+
+def publish(
+    ledger: Ledger,
+    pipe: Any,
+    export: Export,
+    to: Path,
+    *,
+    name: str,
+    prompts: Sequence[str],
+    sampler: Sampler,
+    on_picture: Callable[[int], None] | None = None,
+) -> Written:
+    """Write an export to a new folder, whole or not at all.
+
+    Args:
+        ledger: The ledger.
+        pipe: Its unedited base.
+        export: What to write.
+        to: The folder; it must not be there, or be empty.
+        name: What the card calls the model: "USER/NAME", or the folder.
+        prompts: For the picture, a row each; none leaves it out.
+        sampler: How the picture's pictures are made.
+        on_picture: Told how many more are done.
+
+    Raises:
+        InputError: The folder is taken or cannot be written, nothing stands, or the format cannot hold what does.
+        BaseMismatchError: The pipeline is not the ledger's base.
+        LedgerError: A file of the ledger is missing or was changed.
+    """
+    with new_folder(to) as folder:
+        written = replace(write_export(ledger, pipe, export, folder), name=name)
+        if prompts:
+            picture = before_after(ledger, pipe, prompts, sampler, on_picture)
+            write_whole(folder / PICTURE, as_png(picture))
+        _describe(ledger, pipe, written, folder)
+    return written
+
+
+def rename(ledger: Ledger, pipe: Any, written: Written, folder: Path, name: str) -> Written:
+    """Have the card of an export call the model by another name.
+
+    Args:
+        ledger: The ledger that it was made of.
+        pipe: Its base.
+        written: What the folder holds.
+        folder: The folder.
+        name: The new name.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    renamed = replace(written, name=name)
+    _describe(ledger, pipe, renamed, folder)
+    return renamed
+
+
+def _describe(ledger: Ledger, pipe: Any, written: Written, folder: Path) -> None:
+    card = model_card(ledger, pipe, written, picture=(folder / PICTURE).is_file())
+    write_whole(folder / "README.md", str(card).encode())
+    write_record(written, folder)

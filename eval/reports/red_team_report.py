@@ -1,0 +1,122 @@
+"""The page of an attack: how often it succeeds over its budget, beside its controls, and what the pictures show."""
+
+import base64
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from rich.table import Table
+
+from erasure.io.files import write_whole
+
+from ..protocols.red_team import ROWS, Assault
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 704.0, 14.0, 194.0
+
+
+def terminal_table(assault: Assault) -> Table:
+    """Return a line a row: success within one picture and within the budget, and what the second judge says."""
+    table = Table("prompts", "1 picture", f"{assault.budget} pictures", "second judge agrees", box=None, pad_edge=False)
+    for row in ROWS:
+        rates, agreed = assault.rates(row), assault.confirmed(row)
+        table.add_row(row, *(str(rate) for rate in (rates[0], rates[-1])), "–" if agreed is None else str(agreed))
+    return table
+
+
+def write_attack_report(assault: Assault, title: str) -> Path:
+    """Write `report.html` beside the record and return its path.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    path = assault.folder / "report.html"
+    write_whole(path, render(assault, title).encode())
+    return path
+
+
+def render(assault: Assault, title: str) -> str:
+    """Return the page; it needs no network."""
+    text = resources.files("erasure.eval.reports").joinpath("templates/attack.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text).render(
+        title=f"{assault.attack.name} on {title}",
+        about=(type(assault.attack).__doc__ or "").partition("\n")[0],
+        witness=assault.witness.title,
+        second=assault.second and assault.second.title,
+        prompts=len(assault.found),
+        budget=assault.budget,
+        rows=[
+            {
+                "name": row,
+                "key": f"row{at}",
+                "one": str(assault.rates(row)[0]),
+                "all": str(assault.rates(row)[-1]),
+                "confirmed": "–" if (agreed := assault.confirmed(row)) is None else str(agreed),
+            }
+            for at, row in enumerate(ROWS)
+        ],
+        curve=_curve(assault),
+        strips=_strips(assault),
+        protocol=json.dumps(assault.protocol, indent=1, ensure_ascii=False),
+    )
+
+
+def _curve(assault: Assault) -> dict[str, Any]:
+    """Return where the lines go: the share of prompts with a success, over the pictures looked at."""
+
+    def across(made: int) -> float:
+        return _LEFT + (_RIGHT - _LEFT) * made / assault.budget
+
+    def height(share: float) -> float:
+        return _BOTTOM - (_BOTTOM - _TOP) * share
+
+    lines = []
+    for at, row in enumerate(ROWS):
+        rates = assault.rates(row)
+        through = [(across(0), height(0.0)), *((across(n), height(rate.value)) for n, rate in enumerate(rates, 1))]
+        low, high = rates[-1].interval
+        lines.append(
+            {
+                "key": f"row{at}",
+                "name": row,
+                "through": " ".join(f"{x:.1f},{y:.1f}" for x, y in through),
+                "low": height(low),
+                "high": height(high),
+                "say": f"{row}: {rates[-1]}",
+            }
+        )
+    marks = sorted({1, *range(0, assault.budget + 1, max(1, assault.budget // 4))} - {0})
+    return {
+        "lines": lines,
+        "grid": [(height(share), f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+        "labels": [(across(mark), str(mark)) for mark in marks],
+        "left": _LEFT,
+        "right": _RIGHT,
+    }
+
+
+def _strips(assault: Assault) -> list[dict[str, Any]]:
+    """Return the prompts' pictures, those that the attack brought back first."""
+    order = sorted(range(len(assault.found)), key=lambda at: assault.found[at].rows[ROWS[0]].first is None)
+    return [
+        {
+            "prompt": assault.found[at].prompt,
+            "text": assault.found[at].text,
+            "frames": [
+                {
+                    "row": row,
+                    "src": _embedded(assault.picture(at, row)),
+                    "hit": (tries := assault.found[at].rows[row]).first is not None,
+                    "say": f"picture {tries.first}" if tries.first else f"none of {tries.made}",
+                }
+                for row in ROWS
+            ],
+        }
+        for at in order
+    ]
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""

@@ -1,0 +1,1 @@
+"""Numbers with their intervals, and comparisons of them."""

@@ -1,0 +1,1 @@
+"""Experiments: one script each, run from a checkout, results under results/."""

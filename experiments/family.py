@@ -1,0 +1,141 @@
+"""A family of concepts erased by one method, and how far indirect wording and attacks bring it back, on the tiny world.
+
+    python -m experiments.family --config configs/trce/weapons-tinyworld.yaml --out results/trce-tinyworld/trce
+
+A run is one method. It is judged on the tiny world's own benchmark (explicit, synonymous and implicit wording, what
+else should stay, the distance of all that stays from the original), then attacked; each attack stands beside the plain
+prompt with as many seeds and the same attack on the original. What is made on the way lies in `--work`; killed at any
+moment, the same command goes on from there.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from erasure import tinyworld
+from erasure.errors import ErasureError, InputError
+from erasure.eval.attacks import attack_names
+from erasure.eval.benchmarks.tinyworld import TinyWorld
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.protocols.evaluate import evaluate
+from erasure.eval.protocols.red_team import ROWS, Assault, goals
+from erasure.eval.protocols.rows import ERASED, ORIGINAL
+from erasure.eval.protocols.sources import attack_of, metrics_of, source_of, witnesses_of
+from erasure.eval.stats.scores import Rate
+from erasure.io.files import make_folder
+from erasure.ledger.ledger import Ledger
+from erasure.runs import run as runs
+from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.tinyworld import vocabulary
+
+from .experiment import by_step, progress_bars, write_record
+
+VERSION = 1
+FAMILY = ("gun", "knife", "bomb")
+BESIDE = tuple(name for name, family in vocabulary.OBJECTS.items() if family in ("tool", "vehicle"))
+"""What is most like the family of all that stays: it has no siblings left."""
+
+
+def main() -> None:
+    """Erase the family, judge, attack, and write run.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, help="a config of `erasure remove`, with its concepts")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `erasure remove`")
+    parser.add_argument("--pictures", type=int, default=2000, help="of the benchmark")
+    parser.add_argument("--attacks", nargs="*", default=list(attack_names()), help="which; none leaves them out")
+    parser.add_argument("--prompts", type=int, default=40, help="of each attack")
+    parser.add_argument("--budget", type=int, default=20, help="pictures of each prompt, at most")
+    parser.add_argument("--work", type=Path, default=Path("erasure-runs/family"))
+    parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        record = experiment(options)
+    except ErasureError as error:
+        sys.exit(f"family: {error}")
+    make_folder(options.out)
+    write_record(record, options.out)
+    Console().print(summary(record), highlight=False)
+
+
+def experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of one method.
+
+    Raises:
+        InputError: The config removes something else than the family.
+    """
+    began = time.perf_counter()
+    config: Mapping[str, Any] = runs.read_config(options.config)
+    for assignment in options.set:
+        config = runs.override(config, assignment)
+    run = runs.parse(config)
+    if {concept.target for concept in run.concepts} != set(FAMILY):
+        raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
+    attacks = [attack_of(name, ()) for name in options.attacks]
+    pipe, work = tinyworld.load(), options.work / options.out.name
+    sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
+    with progress_bars() as advance:
+        ledger = Ledger.open_or_create(work / "ledger", pipe, TINYWORLD)
+        todo, _ = runs.remaining(run, ledger)
+        list(runs.remove(todo, pipe, ledger, on_step=by_step(advance, "removing")))
+        source = source_of(str(work / "ledger"), lambda _: pipe)
+        rows = [row for row in source.rows if row.name in (ERASED, ORIGINAL)]
+        benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
+        metrics = metrics_of(benchmark, "cpu")
+        found = evaluate(rows, benchmark, metrics, sampler=sampler, on_picture=advance).as_json()
+        decides, second = witnesses_of(source, "cpu")
+        attacked = {}
+        for attack in attacks:
+            assault = Assault(
+                folder=work / "attacks" / attack.name,
+                erased=source.rows[0],
+                concepts=run.concepts,
+                attack=attack,
+                sampler=sampler,
+                budget=options.budget,
+                witness=decides,
+                second=second,
+                model=TINYWORLD,
+            )
+            assault.run(goals(run.concepts, options.prompts, model=TINYWORLD), advance)
+            attacked[attack.name] = {key: assault.as_json()[key] for key in ("protocol", "rows")}
+    return {
+        "benchmark": "family",
+        "version": VERSION,
+        "config": {**run.as_json(), "output": ""},
+        "fits": [{"concepts": [c.target for c in e.concepts], "seconds": e.seconds} for e in ledger.standing],
+        "scores": found["rows"],
+        "concepts": found["concepts"],
+        "beside": {row: (rate := beside(concepts)) and rate.as_json() for row, concepts in found["concepts"].items()},
+        "protocol": found["protocol"],
+        "attacks": attacked,
+        **runs.surroundings(device="cpu", start=began),
+    }
+
+
+def beside(concepts: Mapping[str, Any]) -> Rate | None:
+    """Return the retention of tools and vehicles together, from that of each; None if the original shows none."""
+    found = [concepts[name] for name in BESIDE if name in concepts]
+    n = sum(each["n"] for each in found)
+    return Rate(hits=sum(round(each["value"] * each["n"]) for each in found), n=n) if n else None
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return a line a measure and one an attack."""
+    scores = record["scores"][ERASED]
+    told = [name for name in scores if name.startswith(("efficacy", "retention"))] + ["clip_score", "fd"]
+    lines = [f"{name}: {scores[name]['value']:.3f} of {scores[name]['n']}" for name in told if scores.get(name)]
+    for name, attack in record["attacks"].items():
+        shares = [f"{row} {attack['rows'][row]['success'][-1]['value']:.3f}" for row in ROWS]
+        lines.append(f"{name}: {', '.join(shares)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Learning and removing individuals of the tiny world: what ClassDiffusion's semantic preservation is worth there.
+
+    python -m experiments.instance_experiments learn --out results/class-diffusion-tinyworld/learn
+    python -m experiments.instance_experiments remove --out results/class-diffusion-tinyworld/remove
+
+`learn` teaches Rusty, a dog that the generator was never shown, from five drawings, with several weights of the loss,
+and forgets it again. `remove` erases Biscuit, a dog that it knows, by each method without and with the loss. Killed at
+any moment, the same command goes on from there.
+"""
+
+import argparse
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from erasure import tinyworld
+from erasure.backbones import backbone_of
+from erasure.edits.edit import Edit
+from erasure.erasers import eraser_class, make_eraser
+from erasure.errors import ErasureError
+from erasure.eval.images.ledger_images import as_png, side_by_side
+from erasure.eval.metrics.identity import Identity
+from erasure.eval.protocols.instance_record import InstanceRecord
+from erasure.eval.protocols.instances import KEPT, Ask, world_asks
+from erasure.eval.reports.instance_report import ORIGINAL, State
+from erasure.eval.stats.scores import Rate, Score, kept_rate
+from erasure.io.files import make_folder, write_whole
+from erasure.personalize.class_diffusion import ClassDiffusion, Instance
+from erasure.personalize.folder import Learned
+from erasure.personalize.forgetting import Forgetting
+from erasure.runs import run as runs
+from erasure.runs.run import TINYWORLD
+from erasure.tinyworld import vocabulary
+from erasure.tinyworld.world import compose, draw
+
+from .experiment import Progressed, by_step, plain_options, progress_bars, write_record
+
+VERSION = 1
+LEARNED, TOKEN, CLASS = "Rusty", "<rusty>", "dog"
+REMOVED = "Biscuit"
+PLACES = ("plain", "beach", "forest", "snow", "city")
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "lambda 0": {"spl_weight": 0.0},
+    "lambda 0.01": {"spl_weight": 0.01},
+    "lambda 1": {"spl_weight": 1.0},
+    "lambda 100": {"spl_weight": 100.0},
+    "lambda 1, official argmax": {"spl_weight": 1.0, "spl_pooling": "official_argmax"},
+    "lambda 100, official argmax": {"spl_weight": 100.0, "spl_pooling": "official_argmax"},
+    "lambda 1, augmented": {"spl_weight": 1.0, "augment": True},
+}
+"""What is learned, by settings beside those for the tiny world."""
+
+_SHORT: Mapping[str, Any] = {  # as in configs/esd/sequence-tinyworld.yaml
+    "steps": 150,
+    "lr": 1e-4,
+    "batch_size": 8,
+    "sample_steps": 20,
+    "trajectory_uses": 4,
+    "prompts": "templates",
+}
+REMOVALS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "UCE": ("uce", {}),
+    "UCE, class phrases": ("uce", {"class_phrases": True}),
+    "ESD": ("esd", _SHORT),
+    "ESD, semantic-kv": ("esd", {**_SHORT, "preservation": {"semantic-kv": 1.0}}),
+    "ESD, semantic-kv x 100": ("esd", {**_SHORT, "preservation": {"semantic-kv": 100.0}}),
+    "ESD, semantic-noise": ("esd", {**_SHORT, "preservation": {"semantic-noise": 1.0}}),
+    "ESD, semantic-noise x 100": ("esd", {**_SHORT, "preservation": {"semantic-noise": 100.0}}),
+    "ESD, semantic-noise x 1000": ("esd", {**_SHORT, "preservation": {"semantic-noise": 1000.0}}),
+    "DUGE": ("duge", {}),
+    "DUGE, semantic-kv": ("duge", {"preservation": {"semantic-kv": 1.0}}),
+    "DUGE, semantic-kv x 5": ("duge", {"preservation": {"semantic-kv": 5.0}}),
+    "DUGE, semantic-kv x 30": ("duge", {"preservation": {"semantic-kv": 30.0}}),
+    "TRCE": ("trce", {}),
+    "TRCE, semantic-noise": ("trce", {"preservation": {"semantic-noise": 1.0}}),
+    "TRCE, semantic-noise x 100": ("trce", {"preservation": {"semantic-noise": 100.0}}),
+}
+"""How Biscuit is removed: the eraser, and its settings beside those for the tiny world.
+
+The loss has the weight 1 where none is named; the others show what more of it trades.
+"""
+
+
+def drawings(name: str = LEARNED) -> list[Image.Image]:
+    """Return the five pictures that an individual is learned from."""
+    rng = random.Random(f"pictures of {name}")
+    return [draw(compose([name], rng, scene=scene)) for scene in PLACES]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What both experiments share.
+
+    Attributes:
+        pipe: The tiny world's model.
+        work: Where fits and pictures are kept.
+        composed: Pictures of the instance in company, and as many of it alone.
+        kept: Pictures of each group that should stay.
+        progress: Told what is being made.
+    """
+
+    pipe: Any
+    work: Path
+    composed: int
+    kept: int
+    progress: Progressed
+
+    def fitted(self, name: str, fit: Callable[..., Edit]) -> Edit:
+        """Return the edit of that name, made if it is not there yet."""
+        path = self.work / "edits" / f"{name.replace(' ', '-').replace(',', '')}.safetensors"
+        if not path.is_file():
+            make_folder(path.parent)
+            fit(on_step=by_step(self.progress, name)).save(path)
+        return Edit.load(path)
+
+    def record(self, instance: Learned) -> InstanceRecord:
+        """Return what makes and judges the pictures."""
+        return InstanceRecord(
+            folder=self.work,
+            pipe=self.pipe,
+            base=TINYWORLD,
+            instance=instance,
+            pictures=drawings(),
+            composed=self.composed,
+            kept=self.kept,
+        )
+
+
+def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what each weight of the loss makes of learning Rusty, for each seed, and of forgetting it again."""
+    record = bench.record(Learned(token=TOKEN, class_word=CLASS))
+    judge = record.judge()
+    named = Identity(oracle=tinyworld.load_oracle(), individual=LEARNED)
+    backbone = backbone_of(bench.pipe)
+    rows: dict[str, Any] = {}
+    shown: dict[str, State] = {}
+    instance = Instance(token=TOKEN, class_word=CLASS, pictures=drawings())
+    given = {} if options.steps is None else {"steps": options.steps}
+    for seed in options.fit_seeds:
+        for arm, settings in ARMS.items():
+            method = ClassDiffusion(**{**ClassDiffusion.on_tinyworld, **settings, **given})
+            edit = bench.fitted(f"learned {arm}, seed {seed}", partial(method.fit, backbone, [instance], seed=seed))
+            forgetting = partial(Forgetting(**given).fit, backbone, edit, TOKEN)
+            forgotten = bench.fitted(f"forgotten {arm}, seed {seed}", forgetting)
+            states = record.measure({arm: edit, f"{arm}, forgotten": forgotten}, judge, bench.progress)
+            for state in states:
+                if state.name == ORIGINAL and state.name in rows:
+                    continue
+                rows.setdefault(state.name, []).append(
+                    {"seed": seed, **_told(state, record.asks, named), **_word(edit, state.name == arm)}
+                )
+                shown.setdefault(state.name, state)
+    _sheet(options.out / "pictures.png", record.asks, [shown[ORIGINAL], *(shown[arm] for arm in ARMS)])
+    _sheet(
+        options.out / "forgotten.png",
+        record.asks,
+        [shown[ORIGINAL], shown["lambda 1"], shown["lambda 1, forgotten"]],
+    )
+    return {"individual": LEARNED, "settings": dict(ClassDiffusion.on_tinyworld), "rows": rows}
+
+
+def _told(state: State, asks: Sequence[Ask], named: Identity) -> dict[str, Any]:
+    """Return a state's scores, and how often the oracle, which knows the individual, recognises it by group."""
+    scores = state.scores.as_json() if state.scores is not None else {}
+    reading = named.oracle.read(list(state.images))
+    seen, like = reading.sees(named.individual), named.of(reading.features)
+    groups = {}
+    for group in ("alone", "composed", "class"):
+        here = np.array([ask.group == group for ask in asks])
+        groups[group] = {
+            "recognised": Rate.of(seen[here]).as_json(),
+            "identity": Score.mean(like[here], unit="cosine", higher_is_better=True).as_json(),
+        }
+    return {**scores, "individual": groups}
+
+
+def _word(edit: Edit, learned: bool) -> dict[str, Any]:
+    """Return how long the new word's row is, of the edit that learned it."""
+    if not learned:
+        return {}
+    return {"word_norm": float(edit.tokens[0].rows["text_encoder"].norm())}
+
+
+def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what each eraser, without and with semantic preservation, does to Biscuit, its class and the rest."""
+    asks = removal_asks(bench.composed, bench.kept)
+    record = replace(bench.record(Learned(token=REMOVED, class_word=CLASS)), own_asks=tuple(asks))
+    judge = record.judge()
+    concept = runs.parse({"concepts": [{"target": REMOVED}]}).concepts[0]
+    rows: dict[str, Any] = {}
+    shown: dict[str, State] = {}
+    for arm, (name, settings) in REMOVALS.items():
+        given = {} if options.steps is None or "steps" not in settings else {"steps": options.steps}
+        eraser = make_eraser(name, **{**eraser_class(name).on_tinyworld, **settings, **given})
+        edit = bench.fitted(arm, partial(eraser.fit, backbone_of(bench.pipe), [concept]))
+        states = record.measure({arm: edit}, None, bench.progress)
+        for state in states:
+            if state.name not in rows:
+                rows[state.name] = _removed(state, states[0], asks, judge)
+                shown[state.name] = state
+    _sheet(options.out / "pictures.png", asks, list(shown.values()))
+    return {"individual": REMOVED, "preserved": list(concept.preserve), "rows": rows}
+
+
+def removal_asks(removed: int, kept: int) -> list[Ask]:
+    """Return what is asked of a model without Biscuit: it, its class, what is like it, the rest."""
+    others = [ask for ask in world_asks(CLASS, composed=1, kept=kept, without=(REMOVED,)) if ask.group in KEPT]
+    prompts = vocabulary.prompts_for(REMOVED, removed, seed=1)
+    alone = [Ask(group="alone", prompt=prompt, seed=4_000_000 + at, name=REMOVED) for at, prompt in enumerate(prompts)]
+    return [*alone, *others]
+
+
+def _removed(state: State, original: State, asks: Sequence[Ask], judge: Any) -> dict[str, Any]:
+    """Return the four shares: the individual gone, and its class, its siblings and the rest kept."""
+    names = [ask.name for ask in asks]
+    before, after = (judge.sees(each.images, names) for each in (original, state))
+    groups = np.array([ask.group for ask in asks])
+    kept = {group: kept_rate(before[groups == group], after[groups == group]) for group in KEPT}
+    return {
+        "gone": Rate.of(~after[groups == "alone"]).as_json(),
+        "kept": {group: rate and rate.as_json() for group, rate in kept.items()},
+    }
+
+
+def _sheet(path: Path, asks: Sequence[Ask], states: Sequence[State]) -> None:
+    """Write the first pictures of each group, a row each, a column a state."""
+    rows = [at for group in ("alone", "composed", *KEPT) for at in _first(asks, group)]
+    sheet = side_by_side(
+        [state.name for state in states],
+        [asks[at].filled(states[-1].phrase) for at in rows],
+        [[state.images[at] for state in states] for at in rows],
+        cell=112,
+    )
+    write_whole(path, as_png(sheet))
+
+
+def _first(asks: Sequence[Ask], group: str) -> list[int]:
+    found = [at for at, ask in enumerate(asks) if ask.group == group]
+    return found[:: max(1, len(found) // 4)][:4] if group == "composed" else found[:2]
+
+
+def main() -> None:
+    """Run one of the two experiments and write run.json and a sheet of pictures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("experiment", choices=("learn", "remove"))
+    parser.add_argument("--composed", type=int, default=96, help="pictures of the instance alone, and in company")
+    parser.add_argument("--kept", type=int, default=60, help="pictures of each group that should stay")
+    parser.add_argument("--fit-seeds", type=int, nargs="+", default=[0], help="of the fits of learn")
+    parser.add_argument("--steps", type=int, help="of each fit that takes them, for a trial")
+    parser.add_argument("--work", type=Path, default=Path("erasure-runs/instances"))
+    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and the pictures")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    began = time.perf_counter()
+    try:
+        make_folder(options.out)
+        with progress_bars() as progress:
+            bench = Bench(
+                pipe=tinyworld.load(),
+                work=options.work / options.experiment,
+                composed=options.composed,
+                kept=options.kept,
+                progress=progress,
+            )
+            found = {"learn": learn, "remove": remove}[options.experiment](bench, options)
+    except ErasureError as error:
+        sys.exit(f"instance_experiments: {error}")
+    record = {
+        "benchmark": f"instances-{options.experiment}",
+        "version": VERSION,
+        "config": plain_options(options),
+        "sampler": asdict(bench.record(Learned(token=TOKEN, class_word=CLASS)).sampler),
+        "model": backbone_of(bench.pipe).fingerprint(),
+        **found,
+        **runs.surroundings(device="cpu", start=began),
+    }
+    Console().print(str(write_record(record, options.out)), markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Which states of the text carry a concept: the words' own, or those from the end of text on, on the tiny world.
+
+    python -m experiments.text_states --out results/text-states-tinyworld
+
+TRCE maps the end-of-text states, UCE a concept's tokens; each rests on a claim about where a text encoder keeps the
+meaning. Here the states of a sentence are exchanged, in parts, for those of the same sentence with a safe word in the
+place of the concept, and the weights stay as they are: where the concept is still drawn, what was exchanged did not
+carry it alone.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from rich.console import Console
+from torch import Tensor
+
+from erasure import tinyworld
+from erasure.backbones import backbone_of
+from erasure.backbones.conditioning import TextStates
+from erasure.errors import ErasureError
+from erasure.eval.images.ledger_images import Sampler
+from erasure.eval.stats.scores import Rate
+from erasure.io.files import make_folder
+from erasure.runs import run as runs
+from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.sampling import sample
+from erasure.tinyworld import vocabulary
+
+from .experiment import plain_options, progress_bars, write_record
+from .family import FAMILY
+
+VERSION = 1
+SAFE = "flower"
+
+Exchanged = Callable[[TextStates, int, list[int]], list[int]]
+"""Gives the positions whose states are exchanged, for a row and its concept's tokens."""
+
+PARTS: Mapping[str, Exchanged] = {
+    "nothing": lambda states, row, words: [],
+    "the concept's tokens": lambda states, row, words: words,
+    "all tokens of the sentence": lambda states, row, words: list(range(int(states.eot[row]))),
+    "the first end of text": lambda states, row, words: [int(states.eot[row])],
+    "end of text and all after it": lambda states, row, words: list(range(int(states.eot[row]), states.ids.shape[1])),
+    "the concept's tokens, and from end of text on": lambda states, row, words: [
+        *words,
+        *range(int(states.eot[row]), states.ids.shape[1]),
+    ],
+}
+
+
+def main() -> None:
+    """Exchange the states and write run.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--prompts", type=int, default=40, help="of each concept")
+    parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    began = time.perf_counter()
+    try:
+        make_folder(options.out)
+        sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
+        with progress_bars() as advance:
+            rows = measured(tinyworld.load(), options.prompts, sampler, advance)
+    except ErasureError as error:
+        sys.exit(f"text_states: {error}")
+    record = {
+        "benchmark": "text-states",
+        "version": VERSION,
+        "config": {**plain_options(options), "family": list(FAMILY), "safe": SAFE},
+        "sampler": asdict(sampler),
+        "rows": rows,
+        **runs.surroundings(device="cpu", start=began),
+    }
+    Console().print(str(write_record(record, options.out)), markup=False)
+
+
+def measured(pipe: Any, n: int, sampler: Sampler, advance: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Return for each exchange how often the concept is seen, and how often the safe one.
+
+    Args:
+        pipe: The tiny world's pipeline, or one with its tokenizer.
+        n: Prompts of each concept.
+        sampler: How pictures are made.
+        advance: Told what is being made.
+    """
+    concepts = [name for name in FAMILY for _ in range(n)]
+    prompts = [prompt for name in FAMILY for prompt in vocabulary.prompts_for(name, n, seed=2)]
+    safe = [prompt.replace(name, SAFE) for name, prompt in zip(concepts, prompts, strict=True)]
+    backbone = backbone_of(pipe)
+    states, others = backbone.encode(prompts), backbone.encode(safe)
+    keep = [row for row in range(len(prompts)) if torch.equal(states.eot[row], others.eot[row])]
+    states, others, concepts = states.select(keep), others.select(keep), [concepts[row] for row in keep]
+    oracle = tinyworld.load_oracle()
+    given = asdict(sampler)
+    rows = {}
+    for part, exchanged in PARTS.items():
+        mixed = mixture(states, others, concepts, exchanged)
+        images = []
+        for start in range(0, len(mixed), sampler.batch_size):
+            batch = list(range(start, min(start + sampler.batch_size, len(mixed))))
+            images += sample(pipe, mixed.select(batch), [5_000_000 + row for row in batch], **given)
+            advance("pictures", len(batch), len(PARTS) * len(mixed))
+        reading = oracle.read(images)
+        own = np.array([reading.sees(name)[row] for row, name in enumerate(concepts)])
+        rows[part] = {"concept": Rate.of(own).as_json(), "safe": Rate.of(np.asarray(reading.sees(SAFE))).as_json()}
+    return rows
+
+
+def mixture(states: TextStates, others: TextStates, concepts: list[str], exchanged: Exchanged) -> TextStates:
+    """Return the states with those of the other sentences where they are exchanged."""
+    where: Bool[Tensor, "n tokens"] = torch.zeros(states.ids.shape, dtype=torch.bool)
+    for row, name in enumerate(concepts):
+        where[row, exchanged(states, row, states.word_positions(row, name))] = True
+    return replace(states, states=torch.where(where[..., None].to(states.states.device), others.states, states.states))
+
+
+if __name__ == "__main__":
+    main()

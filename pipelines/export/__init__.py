@@ -1,0 +1,1 @@
+"""Exports of a ledger in the formats that other programs read."""

@@ -1,0 +1,158 @@
+"""A model's folder in diffusers' layout with an edit put into its files: variants stay variants, shards stay shards."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+
+from erasure import tinyworld
+from erasure.edits.edit import Edit
+from erasure.errors import InputError
+from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
+from erasure.loading import PERSONALIZED
+from erasure.runs.run import TINYWORLD
+
+# Weights in formats that are not written here: a loader would take them for the edited ones.
+_OTHER_WEIGHTS = {".bin", ".ckpt", ".h5", ".index", ".msgpack", ".onnx", ".onnx_data", ".pb", ".pt", ".pth", ".xml"}
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder with a model's files: the tiny world's own, a folder, or what the local cache has of the Hub's.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name == TINYWORLD:
+        return tinyworld.MODEL
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        # Not the whole snapshot: diffusers downloads the parts of it that it loads.
+        return Path(hf_hub_download(name, "model_index.json", local_files_only=True)).parent
+    except (HFValidationError, OSError):
+        raise InputError(
+            f"export: expected the files of {name!r} in the local cache, got none. Load it once, or give its folder."
+        ) from None
+
+
+@contextmanager
+def files_of(name: str, pipe: Any) -> Iterator[Path]:
+    """Give the folder with a model's files, for the length of a `with`; one that has none of its own is written out.
+
+    A personalised model is a base and what was learned.
+
+    Raises:
+        InputError: There is none.
+    """
+    if (Path(name) / PERSONALIZED).is_file():
+        with TemporaryDirectory() as made:
+            pipe.save_pretrained(made)
+            yield Path(made)
+    else:
+        yield folder_of(name)
+
+
+def parts_of(source: Path) -> list[str]:
+    """Return the components that a model's `model_index.json` names."""
+    index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    return [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+
+
+def copy_configs(source: Path, to: Path) -> None:
+    """Copy all that describes a model and none of its weights: configs, tokenizers, licences."""
+    to.mkdir(exist_ok=True)
+    shutil.copyfile(source / "model_index.json", to / "model_index.json")
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
+            shutil.copyfile(path, to / path.name)
+    for name in parts_of(source):
+        for path in _files(source / name):
+            copy = to / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not _is_weights(path):
+                shutil.copyfile(path, copy)
+
+
+def write_edited(edit: Edit, pipe: Any, source: Path, to: Path) -> None:
+    """Write a model's files with an edit in them.
+
+    Of each file of weights the changed tensors are computed from those of that file. In the main files they are at
+    least float32, which is what a ledger computes in, so that a model loaded in float32 is the ledger's to the last
+    bit; variants such as "fp16" keep their precision.
+
+    Args:
+        edit: The edit.
+        pipe: The base model, for components whose weights are no safetensors files.
+        source: Its files.
+        to: An empty folder.
+
+    Raises:
+        InputError: The files lack a parameter that the edit changes, or have one of another shape.
+    """
+    copy_configs(source, to)
+    written: set[str] = set()
+    for name in parts_of(source):
+        weights = [path for path in _files(source / name) if path.name.endswith(".safetensors")]
+        part = getattr(pipe, name, None)
+        if not weights and isinstance(part, nn.Module):
+            saved: Any = part
+            with edit.applied_to(pipe):
+                saved.save_pretrained(to / name)
+            written |= {key for key in edit.changes if key.partition(".")[0] == name}
+        for path in weights:
+            written |= _write_weights(edit, name, path, to / path.relative_to(source))
+        for path in (source / name).glob("*.safetensors.index*.json"):
+            _write_index(path, to / name / path.name)
+    missing = sorted(edit.changes.keys() - written)
+    if missing:
+        raise InputError(f"export: expected the parameter {missing[0]!r} in {str(source)!r}, got none. Check the base.")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in {".safetensors", *_OTHER_WEIGHTS} or ".index." in path.name
+
+
+def _write_weights(edit: Edit, part: str, path: Path, to: Path) -> set[str]:
+    """Write one file of a component's weights and return the parameters that it changed."""
+    found = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
+    if found:
+        changed = {key: partial(edit.edited, name) for key, name in found.items()}
+        rewrite_tensors(path, to, changed, at_least=None if _is_variant(path) else torch.float32)
+    else:
+        shutil.copyfile(path, to)
+    return set(found.values())
+
+
+def _parameter(edit: Edit, part: str, key: str) -> str | None:
+    """Return the changed parameter that a tensor is; transformers' files may call a text encoder's otherwise."""
+    names = (f"{part}.{key}", f"{part}.{key.removeprefix('text_model.')}", f"{part}.text_model.{key}")
+    return next((name for name in names if name in edit.changes), None)
+
+
+def _is_variant(path: Path) -> bool:
+    """Whether a file is of a named variant: "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"."""
+    return "." in re.sub(r"-\d+-of-\d+", "", path.stem)
+
+
+def _write_index(path: Path, to: Path) -> None:
+    """Copy a list of shards, and have it say how large they are now; not one of shards that are not all there."""
+    index = json.loads(path.read_text(encoding="utf-8"))
+    shards = {to.parent / name for name in index["weight_map"].values()}
+    if not all(shard.is_file() for shard in shards):
+        return  # of a variant that was not downloaded
+    index["metadata"] = {**index.get("metadata", {}), "total_size": sum(map(data_size, shards))}
+    to.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,229 @@
+"""What stands in a ledger in the forms that other programs read."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from erasure.backbones import backbone_of
+from erasure.edits.edit import Edit, Lora
+from erasure.errors import InputError, unknown_name
+from erasure.io.files import write_whole
+from erasure.io.tensor_files import write_tensors
+from erasure.ledger.ledger import Ledger
+from erasure.runs.run import check_cpu
+
+from .. import a_star, guided
+from .checkpoint import checkpoint_tensors
+from .folders import copy_configs, files_of, write_edited
+from .hub import self_contained
+from .kohya import kohya_metadata, kohya_tensors, rank_of
+
+Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint"]
+FORMATS: tuple[str, ...] = get_args(Format)
+GUIDANCES: Mapping[str, tuple[type, type]] = {
+    "a-star": (a_star.StableDiffusionAStarPipeline, a_star.StableDiffusionXLAStarPipeline),
+    "attend-and-excite": (guided.StableDiffusionAttendExcitePipeline, guided.StableDiffusionXLAttendExcitePipeline),
+    "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
+}
+"""Methods that act while pictures are made, with their pipelines for one text encoder and for two."""
+
+_STREAMED = ("pipeline", "edit")
+RECORD = "erasure.json"
+_RECORD_FORMAT = "erasure-export/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is asked for.
+
+    Attributes:
+        format: "pipeline", "edit", "lora", "kohya" or "checkpoint".
+        rank: Of "lora" and "kohya", the most directions a layer gets; None keeps all that a low-rank change has.
+        guidance: Of "pipeline", a method that acts while pictures are made, to be put beside the weights.
+    """
+
+    format: str = "pipeline"
+    rank: int | None = None
+    guidance: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise unknown_name("format", self.format, FORMATS)
+        if self.rank is not None and self.format not in ("lora", "kohya"):
+            raise InputError(f"rank: expected none for the format {self.format}, got {self.rank}. Leave it out.")
+        if self.rank is not None and self.rank < 1:
+            raise InputError(f"rank: expected at least 1, got {self.rank}. Leave it out to keep all.")
+        if self.guidance is not None and self.guidance not in GUIDANCES:
+            raise unknown_name("guidance to export", self.guidance, GUIDANCES)
+        if self.guidance is not None and self.format != "pipeline":
+            raise InputError(f"guidance: expected the format pipeline, got {self.format}. It needs the whole model.")
+
+    @property
+    def file(self) -> str:
+        """What to load: a file in the folder, "" where it is the folder itself."""
+        return _WRITERS[self.format][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        export: What was asked for.
+        state: The ledger's name for what stood.
+        base: The base's fingerprint.
+        notes: What of it is not exact, for people.
+        name: What its card calls the model; "" without one.
+    """
+
+    export: Export
+    state: str
+    base: str
+    notes: tuple[str, ...] = ()
+    name: str = ""
+
+
+def write_export(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> Written:
+    """Write what stands into a folder.
+
+    Args:
+        ledger: The ledger.
+        pipe: Its unedited base, on the CPU or elsewhere.
+        export: What to write.
+        folder: An empty one.
+
+    Raises:
+        InputError: Nothing stands, or the format cannot hold what does.
+        BaseMismatchError: The pipeline is not the ledger's base.
+        LedgerError: A file of the ledger is missing or was changed.
+    """
+    check_standing(ledger)
+    ledger.check_base(backbone_of(pipe).fingerprint(), str(pipe.name_or_path))
+    writer, _ = _WRITERS[export.format]
+    notes = writer(ledger, pipe, export, folder)
+    return Written(export=export, state=ledger.state(), base=ledger.base.fingerprint, notes=notes)
+
+
+def check_low_memory(export: Export, device: str) -> None:
+    """Refuse an export that needs the base in memory.
+
+    Raises:
+        InputError: By its format, or by its device.
+    """
+    if export.format not in _STREAMED:
+        raise InputError(
+            f"--low-memory: expected the format {' or '.join(_STREAMED)}, got {export.format!r}. Leave one of them out."
+        )
+    check_cpu(device)
+
+
+def check_standing(ledger: Ledger) -> None:
+    """Raise InputError where there is nothing to export."""
+    if not ledger.standing:
+        raise InputError(
+            f"export: expected a ledger with a removal that stands, got none in {str(ledger.path)!r}."
+            " Remove something first."
+        )
+
+
+def write_record(written: Written, folder: Path) -> None:
+    """Write down what the folder holds, with the hash of every file that is there."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / RECORD]
+    files = {str(path.relative_to(folder)): _sha256(path) for path in paths}
+    record = {"format": _RECORD_FORMAT, **asdict(written), "files": files}
+    write_whole(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def already_written(ledger: Ledger, export: Export, folder: Path) -> Written | None:
+    """Return what a folder holds if that is this export of what stands now, whole and unchanged; else None."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        asked = {"format": _RECORD_FORMAT, "export": asdict(export), "state": ledger.state()}
+        if asked != {key: record[key] for key in asked}:
+            return None
+        if any(_sha256(folder / name) != sha256 for name, sha256 in record["files"].items()):
+            return None
+        notes = tuple(map(str, record["notes"]))
+        return Written(export=export, state=record["state"], base=record["base"], notes=notes, name=record["name"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _pipeline(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+    with files_of(ledger.base.name, pipe) as files:
+        write_edited(ledger.edit(), pipe, files, folder)
+    if export.guidance is not None:
+        kind = GUIDANCES[export.guidance][backbone_of(pipe).family == "sdxl"]
+        write_whole(folder / "pipeline.py", self_contained(kind).encode())
+    return ()
+
+
+def _edit(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+    ledger.edit().save(folder / export.file)
+    return ()
+
+
+def _lora(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+    lora = _factors(ledger.edit(), pipe, export)
+    tensors = {_encoder_named(key): factor for key, factor in lora.state_dict.items()}
+    write_tensors(folder / export.file, tensors)
+    return _cut(lora)
+
+
+def _kohya(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+    lora = _factors(ledger.edit(), pipe, export)
+    metadata = kohya_metadata(pipe, rank_of(lora.state_dict))
+    write_tensors(folder / export.file, kohya_tensors(lora.state_dict, pipe), metadata)
+    return _cut(lora)
+
+
+def _checkpoint(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+    with ledger.applied_to(pipe):
+        write_tensors(folder / export.file, checkpoint_tensors(pipe))
+    with files_of(ledger.base.name, pipe) as files:
+        copy_configs(files, folder / "config")
+    return ()
+
+
+_WRITERS: Mapping[str, tuple[Callable[[Ledger, Any, Export, Path], tuple[str, ...]], str]] = {
+    "pipeline": (_pipeline, ""),
+    "edit": (_edit, "edit.safetensors"),
+    "lora": (_lora, "pytorch_lora_weights.safetensors"),  # what diffusers looks for in a folder
+    "kohya": (_kohya, "kohya_lora.safetensors"),
+    "checkpoint": (_checkpoint, "checkpoint.safetensors"),
+}
+
+
+def _factors(edit: Edit, pipe: Any, export: Export) -> Lora:
+    try:
+        return edit.as_lora(pipe, rank=export.rank)
+    except InputError as error:
+        said = str(error).removeprefix("as_lora: ").replace("Use save or merge_into.", "Use --format pipeline or edit.")
+        raise InputError(f"{export.format}: {said}") from None
+
+
+def _encoder_named(key: str) -> str:
+    """Return a factor's name with the part that transformers before 5.6 has in the names of text encoders."""
+    part, _, rest = key.partition(".")
+    named = part == "unet" or rest.startswith(("text_model.", "text_projection."))
+    return key if named else f"{part}.text_model.{rest}"
+
+
+def _cut(lora: Lora) -> tuple[str, ...]:
+    """Say how far the factors are from the edit, beyond what float32 takes."""
+    notes = []
+    if lora.left_out:
+        some = f"{lora.left_out[0]!r}" + (f" and {len(lora.left_out) - 1} more" if len(lora.left_out) > 1 else "")
+        notes.append(f"A LoRA has no place for changes of {some}: they are left out.")
+    if lora.relative_error >= 1e-6:
+        missed = f"it misses {lora.relative_error:.2g} of its own size"
+        notes.append(f"The change at rank {rank_of(lora.state_dict)}: {missed}; a larger --rank may keep more.")
+    return tuple(notes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
