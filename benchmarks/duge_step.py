@@ -21,8 +21,9 @@ import torch
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.erasers import History, Step
+from erasure.erasers import History
 from erasure.erasers.duge import DUGE
+from erasure.progress import Progress
 from erasure.runs.run import read_config
 from erasure.training.finetune import finetune
 
@@ -79,7 +80,7 @@ def measured(case: str, steps: int) -> dict[str, Any]:
     moments: list[float] = []
     before = 0
 
-    def note(step: Step) -> None:
+    def note(step: Progress) -> None:
         nonlocal before
         if step.stage == "fit":
             moments.append(time.perf_counter())
@@ -90,9 +91,9 @@ def measured(case: str, steps: int) -> dict[str, Any]:
         plain = replace(duge, distill=False)
         loss = plain._preserving(backbone, plain._memory(backbone, [CONCEPT], History()), History())
         before = resident()
-        finetune(backbone, plain._which, loss, steps=steps + 1, lr=plain.lr, clip_norm=1.0, on_step=note)
+        finetune(backbone, plain._which, loss, steps=steps + 1, lr=plain.lr, clip_norm=1.0, on_progress=note)
     else:
-        duge.fit(backbone, [CONCEPT], on_step=note)
+        duge.fit(backbone, [CONCEPT], on_progress=note)
     seconds = [later - earlier for earlier, later in itertools.pairwise(moments)]
     return {
         "case": case,

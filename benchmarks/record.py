@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.io.files import write_whole
-from erasure.runs.run import commit, versions
+from erasure.provenance import provenance
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -70,15 +70,11 @@ def write_run(
         "version": version,
         "config": {key: value for key, value in config.items() if key != "out"},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
+        **provenance(device=device, start=started),
         "device": f"cuda, {torch.cuda.get_device_name()}" if device == "cuda" else device,
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "threads": None if torch is None else torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "git": commit(),
-        "seconds": round(time.perf_counter() - started, 2),
         "peak_mib": round(peak_mib(), 1),
         "results": results,
     }

@@ -33,11 +33,12 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import TextStates, concatenate
 from erasure.concept import Concept, preserved_templates
 from erasure.edits.edit import DenseChange, Edit, EditMetadata
-from erasure.erasers import History, Step
+from erasure.erasers import History
 from erasure.erasers.duge import DUGE, _noised, _uniform
 from erasure.erasers.esd import ESD, _encoded, _pairs, trains
 from erasure.erasers.trce import TRCE, _Pair, _steers
 from erasure.losses.attention import EPSILON
+from erasure.progress import Progress
 from erasure.sampling import ddim_timesteps
 from erasure.training.finetune import below
 
@@ -116,12 +117,12 @@ def measured(case_and_way: str, steps: int, save: Path) -> dict[str, Any]:
         reset_peak()
         before = resident_mib()
 
-        def note(step: Step | None = None) -> None:
+        def note(step: Progress | None = None) -> None:
             if step is None or step.stage == "fit":
                 moments.append(time.perf_counter())
 
         if way == "ours":
-            deltas = learned(settings.fit(backbone, [case.concept], history=history, on_step=note), case.trained)
+            deltas = learned(settings.fit(backbone, [case.concept], history=history, on_progress=note), case.trained)
         else:
             at_once = 1 if way == "plain" else settings.batch_size
             deltas = case.plain(backbone, settings, history, at_once, note)

@@ -14,6 +14,7 @@ from erasure.errors import InputError
 from erasure.guidance.a_star import AStar
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger.ledger import Entry, Ledger
+from erasure.progress import staged
 from erasure.runs import run as runs
 
 from ..eval.images.attention_maps import attention_sheet, watched
@@ -87,7 +88,7 @@ def erase(studio: Studio, session: Session, wish: Wish, track: Track) -> list[st
         if not run.concepts:
             raise InputError(f"erase: expected something that is still there, got {', '.join(already)}. Undo it first.")
         track.say("fitting")
-        removed = runs.remove(run, studio.pipe, ledger, on_step=track.step)
+        removed = runs.remove(run, studio.pipe, ledger, on_progress=track.report)
         return [concept.target for entry in _each(removed, track) for concept in entry.concepts]
 
 
@@ -127,16 +128,14 @@ def compare(studio: Studio, session: Session, pairs: Sequence[Pair], sampler: Sa
         StoppedError: It was stopped.
     """
     with track.holding(studio.lock):
-        before = studio.originals(pairs, sampler, lambda more, n: track.picture("drawing the original", more, n))
+        before = studio.originals(pairs, sampler, staged(track.report, "drawing the original"))
         ledger = session.ledger()
         standing = _removed(ledger)
         after = before
         if ledger is not None and standing:
             track.say("putting the removals together")
             with ledger.applied_to(studio.pipe):
-                after = sampler.make(
-                    studio.pipe, pairs, lambda more: track.picture("drawing what is left", more, len(pairs))
-                )
+                after = sampler.make(studio.pipe, pairs, staged(track.report, "drawing what is left"))
         track.say("reading the pictures")
         reader = studio.reader([name for concept in standing for name in concept.preserve])
         cut = studio.cut(list(dict.fromkeys(prompt for prompt, _ in pairs)))
@@ -156,7 +155,7 @@ def compare(studio: Studio, session: Session, pairs: Sequence[Pair], sampler: Sa
 def first_look(studio: Studio, pairs: Sequence[Pair], track: Track) -> Comparison:
     """Draw by the original alone: what is there before anything is removed."""
     with track.holding(studio.lock):
-        before = studio.originals(pairs, studio.sampler, lambda more, n: track.picture("drawing", more, n))
+        before = studio.originals(pairs, studio.sampler, staged(track.report, "drawing"))
     return Comparison(pairs=tuple(pairs), before=tuple(before), after=None, seen=((),) * len(pairs))
 
 
@@ -191,7 +190,7 @@ def measure_steps(studio: Studio, session: Session, track: Track) -> list[StepRo
     """
     ledger = _ledger(session, "measure")
     with track.holding(studio.lock):
-        record = Record(ledger, studio.pipe, _STEP_MEASURE, track.picture)
+        record = Record(ledger, studio.pipe, _STEP_MEASURE, track.report)
         if record.skipped is not None:
             raise InputError(f"measure: expected a judge, got {record.skipped}. Put CLIP weights there.")
         for entry in ledger.standing:
@@ -252,7 +251,7 @@ def _suite(studio: Studio, session: Session, ledger: Ledger, pictures: int, trac
         benchmark,
         sources.metrics_of(benchmark, studio.device),
         sampler=sources.sampler_of(benchmark, source),
-        on_picture=track.picture,
+        on_progress=track.report,
         facts={"device": studio.device},
     )
     track.say("writing the report")
@@ -276,7 +275,7 @@ def _ledger_report(studio: Studio, session: Session, ledger: Ledger, pictures: i
     """Measure as `erasure remove` does after its last removal, where there is no benchmark of the model's own words."""
     start = time.perf_counter()
     settings = runs.MeasureSettings(per_concept=max(1, pictures // 4), near=pictures // 2, far=0)
-    record = Record(ledger, studio.pipe, settings, track.picture)
+    record = Record(ledger, studio.pipe, settings, track.report)
     if record.skipped is not None:
         raise InputError(f"measure: expected a judge, got {record.skipped}. Put CLIP weights there.")
     last = ledger.standing[-1]

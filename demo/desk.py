@@ -14,10 +14,11 @@ from PIL.Image import Image
 
 from erasure.errors import ErasureError
 from erasure.io.files import make_folder, write_whole
+from erasure.progress import Progress
 
 from ..eval.images.ledger_images import as_png
 from . import views
-from .jobs import Progress, StoppedError, Track, followed
+from .jobs import StoppedError, Track, followed
 from .sessions import Session, Sessions
 from .studio import Studio
 
@@ -134,7 +135,7 @@ class Desk:
         def asked(request: gr.Request, key: object) -> Updates:
             with Said():
                 self.session(key, request).stop(str(request.session_hash), job.name).clear()
-            return job.busy(views.progress(Progress(what="waiting for a turn")))
+            return job.busy(views.progress(Progress(0, 0, "waiting for a turn")))
 
         def running(request: gr.Request, key: object, *values: Any) -> Iterator[Updates]:
             session = self.session(key, request)
@@ -156,7 +157,7 @@ class Desk:
 
         def stopped(request: gr.Request, key: object) -> Updates:
             self.session(key, request).stop(str(request.session_hash), job.name).set()
-            return {job.bar: views.progress(Progress(what="stopping after this step"))}
+            return {job.bar: views.progress(Progress(0, 0, "stopping after this step"))}
 
         def connect() -> None:
             first = job.button.click(asked, [self.key], pieces, queue=False, **QUIET)

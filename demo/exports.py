@@ -10,6 +10,7 @@ from pathlib import Path
 from erasure.errors import InputError, reason, unknown_name
 from erasure.io.files import make_folder
 from erasure.ledger.ledger import Ledger
+from erasure.progress import staged
 
 from ..eval.reports.model_card import prompts_of
 from ..eval.reports.publish import publish
@@ -95,7 +96,6 @@ def upload(studio: Studio, session: Session, repo: str, token: str, *, private: 
 def _published(studio: Studio, ledger: Ledger, form: str, folder: Path, name: str, track: Track) -> Exported:
     wanted, out = Export(format=form), folder / "model"
     prompts = prompts_of(ledger) if form in _ZIPPED else []
-    total = len(prompts)
     written = publish(
         ledger,
         studio.pipe,
@@ -104,7 +104,7 @@ def _published(studio: Studio, ledger: Ledger, form: str, folder: Path, name: st
         name=name,
         prompts=prompts,
         sampler=studio.sampler,
-        on_picture=lambda more: track.picture("drawing for the model card", more, total),
+        on_progress=staged(track.report, "drawing for the model card"),
     )
     card = _readable((out / "README.md").read_text(encoding="utf-8"))
     about = " ".join(written.notes) or "Exact."

@@ -4,11 +4,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Generic, TypeVar
 
-from erasure.erasers import Step
 from erasure.errors import ErasureError
+from erasure.progress import Progress
 
 Result = TypeVar("Result")
 _LOOK_SECONDS = 0.2
@@ -19,64 +19,43 @@ class StoppedError(ErasureError):
     """Someone pressed Cancel, or left."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a job is.
-
-    Attributes:
-        what: What is being done.
-        done: How many of it are done.
-        total: How many there are; 0 where that is not known.
-        seconds_left: Of this stage, by its pace so far; None where there is none yet.
-    """
-
-    what: str
-    done: int = 0
-    total: int = 0
-    seconds_left: float | None = None
-
-
 class Track:
     """What a job tells of itself, and whether it may go on."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
-        self._now = Progress(what="waiting for a turn")
+        self._now = Progress(0, 0, "waiting for a turn")
         self._began = time.monotonic()
 
     @property
     def now(self) -> Progress:
-        """How far the job is, with the time left as of now."""
-        at = self._now
-        if not at.done or not at.total:
-            return at
-        pace = (time.monotonic() - self._began) / at.done
-        return Progress(what=at.what, done=at.done, total=at.total, seconds_left=pace * (at.total - at.done))
+        """The last report; its note is the time that is left."""
+        last = self._now
+        if not last.done or last.done >= last.total:
+            return last
+        pace = (time.monotonic() - self._began) / last.done
+        return replace(last, note=f"{_duration(pace * (last.total - last.done))} left")
 
-    def say(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Tell what is being done.
+    def say(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Report a stage of the job; see `report`."""
+        self.report(Progress(done, total, stage))
+
+    def report(self, progress: Progress) -> None:
+        """Take a report of the job; the receiver for everything that takes an `on_progress`.
 
         Raises:
             StoppedError: The job shall end.
         """
-        if what != self._now.what or done < self._now.done:
+        stage = {"fit": "fitting"}.get(progress.stage, progress.stage)
+        if stage != self._now.stage or progress.done < self._now.done:
             self._began = time.monotonic()
-        self._now = Progress(what=what, done=done, total=total)
+        self._now = replace(progress, stage=stage, note="")
         self.check()
 
     def check(self) -> None:
         """Raise StoppedError if the job shall end."""
         if self.stop.is_set():
             raise StoppedError("Cancelled. What was finished before stands, nothing is half done.")
-
-    def step(self, step: Step) -> None:
-        """Tell of a step of a fit."""
-        self.say({"fit": "fitting"}.get(step.stage, step.stage), step.step, step.total)
-
-    def picture(self, what: str, more: int, total: int) -> None:
-        """Tell of pictures, as `eval` counts them: by how many more."""
-        same = what == self._now.what and self._now.done < self._now.total
-        self.say(what, (self._now.done if same else 0) + more, total)
 
     @contextmanager
     def holding(self, lock: threading.RLock) -> Iterator[None]:
@@ -130,3 +109,7 @@ def followed(work: Callable[[], Result], track: Track) -> Iterator[Progress | Re
         if thread.is_alive():
             track.stop.set()
     yield outcome.result
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"

@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from erasure.backbones import backbone_of
 from erasure.concept import Kind
+from erasure.progress import OnProgress
 from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 from erasure.suggestions import what_to_draw, what_to_keep
 from erasure.tinyworld import vocabulary
@@ -125,17 +126,17 @@ class Studio:
         states = backbone_of(self.pipe).encode(prompts)
         return tuple(prompt for row, prompt in enumerate(prompts) if states.is_cut(row))
 
-    def originals(self, pairs: Sequence[Pair], sampler: Sampler, on_picture: Callable[[int, int], None]) -> list[Image]:
+    def originals(self, pairs: Sequence[Pair], sampler: Sampler, on_progress: OnProgress | None) -> list[Image]:
         """Return the original's pictures, those that are not remembered made anew; the caller holds the lock.
 
         Args:
             pairs: Prompts and seeds.
             sampler: How they are made.
-            on_picture: Called with how many more are made, and how many are to be.
+            on_progress: Receives the number of images as they are made.
         """
         keys = [(*pair, sampler.steps, sampler.guidance_scale) for pair in pairs]
         missing = [(key, pair) for key, pair in zip(keys, pairs, strict=True) if key not in self._originals]
-        made = sampler.make(self.pipe, [pair for _, pair in missing], lambda more: on_picture(more, len(missing)))
+        made = sampler.make(self.pipe, [pair for _, pair in missing], on_progress)
         fresh = dict(zip((key for key, _ in missing), made, strict=True))
         found = [fresh[key] if key in fresh else self._originals[key] for key in keys]
         for key, image in zip(keys, found, strict=True):

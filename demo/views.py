@@ -9,12 +9,12 @@ from typing import Any
 from PIL.Image import Image, Resampling
 
 from erasure.ledger.ledger import Entry, Ledger
+from erasure.progress import Progress
 
 from ..eval.images.ledger_images import as_png
 from ..eval.judges.readings import Seen
 from ..eval.reports.ledger_report import StepRow, erosion_curve
 from .actions import Report
-from .jobs import Progress
 from .studio import Comparison
 
 _LARGEST = 320
@@ -25,13 +25,13 @@ def progress(now: Progress) -> str:
     """Draw a bar with what is being done and how long it will take."""
     share = now.done / now.total if now.total else 0.0
     count = f" · {now.done} of {now.total}" if now.total > 1 else ""
-    left = "" if now.seconds_left is None or share >= 1 else f" · {_duration(now.seconds_left)} left"
+    left = f" · {now.note}" if now.note else ""
     width = f"width:{100 * share:.0f}%" if now.total else ""
     kind = "known" if now.total else "unknown"
     return (
         f'<div class="job {kind}" role="status"><div class="rail" role="progressbar" aria-valuemin="0"'
-        f' aria-valuemax="100" aria-valuenow="{100 * share:.0f}" aria-label="{escape(now.what)}">'
-        f'<i style="{width}"></i></div><p>{escape(now.what)}{count}{left}</p></div>'
+        f' aria-valuemax="100" aria-valuenow="{100 * share:.0f}" aria-label="{escape(now.stage)}">'
+        f'<i style="{width}"></i></div><p>{escape(now.stage)}{count}{escape(left)}</p></div>'
     )
 
 
@@ -203,7 +203,3 @@ def enlarged(image: Image) -> Image:
 
 def _cut(text: str, most: int = _SHORT) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _duration(seconds: float) -> str:
-    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"

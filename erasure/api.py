@@ -1,12 +1,13 @@
 """The shortest way in: one call from a pipeline and a few words to an edit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .backbones import backbone_of
 from .concept import Concept, Kind
 from .edits.edit import Edit
-from .erasers import Step, make_eraser
+from .erasers import make_eraser
+from .progress import OnProgress
 
 
 def erase(
@@ -19,7 +20,7 @@ def erase(
     kind: Kind = "object",
     aliases: Sequence[str] = (),
     seed: int = 0,
-    on_step: Callable[[Step], None] | None = None,
+    on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Edit:
     """Return the edit that removes `concepts` from a diffusers pipeline, which is left as it was.
@@ -33,7 +34,7 @@ def erase(
         kind: Picks the prompt templates.
         aliases: Other names of the target; with several concepts, give each its own Concept.
         seed: Of the fit.
-        on_step: Called after each step of a method that takes many.
+        on_progress: Receives the progress of the fit.
         **settings: Of the eraser.
 
     Raises:
@@ -48,4 +49,4 @@ def erase(
         else Concept(target=concept, anchor=anchor, preserve=tuple(preserve), kind=kind, aliases=tuple(aliases))
         for concept in given
     ]
-    return eraser.fit(backbone_of(pipe), made, on_step=on_step, seed=seed)
+    return eraser.fit(backbone_of(pipe), made, on_progress=on_progress, seed=seed)

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,14 +14,13 @@ from torch import Tensor
 from .backbones import backbone_of
 from .backbones.base import Backbone
 from .backbones.conditioning import TextStates, concatenate, reading
-from .erasers.base import Step
 from .errors import InputError
+from .progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 Latents = Float[Tensor, "n c h w"]
-OnStep = Callable[[Step], None]
 
 
 @overload
@@ -37,7 +36,7 @@ def sample(
     height: int | None = ...,
     width: int | None = ...,
     output: Literal["pil"] = ...,
-    on_step: OnStep | None = ...,
+    on_progress: OnProgress | None = ...,
 ) -> list[Image.Image]: ...
 @overload
 def sample(
@@ -52,7 +51,7 @@ def sample(
     height: int | None = ...,
     width: int | None = ...,
     output: Literal["uint8"],
-    on_step: OnStep | None = ...,
+    on_progress: OnProgress | None = ...,
 ) -> Pictures: ...
 @overload
 def sample(
@@ -67,7 +66,7 @@ def sample(
     height: int | None = ...,
     width: int | None = ...,
     output: Literal["latents"],
-    on_step: OnStep | None = ...,
+    on_progress: OnProgress | None = ...,
 ) -> Latents: ...
 def sample(
     pipe: Any,
@@ -81,7 +80,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     output: Literal["pil", "uint8", "latents"] = "pil",
-    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Image.Image] | Pictures | Latents:
     """Return one picture for each pair of a prompt and a seed.
 
@@ -101,7 +100,7 @@ def sample(
         height: In pixels; None is the model's own.
         width: In pixels; None is the model's own.
         output: "pil"; "uint8" in [0, 255]; or "latents", on the CPU and as the denoiser left them.
-        on_step: Called after each batch with the number of pictures done.
+        on_progress: Receives the number of images done after each batch.
 
     Raises:
         InputError: Lengths that differ, or a setting that is out of range.
@@ -136,8 +135,8 @@ def sample(
                 **_embeddings(read, negative.expand(len(rows)) if negative is not None else None),
             )
         results.append(called.images.cpu() if output == "latents" else _as_uint8(called.images))
-        if on_step is not None:
-            on_step(Step(step=start + len(rows), total=len(prompts)))
+        if on_progress is not None:
+            on_progress(Progress(done=start + len(rows), total=len(prompts), stage="images"))
     if output == "latents":
         return torch.cat(results)
     if output == "uint8":

@@ -12,16 +12,14 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from erasure import tinyworld
@@ -29,7 +27,6 @@ from erasure.backbones import backbone_of
 from erasure.backbones.attention import cross_attention_layers
 from erasure.concept import Concept, normalized
 from erasure.edits.edit import Edit
-from erasure.erasers.base import Step
 from erasure.errors import ErasureError, InputError
 from erasure.eval.images.ledger_images import Pictures, Sampler
 from erasure.eval.metrics.fid import fid
@@ -39,17 +36,17 @@ from erasure.eval.stats.aggregates import erosion_slope, generalization_erosion,
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger.ledger import Ledger
+from erasure.progress import OnProgress, Progress, progress_bars, staged
+from erasure.provenance import provenance
 from erasure.runs.run import (
     TINYWORLD,
     MeasureSettings,
     Run,
-    commit,
     override,
     own_sampling,
     parse,
     read_config,
     shows_of,
-    versions,
 )
 from erasure.tinyworld import vocabulary
 
@@ -64,8 +61,6 @@ NEAR: Final = (
 FAR: Final = ("hammer", "scissors", "beach", "forest", "night", "snow", "desert", "city")
 ROLES: Final[Mapping[Role, tuple[str, ...]]] = {"removed": TARGETS, "near": NEAR, "far": FAR}
 POINTS: Final = (1, 4, 8)
-
-OnStep = Callable[[Step], None]
 
 
 @dataclass(kw_only=True)
@@ -94,11 +89,11 @@ class Removals:
     def __len__(self) -> int:
         return len(self.ledger.entries)
 
-    def add(self, concept: Concept, on_step: OnStep) -> float:
+    def add(self, concept: Concept, on_progress: OnProgress) -> float:
         """Remove one concept more, and return the seconds of the fit."""
         shows = shows_of(TINYWORLD, "cpu")
         entry = self.ledger.remove(
-            self.pipe, self.run.eraser, [concept], on_step=on_step, seed=self.run.seed, shows=shows
+            self.pipe, self.run.eraser, [concept], on_progress=on_progress, seed=self.run.seed, shows=shows
         )
         return float(entry.seconds or 0)
 
@@ -121,11 +116,11 @@ class InPlace(Removals):
     def __len__(self) -> int:
         return len(list(self.folder.glob("*.safetensors")))
 
-    def add(self, concept: Concept, on_step: OnStep) -> float:
+    def add(self, concept: Concept, on_progress: OnProgress) -> float:
         n = len(self)
         began = time.perf_counter()
         with self.applied(n):
-            edit = self.run.eraser.fit(backbone_of(self.pipe), [concept], on_step=on_step, seed=self.run.seed)
+            edit = self.run.eraser.fit(backbone_of(self.pipe), [concept], on_progress=on_progress, seed=self.run.seed)
         seconds = time.perf_counter() - began
         edit.save(self.folder / f"{n + 1:03d}.safetensors")
         return seconds
@@ -177,7 +172,7 @@ def main() -> None:
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:
     """Make the removals that are missing, measure at the points, and return the record."""
-    began = time.monotonic()
+    began = time.perf_counter()
     config: Mapping[str, Any] = {**read_config(options.config), "seed": options.seed}
     for assignment in options.set:
         config = override(config, assignment)
@@ -199,18 +194,16 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     ]
     sampler = Sampler(**own_sampling(TINYWORLD, settings))
     eyes = _Eyes(probes)
-    with Progress(console=Console(stderr=True)) as bars:
-        times = _removed(removals, concepts, work / "times.json", bars, max(options.points))
+    with progress_bars() as on_progress:
+        times = _removed(removals, concepts, work / "times.json", on_progress, max(options.points))
         weights = _cross_attention(pipe)
         looks, drifts = {}, {}
         for n in (0, *options.points):
             pictures = Pictures(folder=(options.work if not n else work) / "pictures", sampler=sampler)
             state = f"after-{n}"
-            bar = bars.add_task(f"pictures after {n}", total=len(probes))
             with removals.applied(n):
-                pictures.make(state, pipe, pairs_of(probes), lambda more, bar=bar: bars.advance(bar, more))
+                pictures.make(state, pipe, pairs_of(probes), staged(on_progress, f"images after {n}"))
                 drifts[n] = _drift(weights, _cross_attention(pipe))
-            bars.update(bar, completed=len(probes))
             looks[n] = eyes.look(pictures, state)
     measured = {n: _measured(probes, looks[n], looks[0], targets[:n], drifts[n]) for n in looks}
     return {
@@ -229,11 +222,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "removals": times,
         "points": {str(n): found for n, found in measured.items()},
         "slope": erosion_slope([measured[n]["ge"] for n in (0, *options.points)], at=[0, *options.points]),
-        "versions": versions(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "git": commit(),
-        "seconds": round(time.monotonic() - began, 1),
+        **provenance(start=began),
     }
 
 
@@ -263,21 +252,21 @@ class _Eyes:
         return Look(seen=seen, features=self.judge.image_features(kept))
 
 
-def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, bars: Progress, n: int) -> list[Any]:
+def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_progress: OnProgress, n: int) -> list[Any]:
     """Make the removals that are missing up to n, and return each one's times."""
     times = json.loads(file.read_text()) if file.is_file() else []
     for at in range(len(removals), n):
         gone = {normalized(name) for concept in concepts[: at + 1] for name in concept.names}
         kept = tuple(name for name in concepts[at].preserve if normalized(name) not in gone)
-        bar = bars.add_task(f"removing {concepts[at].target}", total=None)
+        stage = f"removing {concepts[at].target}"
         moments: list[float] = []
 
-        def advance(step: Step, bar: Any = bar, moments: list[float] = moments) -> None:
-            if step.stage == "fit":
+        def noted(progress: Progress, stage: str = stage, moments: list[float] = moments) -> None:
+            if progress.stage == "fit":
                 moments.append(time.perf_counter())
-            bars.update(bar, completed=step.step, total=step.total)
+            on_progress(replace(progress, stage=stage))
 
-        seconds = removals.add(replace(concepts[at], preserve=kept), advance)
+        seconds = removals.add(replace(concepts[at], preserve=kept), noted)
         training = (moments[-1] - moments[0]) * len(moments) / (len(moments) - 1) if len(moments) > 1 else seconds
         times = [
             *times[:at],

@@ -30,11 +30,13 @@ from erasure.eval.protocols.sources import attack_of, metrics_of, source_of, wit
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
 from erasure.ledger.ledger import Ledger
+from erasure.progress import progress_bars, staged
+from erasure.provenance import provenance
 from erasure.runs import run as runs
 from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 from erasure.tinyworld import vocabulary
 
-from .experiment import by_step, progress_bars, write_record
+from .experiment import write_record
 
 VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
@@ -80,15 +82,15 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     attacks = [attack_of(name, ()) for name in options.attacks]
     pipe, work = tinyworld.load(), options.work / options.out.name
     sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
-    with progress_bars() as advance:
+    with progress_bars() as on_progress:
         ledger = Ledger.open_or_create(work / "ledger", pipe, TINYWORLD)
         todo, _ = runs.remaining(run, ledger)
-        list(runs.remove(todo, pipe, ledger, on_step=by_step(advance, "removing")))
+        list(runs.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
         source = source_of(str(work / "ledger"), lambda _: pipe)
         rows = [row for row in source.rows if row.name in (ERASED, ORIGINAL)]
         benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
         metrics = metrics_of(benchmark, "cpu")
-        found = evaluate(rows, benchmark, metrics, sampler=sampler, on_picture=advance).as_json()
+        found = evaluate(rows, benchmark, metrics, sampler=sampler, on_progress=on_progress).as_json()
         decides, second = witnesses_of(source, "cpu")
         attacked = {}
         for attack in attacks:
@@ -103,7 +105,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
                 second=second,
                 model=TINYWORLD,
             )
-            assault.run(goals(run.concepts, options.prompts, model=TINYWORLD), advance)
+            assault.run(goals(run.concepts, options.prompts, model=TINYWORLD), on_progress)
             attacked[attack.name] = {key: assault.as_json()[key] for key in ("protocol", "rows")}
     return {
         "benchmark": "family",
@@ -115,7 +117,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "beside": {row: (rate := beside(concepts)) and rate.as_json() for row, concepts in found["concepts"].items()},
         "protocol": found["protocol"],
         "attacks": attacked,
-        **runs.surroundings(device="cpu", start=began),
+        **provenance(start=began),
     }
 
 

@@ -38,12 +38,14 @@ from erasure.io.files import make_folder, write_whole
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.personalize.folder import Learned
 from erasure.personalize.forgetting import Forgetting
+from erasure.progress import OnProgress, progress_bars, staged
+from erasure.provenance import provenance
 from erasure.runs import run as runs
 from erasure.runs.run import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
-from .experiment import Progressed, by_step, plain_options, progress_bars, write_record
+from .experiment import plain_options, write_record
 
 VERSION = 1
 LEARNED, TOKEN, CLASS = "Rusty", "<rusty>", "dog"
@@ -106,21 +108,21 @@ class Bench:
         work: Where fits and pictures are kept.
         composed: Pictures of the instance in company, and as many of it alone.
         kept: Pictures of each group that should stay.
-        progress: Told what is being made.
+        on_progress: Receives the progress of each stage.
     """
 
     pipe: Any
     work: Path
     composed: int
     kept: int
-    progress: Progressed
+    on_progress: OnProgress
 
     def fitted(self, name: str, fit: Callable[..., Edit]) -> Edit:
         """Return the edit of that name, made if it is not there yet."""
         path = self.work / "edits" / f"{name.replace(' ', '-').replace(',', '')}.safetensors"
         if not path.is_file():
             make_folder(path.parent)
-            fit(on_step=by_step(self.progress, name)).save(path)
+            fit(on_progress=staged(self.on_progress, name)).save(path)
         return Edit.load(path)
 
     def record(self, instance: Learned) -> InstanceRecord:
@@ -152,7 +154,7 @@ def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             edit = bench.fitted(f"learned {arm}, seed {seed}", partial(method.fit, backbone, [instance], seed=seed))
             forgetting = partial(Forgetting(**given).fit, backbone, edit, TOKEN)
             forgotten = bench.fitted(f"forgotten {arm}, seed {seed}", forgetting)
-            states = record.measure({arm: edit, f"{arm}, forgotten": forgotten}, judge, bench.progress)
+            states = record.measure({arm: edit, f"{arm}, forgotten": forgotten}, judge, bench.on_progress)
             for state in states:
                 if state.name == ORIGINAL and state.name in rows:
                     continue
@@ -203,7 +205,7 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         given = {} if options.steps is None or "steps" not in settings else {"steps": options.steps}
         eraser = make_eraser(name, **{**eraser_class(name).on_tinyworld, **settings, **given})
         edit = bench.fitted(arm, partial(eraser.fit, backbone_of(bench.pipe), [concept]))
-        states = record.measure({arm: edit}, None, bench.progress)
+        states = record.measure({arm: edit}, None, bench.on_progress)
         for state in states:
             if state.name not in rows:
                 rows[state.name] = _removed(state, states[0], asks, judge)
@@ -264,13 +266,13 @@ def main() -> None:
     began = time.perf_counter()
     try:
         make_folder(options.out)
-        with progress_bars() as progress:
+        with progress_bars() as on_progress:
             bench = Bench(
                 pipe=tinyworld.load(),
                 work=options.work / options.experiment,
                 composed=options.composed,
                 kept=options.kept,
-                progress=progress,
+                on_progress=on_progress,
             )
             found = {"learn": learn, "remove": remove}[options.experiment](bench, options)
     except ErasureError as error:
@@ -282,7 +284,7 @@ def main() -> None:
         "sampler": asdict(bench.record(Learned(token=TOKEN, class_word=CLASS)).sampler),
         "model": backbone_of(bench.pipe).fingerprint(),
         **found,
-        **runs.surroundings(device="cpu", start=began),
+        **provenance(start=began),
     }
     Console().print(str(write_record(record, options.out)), markup=False)
 

@@ -39,14 +39,15 @@ from erasure.guidance.a_star import AStar
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.localised import LocalisedRemoval
 from erasure.io.files import make_folder, write_whole
-from erasure.runs import run as runs
+from erasure.progress import OnProgress, Progress, progress_bars
+from erasure.provenance import provenance
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.world import compose, draw
 from erasure.training.replay_memory import stored
 
-from .experiment import Progressed, plain_options, progress_bars, write_record
+from .experiment import plain_options, write_record
 
 VERSION = 1
 SAMPLER = Sampler(
@@ -108,7 +109,7 @@ def guidances(alpha: float, alpha_excite: float) -> dict[str, Applicable | None]
 
 
 def made(
-    pipe: Any, asks: Sequence[Ask], guidance: Applicable | None, work: Path, what: str, progress: Progressed
+    pipe: Any, asks: Sequence[Ask], guidance: Applicable | None, work: Path, what: str, on_progress: OnProgress
 ) -> Pixels:
     """Return the pictures of an arm, kept a batch at a time."""
     parts = []
@@ -124,7 +125,7 @@ def made(
 
         key = [*_key(pipe, guidance), [asdict(ask) for ask in part]]
         parts.append(stored(work / "pictures", key, make)["pixels"].numpy())
-        progress(what, len(part), len(asks))
+        on_progress(Progress(at + len(part), len(asks), what))
     return np.concatenate(parts)
 
 
@@ -182,7 +183,7 @@ class Judged:
         return scores, both
 
 
-def pairs_experiment(pipe: Any, options: argparse.Namespace, progress: Progressed) -> dict[str, Any]:
+def pairs_experiment(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Return every arm's scores over all pairs, the paired tests between them, and maps over the steps."""
     asks = pair_asks(options.seeds, prompts=options.prompts)
     judged = Judged(asks)
@@ -191,9 +192,9 @@ def pairs_experiment(pipe: Any, options: argparse.Namespace, progress: Progresse
     frames: dict[str, Pixels] = {}
     for name, guidance in guidances(options.alpha, options.alpha_excite).items():
         began = time.perf_counter()
-        frames[name] = made(pipe, asks, guidance, options.work, name, progress)
+        frames[name] = made(pipe, asks, guidance, options.work, name, on_progress)
         arms[name], both[name] = judged.of(frames[name])
-        arms[name]["maps"] = followed(pipe, asks[:: max(1, len(asks) // _WATCHED)][:_WATCHED], guidance, progress)
+        arms[name]["maps"] = followed(pipe, asks[:: max(1, len(asks) // _WATCHED)][:_WATCHED], guidance, on_progress)
         arms[name]["seconds"] = round(time.perf_counter() - began, 1)
     against = {
         f"{one} against {other}": asdict(mcnemar(both[other], both[one]))
@@ -211,15 +212,15 @@ def pairs_experiment(pipe: Any, options: argparse.Namespace, progress: Progresse
     return {"n": len(asks), "arms": arms, "mcnemar": against}
 
 
-def followed(pipe: Any, asks: Sequence[Ask], guidance: Applicable | None, progress: Progressed) -> dict[str, Any]:
+def followed(pipe: Any, asks: Sequence[Ask], guidance: Applicable | None, on_progress: OnProgress) -> dict[str, Any]:
     """Return the overlap of the two objects' maps and the share of its region that each keeps, by step."""
     overlaps, kept = [], []
-    for ask in asks:
+    for done, ask in enumerate(asks, start=1):
         seen = watched(pipe, ask.prompt, ask.pair, ask.seed, SAMPLER, guidance)
         steps = sorted(seen.maps)
         overlaps.append([seen.overlap(step) for step in steps])
         kept.append([_kept(seen.maps[one], seen.maps[other]) for one, other in itertools.pairwise(steps)])
-        progress("maps", 1, len(asks))
+        on_progress(Progress(done, len(asks), "maps"))
     return {"n": len(asks), "overlap": np.mean(overlaps, 0).tolist(), "kept": np.mean(kept, 0).tolist()}
 
 
@@ -229,16 +230,16 @@ def _kept(before: torch.Tensor, after: torch.Tensor) -> float:
     return float(((after * regions).sum((1, 2)) / after.sum((1, 2)).clamp(min=1e-12)).mean())
 
 
-def sweep(pipe: Any, options: argparse.Namespace, progress: Progressed) -> dict[str, Any]:
+def sweep(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Return the scores of A-STAR and Attend-and-Excite at each size of update, on other seeds, 20 prompts x 4."""
     asks = pair_asks(4, first=1_000_000, prompts=20)
     judged = Judged(asks)
-    rows = {PLAIN: judged.of(made(pipe, asks, None, options.work, PLAIN, progress))[0]}
+    rows = {PLAIN: judged.of(made(pipe, asks, None, options.work, PLAIN, on_progress))[0]}
     for alpha in ALPHAS:
         arms = guidances(alpha, alpha)
         for name in ("Attend-and-Excite", "A-STAR"):
             what = f"{name}, alpha {alpha:g}"
-            rows[what] = judged.of(made(pipe, asks, arms[name], options.work, what, progress))[0]
+            rows[what] = judged.of(made(pipe, asks, arms[name], options.work, what, on_progress))[0]
     return {"n": len(asks), "arms": rows}
 
 
@@ -254,7 +255,7 @@ def removals(scale: float) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def localised(pipe: Any, options: argparse.Namespace, progress: Progressed) -> dict[str, Any]:
+def localised(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Return what each way of removing the first of two objects does to it, to the other and to the rest."""
     rng = random.Random("localised removal")
     pairs = rng.sample(list(itertools.permutations(_ALL, 2)), options.removals)
@@ -263,7 +264,7 @@ def localised(pipe: Any, options: argparse.Namespace, progress: Progressed) -> d
         scene = vocabulary.SCENE_PHRASES[vocabulary.SCENES[1:][at % (len(vocabulary.SCENES) - 1)]][0]
         words = " and ".join(map(vocabulary.article, pair if turn % 2 else pair[::-1]))
         asks.append(Ask(prompt=f"{words} {scene}", pair=pair, seed=2_000_000 + at))
-    before = made(pipe, asks, None, options.work, PLAIN, progress)
+    before = made(pipe, asks, None, options.work, PLAIN, on_progress)
     oracle = Oracle.load(tinyworld.MODEL / "oracle")
     reading = oracle.read(before)
     there = np.array([all(reading.sees(name)[at] for name in ask.pair) for at, ask in enumerate(asks)])
@@ -271,10 +272,10 @@ def localised(pipe: Any, options: argparse.Namespace, progress: Progressed) -> d
     arms: dict[str, Any] = {}
     shown: dict[str, Pixels] = {PLAIN: before}
     for name, settings in removals(1.0).items():
-        after, acted = _removed(pipe, asks, settings, options.work, name, progress)
+        after, acted = _removed(pipe, asks, settings, options.work, name, on_progress)
         masks = acted if name == "localised" else masks
         shown[name] = after
-    shown["a negative prompt"] = _negative(pipe, asks, options.work, progress)
+    shown["a negative prompt"] = _negative(pipe, asks, options.work, on_progress)
     # Every way is judged on the region of the first one, so that distances compare.
     inside = masks.numpy().repeat(4, 1).repeat(4, 2)
     distance = OracleDistance(oracle=oracle)
@@ -292,7 +293,7 @@ def localised(pipe: Any, options: argparse.Namespace, progress: Progressed) -> d
 
 
 def _removed(
-    pipe: Any, asks: Sequence[Ask], settings: Mapping[str, Any], work: Path, what: str, progress: Progressed
+    pipe: Any, asks: Sequence[Ask], settings: Mapping[str, Any], work: Path, what: str, on_progress: OnProgress
 ) -> tuple[Pixels, torch.Tensor]:
     """Return the pictures without the first object of each pair, and where they were acted on."""
     pixels, acted = [], []
@@ -318,14 +319,14 @@ def _removed(
         kept = stored(work / "pictures", [*key, [asdict(ask) for ask in part]], make)
         pixels.append(kept["pixels"].numpy())
         acted.append(kept["regions"])
-        progress(what, len(part), len(asks))
+        on_progress(Progress(at + len(part), len(asks), what))
     return np.concatenate(pixels), torch.cat(acted)
 
 
-def _negative(pipe: Any, asks: Sequence[Ask], work: Path, progress: Progressed) -> Pixels:
+def _negative(pipe: Any, asks: Sequence[Ask], work: Path, on_progress: OnProgress) -> Pixels:
     """Return the pictures with the first object as the negative prompt."""
     parts = []
-    for ask in asks:
+    for done, ask in enumerate(asks, start=1):
 
         def make(ask: Ask = ask) -> dict[str, torch.Tensor]:
             settings = {**asdict(SAMPLER), "negative_prompt": ask.pair[0]}
@@ -333,7 +334,7 @@ def _negative(pipe: Any, asks: Sequence[Ask], work: Path, progress: Progressed) 
 
         key = [VERSION, backbone_of(pipe).fingerprint(), "negative", asdict(SAMPLER), asdict(ask)]
         parts.append(stored(work / "pictures", key, make)["pixels"].numpy())
-        progress("a negative prompt", 1, len(asks))
+        on_progress(Progress(done, len(asks), "a negative prompt"))
     return np.concatenate(parts)
 
 
@@ -379,9 +380,9 @@ def main() -> None:
     began = time.perf_counter()
     try:
         make_folder(options.out)
-        with progress_bars() as progress:
+        with progress_bars() as on_progress:
             pipe = tinyworld.load()
-            results = experiment(pipe, options, progress)
+            results = experiment(pipe, options, on_progress)
     except ErasureError as error:
         sys.exit(f"several_concepts: {error}")
     record = {
@@ -391,7 +392,7 @@ def main() -> None:
         "sampler": asdict(SAMPLER),
         "model": backbone_of(pipe).fingerprint(),
         **results,
-        **runs.surroundings(device="cpu", start=began),
+        **provenance(start=began),
     }
     path = write_record(record, options.out)
     for name, arm in results["arms"].items():

@@ -30,12 +30,13 @@ from erasure.errors import ErasureError
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
-from erasure.runs import run as runs
+from erasure.progress import OnProgress, ProgressCounter, progress_bars
+from erasure.provenance import provenance
 from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 
-from .experiment import plain_options, progress_bars, write_record
+from .experiment import plain_options, write_record
 from .family import FAMILY
 
 VERSION = 1
@@ -68,8 +69,8 @@ def main() -> None:
     try:
         make_folder(options.out)
         sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
-        with progress_bars() as advance:
-            rows = measured(tinyworld.load(), options.prompts, sampler, advance)
+        with progress_bars() as on_progress:
+            rows = measured(tinyworld.load(), options.prompts, sampler, on_progress)
     except ErasureError as error:
         sys.exit(f"text_states: {error}")
     record = {
@@ -78,19 +79,19 @@ def main() -> None:
         "config": {**plain_options(options), "family": list(FAMILY), "safe": SAFE},
         "sampler": asdict(sampler),
         "rows": rows,
-        **runs.surroundings(device="cpu", start=began),
+        **provenance(start=began),
     }
     Console().print(str(write_record(record, options.out)), markup=False)
 
 
-def measured(pipe: Any, n: int, sampler: Sampler, advance: Callable[[str, int, int], None]) -> dict[str, Any]:
+def measured(pipe: Any, n: int, sampler: Sampler, on_progress: OnProgress | None) -> dict[str, Any]:
     """Return for each exchange how often the concept is seen, and how often the safe one.
 
     Args:
         pipe: The tiny world's pipeline, or one with its tokenizer.
         n: Prompts of each concept.
         sampler: How pictures are made.
-        advance: Told what is being made.
+        on_progress: Receives the number of images as they are made.
     """
     concepts = [name for name in FAMILY for _ in range(n)]
     prompts = [prompt for name in FAMILY for prompt in vocabulary.prompts_for(name, n, seed=2)]
@@ -102,13 +103,14 @@ def measured(pipe: Any, n: int, sampler: Sampler, advance: Callable[[str, int, i
     oracle = tinyworld.load_oracle()
     given = asdict(sampler)
     rows = {}
+    count = ProgressCounter(on_progress, len(PARTS) * len(states), "images")
     for part, exchanged in PARTS.items():
         mixed = mixture(states, others, concepts, exchanged)
         images = []
         for start in range(0, len(mixed), sampler.batch_size):
             batch = list(range(start, min(start + sampler.batch_size, len(mixed))))
             images += sample(pipe, mixed.select(batch), [5_000_000 + row for row in batch], **given)
-            advance("pictures", len(batch), len(PARTS) * len(mixed))
+            count.add(len(batch))
         reading = oracle.read(images)
         own = np.array([reading.sees(name)[row] for row, name in enumerate(concepts)])
         rows[part] = {"concept": Rate.of(own).as_json(), "safe": Rate.of(np.asarray(reading.sees(SAFE))).as_json()}

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from erasure import tinyworld
@@ -26,7 +25,8 @@ from erasure.backbones import backbone_of
 from erasure.backbones.attention import AttentionCapture, average_maps, cross_attention_layers
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import write_whole
-from erasure.runs.run import commit, versions
+from erasure.progress import OnProgress, ProgressCounter, progress_bars
+from erasure.provenance import provenance
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.data import THINGS, drawings
@@ -123,10 +123,13 @@ def by_group(asks: Sequence[Ask], good: NDArray[np.bool_]) -> dict[str, Any]:
     return out
 
 
-def generate(pipe: Any, asks: Sequence[Ask], steps: int, guidance: float) -> NDArray[np.uint8]:
+def generate(
+    pipe: Any, asks: Sequence[Ask], steps: int, guidance: float, on_progress: OnProgress | None = None
+) -> NDArray[np.uint8]:
     """Make the pictures, uint8 (n, 64, 64, 3)."""
     parts = []
-    for start in track(range(0, len(asks), BATCH), description="pictures", console=Console(stderr=True)):
+    count = ProgressCounter(on_progress, len(asks), "images")
+    for start in range(0, len(asks), BATCH):
         part = asks[start : start + BATCH]
         seeds = list(range(start, start + len(part)))
         parts.append(
@@ -140,6 +143,7 @@ def generate(pipe: Any, asks: Sequence[Ask], steps: int, guidance: float) -> NDA
                 output="uint8",
             )
         )
+        count.add(len(part))
     return np.concatenate(parts)
 
 
@@ -312,10 +316,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=int(tinyworld.SAMPLER["steps"]))
     parser.add_argument("--guidance", type=float, default=tinyworld.SAMPLER["guidance_scale"])
     options = parser.parse_args()
-    began = time.monotonic()
+    began = time.perf_counter()
     pipe, oracle = tinyworld.load(folder=options.model), Oracle.load(options.model / "oracle")
     asks = plan()[:: options.every]
-    pixels = generate(pipe, asks, options.steps, options.guidance)
+    with progress_bars() as on_progress:
+        pixels = generate(pipe, asks, options.steps, options.guidance, on_progress)
     good = hits(asks, oracle.read(pixels))
     stages: dict[str, Callable[[], Any]] = {
         "oracle": lambda: oracle_quality(oracle),
@@ -335,11 +340,7 @@ def main() -> None:
         "n": len(asks),
         "groups": by_group(asks, good),
         **{name: stage() for name, stage in stages.items()},
-        "versions": versions(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "git": commit(),
-        "seconds": round(time.monotonic() - began, 1),
+        **provenance(start=began),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.edits.edit import DenseChange, Edit, EditMetadata, LowRankChange
-from erasure.erasers.base import Step
 from erasure.errors import InputError, SolveError
+from erasure.progress import Progress
 from erasure.training.finetune import Preservation, Student, finetune
 from tests.tiny import FAMILIES, sd1
 
@@ -245,9 +245,9 @@ def test_half_precision_models_learn_steps_below_their_resolution(dtype: torch.d
 
 
 def test_steps_are_reported(backbone: Backbone) -> None:
-    seen: list[Step] = []
-    finetune(backbone, keys, noise_loss(backbone), steps=3, lr=1e-3, on_step=seen.append)
-    assert [(step.step, step.total) for step in seen] == [(1, 3), (2, 3), (3, 3)]
+    seen: list[Progress] = []
+    finetune(backbone, keys, noise_loss(backbone), steps=3, lr=1e-3, on_progress=seen.append)
+    assert [(step.done, step.total) for step in seen] == [(1, 3), (2, 3), (3, 3)]
     assert all(step.loss is not None and step.loss > 0 for step in seen)
 
 

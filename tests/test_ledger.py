@@ -195,8 +195,8 @@ def test_removing_through_the_ledger_fits_on_what_stands_and_keeps_the_base(tmp_
     esd = make_eraser("esd", steps=2, sample_steps=2)
     fingerprint = backbone_of(pipe).fingerprint()
     ledger.remove(pipe, make_eraser("uce"), [CONCEPTS[0]])
-    entry = ledger.remove(pipe, esd, [Concept(target="boat")], on_step=seen.append, seed=3)
-    assert [step.step for step in seen] == [1, 2]
+    entry = ledger.remove(pipe, esd, [Concept(target="boat")], on_progress=seen.append, seed=3)
+    assert [step.done for step in seen] == [1, 2]
     assert entry.seed == 3
     assert backbone_of(pipe).fingerprint() == fingerprint
     assert ledger.edit().metadata.base_fingerprint == fingerprint

@@ -113,7 +113,7 @@ def test_each_distinct_prompt_is_encoded_once(pipe: Any) -> None:
 
 def test_progress_counts_pictures(pipe: Any) -> None:
     seen = []
-    sample(pipe, PROMPTS, SEEDS, steps=1, batch_size=2, on_step=lambda step: seen.append((step.step, step.total)))
+    sample(pipe, PROMPTS, SEEDS, steps=1, batch_size=2, on_progress=lambda step: seen.append((step.done, step.total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 

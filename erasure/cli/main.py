@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,13 +16,14 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ErasureError, InputError
+from ..progress import Progress, ProgressCounter, progress_bars, staged
+from ..provenance import provenance
 
 if TYPE_CHECKING:
     from erasure.eval.protocols.record import Record
 
     from ..concept import Concept
     from ..edits.edit import Edit
-    from ..erasers import Step
     from ..ledger.ledger import Entry, Ledger
     from ..personalize.folder import Personalized
     from ..runs.run import Run
@@ -193,9 +194,9 @@ def _remove(
         show.print(f"{name}: already removed, see `erasure log {folder}`.", markup=False)
     _announce(run, ledger, show)
     steps = []
-    with _bars() as advance:
-        record = Record(ledger, pipe, run.measure, advance)
-        for entry in runs.remove(run, pipe, ledger, on_step=_counted(advance)):
+    with progress_bars(err) as on_progress:
+        record = Record(ledger, pipe, run.measure, on_progress)
+        for entry in runs.remove(run, pipe, ledger, on_progress=on_progress):
             measured = record.measure(entry)
             steps.append(_step_json(entry, measured))
             show.print(_line(entry, measured), markup=False)
@@ -340,10 +341,10 @@ def generate(
         raise InputError(f"offload: expected a CUDA device to spare, got {place!r}. Leave it out.")
     pipe = _loaded(model, place, attention, dtype)
     sampler = _sampler(model, steps, guidance_scale)
-    with _bars() as advance, _standing_in(ledger, pipe):
+    with progress_bars(err) as on_progress, _standing_in(ledger, pipe):
         if offload:
             pipe.enable_model_cpu_offload(device=place)
-        images = sampler.make(pipe, pairs, lambda more: advance("pictures", more, len(pairs)))
+        images = sampler.make(pipe, pairs, on_progress)
     for (text, seed), image in zip(pairs, images, strict=True):
         path = to / f"{slug(text)}-{seed}.png"
         facts = {"prompt": text, "seed": seed, "model": source, **asdict(sampler)}
@@ -375,16 +376,11 @@ def compare(
     pipe = _loaded(opened.base.name, _device(device), attention)
     opened.check_base(_fingerprint(pipe), opened.base.name)
     sampler = _sampler(opened.base.name, steps, guidance_scale)
-    total = len(pairs) * (1 + len(opened.standing))
-    with _bars() as advance:
-
-        def on_picture(more: int) -> None:
-            advance("pictures", more, total)
-
-        columns = [sampler.make(pipe, pairs, on_picture)]
+    with progress_bars(err) as on_progress:
+        columns = [sampler.make(pipe, pairs, staged(on_progress, "images, original"))]
         for entry in opened.standing:
             with opened.applied_to(pipe, upto=entry.id):
-                columns.append(sampler.make(pipe, pairs, on_picture))
+                columns.append(sampler.make(pipe, pairs, staged(on_progress, f"images, {entry.id}")))
     columns_named = ["original", *headings(opened)]
     captions = [f"{text}, seed {seed}" for text, seed in pairs]
     write_whole(to, as_png(side_by_side(columns_named, captions, list(zip(*columns, strict=True)))))
@@ -420,10 +416,11 @@ def attention(
     sampler = _sampler(model, steps, guidance_scale)
     wanted = [("plain", None), *([("A-STAR", guidance)] if alpha else [])]
     rows = []
-    with _bars() as advance, _standing_in(ledger, pipe):
+    with progress_bars(err) as on_progress, _standing_in(ledger, pipe):
+        count = ProgressCounter(on_progress, len(wanted), "images")
         for heading, helped in wanted:
             rows.append((heading, watched(pipe, prompt, names, seed, sampler, helped)))
-            advance("pictures", 1, len(wanted))
+            count.add()
     facts = {"prompt": prompt, "seed": seed, "model": source, "alpha": alpha, **asdict(sampler)}
     write_whole(to, as_png(attention_sheet(rows, names, columns), facts))
     out.print(str(to), markup=False)
@@ -471,13 +468,13 @@ def evaluate(
     asked = sources.benchmark_of(benchmark, what, suite=suite, lists=lists or [], settings=settings or [])
     sampler = sources.sampler_of(asked, what)
     folder = to or what.folder / asked.short
-    with _bars() as advance:
+    with progress_bars(err) as on_progress:
         found = evaluated(
             what.rows,
             asked,
             sources.metrics_of(asked, place, classifier),
             sampler=sampler,
-            on_picture=advance,
+            on_progress=on_progress,
             facts={"device": place},
         )
         if not PartialState().is_main_process:
@@ -545,14 +542,13 @@ def personalize(
     place = _device(device)
     pipe = _loaded(model, place, attention)
     losses: list[tuple[float, ...]] = []
-    with _bars() as advance:
-        counted = _counted(advance)
+    with progress_bars(err) as on_progress:
 
-        def on_step(step: "Step") -> None:
-            losses.append(step.parts)
-            counted(step)
+        def noted(progress: Progress) -> None:
+            losses.append(progress.parts)
+            on_progress(progress)
 
-        edit = method.fit(backbone_of(pipe), instances, seed=seed, on_step=on_step)
+        edit = method.fit(backbone_of(pipe), instances, seed=seed, on_progress=noted)
     if not as_json:
         _say_losses(losses, method.spl_weight)
     make_folder(folder)
@@ -611,8 +607,8 @@ def forget(
     place = _device(device)
     pipe = _loaded(learned.base, place)
     known = learned.edit
-    with _bars() as advance:
-        edit = method.fit(backbone_of(pipe), known, word, on_step=_counted(advance))
+    with progress_bars(err) as on_progress:
+        edit = method.fit(backbone_of(pipe), known, word, on_progress=on_progress)
     instances = [
         Instance(token=each.token, class_word=each.class_word, pictures=learned.pictures(each.token))
         for each in learned.instances
@@ -652,8 +648,6 @@ def _show_instances(
     from erasure.eval.protocols.instance_record import InstanceRecord
     from erasure.eval.reports.instance_report import terminal_table
 
-    from ..runs import run as runs
-
     documents = []
     wanted = [instance for instance in found.instances if only in (None, instance.token)]
     for at, instance in enumerate(wanted if pictures else ()):
@@ -669,14 +663,14 @@ def _show_instances(
             device=device,
         )
         judge = record.judge()
-        with _bars() as advance:
-            states = record.measure(edits, judge, advance)
+        with progress_bars(err) as on_progress:
+            states = record.measure(edits, judge, on_progress)
         facts = {
             "instance": asdict(instance),
             "model": found.base,
             "settings": dict(settings),
             "seed": seed,
-            **runs.surroundings(device=device, start=start),
+            **provenance(device=device, start=start),
         }
         report = record.write(states, judge, facts, "report" if len(wanted) == 1 else f"report-{at + 1}")
         documents.append(
@@ -767,8 +761,8 @@ def attack(
         second=second,
         model=what.original,
     )
-    with _bars() as advance:
-        assault.run(goals(what.concepts, prompts, model=what.original, seed=seed), advance)
+    with progress_bars(err) as on_progress:
+        assault.run(goals(what.concepts, prompts, model=what.original, seed=seed), on_progress)
     report = write_attack_report(assault, what.title)
     if as_json:
         document = {**assault.as_json(), "record": str(assault.folder / "attack.json"), "report": str(report)}
@@ -845,7 +839,7 @@ def export(
     else:
         check_free(to)
         prompts = [] if no_pictures or low_memory else prompt or prompts_of(opened)
-        with _bars() as advance:
+        with progress_bars(err) as on_progress:
             written = publish(
                 opened,
                 base(),
@@ -854,7 +848,7 @@ def export(
                 name=name,
                 prompts=prompts,
                 sampler=_sampler(opened.base.name, steps, guidance_scale),
-                on_picture=lambda more: advance("pictures", more, len(prompts)),
+                on_progress=on_progress,
             )
     for note in written.notes:
         show.print(f"note: {note}", markup=False)
@@ -891,13 +885,13 @@ def replay(
     source, place = Ledger.open(ledger), _device(device)
     pipe = _loaded(model, place)
     folder = to or _new_folder([concept for entry in source.standing for concept in entry.concepts])
-    with _bars() as advance:
+    with progress_bars(err) as on_progress:
         target, entries = replayed(
             source,
             pipe,
             _lasting_name(model),
             folder,
-            on_step=_counted(advance),
+            on_progress=on_progress,
             shows=runs.shows_of(model, place),
         )
         if target.entries:
@@ -1013,11 +1007,10 @@ def doctor() -> None:
     """Say what this machine has and what is missing; exit code 1 if the default run cannot work."""
     from erasure.eval.protocols.quick import CLIP_WEIGHTS, find_clip
 
-    from ..runs.run import versions
     from .doctor import checks
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, version in versions("accelerate", "peft", "huggingface_hub").items():
+    for name, version in provenance("accelerate", "peft", "huggingface_hub")["versions"].items():
         table.add_row(name, version)
     for check in checks(_device("auto")):
         table.add_row(check.name, Text(check.found))  # as it stands: "erasure[app]" is no markup
@@ -1238,39 +1231,6 @@ def _loaded(model: str, device: str, attention: str = "sdpa", dtype: str = "floa
         if stored:
             return load_stored(model)
         return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)
-
-
-def _counted(advance: Callable[[str, int, int], None]) -> Callable[["Step"], None]:
-    """Return what moves a bar by the steps of a fit, which say how many are done and not how many more."""
-    done: dict[str, int] = {}
-
-    def step(step: "Step") -> None:
-        advance(step.stage, step.step - done.get(step.stage, 0), step.total)
-        done[step.stage] = step.step if step.step < step.total else 0
-
-    return step
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each thing that is being done, on stderr, gone when it is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # What goes to stdout must get there when that is a file, bar or no bar.
-    with Progress(*columns, console=err, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-        tasks: dict[str, Any] = {}
-        done: dict[str, int] = {}
-
-        def advance(what: str, more: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what], done[what] = progress.add_task(what, total=total), 0
-            done[what] += more
-            progress.update(tasks[what], completed=done[what])
-            if done[what] >= total:
-                progress.remove_task(tasks.pop(what))
-
-        yield advance
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from .. import __version__
 from ..backbones import backbone_of
 from ..backbones.base import Backbone
 from ..closed_form.problem import Rows, TextMap, solve
@@ -24,6 +22,7 @@ from ..closed_form.storage import fetched, packed, put_apart, unpacked, unpacked
 from ..concept import Concept
 from ..errors import BaseMismatchError, InputError
 from ..io.files import write_whole
+from ..provenance import provenance
 from .tokens import NewToken, add_tokens, check_new, tokens_added
 
 _FORMAT = "erasure-edit/2"
@@ -185,7 +184,7 @@ class EditMetadata:
             seed=seed,
             base_fingerprint=backbone.fingerprint(),
             base_name=str(backbone.pipe.name_or_path),
-            versions=_versions(),
+            versions=provenance()["versions"],
             time=_now(),
         )
 
@@ -612,15 +611,10 @@ def _composed(parts: Sequence[EditMetadata]) -> EditMetadata:
         method="composed",
         settings={},
         concepts=tuple(concept for part in parts for concept in part.concepts),
-        versions=_versions(),
+        versions=provenance()["versions"],
         time=_now(),
         parts=tuple(parts),
     )
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"erasure": __version__, **libraries}
 
 
 def _now() -> str:

@@ -15,31 +15,11 @@ from ..backbones.base import Backbone
 from ..concept import Concept
 from ..edits.edit import Edit, exchanged
 from ..errors import InputError
+from ..progress import OnProgress
 from ..registry import Plugin
 
 Shows = Callable[[Sequence[Image], Concept], Sequence[bool]]
 """Says of each picture whether it shows a concept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step of a fit that takes many.
-
-    Attributes:
-        step: How many are done, from 1.
-        total: How many there will be.
-        loss: The step's loss, where there is one.
-        note: What the step did, where that differs from step to step.
-        parts: The weighted terms that the loss is the sum of, the main one first.
-        stage: What the steps are of: "fit", or "pictures" that a method makes before it; each stage counts from 1.
-    """
-
-    step: int
-    total: int
-    loss: float | None = None
-    note: str = ""
-    parts: tuple[float, ...] = ()
-    stage: str = "fit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +79,7 @@ class Eraser(Plugin):
         concepts: Sequence[Concept],
         *,
         history: History | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> Edit:
         """Return the edit that removes the concepts; the model is left as it was, bit for bit.

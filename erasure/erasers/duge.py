@@ -25,17 +25,17 @@ from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import denoising_target, prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
+from ..progress import OnProgress
 from ..sampling import sample
 from ..training.finetune import Preservation, Student, below, finetune
 from ..training.replay_memory import Memory, Sampling, free_of, memory_prompts, remembered
 from ..training.terms.preservation import Weights, preservations
-from .base import Eraser, History, Step
+from .base import Eraser, History
 
 logger = logging.getLogger(__name__)
 
 Latents = Float[Tensor, "n c h w"]
 Loss = Callable[[Student, int, torch.Generator], Float[Tensor, ""]]
-OnStep = Callable[[Step], None]
 Match = Literal["maps", "outputs", "noise"]
 
 _PICTURES: Mapping[Kind, str] = {
@@ -192,7 +192,7 @@ class DUGE(Eraser):
         concepts: Sequence[Concept],
         *,
         history: History | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> Edit:
         self.require(concepts)
@@ -202,11 +202,11 @@ class DUGE(Eraser):
                 f" {self.overshoot!r}. Set match to outputs or noise."
             )
         known = history or History()
-        memory = self._memory(backbone, concepts, known, on_step)
+        memory = self._memory(backbone, concepts, known, on_progress)
         preserving = self._preserving(backbone, memory, known)
         # The distilled form starts at zero, which the first weight cannot be calibrated with.
         plain = replace(self, distill=False)._preserving(backbone, memory, known) if self.distill else preserving
-        erasing = self._calibrated(self._erasing(backbone, concepts, known, on_step), plain)
+        erasing = self._calibrated(self._erasing(backbone, concepts, known, on_progress), plain)
         terms = [Preservation(loss=preserving, weight=self.prior_scale)]
         if self.reading_scale:
             terms.append(Preservation(loss=self._reading(backbone, concepts, known), weight=self.reading_scale))
@@ -232,7 +232,7 @@ class DUGE(Eraser):
             clip_norm=self.clip_norm,
             preservation=terms,
             stop=self._probe(backbone, concepts, known),
-            on_step=on_step,
+            on_progress=on_progress,
             seed=seed,
         )
         return Edit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
@@ -248,7 +248,7 @@ class DUGE(Eraser):
         return self.trained != "kv" or inner.endswith(("to_k.weight", "to_v.weight"))
 
     def _memory(
-        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_step: OnStep | None = None
+        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_progress: OnProgress | None = None
     ) -> Memory:
         """Return what is replayed: the original model's pictures, less what has been removed since."""
         gone = [*history.targets, *concepts]
@@ -257,7 +257,9 @@ class DUGE(Eraser):
         else:
             contexts = preserved_templates(concepts[0].kind)
             prompts = memory_prompts(backbone, concepts, self.memory_size, contexts=contexts, without=gone)
-        made = remembered(backbone, history, prompts, sampling=self._sampling, seed=_MEMORY_SEED, on_step=on_step)
+        made = remembered(
+            backbone, history, prompts, sampling=self._sampling, seed=_MEMORY_SEED, on_progress=on_progress
+        )
         left = free_of(backbone, made, gone, max_similarity=self.max_similarity, shows=history.shows)
         if not len(left):
             raise InputError(
@@ -268,12 +270,14 @@ class DUGE(Eraser):
         return left
 
     def _erasing(
-        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_step: OnStep | None = None
+        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_progress: OnProgress | None = None
     ) -> Loss:
         """Return L_U at pictures of a target."""
-        now = [self._target(backbone, concept, history, on_step) for concept in concepts]
+        now = [self._target(backbone, concept, history, on_progress) for concept in concepts]
         earlier = (
-            [self._target(backbone, concept, history, on_step) for concept in history.targets] if self.revisit else []
+            [self._target(backbone, concept, history, on_progress) for concept in history.targets]
+            if self.revisit
+            else []
         )
         pixels = layer_pixels(backbone)
         layers = [name for name, size in pixels.items() if self.max_pixels is None or size <= self.max_pixels]
@@ -426,7 +430,9 @@ class DUGE(Eraser):
     def _fisher_of(self, name: str) -> bool:
         return self._which(name) and (self.trained != "lora" or name.endswith(".weight"))
 
-    def _target(self, backbone: Backbone, concept: Concept, history: History, on_step: OnStep | None = None) -> _Target:
+    def _target(
+        self, backbone: Backbone, concept: Concept, history: History, on_progress: OnProgress | None = None
+    ) -> _Target:
         """Return pictures of a target, the prompts that speak of it, and what stands in their place."""
         pairs = _pairs(concept)
         pictures = remembered(
@@ -435,7 +441,7 @@ class DUGE(Eraser):
             [self._asked(concept, at) for at in range(self.target_pictures)],
             sampling=self._sampling,
             seed=_TARGET_SEED,
-            on_step=on_step,
+            on_progress=on_progress,
         )
         without = [blank for _, blank in pairs] if self.towards == "blank" else [""]
         return _Target(

@@ -15,10 +15,11 @@ from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates, concatenate
 from ..concept import Concept, blank, fill, templates
 from ..edits.edit import Edit, EditMetadata
+from ..progress import OnProgress
 from ..sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
 from ..training.finetune import Preservation, Student, below, finetune
 from ..training.terms.preservation import Weights, preservations
-from .base import Eraser, History, Step
+from .base import Eraser, History
 
 Variant = Literal["x", "x-strict", "u", "full"]
 Latents = Float[Tensor, "n c h w"]
@@ -91,7 +92,7 @@ class ESD(Eraser):
         concepts: Sequence[Concept],
         *,
         history: History | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> Edit:
         self.require(concepts)
@@ -107,7 +108,7 @@ class ESD(Eraser):
                 Preservation(loss=self._preserving(backbone, concepts), weight=self.preserve_scale),
                 *preservations(self.preservation, backbone, concepts, trained=lambda name: trains(self.variant, name)),
             ],
-            on_step=on_step,
+            on_progress=on_progress,
             seed=seed,
         )
         return Edit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))

@@ -24,16 +24,16 @@ from ..edits.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange,
 from ..errors import InputError
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
+from ..progress import OnProgress, Progress
 from ..sampling import ddim_latents, ddim_timesteps, noise
 from ..training.finetune import Preservation, Student, finetune
 from ..training.replay_memory import stored
 from ..training.terms.preservation import Weights, preservations
-from .base import Eraser, History, Step
+from .base import Eraser, History
 
 logger = logging.getLogger(__name__)
 
 Latents = Float[Tensor, "n c h w"]
-OnStep = Callable[[Step], None]
 
 _AT_ONCE = 16
 # Latents whose references are found together: with three prompts each, no more rows than guided trajectories have.
@@ -197,7 +197,7 @@ class TRCE(Eraser):
         concepts: Sequence[Concept],
         *,
         history: History | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> Edit:
         self.require(concepts)
@@ -206,9 +206,9 @@ class TRCE(Eraser):
         text = Edit(changes={}, metadata=metadata)
         if self.stages != "visual":
             text = self._text(backbone, concepts, known, metadata)
-            if self.stages == "text" and on_step is not None:
-                on_step(Step(step=1, total=1))
-        visual = self._visual(backbone, concepts, text, known, on_step, seed) if self.stages != "text" else {}
+            if self.stages == "text" and on_progress is not None:
+                on_progress(Progress(done=1, total=1))
+        visual = self._visual(backbone, concepts, text, known, on_progress, seed) if self.stages != "text" else {}
         return replace(text, changes={**text.changes, **visual})
 
     def rows_of(self, backbone: Backbone, concepts: Sequence[Concept], *, history: History | None = None) -> Rows:
@@ -260,14 +260,14 @@ class TRCE(Eraser):
         concepts: Sequence[Concept],
         text: Edit,
         history: History,
-        on_step: OnStep | None,
+        on_progress: OnProgress | None,
         seed: int,
     ) -> dict[str, Change]:
         """Return what stage 2 learns on top of stage 1."""
         twins = [_Pair.of(self.trajectory_frame, name, concept) for concept in concepts for name in concept.names]
         twins = list(dict.fromkeys(twins))
         plan = self._plan(len(twins), seed)
-        malicious, null = self._latents(backbone, [twin.prompt for twin in twins], plan, history, on_step)
+        malicious, null = self._latents(backbone, [twin.prompt for twin in twins], plan, history, on_progress)
         before = {name: p.data for name, p in backbone.parameters(text.changes.__contains__).items()}
         states = _States(
             malicious=backbone.encode([twin.prompt for twin in twins]),
@@ -293,7 +293,7 @@ class TRCE(Eraser):
                     Preservation(loss=self._preserving(backbone, states, null, plan), weight=self.preserve_weight),
                     *preservations(self.preservation, backbone, concepts, trained=_steers, reference=without_text),
                 ],
-                on_step=on_step and (lambda step: on_step(replace(step, note=active.note()))),
+                on_progress=on_progress and (lambda step: on_progress(replace(step, note=active.note()))),
                 seed=seed,
             )
         logger.info("trce: %s; the trained weights moved by %.2g on average", active.note(), _mean_shift(changes))
@@ -322,7 +322,7 @@ class TRCE(Eraser):
         prompts: Sequence[str],
         plan: "_Plan",
         history: History,
-        on_step: OnStep | None,
+        on_progress: OnProgress | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the planned latents, float16 on the CPU, in the plan's order: of the terms and of the empty prompt."""
         of_terms = [prompt for prompt in prompts for _ in range(self.trajectories)]
@@ -340,7 +340,7 @@ class TRCE(Eraser):
                 visits: Sequence[tuple[int, int]] = visits,
                 first_seed: int = first_seed,
             ) -> dict[str, Tensor]:
-                return {"latents": self._visited(backbone, asked, guidance, visits, first_seed, on_step)}
+                return {"latents": self._visited(backbone, asked, guidance, visits, first_seed, on_progress)}
 
             made.append(stored(history.memory, key, make)["latents"])
         return made[0], made[1]
@@ -353,7 +353,7 @@ class TRCE(Eraser):
         guidance: float,
         visits: Sequence[tuple[int, int]],
         first_seed: int,
-        on_step: OnStep | None,
+        on_progress: OnProgress | None,
     ) -> Latents:
         """Return the latents at the visited places of the trajectories, one trajectory a prompt."""
         shape = backbone.latent_shape()
@@ -376,8 +376,8 @@ class TRCE(Eraser):
             for number, (at, place) in enumerate(visits):
                 if at in rows:
                     found[number] = reached[place][at - start].half().cpu()
-            if on_step is not None:
-                on_step(Step(step=rows.stop, total=len(prompts), stage="pictures"))
+            if on_progress is not None:
+                on_progress(Progress(done=rows.stop, total=len(prompts), stage="images"))
         return found
 
     def _steering(

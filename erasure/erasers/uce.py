@@ -1,6 +1,6 @@
 """UCE, Unified Concept Editing (Gandikota et al., WACV 2024, arXiv:2308.14761)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +13,8 @@ from ..closed_form.problem import Row, Rows
 from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
 from ..edits.edit import Edit, EditMetadata
 from ..errors import InputError
-from .base import Eraser, History, Step
+from ..progress import OnProgress, Progress
+from .base import Eraser, History
 
 # Spreads the sampled trailing positions of successive templates evenly over the range (the golden ratio's fraction).
 _STAGGER = 0.6180339887498949
@@ -81,14 +82,14 @@ class UCE(Eraser):
         concepts: Sequence[Concept],
         *,
         history: History | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> Edit:
         rows = self.rows_of(backbone, concepts, history=history)
         names = [f"{name}.weight" for name in backbone.text_projections()]
         edit = Edit.from_rows(rows, names, EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
-        if on_step is not None:
-            on_step(Step(step=1, total=1))
+        if on_progress is not None:
+            on_progress(Progress(done=1, total=1))
         return edit
 
     def rows_of(self, backbone: Backbone, concepts: Sequence[Concept], *, history: History | None = None) -> Rows:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -32,9 +32,10 @@ from ..backbones.base import Backbone
 from ..closed_form.problem import Rows, solve
 from ..concept import Concept, normalized
 from ..edits.edit import Edit, EditMetadata, MapChange, SolvedChange
-from ..erasers import Eraser, History, Shows, Step
+from ..erasers import Eraser, History, Shows
 from ..errors import BaseMismatchError, ErasureError, InputError, LedgerError, unknown_name
 from ..io.files import write_whole
+from ..progress import OnProgress
 
 _FORMAT = "erasure-ledger/1"
 _LOCK_SECONDS = 30.0
@@ -251,7 +252,7 @@ class Ledger:
         eraser: Eraser,
         concepts: Sequence[Concept],
         *,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
         shows: Shows | None = None,
     ) -> Entry:
@@ -261,7 +262,7 @@ class Ledger:
             pipe: The unedited base model.
             eraser: The method.
             concepts: What to remove, as one entry.
-            on_step: Called after each step of a method that takes many.
+            on_progress: Receives the progress of the fit.
             seed: Of the fit.
             shows: Tells which pictures show a concept, for methods that look; None where nothing can tell.
 
@@ -285,7 +286,7 @@ class Ledger:
         )
         start = time.perf_counter()
         with edit.applied_to(pipe, check=False):
-            fitted = eraser.fit(backbone, concepts, history=history, on_step=on_step, seed=seed)
+            fitted = eraser.fit(backbone, concepts, history=history, on_progress=on_progress, seed=seed)
         seconds = round(time.perf_counter() - start, 3)
         # What the fit saw was the edited base; what the ledger keeps is a change on top of its own base.
         return self._add(self._on_base(fitted), started_from=tuple(entry.id for entry in standing), seconds=seconds)

@@ -1,6 +1,6 @@
 """The removals of one ledger on another model of the same family: fitted anew on its weights, as a new ledger."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 
 from ..backbones import backbone_of
 from ..edits.edit import Change
-from ..erasers import Eraser, Shows, Step, eraser_names, make_eraser
+from ..erasers import Eraser, Shows, eraser_names, make_eraser
 from ..errors import InputError
+from ..progress import OnProgress
 from .ledger import Entry, Ledger, Origin
 
 
@@ -19,7 +20,7 @@ def replay(
     name: str,
     path: str | Path,
     *,
-    on_step: Callable[[Step], None] | None = None,
+    on_progress: OnProgress | None = None,
     shows: Shows | None = None,
 ) -> tuple[Ledger, Iterator[Entry]]:
     """Start a ledger of another model with the removals that stand in this one, each fitted on that model's weights.
@@ -31,7 +32,7 @@ def replay(
         pipe: The other model, unedited.
         name: What loads it.
         path: The new ledger's folder.
-        on_step: Called after each step of a method that takes many.
+        on_progress: Receives the progress of the fit.
         shows: See `Ledger.remove`.
 
     Returns:
@@ -59,7 +60,7 @@ def replay(
             )
     else:
         target = Ledger.create(path, fingerprint, name, origin=origin)
-    return target, _made(source, target, erasers, pipe, on_step, shows)
+    return target, _made(source, target, erasers, pipe, on_progress, shows)
 
 
 def _made(
@@ -67,12 +68,12 @@ def _made(
     target: Ledger,
     erasers: dict[str, Eraser],
     pipe: Any,
-    on_step: Callable[[Step], None] | None,
+    on_progress: OnProgress | None,
     shows: Shows | None,
 ) -> Iterator[Entry]:
     for entry in source.standing[len(target.entries) :]:
         eraser = erasers[entry.id]
-        yield target.remove(pipe, eraser, entry.concepts, on_step=on_step, seed=entry.seed, shows=shows)
+        yield target.remove(pipe, eraser, entry.concepts, on_progress=on_progress, seed=entry.seed, shows=shows)
 
 
 def _eraser(entry: Entry) -> Eraser:

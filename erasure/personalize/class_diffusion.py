@@ -1,6 +1,6 @@
 """ClassDiffusion (Huang et al., ICLR 2025, arXiv:2405.17532): learn an instance, and keep what its class can do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -14,11 +14,11 @@ from ..backbones.base import Backbone
 from ..concept import Concept, fill
 from ..edits.edit import Edit, EditMetadata
 from ..edits.tokens import NewToken, check_word, mean_row, moved_tokens, table_name, tokens_added
-from ..erasers.base import Step
 from ..errors import InputError
 from ..losses.preservation import denoising_target
 from ..losses.reconstruction import masked_reconstruction
 from ..losses.semantic import Pooling, cosine_preservation
+from ..progress import OnProgress
 from ..sampling import noise
 from ..training.finetune import Loss, Preservation, Student, below, finetune
 from ..training.phrase_features import phrase_features
@@ -126,7 +126,7 @@ class ClassDiffusion:
         backbone: Backbone,
         instances: Sequence[Instance],
         *,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> Edit:
         """Return the edit after which the model knows the instances; the model is left as it was.
@@ -153,7 +153,7 @@ class ClassDiffusion:
                 preservation=[Preservation(loss=self._semantic(backbone, instances), weight=self.spl_weight)],
                 last_rows=dict.fromkeys(tables.values(), len(tokens)),
                 last_rows_lr=self.token_lr,
-                on_step=on_step,
+                on_progress=on_progress,
                 seed=seed,
             )
         learned = moved_tokens(tokens, {component: changes.pop(name) for component, name in tables.items()})

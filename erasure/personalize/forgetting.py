@@ -17,9 +17,9 @@ from ..backbones.base import Backbone
 from ..concept import fill, templates
 from ..edits.edit import Edit, EditMetadata
 from ..edits.tokens import moved_tokens, table_name, tokens_added
-from ..erasers.base import Step
 from ..errors import unknown_name
 from ..losses.semantic import cosine_preservation, norm_preservation
+from ..progress import OnProgress
 from ..training.finetune import Student, finetune
 from ..training.phrase_features import phrase_features
 
@@ -53,7 +53,7 @@ class Forgetting:
         learned: Edit,
         token: str,
         *,
-        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> Edit:
         """Return the edit of the base that takes the place of what was learned; the model is left as it was.
@@ -62,7 +62,7 @@ class Forgetting:
             backbone: The base.
             learned: What a personalisation of it returned.
             token: The instance's word.
-            on_step: Called after each update.
+            on_progress: Receives each update.
             seed: Of the fit.
 
         Raises:
@@ -86,7 +86,7 @@ class Forgetting:
                 lr=self.lr,
                 optimizer="adam",
                 last_rows=dict.fromkeys(tables, 1),
-                on_step=on_step,
+                on_progress=on_progress,
                 seed=seed,
             )
         moved = moved_tokens([own], {component: changes[name] for name, component in tables.items()})

@@ -2,18 +2,12 @@
 
 import csv
 import json
-import platform
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from PIL.Image import Image
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
@@ -25,9 +19,11 @@ from ..backbones import backbone_of
 from ..backbones.conditioning import tokenized
 from ..backbones.sd import textual_inversion_applied
 from ..concept import Concept, normalized
-from ..erasers import Eraser, Shows, Step, eraser_class, eraser_names
+from ..erasers import Eraser, Shows, eraser_class, eraser_names
 from ..errors import ErasureError, InputError, unknown_name
 from ..loading import Attention
+from ..progress import OnProgress
+from ..provenance import provenance
 from ..registry import AnySettings, with_settings
 from ..tinyworld import vocabulary
 
@@ -361,9 +357,7 @@ def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:
     return replace(run, concepts=todo), [c.target for c in run.concepts if normalized(c.target) in gone]
 
 
-def remove(
-    run: Run, pipe: Any, ledger: "Ledger", *, on_step: Callable[[Step], None] | None = None
-) -> Iterator["Entry"]:
+def remove(run: Run, pipe: Any, ledger: "Ledger", *, on_progress: OnProgress | None = None) -> Iterator["Entry"]:
     """Remove the run's concepts one after another, or together where the method takes a family as one; yield entries.
 
     Every entry is in the ledger before it is yielded, so what stands is complete wherever the caller stops.
@@ -371,7 +365,7 @@ def remove(
     shows = shows_of(run.model, str(pipe.device))
     requests = [run.concepts] if run.eraser.together and run.concepts else [(concept,) for concept in run.concepts]
     for concepts in requests:
-        yield ledger.remove(pipe, run.eraser, concepts, on_step=on_step, seed=run.seed, shows=shows)
+        yield ledger.remove(pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, shows=shows)
 
 
 def shows_of(model: str, device: str) -> Shows | None:
@@ -394,54 +388,7 @@ def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
         start: `time.perf_counter()` when it began.
     """
     # a path of this machine means nothing elsewhere
-    return {"config": replace(run, output="").as_json(), **surroundings(device=device, start=start)}
-
-
-def surroundings(*, device: str, start: float) -> dict[str, Any]:
-    """Return under what a run was made: versions, device, commit, time and memory; for arguments see `facts`."""
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    memory = {"peak_mib": round(peak, 1)}
-    if device.startswith("cuda"):
-        memory["peak_device_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return {
-        "versions": versions(),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "git": commit(),
-        "seconds": round(time.perf_counter() - start, 2),
-        **memory,
-    }
-
-
-def versions(*more: str) -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result, and of some more packages."""
-    found = {"python": platform.python_version()}
-    for name in ("erasure", "torch", "diffusers", "transformers", "safetensors", "numpy", *more):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def commit() -> dict[str, object] | None:
-    """Return the commit of this library's own checkout and whether it has changes; None outside of one."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "errors.py")  # else the checkout is someone else's that we are installed in
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return {"config": replace(run, output="").as_json(), **provenance(device=device, start=start)}
 
 
 def kept_beside(targets: Sequence[Any]) -> list[str]:

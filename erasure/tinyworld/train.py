@@ -26,7 +26,6 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +36,7 @@ from ..backbones import backbone_of
 from ..backbones.attention import AttentionCapture, cross_attention_layers
 from ..errors import InputError
 from ..losses.grounding import grounding_loss
+from ..progress import OnProgress, Progress, progress_bars
 from . import models
 from .data import Drawings, drawings, pictures_of
 from .judge import Judge
@@ -142,7 +142,7 @@ class Loop:
     def path(self) -> Path:
         return self.recipe.out / "state" / f"{self.stage}.pt"
 
-    def run(self, progress: Progress) -> None:
+    def run(self, on_progress: OnProgress | None = None) -> None:
         """Train until the minutes are spent; return at once where they were spent before.
 
         A stage that was not asked for and was trained before is taken as it stands: later stages were built on it.
@@ -154,7 +154,6 @@ class Loop:
             self.since = (step, spent)
         cold = self.since[0]
         asked = self.stage in self.recipe.stages or step == 0
-        bar = progress.add_task(self.stage, total=1.0, note="")
         saved, recent = spent, []
         while asked and (share := self._share(step, spent)) < 1:
             began = time.monotonic()
@@ -174,7 +173,8 @@ class Loop:
             self._average(step)
             recent.append(loss.item())
             spent += time.monotonic() - began
-            progress.update(bar, completed=share, note=f"step {step}  loss {np.mean(recent[-50:]):.4f}")
+            if on_progress is not None:
+                on_progress(self._progress(step, spent, float(np.mean(recent[-50:]))))
             if step % 50 == 0:
                 self._log(step, spent, float(np.mean(recent[-50:])))
             if self.show and int(10 * share) < int(10 * self._share(step, spent)):
@@ -194,6 +194,11 @@ class Loop:
         if self.steps is not None:
             return (step - cold) / max(self.steps - cold, 1) if step < self.steps else 1.0
         return (spent - begun) / max(self.minutes * 60 - begun, 1e-9)
+
+    def _progress(self, step: int, spent: float, loss: float) -> Progress:
+        """Return a report in steps where the length is in steps, else in seconds."""
+        done, total = (step, self.steps) if self.steps is not None else (int(spent), math.ceil(self.minutes * 60))
+        return Progress(done, total, self.stage, loss=loss, note=f"step {step}  loss {loss:.4f}")
 
     def _average(self, step: int) -> None:
         if not self.average:
@@ -347,7 +352,7 @@ class ImageTower(nn.Module):
         return self.head(self.body(pixels).flatten(1))
 
 
-def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> CLIPTextModel:
+def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, on_progress: OnProgress | None = None) -> CLIPTextModel:
     """Train the text tower contrastively against an image tower (symmetric InfoNCE, learned temperature)."""
     torch.manual_seed(recipe.seed)
     text, images = _placed(models.text_encoder(tokenizer), recipe), _placed(ImageTower(), recipe)
@@ -369,11 +374,11 @@ def clip_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> 
     parts = {"text": text, "images": images, "project": project, "scale": scale}
     Loop(
         recipe=recipe, stage="clip", modules=parts, loss=loss, minutes=recipe.minutes * SHARES["clip"], lr=recipe.lr
-    ).run(progress)
+    ).run(on_progress)
     return text.eval().requires_grad_(False)
 
 
-def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
+def vae_stage(recipe: Recipe, on_progress: OnProgress | None = None) -> AutoencoderKL:
     """Train the autoencoder on L1, edges, colours of 4 x 4 blocks and a small KL; then normalise its latents."""
     torch.manual_seed(recipe.seed + 1)
     vae = _placed(models.vae(), recipe)
@@ -395,7 +400,7 @@ def vae_stage(recipe: Recipe, progress: Progress) -> AutoencoderKL:
     minutes = recipe.minutes * SHARES["vae"]
     Loop(
         recipe=recipe, stage="vae", modules={"vae": vae}, loss=loss, minutes=minutes, lr=1.5 * recipe.lr, average=0.998
-    ).run(progress)
+    ).run(on_progress)
     vae = vae.eval().requires_grad_(False)
     _normalise(vae, set_, recipe)
     return vae
@@ -459,7 +464,7 @@ def _latents(recipe: Recipe, vae: AutoencoderKL, set_: Drawings) -> Tensor:
     return torch.cat(parts)
 
 
-def oracle_stage(recipe: Recipe, vae: AutoencoderKL, progress: Progress) -> Oracle:
+def oracle_stage(recipe: Recipe, vae: AutoencoderKL, on_progress: OnProgress | None = None) -> Oracle:
     """Train the oracle on drawings, their round trips through the autoencoder, noised, blurred and scrambled ones.
 
     It always knows every concept and individual, whatever the generator goes without.
@@ -489,7 +494,7 @@ def oracle_stage(recipe: Recipe, vae: AutoencoderKL, progress: Progress) -> Orac
     minutes = recipe.minutes * SHARES["oracle"]
     Loop(
         recipe=recipe, stage="oracle", modules={"net": net}, loss=loss, minutes=minutes, lr=3 * recipe.lr, average=0.995
-    ).run(progress)
+    ).run(on_progress)
     net.eval().requires_grad_(False)
     _calibrate(net, recipe)
     return Oracle(net, recipe.device)
@@ -591,7 +596,11 @@ def _calibrate(net: OracleNet, recipe: Recipe) -> None:
 
 
 def unet_stage(
-    recipe: Recipe, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL, progress: Progress
+    recipe: Recipe,
+    tokenizer: CLIPTokenizer,
+    text: CLIPTextModel,
+    vae: AutoencoderKL,
+    on_progress: OnProgress | None = None,
 ) -> UNet2DConditionModel:
     """Train the denoiser: epsilon loss with min-SNR weighting (gamma 5), stratified timesteps, averaged weights.
 
@@ -654,7 +663,7 @@ def unet_stage(
         steps=recipe.steps,
     )
     loop.show = lambda step: _show(recipe, loop, tokenizer, text, vae, step)
-    loop.run(progress)
+    loop.run(on_progress)
     return unet.eval().requires_grad_(False)
 
 
@@ -711,7 +720,7 @@ def _show(
     sheet.save(folder / f"unet-{step:06d}.png")
 
 
-def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) -> Judge:
+def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, on_progress: OnProgress | None = None) -> Judge:
     """Train the judge: an open_clip model on other drawings with another seed, all individuals included."""
     torch.manual_seed(recipe.seed + 4)
     model = _placed(build_judge(), recipe)
@@ -740,7 +749,7 @@ def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, progress: Progress) ->
     minutes = recipe.minutes * SHARES["judge"]
     Loop(
         recipe=recipe, stage="judge", modules={"model": model}, loss=loss, minutes=minutes, lr=recipe.lr, average=0.995
-    ).run(progress)
+    ).run(on_progress)
     return Judge(model, tokenizer, recipe.device)
 
 
@@ -748,18 +757,17 @@ def train(recipe: Recipe, *, console: Console | None = None) -> Path:
     """Run the recipe's stages in order, each from where it stands, and return the folder of the finished model."""
     stages = recipe.stages
     start_from(recipe)
-    columns = (TextColumn("{task.description:10}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console or Console(stderr=True), refresh_per_second=1) as progress:
+    with progress_bars(console) as on_progress:
         tokenizer = tokenizer_stage(recipe)
         if set(stages) == {"tokenizer"}:
             return recipe.out
-        judge = judge_stage(recipe, tokenizer, progress) if {"judge", "assemble"} & set(stages) else None
-        text = clip_stage(recipe, tokenizer, progress) if {"clip", "unet", "assemble"} & set(stages) else None
-        vae = vae_stage(recipe, progress) if {"vae", "oracle", "unet", "assemble"} & set(stages) else None
-        oracle = oracle_stage(recipe, vae, progress) if vae and {"oracle", "assemble"} & set(stages) else None
+        judge = judge_stage(recipe, tokenizer, on_progress) if {"judge", "assemble"} & set(stages) else None
+        text = clip_stage(recipe, tokenizer, on_progress) if {"clip", "unet", "assemble"} & set(stages) else None
+        vae = vae_stage(recipe, on_progress) if {"vae", "oracle", "unet", "assemble"} & set(stages) else None
+        oracle = oracle_stage(recipe, vae, on_progress) if vae and {"oracle", "assemble"} & set(stages) else None
         if text is None or vae is None or not {"unet", "assemble"} & set(stages):
             return recipe.out
-        unet = unet_stage(recipe, tokenizer, text, vae, progress)
+        unet = unet_stage(recipe, tokenizer, text, vae, on_progress)
     if "assemble" not in stages:
         return recipe.out
     model = recipe.out / "model"

@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from ..backbones.base import Backbone
 from ..edits.edit import DenseChange, LowRankChange
-from ..erasers.base import Step
 from ..errors import InputError, SolveError
+from ..progress import OnProgress, Progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -153,7 +153,7 @@ def finetune(
     stop: Callable[[Student, int], bool] | None = None,
     last_rows: Mapping[str, int] | None = None,
     last_rows_lr: float | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_progress: OnProgress | None = None,
     seed: int = 0,
 ) -> dict[str, DenseChange | LowRankChange]:
     """Return the weight changes that minimise `loss` plus the weighted preservation terms.
@@ -180,7 +180,7 @@ def finetune(
         last_rows: Parameters of which the last so many rows are trained, in full whatever the rank, and no other: the
             words that were added to a table. The change returned for one has just those rows.
         last_rows_lr: Their learning rate, > 0; None is `lr`.
-        on_step: Called after each update with the loss and its weighted terms.
+        on_progress: Receives each update with its loss and weighted terms.
         seed: Of the generators handed to the losses and of the patches' start.
 
     Raises:
@@ -220,9 +220,9 @@ def finetune(
             if clear_gradients:
                 moving.zero_grad()
             enough = step + 1 < steps and stop is not None and stop(student, step + 1)
-            if on_step is not None:
+            if on_progress is not None:
                 end = step + 1 if enough else steps
-                on_step(Step(step=step + 1, total=end, loss=total, parts=tuple(parts)))
+                on_progress(Progress(done=step + 1, total=end, loss=total, parts=tuple(parts)))
             if enough:
                 break
     return student.changes()

@@ -7,7 +7,7 @@ not drift from one removal to the next.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates
 from ..concept import Concept, fill, speaks_of
-from ..erasers.base import History, Shows, Step
+from ..erasers.base import History, Shows
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
+from ..progress import OnProgress
 from ..sampling import sample
 
 _THINGS = (
@@ -80,7 +81,7 @@ def remembered(
     *,
     sampling: Sampling,
     seed: int,
-    on_step: Callable[[Step], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Memory:
     """Return the original model's picture of each prompt, from the history's folder where they are there already.
 
@@ -90,7 +91,7 @@ def remembered(
         prompts: One for each picture.
         sampling: How they are made.
         seed: Of the first picture's noise; the next ones count on from it.
-        on_step: Called after each batch that is made.
+        on_progress: Called after each batch that is made.
 
     Raises:
         InputError: The folder cannot be written, or holds a damaged file.
@@ -106,7 +107,7 @@ def remembered(
                 guidance_scale=sampling.guidance_scale,
                 batch_size=sampling.batch_size,
                 output="latents",
-                on_step=lambda step: on_step and on_step(replace(step, stage="pictures")),
+                on_progress=on_progress,
             )
         return {"latents": latents.half()}
 

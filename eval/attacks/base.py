@@ -1,7 +1,7 @@
 """What every attack is: settings, and one method that turns a prompt into token ids that bring a concept back."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from erasure.backbones import Backbone
 from erasure.concept import Concept, normalized
 from erasure.errors import InputError
+from erasure.progress import OnProgress
 from erasure.registry import Plugin
-
-OnTick = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,13 +47,15 @@ class Attack(Plugin):
     white_box: ClassVar[bool]
 
     @abstractmethod
-    def search(self, backbone: Backbone, goal: Goal, *, on_tick: OnTick | None = None) -> Int[Tensor, "m tokens"]:
+    def search(
+        self, backbone: Backbone, goal: Goal, *, on_progress: OnProgress | None = None
+    ) -> Int[Tensor, "m tokens"]:
         """Return rows of ids, the most promising first; at least one, and none of them read as text again.
 
         Args:
             backbone: The model; for a white-box attack with what is attacked in force.
             goal: What to bring back.
-            on_tick: Called after each of `ticks` rounds.
+            on_progress: Receives each round of the search.
 
         Raises:
             InputError: A white-box attack without pictures, or more tokens than a prompt holds.
@@ -63,11 +64,6 @@ class Attack(Plugin):
     def while_sampling(self, pipe: Any, goal: Goal) -> AbstractContextManager[None]:
         """Return what is in force while pictures are made of what was found; nothing, unless an attack has it."""
         return nullcontext()
-
-    @property
-    @abstractmethod
-    def ticks(self) -> int:
-        """How many rounds a search takes."""
 
 
 class Tokens:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.backbones import Backbone
+from erasure.progress import OnProgress, Progress
 
-from .base import Attack, Goal, OnTick, Tokens, pooled, soft_tokens
+from .base import Attack, Goal, Tokens, pooled, soft_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,9 @@ class MMA(Attack):
     candidates: Annotated[int, Field(ge=1)] = 64
     rounds: Annotated[int, Field(ge=1)] = 200
 
-    @property
-    def ticks(self) -> int:
-        return self.rounds
-
-    def search(self, backbone: Backbone, goal: Goal, *, on_tick: OnTick | None = None) -> Int[Tensor, "m tokens"]:
+    def search(
+        self, backbone: Backbone, goal: Goal, *, on_progress: OnProgress | None = None
+    ) -> Int[Tensor, "m tokens"]:
         generator = torch.Generator().manual_seed(goal.seed)
         vocabulary = Tokens(backbone, banned=goal.concept.names)
         length = min(self.tokens, vocabulary.length - 2)
@@ -51,7 +50,7 @@ class MMA(Attack):
         wanted = read.states[0, read.eot[0]].float()
         now, near = vocabulary.draw(1, length, generator), torch.tensor(-1.0)
         found: list[tuple[float, Tensor]] = []
-        for _ in range(self.rounds):
+        for round_index in range(self.rounds):
             slope = _slope(backbone, vocabulary.rows(now), wanted, length)
             best = vocabulary.allowed[slope[:, vocabulary.allowed].topk(min(self.top, len(vocabulary.allowed))).indices]
             tried = now.repeat(self.candidates, 1)
@@ -63,8 +62,8 @@ class MMA(Attack):
             if cosines.max() > near:
                 near, now = cosines.max(), tried[cosines.argmax()][None]
                 found.append((near.item(), now))
-            if on_tick is not None:
-                on_tick()
+            if on_progress is not None:
+                on_progress(Progress(round_index + 1, self.rounds, self.name))
         return vocabulary.rows(torch.cat([tokens for _, tokens in sorted(found, key=lambda pair: -pair[0])]))
 
 

@@ -20,8 +20,9 @@ from erasure.concept import Concept, fill, templates
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.attention import AttentionGuidance, Named
+from erasure.progress import OnProgress, Progress
 
-from .base import Attack, Goal, OnTick, Tokens
+from .base import Attack, Goal, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +46,15 @@ class Revival(Attack):
     alpha: Annotated[float, Field(ge=0)] = 20.0
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
-    @property
-    def ticks(self) -> int:
-        return 1
-
-    def search(self, backbone: Backbone, goal: Goal, *, on_tick: OnTick | None = None) -> Int[Tensor, "m tokens"]:
+    def search(
+        self, backbone: Backbone, goal: Goal, *, on_progress: OnProgress | None = None
+    ) -> Int[Tensor, "m tokens"]:
         vocabulary = Tokens(backbone)
         ids = backbone.encode([goal.prompt]).ids
         if not found_in(ids[0].tolist(), goal.concept, vocabulary):
             ids = backbone.encode([fill(templates(goal.concept.kind)[0], goal.concept.target)]).ids
-        if on_tick is not None:
-            on_tick()
+        if on_progress is not None:
+            on_progress(Progress(1, 1, self.name))
         return ids
 
     @contextmanager

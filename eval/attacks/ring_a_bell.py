@@ -10,8 +10,9 @@ from torch import Tensor
 
 from erasure.backbones import Backbone
 from erasure.concept import Concept, blank, fill, templates
+from erasure.progress import OnProgress, Progress
 
-from .base import Attack, Goal, OnTick, Tokens
+from .base import Attack, Goal, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +44,17 @@ class RingABell(Attack):
     generations: Annotated[int, Field(ge=1)] = 150
     mutation: Annotated[float, Field(ge=0, le=1)] = 0.1
 
-    @property
-    def ticks(self) -> int:
-        return self.generations
-
     @torch.no_grad()
-    def search(self, backbone: Backbone, goal: Goal, *, on_tick: OnTick | None = None) -> Int[Tensor, "m tokens"]:
+    def search(
+        self, backbone: Backbone, goal: Goal, *, on_progress: OnProgress | None = None
+    ) -> Int[Tensor, "m tokens"]:
         generator = torch.Generator().manual_seed(goal.seed)
         vocabulary = Tokens(backbone, banned=goal.concept.names)
         length = min(self.tokens, vocabulary.length - 2)
         wanted = backbone.encode([goal.prompt]).states[0].float() + self.strength * direction(backbone, goal.concept)
         alive = vocabulary.draw(self.population, length, generator)
         far = self._distance(backbone, vocabulary.rows(alive), wanted)
-        for _ in range(self.generations):
+        for generation in range(self.generations):
             best = alive[far.argsort()[: self.population // 2]]
             parents = best[torch.randint(len(best), (2, self.population - len(best)), generator=generator)]
             cut = torch.randint(length + 1, (parents.shape[1], 1), generator=generator)
@@ -66,8 +65,8 @@ class RingABell(Attack):
             far = torch.cat(
                 [far.sort().values[: len(best)], self._distance(backbone, vocabulary.rows(children), wanted)]
             )
-            if on_tick is not None:
-                on_tick()
+            if on_progress is not None:
+                on_progress(Progress(generation + 1, self.generations, self.name))
         return vocabulary.rows(alive[far.argsort()].unique_consecutive(dim=0))
 
     def _distance(

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from erasure.backbones import Backbone
 from erasure.errors import InputError
 from erasure.losses.preservation import denoising_target
+from erasure.progress import OnProgress, Progress
 
-from .base import Attack, Goal, OnTick, Tokens, soft_tokens
+from .base import Attack, Goal, Tokens, soft_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,9 @@ class UnlearnDiff(Attack):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     batch_size: Annotated[int, Field(ge=1)] = 4
 
-    @property
-    def ticks(self) -> int:
-        return self.rounds
-
-    def search(self, backbone: Backbone, goal: Goal, *, on_tick: OnTick | None = None) -> Int[Tensor, "m tokens"]:
+    def search(
+        self, backbone: Backbone, goal: Goal, *, on_progress: OnProgress | None = None
+    ) -> Int[Tensor, "m tokens"]:
         if goal.latents is None:
             raise InputError(f"{self.name}: expected pictures of the concept, got none. Let the original draw.")
         generator = torch.Generator().manual_seed(goal.seed)
@@ -61,15 +60,15 @@ class UnlearnDiff(Attack):
         weights = on_simplex(weights.masked_fill(~allowed, -1.0)).requires_grad_()
         moving = torch.optim.AdamW([weights], lr=self.lr, weight_decay=self.weight_decay)
         found: list[Tensor] = []
-        for _ in range(self.rounds):
+        for round_index in range(self.rounds):
             loss = self._loss(backbone, vocabulary, prompt, weights, goal.latents, generator)
             [weights.grad] = torch.autograd.grad(loss, weights)  # and nothing else gets one
             moving.step()
             with torch.no_grad():
                 weights.copy_(on_simplex(weights.masked_fill(~allowed, -1.0)))
             found.append(torch.cat([weights.detach().argmax(dim=1), prompt]))
-            if on_tick is not None:
-                on_tick()
+            if on_progress is not None:
+                on_progress(Progress(round_index + 1, self.rounds, self.name))
         rows = vocabulary.rows(torch.stack(found[::-1]))
         return torch.stack(list({tuple(row.tolist()): row for row in rows}.values()))
 

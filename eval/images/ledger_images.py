@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
+from erasure.progress import OnProgress, ProgressCounter
 from erasure.sampling import sample
 
 Pair = tuple[str, int]
@@ -36,26 +37,16 @@ class Sampler:
     batch_size: int = 16
     negative_prompt: str = ""
 
-    def make(
-        self, pipe: Any, pairs: Sequence[Pair], on_picture: Callable[[int], None] | None = None
-    ) -> list[Image.Image]:
+    def make(self, pipe: Any, pairs: Sequence[Pair], on_progress: OnProgress | None = None) -> list[Image.Image]:
         """Return one picture a prompt and seed, by whatever is in force on the pipeline.
 
         Args:
             pipe: The pipeline.
             pairs: Prompts and seeds.
-            on_picture: Called after each batch with how many more are done.
+            on_progress: Receives the number of images done after each batch.
         """
         prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
-        done = 0
-
-        def advance(step: Any) -> None:
-            nonlocal done
-            if on_picture is not None:
-                on_picture(step.step - done)
-            done = step.step
-
-        return sample(pipe, prompts, seeds, on_step=advance, **asdict(self))
+        return sample(pipe, prompts, seeds, on_progress=on_progress, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +65,7 @@ class Pictures:
         """Return the pairs that have no picture yet, each once."""
         return [pair for pair in dict.fromkeys(pairs) if _opened(self.path(state, pair)) is None]
 
-    def make(
-        self, state: str, pipe: Any, pairs: Sequence[Pair], on_picture: Callable[[int], None] | None = None
-    ) -> None:
+    def make(self, state: str, pipe: Any, pairs: Sequence[Pair], on_progress: OnProgress | None = None) -> None:
         """Make and keep the pictures that are missing; the pipeline must be in that state.
 
         Raises:
@@ -86,8 +75,9 @@ class Pictures:
         make_folder(self.folder / state)
         size = self.sampler.batch_size
         batches = (missing[start : start + size] for start in range(0, len(missing), size))
+        count = ProgressCounter(on_progress, len(missing), "images")
         files = ([(self.path(state, pair), pair) for pair in batch] for batch in batches)
-        make_files(pipe, self.sampler, files, {"state": state, **asdict(self.sampler)}, on_picture)
+        make_files(pipe, self.sampler, files, {"state": state, **asdict(self.sampler)}, count)
 
     def get(self, state: str, pairs: Sequence[Pair]) -> list[Image.Image]:
         """Return pictures that were made.
@@ -115,7 +105,7 @@ def make_files(
     sampler: Sampler,
     batches: Iterable[Sequence[tuple[Path, Pair]]],
     facts: Mapping[str, object],
-    on_picture: Callable[[int], None] | None = None,
+    count: ProgressCounter,
 ) -> None:
     """Make pictures batch by batch; the files of one batch are written, each whole, while the next is made.
 
@@ -124,7 +114,7 @@ def make_files(
         sampler: How they are made.
         batches: Where each picture goes, and its prompt and seed.
         facts: About all of them, for the text fields of the files, beside prompt and seed.
-        on_picture: Called after each batch with how many more are made.
+        count: Counter of the images, raised after each batch.
 
     Raises:
         InputError: A file cannot be written.
@@ -132,7 +122,8 @@ def make_files(
     with ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
         for batch in batches:
-            images = sampler.make(pipe, [pair for _, pair in batch], on_picture)
+            images = sampler.make(pipe, [pair for _, pair in batch])
+            count.add(len(batch))
             if writing is not None:
                 writing.result()
             writing = writer.submit(_write, batch, images, facts)

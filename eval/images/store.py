@@ -8,19 +8,19 @@ Files whose name starts with a dot are ignored: a killed write leaves one.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
-from erasure.runs.run import versions
+from erasure.progress import OnProgress, ProgressCounter
+from erasure.provenance import provenance
 
 from .ledger_images import Pair, Sampler, make_files, slug
 from .pipeline_digest import pipeline_digest
@@ -242,7 +242,7 @@ def generate(
     *,
     sampler: Sampler | None = None,
     edit: str = "",
-    on_picture: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ImageStore:
     """Return a folder filled with one picture for each pair of a prompt and a seed; see `fill`.
 
@@ -253,19 +253,17 @@ def generate(
         folder: Where to; made if it is not there.
         sampler: How they are made; the default one where None.
         edit: Id of what is in force on the pipeline, "" for nothing. It tells apart what the weights do not show.
-        on_picture: Called with how many more are there.
+        on_progress: Receives the number of images that are there.
 
     Raises:
         InputError: Prompts and seeds that cannot be used, or a folder that cannot be filled.
     """
     sampler = sampler or Sampler()
     store = ImageStore(folder=Path(folder), manifest=Manifest.of(pipe, prompts, seeds, sampler, edit))
-    return fill(pipe, store, batch_size=sampler.batch_size, on_picture=on_picture)
+    return fill(pipe, store, batch_size=sampler.batch_size, on_progress=on_progress)
 
 
-def fill(
-    pipe: Any, store: ImageStore, *, batch_size: int, on_picture: Callable[[int], None] | None = None
-) -> ImageStore:
+def fill(pipe: Any, store: ImageStore, *, batch_size: int, on_progress: OnProgress | None = None) -> ImageStore:
     """Make the pictures of a store that are missing, and return it; what is there already is kept.
 
     The noise of each picture comes from its own CPU generator, see `erasure.sampling.sample`. Batches are fixed by the
@@ -277,8 +275,8 @@ def fill(
         pipe: A loaded diffusers pipeline on this process's device, as it was when the manifest was taken.
         store: What to make, and where; the folder is made if it is not there.
         batch_size: Pictures made together.
-        on_picture: Called with how many more are there: those that were before, then each batch that this process has
-            made, in the end what others made. It adds up to the length of the store.
+        on_progress: Receives the number of images that are there: those that were before, then each batch that this
+            process has made, in the end the images that others made.
 
     Raises:
         InputError: The folder cannot be written, holds other pictures or has a manifest that asks for something else;
@@ -287,10 +285,9 @@ def fill(
     from accelerate import PartialState
 
     processes, manifest = PartialState(), store.manifest
+    origin = provenance(device=str(backbone_of(pipe).device))
     made_with = {
-        "versions": versions(),
-        "device": str(backbone_of(pipe).device),
-        "threads": torch.get_num_threads(),
+        **{key: origin[key] for key in ("versions", "device", "threads")},
         "batch_size": batch_size,
         "processes": processes.num_processes,
     }
@@ -300,25 +297,19 @@ def fill(
     there = len(store) - len(store.missing())  # which refuses what does not belong before any picture is made
     processes.wait_for_everyone()
 
-    def tell(more: int) -> None:
-        nonlocal there
-        there += more
-        if on_picture is not None and more:
-            on_picture(more)
-
-    if on_picture is not None and there:
-        on_picture(there)
+    count = ProgressCounter(on_progress, len(store), "images")
+    count.add(there)
     own = range(processes.process_index * batch_size, len(store), processes.num_processes * batch_size)
     batches = (
         [row for row in range(start, min(start + batch_size, len(store))) if not store._holds(row)] for start in own
     )
     files = ([(store.path(row), manifest.images[row]) for row in batch] for batch in batches if batch)
     facts = {"manifest": manifest.id, "made_with": json.dumps(made_with, sort_keys=True)}
-    make_files(pipe, manifest.sampler(batch_size), files, facts, tell)
+    make_files(pipe, manifest.sampler(batch_size), files, facts, count)
     processes.wait_for_everyone()
     if missing := store.missing():
         raise InputError(f"{store.folder}: expected all pictures, got none for row {missing[0]}. Generate again.")
-    tell(len(store) - there)
+    count.add(len(store) - count.done)
     return store
 
 

@@ -4,7 +4,7 @@ Reconstructed from A-STAR's two diagnoses (arXiv:2306.14544: overlap and decay),
 numbers about an edited model they are this project's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.attention import AttentionCapture, average_maps
 from erasure.errors import InputError
 from erasure.losses.attention import binarised, overlap, soft_iou
+from erasure.progress import OnProgress, ProgressCounter
 from erasure.sampling import ddim_latents, ddim_timesteps, noise
 
 from ..stats.scores import Score, Setup
@@ -99,13 +100,14 @@ class AttentionDrift:
         default_factory=lambda: {name: [] for name in UNITS}, init=False, repr=False
     )
 
-    def update(self, asks: Sequence[Beside], on_prompt: Callable[[int], None] | None = None) -> "AttentionDrift":
+    def update(self, asks: Sequence[Beside], on_progress: OnProgress | None = None) -> "AttentionDrift":
         """Follow the model on some prompts, one at a time.
 
         Raises:
             InputError: A prompt does not hold its words, or there are fewer than two places.
         """
         backbone = backbone_of(self.pipe)
+        count = ProgressCounter(on_progress, len(asks), "attention")
         for ask in asks:
             removed, beside = self._maps(backbone, ask)
             self._values["mass_removed"].append(float(removed.mean()))
@@ -113,8 +115,7 @@ class AttentionDrift:
             self._values["overlap"].append(float(overlap_index(removed, beside)))
             self._values["retention_removed"].append(float(retention_index(removed)))
             self._values["retention_beside"].append(float(retention_index(beside)))
-            if on_prompt is not None:
-                on_prompt(1)
+            count.add()
         return self
 
     def compute(self) -> dict[str, Score]:

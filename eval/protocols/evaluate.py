@@ -5,19 +5,17 @@ in the local cache, and what is not computed is listed with the reason.
 """
 
 import json
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
-from erasure.runs.run import commit, versions
+from erasure.progress import OnProgress, staged
+from erasure.provenance import provenance
 
 from ..benchmarks import Benchmark, Item
 from ..images.ledger_images import Pair, Sampler
@@ -36,9 +34,6 @@ SEED_SHIFT = 2**30
 """Added to each seed for the pictures of the original that sets of pictures are compared with."""
 
 OTHER_SCHEDULER = "sampled with {}; the published numbers of {} are of {}, and these are not to be compared with them"
-
-OnPicture = Callable[[str, int, int], None]
-"""Told what is being made or read, how many more are done, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +120,7 @@ def evaluate(
     metrics: Metrics,
     *,
     sampler: Sampler,
-    on_picture: OnPicture | None = None,
+    on_progress: OnProgress | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Make the pictures of every row that are not there yet, and measure them.
@@ -135,7 +130,7 @@ def evaluate(
         benchmark: Prompts and seeds.
         metrics: What to compute.
         sampler: Steps, guidance and batch size.
-        on_picture: Told of progress.
+        on_progress: Receives the progress of each stage.
         facts: More about the run, for the protocol.
 
     Raises:
@@ -147,30 +142,27 @@ def evaluate(
         raise InputError(f"evaluate: expected the original among the rows, got {', '.join(named)}.")
     start = time.perf_counter()
 
-    def advance(what: str, total: int) -> Callable[[int], None]:
-        return lambda more: on_picture(what, more, total) if on_picture is not None else None
-
     stores = {row.name: row.store(benchmark.pairs, sampler) for row in rows}
     original = stores[ORIGINAL]
     for store in stores.values():
         check_paired(original, store)  # before any picture is made
     for name, store in stores.items():
-        named[name].fill(store, sampler.batch_size, advance(f"pictures, {spoken(name)}", benchmark.n))
+        named[name].fill(store, sampler.batch_size, staged(on_progress, f"images, {spoken(name)}"))
     if metrics.wants_reference:
         kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
         others: list[Pair] = [(prompt, (seed + SEED_SHIFT) % 2**31) for prompt, seed in kept]
         reference = named[ORIGINAL].store(others, sampler)
-        told = advance("pictures, original, other seeds", len(others))
-        metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, told))
-    measured = metrics.measure(stores, advance("reading", benchmark.n * len(stores)))
+        counted = staged(on_progress, "images, original, other seeds")
+        metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, counted))
+    measured = metrics.measure(stores, on_progress)
     measures, asks = {}, drift_prompts(benchmark.items)
     for name, store in stores.items():
         found = measured[name]
-        drift = _drift(named[name], asks, sampler, advance(f"attention, {spoken(name)}", len(asks)))
+        drift = _drift(named[name], asks, sampler, staged(on_progress, f"attention, {spoken(name)}"))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
             benchmark, store.manifest, original.manifest.model
         )
-    alone = measures[ORIGINAL].alone
+    alone, backbone = measures[ORIGINAL].alone, backbone_of(named[ORIGINAL].pipe)
     used, published = original.manifest.scheduler["name"], benchmark.published_scheduler
     return Evaluation(
         benchmark=benchmark,
@@ -178,17 +170,13 @@ def evaluate(
         stores=stores,
         measures={name: found.without(alone) for name, found in measures.items()},
         facts={
+            **provenance("open_clip_torch", "torchmetrics", "torchvision", device=str(backbone.device), start=start),
             **(facts or {}),
             "sampler": used,
             "steps": sampler.steps,
             "guidance_scale": sampler.guidance_scale,
             "model": original.manifest.model,
-            "fingerprint": backbone_of(named[ORIGINAL].pipe).fingerprint(),  # as ledgers name it
-            "versions": versions("open_clip_torch", "torchmetrics", "torchvision"),
-            "git": commit(),
-            "platform": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "seconds": round(time.perf_counter() - start, 1),
+            "fingerprint": backbone.fingerprint(),  # as ledgers name it
         },
         skipped={**metrics.skipped, **alone},
         warnings=(
@@ -209,7 +197,7 @@ def drift_prompts(items: Sequence[Item]) -> list[Beside]:
     return evenly(asks, DRIFT_PROMPTS)
 
 
-def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_prompt: Callable[[int], None]) -> dict[str, Score]:
+def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_progress: OnProgress | None) -> dict[str, Score]:
     """Return the attention indices of a row's model; none where there are no prompts for them."""
     if not asks:
         return {}
@@ -220,7 +208,7 @@ def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_prompt: Callab
         negative_prompt=row.negative_prompt,
     )
     with row.applied():
-        drift.update(asks, on_prompt)
+        drift.update(asks, on_progress)
     return {f"attention_{name}": score for name, score in drift.compute().items()}
 
 

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from erasure.edits.edit import Edit
 from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.personalize.folder import Learned
+from erasure.progress import OnProgress, staged
 from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 from erasure.tinyworld import vocabulary
 
@@ -32,8 +32,6 @@ from .instances import (
     named_asks,
     world_asks,
 )
-
-OnPicture = Callable[[str, int, int], None]
 
 
 def world_class(base: str, word: str, siblings: Sequence[str] = ()) -> str:
@@ -111,13 +109,15 @@ class InstanceRecord:
         found = BackboneJudge(pictures=self.pictures, device=self.device)
         return found if found.setups else None
 
-    def measure(self, edits: Mapping[str, Edit], judge: InstanceJudge | None, on_picture: OnPicture) -> list[State]:
+    def measure(
+        self, edits: Mapping[str, Edit], judge: InstanceJudge | None, on_progress: OnProgress | None = None
+    ) -> list[State]:
         """Return the original and what each edit makes of it; pictures that are there already are not made again.
 
         Args:
             edits: By the state's name, such as "learned".
             judge: Who looks.
-            on_picture: Told what is being made, how many more are done, and how many there are.
+            on_progress: Receives the number of images of each state as they are made.
 
         Raises:
             InputError: The folder cannot be written.
@@ -132,9 +132,9 @@ class InstanceRecord:
             key = name if edit is None else f"{name}-{_identity(edit)}"
             missing = store.missing(key, pairs)
             if missing:
-                advance = partial(_told, on_picture, f"pictures, {name}", len(missing))
+                counted = staged(on_progress, f"images, {name}")
                 with nullcontext() if edit is None else edit.applied_to(self.pipe):
-                    store.make(key, self.pipe, missing, advance)
+                    store.make(key, self.pipe, missing, counted)
             images = store.get(key, pairs)
             scores = None
             if judge is not None:
@@ -175,10 +175,6 @@ class InstanceRecord:
             notes=notes,
             facts=facts,
         )
-
-
-def _told(on_picture: OnPicture, what: str, total: int, more: int) -> None:
-    on_picture(what, more, total)
 
 
 def _identity(edit: Edit) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL.Image import Image
 
+from erasure.progress import OnProgress
+
 from ..benchmarks import Benchmark, Item
 from ..features.image_features import Extractor
 from ..images.store import ImageStore, Manifest
@@ -176,7 +178,7 @@ class Metrics(Protocol):
         """Take these pictures, where they are wanted."""
         ...
 
-    def measure(self, stores: Mapping[str, ImageStore], on_picture: Callable[[int], None]) -> dict[str, Measures]:
+    def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         """Measure all rows, the original's among them, of which the others are of the same prompts and seeds.
 
         They are read side by side, so that what is compared with the original's pictures needs them once, and nothing

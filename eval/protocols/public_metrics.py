@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from erasure.backbones.conditioning import without_phrases
 from erasure.errors import ErasureError, InputError
+from erasure.progress import OnProgress, ProgressCounter
 
 from ..benchmarks import Benchmark, Item
 from ..features.clip import Clip, OpenClip, TextTower, setup_of
@@ -166,18 +167,19 @@ class PublicMetrics:
             self._sets = SetDistances(self.features, OTHER_SEEDS, ("fid", "kid"))
             self._sets.read_reference(reference)
 
-    def measure(self, stores: Mapping[str, ImageStore], on_picture: Callable[[int], None]) -> dict[str, Measures]:
+    def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         """Measure all rows, the original's among them, side by side; nothing is kept but numbers."""
         items = self.benchmark.items
         looks = {name: PublicLooks.none(len(items)) for name in stores}
         sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
+        count = ProgressCounter(on_progress, len(items) * len(stores), "reading")
         for here, batch in side_by_side(stores):
             for name, images in batch.items():
                 self._look(looks[name], here, images)
                 stay = [image for image, item in zip(images, items[here], strict=True) if not item.unwanted]
                 if name in sets and stay:
                     sets[name].update(stay)
-                on_picture(len(images))
+                count.add(len(images))
         distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
         return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
 

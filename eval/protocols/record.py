@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from erasure.backbones.storage import is_stored
 from erasure.concept import Concept
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger.ledger import Entry, Ledger
+from erasure.progress import OnProgress, staged
 from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 
 from ..images.ledger_images import Pictures, Sampler
@@ -24,9 +25,6 @@ ORIGINAL = "original"
 # A report is read, not searched: beyond these it keeps the first and the last.
 MOST_COLUMNS = 6
 MOST_ROWS = 18
-
-OnPicture = Callable[[str, int, int], None]
-"""Told what is being made, how many more are done, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +54,13 @@ class Record:
         ledger: The ledger.
         pipe: Its unedited base model.
         settings: What to measure; None measures nothing.
-        on_picture: Told of the pictures as they are made.
+        on_progress: Receives the number of images as they are made.
     """
 
     def __init__(
-        self, ledger: Ledger, pipe: Any, settings: MeasureSettings | None, on_picture: OnPicture | None = None
+        self, ledger: Ledger, pipe: Any, settings: MeasureSettings | None, on_progress: OnProgress | None = None
     ) -> None:
-        self.ledger, self.pipe, self.on_picture = ledger, pipe, on_picture
+        self.ledger, self.pipe, self.on_progress = ledger, pipe, on_progress
         self.settings = None if is_stored(pipe) else settings
         # Without a measure there are no pictures either; the defaults only keep the types simple.
         self.sampler = Sampler(**own_sampling(ledger.base.name, settings or MeasureSettings()))
@@ -154,17 +152,14 @@ class Record:
         """Return pictures of the original (None) or of the model after a removal; those that are missing are made."""
         folder = ORIGINAL if upto is None else f"{upto}-{self.ledger.state(upto)}"
         missing = self.pictures.missing(folder, pairs)
-        what = "pictures of the original" if upto is None else f"pictures after {upto}"
+        what = "images of the original" if upto is None else f"images after {upto}"
 
-        def advance(more: int) -> None:
-            if self.on_picture is not None:
-                self.on_picture(what, more, len(missing))
-
+        counted = staged(self.on_progress, what)
         if missing and upto is None:
-            self.pictures.make(folder, self.pipe, missing, advance)
+            self.pictures.make(folder, self.pipe, missing, counted)
         elif missing:
             with self.ledger.applied_to(self.pipe, upto):
-                self.pictures.make(folder, self.pipe, missing, advance)
+                self.pictures.make(folder, self.pipe, missing, counted)
         return self.pictures.get(folder, pairs)
 
     def _plan(self, settings: MeasureSettings, removed: Sequence[Concept]) -> Plan:

@@ -7,7 +7,7 @@ nor the decision looked at.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,7 +23,9 @@ from erasure.backbones.conditioning import TextStates
 from erasure.concept import Concept, fill, templates
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
-from erasure.runs.run import TINYWORLD, commit, versions
+from erasure.progress import OnProgress, ProgressCounter, staged
+from erasure.provenance import provenance
+from erasure.runs.run import TINYWORLD
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 from erasure.training.replay_memory import stored
@@ -40,8 +42,6 @@ ROWS = (ATTACKED, PLAIN, ORIGINAL)
 CANDIDATES = 5
 """How many of an attack's finds take turns; each turn has a seed of its own."""
 _AT_ONCE = 4
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Assault:
             "concepts": [concept.as_json() for concept in self.concepts],
         }
 
-    def run(self, prompts: Sequence[tuple[Concept, str, int]], progress: Progress | None = None) -> None:
+    def run(self, prompts: Sequence[tuple[Concept, str, int]], on_progress: OnProgress | None = None) -> None:
         """Attack each prompt that was not attacked yet; every prompt that is done is on the disk.
 
         Raises:
@@ -138,12 +138,13 @@ class Assault:
         """
         make_folder(self.folder / "pictures")
         self.found = self._done()
+        count = ProgressCounter(on_progress, len(prompts), "prompts")
+        count.add(len(self.found))
         for at in range(len(self.found), len(prompts)):
             concept, prompt, seed = prompts[at]
-            self.found.append(self._attacked(at, concept, prompt, seed, progress))
+            self.found.append(self._attacked(at, concept, prompt, seed, on_progress))
             self._write()
-            if progress is not None:
-                progress("prompts", 1, len(prompts))
+            count.add()
 
     def rates(self, row: str) -> list[Rate]:
         """Return the share of prompts that had a success within 1, 2, ... pictures of a row."""
@@ -171,15 +172,14 @@ class Assault:
                 if self.found
             },
             "found": [asdict(found) for found in self.found],
-            "versions": versions(),
-            "git": commit(),
+            **provenance(device=str(backbone_of(self.erased.pipe).device)),
         }
 
     def picture(self, at: int, row: str) -> Path:
         """Return where a prompt's picture of a row is: the first success, or the last try."""
         return self.folder / "pictures" / f"{at:03d}-{ROWS.index(row)}.png"
 
-    def _attacked(self, at: int, concept: Concept, prompt: str, seed: int, progress: Progress | None) -> Found:
+    def _attacked(self, at: int, concept: Concept, prompt: str, seed: int, on_progress: OnProgress | None) -> Found:
         backbone = backbone_of(self.erased.pipe)
         latents = None
         if self.attack.white_box:
@@ -187,11 +187,8 @@ class Assault:
         goal = Goal(concept=concept, prompt=prompt, seed=seed, latents=latents)
 
         def search() -> dict[str, Tensor]:
-            def tick() -> None:
-                if progress is not None:
-                    progress(f"{self.attack.name}, prompt {at + 1}", 1, self.attack.ticks)
-
-            return {"ids": self.attack.search(backbone, goal, on_tick=tick)[:CANDIDATES]}
+            counted = staged(on_progress, f"{self.attack.name}, prompt {at + 1}")
+            return {"ids": self.attack.search(backbone, goal, on_progress=counted)[:CANDIDATES]}
 
         if self.attack.white_box:
             with self.erased.applied():

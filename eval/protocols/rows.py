@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from erasure.backbones import backbone_of
+from erasure.progress import OnProgress
 
 from ..images.ledger_images import Pair, Sampler
 from ..images.store import ImageStore, Manifest, fill
@@ -54,10 +55,10 @@ class Row:
             manifest = Manifest.of(self.pipe, prompts, seeds, sampled, self.edit)
         return ImageStore(folder=(self.folder or picture_cache()) / manifest.id, manifest=manifest)
 
-    def fill(self, store: ImageStore, batch_size: int, on_picture: Callable[[int], None] | None = None) -> ImageStore:
+    def fill(self, store: ImageStore, batch_size: int, on_progress: OnProgress | None = None) -> ImageStore:
         """Make the row's pictures that its store lacks, and return it."""
         with self.applied():
-            return fill(self.pipe, store, batch_size=batch_size, on_picture=on_picture)
+            return fill(self.pipe, store, batch_size=batch_size, on_progress=on_progress)
 
 
 def picture_cache() -> Path:

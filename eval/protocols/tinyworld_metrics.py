@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
+from erasure.progress import OnProgress, ProgressCounter
 from erasure.tinyworld.judge import Judge
 from erasure.tinyworld.oracle import Oracle, Reading
 from erasure.tinyworld.vocabulary import INDIVIDUALS
@@ -125,10 +126,11 @@ class TinyWorldMetrics:
         self._sets = SetDistances(judge_features(self.judge), OTHER_SEEDS, ("fd", "kid"))
         self._sets.read_reference(reference)
 
-    def measure(self, stores: Mapping[str, ImageStore], on_picture: Callable[[int], None]) -> dict[str, Measures]:
+    def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         items = self.benchmark.items
         looks = {name: WorldLooks.none(len(items)) for name in stores}
         sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
+        count = ProgressCounter(on_progress, len(items) * len(stores), "reading")
         for here, batch in side_by_side(stores):
             before = self._read(batch[ORIGINAL])
             stay = [not item.unwanted for item in items[here]]
@@ -137,7 +139,7 @@ class TinyWorldMetrics:
                 self._look(looks[name], here, found, before)
                 if name in sets:
                     sets[name].update_features(found.features[stay])
-                on_picture(len(images))
+                count.add(len(images))
         distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
         return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from erasure.concept import Concept, fill
 from erasure.ledger.ledger import Entry, Ledger
 from erasure.loading import PERSONALIZED
 from erasure.personalize.folder import Personalized
+from erasure.progress import OnProgress, staged
 from erasure.runs.run import TINYWORLD
 
 from ...pipelines.export.folders import folder_of
@@ -54,7 +55,7 @@ def before_after(
     pipe: Any,
     prompts: Sequence[str],
     sampler: Sampler,
-    on_picture: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Image.Image:
     """Return pictures of the base and of what stands side by side, seed 0.
 
@@ -63,12 +64,12 @@ def before_after(
         pipe: Its base.
         prompts: A row each.
         sampler: How they are made.
-        on_picture: Told how many more are done.
+        on_progress: Receives the number of images done.
     """
     pairs = [(prompt, 0) for prompt in prompts]
-    before = sampler.make(pipe, pairs, on_picture)
+    before = sampler.make(pipe, pairs, staged(on_progress, "images before"))
     with ledger.applied_to(pipe):
-        after = sampler.make(pipe, pairs, on_picture)
+        after = sampler.make(pipe, pairs, staged(on_progress, "images after"))
     captions = [f"{prompt}, seed 0" for prompt in prompts]
     return side_by_side(["before", "after"], captions, list(zip(before, after, strict=True)))
 

@@ -1,12 +1,13 @@
 """An export as others get it: the files, a model card, a picture of before and after, and a record of it all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from erasure.io.files import new_folder, write_whole
 from erasure.ledger.ledger import Ledger
+from erasure.progress import OnProgress
 
 from ...pipelines.export.formats import Export, Written, write_export, write_record
 from ..images.ledger_images import Sampler, as_png
@@ -22,7 +23,7 @@ def publish(
     name: str,
     prompts: Sequence[str],
     sampler: Sampler,
-    on_picture: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Written:
     """Write an export to a new folder, whole or not at all.
 
@@ -34,7 +35,7 @@ def publish(
         name: What the card calls the model: "USER/NAME", or the folder.
         prompts: For the picture, a row each; none leaves it out.
         sampler: How the picture's pictures are made.
-        on_picture: Told how many more are done.
+        on_progress: Receives the number of images done.
 
     Raises:
         InputError: The folder is taken or cannot be written, nothing stands, or the format cannot hold what does.
@@ -44,7 +45,7 @@ def publish(
     with new_folder(to) as folder:
         written = replace(write_export(ledger, pipe, export, folder), name=name)
         if prompts:
-            picture = before_after(ledger, pipe, prompts, sampler, on_picture)
+            picture = before_after(ledger, pipe, prompts, sampler, on_progress)
             write_whole(folder / PICTURE, as_png(picture))
         _describe(ledger, pipe, written, folder)
     return written

@@ -15,8 +15,9 @@ from torch import Tensor
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.edits.edit import Edit
-from erasure.erasers import Step, eraser_class, eraser_names, make_eraser
+from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
+from erasure.progress import Progress
 from tests import tiny
 
 CONCEPTS = [
@@ -120,16 +121,16 @@ def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_reported_to_the_end(name: str) -> None:
-    steps: list[Step] = []
-    quick(name).fit(backbone_of(tiny.sd1()), CONCEPTS[:1], on_step=steps.append)
+    steps: list[Progress] = []
+    quick(name).fit(backbone_of(tiny.sd1()), CONCEPTS[:1], on_progress=steps.append)
     fit = [step for step in steps if step.stage == "fit"]
-    assert [step.step for step in fit] == list(range(1, len(fit) + 1))
+    assert [step.done for step in fit] == list(range(1, len(fit) + 1))
     assert fit[-1] == steps[-1]
     for before, after in itertools.pairwise(steps):
         # Each stage counts up to its total; only then comes another, or the same from the start.
-        assert before.step < after.step if before.step < before.total else after.step >= 1
-        assert before.stage == after.stage or before.step == before.total
-    assert steps[-1].step == steps[-1].total
+        assert before.done < after.done if before.done < before.total else after.done >= 1
+        assert before.stage == after.stage or before.done == before.total
+    assert steps[-1].done == steps[-1].total
 
 
 @pytest.mark.parametrize("name", NAMES)

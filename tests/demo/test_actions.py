@@ -19,11 +19,12 @@ from erasure.demo.forms import offered
 from erasure.demo.jobs import StoppedError, Track
 from erasure.demo.sessions import Session, Sessions
 from erasure.demo.studio import Studio
-from erasure.erasers import Step, eraser_class, eraser_names
+from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.record import Record
 from erasure.pipelines.export.push import Pushed
+from erasure.progress import Progress
 from erasure.runs.run import MeasureSettings
 from tests import tiny
 from tests.eval import world
@@ -123,9 +124,10 @@ def test_a_fit_that_is_stopped_leaves_model_and_ledger_as_they_were(studio, sess
     stop = threading.Event()
 
     class Stopping(Track):
-        def step(self, step: Step) -> None:
-            self.stop.set()
-            super().step(step)
+        def report(self, progress: Progress) -> None:
+            if progress.stage == "fit":
+                self.stop.set()
+            super().report(progress)
 
     with pytest.raises(StoppedError):
         actions.erase(studio, session, Wish(concepts=["cat"], method=method, settings=settings), Stopping(stop))

@@ -6,7 +6,6 @@ import time
 import pytest
 
 from erasure.demo.jobs import Progress, StoppedError, Track, followed
-from erasure.erasers import Step
 
 
 def last(track: Track, work) -> list[Progress | str]:
@@ -18,24 +17,24 @@ def test_progress_comes_first_and_the_result_last() -> None:
 
     def work() -> str:
         for at in range(3):
-            track.step(Step(step=at + 1, total=3))
+            track.report(Progress(done=at + 1, total=3))
             time.sleep(0.25)
         return "done"
 
     *progress, result = last(track, work)
     assert result == "done"
     assert all(isinstance(seen, Progress) for seen in progress)
-    assert {(seen.what, seen.total) for seen in progress if isinstance(seen, Progress)} >= {("fitting", 3)}
+    assert {(seen.stage, seen.total) for seen in progress if isinstance(seen, Progress)} >= {("fitting", 3)}
 
 
-def test_pictures_are_added_up_and_a_new_stage_counts_from_nothing() -> None:
+def test_a_report_has_the_time_left_and_a_new_stage_counts_from_nothing() -> None:
     track = Track(threading.Event())
-    track.picture("pictures", 16, 40)
-    track.picture("pictures", 16, 40)
+    track.report(Progress(16, 40, "images"))
+    track.report(Progress(32, 40, "images"))
     assert (track.now.done, track.now.total) == (32, 40)
-    assert track.now.seconds_left is not None
-    track.picture("others", 4, 8)
-    assert (track.now.what, track.now.done) == ("others", 4)
+    assert track.now.note.endswith(" left")
+    track.report(Progress(4, 8, "others"))
+    assert (track.now.stage, track.now.done) == ("others", 4)
 
 
 def test_a_stop_ends_the_work_at_its_next_step_and_gives_back_the_lock() -> None:
@@ -45,7 +44,7 @@ def test_a_stop_ends_the_work_at_its_next_step_and_gives_back_the_lock() -> None
     def work() -> None:
         with track.holding(lock):
             for at in range(100):
-                track.step(Step(step=at + 1, total=100))
+                track.report(Progress(done=at + 1, total=100))
                 done.append(at)
                 time.sleep(0.05)
 

@@ -280,12 +280,12 @@ def test_a_damaged_memory_is_named(small: Backbone, tmp_path: Path) -> None:
 def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
     settings = replace(QUICK, steps=6, probe_every=2, probe_pictures=4)
     steps: list[Any] = []
-    settings.fit(small, [CAT], history=History(shows=lambda i, c: [False] * len(i)), on_step=steps.append)
-    assert steps[-1].step == steps[-1].total == 2
+    settings.fit(small, [CAT], history=History(shows=lambda i, c: [False] * len(i)), on_progress=steps.append)
+    assert steps[-1].done == steps[-1].total == 2
     steps.clear()
     never = History(shows=lambda images, concept: [len(images) == 1] * len(images))
-    settings.fit(small, [CAT], history=never, on_step=steps.append)
-    assert steps[-1].step == steps[-1].total == 6
+    settings.fit(small, [CAT], history=never, on_progress=steps.append)
+    assert steps[-1].done == steps[-1].total == 6
 
 
 def test_layers_above_the_largest_size_are_left_out(small: Backbone) -> None:
@@ -437,12 +437,12 @@ class Double(Student):
 
 def test_pictures_are_reported_before_the_fit_while_they_are_made(small: Backbone, tmp_path: Path) -> None:
     steps: list[Any] = []
-    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_step=steps.append)
-    made = [step for step in steps if step.stage == "pictures"]
+    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_progress=steps.append)
+    made = [step for step in steps if step.stage == "images"]
     assert [step.total for step in made] == [QUICK.memory_size, QUICK.target_pictures]
-    assert all(step.step == step.total for step in made)
+    assert all(step.done == step.total for step in made)
     steps.clear()
-    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_step=steps.append)
+    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_progress=steps.append)
     assert {step.stage for step in steps} == {"fit"}  # they are there already
 
 

@@ -13,7 +13,7 @@ from erasure.closed_form.caption_statistics import square_root, statistics
 from erasure.closed_form.problem import Rows, solve
 from erasure.concept import Concept
 from erasure.edits.edit import DenseChange, Edit, MapChange
-from erasure.erasers import History, Step, make_eraser
+from erasure.erasers import History, make_eraser
 from erasure.erasers.trce import (
     FRAMES,
     TRCE,
@@ -27,6 +27,7 @@ from erasure.erasers.trce import (
 )
 from erasure.errors import InputError
 from erasure.ledger.ledger import Ledger
+from erasure.progress import Progress
 from erasure.runs.run import list_path, parse, read_concepts
 from erasure.sampling import ddim_latents, ddim_timesteps, noise
 from erasure.training.finetune import Student
@@ -252,9 +253,9 @@ def test_stage_two_trains_self_attention_and_queries_alone(build: Any) -> None:
 
 def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_starts_at_zero(small: Backbone) -> None:
     """Before training the student is the model after stage 1: the null branch's hinge has its closed form."""
-    found: list[Step] = []
+    found: list[Progress] = []
     settings = replace(QUICK, lr=1e-12, weight_decay=0.0)
-    settings.fit(small, [GUN], on_step=found.append)
+    settings.fit(small, [GUN], on_progress=found.append)
     steps = [step for step in found if step.stage == "fit"]
     assert all(step.parts[1] == pytest.approx(0, abs=1e-9) for step in steps)
     assert all("hinges active: prompt" in step.note for step in steps)
@@ -282,8 +283,8 @@ def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_st
         f_s, f_m = s + g * (s - null), m + g * (m - null)
         bound = (m - f_s).square().mean() - (m - f_m).square().mean() + alone.margin
         expected.append((max(0.0, free.item()) + max(0.0, bound.item())) / 2)
-    seen: list[Step] = []
-    alone.fit(small, [GUN], on_step=seen.append)
+    seen: list[Progress] = []
+    alone.fit(small, [GUN], on_progress=seen.append)
     losses = [step.parts[0] for step in seen if step.stage == "fit"]
     assert losses == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
@@ -298,9 +299,9 @@ def test_references_found_ahead_are_those_of_each_step(small: Backbone, monkeypa
         frozen = small.denoiser.register_forward_pre_hook(
             lambda _, args, rows=rows: rows.append(len(args[0])) if not torch.is_grad_enabled() else None
         )
-        found: list[Step] = []
+        found: list[Progress] = []
         with frozen:
-            settings.fit(small, [GUN], on_step=found.append)
+            settings.fit(small, [GUN], on_progress=found.append)
         passes.append(len(rows))
         losses.append([part for step in found if step.stage == "fit" for part in step.parts])
     assert passes[1] < passes[0]

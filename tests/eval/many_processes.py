@@ -6,6 +6,7 @@ from accelerate import PartialState
 
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.images.store import generate
+from erasure.progress import Progress
 from tests import tiny
 
 PROMPTS = ["a cat", "a dog", "Null", "a house on the beach", "a cat", "", "a tree"]
@@ -14,6 +15,6 @@ SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=2)
 
 if __name__ == "__main__":
     PartialState(cpu=True)
-    made: list[int] = []
-    generate(tiny.sd1(), PROMPTS, SEEDS, sys.argv[1], sampler=SAMPLER, on_picture=made.append)
-    print(f"made {made}")
+    reports: list[Progress] = []
+    generate(tiny.sd1(), PROMPTS, SEEDS, sys.argv[1], sampler=SAMPLER, on_progress=reports.append)
+    print(f"made {[report.done for report in reports]}")

@@ -34,6 +34,7 @@ from erasure.eval.reports.evaluation_report import render, terminal_table
 from erasure.eval.reports.score_files import compare_scores
 from erasure.eval.stats.quantiles import clopper_pearson
 from erasure.ledger.ledger import Ledger
+from erasure.progress import Progress
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.judge import Judge, build
 from erasure.tinyworld.world import compose, draw
@@ -123,15 +124,15 @@ def test_pictures_are_made_once(judge: Judge, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
 
     def made() -> set[Path]:
-        told: dict[str, list[int]] = {}
+        last: dict[str, Progress] = {}
 
-        def advance(what: str, more: int, total: int) -> None:
-            told.setdefault(what, [total]).append(more)
+        def advance(progress: Progress) -> None:
+            last[progress.stage] = progress
 
-        evaluate(rows(tmp_path / "pictures"), BENCHMARK, metrics(judge), sampler=SAMPLER, on_picture=advance)
+        evaluate(rows(tmp_path / "pictures"), BENCHMARK, metrics(judge), sampler=SAMPLER, on_progress=advance)
         names = {"erased", "original", "negative prompt", "destroyed"}
-        assert {what.partition(", ")[2] for what in told if what.startswith("pictures")} == names
-        assert all(total == sum(parts) for total, *parts in told.values())  # every bar is full in the end
+        assert {what.partition(", ")[2] for what in last if what.startswith("images")} == names
+        assert all(progress.done == progress.total for progress in last.values())  # every bar is full in the end
         return {(file, file.stat().st_mtime_ns) for file in tmp_path.rglob("*.png")}
 
     first = made()

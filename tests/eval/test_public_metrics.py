@@ -211,14 +211,14 @@ def test_other_seeds_are_drawn_for_distances_that_are_computed_alone(
             benchmark,
             judges,
             sampler=Sampler(steps=2, batch_size=4),
-            on_picture=lambda what, more, total: told.append(what),
+            on_progress=lambda progress: told.append(progress.stage),
         )
         return set(found.scores["original"])
 
     assert "fid" not in drawn(no_weights)
-    assert "pictures, original, other seeds" not in told
+    assert "images, original, other seeds" not in told
     assert {"fid", "kid"} < drawn(lambda name, device: mean_colour())
-    assert "pictures, original, other seeds" in told
+    assert "images, original, other seeds" in told
 
 
 class Letters:

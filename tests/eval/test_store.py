@@ -1,8 +1,9 @@
 """The image store: one picture a row, whatever was interrupted, and never a mix."""
 
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from erasure.errors import InputError
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.images.pipeline_digest import pipeline_digest
 from erasure.eval.images.store import MANIFEST, ImageStore, Manifest, check_paired, generate
+from erasure.progress import OnProgress, Progress
 from erasure.sampling import sample
 from tests import tiny
 from tests.eval.many_processes import PROMPTS, SAMPLER, SEEDS
@@ -39,17 +41,19 @@ def pixels(store: ImageStore) -> np.ndarray:
     return np.stack([np.asarray(store[row]) for row in range(len(store))])
 
 
-def killed_after(pictures: int) -> Callable[[int], None]:
-    """Return a callback that stops a run as a signal would, once so many pictures were made."""
-    made = 0
+def killed_after(images: int) -> OnProgress:
+    """Return a receiver that stops a run as a signal would, once so many images are made."""
 
-    def on_picture(more: int) -> None:
-        nonlocal made
-        made += more
-        if made >= pictures:
+    def on_progress(progress: Progress) -> None:
+        if progress.done >= images:
             raise KeyboardInterrupt
 
-    return on_picture
+    return on_progress
+
+
+def increments(reports: Sequence[Progress]) -> list[int]:
+    """Return the number of new images of each report."""
+    return [after - before for before, after in itertools.pairwise([0, *(report.done for report in reports)])]
 
 
 def test_every_row_holds_the_picture_of_its_prompt_and_seed(pipe: Any, full: ImageStore) -> None:
@@ -75,21 +79,21 @@ def test_the_manifest_says_what_the_pictures_are(pipe: Any, full: ImageStore) ->
 
 def test_a_killed_run_goes_on_without_redoing_or_skipping(pipe: Any, full: ImageStore, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_picture=killed_after(4))
+        generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_progress=killed_after(4))
     stopped = ImageStore.open(tmp_path)
     missing = stopped.missing()
     kept = {row: stopped.path(row).stat().st_mtime_ns for row in range(len(stopped)) if row not in missing}
     assert 0 < len(kept) < len(stopped)
     (tmp_path / ".000001-a-dog-1.png.deadbeef.tmp").write_bytes(b"a write that was killed")
-    made: list[int] = []
-    resumed = generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_picture=made.append)
-    assert made[0] == len(kept)  # a bar goes on where it was
-    assert sum(made) == len(resumed)
+    reports: list[Progress] = []
+    resumed = generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_progress=reports.append)
+    assert reports[0].done == len(kept)  # a bar goes on where it was
+    assert reports[-1].done == reports[-1].total == len(resumed)
     assert {row: resumed.path(row).stat().st_mtime_ns for row in kept} == kept
     assert np.array_equal(pixels(resumed), pixels(full))  # batches are those of a run without a break: to the last bit
-    again: list[int] = []
-    generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_picture=again.append)
-    assert again == [len(resumed)]
+    again: list[Progress] = []
+    generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_progress=again.append)
+    assert increments(again) == [len(resumed)]
 
 
 def test_one_lost_and_one_cut_file_are_made_again(pipe: Any, full: ImageStore, tmp_path: Path) -> None:
@@ -100,9 +104,9 @@ def test_one_lost_and_one_cut_file_are_made_again(pipe: Any, full: ImageStore, t
     assert store.missing() == [3, 5]
     with pytest.raises(InputError, match="expected a picture, got none that is whole"):
         store[5]
-    made: list[int] = []
-    store = generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_picture=made.append)
-    assert made == [len(store) - 2, 1, 1]  # they are of two batches
+    reports: list[Progress] = []
+    store = generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_progress=reports.append)
+    assert increments(reports) == [len(store) - 2, 1, 1]  # they are of two batches
     assert np.abs(pixels(store).astype(int) - pixels(full)).max() <= 1
 
 
@@ -252,7 +256,7 @@ def test_requests_that_cannot_be_met(pipe: Any, tmp_path: Path) -> None:
 def test_two_processes_make_the_pictures_of_one(full: ImageStore, tmp_path: Path) -> None:
     done = in_two_processes("tests.eval.many_processes", tmp_path)
     # Batches of 2, 2, 2 and 1 rows, by turns; in the end what the other has made. Both may write on one line.
-    assert sorted(re.findall(r"made \[.*?\]", done.stdout)) == ["made [2, 1, 4]", "made [2, 2, 3]"]
+    assert sorted(re.findall(r"made \[.*?\]", done.stdout)) == ["made [2, 3, 7]", "made [2, 4, 7]"]
     both = ImageStore.open(tmp_path)
     assert both.manifest == full.manifest
     # The batches are the same, the number of threads may not be: within one of 256 levels.

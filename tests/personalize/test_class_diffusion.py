@@ -14,13 +14,13 @@ from torch import Tensor
 from erasure.backbones import backbone_of
 from erasure.edits.edit import DenseChange, Edit, LowRankChange
 from erasure.edits.tokens import NewToken, moved_tokens, table_name, tokens_added
-from erasure.erasers.base import Step
 from erasure.errors import InputError, UnknownNameError
 from erasure.losses.reconstruction import masked_reconstruction
 from erasure.losses.semantic import cosine_preservation
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.personalize.forgetting import Forgetting
 from erasure.personalize.formats import CUSTOM_DIFFUSION_FILE, LORA_FILE, custom_diffusion, write_formats
+from erasure.progress import Progress
 from erasure.sampling import sample
 from erasure.training.finetune import finetune
 from erasure.training.phrase_features import phrase_features
@@ -35,9 +35,9 @@ RUSTY = Instance(token="<rusty>", class_word="dog", pictures=PICTURES[:2])
 SPL_ALONE: dict[str, Any] = {"lr": 1e-12, "token_lr": 3e-3, "weight_decay": 0.0}
 
 
-def learned(pipe: Any, *instances: Instance, seed: int = 0, on_step: Any = None, **settings: Any) -> Edit:
+def learned(pipe: Any, *instances: Instance, seed: int = 0, on_progress: Any = None, **settings: Any) -> Edit:
     method = ClassDiffusion(**{"steps": 3, "lr": 1e-3, **settings})
-    return method.fit(backbone_of(pipe), instances or (BISCUIT,), seed=seed, on_step=on_step)
+    return method.fit(backbone_of(pipe), instances or (BISCUIT,), seed=seed, on_progress=on_progress)
 
 
 def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def test_the_semantic_loss_alone_falls_all_the_way() -> None:
         tiny.sd1(),
         steps=200,
         spl_weight=1e6,  # the clipped gradient is then that of the semantic loss
-        on_step=lambda step: losses.append(step.parts[1] / 1e6),
+        on_progress=lambda step: losses.append(step.parts[1] / 1e6),
         **SPL_ALONE,
     )
     smooth = np.convolve(losses, np.ones(20) / 20, "valid")
@@ -159,10 +159,10 @@ def test_the_semantic_loss_alone_falls_all_the_way() -> None:
 
 def test_two_instances_are_learned_together_and_share_the_mean_of_the_semantic_loss() -> None:
     pipe = tiny.sd1()
-    steps: list[Step] = []
-    edit = learned(pipe, BISCUIT, RUSTY, on_step=steps.append)
-    alone: list[Step] = []
-    learned(pipe, BISCUIT, on_step=alone.append)
+    steps: list[Progress] = []
+    edit = learned(pipe, BISCUIT, RUSTY, on_progress=steps.append)
+    alone: list[Progress] = []
+    learned(pipe, BISCUIT, on_progress=alone.append)
     assert [token.text for token in edit.tokens] == ["<biscuit>", "<rusty>"]
     assert steps[0].parts[1] == pytest.approx(alone[0].parts[1], rel=1e-5)  # both words start alike
     with edit.applied_to(pipe):
@@ -177,7 +177,9 @@ def test_it_learns_its_pictures(prediction_type: str) -> None:
 
     def losses() -> list[float]:
         found: list[float] = []
-        learned(pipe, steps=12, lr=1e-12, weight_decay=0.0, seed=9, on_step=lambda s: found.append(s.loss), **settings)
+        learned(
+            pipe, steps=12, lr=1e-12, weight_decay=0.0, seed=9, on_progress=lambda s: found.append(s.loss), **settings
+        )
         return found
 
     before = losses()
@@ -274,7 +276,7 @@ def test_forgetting_gives_the_weights_back_and_turns_the_word_into_its_class() -
     backbone = backbone_of(pipe)
     edit = learned(pipe, lr=3e-2, spl_weight=0.0)
     losses: list[float] = []
-    gone = Forgetting(steps=150, lr=1e-2).fit(backbone, edit, "<biscuit>", on_step=lambda s: losses.append(s.loss))
+    gone = Forgetting(steps=150, lr=1e-2).fit(backbone, edit, "<biscuit>", on_progress=lambda s: losses.append(s.loss))
     assert not gone.changes
     assert losses[-1] < 0.7 * losses[0]
     texts = ["a photo of a <biscuit> dog", "a photo of a dog"]

@@ -62,7 +62,7 @@ def test_an_instance_is_learned_and_drawn_on_a_gpu(family: str, dtype: torch.dty
     instance = Instance(token="<biscuit>", class_word="dog", pictures=pictures)
     losses: list[float] = []
     edit = ClassDiffusion(steps=5, lr=1e-3).fit(
-        backbone_of(pipe), [instance], on_step=lambda step: losses.append(step.loss)
+        backbone_of(pipe), [instance], on_progress=lambda step: losses.append(step.loss)
     )
     assert np.isfinite(losses).all()
     before = backbone_of(pipe).fingerprint()

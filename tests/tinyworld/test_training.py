@@ -8,7 +8,6 @@ import pytest
 import torch
 import typer
 from diffusers import StableDiffusionPipeline
-from rich.progress import Progress
 from torch import nn
 
 from erasure.errors import InputError
@@ -79,10 +78,9 @@ def test_a_loop_goes_on_where_it_stopped_with_the_draws_of_an_unbroken_one(tmp_p
     first: list[float] = []
     second: list[float] = []
     whole: list[float] = []
-    with Progress(disable=True) as progress:
-        _loop(tmp_path / "a", 0.005, first).run(progress)
-        _loop(tmp_path / "a", 0.05, second).run(progress)
-        _loop(tmp_path / "b", 0.05, whole).run(progress)
+    _loop(tmp_path / "a", 0.005, first).run()
+    _loop(tmp_path / "a", 0.05, second).run()
+    _loop(tmp_path / "b", 0.05, whole).run()
     both = first + second
     shared = min(len(both), len(whole))
     assert len(first) > 0
@@ -92,9 +90,8 @@ def test_a_loop_goes_on_where_it_stopped_with_the_draws_of_an_unbroken_one(tmp_p
 
 def test_a_finished_loop_does_not_train_again(tmp_path: Path) -> None:
     again: list[float] = []
-    with Progress(disable=True) as progress:
-        _loop(tmp_path, 0.002, []).run(progress)
-        _loop(tmp_path, 0.002, again).run(progress)
+    _loop(tmp_path, 0.002, []).run()
+    _loop(tmp_path, 0.002, again).run()
     assert again == []
 
 

@@ -23,6 +23,7 @@ from erasure.eval.attacks.ring_a_bell import RingABell, direction
 from erasure.eval.attacks.unlearn_diff import UnlearnDiff, on_simplex
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attention import GuidedStep, Named
+from erasure.progress import Progress
 from erasure.sampling import sample
 from tests.tiny import FAMILIES, sd1
 
@@ -70,17 +71,13 @@ def test_every_file_is_an_attack_and_names_its_source() -> None:
 @pytest.mark.parametrize("name", sorted(QUICK))
 def test_it_finds_whole_rows_the_same_for_a_seed_and_leaves_everything_as_it_was(name: str, backbone: Backbone) -> None:
     weights = {key: p.detach().clone() for key, p in backbone.parameters(lambda _: True).items()}
-    state, ticks = torch.get_rng_state(), 0
-
-    def tick() -> None:
-        nonlocal ticks
-        ticks += 1
-
+    state = torch.get_rng_state()
+    reports: list[Progress] = []
     attack = quick(name)
-    rows = attack.search(backbone, goal(backbone), on_tick=tick)
+    rows = attack.search(backbone, goal(backbone), on_progress=reports.append)
     tokenizer = backbone.pipe.tokenizer
     assert len(rows) >= 1
-    assert ticks == attack.ticks
+    assert [report.done for report in reports] == list(range(1, reports[-1].total + 1))
     assert rows.shape[1] == tokenizer.model_max_length
     for row in rows.tolist():
         end = row.index(tokenizer.eos_token_id)
