@@ -31,7 +31,7 @@ from erasure.errors import ErasureError, InputError
 from erasure.eval.images.ledger_images import Pictures, Sampler
 from erasure.eval.metrics.fid import fid
 from erasure.eval.metrics.kid import kid
-from erasure.eval.protocols.quick import Probe, Role, pairs_of, tinyworld_probes
+from erasure.eval.protocols.plans import Probe, Role, pairs_of, tinyworld_probes
 from erasure.eval.stats.aggregates import erosion_slope, generalization_erosion, retention_accuracy, unlearning_accuracy
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole

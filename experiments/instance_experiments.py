@@ -30,8 +30,8 @@ from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import ErasureError
 from erasure.eval.images.ledger_images import as_png, side_by_side
 from erasure.eval.metrics.identity import Identity
-from erasure.eval.protocols.instance_record import InstanceRecord
-from erasure.eval.protocols.instances import KEPT, Ask, world_asks
+from erasure.eval.protocols.instances.prompts import KEPT, Ask, world_asks
+from erasure.eval.protocols.instances.record import InstanceRecord
 from erasure.eval.reports.instance_report import ORIGINAL, State
 from erasure.eval.stats.scores import Rate, Score, kept_rate
 from erasure.io.files import make_folder, write_whole

@@ -514,7 +514,7 @@ def personalize(
     as_json: AsJson = False,
 ) -> None:
     """Learn something from a few pictures, by ClassDiffusion; several take --images, --class and --token each."""
-    from erasure.eval.protocols.instance_record import world_class
+    from erasure.eval.protocols.instances.record import world_class
 
     from ..backbones import backbone_of
     from ..io.files import check_free, make_folder
@@ -584,7 +584,7 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Take a learned instance out again, without any picture, and see that its class survived both."""
-    from erasure.eval.protocols.instance_record import world_class
+    from erasure.eval.protocols.instances.record import world_class
 
     from ..backbones import backbone_of
     from ..io.files import check_free
@@ -645,7 +645,7 @@ def _show_instances(
     settings: Any,
 ) -> None:
     """Measure and show what was learned, or forgotten, instance by instance."""
-    from erasure.eval.protocols.instance_record import InstanceRecord
+    from erasure.eval.protocols.instances.record import InstanceRecord
     from erasure.eval.reports.instance_report import terminal_table
 
     documents = []
@@ -1005,7 +1005,7 @@ def models() -> None:
 @app.command()
 def doctor() -> None:
     """Say what this machine has and what is missing; exit code 1 if the default run cannot work."""
-    from erasure.eval.protocols.quick import CLIP_WEIGHTS, find_clip
+    from erasure.eval.judges.clip import CLIP_WEIGHTS, find_clip
 
     from .doctor import checks
 

@@ -11,7 +11,7 @@ from erasure.concept import normalized
 from erasure.errors import InputError, unknown_name
 from erasure.tinyworld import vocabulary as words
 
-from ..protocols.quick import noise_seed, share
+from ..stats.allocation import noise_seed, share
 from .base import Benchmark, Item, Wording, unique_cases
 
 Tier = Literal["siblings", "co-occurring", "look-alikes", "everything else"]

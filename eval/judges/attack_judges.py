@@ -94,7 +94,7 @@ class ClipWitness:
         return f"{self.source}, zero-shot"
 
     def shows(self, images: Sequence[Image], concepts: Sequence[Concept], /) -> Bool[np.ndarray, " n"]:
-        from ..protocols.quick import ClipJudge, load_clip
+        from .clip import ClipJudge, load_clip
 
         model, processor = load_clip(self.source, self.device)
         kept = [name for concept in concepts for name in concept.preserve]

@@ -14,7 +14,7 @@ from erasure.runs.run import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
 
-from ..protocols.quick import ClipJudge, find_clip, load_clip
+from .clip import ClipJudge, find_clip, load_clip
 
 _MOST = 3
 """Concepts that are read of one picture, at most."""

@@ -21,10 +21,10 @@ from ..benchmarks import Benchmark, Item
 from ..images.ledger_images import Pair, Sampler
 from ..images.store import ImageStore, check_paired
 from ..metrics.attention_drift import AttentionDrift, Beside
+from ..stats.allocation import evenly
 from ..stats.paired import mcnemar, paired_bootstrap
 from ..stats.scores import Score, shared_setup
 from .measures import Measures, Metrics, kept_items
-from .quick import evenly
 from .rows import ERASED, ORIGINAL, Row
 
 FORMAT = "erasure-scores/1"

@@ -19,7 +19,11 @@ from erasure.progress import OnProgress, staged
 from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 
 from ..images.ledger_images import Pictures, Sampler
-from .quick import ClipJudge, Judge, Plan, Probe, evenly, find_clip, load_clip, pairs_of, plan_named, plan_tinyworld
+from ..judges.clip import ClipJudge, find_clip, load_clip
+from ..judges.interface import Judge
+from ..stats.allocation import evenly
+from .plans import Plan, Probe, pairs_of, plan_named, plan_tinyworld
+from .quick import measure
 
 ORIGINAL = "original"
 # A report is read, not searched: beyond these it keeps the first and the last.
@@ -91,7 +95,7 @@ class Record:
         before, after = (self._made(upto, plan.pairs) for upto in (None, entry.id))
         judged_by = "the tiny world's oracle" if self._on_tinyworld else f"CLIP ({self._clip_name}), zero-shot"
         kept = {
-            **plan.measure(judge, judged_by, before, after).as_json(),
+            **measure(plan.probes, judge.read(before), judge.read(after), judged_by, plan.left_out).as_json(),
             "state": self.ledger.state(entry.id),
             "measure_seconds": round(time.perf_counter() - start, 2),
             "pictures": len(plan.probes),

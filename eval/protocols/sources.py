@@ -18,9 +18,9 @@ from ..benchmarks import Benchmark, benchmark_class
 from ..benchmarks.tinyworld import SUITES
 from ..images.ledger_images import Sampler, slug
 from ..judges.attack_judges import ClipWitness, OracleWitness, Witness, WorldClipWitness
+from ..judges.clip import CLIP_WEIGHTS, cached
 from .measures import Metrics
 from .public_metrics import PublicMetrics
-from .quick import CLIP_WEIGHTS, cached
 from .rows import ERASED, GOLD, Row, reference_rows
 from .tinyworld_metrics import TinyWorldMetrics
 

@@ -19,8 +19,8 @@ from ..images.ledger_images import as_png
 from ..metrics.distances import SetDistance
 from ..protocols.evaluate import Evaluation, spoken
 from ..protocols.measures import is_efficacy
-from ..protocols.quick import evenly
 from ..protocols.rows import ERASED, ORIGINAL
+from ..stats.allocation import evenly
 from ..stats.scores import LeastShare, Score, written
 
 FAILURES, EXAMPLES = 12, 4

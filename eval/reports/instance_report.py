@@ -15,7 +15,9 @@ from rich.table import Table
 from erasure.io.files import write_whole
 
 from ..images.ledger_images import as_png
-from ..protocols.instances import KEPT, Ask, InstanceJudge, InstanceScores
+from ..protocols.instances.judges import InstanceJudge
+from ..protocols.instances.prompts import KEPT, Ask
+from ..protocols.instances.scores import InstanceScores
 
 ORIGINAL = "original"
 _SHOWN = {"alone": 4, "composed": 8, "class": 4, "siblings": 4, "unrelated": 4}

@@ -14,7 +14,7 @@ import torch
 
 from erasure import tinyworld
 from erasure.errors import InputError
-from erasure.eval.protocols.quick import Probe
+from erasure.eval.protocols.plans import Probe
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 from experiments import continual, continual_curves

@@ -10,17 +10,10 @@ import pytest
 from PIL import Image
 
 from erasure import tinyworld
-from erasure.eval.protocols import instance_record
-from erasure.eval.protocols.instances import (
-    KEPT,
-    Ask,
-    InstanceScores,
-    WorldJudge,
-    instance_looks,
-    instance_scores,
-    named_asks,
-    world_asks,
-)
+from erasure.eval.protocols.instances import record as instance_record
+from erasure.eval.protocols.instances.judges import WorldJudge
+from erasure.eval.protocols.instances.prompts import KEPT, Ask, named_asks, world_asks
+from erasure.eval.protocols.instances.scores import InstanceScores, instance_looks, instance_scores
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 from experiments import instance_experiments

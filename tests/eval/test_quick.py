@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from erasure import Concept
-from erasure.eval.protocols.quick import ClipJudge, Judge, Probe, Reading, measure, plan_named, plan_tinyworld
+from erasure.eval.judges.clip import ClipJudge
+from erasure.eval.judges.interface import Judge, Reading
+from erasure.eval.protocols.plans import Probe, plan_named, plan_tinyworld
+from erasure.eval.protocols.quick import measure
 from erasure.eval.stats.scores import Rate
 from erasure.runs.run import MeasureSettings
 from erasure.tinyworld import vocabulary

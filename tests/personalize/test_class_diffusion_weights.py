@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from erasure.backbones import backbone_of
-from erasure.eval.protocols.instances import BackboneJudge, instance_looks, instance_scores, named_asks
+from erasure.eval.protocols.instances.judges import BackboneJudge
+from erasure.eval.protocols.instances.prompts import named_asks
+from erasure.eval.protocols.instances.scores import instance_looks, instance_scores
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.sampling import sample
 from tests import tiny

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from erasure.eval.protocols.quick import find_clip, load_clip
+from erasure.eval.judges.clip import find_clip, load_clip
 from erasure.guidance.attention import GuidedStep
 from erasure.pipelines.a_star import StableDiffusionAStarPipeline, StableDiffusionXLAStarPipeline
 from tests import tiny

@@ -19,19 +19,11 @@ from erasure.progress import OnProgress, staged
 from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
 from erasure.tinyworld import vocabulary
 
-from ..images.ledger_images import Pictures, Sampler
-from ..reports.instance_report import ORIGINAL, State, write_instance_report
-from .instances import (
-    Ask,
-    BackboneJudge,
-    InstanceJudge,
-    InstanceLooks,
-    WorldJudge,
-    instance_looks,
-    instance_scores,
-    named_asks,
-    world_asks,
-)
+from ...images.ledger_images import Pictures, Sampler
+from ...reports.instance_report import ORIGINAL, State, write_instance_report
+from .judges import BackboneJudge, InstanceJudge, WorldJudge
+from .prompts import Ask, named_asks, world_asks
+from .scores import InstanceLooks, instance_looks, instance_scores
 
 
 def world_class(base: str, word: str, siblings: Sequence[str] = ()) -> str:

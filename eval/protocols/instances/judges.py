@@ -1,0 +1,192 @@
+"""Judges of pictures of an instance.
+
+On the tiny world its oracle says what is to be seen; elsewhere it is whatever of CLIP, DINO and BLIP has its weights in
+the local cache.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from erasure.errors import ErasureError
+from erasure.personalize.augmentation import squared
+from erasure.tinyworld import vocabulary
+from erasure.tinyworld.data import THINGS
+from erasure.tinyworld.judge import Judge as TextJudge
+from erasure.tinyworld.oracle import Oracle, Reading
+from erasure.tinyworld.world import SIZE, compose, draw
+
+from ...features.clip import TextTower
+from ...features.weights import oracle_name
+from ...metrics.caption_match import caption_setup, captions, text_match
+from ...metrics.identity import identity, mean_direction
+from ...stats.scores import Setup
+
+Fits = Mapping[str, Float[np.ndarray, " n"]]
+
+
+@runtime_checkable
+class InstanceJudge(Protocol):
+    """Who looks at pictures of an instance."""
+
+    @property
+    def title(self) -> str:
+        """Who, in words."""
+        ...
+
+    @property
+    def setups(self) -> Mapping[str, Setup]:
+        """The protocol of each number, by name."""
+        ...
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """What is not computed, with the reason."""
+        ...
+
+    def likeness(self, images: Sequence[Image.Image]) -> Fits:
+        """Return how like the instance's pictures each picture is, by one or several measures."""
+        ...
+
+    def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:
+        """Return how well each picture fits its text, by one or several measures."""
+        ...
+
+    def sees(self, images: Sequence[Image.Image], names: Sequence[str]) -> Bool[np.ndarray, " n"] | None:
+        """Say of each picture whether it shows what is named for it; None from a judge that cannot tell."""
+        ...
+
+
+@dataclass(kw_only=True)
+class WorldJudge:
+    """The tiny world's oracle, and its text judge for captions written from what the oracle sees.
+
+    Attributes:
+        oracle: Looks.
+        judge: Compares texts.
+        class_word: What the instance is one of, as the world calls it.
+        pictures: Of the instance, of any size.
+    """
+
+    title = "the tiny world's oracle"
+
+    oracle: Oracle
+    judge: TextJudge
+    class_word: str
+    pictures: Sequence[Image.Image]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # What all of its class share says nothing of which one it is.
+        rng = random.Random(f"class of an instance: {self.class_word}")
+        scenes = vocabulary.SCENES
+        others = [draw(compose([self.class_word], rng, scene=scenes[at % len(scenes)])) for at in range(48)]
+        self._class = self.oracle.read(others).features.mean(0)
+        own = [squared(picture).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in self.pictures]
+        self._reference = mean_direction(self.oracle.read(own).features - self._class)
+        self._tower = TextTower(self.judge)
+
+    @property
+    def setups(self) -> Mapping[str, Setup]:
+        """The protocol of each number."""
+        reference = f"{len(self.pictures)} pictures it was learned from, less drawings of a {self.class_word}"
+        return {
+            "identity": Setup(metric="identity", backbone=oracle_name(self.oracle), reference=reference),
+            "caption_match": caption_setup(self.oracle, self.judge),
+            "seen": Setup(metric="seen", backbone=oracle_name(self.oracle)),
+        }
+
+    def likeness(self, images: Sequence[Image.Image]) -> Fits:
+        return {"identity": identity(self.oracle.read(list(images)).features - self._class, self._reference)}
+
+    def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:
+        written = self._tower.features(captions(self._classes(self.oracle.read(list(images)))))
+        return {"caption_match": text_match(written, self._tower.features(texts)).numpy()}
+
+    def _classes(self, reading: Reading) -> Reading:
+        """Return a reading in which individuals of the class are just that: what is asked for has no other name."""
+        own = [THINGS.index(who) for who, kind in vocabulary.INDIVIDUALS.items() if kind == self.class_word]
+        things = reading.things.copy()
+        at = THINGS.index(self.class_word)
+        things[:, at] = things[:, [at, *own]].max(1)
+        things[:, own] = 0.0
+        return replace(reading, things=things)
+
+    def sees(self, images: Sequence[Image.Image], names: Sequence[str]) -> Bool[np.ndarray, " n"] | None:
+        reading = self.oracle.read(list(images))
+        return np.array([bool(reading.sees(name)[at]) for at, name in enumerate(names)])
+
+
+@dataclass(kw_only=True)
+class BackboneJudge:
+    """CLIP, DINO and BLIP, as far as their weights are in the local cache; nothing is downloaded.
+
+    Attributes:
+        pictures: Of the instance.
+        device: Where they run.
+    """
+
+    title = "CLIP, DINO and BLIP"
+
+    pictures: Sequence[Image.Image]
+    device: str = "cpu"
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from ...features.clip import OpenClip
+        from ...features.image_features import extractor
+        from ...metrics.blip2_t import Blip2Itc, Blip2Itm, BlipItc
+        from ...metrics.clip_i import ClipI
+        from ...metrics.clip_score import ClipScore
+        from ...metrics.dino_i import DinoI
+
+        self._like: dict[str, Any] = {}
+        self._fit: dict[str, Any] = {}
+        self._loaded(
+            "clip_i", self._like, lambda: ClipI(extractor=extractor("clip:ViT-B-32:openai", device=self.device))
+        )
+        self._loaded("dino_i", self._like, lambda: DinoI(extractor=extractor("dino", device=self.device)))
+        self._loaded("clip_score", self._fit, lambda: ClipScore(clip=OpenClip.load(device=self.device)))
+        for kind in (BlipItc, Blip2Itc, Blip2Itm):
+            self._loaded(kind.name, self._fit, lambda kind=kind: kind.load(device=self.device))
+
+    def _loaded(self, name: str, into: dict[str, Any], load: Any) -> None:
+        try:
+            into[name] = load()
+        except ErasureError as error:
+            self.skipped[name] = str(error)
+
+    @property
+    def setups(self) -> Mapping[str, Setup]:
+        """The protocol of each number."""
+        return {name: metric.setup for name, metric in {**self._like, **self._fit}.items()}
+
+    def likeness(self, images: Sequence[Image.Image]) -> Fits:
+        found = {}
+        for name, metric in self._like.items():
+            fresh = type(metric)(extractor=metric.extractor, reference="the pictures it was learned from")
+            found[name] = _values(fresh.update_reference(list(self.pictures)).update(list(images)))
+        return found
+
+    def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:
+        found = {}
+        for name, metric in self._fit.items():
+            fresh = (
+                type(metric)(clip=metric.clip)
+                if name == "clip_score"
+                else type(metric)(model=metric.model, processor=metric.processor, source=metric.source)
+            )
+            found[name] = _values(fresh.update(list(images), list(texts)))
+        return found
+
+    def sees(self, images: Sequence[Image.Image], names: Sequence[str]) -> Bool[np.ndarray, " n"] | None:
+        return None
+
+
+def _values(metric: Any) -> Float[np.ndarray, " n"]:
+    return np.array(metric.compute().per_image)

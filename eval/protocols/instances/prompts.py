@@ -1,0 +1,125 @@
+"""Prompts that ask for an instance alone and composed, and for what should stay as it was."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from erasure.concept import fill
+from erasure.tinyworld import vocabulary
+
+Group = Literal["alone", "composed", "class", "siblings", "unrelated"]
+"""The instance by itself; in styles, places and company; then plain prompts of its class, of what is like it, of the
+rest."""
+KEPT: tuple[Group, ...] = ("class", "siblings", "unrelated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One picture to be made by every state of the model.
+
+    Attributes:
+        group: What it is for.
+        prompt: With `{}` where the instance goes; the original, which does not know it, is asked for the class.
+        seed: Of the noise.
+        name: What should be seen: the class, or what else was asked for.
+        parts: What should be seen beside it.
+    """
+
+    group: Group
+    prompt: str
+    seed: int
+    name: str
+    parts: tuple[str, ...] = ()
+
+    def filled(self, phrase: str) -> str:
+        """Return the prompt with a phrase for the instance."""
+        return fill(self.prompt, phrase) if "{}" in self.prompt else self.prompt
+
+    def texts(self, class_word: str) -> list[str]:
+        """Return what the picture is matched with: the whole prompt, and each part of it by itself."""
+        whole = self.filled(class_word)
+        return [whole, *((fill("a photo of a {}", class_word), *self.parts) if self.parts else ())]
+
+
+# The prompts of the paper's figures are of this kind; these are ours.
+_CONTEXTS = (
+    ("a photo of a {} on the beach", "the beach"),
+    ("a photo of a {} in the snow", "snow"),
+    ("a photo of a {} with a mountain in the background", "a mountain"),
+    ("a photo of a {} wearing a red hat", "a red hat"),
+    ("a photo of a {} wearing headphones", "headphones"),
+    ("a photo of a {} beside a bicycle", "a bicycle"),
+    ("a watercolor painting of a {}", "a watercolor painting"),
+    ("a pencil drawing of a {}", "a pencil drawing"),
+)
+_UNRELATED = (
+    "a photo of a house",
+    "a photo of a tree",
+    "a photo of a car",
+    "a photo of a bridge",
+    "a photo of a table",
+)
+
+
+def world_asks(
+    class_word: str, *, composed: int, kept: int, first_seed: int = 3_000_000, without: Sequence[str] = ()
+) -> list[Ask]:
+    """Return what the tiny world is asked: every style and scene, and other things beside the instance.
+
+    Args:
+        class_word: What the instance is one of.
+        composed: Pictures of the instance in company, and as many of it alone.
+        kept: Pictures of each of the three groups that should stay.
+        first_seed: Of the noise; they count on from it.
+        without: Individuals that are not asked for.
+    """
+    family = vocabulary.OBJECTS[class_word]
+    company = [name for name, kind in vocabulary.OBJECTS.items() if kind not in (family, "weapon")]
+    contexts = [
+        *((vocabulary.STYLE_PHRASES[style][0], (style,)) for style in vocabulary.STYLES[1:]),
+        *((f"a {{}} {vocabulary.SCENE_PHRASES[scene][0]}", (scene,)) for scene in vocabulary.SCENES[1:]),
+        *((f"a {{}} and {vocabulary.article(name)}", (name,)) for name in company),
+    ]
+    # A style's phrase has room for a thing with its article.
+    contexts = [(text if "a {}" in text else text.replace("{}", "a {}"), parts) for text, parts in contexts]
+    turns = [contexts[at % len(contexts)] for at in range(composed)]
+    siblings = [name for name in vocabulary.FAMILIES[family] if name != class_word]
+    siblings += [
+        name for name in vocabulary.TAUGHT_INDIVIDUALS if vocabulary.INDIVIDUALS[name] in (class_word, *siblings)
+    ]
+    siblings = [name for name in siblings if name not in without]
+    unrelated = [name for name in vocabulary.concepts() if name not in (class_word, *siblings, *without)]
+    wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
+        *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
+        *(("composed", prompt, class_word, parts) for prompt, parts in turns),
+    ]
+    for group, names in (("class", [class_word]), ("siblings", siblings), ("unrelated", unrelated)):
+        for at in range(kept):
+            name = names[at % len(names)]
+            prompt = vocabulary.prompts_for(name, at // len(names) + 1, seed=1)[-1]
+            wanted.append((group, prompt, name, ()))  # type: ignore[arg-type]
+    return _numbered(wanted, first_seed)
+
+
+def named_asks(
+    class_word: str, siblings: Sequence[str], *, composed: int, kept: int, first_seed: int = 3_000_000
+) -> list[Ask]:
+    """Return what any other model is asked; without siblings that group is empty. For arguments see `world_asks`."""
+    wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
+        *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
+        *(("composed", text, class_word, (part,)) for text, part in (_CONTEXTS * composed)[:composed]),
+        *(("class", fill("a photo of a {}", class_word), class_word, ()) for _ in range(kept)),
+        *(
+            ("siblings", fill("a photo of a {}", name), name, ())
+            for name in (list(siblings) * kept)[: kept if siblings else 0]
+        ),
+        *(("unrelated", text, text.removeprefix("a photo of a "), ()) for text in (_UNRELATED * kept)[:kept]),
+    ]
+    return _numbered(wanted, first_seed)
+
+
+def _numbered(wanted: Sequence[tuple[Group, str, str, tuple[str, ...]]], first_seed: int) -> list[Ask]:
+    return [
+        Ask(group=group, prompt=prompt, seed=first_seed + at, name=name, parts=parts)
+        for at, (group, prompt, name, parts) in enumerate(wanted)
+    ]

@@ -1,0 +1,166 @@
+"""Scores of a personalised model: how like the instance, how well composed, and what became of the class.
+
+Pictures of the model before and after are made for the same prompts and seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from ...metrics.caption_match import UNIT as CAPTION_UNIT
+from ...stats.scores import Rate, Score, Setup, kept_rate
+from .judges import InstanceJudge
+from .prompts import KEPT, Ask, Group
+
+# Groups differ in size: each array has a length of its own.
+Values = Float[np.ndarray, " _"]
+Flags = Bool[np.ndarray, " _"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceScores:
+    """What one state of the model does.
+
+    Attributes:
+        likeness: To the instance's pictures: of pictures of it alone, composed, and of plain pictures of its class.
+        fits: Of composed pictures, by metric: with the whole prompt, and the least over the whole and its parts.
+        composed: Share of composed pictures that show the class and all parts; None from a judge that cannot tell.
+        retention: By group, of the pictures that showed what was asked for before, the share that still do.
+        moved: By group, how well pictures fit their prompts, less the original's for the same seeds, by metric.
+    """
+
+    likeness: Mapping[str, Mapping[str, Score]]
+    fits: Mapping[str, Mapping[str, Score]]
+    composed: Rate | None
+    retention: Mapping[str, Rate | None]
+    moved: Mapping[str, Mapping[str, Score]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the scores as plain data."""
+
+        def nested(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+            return {key: {name: score.as_json() for name, score in inner.items()} for key, inner in scores.items()}
+
+        return {
+            "likeness": nested(self.likeness),
+            "fits": nested(self.fits),
+            "composed": self.composed and self.composed.as_json(),
+            "retention": {group: rate and rate.as_json() for group, rate in self.retention.items()},
+            "moved": nested(self.moved),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceLooks:
+    """What a judge makes of one state's pictures, by group.
+
+    Attributes:
+        likeness: To the instance's pictures, by measure: alone, composed, and of the plain class.
+        parts: Of composed pictures, by metric: the fit with the whole prompt, then with each part.
+        composed: Whether each composed picture shows the class and all parts; None from a judge that cannot tell.
+        seen: Of what should stay, whether each picture shows what was asked for; None likewise.
+        fits: Of what should stay, how well each picture fits its prompt, by metric.
+    """
+
+    likeness: Mapping[str, Mapping[str, Values]]
+    parts: Mapping[str, Sequence[Values]]
+    composed: Flags | None
+    seen: Mapping[str, Flags | None]
+    fits: Mapping[str, Mapping[str, Values]]
+
+
+def instance_looks(
+    asks: Sequence[Ask], class_word: str, judge: InstanceJudge, images: Sequence[Image.Image]
+) -> InstanceLooks:
+    """Have the pictures of one state looked at, each once by each measure.
+
+    Args:
+        asks: What was asked for.
+        class_word: What the instance is one of: judges do not know its new word.
+        judge: Who looks.
+        images: In the order of the asks.
+    """
+    rows = {group: [at for at, ask in enumerate(asks) if ask.group == group] for group in get_args(Group)}
+
+    def of(group: str) -> tuple[list[Ask], list[Image.Image]]:
+        return [asks[at] for at in rows[group]], [images[at] for at in rows[group]]
+
+    likeness: dict[str, dict[str, Float[np.ndarray, " n"]]] = {}
+    for group in ("alone", "composed", "class"):
+        for name, values in judge.likeness(of(group)[1]).items():
+            likeness.setdefault(name, {})[group] = values
+    company, shown = of("composed")
+    kept = {group: of(group) for group in KEPT if rows[group]}
+    return InstanceLooks(
+        likeness=likeness,
+        parts=_parts(company, class_word, judge, shown),
+        composed=_composed(company, judge, shown),
+        seen={group: judge.sees(pictures, [ask.name for ask in some]) for group, (some, pictures) in kept.items()},
+        fits={
+            group: judge.fits(pictures, [ask.filled(class_word) for ask in some])
+            for group, (some, pictures) in kept.items()
+        },
+    )
+
+
+def instance_scores(judge: InstanceJudge, before: InstanceLooks, after: InstanceLooks) -> InstanceScores:
+    """Score one state beside the original.
+
+    Args:
+        judge: Who looked.
+        before: At the original's pictures.
+        after: At the state's, for the same asks.
+    """
+    setups = judge.setups
+    return InstanceScores(
+        likeness={
+            name: {group: _mean(values, setups[name]) for group, values in groups.items()}
+            for name, groups in after.likeness.items()
+        },
+        fits={
+            name: {"whole": _mean(parts[0], setups[name]), "least": _mean(np.min(parts, 0), setups[name])}
+            for name, parts in after.parts.items()
+        },
+        composed=None if after.composed is None else Rate.of(after.composed),
+        retention={group: _kept(before.seen.get(group), after.seen.get(group)) for group in KEPT},
+        moved={
+            group: {name: _mean(values - before.fits[group][name], setups[name]) for name, values in fits.items()}
+            for group, fits in after.fits.items()
+        },
+    )
+
+
+def _kept(before: Bool[np.ndarray, " n"] | None, after: Bool[np.ndarray, " n"] | None) -> Rate | None:
+    return None if before is None or after is None else kept_rate(before, after)
+
+
+def _mean(values: Float[np.ndarray, " n"], setup: Setup) -> Score:
+    unit = {"caption_match": CAPTION_UNIT, "clip_score": "100 x cosine", "blip2_itm": "probability"}
+    return Score.mean(values, unit=unit.get(setup.metric, "cosine"), higher_is_better=True, setup=setup)
+
+
+def _parts(
+    company: Sequence[Ask], class_word: str, judge: InstanceJudge, images: Sequence[Image.Image]
+) -> dict[str, list[Float[np.ndarray, " n"]]]:
+    by_part: dict[str, list[Float[np.ndarray, " n"]]] = {}
+    texts = [ask.texts(class_word) for ask in company]
+    for part in range(max(map(len, texts), default=0)):
+        for name, values in judge.fits(images, [each[min(part, len(each) - 1)] for each in texts]).items():
+            by_part.setdefault(name, []).append(values)
+    return by_part
+
+
+def _composed(
+    company: Sequence[Ask], judge: InstanceJudge, images: Sequence[Image.Image]
+) -> Bool[np.ndarray, " n"] | None:
+    seen = judge.sees(images, [ask.name for ask in company]) if company else None
+    if seen is None:
+        return None
+    for part in range(max(len(ask.parts) for ask in company)):
+        also = judge.sees(images, [ask.parts[min(part, len(ask.parts) - 1)] for ask in company])
+        seen = seen & also if also is not None else seen
+    return seen

@@ -1,0 +1,137 @@
+"""The images that the quick measure compares: prompts for removed concepts, and for those that should stay."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from erasure.concept import Concept, Kind, fill, normalized, templates
+from erasure.runs.run import MeasureSettings
+from erasure.tinyworld import vocabulary
+
+from ..stats.allocation import noise_seed, share
+
+Role = Literal["removed", "near", "far"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One picture to be made by both models, and the question put to the judge.
+
+    Attributes:
+        name: The concept asked for.
+        role: What became of it: removed, or kept and near to something removed, or kept and far.
+        prompt: It names the concept, and no removed one unless it is one.
+        seed: Of the noise.
+    """
+
+    name: str
+    role: Role
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The pictures of a measure.
+
+    Attributes:
+        probes: What to ask for.
+        left_out: Concepts that are not asked for, with the reason.
+    """
+
+    probes: tuple[Probe, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[tuple[str, int]]:
+        """The prompt and seed of each probe."""
+        return pairs_of(self.probes)
+
+
+def plan_tinyworld(removed: Sequence[str], settings: MeasureSettings) -> Plan:
+    """Plan the measure on the tiny world, where every concept is known and the oracle says what a picture shows.
+
+    Near are the removed concepts' siblings, far is everything else the world knows. A named individual whose class was
+    removed is neither: a picture of it shows the class.
+    """
+    gone = set(removed)
+    orphans = {
+        name: f"a {vocabulary.INDIVIDUALS[name]}, which was removed"
+        for name in vocabulary.TAUGHT_INDIVIDUALS
+        if name not in gone and vocabulary.INDIVIDUALS[name] in gone
+    }
+    kept = [name for name in vocabulary.concepts() if name not in gone and name not in orphans]
+    siblings = {sibling for name in removed for sibling in vocabulary.siblings(name)}
+    near = [name for name in kept if name in siblings]
+    far = [name for name in kept if name not in siblings]
+    forbidden = [word for name in removed for word in (name, *vocabulary.SYNONYMS.get(name, ()))]
+    probes = [
+        *(
+            probe
+            for name in dict.fromkeys(removed)
+            for probe in tinyworld_probes(name, "removed", settings.per_concept, settings, ())
+        ),
+        *_spread(near, "near", settings.near, settings, forbidden),
+        *_spread(far, "far", settings.far, settings, forbidden),
+    ]
+    return Plan(probes=tuple(probes), left_out=orphans)
+
+
+def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
+    """Plan the measure of a model of which nothing is known but the concepts of its ledger.
+
+    Near is what the removals were told to preserve; there is no far.
+    """
+    gone = {normalized(name) for concept in removed for name in concept.names}
+    preserved: dict[str, Kind] = {
+        name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in gone
+    }
+    probes = [
+        Probe(name=concept.target, role="removed", prompt=prompt, seed=noise_seed(concept.target, i, settings.seed))
+        for concept in removed
+        for i, prompt in enumerate(_cycle(concept.target, concept, settings.per_concept))
+    ]
+    for position, (name, kind) in enumerate(preserved.items()):
+        count = share(settings.near, len(preserved), position)
+        sentences = templates(kind)
+        probes += [
+            Probe(
+                name=name,
+                role="near",
+                prompt=fill(sentences[i % len(sentences)], name),
+                seed=noise_seed(name, i, settings.seed),
+            )
+            for i in range(count)
+        ]
+    return Plan(probes=tuple(probes))
+
+
+def pairs_of(probes: Sequence[Probe]) -> list[tuple[str, int]]:
+    """Return the prompt and seed of each probe."""
+    return [(probe.prompt, probe.seed) for probe in probes]
+
+
+def _spread(
+    names: Sequence[str], role: Role, total: int, settings: MeasureSettings, forbidden: Sequence[str]
+) -> list[Probe]:
+    """Share a number of pictures out among concepts, evenly to within one."""
+    return [
+        probe
+        for position, name in enumerate(names)
+        for probe in tinyworld_probes(name, role, share(total, len(names), position), settings, forbidden)
+    ]
+
+
+def tinyworld_probes(name: str, role: Role, n: int, settings: MeasureSettings, forbidden: Sequence[str]) -> list[Probe]:
+    """Return the first n prompts of a concept that name nothing forbidden; the same ones whatever else is measured."""
+    drawn, probes = 2 * n + 8, []
+    for i, prompt in enumerate(vocabulary.prompts_for(name, drawn, settings.seed)):
+        words = f" {normalized(prompt)} "
+        if len(probes) < n and not any(f" {normalized(word)} " in words for word in forbidden):
+            probes.append(Probe(name=name, role=role, prompt=prompt, seed=noise_seed(name, i, settings.seed)))
+    return probes
+
+
+def _cycle(name: str, concept: Concept, n: int) -> list[str]:
+    sentences = templates(concept.kind)
+    return [fill(sentences[i % len(sentences)], name) for i in range(n)]
