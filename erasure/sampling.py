@@ -14,6 +14,7 @@ from torch import Tensor
 from .backbones import backbone_of
 from .backbones.base import Backbone
 from .backbones.conditioning import TextStates, concatenate, reading
+from .backbones.schedule import Timestep
 from .errors import InputError
 from .progress import OnProgress, Progress
 
@@ -195,9 +196,8 @@ def ddim_latents(
     Returns:
         Float32 latents on the model's device by place.
     """
-    alphas = backbone.alphas_cumprod
-    timesteps = ddim_timesteps(len(alphas), steps).to(alphas.device)
-    spacing = len(alphas) // steps
+    schedule = backbone.schedule
+    timesteps = schedule.timesteps(steps).to(backbone.device)
     latents = start.to(backbone.device, torch.float32)
     guided = guidance_scale != 1
     read = concatenate([unconditional.expand(len(states)), states]) if guided else states
@@ -213,16 +213,14 @@ def ddim_latents(
         if guided:
             free, bound = epsilon.chunk(2)
             epsilon = free + guidance_scale * (bound - free)
-        alpha, following = alphas[timestep], alphas[(timestep - spacing).clamp(min=0)]
-        clean = (latents - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
-        latents = following.sqrt() * clean + (1 - following).sqrt() * epsilon
+        latents = schedule.step(epsilon, latents, timestep, timesteps[place + 1])
     return found
 
 
-def predict_epsilon(backbone: Backbone, latents: Latents, timestep: Int[Tensor, "..."], states: TextStates) -> Latents:
-    """Return the predicted noise in float32, whatever the model predicts and computes in."""
+def predict_epsilon(backbone: Backbone, latents: Latents, timestep: Timestep, states: TextStates) -> Latents:
+    """Return the schedule's `prediction` (the noise, or a velocity) in float32, whatever the model computes in."""
     output = backbone.predict(latents, timestep, states)
-    return backbone.to_epsilon(output.float(), latents.float(), timestep)
+    return backbone.schedule.prediction(output.float(), latents.float(), timestep)
 
 
 def _runner(pipe: Any) -> Any:

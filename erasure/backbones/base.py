@@ -3,16 +3,16 @@
 A method never names a model family, and a family never names a method: this protocol is all that the two share.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .conditioning import TextStates
-
-PredictionType = Literal["epsilon", "v_prediction"]
+from .schedule import NoiseSchedule, PredictionType, Timestep
+from .sites import Role, Sites
 
 
 @runtime_checkable
@@ -47,6 +47,20 @@ class Backbone(Protocol):
     @property
     def alphas_cumprod(self) -> Float[Tensor, " t"]:
         """The signal's share of the variance at each training timestep, in [0, 1], float32 on the model's device."""
+        ...
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The denoiser's noise levels and the form of its output."""
+        ...
+
+    def sites(self, roles: Collection[Role] | None = None, *, reads: str | None = None) -> Sites:
+        """Return the parameters of the denoiser by full name, in the order of the model.
+
+        Args:
+            roles: Roles to select, "cross" including "cross.k"; None selects all.
+            reads: Stream that the sites must read directly; None selects all.
+        """
         ...
 
     @property
@@ -105,7 +119,7 @@ class Backbone(Protocol):
         ...
 
     def predict(
-        self, latents: Float[Tensor, "n c h w"], timestep: Int[Tensor, "..."], states: TextStates
+        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, states: TextStates
     ) -> Float[Tensor, "n c h w"]:
         """Return the denoiser's output, with gradient.
 
@@ -120,7 +134,7 @@ class Backbone(Protocol):
         self,
         output: Float[Tensor, "n c h w"],
         latents: Float[Tensor, "n c h w"],
-        timestep: Int[Tensor, "..."],
+        timestep: Timestep,
     ) -> Float[Tensor, "n c h w"]:
         """Return the noise that a raw output of `predict` stands for."""
         ...

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x, and whatever else has their classes: one CLIP text encoder, one UNet."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from ..errors import InputError, unknown_name
-from .base import PredictionType
 from .conditioning import PADDED, TextStates, first_end_of_text, tokenized
+from .schedule import Discrete, PredictionType, Timestep
+from .sites import Role, Site, has_role, sites_of, unet_role
 
 Read = TypeVar("Read")
 
@@ -73,6 +74,25 @@ class StableDiffusion:
         return self.pipe.scheduler.alphas_cumprod.to(self.device, torch.float32)
 
     @property
+    def schedule(self) -> Discrete:
+        return Discrete(alphas_cumprod=self.alphas_cumprod, prediction_type=self.prediction_type)
+
+    def sites(self, roles: Collection[Role] | None = None, *, reads: str | None = None) -> dict[str, Site]:
+        names = [name for name, _ in self._unet.named_parameters()]
+        streams = {"cross.k": "text", "cross.v": "text", "pooled.in": "pooled"}
+        every = sites_of(names, "unet", unet_role, streams, self._pooled_columns)
+        return {
+            name: site
+            for name, site in every.items()
+            if (roles is None or has_role(site, roles)) and (reads is None or site.reads == reads)
+        }
+
+    @property
+    def _pooled_columns(self) -> Mapping[Role, int]:
+        """The leading columns of the first projection of the sentence vector; the others read sizes."""
+        return {}
+
+    @property
     def denoiser(self) -> nn.Module:
         return self._unet
 
@@ -125,7 +145,7 @@ class StableDiffusion:
         return {name: parameter for name, parameter in self._named_parameters() if which(name)}
 
     def predict(
-        self, latents: Float[Tensor, "n c h w"], timestep: Int[Tensor, "..."], states: TextStates
+        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, states: TextStates
     ) -> Float[Tensor, "n c h w"]:
         latents = latents.to(self.device, self.dtype)
         return self._unet(
@@ -140,7 +160,7 @@ class StableDiffusion:
         self,
         output: Float[Tensor, "n c h w"],
         latents: Float[Tensor, "n c h w"],
-        timestep: Int[Tensor, "..."],
+        timestep: Timestep,
     ) -> Float[Tensor, "n c h w"]:
         if self.prediction_type == "epsilon":
             return output

@@ -1,6 +1,6 @@
 """Stable Diffusion XL: two CLIP text encoders side by side, a sentence vector, and sizes as conditions."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from ..errors import InputError
 from .conditioning import TextStates, first_end_of_text, tokenized
 from .sd import StableDiffusion, joined, textual_inversion_applied, unwrapped
+from .sites import Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,11 @@ class StableDiffusionXL(StableDiffusion):
             return joined(found), pooled
 
         return self._read_by(name, states)
+
+    @property
+    def _pooled_columns(self) -> Mapping[Role, int]:
+        encoder: Any = self.components()["text_encoder_2"]
+        return {"pooled.in": encoder.config.projection_dim}
 
     def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
         if states.pooled is None:

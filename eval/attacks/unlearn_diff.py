@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from erasure.backbones import Backbone
 from erasure.errors import InputError
-from erasure.losses.preservation import denoising_target
 from erasure.progress import OnProgress, Progress
 
 from .base import Attack, Goal, Tokens, soft_tokens
@@ -82,15 +81,14 @@ class UnlearnDiff(Attack):
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         clean = latents[torch.randint(len(latents), (self.batch_size,), generator=generator)].float()
-        timestep = torch.randint(len(backbone.alphas_cumprod), (self.batch_size,), generator=generator)
+        timestep = backbone.schedule.drawn(self.batch_size, generator)
         noise = torch.randn(clean.shape, generator=generator)
         clean, timestep, noise = (part.to(backbone.device) for part in (clean, timestep, noise))
-        alpha = backbone.alphas_cumprod[timestep][:, None, None, None]
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        noisy = backbone.schedule.noised(clean, noise, timestep)
         rows = vocabulary.rows(torch.cat([torch.zeros(self.tokens, dtype=torch.long), prompt])[None])
         with soft_tokens(backbone, weights):
             states = backbone.encode_ids(rows).expand(self.batch_size)
-        wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
+        wanted = backbone.schedule.target(clean, noise, timestep)
         return F.mse_loss(backbone.predict(noisy, timestep, states).float(), wanted)
 
 

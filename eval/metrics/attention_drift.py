@@ -17,7 +17,7 @@ from erasure.backbones.attention import AttentionCapture, average_maps
 from erasure.errors import InputError
 from erasure.losses.attention import binarised, overlap, soft_iou
 from erasure.progress import OnProgress, ProgressCounter
-from erasure.sampling import ddim_latents, ddim_timesteps, noise
+from erasure.sampling import ddim_latents, noise
 
 from ..stats.scores import Score, Setup
 
@@ -143,7 +143,7 @@ class AttentionDrift:
             guidance_scale=self.guidance_scale,
             stops=at,
         )
-        timesteps = ddim_timesteps(len(backbone.alphas_cumprod), self.steps)
+        timesteps = backbone.schedule.timesteps(self.steps)
         maps = []
         for place in at:
             with AttentionCapture(backbone=backbone, tokens=[*words[0], *words[1]]) as capture:
