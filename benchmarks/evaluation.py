@@ -83,7 +83,7 @@ def texts() -> dict[str, Any]:
     """Return how many texts the judge's tower reads for 400 pictures of 20 prompts."""
     from erasure.eval.metrics.clip_score import ClipScore
 
-    judge, read = tinyworld.load_judge(), []
+    judge, read = tinyworld.load_clip(), []
 
     class Counting:
         def image_features(self, pictures: list[Any], /) -> torch.Tensor:
@@ -114,7 +114,7 @@ def memory(counts: list[int]) -> list[dict[str, Any]]:
 def measuring(count: int) -> dict[str, Any]:
     """Measure two rows of drawings as an evaluation does, and return the peak of resident memory."""
     benchmark = TinyWorld(removed=("cat",), total=count)
-    metrics = TinyWorldMetrics(benchmark=benchmark, oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge())
+    metrics = TinyWorldMetrics(benchmark=benchmark, oracle=tinyworld.load_oracle(), judge=tinyworld.load_clip())
     names = [name for name in vocabulary.OBJECTS for _ in range(3)]
     drawings = [draw(compose([name], random.Random(f"{name}{at}"))) for at, name in enumerate(names)]
     with tempfile.TemporaryDirectory() as folder:

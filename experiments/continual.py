@@ -241,7 +241,7 @@ class _Eyes:
 
     def __init__(self, probes: Sequence[Probe]) -> None:
         self.probes = probes
-        self.oracle, self.judge = tinyworld.load_oracle(), tinyworld.load_judge()
+        self.oracle, self.judge = tinyworld.load_oracle(), tinyworld.load_clip()
 
     def look(self, pictures: Pictures, state: str) -> Look:
         images = pictures.get(state, pairs_of(self.probes))

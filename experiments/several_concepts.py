@@ -150,7 +150,7 @@ class Judged:
     def __init__(self, asks: Sequence[Ask]) -> None:
         self.asks = asks
         self.oracle = Oracle.load(tinyworld.MODEL / "oracle")
-        self.judge = tinyworld.load_judge()
+        self.judge = tinyworld.load_clip()
         self.prompts = self.judge.text_features([ask.prompt for ask in asks])
         halves = [vocabulary.article(name) for ask in asks for name in ask.pair]
         self.halves = self.judge.text_features([f"a photo of {half}" for half in halves]).view(len(asks), 2, -1)

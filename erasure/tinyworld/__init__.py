@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from .judge import Judge
+    from .judge import WorldClip
     from .oracle import Oracle
 
 MODEL: Final[Path] = Path(__file__).parent / "model"
@@ -63,10 +63,10 @@ def load_oracle(device: str = "cpu") -> "Oracle":
 
 
 @functools.cache
-def load_judge(device: str = "cpu") -> "Judge":
-    """Return the shipped judge; needs the `eval` extra."""
+def load_clip(device: str = "cpu") -> "WorldClip":
+    """Return the shipped open_clip model, the second judge; needs the `eval` extra."""
     from transformers import CLIPTokenizer
 
-    from .judge import Judge
+    from .judge import WorldClip
 
-    return Judge.load(MODEL / "judge", CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), device)
+    return WorldClip.load(MODEL / "judge", CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), device)

@@ -1,4 +1,4 @@
-"""The judge: a small open_clip model trained apart from the generator, with another seed and another architecture."""
+"""The second judge: a small open_clip model, trained apart from the generator and the oracle with another seed."""
 
 import json
 from collections.abc import Sequence
@@ -37,20 +37,20 @@ def build(config: dict[str, Any] = CONFIG) -> torch.nn.Module:
     return CLIP(**config)
 
 
-class Judge:
-    """The trained judge: image and text features in one space.
+class WorldClip:
+    """The trained open_clip model: image and text features in one space.
 
     Attributes:
         model: The open_clip model.
-        tokenizer: The tiny world's tokenizer; the judge shares its ids and nothing else with the generator.
+        tokenizer: The tiny world's tokenizer; its ids are all that is shared with the generator.
     """
 
     def __init__(self, model: torch.nn.Module, tokenizer: CLIPTokenizer, device: str | torch.device = "cpu") -> None:
         self.model, self.tokenizer, self.device = model.eval().to(device), tokenizer, torch.device(device)
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: CLIPTokenizer, device: str | torch.device = "cpu") -> "Judge":
-        """Load the judge saved in a folder."""
+    def load(cls, folder: Path, tokenizer: CLIPTokenizer, device: str | torch.device = "cpu") -> "WorldClip":
+        """Load the model saved in a folder."""
         model = build(json.loads((folder / "config.json").read_text()))
         model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()}, strict=False)
         return cls(model, tokenizer, device)
@@ -61,6 +61,11 @@ class Judge:
         state = {k: v.half().contiguous().cpu() for k, v in self.model.state_dict().items() if v.is_floating_point()}
         save_file(state, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the cosines that training ended with."""
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]
 
     def ids(self, texts: Sequence[str]) -> Int[Tensor, "n 32"]:
         """Return the token ids of texts, padded and cut with the end of text kept."""

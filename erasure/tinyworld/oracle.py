@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import unknown_name
+from ..judge import ReadOnce
 from .data import THINGS
-from .vocabulary import SCENES, STYLES
+from .vocabulary import SCENES, STYLES, canonical
 
 Pictures = Sequence[Image.Image] | NDArray[np.uint8]
 STAGES: tuple[tuple[int, int], ...] = ((32, 2), (64, 2), (128, 1))
@@ -126,10 +127,13 @@ class Reading:
 
 
 class Oracle:
-    """The trained oracle, ready to read pictures."""
+    """The trained oracle: it reads pictures whole, and as a judge it is asked for one concept at a time."""
+
+    name = "the tiny world's oracle"
 
     def __init__(self, net: OracleNet, device: str | torch.device = "cpu") -> None:
         self.net, self.device = net.eval().to(device), torch.device(device)
+        self._reading = ReadOnce(self.read)
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> "Oracle":
@@ -147,6 +151,30 @@ class Oracle:
         save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "model.safetensors")
         outputs = {"things": THINGS, "style": STYLES, "scene": SCENES, "size": 64, "threshold": 0.5}
         (folder / "config.json").write_text(json.dumps(outputs, indent=2) + "\n")
+
+    def knows(self, concept: str) -> bool:
+        """Return True if the oracle was taught the concept; synonyms count."""
+        return _taught(concept) in (*THINGS, *STYLES, *SCENES)
+
+    def probabilities(self, images: Sequence[Image.Image], concept: str) -> Float[Tensor, " n"]:
+        """Return the probability that each picture shows the concept.
+
+        Raises:
+            UnknownNameError: The oracle was never taught the concept.
+        """
+        return torch.from_numpy(self._reading(images).probability(_taught(concept)))
+
+    def shows(self, images: Sequence[Image.Image], concept: str) -> list[bool]:
+        """Return a decision for each picture, as `Reading.sees`.
+
+        Raises:
+            UnknownNameError: The oracle was never taught the concept.
+        """
+        return self._reading(images).sees(_taught(concept)).tolist()
+
+    def features(self, images: Sequence[Image.Image]) -> Float[Tensor, "n dim"]:
+        """Return the pooled features."""
+        return torch.from_numpy(self._reading(images).features)
 
     @torch.no_grad()
     def read(self, pictures: Pictures, batch_size: int = 64) -> Reading:
@@ -170,3 +198,8 @@ class Oracle:
         things, style, scene, pooled = self.net.heads(maps[-1])
         values = (value.cpu().numpy() for value in (things.sigmoid(), style.softmax(1), scene.softmax(1), pooled))
         return Reading(**dict(zip(("things", "style", "scene", "features"), values, strict=True))), maps
+
+
+def _taught(concept: str) -> str:
+    """Return the world's name for a concept; the oracle knows Rusty and "photo", which are no concepts to erase."""
+    return canonical(concept) or concept

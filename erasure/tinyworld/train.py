@@ -39,7 +39,7 @@ from ..losses.grounding import grounding_loss
 from ..progress import OnProgress, Progress, progress_bars
 from . import models
 from .data import Drawings, drawings, pictures_of
-from .judge import Judge
+from .judge import WorldClip
 from .judge import build as build_judge
 from .nouns import nouns_of
 from .oracle import Oracle, OracleNet
@@ -720,7 +720,7 @@ def _show(
     sheet.save(folder / f"unet-{step:06d}.png")
 
 
-def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, on_progress: OnProgress | None = None) -> Judge:
+def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, on_progress: OnProgress | None = None) -> WorldClip:
     """Train the judge: an open_clip model on other drawings with another seed, all individuals included."""
     torch.manual_seed(recipe.seed + 4)
     model = _placed(build_judge(), recipe)
@@ -730,7 +730,7 @@ def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, on_progress: OnProgres
         Mix(individuals=tuple(INDIVIDUALS), hold_out=False),
         folder=recipe.drawings_folder,
     )
-    judge = Judge(model, tokenizer, recipe.device)
+    judge = WorldClip(model, tokenizer, recipe.device)
     model.train()
 
     def loss(rng: np.random.Generator, step: int) -> Tensor:
@@ -750,7 +750,7 @@ def judge_stage(recipe: Recipe, tokenizer: CLIPTokenizer, on_progress: OnProgres
     Loop(
         recipe=recipe, stage="judge", modules={"model": model}, loss=loss, minutes=minutes, lr=recipe.lr, average=0.995
     ).run(on_progress)
-    return Judge(model, tokenizer, recipe.device)
+    return WorldClip(model, tokenizer, recipe.device)
 
 
 def train(recipe: Recipe, *, console: Console | None = None) -> Path:

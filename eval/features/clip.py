@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from erasure.errors import InputError, MissingExtraError, unknown_name
-from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.models import POSITIONS
 
 from ..images.conversion import Images, as_pil
@@ -24,7 +24,7 @@ DEFAULT = "ViT-L-14:openai"
 
 @runtime_checkable
 class Clip(Protocol):
-    """Pictures and texts in one space; the tiny world's Judge is one."""
+    """Pictures and texts in one space; the tiny world's WorldClip is one."""
 
     def image_features(self, pictures: list[Image], /) -> Float[Tensor, "n dim"]:
         """Return a row of unit length for each PIL RGB picture."""
@@ -145,7 +145,7 @@ class OpenClip:
 
 def truncated(clip: Clip, texts: Sequence[str]) -> list[str]:
     """Return those texts of which a CLIP does not read the end, where it lets that be known."""
-    if isinstance(clip, Judge):
+    if isinstance(clip, WorldClip):
         return [text for text in texts if len(clip.tokenizer(text).input_ids) > POSITIONS]
     return clip.truncated(texts) if isinstance(clip, OpenClip) else []
 
@@ -154,7 +154,7 @@ def setup_of(clip: Clip, metric: str) -> Setup:
     """Return the protocol of a metric over a CLIP."""
     if isinstance(clip, OpenClip):
         return Setup(metric=metric, library=clip.library, backbone=clip.name, resize=clip.resize)
-    if isinstance(clip, Judge):
+    if isinstance(clip, WorldClip):
         return Setup(metric=metric, library=open_clip_version(), backbone=judge_name(clip))
     return Setup(metric=metric, backbone=type(clip).__name__)
 

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from erasure.errors import InputError, MissingExtraError, unknown_name
-from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.judge import WorldClip
 
 from ..images.conversion import Images, as_pil, as_uint8
 from ..stats.scores import Setup
@@ -86,13 +86,13 @@ def extractor(name: str, *, device: str = "cpu", download: bool = False) -> Extr
         oracle = load_oracle(device)
         return Given(lambda pictures: oracle.read(pictures).features, oracle_name(oracle))
     if name == "tinyworld-judge":
-        from erasure.tinyworld import load_judge
+        from erasure.tinyworld import load_clip
 
-        return judge_features(load_judge(device))
+        return judge_features(load_clip(device))
     raise unknown_name("feature extractor", name, NAMES)
 
 
-def judge_features(judge: Judge) -> "Given":
+def judge_features(judge: WorldClip) -> "Given":
     """Return the tiny world's judge as an extractor."""
     return Given(judge.image_features, judge_name(judge), library=f"open_clip {version('open_clip_torch')}")
 

@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import torch
 
 from erasure.errors import ErasureError, InputError, reason
-from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.oracle import Oracle
 
 from ..images.pipeline_digest import weights_digest
@@ -24,7 +24,7 @@ def oracle_name(oracle: Oracle) -> str:
     return f"tinyworld-oracle {weights_digest(oracle.net)[:12]}"
 
 
-def judge_name(judge: Judge) -> str:
+def judge_name(judge: WorldClip) -> str:
     """Return what a protocol calls the tiny world's judge: a name and a digest of its weights."""
     return f"tinyworld-judge {weights_digest(judge.model)[:12]}"
 

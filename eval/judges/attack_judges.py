@@ -12,7 +12,7 @@ from torch import Tensor
 from erasure import tinyworld
 from erasure.concept import Concept
 from erasure.tinyworld import vocabulary
-from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.judge import WorldClip
 
 
 @runtime_checkable
@@ -53,12 +53,12 @@ class WorldClipWitness:
     title: str = "the tiny world's open_clip judge, zero-shot"
 
     def shows(self, images: Sequence[Image], concepts: Sequence[Concept], /) -> Bool[np.ndarray, " n"]:
-        judge = tinyworld.load_judge(self.device)
+        judge = tinyworld.load_clip(self.device)
         features = judge.image_features(list(images))
         return np.any([_best(judge, features, _known(concept)) for concept in concepts], axis=0)
 
 
-def _best(judge: Judge, features: Tensor, name: str) -> Bool[np.ndarray, " n"]:
+def _best(judge: WorldClip, features: Tensor, name: str) -> Bool[np.ndarray, " n"]:
     """Return of which pictures a name is the best description among its kind."""
     if name in vocabulary.STYLES:
         names = vocabulary.STYLES

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erasure.errors import InputError
 from erasure.tinyworld.data import THINGS
-from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.oracle import Oracle, Pictures, Reading
 from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENE_PHRASES, SCENES, STYLE_PHRASES, STYLES, article
 
@@ -60,7 +60,7 @@ class CaptionMatch:
     name: ClassVar[str] = "caption_match"
 
     oracle: Oracle
-    judge: Judge
+    judge: WorldClip
     _values: list[float] = field(default_factory=list, init=False, repr=False)
     _tower: TextTower = field(init=False, repr=False)
 
@@ -91,7 +91,7 @@ class CaptionMatch:
         return caption_setup(self.oracle, self.judge)
 
 
-def caption_setup(oracle: Oracle, judge: Judge) -> Setup:
+def caption_setup(oracle: Oracle, judge: WorldClip) -> Setup:
     """Return the protocol: the oracle reads the pictures, the judge's text space makes the number."""
     text = setup_of(judge, CaptionMatch.name)
     return replace(text, backbone=f"{text.backbone}, captions by {oracle_name(oracle)}")

@@ -181,7 +181,7 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
     return TinyWorldMetrics(
         benchmark=benchmark,
         oracle=tinyworld.load_oracle(device),
-        judge=tinyworld.load_judge(device),
+        judge=tinyworld.load_clip(device),
     )
 
 

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from erasure.progress import OnProgress, ProgressCounter
-from erasure.tinyworld.judge import Judge
+from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.oracle import Oracle, Reading
 from erasure.tinyworld.vocabulary import INDIVIDUALS
 
@@ -97,7 +97,7 @@ class TinyWorldMetrics:
 
     benchmark: Benchmark
     oracle: Oracle
-    judge: Judge
+    judge: WorldClip
     _sets: SetDistances | None = field(default=None, init=False, repr=False)
     _tower: TextTower = field(init=False, repr=False)
     _captions: TextTower = field(init=False, repr=False)

@@ -122,7 +122,7 @@ CASES: dict[str, list[Case]] = {
     "caption_match": [
         one(
             "caption_match",
-            lambda: CaptionMatch(oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge()),
+            lambda: CaptionMatch(oracle=tinyworld.load_oracle(), judge=tinyworld.load_clip()),
             lambda metric, rows: metric.update(drawings()[rows], PROMPTS[rows]),
         )
     ],

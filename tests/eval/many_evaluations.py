@@ -12,7 +12,7 @@ from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.rows import ERASED, Row, destroyed, reference_rows
 from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
-from erasure.tinyworld.judge import Judge, build
+from erasure.tinyworld.judge import WorldClip, build
 from tests.eval import world
 
 
@@ -21,7 +21,7 @@ def scores(folder: Path) -> dict[str, Any]:
     pipe = world.pipeline()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        judge = Judge(build(), pipe.tokenizer)
+        judge = WorldClip(build(), pipe.tokenizer)
     spoiled = Row(name=ERASED, pipe=pipe, about="spoiled", applied=lambda: destroyed(pipe, 0.2), folder=folder)
     [original, *_] = reference_rows(pipe, ["cat"])
     benchmark = TinyWorld(removed=("cat",), total=20)

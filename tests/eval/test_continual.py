@@ -69,7 +69,7 @@ def test_equal_pictures_erode_nothing_and_shuffled_ones_count_as_forgotten() -> 
     pictures = [np.asarray(draw(compose([probe.name], rng))) for probe in asked]
     # Each prompt gets another concept's picture.
     turned = pictures[25:] + pictures[:25]
-    oracle, judge = tinyworld.load_oracle(), tinyworld.load_judge()
+    oracle, judge = tinyworld.load_oracle(), tinyworld.load_clip()
 
     def look(images: list[np.ndarray]) -> Look:
         reading = oracle.read(np.stack(images))

@@ -36,7 +36,7 @@ from erasure.eval.stats.quantiles import clopper_pearson
 from erasure.ledger.ledger import Ledger
 from erasure.progress import Progress
 from erasure.tinyworld import vocabulary as words
-from erasure.tinyworld.judge import Judge, build
+from erasure.tinyworld.judge import WorldClip, build
 from erasure.tinyworld.world import compose, draw
 from tests import tiny
 from tests.eval import many_evaluations, world
@@ -48,10 +48,10 @@ BENCHMARK = TinyWorld(removed=("cat", "neon"), total=24)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> WorldClip:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Judge(build(), world.pipeline().tokenizer)
+        return WorldClip(build(), world.pipeline().tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,12 @@ def rows(folder: Path) -> list[Row]:
     return [judged, *reference_rows(pipe, ["cat", "neon"])]
 
 
-def metrics(judge: Judge) -> TinyWorldMetrics:
+def metrics(judge: WorldClip) -> TinyWorldMetrics:
     return TinyWorldMetrics(benchmark=BENCHMARK, oracle=world.oracle(), judge=judge)
 
 
 @pytest.fixture(scope="module")
-def evaluation(judge: Judge, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+def evaluation(judge: WorldClip, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     """An evaluation that is only read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASURE_CACHE", str(shared))
@@ -120,7 +120,7 @@ def after_n(evaluation: Evaluation) -> int:
     return evaluation.scores[ERASED]["efficacy_explicit"].n
 
 
-def test_pictures_are_made_once(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_made_once(judge: WorldClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
 
     def made() -> set[Path]:
@@ -150,7 +150,7 @@ def test_the_destroyed_model_comes_back_bit_for_bit() -> None:
 
 
 def test_sets_are_compared_with_the_original_under_other_seeds(
-    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge: WorldClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_module, "ENOUGH_FOR_SETS", 4)
     whole = evaluate(rows(tmp_path), BENCHMARK, metrics(judge), sampler=SAMPLER)
@@ -170,7 +170,7 @@ def test_sets_are_compared_with_the_original_under_other_seeds(
 
 
 def test_the_protocol_names_the_scheduler_that_made_the_pictures(
-    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge: WorldClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = world.pipeline()
     monkeypatch.setattr(pipe, "scheduler", EulerDiscreteScheduler())
@@ -197,7 +197,7 @@ def looks(unwanted: np.ndarray, wanted: np.ndarray) -> WorldLooks:
     return replace(WorldLooks.none(len(unwanted)), unwanted=unwanted, wanted=wanted)
 
 
-def test_arithmetic_of_known_answers(judge: Judge) -> None:
+def test_arithmetic_of_known_answers(judge: WorldClip) -> None:
     items = BENCHMARK.items
     unwanted = np.array([float(item.unwanted == "neon") if item.unwanted else np.nan for item in items])
     wanted = np.array([1.0 if item.wanted else np.nan for item in items])
@@ -222,7 +222,7 @@ def test_arithmetic_of_known_answers(judge: Judge) -> None:
     assert sum(score.n for score in shown) == asked
 
 
-def test_each_tier_has_a_retention_where_nothing_co_occurs_by_itself(judge: Judge) -> None:
+def test_each_tier_has_a_retention_where_nothing_co_occurs_by_itself(judge: WorldClip) -> None:
     assert not BENCHMARK.tiers["co-occurring"]
     seen = np.ones(len(BENCHMARK.items))
     columns = metrics(judge)._measures(looks(seen, seen), looks(seen, seen), {})
@@ -317,13 +317,13 @@ def drawings(n: int, shift: int = 0) -> list[Any]:
 
 
 def test_every_picture_and_every_text_is_read_once(
-    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge: WorldClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_module, "ENOUGH_FOR_SETS", 4)
     oracle, counted = world.oracle(), {"oracle": 0, "judge": 0}
     texts: list[str] = []
 
-    class Counting(Judge):
+    class Counting(WorldClip):
         def image_features(self, pictures: Any, batch_size: int = 64) -> torch.Tensor:
             counted["judge"] += len(pictures)
             return super().image_features(pictures, batch_size)
@@ -354,7 +354,7 @@ def test_every_picture_and_every_text_is_read_once(
 
 
 def test_rows_are_measured_as_the_streaming_metrics_do(tmp_path: Path) -> None:
-    oracle, judge = tinyworld.load_oracle(), tinyworld.load_judge()
+    oracle, judge = tinyworld.load_oracle(), tinyworld.load_clip()
     benchmark = TinyWorld(removed=("cat", "neon"), total=70)  # more than one batch
     after, before = drawings(benchmark.n, 1), drawings(benchmark.n)
     pictures = {ERASED: after, ORIGINAL: before}
@@ -376,7 +376,7 @@ def test_rows_are_measured_as_the_streaming_metrics_do(tmp_path: Path) -> None:
 
 
 def test_individuals_are_told_by_their_drawings(tmp_path: Path) -> None:
-    oracle, judge = tinyworld.load_oracle(), tinyworld.load_judge()
+    oracle, judge = tinyworld.load_oracle(), tinyworld.load_clip()
     benchmark = TinyWorld(removed=("Mittens",), total=60)
 
     def drawn(item: Any, *, kept: bool) -> Any:
@@ -407,7 +407,7 @@ def test_individuals_are_told_by_their_drawings(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_made(
-    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge: WorldClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     other = deepcopy(world.pipeline())
@@ -418,7 +418,7 @@ def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_mad
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_the_protocol_names_all_that_decides_a_number(evaluation: Evaluation, judge: Judge) -> None:
+def test_the_protocol_names_all_that_decides_a_number(evaluation: Evaluation, judge: WorldClip) -> None:
     protocol = evaluation.as_json()["protocol"]
     assert {"open_clip_torch", "torchmetrics", "torchvision", "torch"} <= protocol["versions"].keys()
     assert protocol["fingerprint"] == backbone_of(world.pipeline()).fingerprint()
@@ -473,7 +473,7 @@ def test_two_processes_have_the_scores_of_one(tmp_path: Path, monkeypatch: pytes
             assert (found["n"], found["value"]) == (score["n"], pytest.approx(score["value"], rel=0.01, abs=0.01))
 
 
-def test_the_original_must_be_there(judge: Judge, tmp_path: Path) -> None:
+def test_the_original_must_be_there(judge: WorldClip, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the original among the rows"):
         evaluate(rows(tmp_path)[:1], BENCHMARK, metrics(judge), sampler=SAMPLER)
 

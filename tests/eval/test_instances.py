@@ -23,7 +23,7 @@ from experiments.instance_experiments import drawings, main, removal_asks
 @pytest.fixture(scope="module")
 def judge() -> WorldJudge:
     return WorldJudge(
-        oracle=tinyworld.load_oracle(), judge=tinyworld.load_judge(), class_word="dog", pictures=drawings("Rusty")
+        oracle=tinyworld.load_oracle(), judge=tinyworld.load_clip(), class_word="dog", pictures=drawings("Rusty")
     )
 
 

@@ -101,7 +101,7 @@ def test_text_match_is_a_cosine() -> None:
 
 def test_caption_match_prefers_the_prompt_of_what_is_shown(oracle: Oracle) -> None:
     trees = _drawings("tree", 12)
-    right, wrong = (CaptionMatch(oracle=oracle, judge=tinyworld.load_judge()) for _ in range(2))
+    right, wrong = (CaptionMatch(oracle=oracle, judge=tinyworld.load_clip()) for _ in range(2))
     right.update(trees, ["a photo of a tree"] * 12)
     wrong.update(trees, ["a photo of a gun"] * 12)
     assert right.compute().value > wrong.compute().value + 5
@@ -128,7 +128,7 @@ def test_identity_of_an_unknown_individual() -> None:
 
 
 def test_the_protocol_tells_judges_apart_by_their_weights(oracle: Oracle) -> None:
-    judge = tinyworld.load_judge()
+    judge = tinyworld.load_clip()
     cats = _drawings("cat", 2)
     found = {
         "distance": OracleDistance(oracle=oracle, reference="drawings").update(cats, cats).compute().setup,

@@ -38,12 +38,12 @@ def test_the_folder_loads_with_plain_diffusers(trained: Path) -> None:
 
 
 def test_oracle_and_judge_come_with_it(trained: Path) -> None:
-    from erasure.tinyworld.judge import Judge
+    from erasure.tinyworld.judge import WorldClip
 
     reading = Oracle.load(trained / "oracle").read(np.zeros((3, 64, 64, 3), dtype=np.uint8))
     assert reading.things.shape == (3, 27)
     assert reading.sees("cat").shape == (3,)
-    judge = Judge.load(trained / "judge", models.CLIPTokenizer.from_pretrained(trained / "tokenizer"))
+    judge = WorldClip.load(trained / "judge", models.CLIPTokenizer.from_pretrained(trained / "tokenizer"))
     texts = judge.text_features(["a cat", "a dog"])
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
     assert not torch.equal(texts[0], texts[1])

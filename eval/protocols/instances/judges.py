@@ -17,7 +17,7 @@ from erasure.errors import ErasureError
 from erasure.personalize.augmentation import squared
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.data import THINGS
-from erasure.tinyworld.judge import Judge as TextJudge
+from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.oracle import Oracle, Reading
 from erasure.tinyworld.world import SIZE, compose, draw
 
@@ -76,7 +76,7 @@ class WorldJudge:
     title = "the tiny world's oracle"
 
     oracle: Oracle
-    judge: TextJudge
+    judge: WorldClip
     class_word: str
     pictures: Sequence[Image.Image]
     skipped: dict[str, str] = field(default_factory=dict)

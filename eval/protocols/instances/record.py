@@ -94,7 +94,7 @@ class InstanceRecord:
         if self.base == TINYWORLD:
             return WorldJudge(
                 oracle=tinyworld.load_oracle(self.device),
-                judge=tinyworld.load_judge(self.device),
+                judge=tinyworld.load_clip(self.device),
                 class_word=self._class,
                 pictures=self.pictures,
             )

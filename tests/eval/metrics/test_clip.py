@@ -57,7 +57,7 @@ def test_a_prompt_that_is_cut_keeps_its_end_of_text_and_is_reported() -> None:
 
 
 def test_the_judge_reports_what_it_cuts() -> None:
-    judge = tinyworld.load_judge()
+    judge = tinyworld.load_clip()
     long = " ".join(["a dog on the beach"] * 12)
     assert truncated(judge, ["a dog", long]) == [long]
     ids = judge.ids([long, "a dog"])
@@ -137,7 +137,7 @@ def test_scores_against_the_prompt_and_without_the_target() -> None:
 
 
 def test_the_tiny_worlds_judge_is_a_clip() -> None:
-    judge, images = tinyworld.load_judge(), pictures(4, size=64)
+    judge, images = tinyworld.load_clip(), pictures(4, size=64)
     texts = ("a cat", "a house")
     assert isinstance(judge, Clip)
     score = ClipScore(clip=judge, target=("cat",)).update(images, ["a cat in the city", "a cat", "a dog", "a house"])

@@ -1,0 +1,126 @@
+"""The profile of the tiny world: everything is known of it, and an oracle is the judge."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .. import tinyworld
+from ..concept import Concept, speaks_of
+from ..errors import InputError, unknown_name
+from ..judge import Judge, ZeroShotJudge
+from ..profile import ModelProfile
+from . import vocabulary
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+
+class TinyWorldProfile(ModelProfile):
+    """Profile of the embedded model."""
+
+    name: ClassVar[str] = "tinyworld"
+    concepts: ClassVar[tuple[str, ...]] = vocabulary.concepts()
+    folder: ClassVar[Path | None] = tinyworld.MODEL
+
+    def load(self, *, device: "str | torch.device", dtype: "torch.dtype") -> "StableDiffusionPipeline":
+        return tinyworld.load(device=device, dtype=dtype)
+
+    def canonical(self, text: str) -> str | None:
+        return vocabulary.canonical(text)
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        return vocabulary.SYNONYMS.get(name, ())
+
+    def kind(self, name: str) -> str | None:
+        return vocabulary.kind_of(name)
+
+    def member_of(self, name: str) -> str | None:
+        return vocabulary.INDIVIDUALS.get(name)
+
+    def siblings(self, name: str) -> tuple[str, ...]:
+        return vocabulary.siblings(name)
+
+    def completed(self, requests: Sequence[Any]) -> list[Any]:
+        named = [
+            {**request, "target": self._concept(request["target"])} if _has_target(request) else request
+            for request in requests
+        ]
+        kept = self.kept_beside([request["target"] for request in named if _has_target(request)])
+        return [self._filled(request, kept) if _has_target(request) else request for request in named]
+
+    def class_name(self, text: str, siblings: Sequence[str] = ()) -> str:
+        if siblings:
+            raise InputError(f"--siblings: expected none for {self.name}, which knows them, got {siblings[0]!r}.")
+        name = vocabulary.canonical(text)
+        if name not in vocabulary.OBJECTS:
+            raise unknown_name("class of the tiny world", text, tuple(vocabulary.OBJECTS))
+        return name
+
+    def prompts(self, name: str, n: int, seed: int = 0) -> list[str]:
+        known = vocabulary.canonical(name)
+        return [] if known is None else vocabulary.prompts_for(known, n, seed)
+
+    def example_prompt(self, name: str) -> str:
+        if name in vocabulary.STYLES:
+            return vocabulary.STYLE_PHRASES[name][0].format("a house")
+        if name in vocabulary.SCENES:
+            return f"a dog {vocabulary.SCENE_PHRASES[name][0]}"
+        return f"{vocabulary.article(name)} on the beach"
+
+    def named_in(self, prompt: str) -> tuple[str, ...]:
+        things = (*vocabulary.OBJECTS, *vocabulary.TAUGHT_INDIVIDUALS, *vocabulary.STYLES[1:])
+        known = (Concept(target=name, aliases=self.aliases(name)) for name in things)
+        return tuple(concept.target for concept in known if speaks_of(prompt, [concept]))
+
+    def judges(self, device: str = "cpu", names: Sequence[str] = ()) -> list[Judge]:
+        return [tinyworld.load_oracle(device), _second_judge(device)]
+
+    def judge(self, device: str = "cpu", names: Sequence[str] = ()) -> Judge:
+        return tinyworld.load_oracle(device)
+
+    def _concept(self, text: str) -> str:
+        name = vocabulary.canonical(text)
+        if name not in self.concepts:
+            synonyms = [word for words in vocabulary.SYNONYMS.values() for word in words]
+            raise unknown_name("concept of the tiny world", text, [*self.concepts, *synonyms])
+        return name
+
+    def _filled(self, request: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+        target = request["target"]
+        return {"kind": self.kind(target), "aliases": list(self.aliases(target)), "preserve": list(kept), **request}
+
+
+def _has_target(request: Any) -> bool:
+    return isinstance(request, Mapping) and isinstance(request.get("target"), str)
+
+
+def _second_judge(device: str = "cpu") -> ZeroShotJudge:
+    """Return the shipped model as a zero-shot judge among all that a picture can be of.
+
+    It was trained apart from the oracle, on captions instead of facts. Objects, styles and scenes are told apart each
+    among themselves; "nothing" is one of the objects.
+    """
+    clip = tinyworld.load_clip(device)
+    return ZeroShotJudge(
+        "the tiny world's open_clip judge, zero-shot",
+        clip,
+        _choices,
+        knows=lambda concept: vocabulary.canonical(concept) is not None,
+        logit_scale=clip.logit_scale,
+    )
+
+
+def _choices(concept: str) -> tuple[list[str], int]:
+    """Return one text for each name of the concept's group, and the concept's position among them."""
+    name = vocabulary.canonical(concept) or concept
+    if name in vocabulary.STYLES:
+        names = vocabulary.STYLES
+        texts = [f"{style} of a house" if style == "photo" else f"a house in {style} style" for style in names]
+    elif name in vocabulary.SCENES:
+        names = vocabulary.SCENES
+        texts = [f"a picture {vocabulary.SCENE_PHRASES[scene][0]}" for scene in names]
+    else:
+        names = (*vocabulary.OBJECTS, *vocabulary.INDIVIDUALS, "nothing")
+        texts = [f"a picture of {vocabulary.article(thing)}" for thing in names[:-1]] + ["a picture of nothing"]
+    return texts, names.index(name)
