@@ -24,7 +24,7 @@ from erasure.concept import Concept
 from erasure.erasers import History
 from erasure.erasers.duge import DUGE
 from erasure.progress import Progress
-from erasure.runs.run import read_config
+from erasure.runs.configs import read_config
 from erasure.training.finetune import finetune
 
 from .record import arguments, spread, write_run

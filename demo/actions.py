@@ -15,7 +15,7 @@ from erasure.guidance.a_star import AStar
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger.ledger import Entry, Ledger
 from erasure.progress import staged
-from erasure.runs import run as runs
+from erasure.runs import configs, removal, schema, world
 
 from ..eval.images.attention_maps import attention_sheet, watched
 from ..eval.images.ledger_images import Pair, Sampler
@@ -31,7 +31,7 @@ from .jobs import Track
 from .sessions import Session
 from .studio import Attended, Comparison, Studio
 
-_STEP_MEASURE = runs.MeasureSettings(per_concept=10, near=16, far=20)
+_STEP_MEASURE = schema.MeasureSettings(per_concept=10, near=16, far=20)
 """Of the erosion curve: a glance after each step, with the intervals of a glance."""
 _SHOWN_STEPS = 6
 
@@ -84,11 +84,11 @@ def erase(studio: Studio, session: Session, wish: Wish, track: Track) -> list[st
     run = _run(studio, wish)
     with track.holding(studio.lock):
         ledger = session.open_ledger(studio.pipe, studio.name)
-        run, already = runs.remaining(run, ledger)
+        run, already = removal.remaining(run, ledger)
         if not run.concepts:
             raise InputError(f"erase: expected something that is still there, got {', '.join(already)}. Undo it first.")
         track.say("fitting")
-        removed = runs.remove(run, studio.pipe, ledger, on_progress=track.report)
+        removed = removal.remove(run, studio.pipe, ledger, on_progress=track.report)
         return [concept.target for entry in _each(removed, track) for concept in entry.concepts]
 
 
@@ -99,7 +99,7 @@ def _each(entries: Iterator[Entry], track: Track) -> Iterator[Entry]:
         track.check()
 
 
-def _run(studio: Studio, wish: Wish) -> runs.Run:
+def _run(studio: Studio, wish: Wish) -> schema.Run:
     targets = limits.names("concepts", wish.concepts)
     if not targets:
         raise InputError("concepts: expected at least one, got none. Choose or type what to remove.")
@@ -111,10 +111,10 @@ def _run(studio: Studio, wish: Wish) -> runs.Run:
     elif not studio.on_tinyworld:
         shared["preserve"] = studio.to_keep(targets, kind=wish.kind or "object")
     settings = limits.settings(wish.settings, [setting.name for setting in offered(wish.method, studio.name)])
-    return runs.parse(
+    return schema.parse(
         {
             "model": studio.name,
-            "eraser": {"name": wish.method, **runs.starting_settings(wish.method, studio.name), **settings},
+            "eraser": {"name": wish.method, **configs.starting_settings(wish.method, studio.name), **settings},
             "concepts": [{"target": target, **shared} for target in targets],
             "measure": None,
         }
@@ -245,7 +245,7 @@ def measure(studio: Studio, session: Session, pictures: int, track: Track) -> Re
 
 def _suite(studio: Studio, session: Session, ledger: Ledger, pictures: int, track: Track) -> Report:
     source = sources.source_of(str(session.ledger_folder), lambda name: studio.pipe)
-    benchmark = sources.benchmark_of(runs.TINYWORLD, source, settings=[f"total={pictures}"])
+    benchmark = sources.benchmark_of(world.TINYWORLD, source, settings=[f"total={pictures}"])
     found = evaluate(
         source.rows,
         benchmark,
@@ -274,15 +274,15 @@ def _suite(studio: Studio, session: Session, ledger: Ledger, pictures: int, trac
 def _ledger_report(studio: Studio, session: Session, ledger: Ledger, pictures: int, track: Track) -> Report:
     """Measure as `erasure remove` does after its last removal, where there is no benchmark of the model's own words."""
     start = time.perf_counter()
-    settings = runs.MeasureSettings(per_concept=max(1, pictures // 4), near=pictures // 2, far=0)
+    settings = schema.MeasureSettings(per_concept=max(1, pictures // 4), near=pictures // 2, far=0)
     record = Record(ledger, studio.pipe, settings, track.report)
     if record.skipped is not None:
         raise InputError(f"measure: expected a judge, got {record.skipped}. Put CLIP weights there.")
     last = ledger.standing[-1]
     measured = record.measure(last)
     eraser = make_eraser(last.method, **last.settings)
-    run = runs.Run(model=studio.name, eraser=eraser, concepts=last.concepts, seed=last.seed, measure=settings)
-    page = write_report(record, runs.facts(run, device=studio.device, start=start))
+    run = schema.Run(model=studio.name, eraser=eraser, concepts=last.concepts, seed=last.seed, measure=settings)
+    page = write_report(record, removal.facts(run, device=studio.device, start=start))
     scores = session.folder / "measure" / "scores.json"
     make_folder(scores.parent)
     write_whole(scores, (json.dumps(measured, indent=1, ensure_ascii=False) + "\n").encode())

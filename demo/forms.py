@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from erasure.erasers import eraser_class
 from erasure.registry import described
-from erasure.runs.run import starting_settings
+from erasure.runs.configs import starting_settings
 
 
 @dataclass(frozen=True, kw_only=True)

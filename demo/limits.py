@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from erasure.errors import InputError
-from erasure.runs.run import read_seeds
+from erasure.runs.seeds import read_seeds
 
 CONCEPTS, NAME, PROMPTS, PROMPT, SEEDS, PICTURES, STEPS, GUIDANCE = 8, 80, 6, 1000, 8, 24, 100, 30.0
 KEPT = 60

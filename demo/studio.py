@@ -13,7 +13,9 @@ from PIL.Image import Image
 from erasure.backbones import backbone_of
 from erasure.concept import Kind
 from erasure.progress import OnProgress
-from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.runs.sampling import own_sampling
+from erasure.runs.schema import MeasureSettings
+from erasure.runs.world import TINYWORLD
 from erasure.suggestions import what_to_draw, what_to_keep
 from erasure.tinyworld import vocabulary
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .backbones import backbone_of
 from .backbones.base import Backbone
 from .concept import Kind, fill, normalized, templates
-from .runs.run import TINYWORLD, kept_beside
+from .runs.world import TINYWORLD, kept_beside
 from .tinyworld import vocabulary
 
 _OBJECTS = """

@@ -38,16 +38,12 @@ from erasure.io.files import make_folder, write_whole
 from erasure.ledger.ledger import Ledger
 from erasure.progress import OnProgress, Progress, progress_bars, staged
 from erasure.provenance import provenance
-from erasure.runs.run import (
-    TINYWORLD,
-    MeasureSettings,
-    Run,
-    override,
-    own_sampling,
-    parse,
-    read_config,
-    shows_of,
-)
+from erasure.runs.configs import read_config
+from erasure.runs.overrides import override
+from erasure.runs.removal import shows_of
+from erasure.runs.sampling import own_sampling
+from erasure.runs.schema import MeasureSettings, Run, parse
+from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 
 VERSION = 1

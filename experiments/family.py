@@ -32,8 +32,10 @@ from erasure.io.files import make_folder
 from erasure.ledger.ledger import Ledger
 from erasure.progress import progress_bars, staged
 from erasure.provenance import provenance
-from erasure.runs import run as runs
-from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.runs import configs, overrides, removal, schema
+from erasure.runs.sampling import own_sampling
+from erasure.runs.schema import MeasureSettings
+from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 
 from .experiment import write_record
@@ -73,10 +75,10 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         InputError: The config removes something else than the family.
     """
     began = time.perf_counter()
-    config: Mapping[str, Any] = runs.read_config(options.config)
+    config: Mapping[str, Any] = configs.read_config(options.config)
     for assignment in options.set:
-        config = runs.override(config, assignment)
-    run = runs.parse(config)
+        config = overrides.override(config, assignment)
+    run = schema.parse(config)
     if {concept.target for concept in run.concepts} != set(FAMILY):
         raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
     attacks = [attack_of(name, ()) for name in options.attacks]
@@ -84,8 +86,8 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
     with progress_bars() as on_progress:
         ledger = Ledger.open_or_create(work / "ledger", pipe, TINYWORLD)
-        todo, _ = runs.remaining(run, ledger)
-        list(runs.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
+        todo, _ = removal.remaining(run, ledger)
+        list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
         source = source_of(str(work / "ledger"), lambda _: pipe)
         rows = [row for row in source.rows if row.name in (ERASED, ORIGINAL)]
         benchmark = TinyWorld(removed=FAMILY, total=options.pictures)

@@ -40,8 +40,8 @@ from erasure.personalize.folder import Learned
 from erasure.personalize.forgetting import Forgetting
 from erasure.progress import OnProgress, progress_bars, staged
 from erasure.provenance import provenance
-from erasure.runs import run as runs
-from erasure.runs.run import TINYWORLD
+from erasure.runs import schema
+from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
@@ -198,7 +198,7 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     asks = removal_asks(bench.composed, bench.kept)
     record = replace(bench.record(Learned(token=REMOVED, class_word=CLASS)), own_asks=tuple(asks))
     judge = record.judge()
-    concept = runs.parse({"concepts": [{"target": REMOVED}]}).concepts[0]
+    concept = schema.parse({"concepts": [{"target": REMOVED}]}).concepts[0]
     rows: dict[str, Any] = {}
     shown: dict[str, State] = {}
     for arm, (name, settings) in REMOVALS.items():

@@ -32,7 +32,9 @@ from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
-from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.runs.sampling import own_sampling
+from erasure.runs.schema import MeasureSettings
+from erasure.runs.world import TINYWORLD
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 

@@ -13,7 +13,7 @@ from erasure.concept import normalized
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import ErasureError, InputError, UnknownNameError
 from erasure.ledger.ledger import Ledger
-from erasure.runs import run as runs
+from erasure.runs import configs, lists, overrides, removal, schema
 from erasure.tinyworld import vocabulary
 from tests import tiny
 
@@ -22,7 +22,7 @@ ELSEWHERE = {"model": "some/model", "concepts": [{"target": "Van Gogh"}]}
 
 
 def test_the_smallest_config_is_filled_in_from_the_tiny_world() -> None:
-    run = runs.parse({"concepts": [{"target": "KITTY"}]})
+    run = schema.parse({"concepts": [{"target": "KITTY"}]})
     (concept,) = run.concepts
     assert (run.model, run.eraser.name) == ("tinyworld", "uce")
     assert concept.target == "cat"
@@ -34,7 +34,7 @@ def test_the_smallest_config_is_filled_in_from_the_tiny_world() -> None:
 
 
 def test_concepts_of_one_run_are_not_preserved_against_each_other() -> None:
-    run = runs.parse({"concepts": [{"target": "cat"}, {"target": "neon"}, {"target": "Biscuit"}]})
+    run = schema.parse({"concepts": [{"target": "cat"}, {"target": "neon"}, {"target": "Biscuit"}]})
     assert [concept.kind for concept in run.concepts] == ["object", "style", "identity"]
     for concept in run.concepts:
         assert not {"cat", "neon", "Biscuit"} & set(concept.preserve)
@@ -43,20 +43,20 @@ def test_concepts_of_one_run_are_not_preserved_against_each_other() -> None:
 
 def test_what_is_given_is_not_filled_in() -> None:
     given = {"target": "cat", "preserve": [], "aliases": [], "kind": "unsafe", "anchor": "dog"}
-    (concept,) = runs.parse({"concepts": [given]}).concepts
+    (concept,) = schema.parse({"concepts": [given]}).concepts
     assert concept == Concept(target="cat", anchor="dog", kind="unsafe")
 
 
 def test_other_models_know_only_what_is_given() -> None:
-    (concept,) = runs.parse(ELSEWHERE).concepts
+    (concept,) = schema.parse(ELSEWHERE).concepts
     assert concept == Concept(target="Van Gogh")
 
 
 def test_an_unknown_concept_of_the_tiny_world_gets_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown concept of the tiny world 'rabit'\. Did you mean 'rabbit'\?"):
-        runs.parse({"concepts": [{"target": "rabit"}]})
+        schema.parse({"concepts": [{"target": "rabit"}]})
     with pytest.raises(UnknownNameError, match="Rusty"):  # the generator never saw it, so there is nothing to remove
-        runs.parse({"concepts": [{"target": "Rusty"}]})
+        schema.parse({"concepts": [{"target": "Rusty"}]})
 
 
 def test_all_errors_of_a_file_are_shown_at_once() -> None:
@@ -68,7 +68,7 @@ def test_all_errors_of_a_file_are_shown_at_once() -> None:
         "outptu": "there",
     }
     with pytest.raises(InputError) as caught:
-        runs.parse(config)
+        schema.parse(config)
     message = str(caught.value)
     assert "\n" not in message
     for part in (
@@ -96,15 +96,15 @@ def test_all_errors_of_a_file_are_shown_at_once() -> None:
 )
 def test_a_wrong_value_is_named_with_its_place(config, message) -> None:
     with pytest.raises(ErasureError, match=message):
-        runs.parse({**ELSEWHERE, **config})
+        schema.parse({**ELSEWHERE, **config})
 
 
 def test_overrides_are_read_as_yaml_and_checked_like_the_file() -> None:
-    raw = runs.override(ELSEWHERE, "eraser.name=esd")
-    raw = runs.override(raw, "eraser.lr=1e-4")
-    raw = runs.override(raw, "concepts.0.anchor=art")
-    raw = runs.override(raw, "measure.far=400")
-    run = runs.parse(raw)
+    raw = overrides.override(ELSEWHERE, "eraser.name=esd")
+    raw = overrides.override(raw, "eraser.lr=1e-4")
+    raw = overrides.override(raw, "concepts.0.anchor=art")
+    raw = overrides.override(raw, "measure.far=400")
+    run = schema.parse(raw)
     assert run.eraser.name == "esd"
     assert run.eraser.lr == 1e-4  # type: ignore[attr-defined]
     assert run.concepts[0].anchor == "art"
@@ -112,21 +112,21 @@ def test_overrides_are_read_as_yaml_and_checked_like_the_file() -> None:
     assert run.measure.far == 400
     assert "eraser" not in ELSEWHERE
     with pytest.raises(InputError, match=r"eraser\.lr: expected a number, got '1e-5x'"):
-        runs.parse(runs.override(raw, "eraser.lr=1e-5x"))
+        schema.parse(overrides.override(raw, "eraser.lr=1e-5x"))
     for wrong in ("eraser.lr", "=3", ".lr=3", "concepts.7.anchor=x", "seed.x=1", "eraser.lr=[1"):
         with pytest.raises(InputError, match="--set"):
-            runs.override({**raw, "seed": 0}, wrong)
+            overrides.override({**raw, "seed": 0}, wrong)
 
 
 def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None:
     file = tmp_path / "requests.csv"
     file.write_text("cat\nVan Gogh, art ,Monet; Rembrandt\n\n\n")
-    assert runs.read_concepts(file) == [
+    assert lists.read_concepts(file) == [
         {"target": "cat"},
         {"target": "Van Gogh", "anchor": "art", "preserve": ["Monet", "Rembrandt"]},
     ]
     file.write_text('\ufeffconcept,preserve,kind\n"dog, big",Monet,object\n')
-    assert runs.read_concepts(file) == [{"target": "dog, big", "preserve": ["Monet"], "kind": "object"}]
+    assert lists.read_concepts(file) == [{"target": "dog, big", "preserve": ["Monet"], "kind": "object"}]
 
 
 @pytest.mark.parametrize(
@@ -144,22 +144,22 @@ def test_a_list_of_requests_that_is_wrong_says_where(tmp_path, text, message) ->
     file = tmp_path / "requests.csv"
     file.write_text(text)
     with pytest.raises(ErasureError, match=message):
-        runs.read_concepts(file)
+        lists.read_concepts(file)
     with pytest.raises(InputError, match="No such file"):
-        runs.read_concepts(tmp_path / "nowhere.csv")
+        lists.read_concepts(tmp_path / "nowhere.csv")
 
 
 @pytest.mark.parametrize("text", ["a: [", "- cat", "", "a: 1\na: 2"])
 def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, text) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(InputError, match="config") as caught:
-        runs.read_config(tmp_path / "run.yaml")
+        configs.read_config(tmp_path / "run.yaml")
     assert "\n" not in str(caught.value)
 
 
 def test_yaml_1_2_reads_a_bare_exponent_as_a_number(tmp_path) -> None:
     (tmp_path / "run.yaml").write_text("lr: 1e-5\nno: no\n")
-    assert runs.read_config(tmp_path / "run.yaml") == {"lr": 1e-5, "no": "no"}
+    assert configs.read_config(tmp_path / "run.yaml") == {"lr": 1e-5, "no": "no"}
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_yaml_1_2_reads_a_bare_exponent_as_a_number(tmp_path) -> None:
     ids=lambda file: file.stem,
 )
 def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(runs, "shows_of", lambda *_: None)  # the oracle knows nothing of a tiny model's pictures
-    raw = runs.read_config(file)
+    monkeypatch.setattr(removal, "shows_of", lambda *_: None)  # the oracle knows nothing of a tiny model's pictures
+    raw = configs.read_config(file)
     assert {"model", "eraser", "concepts", "seed", "output"} <= raw.keys()
     assert file.parent.name == raw["eraser"]["name"]
     if raw["eraser"]["name"] == "esd":
@@ -179,10 +179,10 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
     if raw["eraser"]["name"] == "trce":
         raw["eraser"] |= {"sample_steps": 3, "early_steps": 2, "trajectories": 1, "epochs": 1, "null_trajectories": 2}
         raw["eraser"]["reg"] = 1e-3
-    run = runs.parse(raw)
+    run = schema.parse(raw)
     pipe = tiny.sd1()
     ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
-    entry = next(runs.remove(run, pipe, ledger))
+    entry = next(removal.remove(run, pipe, ledger))
     assert entry.method == run.eraser.name
     assert ledger.edit().changes
 
@@ -192,31 +192,31 @@ def test_there_is_a_config_for_every_eraser_on_the_tiny_world() -> None:
 
 
 def test_what_a_run_records_reads_back_as_the_same_run(tmp_path) -> None:
-    run = runs.parse(
+    run = schema.parse(
         {"concepts": [{"target": "cat", "anchor": "dog"}], "eraser": {"name": "uce", "reg": 0.25}, "seed": 7}
     )
-    recorded = runs.facts(run, device="cpu", start=0.0)
-    assert runs.parse(json.loads(json.dumps(recorded))["config"]) == run
-    assert runs.facts(replace(run, output="somewhere"), device="cpu", start=0.0)["config"] == recorded["config"]
+    recorded = removal.facts(run, device="cpu", start=0.0)
+    assert schema.parse(json.loads(json.dumps(recorded))["config"]) == run
+    assert removal.facts(replace(run, output="somewhere"), device="cpu", start=0.0)["config"] == recorded["config"]
     assert recorded["peak_mib"] > 0
     assert recorded["versions"]["torch"]
     assert {"commit", "dirty"} == recorded["git"].keys()
     with (tmp_path / "again.yaml").open("w") as file:
         YAML(typ="safe", pure=True).dump(recorded["config"], file)
-    assert runs.parse(runs.read_config(tmp_path / "again.yaml")) == run
+    assert schema.parse(configs.read_config(tmp_path / "again.yaml")) == run
 
 
 def test_what_was_removed_before_is_neither_removed_again_nor_preserved(tmp_path) -> None:
     pipe = tiny.sd1()
     ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
-    first = runs.parse({"concepts": [{"target": "cat", "preserve": ["dog"]}], "measure": None})
-    assert [entry.id for entry in runs.remove(first, pipe, ledger)] == ["001"]
-    second, already = runs.remaining(runs.parse({"concepts": [{"target": "cat"}, {"target": "dog"}]}), ledger)
+    first = schema.parse({"concepts": [{"target": "cat", "preserve": ["dog"]}], "measure": None})
+    assert [entry.id for entry in removal.remove(first, pipe, ledger)] == ["001"]
+    second, already = removal.remaining(schema.parse({"concepts": [{"target": "cat"}, {"target": "dog"}]}), ledger)
     assert already == ["cat"]
     assert [concept.target for concept in second.concepts] == ["dog"]
     assert not {"cat", "kitty"} & set(second.concepts[0].preserve)
     ledger.undo("001")
-    third, already = runs.remaining(runs.parse({"concepts": [{"target": "cat"}]}), ledger)
+    third, already = removal.remaining(schema.parse({"concepts": [{"target": "cat"}]}), ledger)
     assert (len(third.concepts), already) == (1, [])
 
 
@@ -224,8 +224,8 @@ def test_a_run_that_stops_leaves_what_it_finished(tmp_path) -> None:
     pipe = tiny.sd1()
     fingerprint = backbone_of(pipe).fingerprint()
     ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
-    run = runs.parse({"concepts": [{"target": "cat"}, {"target": "dog"}]})
-    for _ in runs.remove(run, pipe, ledger):
+    run = schema.parse({"concepts": [{"target": "cat"}, {"target": "dog"}]})
+    for _ in removal.remove(run, pipe, ledger):
         break
     assert [entry.concepts[0].target for entry in Ledger.open(tmp_path).entries] == ["cat"]
     assert backbone_of(pipe).fingerprint() == fingerprint
@@ -233,26 +233,26 @@ def test_a_run_that_stops_leaves_what_it_finished(tmp_path) -> None:
 
 def test_a_misspelt_setting_is_answered_with_the_settings_there_are() -> None:
     with pytest.raises(InputError) as caught:
-        runs.parse({"eraser": {"name": "esd", "stepz": 3}, "concepts": [{"target": "cat"}]})
+        schema.parse({"eraser": {"name": "esd", "stepz": 3}, "concepts": [{"target": "cat"}]})
     known = str(caught.value).partition("Known: ")[2].rstrip(".").split(", ")
     assert {"name", "steps", "lr"} <= set(known)
     assert not {"quick", "reads_weights"} & set(known)
 
 
 def test_a_family_word_is_its_list_for_a_method_that_takes_families() -> None:
-    run = runs.parse({"concepts": [{"target": "Weapon", "preserve": ["car"]}], "eraser": {"name": "trce"}})
+    run = schema.parse({"concepts": [{"target": "Weapon", "preserve": ["car"]}], "eraser": {"name": "trce"}})
     assert [concept.target for concept in run.concepts] == ["gun", "knife", "bomb"]
     assert {concept.anchor for concept in run.concepts} == {"flower"}
     assert {concept.preserve for concept in run.concepts} == {("car",)}
     assert run.concepts[0].aliases == ("pistol", "revolver", "weapon")
-    assert runs.parse({"concepts": "weapons", "eraser": {"name": "trce"}}).concepts[2].aliases[0] == "explosive"
+    assert schema.parse({"concepts": "weapons", "eraser": {"name": "trce"}}).concepts[2].aliases[0] == "explosive"
     with pytest.raises(UnknownNameError, match="'weapon'"):
-        runs.parse({"concepts": [{"target": "weapon"}], "eraser": {"name": "uce"}})
+        schema.parse({"concepts": [{"target": "weapon"}], "eraser": {"name": "uce"}})
 
 
 @pytest.mark.parametrize("name", ["nudity", "violence", "weapons"])
 def test_the_lists_are_whole(name) -> None:
-    concepts = [Concept.from_json(entry) for entry in runs.read_concepts(runs.list_path(name))]
+    concepts = [Concept.from_json(entry) for entry in lists.read_concepts(lists.list_path(name))]
     words = [name for concept in concepts for name in concept.names]
     assert len(set(map(normalized, words))) == len(words) >= 9
     assert all(concept.anchor and concept.kind == "unsafe" for concept in concepts)
@@ -262,17 +262,17 @@ def test_a_phrase_beyond_the_models_reach_is_named_with_its_line(tmp_path) -> No
     file = tmp_path / "list.csv"
     file.write_text(f"concept,anchor\ncat,dog\ngun,{'very ' * 80}calm\n")
     with pytest.raises(InputError, match=r"list.csv' line 3: expected phrases of at most 75 tokens, got 'very very"):
-        runs.check_phrases(file, tiny.sd1())
+        lists.check_phrases(file, tiny.sd1())
     file.write_text("concept,anchor\ncat,dog\n")
-    runs.check_phrases(file, tiny.sd1())
+    lists.check_phrases(file, tiny.sd1())
 
 
 def test_a_method_that_takes_families_makes_one_entry_of_them(tmp_path) -> None:
     settings = {**eraser_class("trce").quick, "stages": "text"}
-    run = runs.parse({**ELSEWHERE, "concepts": [{"target": "cat"}, {"target": "dog"}], "eraser": {"name": "uce"}})
+    run = schema.parse({**ELSEWHERE, "concepts": [{"target": "cat"}, {"target": "dog"}], "eraser": {"name": "uce"}})
     pipe = tiny.sd1()
     both = replace(run, eraser=make_eraser("trce", **settings))
-    [entry] = runs.remove(both, pipe, Ledger.open_or_create(tmp_path / "one", pipe, "tiny"))
+    [entry] = removal.remove(both, pipe, Ledger.open_or_create(tmp_path / "one", pipe, "tiny"))
     assert [concept.target for concept in entry.concepts] == ["cat", "dog"]
     assert entry.solved
-    assert len(list(runs.remove(run, pipe, Ledger.open_or_create(tmp_path / "two", pipe, "tiny")))) == 2
+    assert len(list(removal.remove(run, pipe, Ledger.open_or_create(tmp_path / "two", pipe, "tiny")))) == 2

@@ -6,7 +6,7 @@ import gradio as gr
 
 from erasure.concept import Kind
 from erasure.erasers import eraser_names
-from erasure.runs.run import kept_beside
+from erasure.runs.world import kept_beside
 from erasure.tinyworld import vocabulary
 
 from .. import actions, limits, views

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from erasure import tinyworld
 from erasure.concept import Concept, speaks_of
-from erasure.runs.run import TINYWORLD
+from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
 

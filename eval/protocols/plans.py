@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from erasure.concept import Concept, Kind, fill, normalized, templates
-from erasure.runs.run import MeasureSettings
+from erasure.runs.schema import MeasureSettings
 from erasure.tinyworld import vocabulary
 
 from ..stats.allocation import noise_seed, share

@@ -16,7 +16,9 @@ from erasure.concept import Concept
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger.ledger import Entry, Ledger
 from erasure.progress import OnProgress, staged
-from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.runs.sampling import own_sampling
+from erasure.runs.schema import MeasureSettings
+from erasure.runs.world import TINYWORLD
 
 from ..images.ledger_images import Pictures, Sampler
 from ..judges.clip import ClipJudge, find_clip, load_clip

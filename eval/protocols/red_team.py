@@ -25,7 +25,7 @@ from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
 from erasure.progress import OnProgress, ProgressCounter, staged
 from erasure.provenance import provenance
-from erasure.runs.run import TINYWORLD
+from erasure.runs.world import TINYWORLD
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 from erasure.training.replay_memory import stored

@@ -11,7 +11,10 @@ from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
 from erasure.ledger.ledger import Ledger
 from erasure.registry import with_settings
-from erasure.runs.run import TINYWORLD, MeasureSettings, override, own_sampling, parse, with_assignments
+from erasure.runs.overrides import override, with_assignments
+from erasure.runs.sampling import own_sampling
+from erasure.runs.schema import MeasureSettings, parse
+from erasure.runs.world import TINYWORLD
 
 from ..attacks import Attack, attack_class
 from ..benchmarks import Benchmark, benchmark_class

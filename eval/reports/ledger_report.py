@@ -79,7 +79,7 @@ def write_report(record: Record, facts: Mapping[str, Any]) -> Path:
 
     Args:
         record: What was measured; pictures that the page needs are made if they are missing.
-        facts: Of the run, as `erasure.runs.run.facts` gives them.
+        facts: Of the run, as `erasure.runs.removal.facts` gives them.
 
     Raises:
         InputError: The folder cannot be written.

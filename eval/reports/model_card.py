@@ -17,7 +17,7 @@ from erasure.ledger.ledger import Entry, Ledger
 from erasure.loading import PERSONALIZED
 from erasure.personalize.folder import Personalized
 from erasure.progress import OnProgress, staged
-from erasure.runs.run import TINYWORLD
+from erasure.runs.world import TINYWORLD
 
 from ...pipelines.export.folders import folder_of
 from ...pipelines.export.formats import Export, Written

@@ -20,7 +20,7 @@ from erasure.edits.edit import Edit
 from erasure.errors import InputError
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
 from erasure.loading import PERSONALIZED
-from erasure.runs.run import TINYWORLD
+from erasure.runs.world import TINYWORLD
 
 # Weights in formats that are not written here: a loader would take them for the edited ones.
 _OTHER_WEIGHTS = {".bin", ".ckpt", ".h5", ".index", ".msgpack", ".onnx", ".onnx_data", ".pb", ".pt", ".pth", ".xml"}

@@ -13,7 +13,7 @@ from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.io.tensor_files import write_tensors
 from erasure.ledger.ledger import Ledger
-from erasure.runs.run import check_cpu
+from erasure.runs.removal import check_cpu
 
 from .. import a_star, guided
 from .checkpoint import checkpoint_tensors

@@ -25,7 +25,7 @@ from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.record import Record
 from erasure.pipelines.export.push import Pushed
 from erasure.progress import Progress
-from erasure.runs.run import MeasureSettings
+from erasure.runs.schema import MeasureSettings
 from tests import tiny
 from tests.eval import world
 

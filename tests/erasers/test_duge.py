@@ -16,7 +16,7 @@ from erasure.erasers.duge import DUGE, _Look, _noised, _pairs
 from erasure.errors import InputError
 from erasure.ledger.ledger import Ledger
 from erasure.losses.preservation import denoising_target
-from erasure.runs.run import read_config
+from erasure.runs.configs import read_config
 from erasure.training.finetune import Student
 from erasure.training.replay_memory import GENERIC, free_of, memory_prompts, nearest, remembered
 from tests.erasers.test_esd import Untrained

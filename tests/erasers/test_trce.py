@@ -28,7 +28,8 @@ from erasure.erasers.trce import (
 from erasure.errors import InputError
 from erasure.ledger.ledger import Ledger
 from erasure.progress import Progress
-from erasure.runs.run import list_path, parse, read_concepts
+from erasure.runs.lists import list_path, read_concepts
+from erasure.runs.schema import parse
 from erasure.sampling import ddim_latents, ddim_timesteps, noise
 from erasure.training.finetune import Student
 from tests.tiny import FAMILIES, WIDTH, sd1, sd2, sdxl

@@ -12,7 +12,8 @@ from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.eval.protocols import red_team
 from erasure.eval.stats.scores import Rate
-from erasure.runs.run import parse, read_config
+from erasure.runs.configs import read_config
+from erasure.runs.schema import parse
 from experiments import family
 from experiments.family import FAMILY, experiment, summary
 from tests.eval import world

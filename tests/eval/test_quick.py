@@ -12,7 +12,7 @@ from erasure.eval.judges.interface import Judge, Reading
 from erasure.eval.protocols.plans import Probe, plan_named, plan_tinyworld
 from erasure.eval.protocols.quick import measure
 from erasure.eval.stats.scores import Rate
-from erasure.runs.run import MeasureSettings
+from erasure.runs.schema import MeasureSettings
 from erasure.tinyworld import vocabulary
 from tests import tiny
 from tests.eval import world

@@ -16,7 +16,9 @@ from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.personalize.folder import Learned
 from erasure.progress import OnProgress, staged
-from erasure.runs.run import TINYWORLD, MeasureSettings, own_sampling
+from erasure.runs.sampling import own_sampling
+from erasure.runs.schema import MeasureSettings
+from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 
 from ...images.ledger_images import Pictures, Sampler

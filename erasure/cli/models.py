@@ -1,0 +1,103 @@
+"""Devices, loaded models, samplers and new folders, as the options of a command name them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .console import err
+
+if TYPE_CHECKING:
+    from ..concept import Concept
+    from ..ledger.ledger import Ledger
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def existing_device(name: str) -> str:
+    """Return the device to use, if it is there."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
+        raise InputError(f"device: expected one that this machine has, got {name!r}. Use --device cpu.") from None
+    return name
+
+
+def load_pipe(model: str, device: str, attention: str = "sdpa", dtype: str = "float32", *, stored: bool = False) -> Any:
+    """Load a model with a sign of life on stderr, instead of the bars and warnings of the libraries below.
+
+    One that is `stored` stays on the disk.
+    """
+    import warnings
+
+    with err.status(f"loading {model}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import torch
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        from ..loading import load_model, load_stored
+
+        if dtype not in _DTYPES:
+            raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}. Leave it out for float32.")
+        for library in (diffusers_logging, transformers_logging):
+            library.disable_progress_bar()
+            library.set_verbosity_error()
+        if stored:
+            return load_stored(model)
+        return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)
+
+
+def sampler_of(model: str, steps: int | None, guidance_scale: float | None) -> Any:
+    """Return a sampler with the given settings; None is the default of the model."""
+    from erasure.eval.images.ledger_images import Sampler
+
+    from ..runs.sampling import own_sampling
+    from ..runs.schema import MeasureSettings
+
+    own = own_sampling(model, MeasureSettings(steps=steps, guidance_scale=guidance_scale))
+    return Sampler(**own)
+
+
+def fingerprint_of(pipe: Any) -> str:
+    """Return the fingerprint of the weights of a pipeline."""
+    from ..backbones import backbone_of
+
+    return backbone_of(pipe).fingerprint()
+
+
+@contextmanager
+def standing_in(ledger: "Ledger | None", pipe: Any) -> Iterator[None]:
+    """Apply the removals that stand in a ledger, if there is one, for the length of a `with` block."""
+    if ledger is None:
+        yield
+    else:
+        with ledger.applied_to(pipe):
+            yield
+
+
+def lasting_name(model: str) -> str:
+    """Return the model's name as a ledger keeps it: a folder by its full path, so that it is found from elsewhere."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def new_folder(concepts: "Sequence[Concept]") -> Path:
+    """Return a folder under erasure-runs that does not exist yet, named for what is removed."""
+    from ..ledger.ledger import slug
+
+    return free_folder(slug(concepts[:4]))
+
+
+def free_folder(name: str) -> Path:
+    """Return a folder of that name under erasure-runs that does not exist yet."""
+    folder, number = Path("erasure-runs") / name, 2
+    while folder.exists():
+        folder, number = Path("erasure-runs") / f"{name}-{number}", number + 1
+    return folder

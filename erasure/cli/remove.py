@@ -1,0 +1,202 @@
+"""`erasure remove`."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import InputError
+from ..progress import progress_bars
+from .console import err, out, print_json
+from .entries import entry_line, removals_table, step_json
+from .models import existing_device, lasting_name, load_pipe, new_folder, sampler_of
+from .options import AsJson, LowMemory
+
+if TYPE_CHECKING:
+    from ..ledger.ledger import Ledger
+    from ..runs.schema import Run
+
+
+def remove(
+    concepts: Annotated[
+        list[str] | None, typer.Argument(metavar="CONCEPT ...", help="What to remove, in order.")
+    ] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="CSV: one a line, optional anchor and preserve columns."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tinyworld, a diffusers folder or a Hub id  [default: the ledger's base, else tinyworld]"),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See `erasure methods`  [default: uce]")] = None,
+    anchor: Annotated[str | None, typer.Option(metavar="TEXT", help="What it becomes  [default: nothing]")] = None,
+    preserve: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT ...", help="What must not change  [default: on the tiny world all else it knows]"),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="object, style, identity or unsafe  [default: object, or what the tiny world says]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting by path: eraser.reg=0.1, measure.far=400."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML file of the whole run; options override it.")
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where it is recorded; an existing one goes on  [default: new, under erasure-runs]"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the fits  [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")] = None,
+    attention: Annotated[str | None, typer.Option(help="sdpa; or xformers, on CUDA  [default: sdpa]")] = None,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="Remove only: no pictures, no rates.")] = False,
+    low_memory: LowMemory = False,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="OUT", help="Then write what stands as a model, to a new folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove concepts one after another, each an entry of a ledger, and measure after each."""
+    start = time.perf_counter()
+    from ..runs.configs import read_config
+    from ..runs.lists import list_path, read_concepts
+    from ..runs.overrides import override
+    from ..runs.schema import parse
+
+    raw: dict[str, Any] = read_config(config) if config is not None else {}
+    requests = read_concepts(from_file) if from_file is not None else []
+    requests = [{"target": name} for name in concepts or []] + requests
+    shared = {"anchor": anchor, "preserve": preserve or None, "kind": kind}
+    shared = {key: value for key, value in shared.items() if value is not None}
+    if requests:
+        raw["concepts"] = [{**shared, **request} for request in requests]
+    elif shared and isinstance(raw.get("concepts"), list):
+        raw["concepts"] = [{**c, **shared} if isinstance(c, dict) else c for c in raw["concepts"]]
+    if not raw.get("concepts"):
+        raise InputError(
+            "remove: expected at least one concept, got none. Name one, or give --from FILE or --config FILE."
+        )
+    if method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
+        raw["eraser"] = {"name": method}
+    given = {"model": model, "seed": seed, "device": device, "attention": attention}
+    given["output"] = None if ledger is None else str(ledger)
+    raw.update({key: value for key, value in given.items() if value is not None})
+    if no_measure:
+        raw["measure"] = None
+    for assignment in settings or []:
+        raw = override(raw, assignment)
+    if "model" not in raw and raw.get("output") and (Path(raw["output"]) / "ledger.json").is_file():
+        from ..ledger.ledger import Ledger
+
+        raw["model"] = Ledger.open(raw["output"]).base.name
+    named = [list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
+    lists = [from_file] if from_file is not None else named
+    _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, as_json=as_json, start=start)
+
+
+def _remove(
+    run: "Run", *, lists: Sequence[Path], low_memory: bool, to: Path | None, as_json: bool, start: float
+) -> None:
+    """Carry out a run and show it; the lists are the files that its concepts came from."""
+    from erasure.eval.protocols.record import Record
+    from erasure.eval.reports.ledger_report import write_report
+
+    from ..ledger.ledger import Ledger
+    from ..runs import removal
+    from ..runs.lists import check_phrases
+
+    show = err if as_json else out  # with --json nothing but the document goes to stdout
+    if low_memory:
+        removal.check_low_memory(run)
+    device = "cpu" if low_memory else existing_device(run.device)
+    folder = Path(run.output) if run.output else new_folder(run.concepts)
+    if to is not None:
+        _check_out(to, folder)
+    pipe = load_pipe(run.model, device, run.attention, stored=low_memory)
+    for path in lists:
+        check_phrases(path, pipe)
+    ledger = Ledger.open_or_create(folder, pipe, lasting_name(run.model))
+    run, already = removal.remaining(run, ledger)
+    for name in already:
+        show.print(f"{name}: already removed, see `erasure log {folder}`.", markup=False)
+    _announce(run, ledger, show)
+    steps = []
+    with progress_bars(err) as on_progress:
+        record = Record(ledger, pipe, run.measure, on_progress)
+        for entry in removal.remove(run, pipe, ledger, on_progress=on_progress):
+            measured = record.measure(entry)
+            steps.append(step_json(entry, measured))
+            show.print(entry_line(entry, measured), markup=False)
+        if record.skipped is not None:
+            show.print(f"measure skipped: {record.skipped}.", markup=False)
+        facts = {**removal.facts(run, device=device, start=start), "low_memory": low_memory, "steps": steps}
+        if not steps and (folder / "run.json").is_file():  # a call that had nothing to do is not the ledger's last run
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        report = write_report(record, facts)
+    if to is not None:
+        _write_model(ledger, pipe, to)
+    if as_json:
+        document = {
+            "ledger": str(folder),
+            "base": {"name": ledger.base.name, "fingerprint": ledger.base.fingerprint},
+            "steps": steps,
+            "already_removed": already,
+            "measure_skipped": record.skipped,
+            "report": str(report),
+            "run": str(folder / "run.json"),
+            "out": None if to is None else str(to),
+        }
+        print_json(document)
+        return
+    out.print(removals_table(ledger, record), markup=False)
+    out.print(f"report: {report}", markup=False)
+    if to is not None:
+        out.print(f"model: {to}", markup=False)
+
+
+def _check_out(to: Path, ledger: Path) -> None:
+    """Refuse a folder for a model that cannot take one, before anything is done."""
+    from ..io.files import check_free
+
+    check_free(to)
+    if to.resolve() == ledger.resolve():
+        raise InputError(f"--out: expected another folder than the ledger's, got {str(to)!r}. Name a new one.")
+
+
+def _write_model(ledger: "Ledger", pipe: Any, to: Path) -> None:
+    """Write what stands as a model of its own, with a card and no picture."""
+    from erasure.eval.reports.publish import publish
+    from erasure.pipelines.export.formats import Export
+
+    name, sampler = to.resolve().name, sampler_of(ledger.base.name, None, None)
+    publish(ledger, pipe, Export(), to, name=name, prompts=[], sampler=sampler)
+
+
+def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:
+    """Say what will be done, defaults included."""
+    for concept in run.concepts:
+        aliases = f" (also {', '.join(concept.aliases)})" if concept.aliases else ""
+        kept = (
+            f"{len(concept.preserve)} others preserved"
+            if len(concept.preserve) > 4
+            else f"preserving {', '.join(concept.preserve) or 'nothing'}"
+        )
+        becomes = repr(concept.anchor) if concept.anchor else "nothing"
+        show.print(f"{concept.target}{aliases}: {concept.kind}, becomes {becomes}, {kept}", style="dim", markup=False)
+    terms = [name for name, weight in getattr(run.eraser, "preservation", {}).items() if weight]
+    if any(name.startswith("semantic") for name in terms) or getattr(run.eraser, "class_phrases", False):
+        from ..training.terms.preservation import class_phrases
+
+        phrases = class_phrases(run.concepts)
+        some = "; ".join(phrases[:: max(1, len(phrases) // 6)][:6])
+        show.print(f"held in {len(phrases)} phrases, among them: {some}", style="dim", markup=False)

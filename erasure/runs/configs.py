@@ -1,0 +1,52 @@
+"""Config files and the settings that a method starts from."""
+
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ..erasers import eraser_class
+from ..errors import InputError
+from .world import TINYWORLD
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 file of one run, unchecked.
+
+    Raises:
+        InputError: It cannot be read, is not YAML, or does not hold a mapping.
+    """
+    try:
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {str(path)!r}: expected YAML, got {one_line(str(error))!r}.") from None
+    if not isinstance(data, dict):
+        raise InputError(f"config {str(path)!r}: expected keys such as model and eraser, got {data!r}.")
+    return data
+
+
+def starting_settings(method: str, model: str) -> dict[str, Any]:
+    """Return settings to start from: the method's defaults, on the tiny world those of its `sequence-tinyworld` config.
+
+    Raises:
+        UnknownNameError: There is no such eraser.
+    """
+    kind = eraser_class(method)
+    found = asdict(kind())
+    if model == TINYWORLD:
+        found |= kind.on_tinyworld
+        config = Path(str(resources.files("erasure.configs"))) / method / f"sequence-{TINYWORLD}.yaml"
+        if config.is_file():
+            found |= read_config(config)["eraser"]
+            del found["name"]
+    return found
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line."""
+    return " ".join(text.split())

@@ -1,0 +1,66 @@
+"""Settings by path: `--set eraser.reg=0.5`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ..errors import InputError
+from ..registry import AnySettings, with_settings
+from .configs import one_line
+
+
+def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """Return the config with one `key.key=value` set; the value is read as YAML.
+
+    Raises:
+        InputError: It is not an assignment, or its path leads through something that has no keys.
+    """
+    path, sign, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not sign or not all(keys):
+        raise InputError(f"--set: expected key.key=value, got {assignment!r}. Write for example eraser.reg=0.5.")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(
+            f"--set {path.strip()}: expected a YAML value, got {text!r} ({one_line(str(error))})."
+        ) from None
+    changed = json.loads(json.dumps(config))
+    place = changed
+    for key in keys[:-1]:
+        place = place[int(key)] if _is_index(place, key) else _child(place, key, assignment)
+    if _is_index(place, keys[-1]):
+        place[int(keys[-1])] = value
+    elif isinstance(place, dict):
+        place[keys[-1]] = value
+    else:
+        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
+    return changed
+
+
+def with_assignments(
+    kind: type[AnySettings], assignments: Sequence[str], start: Mapping[str, Any] | None = None
+) -> AnySettings:
+    """Return a dataclass of settings from `--set` assignments over those to start from; see `with_settings`.
+
+    Raises:
+        UnknownNameError: It has no such setting.
+        InputError: A value that cannot be.
+    """
+    config: Mapping[str, Any] = dict(start or {})
+    for assignment in assignments:
+        config = override(config, assignment)
+    return with_settings(kind, config, where="--set ")
+
+
+def _child(place: Any, key: str, assignment: str) -> Any:
+    if not isinstance(place, dict):
+        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
+    return place.setdefault(key, {})
+
+
+def _is_index(place: Any, key: str) -> bool:
+    return isinstance(place, list) and key.isdigit() and int(key) < len(place)

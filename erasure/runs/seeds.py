@@ -1,0 +1,27 @@
+"""Lists of seeds: "0,1,2" and "0-7"."""
+
+from ..errors import InputError
+
+
+def read_seeds(text: str, where: str = "--seeds", most: int | None = None) -> list[int]:
+    """Read "0,1,2" and "0-7".
+
+    Args:
+        text: What was given.
+        where: Stands first in what is said of it.
+        most: How many there may be; None sets no limit.
+
+    Raises:
+        InputError: It is something else, or more.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
+        last = high if dash else low
+        if not all(piece.isascii() and piece.isdigit() and len(piece) <= 18 for piece in (low, last)):
+            raise InputError(f"{where}: expected whole numbers from 0, got {text!r}. Write for example 0,1,2 or 0-7.")
+        count = len(seeds) + int(last) - int(low) + 1
+        if most is not None and count > most:
+            raise InputError(f"{where}: expected at most {most} seeds, got {count}. Give fewer.")
+        seeds.extend(range(int(low), int(last) + 1))
+    return seeds
