@@ -12,7 +12,7 @@ import torch
 from erasure.backbones import backbone_of
 from erasure.closed_form.problem import Rows
 from erasure.concept import Concept
-from erasure.edits.edit import Edit, EditMetadata
+from erasure.edits import EditMetadata, WeightEdit
 from tests.tiny import sd1, sd15
 
 from .closed_form import random_rows
@@ -47,7 +47,7 @@ def main() -> None:
     write_run(options, name="apply-edit", version=VERSION, results=results, started=started, torch=torch)
 
 
-def solved(pipe: Any, concepts: int, *, seed: int) -> tuple[Edit, float]:
+def solved(pipe: Any, concepts: int, *, seed: int) -> tuple[WeightEdit, float]:
     """Return a closed-form edit of that many concepts, one state each, and the seconds of its solve."""
     backbone = backbone_of(pipe)
     projections = backbone.text_projections()
@@ -56,11 +56,11 @@ def solved(pipe: Any, concepts: int, *, seed: int) -> tuple[Edit, float]:
     named = [Concept(target=label) for label in rows.labels]
     metadata = EditMetadata.of("uce", {}, backbone, named, seed)
     start = time.perf_counter()
-    edit = Edit.from_rows(rows, [f"{name}.weight" for name in projections], metadata)
+    edit = WeightEdit.from_rows(rows, [f"{name}.weight" for name in projections], metadata)
     return edit, time.perf_counter() - start
 
 
-def measured(pipe: Any, edit: Edit, repeats: int) -> dict[str, Any]:
+def measured(pipe: Any, edit: WeightEdit, repeats: int) -> dict[str, Any]:
     """Return the seconds of applying, of undoing, and of finding out that the model is the edit's base."""
     parameters = backbone_of(pipe).parameters(edit.changes.__contains__)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -89,7 +89,7 @@ def measured(pipe: Any, edit: Edit, repeats: int) -> dict[str, Any]:
     }
 
 
-def switching(pipe: Any, edit: Edit, repeats: int) -> dict[str, Any]:
+def switching(pipe: Any, edit: WeightEdit, repeats: int) -> dict[str, Any]:
     """Return the seconds of turning an edit on and off again, on weights that it has been prepared for."""
     with edit.switched(pipe) as switch:
 
@@ -100,7 +100,7 @@ def switching(pipe: Any, edit: Edit, repeats: int) -> dict[str, Any]:
         return timed(on_and_off, repeats)
 
 
-def beside_lora(pipe: Any, edit: Edit, repeats: int, passes: int) -> dict[str, Any]:
+def beside_lora(pipe: Any, edit: WeightEdit, repeats: int, passes: int) -> dict[str, Any]:
     """Return what an edit of rank one and the same as a LoRA cost: putting it in, switching it, and passes with it."""
     plain, applied = passes_with(pipe, edit, passes)
     switch = switching(pipe, edit, repeats)
@@ -131,7 +131,7 @@ def beside_lora(pipe: Any, edit: Edit, repeats: int, passes: int) -> dict[str, A
     }
 
 
-def passes_with(pipe: Any, edit: Edit, passes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def passes_with(pipe: Any, edit: WeightEdit, passes: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the seconds of the denoiser's passes without and with an edit, in turns."""
     plain, applied = [], []
     with edit.switched(pipe) as switch:

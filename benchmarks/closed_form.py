@@ -30,7 +30,8 @@ from torch import Tensor
 
 from erasure.closed_form.caption_statistics import square_root
 from erasure.closed_form.problem import Rows, solve
-from erasure.edits.edit import MapChange, edited_weights
+from erasure.edits import MapChange
+from erasure.edits.changes import edited_weights
 from erasure.erasers.trce import published_eta
 
 from .record import arguments, peak_mib, reset_peak, resident_mib, spread, timed, write_run

@@ -15,9 +15,9 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edits.edit import Edit
+from erasure.edits import WeightEdit
 from erasure.erasers import make_eraser
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from tests.tiny import sd1
 
 from .record import arguments, write_run
@@ -88,7 +88,7 @@ def sizes(ledger: Ledger) -> dict[str, Any]:
     """Return what a ledger takes of the disk, and how many states of which width it holds of its first removal."""
     files = {path: path.stat().st_size for path in ledger.path.rglob("*") if path.is_file()}
     apart = [size for path, size in files.items() if path.parent.name == "rows"]
-    rows = Edit.load(ledger.path / ledger.entries[0].file).rows
+    rows = WeightEdit.load(ledger.path / ledger.entries[0].file).rows
     assert rows is not None  # UCE's edits have them
     return {
         "bytes_each": sum(files[ledger.path / entry.file] for entry in ledger.entries) / len(ledger.entries),
@@ -106,11 +106,11 @@ def reversed_ledger(pipe: Any, ledger: Ledger, folder: Path) -> Ledger:
     """Return a ledger of the same removals in the other order."""
     other = Ledger.open_or_create(folder, pipe, "small")
     for entry in reversed(ledger.entries):
-        other.add(Edit.load(ledger.path / entry.file))
+        other.add(WeightEdit.load(ledger.path / entry.file))
     return other
 
 
-def same(pipe: Any, one: Edit, other: Edit) -> bool:
+def same(pipe: Any, one: WeightEdit, other: WeightEdit) -> bool:
     """Say whether two edits make the same weights, bit for bit."""
     weights = backbone_of(pipe).parameters(one.changes.__contains__)
     return one.changes.keys() == other.changes.keys() and all(

@@ -32,7 +32,7 @@ from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import TextStates, concatenate
 from erasure.concept import Concept, preserved_templates
-from erasure.edits.edit import DenseChange, Edit, EditMetadata
+from erasure.edits import DenseChange, EditMetadata, WeightEdit
 from erasure.erasers import History
 from erasure.erasers.duge import DUGE, _noised, _uniform
 from erasure.erasers.esd import ESD, _encoded, _pairs, trains
@@ -135,7 +135,7 @@ def measured(case_and_way: str, steps: int, save: Path) -> dict[str, Any]:
     }
 
 
-def learned(edit: Edit, trained: Callable[[str], bool]) -> dict[str, Tensor]:
+def learned(edit: WeightEdit, trained: Callable[[str], bool]) -> dict[str, Tensor]:
     """Return the trained changes of an edit, by full parameter name."""
     return {
         name: change.delta for name, change in edit.changes.items() if isinstance(change, DenseChange) and trained(name)

@@ -13,7 +13,7 @@ from erasure.erasers import make_eraser
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStar
 from erasure.io.files import make_folder, write_whole
-from erasure.ledger.ledger import Entry, Ledger
+from erasure.ledger import Entry, Ledger
 from erasure.progress import staged
 from erasure.runs import configs, removal, schema, world
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from erasure.errors import InputError, reason, unknown_name
 from erasure.io.files import make_folder
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.progress import staged
 
 from ..eval.reports.model_card import prompts_of

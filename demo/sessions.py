@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import InputError
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 
 from .studio import Attended, Comparison
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL.Image import Image, Resampling
 
-from erasure.ledger.ledger import Entry, Ledger
+from erasure.ledger import Entry, Ledger
 from erasure.progress import Progress
 
 from ..eval.images.ledger_images import as_png

@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 # Each public name and the module that defines it.
 _HOMES = {
     "Concept": ".concept",
-    "Edit": ".edits.edit",
+    "Edit": ".edits",
     "ErasureError": ".errors",
-    "Ledger": ".ledger.ledger",
+    "Ledger": ".ledger",
     "TextStates": ".backbones.conditioning",
     "backbone_of": ".backbones",
     "erase": ".api",
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from .backbones import backbone_of
     from .backbones.conditioning import TextStates
     from .concept import Concept
-    from .edits.edit import Edit
+    from .edits import Edit
     from .erasers import eraser_names, make_eraser
     from .errors import ErasureError
-    from .ledger.ledger import Ledger
+    from .ledger import Ledger
     from .loading import load_model
     from .sampling import sample
 

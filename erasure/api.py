@@ -5,7 +5,7 @@ from typing import Any
 
 from .backbones import backbone_of
 from .concept import Concept, Kind
-from .edits.edit import Edit
+from .edits import Edit
 from .erasers import make_eraser
 from .progress import OnProgress
 

@@ -26,7 +26,7 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.backbones.attention import cross_attention_layers
 from erasure.concept import Concept, normalized
-from erasure.edits.edit import Edit
+from erasure.edits import WeightEdit
 from erasure.errors import ErasureError, InputError
 from erasure.eval.images.ledger_images import Pictures, Sampler
 from erasure.eval.metrics.fid import fid
@@ -35,7 +35,7 @@ from erasure.eval.protocols.plans import Probe, Role, pairs_of, tinyworld_probes
 from erasure.eval.stats.aggregates import erosion_slope, generalization_erosion, retention_accuracy, unlearning_accuracy
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.progress import OnProgress, Progress, progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs.configs import read_config
@@ -125,7 +125,7 @@ class InPlace(Removals):
     def applied(self, n: int) -> Iterator[None]:
         with ExitStack() as stack:
             for at in range(1, n + 1):
-                edit = Edit.load(self.folder / f"{at:03d}.safetensors")
+                edit = WeightEdit.load(self.folder / f"{at:03d}.safetensors")
                 stack.enter_context(edit.applied_to(self.pipe, check=False))
             yield
 

@@ -29,7 +29,7 @@ from erasure.eval.protocols.rows import ERASED, ORIGINAL
 from erasure.eval.protocols.sources import attack_of, metrics_of, source_of, witnesses_of
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.progress import progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs import configs, overrides, removal, schema

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.edits.edit import Edit
+from erasure.edits import WeightEdit
 from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import ErasureError
 from erasure.eval.images.ledger_images import as_png, side_by_side
@@ -117,13 +117,13 @@ class Bench:
     kept: int
     on_progress: OnProgress
 
-    def fitted(self, name: str, fit: Callable[..., Edit]) -> Edit:
+    def fitted(self, name: str, fit: Callable[..., WeightEdit]) -> WeightEdit:
         """Return the edit of that name, made if it is not there yet."""
         path = self.work / "edits" / f"{name.replace(' ', '-').replace(',', '')}.safetensors"
         if not path.is_file():
             make_folder(path.parent)
             fit(on_progress=staged(self.on_progress, name)).save(path)
-        return Edit.load(path)
+        return WeightEdit.load(path)
 
     def record(self, instance: Learned) -> InstanceRecord:
         """Return what makes and judges the pictures."""
@@ -186,7 +186,7 @@ def _told(state: State, asks: Sequence[Ask], named: Identity) -> dict[str, Any]:
     return {**scores, "individual": groups}
 
 
-def _word(edit: Edit, learned: bool) -> dict[str, Any]:
+def _word(edit: WeightEdit, learned: bool) -> dict[str, Any]:
     """Return how long the new word's row is, of the edit that learned it."""
     if not learned:
         return {}

@@ -17,7 +17,7 @@ from torch import Tensor
 from erasure.backbones import backbone_of
 from erasure.closed_form.problem import Rows, TextMap, solve
 from erasure.concept import Concept
-from erasure.edits.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange
+from erasure.edits import Change, DenseChange, EditMetadata, LowRankChange, MapChange, SumChange, WeightEdit
 from erasure.erasers.uce import UCE
 from erasure.errors import BaseMismatchError, ErasureError, InputError
 from erasure.pipelines.export.kohya import kohya_tensors
@@ -46,9 +46,9 @@ def untouched() -> Iterator[None]:
     assert not unequal(before, snapshot(PIPE))
 
 
-def made(changes: dict[str, Change], **metadata: Any) -> Edit:
+def made(changes: dict[str, Change], **metadata: Any) -> WeightEdit:
     made_by = EditMetadata.of("test", {"reg": 0.5}, BACKBONE, [Concept(target="cat")], seed=metadata.get("seed", 0))
-    return Edit(changes=changes, metadata=made_by)
+    return WeightEdit(changes=changes, metadata=made_by)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -62,7 +62,7 @@ def a_map(rank: int | None = 3, seed: int = 0) -> MapChange:
     return MapChange(map=TextMap(u=u, v=v))
 
 
-def of_every_kind(seed: int = 0) -> Edit:
+def of_every_kind(seed: int = 0) -> WeightEdit:
     low_rank = LowRankChange(up=noise(*(len(weight(PROJECTIONS[1])), 2), seed=seed), down=noise(2, tiny.WIDTH))
     return made(
         {
@@ -79,7 +79,7 @@ def weight(name: str) -> Tensor:
     return BACKBONE.parameters(lambda other: other == name)[name].detach()
 
 
-def same(one: Edit, other: Edit) -> bool:
+def same(one: WeightEdit, other: WeightEdit) -> bool:
     """Whether two edits change a model alike to the last bit, and say the same of themselves."""
     alike = one.changes.keys() == other.changes.keys() and one.metadata == other.metadata
     return alike and all(
@@ -208,21 +208,21 @@ def test_scaling_by_zero_changes_nothing_and_by_one_keeps_the_rows() -> None:
 
 def test_composition_adds_changes_of_one_base() -> None:
     one, other = of_every_kind(0), of_every_kind(1)
-    composed = Edit.compose([one, other])
+    composed = WeightEdit.compose([one, other])
     for name, change in composed.changes.items():
         expected = one.changes[name].of(weight(name)) + other.changes[name].of(weight(name))
         torch.testing.assert_close(change.of(weight(name)), expected)
     assert composed.metadata.method == "composed"
     assert composed.metadata.parts == (one.metadata, other.metadata)
     with pytest.raises(InputError, match="expected at least one"):
-        Edit.compose([])
+        WeightEdit.compose([])
 
 
 def test_composing_edits_of_two_models_names_both() -> None:
     one = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
     other_base = backbone_of(tiny.sd1(seed=1))
     other = UCE(rows="last-subject").fit(other_base, [Concept(target="dog")])
-    for joining in (Edit.compose, Edit.joint):
+    for joining in (WeightEdit.compose, WeightEdit.joint):
         with pytest.raises(BaseMismatchError) as caught:
             joining([one, other])
         assert BACKBONE.fingerprint()[:12] in str(caught.value)
@@ -239,7 +239,7 @@ def test_jointly_solved_removals_equal_removal_at_once_in_any_order(rows: Any) -
     ]
     edits = [eraser.fit(BACKBONE, [concept]) for concept in concepts]
     at_once = eraser.fit(BACKBONE, concepts)
-    for joined in (Edit.joint(edits), Edit.joint(edits[::-1]), Edit.joint([at_once])):
+    for joined in (WeightEdit.joint(edits), WeightEdit.joint(edits[::-1]), WeightEdit.joint([at_once])):
         for name in PROJECTIONS:
             assert torch.equal(joined.changes[name].of(weight(name)), at_once.changes[name].of(weight(name)))
 
@@ -247,7 +247,7 @@ def test_jointly_solved_removals_equal_removal_at_once_in_any_order(rows: Any) -
 def test_trained_changes_follow_the_joint_solve() -> None:
     solved = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
     trained = made({PROJECTIONS[0]: DenseChange(delta=noise(*weight(PROJECTIONS[0]).shape))})
-    joint = Edit.joint([trained, solved])
+    joint = WeightEdit.joint([trained, solved])
     expected = solved.changes[PROJECTIONS[0]].of(weight(PROJECTIONS[0])) + noise(*weight(PROJECTIONS[0]).shape).double()
     assert torch.equal(joint.changes[PROJECTIONS[0]].of(weight(PROJECTIONS[0])), expected)
     assert joint.changes.keys() == set(PROJECTIONS)
@@ -257,7 +257,7 @@ def test_edits_of_different_layers_are_joined_layer_by_layer() -> None:
     eraser = UCE(rows="last-subject")
     one, other = (eraser.fit(BACKBONE, [Concept(target=target)]) for target in ("cat", "dog"))
     keys = {name: change for name, change in other.changes.items() if "to_k" in name}
-    joint = Edit.joint([one, Edit(changes=keys, metadata=other.metadata, rows=other.rows)])
+    joint = WeightEdit.joint([one, WeightEdit(changes=keys, metadata=other.metadata, rows=other.rows)])
     both = eraser.fit(BACKBONE, [Concept(target="cat"), Concept(target="dog")])
     for name in PROJECTIONS:
         expected = both if "to_k" in name else one
@@ -268,14 +268,14 @@ def test_edits_of_different_layers_are_joined_layer_by_layer() -> None:
 def test_save_then_load_is_equal(tmp_path: Path, rows: Any) -> None:
     concepts = [Concept(target="cat", preserve=("dog",), aliases=("kitty",)), Concept(target="Neon", kind="style")]
     edit = of_every_kind() if rows is None else UCE(rows=rows).fit(BACKBONE, concepts, seed=3)
-    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
     assert same(loaded, edit)
     assert [file.name for file in tmp_path.iterdir()] == ["edit.safetensors"]
     if edit.rows is not None:
         assert loaded.rows is not None
         assert loaded.rows.sites == edit.rows.sites
         assert torch.equal(loaded.rows.targets, edit.rows.targets)
-        assert same(Edit.joint([loaded]), Edit.joint([edit]))
+        assert same(WeightEdit.joint([loaded]), WeightEdit.joint([edit]))
 
 
 def test_rows_apart_from_the_file_are_found_beside_its_folder_and_nowhere_else(tmp_path: Path) -> None:
@@ -284,12 +284,12 @@ def test_rows_apart_from_the_file_are_found_beside_its_folder_and_nowhere_else(t
     alone = edit.save(tmp_path / "alone.safetensors")
     path = edit.save(tmp_path / "edits" / "cat.safetensors", shared=tmp_path / "rows")
     assert path.stat().st_size < 0.5 * alone.stat().st_size
-    for loaded in (Edit.load(path), Edit.load(alone), Edit.load(path, shared=tmp_path / "rows")):
+    for loaded in (WeightEdit.load(path), WeightEdit.load(alone), WeightEdit.load(path, shared=tmp_path / "rows")):
         assert same(loaded, edit)
-        assert same(Edit.joint([loaded]), Edit.joint([edit]))
+        assert same(WeightEdit.joint([loaded]), WeightEdit.joint([edit]))
     moved = path.rename(tmp_path / "cat.safetensors")
     with pytest.raises(InputError, match="save it alone to take it elsewhere") as caught:
-        Edit.load(moved)
+        WeightEdit.load(moved)
     assert "\n" not in str(caught.value)
 
 
@@ -309,9 +309,9 @@ def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
         tmp_path / "first",
         metadata={"format": "erasure-edit/1", "edit": json.dumps(described)},
     )
-    loaded = Edit.load(tmp_path / "first")
+    loaded = WeightEdit.load(tmp_path / "first")
     assert same(loaded, edit)
-    assert same(Edit.joint([loaded]), Edit.joint([edit]))
+    assert same(WeightEdit.joint([loaded]), WeightEdit.joint([edit]))
 
 
 def test_a_map_that_the_rows_give_is_not_written_and_not_solved_for_before_it_is_needed(
@@ -320,23 +320,23 @@ def test_a_map_that_the_rows_give_is_not_written_and_not_solved_for_before_it_is
     edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat"), Concept(target="dog")])
     with safe_open(edit.save(tmp_path / "edit"), framework="pt") as file:
         assert not [name for name in file.keys() if not name.startswith("rows.")]  # noqa: SIM118 - not a mapping
-    monkeypatch.setattr("erasure.edits.edit.solve", None)
-    loaded = Edit.load(tmp_path / "edit")
+    monkeypatch.setattr("erasure.edits.changes.solve", None)
+    loaded = WeightEdit.load(tmp_path / "edit")
     assert loaded.closed_form
-    again = Edit.load(loaded.save(tmp_path / "again"))
+    again = WeightEdit.load(loaded.save(tmp_path / "again"))
     monkeypatch.undo()
     assert same(again, edit)
-    half = Edit.load(edit.scaled(0.5).save(tmp_path / "half"))  # no rows say this one
+    half = WeightEdit.load(edit.scaled(0.5).save(tmp_path / "half"))  # no rows say this one
     assert same(half, edit.scaled(0.5))
-    composed = Edit.compose([edit, half])  # once: it says when it was made
-    assert same(Edit.load(composed.save(tmp_path / "summed")), composed)
+    composed = WeightEdit.compose([edit, half])  # once: it says when it was made
+    assert same(WeightEdit.load(composed.save(tmp_path / "summed")), composed)
 
 
 def test_a_shared_map_is_written_once(tmp_path: Path) -> None:
     one, many = made({PROJECTIONS[0]: a_map()}), made(dict.fromkeys(PROJECTIONS, a_map()))
     sizes = [made_edit.save(tmp_path / f"{at}").stat().st_size for at, made_edit in enumerate((one, many))]
     assert sizes[1] - sizes[0] < 300 * len(PROJECTIONS)  # a name each; the map again would be over 1,000
-    loaded = Edit.load(tmp_path / "1")
+    loaded = WeightEdit.load(tmp_path / "1")
     assert len({id(change) for change in loaded.changes.values()}) == 1
 
 
@@ -354,7 +354,7 @@ def test_what_is_no_edit_is_refused_in_one_line(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, other)
     for path, message in ((text, "safetensors file"), (other, "expected an edit"), (missing, "path of a file")):
         with pytest.raises(InputError, match=message) as caught:
-            Edit.load(path)
+            WeightEdit.load(path)
         assert "\n" not in str(caught.value)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.backbones import Backbone, backbone_of
-from erasure.edits.edit import DenseChange, Edit, EditMetadata, LowRankChange
+from erasure.edits import DenseChange, EditMetadata, LowRankChange, WeightEdit
 from erasure.errors import InputError, SolveError
 from erasure.progress import Progress
 from erasure.training.finetune import Preservation, Student, finetune
@@ -66,7 +66,7 @@ def quadratic(name: str, goal: Tensor) -> Any:
 
 def applied_weight(backbone: Backbone, changes: dict[str, Any], name: str) -> Tensor:
     metadata = EditMetadata.of("test", {}, backbone, [], 0)
-    with Edit(changes=changes, metadata=metadata).applied_to(backbone.pipe):
+    with WeightEdit(changes=changes, metadata=metadata).applied_to(backbone.pipe):
         return backbone.parameters(lambda other: other == name)[name].detach().clone()
 
 
@@ -102,7 +102,7 @@ def test_the_model_is_left_as_it_was_and_the_changes_lower_the_loss(family: str,
 
     with torch.no_grad():
         plain = value()
-        with Edit(changes=changes, metadata=metadata).applied_to(backbone.pipe):
+        with WeightEdit(changes=changes, metadata=metadata).applied_to(backbone.pipe):
             assert value() < plain
 
 

@@ -14,11 +14,12 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erasure import Concept, Edit, Ledger, make_eraser
+from erasure import Concept, Ledger, make_eraser
 from erasure.backbones import backbone_of
-from erasure.edits.edit import SolvedChange
+from erasure.edits import SolvedChange, WeightEdit
 from erasure.errors import BaseMismatchError, InputError, LedgerError, UnknownNameError
-from erasure.ledger.ledger import Entry, _parsed
+from erasure.ledger import Entry
+from erasure.ledger.record import parsed
 from tests import tiny
 
 CONCEPTS = [
@@ -52,7 +53,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def trained(pipe, amount: float) -> Edit:
+def trained(pipe, amount: float) -> WeightEdit:
     """Return a real trained edit: ESD for one step."""
     return make_eraser("esd", steps=1, sample_steps=2, lr=amount).fit(backbone_of(pipe), [Concept(target="boat")])
 
@@ -176,7 +177,7 @@ def test_undoing_beneath_a_trained_removal_is_labelled_approximate(tmp_path, pip
     assert ledger.moved(pipe) == {}
     ledger.undo("001")
     assert ledger.approximate == ("002",)
-    own = Edit.load(tmp_path / ledger.entries[1].file).changes
+    own = WeightEdit.load(tmp_path / ledger.entries[1].file).changes
     weights = backbone_of(pipe).parameters(own.__contains__)
     sizes = [
         sum(float(changes[name].of(weights[name].detach()).square().sum()) for name in own if name in changes)
@@ -274,7 +275,7 @@ def test_verify_solves_again(tmp_path, pipe, edits) -> None:
     rows = edits[0].rows
     resized = SolvedChange(rows=rows, size=1.001 * edits[0].changes[PATH].norm)
     for changes in (edits[0].scaled(1.001).changes, dict.fromkeys(edits[0].changes, resized)):
-        ledger.add(Edit(changes=changes, metadata=edits[0].metadata, rows=rows))
+        ledger.add(WeightEdit(changes=changes, metadata=edits[0].metadata, rows=rows))
     assert ["solving it again" in problem for problem in ledger.verify()] == [True, True]
 
 
@@ -314,7 +315,7 @@ def test_an_anchor_that_was_erased_is_no_circle_and_costs_no_solve(tmp_path, pip
     uce, backbone = make_eraser("uce"), backbone_of(pipe)
     ledger = new_ledger(tmp_path, pipe)
     ledger.add(uce.fit(backbone, [Concept(target="cat", anchor="dog")]))
-    monkeypatch.setattr(Edit, "joint", None)
+    monkeypatch.setattr(WeightEdit, "joint", None)
     ledger.add(uce.fit(backbone, [Concept(target="bird", aliases=("sparrow",), anchor="cat")]))
     monkeypatch.undo()
     with pytest.raises(InputError, match="circle"):
@@ -355,8 +356,8 @@ def test_an_addition_costs_the_same_whatever_stands_before_it(tmp_path, pipe, ed
 
         return call
 
-    monkeypatch.setattr("erasure.ledger.ledger.Entry.as_json", counted("written", Entry.as_json))
-    monkeypatch.setattr("erasure.ledger.ledger._parsed", counted("read", _parsed))
+    monkeypatch.setattr("erasure.ledger.record.Entry.as_json", counted("written", Entry.as_json))
+    monkeypatch.setattr("erasure.ledger.store.parsed", counted("read", parsed))
     sizes = []
     for number in range(1, 13):
         entry = ledger.remove(pipe, make_eraser("uce", rows="last-subject"), [Concept(target=f"thing {number:02d}")])
@@ -524,7 +525,7 @@ def test_two_processes_at_once_wait_for_each_other(tmp_path, pipe, edits) -> Non
 
 def test_a_ledger_that_is_held_for_long_says_so(tmp_path, pipe, edits, monkeypatch) -> None:
     ledger = new_ledger(tmp_path, pipe)
-    monkeypatch.setattr("erasure.ledger.ledger._LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("erasure.ledger.store._LOCK_SECONDS", 0.05)
     with FileLock(tmp_path / ".lock"), pytest.raises(LedgerError, match="another process has held for") as caught:
         ledger.add(edits[0])
     assert "\n" not in str(caught.value)

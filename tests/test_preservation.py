@@ -9,7 +9,7 @@ import torch
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edits.edit import exchanged
+from erasure.edits.changes import exchanged
 from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError
 from erasure.training.finetune import Student, finetune

@@ -12,7 +12,7 @@ from erasure.backbones import backbone_of
 from erasure.concept import normalized
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import ErasureError, InputError, UnknownNameError
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.runs import configs, lists, overrides, removal, schema
 from erasure.tinyworld import vocabulary
 from tests import tiny

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edits.edit import Edit, EditMetadata, LowRankChange
+from erasure.edits import EditMetadata, LowRankChange, WeightEdit
 from erasure.edits.tokens import NewToken, add_tokens, check_word, mean_row, table_name, tokens_added
 from erasure.errors import InputError
 from tests import tiny
@@ -84,19 +84,19 @@ def test_a_word_learned_already_and_rows_for_other_encoders_are_refused() -> Non
         add_tokens(tiny.sdxl(), [word(pipe)])
 
 
-def edit_of(pipe: Any, *tokens: NewToken) -> Edit:
+def edit_of(pipe: Any, *tokens: NewToken) -> WeightEdit:
     backbone = backbone_of(pipe)
     name = f"{next(iter(backbone.text_projections()))}.weight"
     rows, columns = backbone.parameters({name}.__contains__)[name].shape
     change = LowRankChange(up=torch.ones(rows, 1), down=torch.full((1, columns), 0.01))
     metadata = EditMetadata.of("test", {}, backbone, [Concept(target="<biscuit> dog")], 0)
-    return Edit(changes={name: change}, metadata=metadata, tokens=tokens)
+    return WeightEdit(changes={name: change}, metadata=metadata, tokens=tokens)
 
 
 def test_an_edit_brings_its_words_and_keeps_them_on_disk(tmp_path: Path) -> None:
     pipe = tiny.sd1()
     edit = edit_of(pipe, word(pipe), word(pipe, "<rusty>", -0.2))
-    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
     before = state(pipe)
     prompts = ["a <biscuit> dog and <rusty>"]
     with edit.applied_to(pipe):
@@ -125,7 +125,11 @@ def test_a_merge_that_cannot_add_its_word_changes_nothing() -> None:
 def test_words_of_composed_and_joint_edits_are_all_there_at_any_strength() -> None:
     pipe = tiny.sd1()
     one, other = edit_of(pipe, word(pipe)), edit_of(pipe, word(pipe, "<rusty>"))
-    for both in (Edit.compose([one, other]), Edit.joint([one, other]), Edit.compose([one, other]).scaled(0.0)):
+    for both in (
+        WeightEdit.compose([one, other]),
+        WeightEdit.joint([one, other]),
+        WeightEdit.compose([one, other]).scaled(0.0),
+    ):
         with both.applied_to(pipe):
             assert {"<biscuit>", "<rusty>"} <= pipe.tokenizer.get_vocab().keys()
 

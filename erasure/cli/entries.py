@@ -7,7 +7,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from erasure.eval.protocols.record import Record
 
-    from ..ledger.ledger import Entry, Ledger
+    from ..ledger import Entry, Ledger
 
 
 def targets_of(entry: "Entry") -> str:

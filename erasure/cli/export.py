@@ -48,7 +48,7 @@ def export(
     from erasure.pipelines.export.push import check_push, push
 
     from ..io.files import check_free
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
 
     opened, wanted = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance)
     check_standing(opened)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
     """List the removals of a ledger, those undone as well."""
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
 
     opened = Ledger.open(ledger)
     if as_json:
@@ -48,7 +48,7 @@ def undo(
     device: Device = "auto",
 ) -> None:
     """Take one removal back, whichever it is; the others stay."""
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
 
     opened = Ledger.open(ledger)
     entry = opened.undo(name)
@@ -67,7 +67,7 @@ def undo(
 
 def verify(ledger: LedgerFolder, device: Device = "auto") -> None:
     """Check a ledger: files by hash, removals by solving them again, the base by fingerprint. Exit code 1 if not."""
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
 
     opened = Ledger.open(ledger)
     pipe = load_pipe(opened.base.name, existing_device(device))
@@ -89,7 +89,7 @@ def replay(
     device: Device = "auto",
 ) -> None:
     """Remove from another model what stands removed in a ledger, fitted anew on that model's weights."""
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
     from ..ledger.replay import replay as replayed
     from ..runs.removal import shows_of
 
@@ -126,9 +126,9 @@ def load_edit(
     device: Device = "auto",
 ) -> None:
     """Record an edit that was made elsewhere as a removal: weights as UCE and ESD publish them, or this library's."""
-    from ..edits.edit import Edit
+    from ..edits import WeightEdit
     from ..edits.foreign_weights import import_edit, is_own
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
     from ..runs.schema import parse
     from ..runs.world import TINYWORLD
 
@@ -142,7 +142,7 @@ def load_edit(
     shared = {} if kind is None else {"kind": kind}
     pipe = load_pipe(name, existing_device(device))
     if own:
-        edit = Edit.load(file)
+        edit = WeightEdit.load(file)
     else:
         asked = [{"target": target, **shared} for target in removed or []]
         edit = import_edit(file, pipe, parse({"model": name, "concepts": asked}).concepts)

@@ -31,7 +31,7 @@ def generate(
     from erasure.eval.images.ledger_images import as_png, slug
 
     from ..io.files import make_folder, write_whole
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
     from ..runs.seeds import read_seeds
 
     pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
@@ -69,7 +69,7 @@ def compare(
     from erasure.eval.protocols.record import headings
 
     from ..io.files import write_whole
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
     from ..runs.seeds import read_seeds
 
     opened = Ledger.open(ledger)
@@ -106,7 +106,7 @@ def attention(
 
     from ..guidance.a_star import AStar
     from ..io.files import write_whole
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
 
     names = tuple(name.strip() for name in concepts.split(",") if name.strip())
     ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None

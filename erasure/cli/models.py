@@ -10,7 +10,7 @@ from .console import err
 
 if TYPE_CHECKING:
     from ..concept import Concept
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -90,7 +90,7 @@ def lasting_name(model: str) -> str:
 
 def new_folder(concepts: "Sequence[Concept]") -> Path:
     """Return a folder under erasure-runs that does not exist yet, named for what is removed."""
-    from ..ledger.ledger import slug
+    from ..ledger import slug
 
     return free_folder(slug(concepts[:4]))
 

@@ -16,7 +16,7 @@ from .models import existing_device, free_folder, lasting_name, load_pipe
 from .options import AsJson, AttentionBy, Device, PicturesEach, Siblings
 
 if TYPE_CHECKING:
-    from ..edits.edit import Edit
+    from ..edits import WeightEdit
     from ..personalize.folder import Personalized
 
 
@@ -157,7 +157,7 @@ def forget(
 
 def _show_instances(
     found: "Personalized",
-    edits: dict[str, "Edit"],
+    edits: dict[str, "WeightEdit"],
     pipe: Any,
     siblings: Sequence[str],
     pictures: int,

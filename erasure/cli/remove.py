@@ -17,7 +17,7 @@ from .models import existing_device, lasting_name, load_pipe, new_folder, sample
 from .options import AsJson, LowMemory
 
 if TYPE_CHECKING:
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
     from ..runs.schema import Run
 
 
@@ -96,7 +96,7 @@ def remove(
     for assignment in settings or []:
         raw = override(raw, assignment)
     if "model" not in raw and raw.get("output") and (Path(raw["output"]) / "ledger.json").is_file():
-        from ..ledger.ledger import Ledger
+        from ..ledger import Ledger
 
         raw["model"] = Ledger.open(raw["output"]).base.name
     named = [list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
@@ -111,7 +111,7 @@ def _remove(
     from erasure.eval.protocols.record import Record
     from erasure.eval.reports.ledger_report import write_report
 
-    from ..ledger.ledger import Ledger
+    from ..ledger import Ledger
     from ..runs import removal
     from ..runs.lists import check_phrases
 

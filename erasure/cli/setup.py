@@ -36,7 +36,7 @@ def web(
     from erasure.demo.serve import serve
 
     if model is None and ledger is not None and (ledger / "ledger.json").is_file():
-        from ..ledger.ledger import Ledger
+        from ..ledger import Ledger
 
         model = Ledger.open(ledger).base.name
     name, place = lasting_name(model or "tinyworld"), existing_device(device)

@@ -1,1 +1,22 @@
 """Edits: changes of a model as values."""
+
+from .changes import Change, DenseChange, LowRankChange, MapChange, SolvedChange, SumChange
+from .edit import Edit
+from .lora import Lora
+from .metadata import EditMetadata
+from .switch import Switch
+from .weight_edit import WeightEdit
+
+__all__ = [
+    "Change",
+    "DenseChange",
+    "Edit",
+    "EditMetadata",
+    "Lora",
+    "LowRankChange",
+    "MapChange",
+    "SolvedChange",
+    "SumChange",
+    "Switch",
+    "WeightEdit",
+]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..backbones import backbone_of
 from ..concept import Concept
 from ..errors import InputError
-from .edit import Change, DenseChange, Edit, EditMetadata
+from .changes import Change, DenseChange
+from .metadata import EditMetadata
+from .weight_edit import WeightEdit
 
 METHOD = "imported"
 
@@ -27,7 +29,7 @@ def is_own(path: str | Path) -> bool:
         return str((file.metadata() or {}).get("format")).startswith("erasure-edit/")
 
 
-def import_edit(path: str | Path, pipe: Any, concepts: Sequence[Concept]) -> Edit:
+def import_edit(path: str | Path, pipe: Any, concepts: Sequence[Concept]) -> WeightEdit:
     """Return what somebody else's file of weights makes of a model, as an edit.
 
     The file holds new weights by the names of the denoiser's parameters ("down_blocks.0.….attn2.to_k.weight", as it is
@@ -57,7 +59,7 @@ def import_edit(path: str | Path, pipe: Any, concepts: Sequence[Concept]) -> Edi
     if not changes:
         raise InputError(f"{path}: expected weights that differ from the model's, got none. Check the base.")
     settings = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return Edit(changes=changes, metadata=EditMetadata.of(METHOD, settings, backbone, concepts, 0))
+    return WeightEdit(changes=changes, metadata=EditMetadata.of(METHOD, settings, backbone, concepts, 0))
 
 
 def _opened(path: Path) -> Any:

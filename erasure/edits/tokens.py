@@ -15,7 +15,7 @@ from ..backbones.base import Backbone
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from .edit import Change  # it holds tokens itself
+    from .changes import Change
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

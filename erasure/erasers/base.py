@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..edits.edit import Edit, exchanged
+from ..edits import Edit
+from ..edits.changes import exchanged
 from ..errors import InputError
 from ..progress import OnProgress
 from ..registry import Plugin

@@ -20,7 +20,7 @@ from ..backbones.attention import AttentionCapture, Reduce, at_least_float32, la
 from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates, concatenate
 from ..concept import Concept, Kind, blank, fill, preserved_templates, speaks_of, templates
-from ..edits.edit import Edit, EditMetadata
+from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import denoising_target, prior_preservation, reading_distance
@@ -194,7 +194,7 @@ class DUGE(Eraser):
         history: History | None = None,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-    ) -> Edit:
+    ) -> WeightEdit:
         self.require(concepts)
         if self.overshoot and self.match == "maps":
             raise InputError(
@@ -235,7 +235,7 @@ class DUGE(Eraser):
             on_progress=on_progress,
             seed=seed,
         )
-        return Edit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
+        return WeightEdit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
 
     @property
     def _sampling(self) -> Sampling:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates, concatenate
 from ..concept import Concept, blank, fill, templates
-from ..edits.edit import Edit, EditMetadata
+from ..edits import EditMetadata, WeightEdit
 from ..progress import OnProgress
 from ..sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
 from ..training.finetune import Preservation, Student, below, finetune
@@ -94,7 +94,7 @@ class ESD(Eraser):
         history: History | None = None,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-    ) -> Edit:
+    ) -> WeightEdit:
         self.require(concepts)
         changes = finetune(
             backbone,
@@ -111,7 +111,7 @@ class ESD(Eraser):
             on_progress=on_progress,
             seed=seed,
         )
-        return Edit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
+        return WeightEdit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
 
     def _erasing(
         self, backbone: Backbone, concepts: Sequence[Concept]

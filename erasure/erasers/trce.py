@@ -20,7 +20,8 @@ from ..backbones.conditioning import TextStates, concatenate
 from ..closed_form.caption_statistics import Statistics, ordinary_captions, read_captions, square_root, statistics
 from ..closed_form.problem import Row, Rows, TextMap, solve
 from ..concept import Concept, blank_of, fill, normalized, templates
-from ..edits.edit import Change, DenseChange, Edit, EditMetadata, LowRankChange, exchanged
+from ..edits import Change, DenseChange, EditMetadata, LowRankChange, WeightEdit
+from ..edits.changes import exchanged
 from ..errors import InputError
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
@@ -199,11 +200,11 @@ class TRCE(Eraser):
         history: History | None = None,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-    ) -> Edit:
+    ) -> WeightEdit:
         self.require(concepts)
         known = history or History()
         metadata = EditMetadata.of(self.name, asdict(self), backbone, concepts, seed)
-        text = Edit(changes={}, metadata=metadata)
+        text = WeightEdit(changes={}, metadata=metadata)
         if self.stages != "visual":
             text = self._text(backbone, concepts, known, metadata)
             if self.stages == "text" and on_progress is not None:
@@ -220,10 +221,12 @@ class TRCE(Eraser):
         """
         return self._problems(backbone, concepts, history or History())[0]
 
-    def _text(self, backbone: Backbone, concepts: Sequence[Concept], history: History, metadata: EditMetadata) -> Edit:
+    def _text(
+        self, backbone: Backbone, concepts: Sequence[Concept], history: History, metadata: EditMetadata
+    ) -> WeightEdit:
         rows, pooled = self._problems(backbone, concepts, history)
         names = [f"{name}.weight" for name in backbone.text_projections()]
-        edit = Edit.from_rows(rows, names, metadata)
+        edit = WeightEdit.from_rows(rows, names, metadata)
         if pooled is None:
             return edit
         return replace(edit, changes={**edit.changes, **_sentence_vector_changes(backbone, solve(pooled))})
@@ -258,7 +261,7 @@ class TRCE(Eraser):
         self,
         backbone: Backbone,
         concepts: Sequence[Concept],
-        text: Edit,
+        text: WeightEdit,
         history: History,
         on_progress: OnProgress | None,
         seed: int,

@@ -11,7 +11,7 @@ from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates
 from ..closed_form.problem import Row, Rows
 from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
-from ..edits.edit import Edit, EditMetadata
+from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
 from ..progress import OnProgress, Progress
 from .base import Eraser, History
@@ -84,10 +84,10 @@ class UCE(Eraser):
         history: History | None = None,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-    ) -> Edit:
+    ) -> WeightEdit:
         rows = self.rows_of(backbone, concepts, history=history)
         names = [f"{name}.weight" for name in backbone.text_projections()]
-        edit = Edit.from_rows(rows, names, EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
+        edit = WeightEdit.from_rows(rows, names, EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
         if on_progress is not None:
             on_progress(Progress(done=1, total=1))
         return edit

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from ..backbones import backbone_of
-from ..edits.edit import Change
+from ..edits import Change
 from ..erasers import Eraser, Shows, eraser_names, make_eraser
 from ..errors import InputError
 from ..progress import OnProgress
-from .ledger import Entry, Ledger, Origin
+from .ledger import Ledger
+from .record import Entry, Origin
 
 
 def replay(

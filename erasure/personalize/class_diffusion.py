@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept, fill
-from ..edits.edit import Edit, EditMetadata
+from ..edits import EditMetadata, WeightEdit
 from ..edits.tokens import NewToken, check_word, mean_row, moved_tokens, table_name, tokens_added
 from ..errors import InputError
 from ..losses.preservation import denoising_target
@@ -128,7 +128,7 @@ class ClassDiffusion:
         *,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-    ) -> Edit:
+    ) -> WeightEdit:
         """Return the edit after which the model knows the instances; the model is left as it was.
 
         Raises:
@@ -157,7 +157,7 @@ class ClassDiffusion:
                 seed=seed,
             )
         learned = moved_tokens(tokens, {component: changes.pop(name) for component, name in tables.items()})
-        return Edit(changes=changes, metadata=metadata, tokens=learned)
+        return WeightEdit(changes=changes, metadata=metadata, tokens=learned)
 
     def _tokens(self, backbone: Backbone, instances: Sequence[Instance]) -> list[NewToken]:
         """Return the new words as they start."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..edits.edit import Edit
+from ..edits import WeightEdit
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
 from ..loading import PERSONALIZED as RECORD
@@ -60,9 +60,9 @@ class Personalized:
     instances: tuple[Learned, ...]
 
     @property
-    def edit(self) -> Edit:
+    def edit(self) -> WeightEdit:
         """What was learned, as a change of the base."""
-        return Edit.load(self.folder / EDIT)
+        return WeightEdit.load(self.folder / EDIT)
 
     def pictures(self, token: str) -> list[Image.Image]:
         """Return the pictures that an instance was learned from, as they were kept."""
@@ -90,7 +90,7 @@ class Personalized:
         return cls(folder=folder, base=data["base"], instances=instances)
 
     @classmethod
-    def write(cls, folder: Path, edit: Edit, base: str, instances: Sequence[Instance]) -> "Personalized":
+    def write(cls, folder: Path, edit: WeightEdit, base: str, instances: Sequence[Instance]) -> "Personalized":
         """Keep what was learned with the pictures that it was learned from; the record comes last.
 
         Raises:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import fill, templates
-from ..edits.edit import Edit, EditMetadata
+from ..edits import EditMetadata, WeightEdit
 from ..edits.tokens import moved_tokens, table_name, tokens_added
 from ..errors import unknown_name
 from ..losses.semantic import cosine_preservation, norm_preservation
@@ -50,12 +50,12 @@ class Forgetting:
     def fit(
         self,
         backbone: Backbone,
-        learned: Edit,
+        learned: WeightEdit,
         token: str,
         *,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-    ) -> Edit:
+    ) -> WeightEdit:
         """Return the edit of the base that takes the place of what was learned; the model is left as it was.
 
         Args:
@@ -90,7 +90,7 @@ class Forgetting:
                 seed=seed,
             )
         moved = moved_tokens([own], {component: changes[name] for name, component in tables.items()})
-        return Edit(
+        return WeightEdit(
             changes=dict(learned.changes) if others else {},
             metadata=EditMetadata.of(self.name, asdict(self), backbone, [concept], seed),
             tokens=(*others, *moved),

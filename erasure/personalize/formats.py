@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..backbones import backbone_of
-from ..edits.edit import Edit, LowRankChange
+from ..edits import LowRankChange, WeightEdit
 from ..errors import InputError
 from ..io.files import write_whole
 
@@ -17,7 +17,7 @@ CUSTOM_DIFFUSION_FILE = "pytorch_custom_diffusion_weights.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-def textual_inversion(edit: Edit) -> dict[str, dict[str, Tensor]]:
+def textual_inversion(edit: WeightEdit) -> dict[str, dict[str, Tensor]]:
     """Return each new word's row as `pipe.load_textual_inversion` takes it, by file name.
 
     A model with two text encoders has two files a word; the one that ends in "-2" is loaded with `tokenizer_2` and
@@ -30,7 +30,7 @@ def textual_inversion(edit: Edit) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def custom_diffusion(edit: Edit, pipe: Any) -> dict[str, Tensor]:
+def custom_diffusion(edit: WeightEdit, pipe: Any) -> dict[str, Tensor]:
     """Return the changed keys and values as `pipe.unet.load_attn_procs` takes them: whole weights, float32.
 
     In diffusers 0.42 that needs `_pipeline=pipe`: without, it reads the file and sets nothing.
@@ -58,7 +58,7 @@ def custom_diffusion(edit: Edit, pipe: Any) -> dict[str, Tensor]:
     return {**found, **{name: torch.empty(0) for name in plain}}
 
 
-def write_formats(edit: Edit, pipe: Any, folder: Path) -> list[Path]:
+def write_formats(edit: WeightEdit, pipe: Any, folder: Path) -> list[Path]:
     """Write what was learned in the formats of others, and return the files."""
     files: dict[str, Mapping[str, Tensor]] = {**textual_inversion(edit)}
     if all(isinstance(change, LowRankChange) for change in edit.changes.values()):

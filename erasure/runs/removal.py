@@ -16,7 +16,7 @@ from .schema import Run
 from .world import TINYWORLD
 
 if TYPE_CHECKING:
-    from ..ledger.ledger import Entry, Ledger
+    from ..ledger import Entry, Ledger
 
 
 def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..backbones.base import Backbone
-from ..edits.edit import DenseChange, LowRankChange
+from ..edits import DenseChange, LowRankChange
 from ..errors import InputError, SolveError
 from ..progress import OnProgress, Progress
 

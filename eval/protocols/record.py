@@ -14,7 +14,7 @@ from erasure.backbones import backbone_of
 from erasure.backbones.storage import is_stored
 from erasure.concept import Concept
 from erasure.io.files import make_folder, write_whole
-from erasure.ledger.ledger import Entry, Ledger
+from erasure.ledger import Entry, Ledger
 from erasure.progress import OnProgress, staged
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings

@@ -9,7 +9,7 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.registry import with_settings
 from erasure.runs.overrides import override, with_assignments
 from erasure.runs.sampling import own_sampling

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 
 from ..protocols.evaluate import FORMAT as SCORES
 from ..protocols.evaluate import spoken

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from erasure.io.files import write_whole
-from erasure.ledger.ledger import Entry, Ledger
+from erasure.ledger import Entry, Ledger
 
 from ..images.ledger_images import as_png
 from ..protocols.record import Record, Strip

@@ -13,7 +13,7 @@ from PIL import Image
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept, fill
-from erasure.ledger.ledger import Entry, Ledger
+from erasure.ledger import Entry, Ledger
 from erasure.loading import PERSONALIZED
 from erasure.personalize.folder import Personalized
 from erasure.progress import OnProgress, staged

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.io.files import new_folder, write_whole
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.progress import OnProgress
 
 from ...pipelines.export.formats import Export, Written, write_export, write_record

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from erasure import tinyworld
-from erasure.edits.edit import Edit
+from erasure.edits import WeightEdit
 from erasure.errors import InputError
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
 from erasure.loading import PERSONALIZED
@@ -83,7 +83,7 @@ def copy_configs(source: Path, to: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
-def write_edited(edit: Edit, pipe: Any, source: Path, to: Path) -> None:
+def write_edited(edit: WeightEdit, pipe: Any, source: Path, to: Path) -> None:
     """Write a model's files with an edit in them.
 
     Of each file of weights the changed tensors are computed from those of that file. In the main files they are at
@@ -126,7 +126,7 @@ def _is_weights(path: Path) -> bool:
     return path.suffix in {".safetensors", *_OTHER_WEIGHTS} or ".index." in path.name
 
 
-def _write_weights(edit: Edit, part: str, path: Path, to: Path) -> set[str]:
+def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path) -> set[str]:
     """Write one file of a component's weights and return the parameters that it changed."""
     found = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
     if found:
@@ -137,7 +137,7 @@ def _write_weights(edit: Edit, part: str, path: Path, to: Path) -> set[str]:
     return set(found.values())
 
 
-def _parameter(edit: Edit, part: str, key: str) -> str | None:
+def _parameter(edit: WeightEdit, part: str, key: str) -> str | None:
     """Return the changed parameter that a tensor is; transformers' files may call a text encoder's otherwise."""
     names = (f"{part}.{key}", f"{part}.{key.removeprefix('text_model.')}", f"{part}.text_model.{key}")
     return next((name for name in names if name in edit.changes), None)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from erasure.backbones import backbone_of
-from erasure.edits.edit import Edit, Lora
+from erasure.edits import Lora, WeightEdit
 from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.io.tensor_files import write_tensors
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.runs.removal import check_cpu
 
 from .. import a_star, guided
@@ -197,7 +197,7 @@ _WRITERS: Mapping[str, tuple[Callable[[Ledger, Any, Export, Path], tuple[str, ..
 }
 
 
-def _factors(edit: Edit, pipe: Any, export: Export) -> Lora:
+def _factors(edit: WeightEdit, pipe: Any, export: Export) -> Lora:
     try:
         return edit.as_lora(pipe, rank=export.rank)
     except InputError as error:

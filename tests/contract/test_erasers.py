@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edits.edit import Edit
+from erasure.edits import WeightEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.progress import Progress
@@ -42,7 +42,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
+def deltas(edit: WeightEdit, pipe: Any) -> dict[str, Tensor]:
     weights = backbone_of(pipe).parameters(edit.changes.__contains__)
     return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
 
@@ -114,7 +114,7 @@ def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_pa
     assert (metadata.method, metadata.seed, metadata.concepts) == (name, 5, tuple(CONCEPTS))
     assert metadata.base_fingerprint == backbone_of(pipe).fingerprint()
     assert make_eraser(name, **metadata.settings) == eraser
-    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
     assert loaded.metadata == metadata
     assert same(deltas(loaded, pipe), deltas(edit, pipe))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from erasure.edits.edit import Edit
+from erasure.edits import WeightEdit
 from erasure.guidance import Applicable, Guidance, guidances
 from erasure.sampling import sample
 from tests import tiny
@@ -23,7 +23,7 @@ def latents(pipe: Any) -> torch.Tensor:
 
 def test_an_edit_is_applied_as_a_guidance_is() -> None:
     assert set(guidances()) >= {"a-star", "attend-and-excite", "localised"}
-    assert issubclass(Edit, Applicable)
+    assert issubclass(WeightEdit, Applicable)
     assert issubclass(Guidance, Applicable)
 
 

@@ -10,11 +10,11 @@ import torch
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.attention import AttentionCapture, cross_attention_layers, layer_pixels
 from erasure.concept import Concept
-from erasure.edits.edit import LowRankChange
+from erasure.edits import LowRankChange
 from erasure.erasers import History, make_eraser
 from erasure.erasers.duge import DUGE, _Look, _noised, _pairs
 from erasure.errors import InputError
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.losses.preservation import denoising_target
 from erasure.runs.configs import read_config
 from erasure.training.finetune import Student

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept, templates
-from erasure.edits.edit import DenseChange, Edit, LowRankChange
+from erasure.edits import DenseChange, LowRankChange, WeightEdit
 from erasure.erasers import esd, make_eraser
 from erasure.erasers.esd import ESD, negatively_guided, trains
 from erasure.errors import InputError
@@ -156,7 +156,7 @@ def test_only_declared_parameters_change(variant: Any, rank: int | None) -> None
 def test_the_edit_survives_saving_and_says_how_it_came_to_be(tmp_path: Any) -> None:
     backbone = backbone_of(sd1())
     edit = replace(QUICK, variant="full", rank=2).fit(backbone, [CAT], seed=4)
-    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
     assert (loaded.metadata.method, loaded.metadata.seed) == ("esd", 4)
     assert loaded.metadata.settings["rank"] == 2
     assert loaded.metadata.concepts == (CAT,)

@@ -12,7 +12,7 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.closed_form.caption_statistics import square_root, statistics
 from erasure.closed_form.problem import Rows, solve
 from erasure.concept import Concept
-from erasure.edits.edit import DenseChange, Edit, MapChange
+from erasure.edits import DenseChange, MapChange, WeightEdit
 from erasure.erasers import History, make_eraser
 from erasure.erasers.trce import (
     FRAMES,
@@ -26,7 +26,7 @@ from erasure.erasers.trce import (
     published_eta,
 )
 from erasure.errors import InputError
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.progress import Progress
 from erasure.runs.lists import list_path, read_concepts
 from erasure.runs.schema import parse
@@ -389,7 +389,7 @@ def test_an_entry_of_both_stages_is_solved_and_added_and_can_be_taken_back(small
     assert ledger.approximate == ()
     weight = small.parameters(kv.__eq__)[kv].detach()
     assert torch.allclose(ledger.edit().changes[kv].of(weight), alone.changes[kv].of(weight), rtol=1e-9)
-    reloaded = Edit.load(alone.save(tmp_path / "edit.safetensors"))
+    reloaded = WeightEdit.load(alone.save(tmp_path / "edit.safetensors"))
     assert not reloaded.closed_form
     assert reloaded.rows is not None
 

@@ -33,7 +33,7 @@ from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics, WorldLook
 from erasure.eval.reports.evaluation_report import render, terminal_table
 from erasure.eval.reports.score_files import compare_scores
 from erasure.eval.stats.quantiles import clopper_pearson
-from erasure.ledger.ledger import Ledger
+from erasure.ledger import Ledger
 from erasure.progress import Progress
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.judge import WorldClip, build

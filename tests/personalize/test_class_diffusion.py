@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.edits.edit import DenseChange, Edit, LowRankChange
+from erasure.edits import DenseChange, LowRankChange, WeightEdit
 from erasure.edits.tokens import NewToken, moved_tokens, table_name, tokens_added
 from erasure.errors import InputError, UnknownNameError
 from erasure.losses.reconstruction import masked_reconstruction
@@ -35,17 +35,17 @@ RUSTY = Instance(token="<rusty>", class_word="dog", pictures=PICTURES[:2])
 SPL_ALONE: dict[str, Any] = {"lr": 1e-12, "token_lr": 3e-3, "weight_decay": 0.0}
 
 
-def learned(pipe: Any, *instances: Instance, seed: int = 0, on_progress: Any = None, **settings: Any) -> Edit:
+def learned(pipe: Any, *instances: Instance, seed: int = 0, on_progress: Any = None, **settings: Any) -> WeightEdit:
     method = ClassDiffusion(**{"steps": 3, "lr": 1e-3, **settings})
     return method.fit(backbone_of(pipe), instances or (BISCUIT,), seed=seed, on_progress=on_progress)
 
 
-def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
+def deltas(edit: WeightEdit, pipe: Any) -> dict[str, Tensor]:
     weights = backbone_of(pipe).parameters(edit.changes.__contains__)
     return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
 
 
-def rows(edit: Edit) -> dict[str, Tensor]:
+def rows(edit: WeightEdit) -> dict[str, Tensor]:
     return {f"{token.text} {part}": row for token in edit.tokens for part, row in token.rows.items()}
 
 
@@ -237,13 +237,13 @@ def test_custom_diffusions_format_is_refused_for_what_it_cannot_say() -> None:
     edit = learned(pipe)
     name, change = next(iter(edit.changes.items()))
     with pytest.raises(InputError, match="expected changes of all keys and values"):
-        custom_diffusion(Edit(changes={name: change}, metadata=edit.metadata), pipe)
+        custom_diffusion(WeightEdit(changes={name: change}, metadata=edit.metadata), pipe)
 
 
 def test_a_saved_edit_draws_the_same_picture(tmp_path: Path) -> None:
     pipe = tiny.sd1()
     edit = learned(pipe, lr=3e-2)
-    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
     with edit.applied_to(pipe):
         one = drawn(pipe, ["a <biscuit> dog"])
     with loaded.applied_to(pipe):

@@ -17,9 +17,9 @@ from huggingface_hub import constants
 from safetensors import safe_open
 from torch import Tensor
 
-from erasure import Edit, Ledger, erase, tinyworld
+from erasure import Ledger, erase, tinyworld
 from erasure.backbones import backbone_of
-from erasure.edits.edit import DenseChange
+from erasure.edits import DenseChange, WeightEdit
 from erasure.errors import BaseMismatchError, InputError, UnknownNameError
 from erasure.io.tensor_files import data_size
 from erasure.pipelines.export.folders import folder_of
@@ -194,7 +194,7 @@ def test_a_lora_is_the_original_at_0_and_the_erased_model_at_1(world: World, for
 
 
 def test_an_edit_stands_alone_and_gives_the_same_pictures_bit_for_bit(world: World) -> None:
-    with Edit.load(world.out / "edit" / "edit.safetensors").applied_to(world.pipe):
+    with WeightEdit.load(world.out / "edit" / "edit.safetensors").applied_to(world.pipe):
         assert torch.equal(drawn(world.pipe), world.erased)
 
 

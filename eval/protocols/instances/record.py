@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from erasure import tinyworld
-from erasure.edits.edit import Edit
+from erasure.edits import WeightEdit
 from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.personalize.folder import Learned
@@ -104,7 +104,7 @@ class InstanceRecord:
         return found if found.setups else None
 
     def measure(
-        self, edits: Mapping[str, Edit], judge: InstanceJudge | None, on_progress: OnProgress | None = None
+        self, edits: Mapping[str, WeightEdit], judge: InstanceJudge | None, on_progress: OnProgress | None = None
     ) -> list[State]:
         """Return the original and what each edit makes of it; pictures that are there already are not made again.
 
@@ -171,7 +171,7 @@ class InstanceRecord:
         )
 
 
-def _identity(edit: Edit) -> str:
+def _identity(edit: WeightEdit) -> str:
     """Return what tells one edit's pictures from another's."""
     told = json.dumps(edit.metadata.as_json(), sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:12]

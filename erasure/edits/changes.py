@@ -1,0 +1,204 @@
+"""Changes of single weights: dense, low-rank, by a map that all projections share, to be solved for, or a sum."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..closed_form.problem import Rows, TextMap, solve
+from ..errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseChange:
+    """The change of one weight, entry by entry.
+
+    Attributes:
+        delta: New weight minus old weight.
+    """
+
+    delta: Float[Tensor, "..."]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the difference of the new weight and `weight`, in float64."""
+        return self.delta.to(weight.device, torch.float64)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the low-rank factors (up, down) of the difference in float64, or None if it has none."""
+        return None
+
+    def scaled(self, factor: float) -> "DenseChange":
+        """Return the change multiplied by `factor`."""
+        return DenseChange(delta=self.delta * factor)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRankChange:
+    """A change `up @ down` of one linear layer or convolution; the axes of a kernel after the first count as one.
+
+    Attributes:
+        up: Left factor.
+        down: Right factor.
+    """
+
+    up: Float[Tensor, "out rank"]
+    down: Float[Tensor, "rank in"]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the difference of the new weight and `weight`, in float64."""
+        product = self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
+        return product.reshape(weight.shape)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the low-rank factors (up, down) of the difference in float64."""
+        return self.up.double(), self.down.double()
+
+    def scaled(self, factor: float) -> "LowRankChange":
+        """Return the change multiplied by `factor`."""
+        return LowRankChange(up=self.up * factor, down=self.down)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MapChange:
+    """A change `W M - W` by a linear map of text states that several projections share; stored once for all of them.
+
+    Attributes:
+        map: The map M.
+    """
+
+    map: TextMap
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the difference of the new weight and `weight`, in float64."""
+        return self.map.change_of(weight)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the low-rank factors (up, down) of the difference in float64, or None if the map has none."""
+        if self.map.v is None:
+            return None
+        return weight.to("cpu", torch.float64) @ self.map.u, self.map.v.T
+
+    def scaled(self, factor: float) -> "MapChange":
+        """Return the change multiplied by `factor`."""
+        return MapChange(map=self.map.scaled(factor))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SolvedChange:
+    """The change by the map that solves the rows of its edit; the solution is computed on first use.
+
+    Rows take less space than the map, and a ledger, which solves many removals at once, needs no single map.
+
+    Attributes:
+        rows: The least-squares problem.
+        size: |M - I|_F when the edit was stored, which a later solve is checked against; None before it is stored.
+    """
+
+    rows: Rows
+    size: float | None = None
+
+    @cached_property
+    def as_map(self) -> MapChange:
+        """The change with its map."""
+        return MapChange(map=solve(Rows.joined([self.rows])))
+
+    @cached_property
+    def norm(self) -> float:
+        """|M - I|_F of the solution."""
+        return float(torch.linalg.norm(self.as_map.map.minus_identity()))
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the difference of the new weight and `weight`, in float64."""
+        return self.as_map.of(weight)
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the low-rank factors (up, down) of the difference in float64, or None if the map has none."""
+        return self.as_map.factors(weight)
+
+    def scaled(self, factor: float) -> MapChange:
+        """Return the change multiplied by `factor`."""
+        return self.as_map.scaled(factor)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SumChange:
+    """The sum of several changes of one weight, each computed from the weight of the base.
+
+    Attributes:
+        parts: The changes.
+    """
+
+    parts: tuple["Change", ...]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the difference of the new weight and `weight`, in float64."""
+        total = self.parts[0].of(weight)
+        for part in self.parts[1:]:
+            total = total + part.of(weight)
+        return total
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the low-rank factors (up, down) of the difference in float64, or None if a part has none."""
+        pairs = [pair for part in self.parts if (pair := part.factors(weight)) is not None]
+        if len(pairs) < len(self.parts):
+            return None
+        return torch.cat([up for up, _ in pairs], dim=1), torch.cat([down for _, down in pairs])
+
+    def scaled(self, factor: float) -> "SumChange":
+        """Return the change multiplied by `factor`."""
+        return SumChange(parts=tuple(part.scaled(factor) for part in self.parts))
+
+
+Change = DenseChange | LowRankChange | MapChange | SolvedChange | SumChange
+
+
+@contextmanager
+def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give parameters other weights for the length of a `with`; on exit the original tensors are put back."""
+    originals = {name: parameter.data for name, parameter in parameters.items()}
+    waiting = dict(weights)
+    del weights  # so that a model that is moved to another device inside does not leave them behind
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = waiting.pop(name).to(parameter.device, parameter.dtype)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = originals[name].to(parameter.device, parameter.dtype)
+
+
+def edited_weights(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> dict[str, Tensor]:
+    """Return the changed weights; computed in float64 and rounded once, so undoing never needs to subtract.
+
+    Raises:
+        InputError: A change has another shape than its weight.
+    """
+    # All results are allocated before the work in float64: the memory that it frees is contiguous then and is reused.
+    edited = {name: torch.empty_like(weight) for name, weight in weights.items()}
+    for name, weight in weights.items():
+        edited[name].copy_(_exactly_edited(name, weight, changes[name]))
+    return edited
+
+
+def on_float64_device(weight: Tensor) -> Tensor:
+    """Return the weight on a device that has float64, which Apple's GPUs do not."""
+    return weight.cpu() if weight.device.type == "mps" else weight
+
+
+def _exactly_edited(name: str, weight: Tensor, change: Change) -> Tensor:
+    """Return the changed weight in float64."""
+    exact = on_float64_device(weight).to(torch.float64, copy=True)
+    try:
+        delta = change.of(exact)
+    except RuntimeError as error:
+        raise InputError(f"edit: expected a change that fits {name!r} {tuple(weight.shape)}, got {error}.") from error
+    if delta.shape != weight.shape:
+        raise InputError(
+            f"edit: expected a change of {name!r} with shape {tuple(weight.shape)}, got {tuple(delta.shape)}."
+        )
+    exact += delta  # in place: a further copy of so much memory costs measurable time
+    return exact

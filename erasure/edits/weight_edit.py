@@ -1,0 +1,252 @@
+"""Edits of a model's weights and words: scaled, composed, solved together, merged, exported as a LoRA."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ..backbones import backbone_of
+from ..closed_form.problem import Rows, solve
+from ..closed_form.storage import fetched, put_apart
+from ..errors import InputError
+from .changes import Change, MapChange, SolvedChange, SumChange, edited_weights, exchanged
+from .edit import Edit
+from .lora import Lora, lora_of
+from .metadata import EditMetadata
+from .serialization import ChangeReader, ChangeWriter, EditFile, rows_as_tensors, rows_from
+from .switch import Switch
+from .tokens import NewToken, add_tokens, check_new, tokens_added
+
+_FORMAT = "erasure-edit/2"
+_FIRST_FORMAT = "erasure-edit/1"  # its rows are written column by column
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightEdit(Edit):
+    """A change of a model's weights.
+
+    Attributes:
+        changes: Changes by full parameter name: "unet.….attn2.to_k.weight".
+        metadata: Origin of the edit.
+        rows: Least-squares problem that the edit solves, where it solves one; with it, several removals can be solved
+            together. Parameters whose change is a map are solved for; the other changes are trained.
+        tokens: New words of the model; a change of a table of words leaves out their rows.
+    """
+
+    formats: ClassVar[tuple[str, ...]] = (_FORMAT, _FIRST_FORMAT)
+
+    changes: Mapping[str, Change]
+    metadata: EditMetadata
+    rows: Rows | None = None
+    tokens: tuple[NewToken, ...] = ()
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether every change is the solution of the edit's rows."""
+        return self.rows is not None and not self._trained()
+
+    def _trained(self) -> dict[str, Change]:
+        """Return the changes that are not a solution of the rows."""
+        return {
+            name: change
+            for name, change in self.changes.items()
+            if self.rows is None or not isinstance(change, MapChange | SolvedChange)
+        }
+
+    @classmethod
+    def from_rows(cls, rows: Rows, names: Sequence[str], metadata: EditMetadata) -> "WeightEdit":
+        """Return the edit that solves `rows` in the parameters `names`, with the rules of a joint solve.
+
+        Raises:
+            InputError: See `closed_form.solve`.
+        """
+        change = SolvedChange(rows=rows)
+        _ = change.as_map  # a problem without a solution is refused now
+        return cls(changes=dict.fromkeys(names, change), metadata=metadata, rows=rows)
+
+    @classmethod
+    def compose(cls, edits: Sequence["WeightEdit"]) -> "WeightEdit":
+        """Return the sum of edits, each computed from the weights of their one base.
+
+        Raises:
+            InputError: There are no edits.
+            BaseMismatchError: They were made for different models.
+        """
+        first = _first(edits)
+        for edit in edits:
+            first.metadata.check_same_base(edit.metadata)
+        return cls._summed(edits)
+
+    @classmethod
+    def joint(cls, edits: Sequence["WeightEdit"]) -> "WeightEdit":
+        """Return the combined effect of a sequence of removals on the model that they began with.
+
+        All edits with rows are solved together, from the original weights: the result is the same to the last bit in
+        any order, and the same as if they had been removed at once. Trained changes, whose fit may have started from
+        edited weights, are added after them, in order.
+
+        Raises:
+            InputError: There are no edits, or anchors form a circle.
+            BaseMismatchError: Edits with rows were made for different models.
+        """
+        _first(edits)
+        solved = [edit for edit in edits if edit.rows is not None]
+        for edit in solved:
+            solved[0].metadata.check_same_base(edit.metadata)
+        trained = [replace(edit, changes=changes, rows=None) for edit in edits if (changes := edit._trained())]
+        summed = cls._summed([*([_jointly_solved(solved)] if solved else []), *trained])
+        metadata = EditMetadata.composed([edit.metadata for edit in edits])
+        return replace(summed, metadata=metadata, tokens=tuple(token for edit in edits for token in edit.tokens))
+
+    @classmethod
+    def _summed(cls, edits: Sequence["WeightEdit"]) -> "WeightEdit":
+        changes: dict[str, Change] = {}
+        for edit in edits:
+            for name, change in edit.changes.items():
+                changes[name] = SumChange(parts=(changes[name], change)) if name in changes else change
+        tokens = tuple(token for edit in edits for token in edit.tokens)
+        metadata = EditMetadata.composed([edit.metadata for edit in edits])
+        return cls(changes=changes, metadata=metadata, tokens=tokens)
+
+    def scaled(self, factor: float) -> "WeightEdit":
+        """Return the edit `factor` times as strong; 0 changes no weight. New words do not depend on the strength."""
+        scaled = {id(change): change.scaled(factor) for change in self.changes.values()}
+        return WeightEdit(
+            changes={name: scaled[id(change)] for name, change in self.changes.items()},
+            metadata=self.metadata,
+            rows=self.rows if factor == 1 else None,
+            tokens=self.tokens,
+        )
+
+    @contextmanager
+    def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[DiffusionPipeline]:
+        """Change the pipeline's weights for the length of a `with`; on exit they are what they were, bit for bit.
+
+        The original tensors are kept and put back, not computed again. Device moves inside the `with` are allowed.
+
+        Raises:
+            BaseMismatchError: The edit was made for another model.
+            InputError: The model lacks a parameter, has one of another shape, or knows a new word already.
+        """
+        if check:
+            self.check_base(pipe)
+        parameters = self._parameters_of(pipe)
+        with exchanged(parameters, self._edited(parameters)), tokens_added(pipe, self.tokens):
+            yield pipe
+
+    @contextmanager
+    def switched(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[Switch]:
+        """Yield a switch that turns the edit on and off as often as needed; it is off at first.
+
+        Both sets of the changed weights are kept in memory meanwhile, so turning it computes nothing. On exit the
+        weights are what they were, bit for bit. For arguments and errors see `applied_to`.
+        """
+        if check:
+            self.check_base(pipe)
+        parameters = self._parameters_of(pipe)
+        weights = self._edited(parameters)
+
+        @contextmanager
+        def in_force() -> Iterator[None]:
+            with exchanged(parameters, weights), tokens_added(pipe, self.tokens):
+                yield
+
+        switch = Switch(in_force)
+        try:
+            yield switch
+        finally:
+            switch.turn(on=False)
+
+    def merge_into(self, pipe: DiffusionPipeline, *, check: bool = True) -> None:
+        """Change the pipeline's weights for good; for arguments and errors see `applied_to`."""
+        if check:
+            self.check_base(pipe)
+        parameters = self._parameters_of(pipe)
+        for token in self.tokens:
+            check_new(backbone_of(pipe), token)  # all or nothing
+        for name, weight in self._edited(parameters).items():
+            parameters[name].data = weight
+        add_tokens(pipe, self.tokens)
+
+    def edited(self, name: str, weight: Tensor) -> Tensor:
+        """Return the edited form of a weight of the base; for errors see `applied_to`."""
+        return edited_weights({name: weight}, self.changes)[name]
+
+    def as_lora(self, pipe: DiffusionPipeline, *, rank: int | None = None) -> Lora:
+        """Return the edit as LoRA factors, exact where a change is low-rank, else its largest directions.
+
+        Only the weights of linear and convolutional layers have a place in a LoRA; other changes, such as those of
+        biases, are left out and count as missed.
+
+        Args:
+            pipe: The base, whose weights the factors of a shared map are made from.
+            rank: Largest number of directions of a weight; None keeps all of a low-rank change, and half the smaller
+                side of a dense one.
+
+        Raises:
+            InputError: All changes would be left out.
+        """
+        weights = {name: parameter.data for name, parameter in self._parameters_of(pipe).items()}
+        return lora_of(self.changes, weights, pipe, rank)
+
+    def as_file(self, shared: Path | None = None) -> EditFile:
+        writer = ChangeWriter(self.rows)
+        description = {
+            "changes": writer.changes(self.changes),
+            "metadata": self.metadata.as_json(),
+            "rows": self.rows is not None,
+            "tokens": writer.new_tokens(self.tokens),
+        }
+        tensors = writer.tensors | rows_as_tensors(self.rows)
+        if shared is not None:
+            description["shared"] = put_apart(tensors, shared)
+        return EditFile(format=_FORMAT, description=description, tensors=tensors)
+
+    @classmethod
+    def of_file(cls, file: EditFile, shared: Path) -> "WeightEdit":
+        description = file.description
+        tensors = {**file.tensors, **fetched(description.get("shared", {}), shared)}
+        rows = rows_from(description["rows"], tensors)
+        reader = ChangeReader(tensors, rows)
+        return cls(
+            changes={name: reader.change(data) for name, data in description["changes"].items()},
+            metadata=EditMetadata.from_json(description["metadata"]),
+            rows=rows,
+            tokens=reader.new_tokens(description.get("tokens", ())),
+        )
+
+    def _parameters_of(self, pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:
+        parameters = backbone_of(pipe).parameters(self.changes.__contains__)
+        for name in self.changes:
+            if name not in parameters:
+                raise InputError(f"edit: expected a model with the parameter {name!r}, got one without. Load its base.")
+        return {name: parameters[name] for name in self.changes}
+
+    def _edited(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        return edited_weights({name: parameters[name].data for name in self.changes}, self.changes)
+
+
+def _jointly_solved(edits: Sequence[WeightEdit]) -> WeightEdit:
+    """Solve edits with rows together; a weight takes part in the problem of the edits that change it."""
+    touching: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted({name for edit in edits for name in edit.changes.keys() - edit._trained().keys()}):
+        indices = tuple(i for i, edit in enumerate(edits) if name in edit.changes)
+        touching.setdefault(indices, []).append(name)
+    changes: dict[str, Change] = {}
+    problems = []
+    for indices, names in touching.items():
+        problems.append(Rows.joined([rows for i in indices if (rows := edits[i].rows) is not None]))
+        changes.update(dict.fromkeys(names, MapChange(map=solve(problems[-1]))))
+    rows = problems[0] if len(problems) == 1 else None
+    metadata = EditMetadata.composed([edit.metadata for edit in edits])
+    return WeightEdit(changes=changes, metadata=metadata, rows=rows)
+
+
+def _first(edits: Sequence[WeightEdit]) -> WeightEdit:
+    if not edits:
+        raise InputError("edits: expected at least one, got none. Fit or load one first.")
+    return edits[0]

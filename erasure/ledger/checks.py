@@ -1,0 +1,98 @@
+"""Checks of a ledger: solving entries again, circles of anchors, the distance that an approximate removal moved."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from ..backbones.base import Backbone
+from ..closed_form.problem import Rows, solve
+from ..concept import Concept, normalized
+from ..edits import MapChange, SolvedChange, WeightEdit
+from ..errors import ErasureError
+from .record import Entry
+from .store import LedgerStore
+
+_REPLAY_TOLERANCE = 1e-6  # relative; the solve is in float64, where another machine's rounding stays far below it
+
+
+def problems_of(store: LedgerStore, entry: Entry) -> list[str]:
+    """Return the faults of an entry's file, one line each."""
+    try:
+        edit = store.load(entry)
+    except ErasureError as error:
+        return [str(error)]
+    problems = []
+    if edit.metadata.base_fingerprint != store.record.base.fingerprint:
+        problems.append(f"{entry.file}: was made for another base ({edit.metadata.base_fingerprint[:12]}).")
+    solved = edit.closed_form
+    if solved != entry.solved or edit.metadata.concepts != entry.concepts:
+        problems.append(f"{entry.file}: its header and ledger.json disagree.")
+    error = _replay_error(edit)
+    if error > _REPLAY_TOLERANCE:
+        problems.append(f"{entry.file}: solving it again gives another edit (relative difference {error:.1e}).")
+    return problems
+
+
+def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None, now: WeightEdit | None) -> float:
+    """Return how far the weights beneath an edit moved, relative to the edit's own change.
+
+    Args:
+        backbone: The base.
+        edit: The edit.
+        then: The edits beneath it when it was fitted; None without any.
+        now: The edits beneath it now; None without any.
+
+    Returns:
+        |then - now|_F / |edit|_F over the weights that the edit changes; 0 if it changes none.
+    """
+    moves = changes = 0.0
+    sides = [{} if side is None else side.changes for side in (then, now)]
+    for name, weight in backbone.parameters(edit.changes.__contains__).items():
+        original = weight.detach()
+        start, end = (side[name].of(original).double() if name in side else 0.0 for side in sides)
+        moves += float(torch.as_tensor(start - end).square().sum())
+        changes += float(edit.changes[name].of(original).double().square().sum())
+    return (moves / changes) ** 0.5 if changes else 0.0
+
+
+def may_close_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> bool:
+    """Return True if the anchors of added concepts may lead back to one of them, which only a joint solve can tell."""
+    anchors = {normalized(concept.anchor) for concept in added} - {""}  # the unconditional prompt is never erased
+    if not anchors:
+        return False
+    becomes: dict[str, set[str]] = {}
+    for concept in (*standing, *added):
+        for name in concept.names:
+            becomes.setdefault(normalized(name), set()).add(normalized(concept.anchor))
+    return not _reached(anchors, becomes).isdisjoint(normalized(name) for concept in added for name in concept.names)
+
+
+def _reached(names: Iterable[str], becomes: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return the names, their anchors, the anchors of those, and so on."""
+    reached, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting.extend(becomes.get(name, ()))
+    return reached
+
+
+def _replay_error(edit: WeightEdit) -> float:
+    """Return the relative difference of an edit and the solution of its rows; 0 if trained.
+
+    An edit that stores a map is compared entry by entry in |M - I|_F, any other by |M - I|_F alone.
+    """
+    changes = {id(change): change for change in edit.changes.values()}.values()
+    worst = 0.0
+    for change in changes:
+        if isinstance(change, SolvedChange) and change.size is not None:
+            worst = max(worst, _relative(abs(change.norm - change.size), change.size))
+        elif isinstance(change, MapChange) and edit.rows is not None:
+            stored, again = (each.minus_identity() for each in (change.map, solve(Rows.joined([edit.rows]))))
+            worst = max(worst, _relative(float((stored - again).norm()), float(stored.norm())))
+    return worst
+
+
+def _relative(difference: float, size: float) -> float:
+    return difference / size if size > 0 else difference

@@ -1,0 +1,142 @@
+"""The folder of a ledger on the disk: the record under a lock, the files of edits, shared rows."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..edits import WeightEdit
+from ..errors import InputError, LedgerError
+from ..io.files import write_whole
+from .record import FILE, Entry, Record, parsed, read_record
+
+_LOCK_SECONDS = 30.0
+
+
+class LedgerStore:
+    """The files of one ledger, with the record as last read or written.
+
+    Attributes:
+        path: The folder.
+        record: The record.
+    """
+
+    def __init__(self, path: Path, record: Record, content: bytes = b"") -> None:
+        self.path = path
+        self.record = record
+        self._content = content  # the bytes that the record was read from or written as
+
+    @classmethod
+    def create(cls, path: Path, record: Record) -> "LedgerStore":
+        """Start a ledger in a folder, which is made if needed.
+
+        Raises:
+            LedgerError: There is a ledger already, or the folder cannot be made.
+            InputError: The record cannot be written.
+        """
+        if (path / FILE).exists():
+            raise LedgerError(f"ledger: expected a new folder, got {str(path)!r}, which holds a ledger. Open that one.")
+        store = cls(path, record)
+        with _written_in(path):
+            (path / "edits").mkdir(parents=True, exist_ok=True)
+            store.write(record)
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> "LedgerStore":
+        """Open the ledger of a folder.
+
+        Raises:
+            LedgerError: There is none, or its record is damaged.
+        """
+        content = read_record(path)
+        return cls(path, parsed(content, path), content)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the folder, with the record as it is on the disk now.
+
+        Raises:
+            LedgerError: Another process holds the lock for too long, or the folder cannot be written.
+        """
+        with _written_in(self.path):
+            lock = FileLock(self.path / ".lock", timeout=_LOCK_SECONDS)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise LedgerError(
+                    f"ledger {str(self.path)!r}: expected it to be free, got one that another process"
+                    f" has held for {_LOCK_SECONDS:.0f} s. Try again when that is done."
+                ) from None
+            try:
+                self._refresh()
+                yield
+            finally:
+                lock.release()
+
+    def _refresh(self) -> None:
+        """Read the record again if another process wrote it.
+
+        The bytes are compared: that takes a fraction of a millisecond, parsing takes tens, and neither a clock nor a
+        reused inode can mislead it.
+        """
+        content = read_record(self.path)
+        if content != self._content:
+            self.record, self._content = parsed(content, self.path), content
+
+    def write(self, record: Record) -> None:
+        """Replace the record; the lock must be held."""
+        content = record.content()
+        write_whole(self.path / FILE, content)
+        self.record, self._content = record, content
+
+    def load(self, entry: Entry) -> WeightEdit:
+        """Return the edit of an entry.
+
+        Raises:
+            LedgerError: The file is missing, or is not the one that was added.
+        """
+        path = self.path / entry.file
+        try:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise LedgerError(f"{path}: expected the edit of entry {entry.id}, got {error.strerror!r}.") from None
+        if sha256 != entry.sha256:
+            raise LedgerError(
+                f"{path}: expected the file with sha256 {entry.sha256[:12]}, got {sha256[:12]}. It was changed."
+            )
+        try:
+            return WeightEdit.load(path, shared=self.path / "rows")
+        except InputError as error:
+            raise LedgerError(f"ledger entry {entry.id}: {error}") from None
+
+    def save(self, edit: WeightEdit, file: str) -> str:
+        """Write the edit of a new entry and return its hash."""
+        path = edit.save(self.path / file, shared=self.path / "rows")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def sweep(self) -> None:
+        """Delete the files of an addition that was killed before `ledger.json` named it."""
+        named = {entry.file for entry in self.record.entries}
+        for name in os.listdir(self.path / "edits"):  # names alone: there is one for every removal
+            if name.endswith((".safetensors", ".tmp")) and f"edits/{name}" not in named:
+                (self.path / "edits" / name).unlink()
+        # Rows that such an addition had written are kept: they are correct, and the next addition likely needs them.
+        for name in os.listdir(self.path / "rows") if (self.path / "rows").is_dir() else ():
+            if name.endswith(".tmp"):
+                (self.path / "rows" / name).unlink()
+
+
+@contextmanager
+def _written_in(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk or a forbidden folder into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(
+            f"ledger {str(path)!r}: expected a folder that can be written, got {error.strerror or str(error)!r}."
+            " Nothing was added or undone."
+        ) from error
