@@ -21,10 +21,10 @@ import torch
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.erasers import History
 from erasure.erasers.duge import DUGE
 from erasure.progress import Progress
 from erasure.runs.configs import read_config
+from erasure.training.context import FitContext
 from erasure.training.finetune import finetune
 
 from .record import arguments, spread, write_run
@@ -88,12 +88,12 @@ def measured(case: str, steps: int) -> dict[str, Any]:
             before = resident()  # pictures are made before the first update
 
     if case.startswith("training"):
-        plain = replace(duge, distill=False)
-        loss = plain._preserving(backbone, plain._memory(backbone, [CONCEPT], History()), History())
+        plain, context = replace(duge, distill=False), FitContext(backbone=backbone)
+        loss = plain._preserving(plain._memory([CONCEPT], context), context)
         before = resident()
         finetune(backbone, plain._which, loss, steps=steps + 1, lr=plain.lr, clip_norm=1.0, on_progress=note)
     else:
-        duge.fit(backbone, [CONCEPT], on_progress=note)
+        duge.fit([CONCEPT], FitContext(backbone=backbone, on_progress=note))
     seconds = [later - earlier for earlier, later in itertools.pairwise(moments)]
     return {
         "case": case,

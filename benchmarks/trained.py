@@ -33,13 +33,13 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import TextStates, concatenate
 from erasure.concept import Concept, preserved_templates
 from erasure.edits import DenseChange, EditMetadata, WeightEdit
-from erasure.erasers import History
 from erasure.erasers.duge import DUGE, _noised, _uniform
 from erasure.erasers.esd import ESD, _encoded, _pairs, trains
 from erasure.erasers.trce import TRCE, _Pair, _steers
 from erasure.losses.attention import EPSILON
 from erasure.progress import Progress
 from erasure.sampling import ddim_timesteps
+from erasure.training.context import FitContext, History
 from erasure.training.finetune import below
 
 from .record import arguments, peak_mib, reset_peak, resident_mib, write_run
@@ -122,7 +122,10 @@ def measured(case_and_way: str, steps: int, save: Path) -> dict[str, Any]:
                 moments.append(time.perf_counter())
 
         if way == "ours":
-            deltas = learned(settings.fit(backbone, [case.concept], history=history, on_progress=note), case.trained)
+            deltas = learned(
+                settings.fit([case.concept], FitContext(backbone=backbone, history=history, on_progress=note)),
+                case.trained,
+            )
         else:
             at_once = 1 if way == "plain" else settings.batch_size
             deltas = case.plain(backbone, settings, history, at_once, note)
@@ -243,8 +246,8 @@ def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: in
     predictions, readings of keys and values, and weights stay near the original's.
     """
     student, chosen = student_of(backbone.denoiser, settings._which)
-    target = settings._target(backbone, CAT, history)
-    memory = settings._memory(backbone, [CAT], history)
+    target = settings._target(CAT, FitContext(backbone=backbone, history=history))
+    memory = settings._memory([CAT], FitContext(backbone=backbone, history=history))
     distinct = list(dict.fromkeys(memory.prompts))
     texts = concatenate([backbone.unconditional(), backbone.encode(distinct)])
     kept = [template.format(name) for name in CAT.preserve for template in preserved_templates(CAT.kind)]
@@ -339,9 +342,10 @@ def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: in
     """
     twins = [_Pair.of(settings.trajectory_frame, name, GUN) for name in GUN.names]
     plan = settings._plan(len(twins), 0)
-    latents, nulls = settings._latents(backbone, [twin.prompt for twin in twins], plan, history, None)
+    context = FitContext(backbone=backbone, history=history)
+    latents, nulls = settings._latents([twin.prompt for twin in twins], plan, context)
     metadata = EditMetadata.of("trce", {}, backbone, [GUN], 0)
-    with settings._text(backbone, [GUN], history, metadata).applied_to(backbone.pipe):
+    with settings._text([GUN], context, metadata).applied_to(backbone.pipe):
         after_first = copy.deepcopy(backbone.denoiser)
     student, chosen = student_of(after_first, _steers)
     malicious, safe = (backbone.encode([getattr(twin, it) for twin in twins]) for it in ("prompt", "safe_prompt"))
@@ -403,7 +407,7 @@ def ready_esd(backbone: Backbone, settings: ESD, steps: int, history: History) -
 
 def ready_duge(backbone: Backbone, settings: DUGE, steps: int, history: History) -> DUGE:
     """DUGE's pictures are made by a fit of no update."""
-    replace(settings, steps=0).fit(backbone, [CAT], history=history)
+    replace(settings, steps=0).fit([CAT], FitContext(backbone=backbone, history=history))
     return replace(settings, steps=steps)
 
 
@@ -414,7 +418,7 @@ def ready_trce(backbone: Backbone, settings: TRCE, steps: int, history: History)
     assert visits % each == 0, f"steps: expected whole epochs of {each // settings.batch_size} updates, got {steps}."
     ready = replace(settings, epochs=visits // each)
     prompts = [_Pair.of(ready.trajectory_frame, name, GUN).prompt for name in GUN.names]
-    ready._latents(backbone, prompts, ready._plan(len(GUN.names), 0), history, None)
+    ready._latents(prompts, ready._plan(len(GUN.names), 0), FitContext(backbone=backbone, history=history))
     return ready
 
 

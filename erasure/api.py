@@ -8,6 +8,7 @@ from .concept import Concept, Kind
 from .edits import Edit
 from .erasers import make_eraser
 from .progress import OnProgress
+from .training.context import FitContext
 
 
 def erase(
@@ -49,4 +50,4 @@ def erase(
         else Concept(target=concept, anchor=anchor, preserve=tuple(preserve), kind=kind, aliases=tuple(aliases))
         for concept in given
     ]
-    return eraser.fit(backbone_of(pipe), made, on_progress=on_progress, seed=seed)
+    return eraser.fit(made, FitContext(backbone=backbone_of(pipe), seed=seed, on_progress=on_progress))

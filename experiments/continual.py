@@ -45,6 +45,7 @@ from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings, Run, parse
 from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
+from erasure.training.context import FitContext
 
 VERSION = 1
 TARGETS: Final = ("cat", "neon", "church", "gun", "car", "Biscuit", "flower", "umbrella")
@@ -89,7 +90,7 @@ class Removals:
         """Remove one concept more, and return the seconds of the fit."""
         shows = shows_of(TINYWORLD, "cpu")
         entry = self.ledger.remove(
-            self.pipe, self.run.eraser, [concept], on_progress=on_progress, seed=self.run.seed, shows=shows
+            self.pipe, self.run.eraser, [concept], on_progress=on_progress, seed=self.run.seed, judge=shows
         )
         return float(entry.seconds or 0)
 
@@ -116,7 +117,9 @@ class InPlace(Removals):
         n = len(self)
         began = time.perf_counter()
         with self.applied(n):
-            edit = self.run.eraser.fit(backbone_of(self.pipe), [concept], on_progress=on_progress, seed=self.run.seed)
+            edit = self.run.eraser.fit(
+                [concept], FitContext(backbone=backbone_of(self.pipe), on_progress=on_progress, seed=self.run.seed)
+            )
         seconds = time.perf_counter() - began
         edit.save(self.folder / f"{n + 1:03d}.safetensors")
         return seconds

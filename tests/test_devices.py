@@ -24,6 +24,7 @@ from erasure.eval.protocols.sources import metrics_of
 from erasure.guidance import guidances
 from erasure.loading import attend_by, load_model
 from erasure.sampling import sample
+from erasure.training.context import FitContext
 from tests import tiny
 
 CONCEPTS = [Concept(target="cat", anchor="dog", preserve=("bird",))]
@@ -63,7 +64,7 @@ def test_an_eraser_changes_the_weights_where_they_are_and_gives_them_back(
 ) -> None:
     pipe = placed(family, device, dtype)
     before, drawn = backbone_of(pipe).fingerprint(), latents(pipe)
-    edit = make_eraser(name, **eraser_class(name).quick).fit(backbone_of(pipe), CONCEPTS)
+    edit = make_eraser(name, **eraser_class(name).quick).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
     with edit.applied_to(pipe):
         weights = backbone_of(pipe).parameters(edit.changes.__contains__)
         assert {weight.device.type for weight in weights.values()} == {device}
@@ -79,8 +80,8 @@ def test_an_eraser_changes_the_weights_where_they_are_and_gives_them_back(
 def test_the_closed_form_is_the_same_on_both_devices(family: str) -> None:
     method = make_eraser("uce", **eraser_class("uce").quick)
     pipe = tiny.FAMILIES[family]()
-    here = method.fit(backbone_of(pipe), CONCEPTS)
-    there = method.fit(backbone_of(pipe.to("cuda")), CONCEPTS)
+    here = method.fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
+    there = method.fit(CONCEPTS, FitContext(backbone=backbone_of(pipe.to("cuda"))))
     pipe.to("cpu")
     weights = backbone_of(pipe).parameters(here.changes.__contains__)
     for name, weight in weights.items():
@@ -146,7 +147,7 @@ def test_maps_are_captured_under_xformers_and_pictures_are_alike() -> None:
 @families
 def test_a_model_is_offloaded_while_an_edit_is_in_force(family: str) -> None:
     pipe = tiny.FAMILIES[family]().to(torch.float16)
-    edit = make_eraser("uce", **eraser_class("uce").quick).fit(backbone_of(pipe), CONCEPTS)
+    edit = make_eraser("uce", **eraser_class("uce").quick).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
     with edit.applied_to(pipe.to("cuda")):
         whole = latents(pipe)
     pipe.to("cpu")

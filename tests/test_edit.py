@@ -21,6 +21,7 @@ from erasure.edits import Change, DenseChange, EditMetadata, LowRankChange, MapC
 from erasure.erasers.uce import UCE
 from erasure.errors import BaseMismatchError, ErasureError, InputError
 from erasure.pipelines.export.kohya import kohya_tensors
+from erasure.training.context import FitContext
 from tests import tiny
 
 PIPE = tiny.sd1()
@@ -92,7 +93,9 @@ def same(one: WeightEdit, other: WeightEdit) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_undo_is_bit_exact(family: str, dtype: torch.dtype) -> None:
     pipe = tiny.FAMILIES[family]()
-    edit = UCE(rows="last-subject").fit(backbone_of(pipe), [Concept(target="cat", preserve=("dog",))])
+    edit = UCE(rows="last-subject").fit(
+        [Concept(target="cat", preserve=("dog",))], FitContext(backbone=backbone_of(pipe))
+    )
     pipe.to(dtype)
     before = snapshot(pipe)
     pointers = {name: value.data_ptr() for name, value in backbone_of(pipe).parameters(lambda _: True).items()}
@@ -199,7 +202,7 @@ def test_a_scaled_edit_changes_in_proportion(factor: float) -> None:
 
 def test_scaling_by_zero_changes_nothing_and_by_one_keeps_the_rows() -> None:
     before = snapshot(PIPE)
-    edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
+    edit = UCE(rows="last-subject").fit([Concept(target="cat")], FitContext(backbone=BACKBONE))
     with edit.scaled(0.0).applied_to(PIPE):
         assert not unequal(before, snapshot(PIPE))
     assert edit.scaled(1.0).rows is edit.rows
@@ -219,9 +222,9 @@ def test_composition_adds_changes_of_one_base() -> None:
 
 
 def test_composing_edits_of_two_models_names_both() -> None:
-    one = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
+    one = UCE(rows="last-subject").fit([Concept(target="cat")], FitContext(backbone=BACKBONE))
     other_base = backbone_of(tiny.sd1(seed=1))
-    other = UCE(rows="last-subject").fit(other_base, [Concept(target="dog")])
+    other = UCE(rows="last-subject").fit([Concept(target="dog")], FitContext(backbone=other_base))
     for joining in (WeightEdit.compose, WeightEdit.joint):
         with pytest.raises(BaseMismatchError) as caught:
             joining([one, other])
@@ -237,15 +240,15 @@ def test_jointly_solved_removals_equal_removal_at_once_in_any_order(rows: Any) -
         Concept(target="dog", anchor="animal", preserve=("cat",)),
         Concept(target="gun", aliases=("pistol",)),
     ]
-    edits = [eraser.fit(BACKBONE, [concept]) for concept in concepts]
-    at_once = eraser.fit(BACKBONE, concepts)
+    edits = [eraser.fit([concept], FitContext(backbone=BACKBONE)) for concept in concepts]
+    at_once = eraser.fit(concepts, FitContext(backbone=BACKBONE))
     for joined in (WeightEdit.joint(edits), WeightEdit.joint(edits[::-1]), WeightEdit.joint([at_once])):
         for name in PROJECTIONS:
             assert torch.equal(joined.changes[name].of(weight(name)), at_once.changes[name].of(weight(name)))
 
 
 def test_trained_changes_follow_the_joint_solve() -> None:
-    solved = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat")])
+    solved = UCE(rows="last-subject").fit([Concept(target="cat")], FitContext(backbone=BACKBONE))
     trained = made({PROJECTIONS[0]: DenseChange(delta=noise(*weight(PROJECTIONS[0]).shape))})
     joint = WeightEdit.joint([trained, solved])
     expected = solved.changes[PROJECTIONS[0]].of(weight(PROJECTIONS[0])) + noise(*weight(PROJECTIONS[0]).shape).double()
@@ -255,10 +258,10 @@ def test_trained_changes_follow_the_joint_solve() -> None:
 
 def test_edits_of_different_layers_are_joined_layer_by_layer() -> None:
     eraser = UCE(rows="last-subject")
-    one, other = (eraser.fit(BACKBONE, [Concept(target=target)]) for target in ("cat", "dog"))
+    one, other = (eraser.fit([Concept(target=target)], FitContext(backbone=BACKBONE)) for target in ("cat", "dog"))
     keys = {name: change for name, change in other.changes.items() if "to_k" in name}
     joint = WeightEdit.joint([one, WeightEdit(changes=keys, metadata=other.metadata, rows=other.rows)])
-    both = eraser.fit(BACKBONE, [Concept(target="cat"), Concept(target="dog")])
+    both = eraser.fit([Concept(target="cat"), Concept(target="dog")], FitContext(backbone=BACKBONE))
     for name in PROJECTIONS:
         expected = both if "to_k" in name else one
         assert torch.equal(joint.changes[name].of(weight(name)), expected.changes[name].of(weight(name)))
@@ -267,7 +270,7 @@ def test_edits_of_different_layers_are_joined_layer_by_layer() -> None:
 @pytest.mark.parametrize("rows", ["last-subject", "templates", None])
 def test_save_then_load_is_equal(tmp_path: Path, rows: Any) -> None:
     concepts = [Concept(target="cat", preserve=("dog",), aliases=("kitty",)), Concept(target="Neon", kind="style")]
-    edit = of_every_kind() if rows is None else UCE(rows=rows).fit(BACKBONE, concepts, seed=3)
+    edit = of_every_kind() if rows is None else UCE(rows=rows).fit(concepts, FitContext(backbone=BACKBONE, seed=3))
     loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
     assert same(loaded, edit)
     assert [file.name for file in tmp_path.iterdir()] == ["edit.safetensors"]
@@ -279,7 +282,7 @@ def test_save_then_load_is_equal(tmp_path: Path, rows: Any) -> None:
 
 
 def test_rows_apart_from_the_file_are_found_beside_its_folder_and_nowhere_else(tmp_path: Path) -> None:
-    edit = UCE().fit(BACKBONE, [Concept(target="cat", preserve=("dog",))])
+    edit = UCE().fit([Concept(target="cat", preserve=("dog",))], FitContext(backbone=BACKBONE))
     (tmp_path / "edits").mkdir()
     alone = edit.save(tmp_path / "alone.safetensors")
     path = edit.save(tmp_path / "edits" / "cat.safetensors", shared=tmp_path / "rows")
@@ -294,7 +297,9 @@ def test_rows_apart_from_the_file_are_found_beside_its_folder_and_nowhere_else(t
 
 
 def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
-    edit = UCE(rows="last-subject", strength=1.0).fit(BACKBONE, [Concept(target="cat", preserve=("dog",))])
+    edit = UCE(rows="last-subject", strength=1.0).fit(
+        [Concept(target="cat", preserve=("dog",))], FitContext(backbone=BACKBONE)
+    )
     assert edit.rows is not None
     columns = {item.name: getattr(edit.rows, item.name) for item in fields(edit.rows) if item.name != "strengths"}
     described = {
@@ -317,7 +322,7 @@ def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
 def test_a_map_that_the_rows_give_is_not_written_and_not_solved_for_before_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit = UCE(rows="last-subject").fit(BACKBONE, [Concept(target="cat"), Concept(target="dog")])
+    edit = UCE(rows="last-subject").fit([Concept(target="cat"), Concept(target="dog")], FitContext(backbone=BACKBONE))
     with safe_open(edit.save(tmp_path / "edit"), framework="pt") as file:
         assert not [name for name in file.keys() if not name.startswith("rows.")]  # noqa: SIM118 - not a mapping
     monkeypatch.setattr("erasure.edits.changes.solve", None)
@@ -391,7 +396,9 @@ def test_changes_that_do_not_fit_are_refused_before_anything_changes() -> None:
 def test_a_low_rank_edit_is_exact_as_a_lora_that_diffusers_loads(family: str) -> None:
     pipe = tiny.FAMILIES[family]()
     backbone = backbone_of(pipe)
-    edit = UCE(rows="last-subject").fit(backbone, [Concept(target="cat"), Concept(target="dog", anchor="bird")])
+    edit = UCE(rows="last-subject").fit(
+        [Concept(target="cat"), Concept(target="dog", anchor="bird")], FitContext(backbone=backbone)
+    )
     lora = edit.as_lora(pipe)
     assert lora.relative_error < 1e-9
     states = backbone.encode(["a photo of a cat"])

@@ -20,6 +20,7 @@ from erasure.edits import SolvedChange, WeightEdit
 from erasure.errors import BaseMismatchError, InputError, LedgerError, UnknownNameError
 from erasure.ledger import Entry
 from erasure.ledger.record import parsed
+from erasure.training.context import FitContext
 from tests import tiny
 
 CONCEPTS = [
@@ -37,7 +38,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def edits(pipe):
-    return [make_eraser("uce").fit(backbone_of(pipe), [concept]) for concept in CONCEPTS]
+    return [make_eraser("uce").fit([concept], FitContext(backbone=backbone_of(pipe))) for concept in CONCEPTS]
 
 
 def new_ledger(folder: Path, pipe) -> Ledger:
@@ -55,7 +56,9 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def trained(pipe, amount: float) -> WeightEdit:
     """Return a real trained edit: ESD for one step."""
-    return make_eraser("esd", steps=1, sample_steps=2, lr=amount).fit(backbone_of(pipe), [Concept(target="boat")])
+    return make_eraser("esd", steps=1, sample_steps=2, lr=amount).fit(
+        [Concept(target="boat")], FitContext(backbone=backbone_of(pipe))
+    )
 
 
 def test_an_empty_ledger_changes_nothing(tmp_path, pipe) -> None:
@@ -215,7 +218,7 @@ def test_another_base_is_refused_by_name(tmp_path, pipe, edits) -> None:
     with pytest.raises(BaseMismatchError, match="expected its base 'tiny'"):
         Ledger.open_or_create(tmp_path, stranger, "stranger")
     with pytest.raises(BaseMismatchError, match="Load that base"):
-        Ledger.open(tmp_path).add(make_eraser("uce").fit(backbone_of(stranger), [CONCEPTS[0]]))
+        Ledger.open(tmp_path).add(make_eraser("uce").fit([CONCEPTS[0]], FitContext(backbone=backbone_of(stranger))))
     assert "expected its base" in Ledger.open(tmp_path).verify(stranger)[0]
 
 
@@ -304,9 +307,9 @@ def test_what_removals_preserve_alike_is_stored_once_and_verified(tmp_path, pipe
 def test_a_circle_of_anchors_is_refused_before_anything_is_written(tmp_path, pipe) -> None:
     uce, backbone = make_eraser("uce"), backbone_of(pipe)
     ledger = new_ledger(tmp_path, pipe)
-    ledger.add(uce.fit(backbone, [Concept(target="cat", anchor="dog")]))
+    ledger.add(uce.fit([Concept(target="cat", anchor="dog")], FitContext(backbone=backbone)))
     with pytest.raises(InputError, match="circle"):
-        ledger.add(uce.fit(backbone, [Concept(target="dog", anchor="cat")]))
+        ledger.add(uce.fit([Concept(target="dog", anchor="cat")], FitContext(backbone=backbone)))
     assert len(Ledger.open(tmp_path).entries) == 1
     assert len(list((tmp_path / "edits").iterdir())) == 1
 
@@ -314,12 +317,12 @@ def test_a_circle_of_anchors_is_refused_before_anything_is_written(tmp_path, pip
 def test_an_anchor_that_was_erased_is_no_circle_and_costs_no_solve(tmp_path, pipe, monkeypatch) -> None:
     uce, backbone = make_eraser("uce"), backbone_of(pipe)
     ledger = new_ledger(tmp_path, pipe)
-    ledger.add(uce.fit(backbone, [Concept(target="cat", anchor="dog")]))
+    ledger.add(uce.fit([Concept(target="cat", anchor="dog")], FitContext(backbone=backbone)))
     monkeypatch.setattr(WeightEdit, "joint", None)
-    ledger.add(uce.fit(backbone, [Concept(target="bird", aliases=("sparrow",), anchor="cat")]))
+    ledger.add(uce.fit([Concept(target="bird", aliases=("sparrow",), anchor="cat")], FitContext(backbone=backbone)))
     monkeypatch.undo()
     with pytest.raises(InputError, match="circle"):
-        ledger.add(uce.fit(backbone, [Concept(target="dog", anchor="sparrow")]))
+        ledger.add(uce.fit([Concept(target="dog", anchor="sparrow")], FitContext(backbone=backbone)))
     assert ledger.verify(pipe) == []
 
 

@@ -12,6 +12,7 @@ from erasure.concept import Concept
 from erasure.edits.changes import exchanged
 from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError
+from erasure.training.context import FitContext
 from erasure.training.finetune import Student, finetune
 from erasure.training.terms import preservation
 from erasure.training.terms.preservation import attention_retention, class_phrases, preservations, reaches
@@ -76,7 +77,7 @@ def test_every_trained_eraser_takes_it_and_a_weight_of_zero_is_none(name: str, f
     backbone = backbone_of(tiny.FAMILIES[family]())
 
     def learned(**settings: Any) -> dict[str, torch.Tensor]:
-        edit = make_eraser(name, **eraser_class(name).quick, **settings).fit(backbone, [CAT])
+        edit = make_eraser(name, **eraser_class(name).quick, **settings).fit([CAT], FitContext(backbone=backbone))
         weights = backbone.parameters(edit.changes.__contains__)
         return {key: change.of(weights[key].detach()) for key, change in edit.changes.items()}
 
@@ -130,7 +131,9 @@ def test_a_term_that_the_trained_weights_do_not_reach_is_refused() -> None:
     with pytest.raises(InputError, match=message):
         preservations({"semantic-kv": 1.0}, backbone, [CAT], trained=lambda name: ".attn1." in name)
     with pytest.raises(InputError, match=r"preservation\.semantic-text"):
-        make_eraser("esd", **eraser_class("esd").quick, preservation={"semantic-text": 1.0}).fit(backbone, [CAT])
+        make_eraser("esd", **eraser_class("esd").quick, preservation={"semantic-text": 1.0}).fit(
+            [CAT], FitContext(backbone=backbone)
+        )
 
 
 def test_wrong_requests_are_named() -> None:

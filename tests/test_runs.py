@@ -236,7 +236,7 @@ def test_a_misspelt_setting_is_answered_with_the_settings_there_are() -> None:
         schema.parse({"eraser": {"name": "esd", "stepz": 3}, "concepts": [{"target": "cat"}]})
     known = str(caught.value).partition("Known: ")[2].rstrip(".").split(", ")
     assert {"name", "steps", "lr"} <= set(known)
-    assert not {"quick", "reads_weights"} & set(known)
+    assert not {"quick", "depends_on"} & set(known)
 
 
 def test_a_family_word_is_its_list_for_a_method_that_takes_families() -> None:

@@ -103,7 +103,7 @@ def replay(
             lasting_name(model),
             folder,
             on_progress=on_progress,
-            shows=shows_of(model, place),
+            judge=shows_of(model, place),
         )
         if target.entries:
             out.print(f"{folder}: {len(target.entries)} made before.", markup=False)

@@ -5,9 +5,9 @@ from typing import Any
 
 from ..errors import unknown_name
 from ..registry import classes_in, with_settings
-from .base import Eraser, History, Shows
+from .base import Eraser
 
-__all__ = ["Eraser", "History", "Shows", "eraser_class", "eraser_names", "make_eraser"]
+__all__ = ["Eraser", "eraser_class", "eraser_names", "make_eraser"]
 
 
 def eraser_names() -> tuple[str, ...]:

@@ -25,12 +25,12 @@ from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import denoising_target, prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
-from ..progress import OnProgress
 from ..sampling import sample
+from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, below, finetune
 from ..training.replay_memory import Memory, Sampling, free_of, memory_prompts, remembered
 from ..training.terms.preservation import Weights, preservations
-from .base import Eraser, History
+from .base import Eraser
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class DUGE(Eraser):
         picture_steps: Sampling steps of target and memory pictures.
         picture_guidance: Their classifier-free guidance.
         probe_every: Updates between two looks at whether the target is gone; 0 never looks. Nothing is looked at where
-            the history has nothing that can tell.
+            the context has no judge.
         probe_pictures: Of each look.
         probe_share: End where at most this share of them shows the target; the specification has 0.1.
         preservation: Further terms by name and weight (extension); see `erasure.training.terms.preservation`.
@@ -186,40 +186,32 @@ class DUGE(Eraser):
     probe_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     preservation: Weights = field(default_factory=dict)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        history: History | None = None,
-        on_progress: OnProgress | None = None,
-        seed: int = 0,
-    ) -> WeightEdit:
+    def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts)
         if self.overshoot and self.match == "maps":
             raise InputError(
                 "duge.overshoot: expected 0 where maps are matched, got"
                 f" {self.overshoot!r}. Set match to outputs or noise."
             )
-        known = history or History()
-        memory = self._memory(backbone, concepts, known, on_progress)
-        preserving = self._preserving(backbone, memory, known)
+        backbone = context.backbone
+        memory = self._memory(concepts, context)
+        preserving = self._preserving(memory, context)
         # The distilled form starts at zero, which the first weight cannot be calibrated with.
-        plain = replace(self, distill=False)._preserving(backbone, memory, known) if self.distill else preserving
-        erasing = self._calibrated(self._erasing(backbone, concepts, known, on_progress), plain)
+        plain = replace(self, distill=False)._preserving(memory, context) if self.distill else preserving
+        erasing = self._calibrated(self._erasing(concepts, context), plain)
         terms = [Preservation(loss=preserving, weight=self.prior_scale)]
         if self.reading_scale:
-            terms.append(Preservation(loss=self._reading(backbone, concepts, known), weight=self.reading_scale))
+            terms.append(Preservation(loss=self._reading(concepts, context), weight=self.reading_scale))
         reg_scale = _REG_SCALES[self.regularisation] if self.reg_scale is None else self.reg_scale
         if reg_scale:
-            loss = self._regularising(backbone, memory, known, seed)
+            loss = self._regularising(memory, context)
             terms.append(Preservation(loss=loss, weight=reg_scale))
         terms += preservations(
             self.preservation,
             backbone,
             concepts,
             trained=self._which,
-            reference=lambda: known.original(backbone),
+            reference=context.original,
         )
         changes = finetune(
             backbone,
@@ -231,11 +223,13 @@ class DUGE(Eraser):
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
             preservation=terms,
-            stop=self._probe(backbone, concepts, known),
-            on_progress=on_progress,
-            seed=seed,
+            stop=self._probe(concepts, context),
+            on_progress=context.on_progress,
+            seed=context.seed,
         )
-        return WeightEdit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
+        return WeightEdit(
+            changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, context.seed)
+        )
 
     @property
     def _sampling(self) -> Sampling:
@@ -247,20 +241,17 @@ class DUGE(Eraser):
             return False
         return self.trained != "kv" or inner.endswith(("to_k.weight", "to_v.weight"))
 
-    def _memory(
-        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_progress: OnProgress | None = None
-    ) -> Memory:
+    def _memory(self, concepts: Sequence[Concept], context: FitContext) -> Memory:
         """Return what is replayed: the original model's pictures, less what has been removed since."""
-        gone = [*history.targets, *concepts]
+        backbone = context.backbone
+        gone = [*context.targets, *concepts]
         if self.memory_for == "first":
             prompts = memory_prompts(backbone, gone[:1], self.memory_size)
         else:
             contexts = preserved_templates(concepts[0].kind)
             prompts = memory_prompts(backbone, concepts, self.memory_size, contexts=contexts, without=gone)
-        made = remembered(
-            backbone, history, prompts, sampling=self._sampling, seed=_MEMORY_SEED, on_progress=on_progress
-        )
-        left = free_of(backbone, made, gone, max_similarity=self.max_similarity, shows=history.shows)
+        made = remembered(context, prompts, sampling=self._sampling, seed=_MEMORY_SEED)
+        left = free_of(context, made, gone, max_similarity=self.max_similarity)
         if not len(left):
             raise InputError(
                 f"duge: expected pictures in the memory that show none of {', '.join(c.target for c in gone)}, got"
@@ -269,16 +260,11 @@ class DUGE(Eraser):
         logger.info("duge: %d of %d memory pictures are free of what is removed", len(left), len(made))
         return left
 
-    def _erasing(
-        self, backbone: Backbone, concepts: Sequence[Concept], history: History, on_progress: OnProgress | None = None
-    ) -> Loss:
+    def _erasing(self, concepts: Sequence[Concept], context: FitContext) -> Loss:
         """Return L_U at pictures of a target."""
-        now = [self._target(backbone, concept, history, on_progress) for concept in concepts]
-        earlier = (
-            [self._target(backbone, concept, history, on_progress) for concept in history.targets]
-            if self.revisit
-            else []
-        )
+        backbone = context.backbone
+        now = [self._target(concept, context) for concept in concepts]
+        earlier = [self._target(concept, context) for concept in context.targets] if self.revisit else []
         pixels = layer_pixels(backbone)
         layers = [name for name, size in pixels.items() if self.max_pixels is None or size <= self.max_pixels]
         if not layers:
@@ -295,7 +281,7 @@ class DUGE(Eraser):
             noisy, timestep, _, _ = _noised(backbone, target.latents[rows].float().to(backbone.device), generator)
             said = rows if self.towards == "blank" else [below(len(target.spoken), generator) for _ in rows]
             read, blank = (states.select([at % len(states) for at in said]) for states in (target.spoken, target.blank))
-            reference = self._aimed_at(look, noisy, timestep, read, blank, history)
+            reference = self._aimed_at(look, noisy, timestep, read, blank, context)
             return student(look.distance, noisy, timestep, read, reference)
 
         return loss
@@ -308,19 +294,19 @@ class DUGE(Eraser):
         timestep: Int[Tensor, " n"],
         read: TextStates,
         blank: TextStates,
-        history: History,
+        context: FitContext,
     ) -> dict[str, Tensor]:
         """Return what L_U draws the target's prompts towards, by layer; the original reads both prompts in one pass."""
-        frozen = history.original if self.ref_attention == "base" else nullcontext
+        frozen = context.original if self.ref_attention == "base" else nullcontext
         if not self.overshoot:
-            with frozen(look.backbone):
+            with frozen():
                 return look.at(latents, timestep, blank)
         # Always of the original: what an overshot model has for an earlier target lies beyond the blank already, and a
         # step as far again from there would lead back to the target.
-        with history.original(look.backbone):
+        with context.original():
             doubled = look.at(torch.cat([latents, latents]), timestep.repeat(2), concatenate([blank, read]))
         pairs = {name: found.chunk(2) for name, found in doubled.items()}
-        is_original = self.ref_attention == "base" or not history.originals
+        is_original = self.ref_attention == "base" or not context.history.originals
         reference = {name: wanted for name, (wanted, _) in pairs.items()}
         if not is_original:
             reference = look.at(latents, timestep, blank)
@@ -344,8 +330,9 @@ class DUGE(Eraser):
 
         return loss
 
-    def _preserving(self, backbone: Backbone, memory: Memory, history: History) -> Loss:
+    def _preserving(self, memory: Memory, context: FitContext) -> Loss:
         """Return L_pr on the memory."""
+        backbone = context.backbone
         distinct = list(dict.fromkeys(memory.prompts))
         states = concatenate([backbone.unconditional(), backbone.encode(distinct)])
         at = {prompt: row + 1 for row, prompt in enumerate(distinct)}
@@ -359,7 +346,7 @@ class DUGE(Eraser):
                 [0 if drop else at[memory.prompts[row]] for row, drop in zip(rows, dropped, strict=True)]
             )
             if self.distill:
-                with torch.no_grad(), history.original(backbone):
+                with torch.no_grad(), context.original():
                     wanted = backbone.predict(noisy, timestep, read).float()
             else:
                 wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
@@ -367,9 +354,10 @@ class DUGE(Eraser):
 
         return loss
 
-    def _reading(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> Loss:
+    def _reading(self, concepts: Sequence[Concept], context: FitContext) -> Loss:
         """Return how far keys and values of what is preserved are from the original model's."""
-        gone = [*history.targets, *concepts]
+        backbone = context.backbone
+        gone = [*context.targets, *concepts]
         kept = [
             fill(template, name)
             for concept in concepts
@@ -380,7 +368,7 @@ class DUGE(Eraser):
         states = backbone.encode(prompts).states.float()
         trained = [f"{name}.weight" for name in backbone.text_projections()]
         originals = {
-            name: history.originals.get(name, parameter).detach().to(states)
+            name: context.history.originals.get(name, parameter).detach().to(states)
             for name, parameter in backbone.parameters(trained.__contains__).items()
         }
 
@@ -390,16 +378,17 @@ class DUGE(Eraser):
 
         return loss
 
-    def _regularising(self, backbone: Backbone, memory: Memory, history: History, seed: int) -> Loss:
+    def _regularising(self, memory: Memory, context: FitContext) -> Loss:
         """Return L_reg."""
-        names = backbone.parameters(self._which) if self.ref_weights == "base" else {}
+        originals = context.history.originals
+        names = context.backbone.parameters(self._which) if self.ref_weights == "base" else {}
         # From the weights that the student starts from back to those of before the first removal.
         offsets = {
-            name: parameter.detach().float() - history.originals[name].to(parameter.device).float()
+            name: parameter.detach().float() - originals[name].to(parameter.device).float()
             for name, parameter in names.items()
-            if name in history.originals
+            if name in originals
         }
-        fisher = self._fisher(backbone, memory, history, seed) if self.regularisation == "ewc" else {}
+        fisher = self._fisher(memory, context) if self.regularisation == "ewc" else {}
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             shifts = student.shifts()
@@ -414,11 +403,11 @@ class DUGE(Eraser):
 
         return loss
 
-    def _fisher(self, backbone: Backbone, memory: Memory, history: History, seed: int) -> dict[str, Tensor]:
+    def _fisher(self, memory: Memory, context: FitContext) -> dict[str, Tensor]:
         """Return the diagonal Fisher of L_pr at the weights of now, from one picture at a time."""
-        generator = torch.Generator().manual_seed(seed)
-        student = Student(backbone, self._fisher_of, None, generator)
-        single = replace(self, batch_size=1, prompt_dropout=0.0)._preserving(backbone, memory, history)
+        generator = torch.Generator().manual_seed(context.seed)
+        student = Student(context.backbone, self._fisher_of, None, generator)
+        single = replace(self, batch_size=1, prompt_dropout=0.0)._preserving(memory, context)
         totals = {name: torch.zeros_like(shift) for name, shift in student.shifts().items()}
         for _ in range(self.fisher_pictures):
             gradients = _gradients(student, single, generator)
@@ -430,18 +419,14 @@ class DUGE(Eraser):
     def _fisher_of(self, name: str) -> bool:
         return self._which(name) and (self.trained != "lora" or name.endswith(".weight"))
 
-    def _target(
-        self, backbone: Backbone, concept: Concept, history: History, on_progress: OnProgress | None = None
-    ) -> _Target:
+    def _target(self, concept: Concept, context: FitContext) -> _Target:
         """Return pictures of a target, the prompts that speak of it, and what stands in their place."""
-        pairs = _pairs(concept)
+        backbone, pairs = context.backbone, _pairs(concept)
         pictures = remembered(
-            backbone,
-            history,
+            context,
             [self._asked(concept, at) for at in range(self.target_pictures)],
             sampling=self._sampling,
             seed=_TARGET_SEED,
-            on_progress=on_progress,
         )
         without = [blank for _, blank in pairs] if self.towards == "blank" else [""]
         return _Target(
@@ -455,11 +440,9 @@ class DUGE(Eraser):
         pairs = _pairs(concept)
         return pairs[at % len(pairs)][0] if self.towards == "blank" else fill(_PICTURES[concept.kind], concept.target)
 
-    def _probe(
-        self, backbone: Backbone, concepts: Sequence[Concept], history: History
-    ) -> Callable[[Student, int], bool] | None:
+    def _probe(self, concepts: Sequence[Concept], context: FitContext) -> Callable[[Student, int], bool] | None:
         """Return what looks from time to time whether the targets are gone."""
-        shows = history.shows
+        shows = context.judge
         if not self.probe_every or shows is None:
             return None
         asked = [
@@ -473,7 +456,7 @@ class DUGE(Eraser):
                 return False
             pictures = student(
                 sample,
-                backbone.pipe,
+                context.backbone.pipe,
                 [prompt for _, prompt, _ in asked],
                 [seed for _, _, seed in asked],
                 steps=self.picture_steps,

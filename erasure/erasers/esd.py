@@ -15,11 +15,11 @@ from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates, concatenate
 from ..concept import Concept, blank, fill, templates
 from ..edits import EditMetadata, WeightEdit
-from ..progress import OnProgress
 from ..sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
+from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, below, finetune
 from ..training.terms.preservation import Weights, preservations
-from .base import Eraser, History
+from .base import Eraser
 
 Variant = Literal["x", "x-strict", "u", "full"]
 Latents = Float[Tensor, "n c h w"]
@@ -86,16 +86,9 @@ class ESD(Eraser):
     preserve_scale: Annotated[float, Field(ge=0)] = 0.0
     preservation: Weights = field(default_factory=dict)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        history: History | None = None,
-        on_progress: OnProgress | None = None,
-        seed: int = 0,
-    ) -> WeightEdit:
+    def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts)
+        backbone = context.backbone
         changes = finetune(
             backbone,
             lambda name: trains(self.variant, name),
@@ -108,10 +101,12 @@ class ESD(Eraser):
                 Preservation(loss=self._preserving(backbone, concepts), weight=self.preserve_scale),
                 *preservations(self.preservation, backbone, concepts, trained=lambda name: trains(self.variant, name)),
             ],
-            on_progress=on_progress,
-            seed=seed,
+            on_progress=context.on_progress,
+            seed=context.seed,
         )
-        return WeightEdit(changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
+        return WeightEdit(
+            changes=changes, metadata=EditMetadata.of(self.name, asdict(self), backbone, concepts, context.seed)
+        )
 
     def _erasing(
         self, backbone: Backbone, concepts: Sequence[Concept]

@@ -25,12 +25,13 @@ from ..edits.changes import exchanged
 from ..errors import InputError
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
-from ..progress import OnProgress, Progress
+from ..progress import Progress
 from ..sampling import ddim_latents, ddim_timesteps, noise
+from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, finetune
 from ..training.replay_memory import stored
 from ..training.terms.preservation import Weights, preservations
-from .base import Eraser, History
+from .base import Eraser
 
 logger = logging.getLogger(__name__)
 
@@ -192,49 +193,39 @@ class TRCE(Eraser):
     rank: Annotated[int, Field(ge=1)] | None = None
     preservation: Weights = field(default_factory=dict)
 
-    def fit(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        history: History | None = None,
-        on_progress: OnProgress | None = None,
-        seed: int = 0,
-    ) -> WeightEdit:
+    def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts)
-        known = history or History()
-        metadata = EditMetadata.of(self.name, asdict(self), backbone, concepts, seed)
+        metadata = EditMetadata.of(self.name, asdict(self), context.backbone, concepts, context.seed)
         text = WeightEdit(changes={}, metadata=metadata)
         if self.stages != "visual":
-            text = self._text(backbone, concepts, known, metadata)
-            if self.stages == "text" and on_progress is not None:
-                on_progress(Progress(done=1, total=1))
-        visual = self._visual(backbone, concepts, text, known, on_progress, seed) if self.stages != "text" else {}
+            text = self._text(concepts, context, metadata)
+            if self.stages == "text" and context.on_progress is not None:
+                context.on_progress(Progress(done=1, total=1))
+        visual = self._visual(concepts, text, context) if self.stages != "text" else {}
         return replace(text, changes={**text.changes, **visual})
 
-    def rows_of(self, backbone: Backbone, concepts: Sequence[Concept], *, history: History | None = None) -> Rows:
+    def rows_of(self, concepts: Sequence[Concept], context: FitContext) -> Rows:
         """Return stage 1's least-squares problem for the key and value projections.
 
         Raises:
             InputError: A sentence without anything in it to become, a phrase that is too long, or captions that cannot
                 be read.
         """
-        return self._problems(backbone, concepts, history or History())[0]
+        return self._problems(concepts, context)[0]
 
-    def _text(
-        self, backbone: Backbone, concepts: Sequence[Concept], history: History, metadata: EditMetadata
-    ) -> WeightEdit:
-        rows, pooled = self._problems(backbone, concepts, history)
+    def _text(self, concepts: Sequence[Concept], context: FitContext, metadata: EditMetadata) -> WeightEdit:
+        backbone = context.backbone
+        rows, pooled = self._problems(concepts, context)
         names = [f"{name}.weight" for name in backbone.text_projections()]
         edit = WeightEdit.from_rows(rows, names, metadata)
         if pooled is None:
             return edit
         return replace(edit, changes={**edit.changes, **_sentence_vector_changes(backbone, solve(pooled))})
 
-    def _problems(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> tuple[Rows, Rows | None]:
+    def _problems(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, Rows | None]:
         """Return stage 1's problems: of the key and value projections, and of what reads the sentence vector."""
-        reader = _Reader(backbone, self._pairs(concepts), self)
-        found = self._statistics(backbone, concepts, history)
+        reader = _Reader(context.backbone, self._pairs(concepts), self)
+        found = self._statistics(concepts, context)
         return reader.rows(found), reader.pooled_rows(found)
 
     def _pairs(self, concepts: Sequence[Concept]) -> list["_Pair"]:
@@ -252,25 +243,18 @@ class TRCE(Eraser):
             return self.frames
         return tuple(FRAMES) if self.frames == "captions" and concept.kind == "unsafe" else templates(concept.kind)
 
-    def _statistics(self, backbone: Backbone, concepts: Sequence[Concept], history: History) -> Statistics:
-        gone = [*history.targets, *concepts]
+    def _statistics(self, concepts: Sequence[Concept], context: FitContext) -> Statistics:
+        gone = [*context.targets, *concepts]
         captions = (lambda: read_captions(self.captions)) if self.captions else ordinary_captions(concepts, gone)
-        return statistics(backbone, captions, folder=history.memory)
+        return statistics(context.backbone, captions, folder=context.history.memory)
 
-    def _visual(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        text: WeightEdit,
-        history: History,
-        on_progress: OnProgress | None,
-        seed: int,
-    ) -> dict[str, Change]:
+    def _visual(self, concepts: Sequence[Concept], text: WeightEdit, context: FitContext) -> dict[str, Change]:
         """Return what stage 2 learns on top of stage 1."""
+        backbone, on_progress = context.backbone, context.on_progress
         twins = [_Pair.of(self.trajectory_frame, name, concept) for concept in concepts for name in concept.names]
         twins = list(dict.fromkeys(twins))
-        plan = self._plan(len(twins), seed)
-        malicious, null = self._latents(backbone, [twin.prompt for twin in twins], plan, history, on_progress)
+        plan = self._plan(len(twins), context.seed)
+        malicious, null = self._latents([twin.prompt for twin in twins], plan, context)
         before = {name: p.data for name, p in backbone.parameters(text.changes.__contains__).items()}
         states = _States(
             malicious=backbone.encode([twin.prompt for twin in twins]),
@@ -296,8 +280,8 @@ class TRCE(Eraser):
                     Preservation(loss=self._preserving(backbone, states, null, plan), weight=self.preserve_weight),
                     *preservations(self.preservation, backbone, concepts, trained=_steers, reference=without_text),
                 ],
-                on_progress=on_progress and (lambda step: on_progress(replace(step, note=active.note()))),
-                seed=seed,
+                on_progress=on_progress and (lambda progress: on_progress(replace(progress, note=active.note()))),
+                seed=context.seed,
             )
         logger.info("trce: %s; the trained weights moved by %.2g on average", active.note(), _mean_shift(changes))
         return dict(changes)
@@ -319,21 +303,14 @@ class TRCE(Eraser):
             trajectories=self.trajectories,
         )
 
-    def _latents(
-        self,
-        backbone: Backbone,
-        prompts: Sequence[str],
-        plan: "_Plan",
-        history: History,
-        on_progress: OnProgress | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _latents(self, prompts: Sequence[str], plan: "_Plan", context: FitContext) -> tuple[Tensor, Tensor]:
         """Return the planned latents, float16 on the CPU, in the plan's order: of the terms and of the empty prompt."""
         of_terms = [prompt for prompt in prompts for _ in range(self.trajectories)]
         kinds = (
             (_MALICIOUS_SEED, of_terms, self.trajectory_guidance, plan.malicious),
             (_NULL_SEED, [""] * (1 + max(at for at, _ in plan.null)), 1.0, plan.null),
         )
-        made, model = [], backbone.fingerprint()
+        made, model = [], context.backbone.fingerprint()
         for first_seed, asked, guidance, visits in kinds:
             key = [model, asked, guidance, self.sample_steps, first_seed, visits]
 
@@ -343,22 +320,22 @@ class TRCE(Eraser):
                 visits: Sequence[tuple[int, int]] = visits,
                 first_seed: int = first_seed,
             ) -> dict[str, Tensor]:
-                return {"latents": self._visited(backbone, asked, guidance, visits, first_seed, on_progress)}
+                return {"latents": self._visited(asked, guidance, visits, first_seed, context)}
 
-            made.append(stored(history.memory, key, make)["latents"])
+            made.append(stored(context.history.memory, key, make)["latents"])
         return made[0], made[1]
 
     @torch.no_grad()
     def _visited(
         self,
-        backbone: Backbone,
         prompts: Sequence[str],
         guidance: float,
         visits: Sequence[tuple[int, int]],
         first_seed: int,
-        on_progress: OnProgress | None,
+        context: FitContext,
     ) -> Latents:
         """Return the latents at the visited places of the trajectories, one trajectory a prompt."""
+        backbone = context.backbone
         shape = backbone.latent_shape()
         found = torch.empty(len(visits), *shape, dtype=torch.float16)
         unconditional = backbone.unconditional()
@@ -379,8 +356,8 @@ class TRCE(Eraser):
             for number, (at, place) in enumerate(visits):
                 if at in rows:
                     found[number] = reached[place][at - start].half().cpu()
-            if on_progress is not None:
-                on_progress(Progress(done=rows.stop, total=len(prompts), stage="images"))
+            if context.on_progress is not None:
+                context.on_progress(Progress(done=rows.stop, total=len(prompts), stage="images"))
         return found
 
     def _steering(

@@ -7,14 +7,14 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates
 from ..closed_form.problem import Row, Rows
 from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
-from ..progress import OnProgress, Progress
-from .base import Eraser, History
+from ..progress import Progress
+from ..training.context import FitContext
+from .base import Eraser
 
 # Spreads the sampled trailing positions of successive templates evenly over the range (the golden ratio's fraction).
 _STAGGER = 0.6180339887498949
@@ -63,7 +63,7 @@ class UCE(Eraser):
     """
 
     name: ClassVar[str] = "uce"
-    reads_weights: ClassVar[bool] = False
+    depends_on: ClassVar[Literal["text", "weights"]] = "text"
     main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
 
     rows: Literal["templates", "last-subject"] = "templates"
@@ -76,23 +76,18 @@ class UCE(Eraser):
     trailing_states: Annotated[int, Ge(1)] = 2
     class_phrases: bool = False
 
-    def fit(
-        self,
-        backbone: Backbone,
-        concepts: Sequence[Concept],
-        *,
-        history: History | None = None,
-        on_progress: OnProgress | None = None,
-        seed: int = 0,
-    ) -> WeightEdit:
-        rows = self.rows_of(backbone, concepts, history=history)
+    def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
+        backbone = context.backbone
+        rows = self.rows_of(concepts, context)
         names = [f"{name}.weight" for name in backbone.text_projections()]
-        edit = WeightEdit.from_rows(rows, names, EditMetadata.of(self.name, asdict(self), backbone, concepts, seed))
-        if on_progress is not None:
-            on_progress(Progress(done=1, total=1))
+        edit = WeightEdit.from_rows(
+            rows, names, EditMetadata.of(self.name, asdict(self), backbone, concepts, context.seed)
+        )
+        if context.on_progress is not None:
+            context.on_progress(Progress(done=1, total=1))
         return edit
 
-    def rows_of(self, backbone: Backbone, concepts: Sequence[Concept], *, history: History | None = None) -> Rows:
+    def rows_of(self, concepts: Sequence[Concept], context: FitContext) -> Rows:
         """Return the least-squares problem that removes the concepts.
 
         Raises:
@@ -101,11 +96,11 @@ class UCE(Eraser):
         if not concepts:
             raise InputError("concepts: expected at least one, got none. Name what is to be erased.")
         erased = [pair for concept in concepts for pair in self._erased_pairs(concept)]
-        gone = {normalized(name) for concept in (history.targets if history else ()) for name in concept.names}
+        gone = {normalized(name) for concept in context.targets for name in concept.names}
         kept = [pair for concept in concepts for pair in self._kept_pairs(concept) if pair.label not in gone]
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
-        reader = _Reader(prompts, backbone.encode(prompts), self)
+        reader = _Reader(prompts, context.backbone.encode(prompts), self)
         return Rows.of(
             [row for pair in dict.fromkeys(erased) for row in reader.rows(pair, self.erase_scale)],
             [row for pair in dict.fromkeys(kept) for row in reader.rows(pair, self.preserve_scale)],

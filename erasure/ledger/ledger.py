@@ -25,9 +25,10 @@ from ..backbones import backbone_of
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..edits.metadata import named_model, now
-from ..erasers import Eraser, History, Shows
+from ..erasers import Eraser
 from ..errors import BaseMismatchError, ErasureError, LedgerError, unknown_name
 from ..progress import OnProgress
+from ..training.context import FitContext, History, Shows
 from .checks import may_close_circle, problems_of, relative_move
 from .record import FILE, FORMAT, Base, Entry, Origin, Record
 from .store import LedgerStore
@@ -146,7 +147,7 @@ class Ledger:
         *,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-        shows: Shows | None = None,
+        judge: Shows | None = None,
     ) -> Entry:
         """Fit a removal on top of the standing ones, and add it; the pipeline is left as it was.
 
@@ -156,7 +157,7 @@ class Ledger:
             concepts: Concepts to remove, as one entry.
             on_progress: Receives the progress of the fit.
             seed: Seed of the fit, >= 0.
-            shows: Judge of images for methods that look at them; None without one.
+            judge: Judge of images for methods that look at them; None without one.
 
         Raises:
             BaseMismatchError: The pipeline is not the ledger's base.
@@ -166,19 +167,19 @@ class Ledger:
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
         standing = self.standing
-        edit = self.edit() if eraser.reads_weights else self._unedited()
+        edit = self.edit() if eraser.depends_on == "weights" else self._unedited()
         originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
         history = History(
             # An eraser that reads text states alone keeps the rows of earlier targets: the joint solve leaves them out
             # while those removals stand, and has them again when they are undone.
-            targets=tuple(c for entry in standing for c in entry.concepts) if eraser.reads_weights else (),
+            targets=tuple(c for entry in standing for c in entry.concepts) if eraser.depends_on == "weights" else (),
             originals=originals,
             memory=self.path / "memory",
-            shows=shows,
         )
+        context = FitContext(backbone=backbone, history=history, judge=judge, seed=seed, on_progress=on_progress)
         start = time.perf_counter()
         with edit.applied_to(pipe, check=False):
-            fitted = eraser.fit(backbone, concepts, history=history, on_progress=on_progress, seed=seed)
+            fitted = eraser.fit(concepts, context)
         seconds = round(time.perf_counter() - start, 3)
         # The fit saw the edited base; the ledger keeps a change on top of its own base.
         return self._add(self._on_base(fitted), started_from=tuple(entry.id for entry in standing), seconds=seconds)

@@ -8,9 +8,10 @@ import torch
 
 from ..backbones import backbone_of
 from ..edits import Change
-from ..erasers import Eraser, Shows, eraser_names, make_eraser
+from ..erasers import Eraser, eraser_names, make_eraser
 from ..errors import InputError
 from ..progress import OnProgress
+from ..training.context import Shows
 from .ledger import Ledger
 from .record import Entry, Origin
 
@@ -22,7 +23,7 @@ def replay(
     path: str | Path,
     *,
     on_progress: OnProgress | None = None,
-    shows: Shows | None = None,
+    judge: Shows | None = None,
 ) -> tuple[Ledger, Iterator[Entry]]:
     """Start a ledger of another model with the removals that stand in this one, each fitted on that model's weights.
 
@@ -34,7 +35,7 @@ def replay(
         name: What loads it.
         path: The new ledger's folder.
         on_progress: Receives the progress of the fit.
-        shows: See `Ledger.remove`.
+        judge: See `Ledger.remove`.
 
     Returns:
         The new ledger, and the entries as they are made: each is in the ledger before it is given.
@@ -61,7 +62,7 @@ def replay(
             )
     else:
         target = Ledger.create(path, fingerprint, name, origin=origin)
-    return target, _made(source, target, erasers, pipe, on_progress, shows)
+    return target, _made(source, target, erasers, pipe, on_progress, judge)
 
 
 def _made(
@@ -70,11 +71,11 @@ def _made(
     erasers: dict[str, Eraser],
     pipe: Any,
     on_progress: OnProgress | None,
-    shows: Shows | None,
+    judge: Shows | None,
 ) -> Iterator[Entry]:
     for entry in source.standing[len(target.entries) :]:
         eraser = erasers[entry.id]
-        yield target.remove(pipe, eraser, entry.concepts, on_progress=on_progress, seed=entry.seed, shows=shows)
+        yield target.remove(pipe, eraser, entry.concepts, on_progress=on_progress, seed=entry.seed, judge=judge)
 
 
 def _eraser(entry: Entry) -> Eraser:

@@ -8,10 +8,11 @@ from PIL.Image import Image
 
 from .. import tinyworld
 from ..concept import Concept, normalized
-from ..erasers import Shows, eraser_class, eraser_names
+from ..erasers import eraser_class, eraser_names
 from ..errors import InputError
 from ..progress import OnProgress
 from ..provenance import provenance
+from ..training.context import Shows
 from .schema import Run
 from .world import TINYWORLD
 
@@ -39,10 +40,10 @@ def remove(run: Run, pipe: Any, ledger: "Ledger", *, on_progress: OnProgress | N
 
     Every entry is in the ledger before it is yielded, so what stands is complete wherever the caller stops.
     """
-    shows = shows_of(run.model, str(pipe.device))
+    judge = shows_of(run.model, str(pipe.device))
     requests = [run.concepts] if run.eraser.together and run.concepts else [(concept,) for concept in run.concepts]
     for concepts in requests:
-        yield ledger.remove(pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, shows=shows)
+        yield ledger.remove(pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, judge=judge)
 
 
 def shows_of(model: str, device: str) -> Shows | None:
@@ -67,8 +68,8 @@ def check_low_memory(run: Run) -> None:
             f"--low-memory: expected no attention but sdpa, for no pictures are made, got {run.attention!r}."
             " Leave one of them out."
         )
-    if run.eraser.reads_weights:
-        fit = ", ".join(name for name in eraser_names() if not eraser_class(name).reads_weights)
+    if run.eraser.depends_on == "weights":
+        fit = ", ".join(name for name in eraser_names() if eraser_class(name).depends_on == "text")
         raise InputError(
             f"--low-memory: expected an eraser that reads text alone ({fit}), got {run.eraser.name!r}."
             " Leave --low-memory out."

@@ -21,11 +21,10 @@ from torch.nn import functional as F
 from ..backbones.base import Backbone
 from ..backbones.conditioning import TextStates
 from ..concept import Concept, fill, speaks_of
-from ..erasers.base import History, Shows
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
-from ..progress import OnProgress
 from ..sampling import sample
+from .context import FitContext
 
 _THINGS = (
     "a tree, a house, a car, a boat, a flower, a bird, an umbrella, a castle, a guitar, a mushroom, "
@@ -75,30 +74,27 @@ class Memory:
 
 
 def remembered(
-    backbone: Backbone,
-    history: History,
+    context: FitContext,
     prompts: Sequence[str],
     *,
     sampling: Sampling,
     seed: int,
-    on_progress: OnProgress | None = None,
 ) -> Memory:
-    """Return the original model's picture of each prompt, from the history's folder where they are there already.
+    """Return the original model's picture of each prompt, from the context's folder where they are there already.
 
     Args:
-        backbone: The model as it is now.
-        history: Knows the original weights and the folder.
+        context: The model, its original weights, the folder, and the receiver of progress after each batch.
         prompts: One for each picture.
         sampling: How they are made.
         seed: Of the first picture's noise; the next ones count on from it.
-        on_progress: Called after each batch that is made.
 
     Raises:
         InputError: The folder cannot be written, or holds a damaged file.
     """
+    backbone = context.backbone
 
     def make() -> dict[str, Tensor]:
-        with history.original(backbone):
+        with context.original():
             latents = sample(
                 backbone.pipe,
                 prompts,
@@ -107,14 +103,14 @@ def remembered(
                 guidance_scale=sampling.guidance_scale,
                 batch_size=sampling.batch_size,
                 output="latents",
-                on_progress=on_progress,
+                on_progress=context.on_progress,
             )
         return {"latents": latents.half()}
 
-    with history.original(backbone):
+    with context.original():
         base = backbone.fingerprint()
     key = [base, list(prompts), asdict(sampling), seed]
-    return Memory(prompts=tuple(prompts), latents=stored(history.memory, key, make)["latents"])
+    return Memory(prompts=tuple(prompts), latents=stored(context.history.memory, key, make)["latents"])
 
 
 def stored(folder: Path | None, key: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -190,19 +186,13 @@ def similarity(one: TextStates, other: TextStates) -> Float[Tensor, "n m"]:
     return pooled[0] @ pooled[1].T
 
 
-def free_of(
-    backbone: Backbone,
-    memory: Memory,
-    concepts: Sequence[Concept],
-    *,
-    max_similarity: float,
-    shows: Shows | None,
-) -> Memory:
+def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *, max_similarity: float) -> Memory:
     """Return the memory without what would teach a removed concept again.
 
     A picture goes if its prompt names one of the concepts, if its prompt's text state is too similar to that of the
-    concept in the same sentence, or if `shows` finds the concept in it.
+    concept in the same sentence, or if the judge finds the concept in it.
     """
+    backbone, shows = context.backbone, context.judge
     asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
     read = [backbone.encode(texts, trailing=False) for texts in (memory.prompts, asked)]
     close = similarity(*read).amax(1) > max_similarity

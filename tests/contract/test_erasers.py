@@ -18,6 +18,7 @@ from erasure.edits import WeightEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.progress import Progress
+from erasure.training.context import FitContext
 from tests import tiny
 
 CONCEPTS = [
@@ -73,7 +74,7 @@ def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(nam
     before, scheduler = state_of(pipe), copy.deepcopy(dict(pipe.scheduler.config))
     training = {part: pipe.components[part].training for part in ("unet", "vae", "text_encoder")}
     requires_grad = {key: value.requires_grad for key, value in backbone_of(pipe).parameters(lambda _: True).items()}
-    edit = quick(name).fit(backbone_of(pipe), CONCEPTS)
+    edit = quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
     assert same(before, state_of(pipe))
     assert dict(pipe.scheduler.config) == scheduler
     assert {part: pipe.components[part].training for part in training} == training
@@ -91,9 +92,9 @@ def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(nam
 def test_the_same_seed_gives_the_same_edit(name: str) -> None:
     pipe = tiny.sd1()
     torch.manual_seed(1)
-    one = deltas(quick(name).fit(backbone_of(pipe), CONCEPTS, seed=5), pipe)
+    one = deltas(quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5)), pipe)
     torch.manual_seed(2)
-    other = deltas(quick(name).fit(backbone_of(pipe), CONCEPTS, seed=5), pipe)
+    other = deltas(quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5)), pipe)
     assert same(one, other)
 
 
@@ -101,7 +102,7 @@ def test_the_same_seed_gives_the_same_edit(name: str) -> None:
 def test_the_global_generator_is_left_alone(name: str) -> None:
     pipe = tiny.sd1()
     before = torch.get_rng_state()
-    quick(name).fit(backbone_of(pipe), CONCEPTS)
+    quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -109,7 +110,7 @@ def test_the_global_generator_is_left_alone(name: str) -> None:
 def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_path: Path) -> None:
     pipe = tiny.sd1()
     eraser = quick(name)
-    edit = eraser.fit(backbone_of(pipe), CONCEPTS, seed=5)
+    edit = eraser.fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5))
     metadata = edit.metadata
     assert (metadata.method, metadata.seed, metadata.concepts) == (name, 5, tuple(CONCEPTS))
     assert metadata.base_fingerprint == backbone_of(pipe).fingerprint()
@@ -122,7 +123,7 @@ def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_pa
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_reported_to_the_end(name: str) -> None:
     steps: list[Progress] = []
-    quick(name).fit(backbone_of(tiny.sd1()), CONCEPTS[:1], on_progress=steps.append)
+    quick(name).fit(CONCEPTS[:1], FitContext(backbone=backbone_of(tiny.sd1()), on_progress=steps.append))
     fit = [step for step in steps if step.stage == "fit"]
     assert [step.done for step in fit] == list(range(1, len(fit) + 1))
     assert fit[-1] == steps[-1]
@@ -136,7 +137,7 @@ def test_steps_are_reported_to_the_end(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_concepts_are_an_error(name: str) -> None:
     with pytest.raises(InputError, match="expected at least one"):
-        quick(name).fit(backbone_of(tiny.sd1()), [])
+        quick(name).fit([], FitContext(backbone=backbone_of(tiny.sd1())))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,12 +11,13 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.attention import AttentionCapture, cross_attention_layers, layer_pixels
 from erasure.concept import Concept
 from erasure.edits import LowRankChange
-from erasure.erasers import History, make_eraser
+from erasure.erasers import make_eraser
 from erasure.erasers.duge import DUGE, _Look, _noised, _pairs
 from erasure.errors import InputError
 from erasure.ledger import Ledger
 from erasure.losses.preservation import denoising_target
 from erasure.runs.configs import read_config
+from erasure.training.context import FitContext, History
 from erasure.training.finetune import Student
 from erasure.training.replay_memory import GENERIC, free_of, memory_prompts, nearest, remembered
 from tests.erasers.test_esd import Untrained
@@ -102,7 +103,7 @@ def test_watching_changes_nothing(small: Backbone) -> None:
 
 def test_the_loss_on_maps_reaches_queries_and_keys_and_not_what_comes_after_the_last_map(small: Backbone) -> None:
     student = student_of(small)
-    value = QUICK._erasing(small, [CAT], History())(student, 0, generator())
+    value = QUICK._erasing([CAT], FitContext(backbone=small))(student, 0, generator())
     gradients = dict(
         zip(student.weights(), torch.autograd.grad(value, student.trained, allow_unused=True), strict=True)
     )
@@ -118,20 +119,22 @@ def test_what_is_trained(small: Backbone) -> None:
     assert {n for n in every if QUICK._which(n)} == {n for n in every if ".attn2." in n}
     kv = {n for n in every if replace(QUICK, trained="kv")._which(n)}
     assert kv == {f"{name}.weight" for name in small.text_projections()}
-    edit = replace(QUICK, trained="lora", rank=2).fit(small, [CAT])
+    edit = replace(QUICK, trained="lora", rank=2).fit([CAT], FitContext(backbone=small))
     assert all(isinstance(change, LowRankChange) and change.down.shape[0] == 2 for change in edit.changes.values())
 
 
 def test_regularisation_starts_at_zero_and_freezes_the_model_when_it_is_all(small: Backbone) -> None:
-    memory = QUICK._memory(small, [CAT], History())
+    memory = QUICK._memory([CAT], FitContext(backbone=small))
     for kind in ("l2-sp", "l1-sp", "ewc"):
         settings = replace(QUICK, regularisation=kind, fisher_pictures=2)
-        loss = settings._regularising(small, memory, History(), 0)(student_of(small), 0, generator())
+        loss = settings._regularising(memory, FitContext(backbone=small))(student_of(small), 0, generator())
         assert loss.item() == 0
     moved = [
         sum(
             d.square().sum()
-            for d in deltas(replace(QUICK, reg_scale=scale, steps=12).fit(small, [CAT]), small).values()
+            for d in deltas(
+                replace(QUICK, reg_scale=scale, steps=12).fit([CAT], FitContext(backbone=small)), small
+            ).values()
         )
         for scale in (0.0, 1e9)
     ]
@@ -139,12 +142,14 @@ def test_regularisation_starts_at_zero_and_freezes_the_model_when_it_is_all(smal
 
 
 def test_weights_anchored_to_the_base_are_far_from_it_after_an_earlier_removal(small: Backbone) -> None:
-    memory = QUICK._memory(small, [CAT], History())
+    memory = QUICK._memory([CAT], FitContext(backbone=small))
     name = next(iter(small.parameters(QUICK._which)))
     history = History(originals={name: small.parameters(QUICK._which)[name].detach() + 1})
     student = student_of(small)
     for ref, expected in (("prev", 0.0), ("base", None)):
-        loss = replace(QUICK, ref_weights=ref)._regularising(small, memory, history, 0)(student, 0, generator())
+        loss = replace(QUICK, ref_weights=ref)._regularising(memory, FitContext(backbone=small, history=history))(
+            student, 0, generator()
+        )
         scalars = sum(weight.numel() for weight in student.trained)
         wanted = history.originals[name].numel() / scalars if expected is None else expected
         assert loss.item() == pytest.approx(wanted, rel=1e-5)
@@ -152,10 +157,10 @@ def test_weights_anchored_to_the_base_are_far_from_it_after_an_earlier_removal(s
 
 def test_prior_preservation_is_the_training_loss_and_distilled_starts_at_zero(backbone: Backbone) -> None:
     settings = replace(QUICK, prompt_dropout=0.0)
-    memory = settings._memory(backbone, [CAT], History())
+    memory = settings._memory([CAT], FitContext(backbone=backbone))
     with torch.no_grad():
-        found = settings._preserving(backbone, memory, History())(Untrained(), 0, generator(3))
-        distilled = replace(settings, distill=True)._preserving(backbone, memory, History())
+        found = settings._preserving(memory, FitContext(backbone=backbone))(Untrained(), 0, generator(3))
+        distilled = replace(settings, distill=True)._preserving(memory, FitContext(backbone=backbone))
         assert distilled(Untrained(), 0, generator(3)).item() == 0
         draws = generator(3)
         rows = [int(torch.randint(len(memory), (), generator=draws)) for _ in range(settings.batch_size)]
@@ -169,7 +174,7 @@ def test_prior_preservation_is_the_training_loss_and_distilled_starts_at_zero(ba
 
 def test_a_fisher_is_positive_and_of_mean_one(small: Backbone) -> None:
     settings = replace(QUICK, fisher_pictures=3)
-    fisher = settings._fisher(small, settings._memory(small, [CAT], History()), History(), 0)
+    fisher = settings._fisher(settings._memory([CAT], FitContext(backbone=small)), FitContext(backbone=small))
     values = torch.cat([part.flatten() for part in fisher.values()])
     assert set(fisher) == set(small.parameters(settings._which))
     assert values.min() >= 0
@@ -177,14 +182,15 @@ def test_a_fisher_is_positive_and_of_mean_one(small: Backbone) -> None:
 
 
 def test_without_the_unlearning_loss_the_target_is_nobodys_business(small: Backbone) -> None:
-    edit = replace(QUICK, unlearn_scale=0.0, prior_scale=0.0, weight_decay=0.0).fit(small, [CAT])
+    edit = replace(QUICK, unlearn_scale=0.0, prior_scale=0.0, weight_decay=0.0).fit([CAT], FitContext(backbone=small))
     assert all(not delta.any() for delta in deltas(edit, small).values())
 
 
 def test_the_first_weight_is_calibrated(small: Backbone) -> None:
     settings = replace(QUICK, calibration=2.0)
-    memory = settings._memory(small, [CAT], History())
-    erasing, preserving = settings._erasing(small, [CAT], History()), settings._preserving(small, memory, History())
+    context = FitContext(backbone=small)
+    memory = settings._memory([CAT], context)
+    erasing, preserving = settings._erasing([CAT], context), settings._preserving(memory, context)
     student = student_of(small)
 
     def length(loss: Any, seed: int) -> float:
@@ -243,26 +249,27 @@ def test_the_memory_is_half_near_and_names_nothing_removed(small: Backbone) -> N
 
 
 def test_the_memory_loses_what_would_teach_the_target_again(small: Backbone) -> None:
-    made = remembered(small, History(), ["a dog", "a kitten", "a house"], sampling=QUICK._sampling, seed=0)
+    made = remembered(FitContext(backbone=small), ["a dog", "a kitten", "a house"], sampling=QUICK._sampling, seed=0)
     assert made.latents.dtype == torch.float16
-    by_name = free_of(small, made, [CAT], max_similarity=1.0, shows=None)
+    by_name = free_of(FitContext(backbone=small), made, [CAT], max_similarity=1.0)
     assert by_name.prompts == ("a dog", "a house")
-    by_picture = free_of(small, made, [CAT], max_similarity=1.0, shows=lambda images, _: [True, False])
+    seeing = FitContext(backbone=small, judge=lambda images, _: [True, False])
+    by_picture = free_of(seeing, made, [CAT], max_similarity=1.0)
     assert by_picture.prompts == ("a house",)
-    assert not len(free_of(small, made, [CAT], max_similarity=-1.0, shows=None))
+    assert not len(free_of(FitContext(backbone=small), made, [CAT], max_similarity=-1.0))
     with pytest.raises(InputError, match="Raise max_similarity"):
-        replace(QUICK, max_similarity=-1.0)._memory(small, [CAT], History())
+        replace(QUICK, max_similarity=-1.0)._memory([CAT], FitContext(backbone=small))
 
 
 def test_the_memory_is_of_the_original_model(small: Backbone) -> None:
     name = next(name for name in small.parameters(QUICK._which) if name.endswith("to_out.0.bias"))
     parameter = small.parameters(QUICK._which)[name]
-    before = remembered(small, History(), ["a dog"], sampling=QUICK._sampling, seed=0)
+    before = remembered(FitContext(backbone=small), ["a dog"], sampling=QUICK._sampling, seed=0)
     history = History(originals={name: parameter.detach().clone()})
     parameter.data = parameter.data + 1
     edited = parameter.detach().clone()
-    again = remembered(small, history, ["a dog"], sampling=QUICK._sampling, seed=0)
-    changed = remembered(small, History(), ["a dog"], sampling=QUICK._sampling, seed=0)
+    again = remembered(FitContext(backbone=small, history=history), ["a dog"], sampling=QUICK._sampling, seed=0)
+    changed = remembered(FitContext(backbone=small), ["a dog"], sampling=QUICK._sampling, seed=0)
     assert torch.equal(before.latents, again.latents)
     assert not torch.equal(before.latents, changed.latents)
     assert torch.equal(parameter, edited)
@@ -270,29 +277,40 @@ def test_the_memory_is_of_the_original_model(small: Backbone) -> None:
 
 def test_a_damaged_memory_is_named(small: Backbone, tmp_path: Path) -> None:
     history = History(memory=tmp_path)
-    remembered(small, history, ["a dog"], sampling=QUICK._sampling, seed=0)
+    remembered(FitContext(backbone=small, history=history), ["a dog"], sampling=QUICK._sampling, seed=0)
     [file] = tmp_path.iterdir()
     file.write_bytes(b"x")
     with pytest.raises(InputError, match=r"got a damaged file\. Delete it"):
-        remembered(small, history, ["a dog"], sampling=QUICK._sampling, seed=0)
+        remembered(FitContext(backbone=small, history=history), ["a dog"], sampling=QUICK._sampling, seed=0)
 
 
 def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
     settings = replace(QUICK, steps=6, probe_every=2, probe_pictures=4)
     steps: list[Any] = []
-    settings.fit(small, [CAT], history=History(shows=lambda i, c: [False] * len(i)), on_progress=steps.append)
+    settings.fit(
+        [CAT],
+        FitContext(backbone=small, judge=lambda i, c: [False] * len(i), on_progress=steps.append),
+    )
     assert steps[-1].done == steps[-1].total == 2
     steps.clear()
-    never = History(shows=lambda images, concept: [len(images) == 1] * len(images))
-    settings.fit(small, [CAT], history=never, on_progress=steps.append)
+    settings.fit(
+        [CAT],
+        FitContext(
+            backbone=small,
+            judge=lambda images, concept: [len(images) == 1] * len(images),
+            on_progress=steps.append,
+        ),
+    )
     assert steps[-1].done == steps[-1].total == 6
 
 
 def test_layers_above_the_largest_size_are_left_out(small: Backbone) -> None:
     with pytest.raises(InputError, match=r"duge\.max_pixels: expected at least"):
-        replace(QUICK, max_pixels=1).fit(small, [CAT])
+        replace(QUICK, max_pixels=1).fit([CAT], FitContext(backbone=small))
     biggest = max(layer_pixels(small).values())
-    plain, same = (deltas(s.fit(small, [CAT]), small) for s in (QUICK, replace(QUICK, max_pixels=biggest)))
+    plain, same = (
+        deltas(s.fit([CAT], FitContext(backbone=small)), small) for s in (QUICK, replace(QUICK, max_pixels=biggest))
+    )
     assert all(torch.equal(plain[name], same[name]) for name in plain)
 
 
@@ -304,7 +322,7 @@ def test_settings_out_of_range() -> None:
 @pytest.mark.parametrize("match", ["outputs", "noise"])
 def test_the_extensions_reach_values_and_the_output_projection_of_every_layer(match: Any, small: Backbone) -> None:
     student = student_of(small)
-    value = replace(QUICK, match=match)._erasing(small, [CAT], History())(student, 0, generator())
+    value = replace(QUICK, match=match)._erasing([CAT], FitContext(backbone=small))(student, 0, generator())
     gradients = torch.autograd.grad(value, student.trained, allow_unused=True)
     assert all(gradient is not None and gradient.any() for gradient in gradients)
 
@@ -316,12 +334,12 @@ def test_what_stands_in_a_targets_place_is_its_context(small: Backbone) -> None:
     assert {name for prompt in pairs for name in CAT.names if name in prompt} == {"cat", "kitten"}
     assert len(pairs) == 2 * len({blank for _, blank in _pairs(CAT)} | {1})
     settings = replace(QUICK, towards="blank", target_pictures=3)
-    target = settings._target(small, CAT, History())
+    target = settings._target(CAT, FitContext(backbone=small))
     assert len(target.latents) == 3
     assert len(target.spoken) == len(target.blank) == len(pairs)
     torch.testing.assert_close(target.blank.states[0], small.unconditional().states[0])
     assert settings._asked(CAT, 1) == next(iter(list(pairs)[1:]))
-    plain = QUICK._target(small, CAT, History())
+    plain = QUICK._target(CAT, FitContext(backbone=small))
     assert len(plain.blank) == 1
     assert QUICK._asked(CAT, 1) == "a photo of a cat"
 
@@ -330,12 +348,12 @@ def test_overshooting_goes_on_beyond_what_is_aimed_at(small: Backbone) -> None:
     settings = replace(QUICK, match="noise", towards="blank", batch_size=1, target_pictures=1)
     with torch.no_grad():
         near, far = (
-            replace(settings, overshoot=o)._erasing(small, [CAT], History())(Untrained(), 0, generator())
+            replace(settings, overshoot=o)._erasing([CAT], FitContext(backbone=small))(Untrained(), 0, generator())
             for o in (0.0, 1.0)
         )
     assert far.item() == pytest.approx(4 * near.item(), rel=1e-4)  # twice the way, squared
     with pytest.raises(InputError, match=r"duge\.overshoot: expected 0 where maps are matched, got 1\.0"):
-        replace(QUICK, overshoot=1.0).fit(small, [CAT])
+        replace(QUICK, overshoot=1.0).fit([CAT], FitContext(backbone=small))
 
 
 def test_overshooting_an_earlier_target_does_not_lead_back_to_it(small: Backbone) -> None:
@@ -344,8 +362,8 @@ def test_overshooting_an_earlier_target_does_not_lead_back_to_it(small: Backbone
     deaf = {name: weight for name, weight in small.parameters(settings._which).items() if "to_v" in name}
     history = History(originals={name: weight.detach().clone() for name, weight in deaf.items()}, targets=(CAT,))
     with torch.no_grad():
-        way = replace(settings, overshoot=0.0)._erasing(small, [CAT], History())(Untrained(), 0, generator())
-        loss = replace(settings, overshoot=1.0)._erasing(small, [CAT], history)
+        way = replace(settings, overshoot=0.0)._erasing([CAT], FitContext(backbone=small))(Untrained(), 0, generator())
+        loss = replace(settings, overshoot=1.0)._erasing([CAT], FitContext(backbone=small, history=history))
         for weight in deaf.values():
             weight.zero_()
         assert loss(Untrained(), 0, generator()).item() == pytest.approx(way.item(), rel=1e-4)
@@ -365,12 +383,13 @@ def test_what_is_aimed_at_is_the_same_in_fewer_passes(match: Any, again: bool, o
     look, (noisy, timestep) = look_at(small, match), some_latents(small)
     read, blank = small.encode(["a cat", "a black cat"]), small.encode(["", "a house"])
     with torch.no_grad():
-        with history.original(small):
+        context = FitContext(backbone=small, history=history)
+        with context.original():
             wanted, away = (look.at(noisy, timestep, states) for states in (blank, read))
         reference = look.at(noisy, timestep, blank) if again and of == "prev" else wanted
     calls: list[int] = []
     with small.denoiser.register_forward_pre_hook(lambda _, args: calls.append(len(args[0]))):
-        found = settings._aimed_at(look, noisy, timestep, read, blank, history)
+        found = settings._aimed_at(look, noisy, timestep, read, blank, context)
     assert calls == ([4, 2] if again and of == "prev" else [4])
     assert found.keys() == reference.keys()
     for name, value in found.items():
@@ -380,7 +399,9 @@ def test_what_is_aimed_at_is_the_same_in_fewer_passes(match: Any, again: bool, o
 
 def test_a_memory_for_each_request_is_near_that_request(small: Backbone) -> None:
     asked = {
-        kind: replace(QUICK, memory_for=kind, memory_size=8)._memory(small, [BOAT], History(targets=(CAT,))).prompts
+        kind: replace(QUICK, memory_for=kind, memory_size=8)
+        ._memory([BOAT], FitContext(backbone=small, history=History(targets=(CAT,))))
+        .prompts
         for kind in ("first", "each")
     }
     assert any("house" in prompt for prompt in asked["first"])
@@ -395,14 +416,14 @@ def test_gradients_agree_with_finite_differences(settings: dict[str, Any], small
     for part in (small.pipe.unet, small.pipe.text_encoder):
         part.double()
     duge = replace(QUICK, prompt_dropout=0.0, **settings)
-    memory = duge._memory(small, [CAT], History())
+    memory = duge._memory([CAT], FitContext(backbone=small))
     names = list(small.parameters(duge._which))
     weights = {name: small.parameters(duge._which)[name].detach().clone() for name in names}
     base = {name: weight.clone() for name, weight in weights.items()}
     losses = {
-        "unlearning": duge._erasing(small, [CAT], History()),
-        "prior": duge._preserving(small, memory, History()),
-        "weights": duge._regularising(small, memory, History(), 0),
+        "unlearning": duge._erasing([CAT], FitContext(backbone=small)),
+        "prior": duge._preserving(memory, FitContext(backbone=small)),
+        "weights": duge._regularising(memory, FitContext(backbone=small)),
     }
     draws = generator(7)
     way = {name: torch.randn(weight.shape, generator=draws, dtype=torch.float64) for name, weight in weights.items()}
@@ -437,17 +458,17 @@ class Double(Student):
 
 def test_pictures_are_reported_before_the_fit_while_they_are_made(small: Backbone, tmp_path: Path) -> None:
     steps: list[Any] = []
-    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_progress=steps.append)
-    made = [step for step in steps if step.stage == "images"]
+    QUICK.fit([CAT], FitContext(backbone=small, history=History(memory=tmp_path), on_progress=steps.append))
+    made = [step for step in steps if step.stage == "pictures"]
     assert [step.total for step in made] == [QUICK.memory_size, QUICK.target_pictures]
     assert all(step.done == step.total for step in made)
     steps.clear()
-    QUICK.fit(small, [CAT], history=History(memory=tmp_path), on_progress=steps.append)
+    QUICK.fit([CAT], FitContext(backbone=small, history=History(memory=tmp_path), on_progress=steps.append))
     assert {step.stage for step in steps} == {"fit"}  # they are there already
 
 
 def test_readings_of_what_is_preserved_start_at_zero_and_reach_keys_and_values_alone(small: Backbone) -> None:
-    loss = QUICK._reading(small, [CAT], History())
+    loss = QUICK._reading([CAT], FitContext(backbone=small))
     student = student_of(small)
     value = loss(student, 0, generator())
     assert value.item() == 0
@@ -467,5 +488,5 @@ def test_readings_are_compared_with_those_of_the_original(small: Backbone) -> No
         name: p for name, p in small.parameters(QUICK._which).items() if name.endswith(("to_k.weight", "to_v.weight"))
     }
     history = History(originals={name: p.detach() / 1.1 for name, p in kv.items()}, targets=(BOAT,))
-    loss = QUICK._reading(small, [CAT], history)
+    loss = QUICK._reading([CAT], FitContext(backbone=small, history=history))
     assert loss(student_of(small), 0, generator()).item() == pytest.approx(0.1**2, rel=1e-4)

@@ -15,6 +15,7 @@ from erasure.erasers import esd, make_eraser
 from erasure.erasers.esd import ESD, negatively_guided, trains
 from erasure.errors import InputError
 from erasure.sampling import ddim_timesteps, predict_epsilon
+from erasure.training.context import FitContext
 from erasure.training.finetune import Student
 from tests.tiny import FAMILIES, sd1
 
@@ -110,7 +111,7 @@ def test_a_target_that_reads_like_its_anchor_is_learned_at_once(backbone: Backbo
 def test_the_step_goes_down_the_loss_and_all_edits_leave_the_model_alone(backbone: Backbone) -> None:
     before = {name: value.detach().clone() for name, value in backbone.parameters(lambda name: True).items()}
     settings = replace(QUICK, variant="full", steps=6, lr=1e-4, sample_steps=1)
-    edit = settings.fit(backbone, [BARE])
+    edit = settings.fit([BARE], FitContext(backbone=backbone))
     now = backbone.parameters(lambda name: True)
     assert all(torch.equal(value, now[name]) for name, value in before.items())
     states, free = backbone.encode(["cat"]), backbone.unconditional()
@@ -145,7 +146,7 @@ def test_variants_train_what_they_name(family: str) -> None:
 @pytest.mark.parametrize("rank", [None, 2])
 def test_only_declared_parameters_change(variant: Any, rank: int | None) -> None:
     backbone = backbone_of(sd1())
-    edit = replace(QUICK, variant=variant, rank=rank).fit(backbone, [CAT])
+    edit = replace(QUICK, variant=variant, rank=rank).fit([CAT], FitContext(backbone=backbone))
     expected = backbone.parameters(lambda name: trains(variant, name))
     assert set(edit.changes) == {name for name, p in expected.items() if rank is None or p.ndim > 1}
     assert {type(change) for change in edit.changes.values()} == {DenseChange if rank is None else LowRankChange}
@@ -155,7 +156,7 @@ def test_only_declared_parameters_change(variant: Any, rank: int | None) -> None
 
 def test_the_edit_survives_saving_and_says_how_it_came_to_be(tmp_path: Any) -> None:
     backbone = backbone_of(sd1())
-    edit = replace(QUICK, variant="full", rank=2).fit(backbone, [CAT], seed=4)
+    edit = replace(QUICK, variant="full", rank=2).fit([CAT], FitContext(backbone=backbone, seed=4))
     loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
     assert (loaded.metadata.method, loaded.metadata.seed) == ("esd", 4)
     assert loaded.metadata.settings["rank"] == 2
@@ -167,7 +168,9 @@ def test_the_edit_survives_saving_and_says_how_it_came_to_be(tmp_path: Any) -> N
 def test_the_same_seed_gives_the_same_edit() -> None:
     backbone = backbone_of(sd1())
     settings = replace(QUICK, prompts="templates", trajectory_uses=2, preserve_scale=1.0)
-    first, again, other = (settings.fit(backbone, [CAT, Concept(target="gun")], seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        settings.fit([CAT, Concept(target="gun")], FitContext(backbone=backbone, seed=seed)) for seed in (0, 0, 1)
+    )
     for name, change in first.changes.items():
         assert torch.equal(change.delta, again.changes[name].delta)
     assert any(not torch.equal(change.delta, other.changes[name].delta) for name, change in first.changes.items())
@@ -222,10 +225,10 @@ def test_one_trajectory_feeds_as_many_updates_as_asked(monkeypatch: pytest.Monke
         return real(*args, **kwargs)
 
     monkeypatch.setattr(esd, "ddim_latents", counted)
-    replace(QUICK, steps=6, trajectory_uses=3).fit(backbone, [BARE])
+    replace(QUICK, steps=6, trajectory_uses=3).fit([BARE], FitContext(backbone=backbone))
     assert runs == [3, 3]
     runs.clear()
-    replace(QUICK, steps=3).fit(backbone, [BARE])
+    replace(QUICK, steps=3).fit([BARE], FitContext(backbone=backbone))
     assert runs == [1, 1, 1]
 
 
@@ -264,7 +267,7 @@ def test_preserving_keeps_the_predictions_of_what_stays() -> None:
         settings = ESD(
             variant="full", steps=12, lr=1e-3, sample_steps=2, negative_guidance=50.0, preserve_scale=preserve_scale
         )
-        edit = settings.fit(backbone, [concept])
+        edit = settings.fit([concept], FitContext(backbone=backbone))
         with torch.no_grad():
             before = predict_epsilon(backbone, latents, timestep, states)
             with edit.applied_to(backbone.pipe):
@@ -281,7 +284,7 @@ def test_what_another_concept_erases_is_not_preserved() -> None:
 def test_wrong_input_is_named() -> None:
     backbone = backbone_of(sd1())
     with pytest.raises(InputError, match="esd: expected at least one concept"):
-        ESD().fit(backbone, [])
+        ESD().fit([], FitContext(backbone=backbone))
     with pytest.raises(InputError, match=r"esd.lr"):
         make_eraser("esd", lr=0.0)
     with pytest.raises(InputError, match=r"esd.variant"):

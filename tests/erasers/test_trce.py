@@ -13,7 +13,7 @@ from erasure.closed_form.caption_statistics import square_root, statistics
 from erasure.closed_form.problem import Rows, solve
 from erasure.concept import Concept
 from erasure.edits import DenseChange, MapChange, WeightEdit
-from erasure.erasers import History, make_eraser
+from erasure.erasers import make_eraser
 from erasure.erasers.trce import (
     FRAMES,
     TRCE,
@@ -31,6 +31,7 @@ from erasure.progress import Progress
 from erasure.runs.lists import list_path, read_concepts
 from erasure.runs.schema import parse
 from erasure.sampling import ddim_latents, ddim_timesteps, noise
+from erasure.training.context import FitContext
 from erasure.training.finetune import Student
 from tests.tiny import FAMILIES, WIDTH, sd1, sd2, sdxl
 
@@ -126,11 +127,11 @@ def test_more_preservation_erases_less_and_preserves_more() -> None:
 
 
 def test_order_and_duplicates_of_terms_change_nothing(small: Backbone) -> None:
-    once = TEXT.fit(small, [GUN, NAKED])
+    once = TEXT.fit([GUN, NAKED], FitContext(backbone=small))
     weight = next(iter(small.text_projections().values())).weight.detach()
     name = f"{next(iter(small.text_projections()))}.weight"
     for other in ([NAKED, GUN], [GUN, NAKED, GUN]):
-        change = TEXT.fit(small, other).changes[name].of(weight)
+        change = TEXT.fit(other, FitContext(backbone=small)).changes[name].of(weight)
         assert torch.allclose(change, once.changes[name].of(weight), rtol=1e-9, atol=1e-12)
 
 
@@ -143,7 +144,7 @@ def test_the_two_roots_of_a_second_moment_agree() -> None:
 
 
 def test_stage_one_changes_keys_and_values_alone(backbone: Backbone) -> None:
-    edit = TEXT.fit(backbone, [GUN])
+    edit = TEXT.fit([GUN], FitContext(backbone=backbone))
     kv = {f"{name}.weight" for name in backbone.text_projections()}
     sentence_vector = {"unet.add_embedding.linear_1.weight"} if backbone.family == "sdxl" else set()
     assert set(edit.changes) == kv | sentence_vector
@@ -204,7 +205,7 @@ def test_an_unseen_sentence_follows_and_unrelated_captions_stay() -> None:
     backbone = backbone_of(tinyworld.load())
     run = parse({"concepts": "weapons", "eraser": {"name": "trce", "stages": "text"}})
     assert isinstance(run.eraser, TRCE)
-    mapped = solve(run.eraser.rows_of(backbone, run.concepts)).matrix().float()
+    mapped = solve(run.eraser.rows_of(run.concepts, FitContext(backbone=backbone))).matrix().float()
     pairs = [(f"a pixel art picture of a {word}", "a pixel art picture of a flower") for word in ("gun", "dagger")]
     before, safe = (backbone.encode([pair[at] for pair in pairs]) for at in (0, 1))
     kept = backbone.encode(["a photo of a castle", "two boats at the seaside", "a watercolor of a rabbit"]).states
@@ -231,7 +232,7 @@ def test_the_published_weight_of_preservation() -> None:
 
 def test_a_sentence_vector_is_mapped_where_it_is_read() -> None:
     backbone = backbone_of(sdxl())
-    edit = replace(TEXT, eta=0.0, reg=1e-9).fit(backbone, [GUN])
+    edit = replace(TEXT, eta=0.0, reg=1e-9).fit([GUN], FitContext(backbone=backbone))
     name = "unet.add_embedding.linear_1.weight"
     weight = backbone.parameters(name.__eq__)[name].detach().double()
     new = weight + edit.changes[name].of(weight)
@@ -244,7 +245,7 @@ def test_a_sentence_vector_is_mapped_where_it_is_read() -> None:
 @pytest.mark.parametrize("build", [sd1, sd2, sdxl])
 def test_stage_two_trains_self_attention_and_queries_alone(build: Any) -> None:
     backbone = backbone_of(build())
-    edit = replace(QUICK, stages="visual").fit(backbone, [GUN])
+    edit = replace(QUICK, stages="visual").fit([GUN], FitContext(backbone=backbone))
     assert edit.changes
     assert all(".attn1." in name or name.endswith("attn2.to_q.weight") for name in edit.changes)
     assert set(edit.changes) == set(backbone.parameters(_steers))
@@ -256,7 +257,7 @@ def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_st
     """Before training the student is the model after stage 1: the null branch's hinge has its closed form."""
     found: list[Progress] = []
     settings = replace(QUICK, lr=1e-12, weight_decay=0.0)
-    settings.fit(small, [GUN], on_progress=found.append)
+    settings.fit([GUN], FitContext(backbone=small, on_progress=found.append))
     steps = [step for step in found if step.stage == "fit"]
     assert all(step.parts[1] == pytest.approx(0, abs=1e-9) for step in steps)
     assert all("hinges active: prompt" in step.note for step in steps)
@@ -264,7 +265,7 @@ def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_st
     alone = replace(settings, stages="visual", epochs=1)
     plan = alone._plan(2, 0)
     prompts = ["a photo of gun", "a photo of pistol"]
-    malicious, _ = alone._latents(small, prompts, plan, History(), None)
+    malicious, _ = alone._latents(prompts, plan, FitContext(backbone=small))
     pairs = [_Pair.of("a photo of {}", name, GUN) for name in GUN.names]
     expected = []
     for number, (trajectory, place) in enumerate(plan.malicious):
@@ -285,7 +286,7 @@ def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_st
         bound = (m - f_s).square().mean() - (m - f_m).square().mean() + alone.margin
         expected.append((max(0.0, free.item()) + max(0.0, bound.item())) / 2)
     seen: list[Progress] = []
-    alone.fit(small, [GUN], on_progress=seen.append)
+    alone.fit([GUN], FitContext(backbone=small, on_progress=seen.append))
     losses = [step.parts[0] for step in seen if step.stage == "fit"]
     assert losses == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
@@ -302,7 +303,7 @@ def test_references_found_ahead_are_those_of_each_step(small: Backbone, monkeypa
         )
         found: list[Progress] = []
         with frozen:
-            settings.fit(small, [GUN], on_progress=found.append)
+            settings.fit([GUN], FitContext(backbone=small, on_progress=found.append))
         passes.append(len(rows))
         losses.append([part for step in found if step.stage == "fit" for part in step.parts])
     assert passes[1] < passes[0]
@@ -324,7 +325,7 @@ def test_a_stretch_ahead_is_asked_for_once_and_ends_with_the_plan() -> None:
 
 def test_latents_stand_at_their_timestep_of_the_trajectory(small: Backbone) -> None:
     plan = QUICK._plan(1, 3)
-    malicious, null = QUICK._latents(small, ["a photo of gun"], plan, History(), None)
+    malicious, null = QUICK._latents(["a photo of gun"], plan, FitContext(backbone=small))
     start = noise([torch.Generator().manual_seed(40_000_000)], small.latent_shape())
     [(_, place)] = plan.malicious
     whole = ddim_latents(
@@ -348,7 +349,7 @@ def test_the_same_prompt_as_safe_and_malicious_has_the_loss_of_the_margin_and_no
     pairs = settings._pairs([same])
     assert pairs
     plan = settings._plan(1, 0)
-    latents, _ = settings._latents(small, ["a photo of Gun"], plan, History(), None)
+    latents, _ = settings._latents(["a photo of Gun"], plan, FitContext(backbone=small))
     states = small.encode(["a photo of Gun"])
     both = _States(malicious=states, safe=states, null=small.unconditional())
     loss = settings._steering(small, both, latents, plan, {}, _Active())
@@ -363,7 +364,7 @@ def test_gradients_grow_without_bound_only_where_they_are_never_cleared(small: B
     moved = {}
     for forever in (False, True):
         settings = replace(QUICK, stages="visual", trajectories=6, lr=1e-4, accumulate_forever=forever)
-        edit = settings.fit(small, [GUN])
+        edit = settings.fit([GUN], FitContext(backbone=small))
         deltas = [change.delta for change in edit.changes.values() if isinstance(change, DenseChange)]
         moved[forever] = sum(delta.abs().sum().item() for delta in deltas)
     assert moved[True] > moved[False]
@@ -376,7 +377,7 @@ def test_an_entry_of_both_stages_is_solved_and_added_and_can_be_taken_back(small
     ledger.remove(pipe, make_eraser("uce"), [Concept(target="cat")])
     assert [entry.solved for entry in ledger.entries] == [False, True]
     both = ledger.edit()
-    alone = QUICK.fit(small, [GUN])
+    alone = QUICK.fit([GUN], FitContext(backbone=small))
     [trained] = {
         name for name in both.changes if name.endswith("mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight")
     }
@@ -409,12 +410,12 @@ def test_an_entry_of_both_stages_is_solved_and_added_and_can_be_taken_back(small
 )
 def test_wrong_input_is_named(settings: dict[str, Any], concept: Concept, message: str, small: Backbone) -> None:
     with pytest.raises(InputError, match=message.replace("{}", r"\{\}")):
-        replace(TEXT, **settings).fit(small, [concept])
+        replace(TEXT, **settings).fit([concept], FitContext(backbone=small))
 
 
 def test_sentences_without_an_anchor_say_the_same_without_the_term(small: Backbone) -> None:
     pairs = TEXT._pairs([Concept(target="gun", kind="unsafe")])
     assert [pair.safe_prompt for pair in pairs] == list(FRAMES.values())
     assert len(FRAMES) == 15
-    assert TEXT.fit(small, [Concept(target="cat")]).changes
+    assert TEXT.fit([Concept(target="cat")], FitContext(backbone=small)).changes
     assert small.encode(["x"]).states.shape[-1] == WIDTH

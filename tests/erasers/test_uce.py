@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from erasure.backbones import backbone_of
 from erasure.closed_form.problem import Rows, ridge_edit
 from erasure.concept import Concept, fill, preserved_templates, templates
-from erasure.erasers.base import History
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError
+from erasure.training.context import FitContext, History
 from tests import tiny
 
 PIPE = tiny.sd1(vocabulary="clip")
@@ -36,7 +36,7 @@ def at(rows: Rows, label: str, site: str) -> int:
 
 def test_the_published_rows_are_bare_names_at_their_last_token() -> None:
     concept = Concept(target="Van Gogh", anchor="art", preserve=("Monet",))
-    rows = PUBLISHED.rows_of(BACKBONE, [concept])
+    rows = PUBLISHED.rows_of([concept], FitContext(backbone=BACKBONE))
     close(rows.targets, state("Van Gogh", end("Van Gogh") - 1)[None])
     close(rows.anchors, state("art", 1)[None])
     close(rows.preserve, state("Monet", end("Monet") - 1)[None])
@@ -49,14 +49,14 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("rows", ["last-subject", "templates"])
 def test_the_unconditional_anchor_is_the_first_end_of_text_state(rows: Any) -> None:
-    found = UCE(rows=rows, strength=1.0).rows_of(BACKBONE, [Concept(target="cat")])
+    found = UCE(rows=rows, strength=1.0).rows_of([Concept(target="cat")], FitContext(backbone=BACKBONE))
     close(found.anchors[at(found, "cat", "{}|subject")], state("", 1))
 
 
 def test_the_published_edit_is_equation_7_layer_by_layer() -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird", "tree"))
     eraser = UCE(rows="last-subject", erase_scale=2.0, preserve_scale=0.3, strength=1.0, reg=0.7)
-    edit = eraser.fit(BACKBONE, [concept])
+    edit = eraser.fit([concept], FitContext(backbone=BACKBONE))
     target, anchor, *kept = (state(word, 1) for word in ("cat", "dog", "bird", "tree"))
     keys = torch.stack([2.0**0.5 * target, *(0.3**0.5 * one for one in kept)])
     sources = torch.stack([2.0**0.5 * anchor, *(0.3**0.5 * one for one in kept)])
@@ -67,7 +67,9 @@ def test_the_published_edit_is_equation_7_layer_by_layer() -> None:
 
 
 def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
-    rows = UCE(trailing_states=1, strength=1.0).rows_of(BACKBONE, [Concept(target="umbrella", anchor="fire hydrant")])
+    rows = UCE(trailing_states=1, strength=1.0).rows_of(
+        [Concept(target="umbrella", anchor="fire hydrant")], FitContext(backbone=BACKBONE)
+    )
     template = "a photo of a {} in the forest"
     prompt, other = fill(template, "umbrella"), fill(template, "fire hydrant")
     assert prompt == "a photo of an umbrella in the forest"
@@ -83,7 +85,7 @@ def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
 
 
 def test_without_an_anchor_a_prompt_becomes_itself_without_the_name() -> None:
-    rows = UCE(strength=1.0).rows_of(BACKBONE, [Concept(target="cat")])
+    rows = UCE(strength=1.0).rows_of([Concept(target="cat")], FitContext(backbone=BACKBONE))
     template, blank = "a photo of a {} in the forest", "a photo in the forest"
     prompt = fill(template, "cat")
     trailing, word = (at(rows, "cat", f"{template}|{where}") for where in ("trailing-0", "word-1"))
@@ -91,14 +93,16 @@ def test_without_an_anchor_a_prompt_becomes_itself_without_the_name() -> None:
     close(rows.anchors[trailing], state(blank, end(blank)))
     close(rows.anchors[word], state(blank, end(blank) - 1))
     # "style" of "neon style" has no counterpart in the empty prompt, and becomes what the name becomes.
-    rows = UCE(strength=1.0).rows_of(BACKBONE, [Concept(target="neon", kind="style")])
+    rows = UCE(strength=1.0).rows_of([Concept(target="neon", kind="style")], FitContext(backbone=BACKBONE))
     close(rows.anchors[at(rows, "neon", "{} style|word-1")], state("", 1))
 
 
 @pytest.mark.parametrize("rows", ["last-subject", "templates"])
 def test_strength_scales_the_whole_edit(rows: Any) -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird",))
-    one, more = (UCE(rows=rows, strength=strength).fit(BACKBONE, [concept]) for strength in (1.0, 1.5))
+    one, more = (
+        UCE(rows=rows, strength=strength).fit([concept], FitContext(backbone=BACKBONE)) for strength in (1.0, 1.5)
+    )
     name, layer = next(iter(BACKBONE.text_projections().items()))
     weight = layer.weight.detach().double()
     change = one.changes[f"{name}.weight"].of(weight)
@@ -108,7 +112,7 @@ def test_strength_scales_the_whole_edit(rows: Any) -> None:
 
 def test_each_prompt_weighs_as_much_as_a_published_row() -> None:
     concept = Concept(target="cat", aliases=("kitten",), preserve=("dog",), anchor="bird")
-    rows = UCE(erase_scale=2.0, preserve_scale=0.5, trailing=0.3).rows_of(BACKBONE, [concept])
+    rows = UCE(erase_scale=2.0, preserve_scale=0.5, trailing=0.3).rows_of([concept], FitContext(backbone=BACKBONE))
     for template in templates("object"):
         here = [site.startswith(f"{template}|") for site in rows.sites]
         tail = [site.startswith(f"{template}|trailing") for site in rows.sites]
@@ -121,7 +125,7 @@ def test_each_prompt_weighs_as_much_as_a_published_row() -> None:
 
 def test_trailing_samples_of_the_templates_cover_the_range() -> None:
     states = BACKBONE.encode([fill(template, "cat") for template in templates("object")])
-    rows = UCE().rows_of(BACKBONE, [Concept(target="cat")])
+    rows = UCE().rows_of([Concept(target="cat")], FitContext(backbone=BACKBONE))
     tails = rows.targets[torch.tensor(["trailing" in site for site in rows.sites])]
     distances = torch.cdist(states.states.double().flatten(0, 1), tails).amin(dim=1) < 1e-5
     positions = distances.reshape(len(states), -1).nonzero()[:, 1]
@@ -132,14 +136,14 @@ def test_trailing_samples_of_the_templates_cover_the_range() -> None:
 
 def test_a_name_too_long_to_be_read_is_an_error() -> None:
     with pytest.raises(InputError, match="expected a name that the model's text encoder can read"):
-        UCE().fit(BACKBONE, [Concept(target="very " * 100)])
+        UCE().fit([Concept(target="very " * 100)], FitContext(backbone=BACKBONE))
 
 
 @pytest.mark.parametrize("rows", ["last-subject", "templates"])
 def test_targets_are_erased_and_preserved_prompts_stay(rows: Any) -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird",))
     eraser = UCE(rows=rows, strength=1.0, preserve_scale=1.0, reg=1e-6 if rows == "last-subject" else 1e-3)
-    edit = eraser.fit(BACKBONE, [concept])
+    edit = eraser.fit([concept], FitContext(backbone=BACKBONE))
     layer = next(iter(BACKBONE.text_projections().values()))
     cat, dog, bird = (state(word, 1) for word in ("cat", "dog", "bird"))
     weight = layer.weight.detach().double()
@@ -159,8 +163,8 @@ def test_the_order_of_concepts_does_not_matter_to_the_last_bit(order: list[int],
         Concept(target="dog", anchor="bird"),
         Concept(target="neon", kind="style", aliases=("neon light",)),
     ]
-    one = UCE(rows=rows).fit(BACKBONE, concepts)
-    other = UCE(rows=rows).fit(BACKBONE, [concepts[i] for i in order])
+    one = UCE(rows=rows).fit(concepts, FitContext(backbone=BACKBONE))
+    other = UCE(rows=rows).fit([concepts[i] for i in order], FitContext(backbone=BACKBONE))
     weight = next(iter(BACKBONE.text_projections().values())).weight.detach()
     name = next(iter(one.changes))
     assert torch.equal(one.changes[name].of(weight), other.changes[name].of(weight))
@@ -169,7 +173,7 @@ def test_the_order_of_concepts_does_not_matter_to_the_last_bit(order: list[int],
 def test_more_reg_changes_less() -> None:
     sizes = []
     for reg in (0.01, 1.0, 100.0):
-        edit = UCE(reg=reg).fit(BACKBONE, [Concept(target="cat")])
+        edit = UCE(reg=reg).fit([Concept(target="cat")], FitContext(backbone=BACKBONE))
         layer = next(iter(BACKBONE.text_projections().values()))
         sizes.append(next(iter(edit.changes.values())).of(layer.weight.detach()).norm().item())
     assert sizes == sorted(sizes, reverse=True)
@@ -177,24 +181,26 @@ def test_more_reg_changes_less() -> None:
 
 def test_what_was_removed_before_is_not_preserved() -> None:
     concept = Concept(target="cat", preserve=("dog", "bird"))
-    rows = UCE().rows_of(BACKBONE, [concept], history=History(targets=(Concept(target="Dog"),)))
+    rows = UCE().rows_of([concept], FitContext(backbone=BACKBONE, history=History(targets=(Concept(target="Dog"),))))
     assert set(rows.preserve_labels) == {"bird", ""}
 
 
 def test_no_preserve_scale_holds_nothing_in_place() -> None:
-    rows = UCE(preserve_scale=0.0).rows_of(BACKBONE, [Concept(target="cat", anchor="dog", preserve=("bird",))])
+    rows = UCE(preserve_scale=0.0).rows_of(
+        [Concept(target="cat", anchor="dog", preserve=("bird",))], FitContext(backbone=BACKBONE)
+    )
     assert len(rows.preserve) == 0
 
 
 def test_class_phrases_hold_what_is_preserved_in_more_that_is_said_of_it() -> None:
     concept = Concept(target="Biscuit", anchor="dog", preserve=("cat",), kind="identity")
-    plain, more = (UCE(class_phrases=held).rows_of(BACKBONE, [concept]) for held in (False, True))
+    plain, more = (UCE(class_phrases=held).rows_of([concept], FitContext(backbone=BACKBONE)) for held in (False, True))
     torch.testing.assert_close(plain.targets, more.targets)
     added = {site.partition("|")[0] for site in more.preserve_sites} - {
         site.partition("|")[0] for site in plain.preserve_sites
     }
     assert {"a small {}", "an old {}", "a {} standing"} <= added
     style = Concept(target="neon", preserve=("mosaic",), kind="style")
-    assert len(UCE(class_phrases=True).rows_of(BACKBONE, [style]).preserve) == len(
-        UCE().rows_of(BACKBONE, [style]).preserve
+    assert len(UCE(class_phrases=True).rows_of([style], FitContext(backbone=BACKBONE)).preserve) == len(
+        UCE().rows_of([style], FitContext(backbone=BACKBONE)).preserve
     )

@@ -1,0 +1,63 @@
+"""The surroundings of a fit: the model, the removals before it, a judge of images, a seed."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL.Image import Image
+from torch import Tensor
+
+from ..backbones.base import Backbone
+from ..concept import Concept
+from ..edits.changes import exchanged
+from ..progress import OnProgress
+
+Shows = Callable[[Sequence[Image], Concept], Sequence[bool]]
+"""Decides for each image whether it shows a concept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The removals before a fit.
+
+    Attributes:
+        targets: Concepts removed so far, in order.
+        originals: Weights of the model before the first removal, by full parameter name; only those that differ now.
+        memory: Folder of images and statistics that all removals share; None keeps nothing.
+    """
+
+    targets: tuple[Concept, ...] = ()
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitContext:
+    """The surroundings of one fit.
+
+    Attributes:
+        backbone: Model as it is now, with the earlier removals in force.
+        history: Earlier removals.
+        judge: Decides which images show a concept; None where nothing can.
+        seed: Seed of everything random in the fit, >= 0.
+        on_progress: Receives the progress of a fit of many steps.
+    """
+
+    backbone: Backbone
+    history: History = History()
+    judge: Shows | None = None
+    seed: int = 0
+    on_progress: OnProgress | None = None
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Put the weights from before the first removal in force for the length of a `with`."""
+        originals = self.history.originals
+        with exchanged(self.backbone.parameters(originals.__contains__), originals):
+            yield
+
+    @property
+    def targets(self) -> tuple[Concept, ...]:
+        """Concepts removed so far, in order."""
+        return self.history.targets
