@@ -42,7 +42,7 @@ format: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 tables: $(STAMP)  ## build the tables of the README and of docs/ from results/
-	$(BIN)/python docs/build_tables.py
+	$(BIN)/python -m docs.build_tables
 
 clean:  ## delete what setup and check made
 	rm -rf .venv build erasure.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,13 +1,13 @@
 """The pages say what the code and the results say."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+from docs.build_tables import with_tables
 
 ROOT = Path(__file__).parent.parent
 SHEET = ROOT / "erasure" / "tinyworld" / "model" / "README.md"
@@ -15,21 +15,10 @@ PAGES = [*sorted(ROOT.glob("*.md")), SHEET, *sorted((ROOT / "docs").rglob("*.md"
 CODE = re.compile(r"```(?:python|sh)\n.*?```", re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    """The script that builds the tables."""
-    spec = importlib.util.spec_from_file_location("build_tables", ROOT / "docs" / "build_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_tables_are_those_of_the_results(page: Path, tables: ModuleType) -> None:
+def test_tables_are_those_of_the_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert tables.built(text) == text, "run: make tables"
+    assert with_tables(text) == text, "run: make tables"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -50,7 +39,7 @@ def test_every_eraser_has_a_page() -> None:
     assert not [name for name in eraser_names() if not (ROOT / "docs" / f"{name}.md").is_file()]
 
 
-def test_a_removal_is_shown_with_interval_count_and_source(tables: ModuleType, tmp_path: Path) -> None:
+def test_a_removal_is_shown_with_interval_count_and_source(tmp_path: Path) -> None:
     rate = {"efficacy": 0.95, "near": 0.9, "far": 1.0}
     step = {
         "id": "001",
@@ -70,18 +59,16 @@ def test_a_removal_is_shown_with_interval_count_and_source(tables: ModuleType, t
     (tmp_path / "removal" / "one").mkdir(parents=True)
     (tmp_path / "removal" / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
     page = "before\n<!-- table removal: removal/*/run.json -->\nold\n<!-- end table -->\nafter\n"
-    built = tables.built(page, tmp_path)
+    built = with_tables(page, tmp_path)
     assert "| uce | reg=2.0 | cat | 0.950 [0.900, 0.950] of 100 | 0.900 [0.850, 0.900] of 50 | – | 1.2 |" in built
     assert "commit 0123456789 with changes" in built
     assert "old" not in built
     assert built.startswith("before\n")
     assert built.endswith("after\n")
-    assert tables.built(built, tmp_path) == built
+    assert with_tables(built, tmp_path) == built
 
 
-def test_an_evaluation_has_a_column_a_row_and_a_dash_where_nothing_was_measured(
-    tables: ModuleType, tmp_path: Path
-) -> None:
+def test_an_evaluation_has_a_column_a_row_and_a_dash_where_nothing_was_measured(tmp_path: Path) -> None:
     score = {"value": 0.91234, "low": 0.88, "high": 0.94567, "n": 13, "unit": "share", "higher_is_better": True}
     run = {
         "protocol": {"git": {"commit": "0123456789abcdef", "dirty": False}},
@@ -92,7 +79,7 @@ def test_an_evaluation_has_a_column_a_row_and_a_dash_where_nothing_was_measured(
     }
     (tmp_path / "evaluation" / "one").mkdir(parents=True)
     (tmp_path / "evaluation" / "one" / "scores.json").write_text(json.dumps(run), encoding="utf-8")
-    built = tables.built("<!-- table evaluation: evaluation/one/scores.json -->\n<!-- end table -->\n", tmp_path)
+    built = with_tables("<!-- table evaluation: evaluation/one/scores.json -->\n<!-- end table -->\n", tmp_path)
     assert "| metric | erased | original |" in built
     assert "| `efficacy` | 0.912 [0.88, 0.946] of 13, gun | 0 of 13 |" in built
     assert "| `fd` | 0.0084 [0.88, 0.946] of 2000 | – |" in built
@@ -100,7 +87,7 @@ def test_an_evaluation_has_a_column_a_row_and_a_dash_where_nothing_was_measured(
     assert "shown_dog" not in built
 
 
-def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tables: ModuleType, tmp_path: Path) -> None:
+def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tmp_path: Path) -> None:
     score = {"value": 0.9, "low": 0.85, "high": 0.95, "n": 250}
     back = {"value": 0.25, "hits": 10, "n": 40, "interval": [0.142, 0.402]}
     run = {
@@ -110,13 +97,13 @@ def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tables: Mod
     }
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    built = tables.built("<!-- table family: */run.json -->\n<!-- end table -->\n", tmp_path)
+    built = with_tables("<!-- table family: */run.json -->\n<!-- end table -->\n", tmp_path)
     assert "| run | explicit, seen | synonym, seen | combined, seen | implicit, seen | mma | tools" in built
     assert "| one | 0.100 [0.050, 0.150] of 250 | – | – | – | 0.250 [0.142, 0.402] of 40, plain 0.000 | 0.800" in built
     assert "| 0.0123 of 250 |" in built
 
 
-def test_an_attack_stands_beside_its_controls(tables: ModuleType, tmp_path: Path) -> None:
+def test_an_attack_stands_beside_its_controls(tmp_path: Path) -> None:
     def share(hits: int) -> dict[str, Any]:
         return {"value": hits / 20, "hits": hits, "n": 20, "interval": [0.1, 0.9]}
 
@@ -128,15 +115,15 @@ def test_an_attack_stands_beside_its_controls(tables: ModuleType, tmp_path: Path
     run = {"attacks": {"mma": {"rows": rows}}}
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    built = tables.built("<!-- table attacks: */run.json -->\n<!-- end table -->\n", tmp_path)
+    built = with_tables("<!-- table attacks: */run.json -->\n<!-- end table -->\n", tmp_path)
     assert "| 1 picture | within 2 | plain prompt | on the original | second judge agrees |" in built
     (row,) = [line for line in built.splitlines() if line.startswith("| one | mma |")]
     assert [cell.split()[0] for cell in row.split("|")[3:8]] == ["0.200", "0.400", "0.050", "1.000", "0.350"]
     (tmp_path / "one" / "run.json").write_text(json.dumps({"attacks": {}}), encoding="utf-8")
-    assert "No result" in tables.built("<!-- table attacks: */run.json -->\n<!-- end table -->\n", tmp_path)
+    assert "No result" in with_tables("<!-- table attacks: */run.json -->\n<!-- end table -->\n", tmp_path)
 
 
-def test_a_growing_ledger_has_a_row_a_stretch_and_one_for_the_whole(tables: ModuleType, tmp_path: Path) -> None:
+def test_a_growing_ledger_has_a_row_a_stretch_and_one_for_the_whole(tmp_path: Path) -> None:
     growth = {"case": "growth", "removals": 1000, "of": 100, "seconds_each": 0.0612, "fit_seconds_each": 0.05}
     whole = {
         "case": "whole",
@@ -147,7 +134,7 @@ def test_a_growing_ledger_has_a_row_a_stretch_and_one_for_the_whole(tables: Modu
     }
     whole |= {"target_rows": 133, "width": 32, "same_in_reverse": True}
     (tmp_path / "run.json").write_text(json.dumps({"results": [growth, whole]}), encoding="utf-8")
-    built = tables.built("<!-- table ledger: run.json -->\n<!-- end table -->\n", tmp_path)
+    built = with_tables("<!-- table ledger: run.json -->\n<!-- end table -->\n", tmp_path)
     assert "| removals 901 to 1,000 | 0.061 s each, 0.050 s of it the fit |" in built
     assert (
         "| all 1,000 | 21.0 KiB each, 20.0 KiB of it the edit's own file (133 states, 32 wide); one solve in" in built
@@ -155,7 +142,7 @@ def test_a_growing_ledger_has_a_row_a_stretch_and_one_for_the_whole(tables: Modu
     assert "in reverse order: yes |" in built
 
 
-def test_a_closed_form_has_its_floor_and_says_what_was_extrapolated(tables: ModuleType, tmp_path: Path) -> None:
+def test_a_closed_form_has_its_floor_and_says_what_was_extrapolated(tmp_path: Path) -> None:
     case = {
         "model": "sdxl",
         "concepts": 1000,
@@ -171,17 +158,17 @@ def test_a_closed_form_has_its_floor_and_says_what_was_extrapolated(tables: Modu
     }
     older = {key: value for key, value in case.items() if key not in ("model", "floor")}
     (tmp_path / "run.json").write_text(json.dumps({"results": [case, older, {"case": "other"}]}), encoding="utf-8")
-    built = tables.built("<!-- table closed-form-whole: run.json -->\n<!-- end table -->\n", tmp_path)
+    built = with_tables("<!-- table closed-form-whole: run.json -->\n<!-- end table -->\n", tmp_path)
     assert (
         "| SDXL | 1,000 | 12.500 s | 12.5 ms | 10.250 s (2.7 GB, 1,400 G operations) | 2,346 MiB |"
         " 100.00 s, 1,800 MiB | 8.0 | 12,500.0 s (extrapolated) | 1000 |"
     ) in built
     assert built.count("1,000") == 1
-    small = tables.built("<!-- table closed-form: run.json -->\n<!-- end table -->\n", tmp_path)
+    small = with_tables("<!-- table closed-form: run.json -->\n<!-- end table -->\n", tmp_path)
     assert small.count("| 1,000 |") == 1  # the README's is of Stable Diffusion 1.5, as the older file is
 
 
-def test_an_edit_stands_beside_the_same_as_a_lora(tables: ModuleType, tmp_path: Path) -> None:
+def test_an_edit_stands_beside_the_same_as_a_lora(tmp_path: Path) -> None:
     times = {name: {"seconds": 0.25} for name in ("apply", "undo", "check_base")}
     older, newer = {"concepts": 1, **times}, {"concepts": 100, **times, "switch": {"seconds": 0.0021}}
     lora = {
@@ -194,16 +181,16 @@ def test_an_edit_stands_beside_the_same_as_a_lora(tables: ModuleType, tmp_path: 
         "overhead_lora": 0.25,
     }
     (tmp_path / "run.json").write_text(json.dumps({"results": [older, newer, lora]}), encoding="utf-8")
-    applied = tables.built("<!-- table apply-edit: run.json -->\n<!-- end table -->\n", tmp_path)
+    applied = with_tables("<!-- table apply-edit: run.json -->\n<!-- end table -->\n", tmp_path)
     assert "| 1 | 0.250 s | 0.250 s | 0.250 s | – |" in applied
     assert "| 100 | 0.250 s | 0.250 s | 0.250 s | 0.0021 s |" in applied
-    beside = tables.built("<!-- table beside-lora: run.json -->\n<!-- end table -->\n", tmp_path)
+    beside = with_tables("<!-- table beside-lora: run.json -->\n<!-- end table -->\n", tmp_path)
     assert "| none | – | – | 4.00 s | – |" in beside
     assert "| as an edit | as above | 0.0020 s | 4.04 s | +1.0% |" in beside
     assert "| as a LoRA in diffusers | 1.50 s | 0.0100 s | 5.00 s | +25.0% |" in beside
 
 
-def test_training_encoding_and_processes_stand_beside_their_rivals(tables: ModuleType, tmp_path: Path) -> None:
+def test_training_encoding_and_processes_stand_beside_their_rivals(tmp_path: Path) -> None:
     ways = {
         way: {"steps_per_second": speed, "peak_mib": 100.0, "ratio": 4.0 / speed, "difference": apart}
         for way, speed, apart in (("ours", 4.0, 0.0), ("batched", 2.5, 2e-5), ("plain", 1.0, 1e-5))
@@ -219,18 +206,18 @@ def test_training_encoding_and_processes_stand_beside_their_rivals(tables: Modul
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps({"results": [case]}), encoding="utf-8")
     page = "".join(f"<!-- table {name}: {name}.json -->\n<!-- end table -->\n" for name in ("trained", "encoding"))
-    built = tables.built(page + "<!-- table processes: processes.json -->\n<!-- end table -->\n", tmp_path)
+    built = with_tables(page + "<!-- table processes: processes.json -->\n<!-- end table -->\n", tmp_path)
     assert "| duge | 8 | 4.00 steps/s, 100 MiB | 2.50 steps/s, 100 MiB | 1.00 steps/s, 100 MiB |" in built
     assert "| 1.60 | 4.00 | 2e-05 |" in built
     assert "| in batches | 10,000 (8,000 distinct) | 900.0 s (from 500) | 9.0 | 616,000 |" in built
     assert "| 2 | 1 | 9.50 | 1.25 | 8.0 s | 1 of 255 |" in built
 
 
-def test_a_table_without_results_says_so(tables: ModuleType, tmp_path: Path) -> None:
+def test_a_table_without_results_says_so(tmp_path: Path) -> None:
     page = "<!-- table startup: nowhere/*.json -->\n<!-- end table -->\n"
-    assert "No result is committed yet" in tables.built(page, tmp_path)
+    assert "No result is committed yet" in with_tables(page, tmp_path)
 
 
-def test_an_unknown_table_is_an_error(tables: ModuleType, tmp_path: Path) -> None:
+def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
-        tables.built("<!-- table nothing: here -->\n<!-- end table -->\n", tmp_path)
+        with_tables("<!-- table nothing: here -->\n<!-- end table -->\n", tmp_path)

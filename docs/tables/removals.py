@@ -1,0 +1,73 @@
+"""Tables of removals: runs of the command, the ledger that records them, and the settings of each method."""
+
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from .layout import (
+    changed_settings,
+    default_of,
+    fit_seconds,
+    read_runs,
+    share_cell,
+    table,
+    target_names,
+)
+
+
+def removal(source: str, results: Path) -> str:
+    """Return one row a run: how well its last state does, over all that it removed."""
+    rows = [
+        (
+            run["steps"][-1]["method"],
+            changed_settings(run),
+            ", ".join(target_names(run["steps"])),
+            *(share_cell(run["steps"][-1], name) for name in ("efficacy", "near", "far")),
+            fit_seconds(run["steps"]),
+        )
+        for _, run in read_runs(source, results)
+        if run.get("steps") and run["steps"][-1].get("efficacy") is not None
+    ]
+    headings = ("method", "settings", "removed, in order", "efficacy", "near kept", "far kept", "seconds")
+    return table(headings, rows, read_runs(source, results))
+
+
+def removal_steps(source: str, results: Path) -> str:
+    """Return one row a removal: the whole sequence of each run."""
+    rows = [
+        (
+            step["method"],
+            changed_settings(run),
+            f"{step['id']} {', '.join(target_names([step]))}",
+            *(share_cell(step, name) for name in ("efficacy", "near", "far")),
+            step.get("worst", ""),
+            fit_seconds([step]),
+        )
+        for _, run in read_runs(source, results)
+        for step in run.get("steps", ())
+        if step.get("efficacy") is not None
+    ]
+    headings = ("method", "settings", "after", "efficacy", "near kept", "far kept", "most is left of", "seconds")
+    return table(headings, rows, read_runs(source, results))
+
+
+def settings(source: str, results: Path) -> str:
+    """Return one row a setting of an eraser, a guidance or what learns, from fields and the docstrings that explain."""
+    from erasure.erasers import eraser_class
+    from erasure.guidance import guidances
+    from erasure.personalize.class_diffusion import ClassDiffusion
+    from erasure.personalize.forgetting import Forgetting
+    from erasure.registry import described
+
+    learning = {kind.name: kind for kind in (ClassDiffusion, Forgetting)}
+    known = {**guidances(), **learning}
+    kind: Any = known[source] if source in known else eraser_class(source)
+    meanings: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        meanings |= described(base) if is_dataclass(base) else {}
+    rows = [(f"`{field.name}`", _shown_default(field), meanings.get(field.name, "")) for field in fields(kind)]
+    return table(("setting", "default", "meaning"), rows, ())
+
+
+def _shown_default(field: Field[Any]) -> str:
+    return "to be given" if (default := default_of(field)) is MISSING else f"`{default!r}`"

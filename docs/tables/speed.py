@@ -1,0 +1,167 @@
+"""Tables of time and memory: training, sampling, encoding, evaluation."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .layout import (
+    Run,
+    read_runs,
+    table,
+)
+
+LOW_MEMORY_MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL"}
+
+
+def evaluation_speed(source: str, results: Path) -> str:
+    """Return one row a case of the evaluation's benchmark."""
+    says: dict[str, Callable[[Run], str]] = {
+        "generation": lambda case: (
+            f"{case['store_images_per_second']:.2f} pictures a second, raw {case['raw_images_per_second']:.2f}:"
+            f" {case['ratio']:.3f} of it"
+        ),
+        "texts": lambda case: (
+            f"{case['texts_read']} texts read for {case['pictures']} pictures of {case['distinct']} prompts"
+        ),
+        "measuring": lambda case: (
+            f"{case['pictures']:,} pictures a row, {case['rows']} rows: peak {case['peak_mib']:.0f} MiB, of which"
+            f" {case['start_mib']:.0f} MiB before the first"
+        ),
+    }
+    rows = [
+        (case["case"], says[case["case"]](case)) for _, run in read_runs(source, results) for case in run["results"]
+    ]
+    return table(("case", "found"), rows, read_runs(source, results))
+
+
+def encoding(source: str, results: Path) -> str:
+    """Return one row a way of encoding many prompts."""
+    rows = [
+        (
+            case["case"],
+            f"{case['prompts']:,} ({case['distinct']:,} distinct)",
+            f"{case['seconds']:.1f} s" + (f" (from {case['timed']:,})" if case["extrapolated"] else ""),
+            f"{case['ratio']:.1f}",
+            f"{case['tokens']:,}",
+        )
+        for _, run in read_runs(source, results)
+        for case in run["results"]
+    ]
+    headings = ("encoded", "prompts", "seconds", "times those to the end of text", "tokens read")
+    return table(headings, rows, read_runs(source, results))
+
+
+def trained(source: str, results: Path) -> str:
+    """Return one row an eraser: steps a second of its fit and of two plain loops."""
+    rows = [
+        (
+            case["case"],
+            str(case["batch_size"]),
+            *(_steps(case["ways"][way]) for way in ("ours", "batched", "plain")),
+            *(f"{case['ways'][way]['ratio']:.2f}" for way in ("batched", "plain")),
+            f"{max(way['difference'] for way in case['ways'].values()):.0e}",
+        )
+        for _, run in read_runs(source, results)
+        for case in run["results"]
+    ]
+    headings = (
+        "eraser",
+        "batch",
+        "its fit",
+        "plain, in batches",
+        "plain, one at a time",
+        "times the first",
+        "times the second",
+        "weights apart by",
+    )
+    return table(headings, rows, read_runs(source, results))
+
+
+def _steps(way: Mapping[str, Any]) -> str:
+    return f"{way['steps_per_second']:.2f} steps/s, {way['peak_mib']:.0f} MiB"
+
+
+def processes(source: str, results: Path) -> str:
+    """Return one row a number of processes."""
+    rows = [
+        (
+            str(case["processes"]),
+            str(case["threads"]),
+            f"{case['images_per_second']:.2f}",
+            f"{case['ratio']:.2f}",
+            f"{case['start_seconds']:.1f} s",
+            f"{case['largest_difference']} of 255",
+        )
+        for _, run in read_runs(source, results)
+        for case in run["results"]
+    ]
+    headings = ("processes", "threads each", "pictures a second", "times one", "to start", "values differ by at most")
+    return table(headings, rows, read_runs(source, results))
+
+
+def duge_step(source: str, results: Path) -> str:
+    """Return one row a kind of training step."""
+    rows = [
+        (
+            case["case"],
+            f"{case['seconds']:.3f} s",
+            f"{case['times_seconds']:.2f}",
+            f"{case['peak_mib']:.0f} MiB",
+            f"{case['times_peak_mib']:.2f}",
+        )
+        for _, run in read_runs(source, results)
+        for case in run["results"]
+    ]
+    headings = ("step", "seconds", "of an ordinary step", "memory above the model", "of an ordinary step")
+    return table(headings, rows, read_runs(source, results))
+
+
+def a_star_step(source: str, results: Path) -> str:
+    """Return one row a kind of denoising step and device; "not measured" on a GPU until one was at hand."""
+    runs = [run for _, run in read_runs(source, results)]
+    rows = [
+        (
+            run["device"],
+            case["case"],
+            f"{case['seconds']:.2f} s",
+            f"{case['extra']:+.2f}",
+            f"{case['peak_mib']:.0f} MiB",
+        )
+        for run in runs
+        for case in run["results"]
+    ]
+    if runs and not any(run["device"].startswith("cuda") for run in runs):
+        rows.append(("a GPU", "all", *["not measured"] * 3))
+    headings = ("device", "step", "seconds", "beyond an ordinary step", "memory above the model")
+    return table(headings, rows, read_runs(source, results))
+
+
+def startup(source: str, results: Path) -> str:
+    """Return one row a command."""
+    rows = [
+        (f"`{case['case']}`", f"{case['seconds']:.2f} s", f"{case['above_empty_seconds']:.2f} s")
+        for _, run in read_runs(source, results)
+        for case in run["results"]
+    ]
+    return table(("command", "seconds", "above an empty interpreter"), rows, read_runs(source, results))
+
+
+def low_memory(source: str, results: Path) -> str:
+    """Return one row a model: the peak memory of either way, and what a fit takes beyond a loaded model."""
+    rows = []
+    for case in (case for _, run in read_runs(source, results) for case in run["results"]):
+        ways = [case["low"], case.get("loaded")]
+        peaks = [f"{way['peak_mib']:,.0f} MiB, {way['seconds']:.0f} s" if way else "not run" for way in ways]
+        over = case["beyond"]
+        rows.append(
+            (
+                LOW_MEMORY_MODELS.get(case["model"], case["model"]),
+                f"{case['model_mib']:,.0f} MiB",
+                *peaks,
+                f"{case['ratio']:.1f}" if "ratio" in case else "–",
+                {True: "yes", False: "no", None: "–"}[case.get("same_bytes")],
+                f"{over['peak_mib']:,.0f} MiB ({over['dtype']}), bound {over['bound_mib']:,.0f}",
+            )
+        )
+    headings = ("model", "on the disk", "`--low-memory`", "loaded", "ratio", "same bytes", "beyond a loaded model")
+    return table(headings, rows, read_runs(source, results))

@@ -1,0 +1,56 @@
+"""Tables of the tiny world itself: its generator, its oracle, its text states and its attention."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .layout import (
+    rate_cell,
+    read_runs,
+    table,
+)
+
+
+def tinyworld_quality(source: str, results: Path) -> str:
+    """Return one row a group of prompts: how often the model draws what it was asked for."""
+    rows = [
+        (name, rate_cell(group), f"{worst} ({group['each'][worst]['value']:.2f})")
+        for _, run in read_runs(source, results)
+        for name, group in run["groups"].items()
+        for worst in [min(group["each"], key=lambda each: group["each"][each]["value"])]
+    ]
+    return table(("prompts", "pictures that show it", "worst"), rows, read_runs(source, results))
+
+
+def tinyworld_oracle(source: str, results: Path) -> str:
+    """Return one row a question put to the oracle on fresh drawings."""
+    rows = [
+        (name, rate_cell(rate))
+        for _, run in read_runs(source, results)
+        for name, rate in {
+            **{name: rate for name, rate in run["oracle"].items() if isinstance(rate, Mapping) and "hits" in rate},
+            **{f"false alarms, {name}": rate for name, rate in run["oracle"]["false alarms"].items()},
+        }.items()
+    ]
+    return table(("oracle", "share"), rows, read_runs(source, results))
+
+
+def tinyworld_tokens(source: str, results: Path) -> str:
+    """Return one row a mixture of text states: how often the object is drawn."""
+    rows = [(name, rate_cell(rate)) for _, run in read_runs(source, results) for name, rate in run["tokens"].items()]
+    return table(("text states", "pictures that show the object"), rows, read_runs(source, results))
+
+
+def tinyworld_attention(source: str, results: Path) -> str:
+    """Return one row a word: how well its cross-attention map covers the object's true box."""
+    rows = [
+        (name, f"{value['value']:.3f} ± {value['standard_error']:.3f} of {run['attention']['n']}")
+        for _, run in read_runs(source, results)
+        for name, key in (
+            ("the object's", "own"),
+            ("another, at random", "other word"),
+            ("all before it", "words before it"),
+            ("all after it", "words after it"),
+        )
+        for value in [run["attention"][key]]
+    ]
+    return table(("word", "IoU of its map with the box"), rows, read_runs(source, results))
