@@ -9,9 +9,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from erasure.tinyworld import train
+from erasure import tinyworld
+from erasure.tinyworld.training.recipe import Recipe
+from erasure.tinyworld.training.run import train
 
-SHIPPED = Path(train.__file__).parent / "model"
+SHIPPED = tinyworld.MODEL
 SHARED_STEPS, TOTAL_STEPS = 20_000, 34_931  # the shipped denoiser's total, results of its recipe.json
 WEAPONS = ("gun", "knife", "bomb")
 
@@ -38,12 +40,12 @@ class Phase:
     lr: float = 1e-3
     seed: int = 0
 
-    def recipe(self, out: Path, device: str, precision: str) -> train.Recipe:
+    def recipe(self, out: Path, device: str, precision: str) -> Recipe:
         """Return the training's recipe, with its state in a folder of its own below `out`."""
-        return train.Recipe(
+        return Recipe(
             out=out / self.name,
             data=out / "drawings",
-            minutes=1.0,  # of stages that are not asked for, and so stand as they are
+            minutes=1.0,  # of the other stages, which are loaded as they are
             steps=self.steps,
             without=self.without,
             start_from=out / self.after / "model" if self.after else SHIPPED,
@@ -82,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     for phase in PLAN:
         if args.only is None or phase.name in args.only:
-            train.train(phase.recipe(args.out, args.device, args.precision))
+            train(phase.recipe(args.out, args.device, args.precision))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.data import THINGS, drawings
 from erasure.tinyworld.nouns import box_mask
 from erasure.tinyworld.oracle import Oracle, Reading, as_pixels
-from erasure.tinyworld.train import _blur
+from erasure.tinyworld.training.oracle import blur
 from erasure.tinyworld.world import Mix, compose, draw
 
 VERSION = 1
@@ -157,7 +157,7 @@ def oracle_quality(oracle: Oracle) -> dict[str, Any]:
     seen = reading.things[:, : len(words.OBJECTS)] > 0.5
     rng = np.random.default_rng(5)
     noise = rng.normal(127, rng.uniform(30, 120, (500, 1, 1, 1)), (500, 64, 64, 3)).clip(0, 255).astype(np.uint8)
-    blurred = torch.stack([_blur(p, 12.0) for p in as_pixels(set_.pixels[:500])])
+    blurred = torch.stack([blur(p, 12.0) for p in as_pixels(set_.pixels[:500])])
     blank = [Image.new("RGB", (64, 64), tuple(int(v) for v in rng.integers(0, 256, 3))) for _ in range(200)]
     scenes = [
         draw(compose([], random.Random(i), style=s, scene=c))

@@ -35,7 +35,7 @@ def sources() -> list[Source]:
 
 def documented(source: Source) -> Iterator[tuple[ast.AST, int, str]]:
     """Yield every node that has a docstring, with the docstring's first line and text."""
-    for node in (source.tree, *ast.walk(source.tree)):
+    for node in ast.walk(source.tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node is source.tree:
             text = ast.get_docstring(node)  # type: ignore[arg-type]
             if text:

@@ -1,4 +1,4 @@
-"""The tiny world: drawn pictures, a model trained on them, an oracle that knows the truth, a judge apart from both."""
+"""The tiny world: drawn pictures, a model trained on them, an oracle that knows the truth, and a separate judge."""
 
 import functools
 from pathlib import Path
@@ -24,9 +24,9 @@ def load(
     """Return the shipped pipeline.
 
     Args:
-        device: Where it runs.
-        dtype: Precision of the weights; float32 where None. The files are float16.
-        folder: Another training's model folder.
+        device: Device of the pipeline.
+        dtype: Precision of the weights; None: float32. The files are float16.
+        folder: Folder of the model; default: the shipped one.
 
     Raises:
         InputError: The folder holds no model.
@@ -40,7 +40,7 @@ def load(
     if not (folder / "model_index.json").exists():
         raise InputError(
             f"tinyworld: expected a trained model in {str(folder)!r}, got none."
-            " Train one: python -m erasure.tinyworld.train --help."
+            " Train one: python -m erasure.tinyworld.training --help."
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn that there is no safety checker

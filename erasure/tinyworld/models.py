@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 128
@@ -22,7 +23,7 @@ def train_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
 
     Args:
         captions: The texts to learn merges from.
-        folder: Where vocab.json and merges.txt are written.
+        folder: Folder that vocab.json and merges.txt are written to.
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix=_SUFFIX))
     bpe.normalizer = normalizers.Lowercase()
@@ -126,4 +127,20 @@ def scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type="epsilon",
+    )
+
+
+def assemble(
+    unet: nn.Module, text: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    """Assemble the trained parts to an ordinary pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,  # type: ignore[arg-type]
+        scheduler=scheduler(),  # type: ignore[arg-type]
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
     )

@@ -11,27 +11,37 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from erasure.errors import InputError
-from erasure.tinyworld import models, train
+from erasure.tinyworld import models
 from erasure.tinyworld.oracle import Oracle
-from erasure.tinyworld.train import Loop, Recipe
+from erasure.tinyworld.training import autoencoder, judge, oracle
+from erasure.tinyworld.training.autoencoder import normalise_latents
+from erasure.tinyworld.training.batches import token_ids
+from erasure.tinyworld.training.command import main
+from erasure.tinyworld.training.denoiser import WORDS_ALONE, mixed_states, words_kept
+from erasure.tinyworld.training.loop import Loop
+from erasure.tinyworld.training.recipe import Recipe, training_set
+from erasure.tinyworld.training.run import train
+from erasure.tinyworld.training.start import start_from
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder after a few steps of every stage."""
     small = pytest.MonkeyPatch()
-    for name, value in (("ORACLE_PICTURES", 64), ("ROUND_TRIPS", 64), ("ENCODED", 64)):
-        small.setattr(train, name, value)
+    small.setattr(oracle, "ORACLE_PICTURES", 64)
+    small.setattr(judge, "ORACLE_PICTURES", 64)
+    small.setattr(oracle, "ROUND_TRIPS", 64)
+    small.setattr(autoencoder, "ENCODED", 64)
     recipe = Recipe(out=tmp_path_factory.mktemp("world"), minutes=0.02, pictures=64, without=("gun",))
     try:
-        return train.train(recipe)
+        return train(recipe)
     finally:
         small.undo()
 
 
 def test_the_folder_loads_with_plain_diffusers(trained: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(trained)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.drawnprogress_bar_config(disable=True)
     out = pipe("a cat", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
     assert out.shape == (1, 64, 64, 3)
     assert np.isfinite(out).all()
@@ -116,14 +126,14 @@ def test_exchanged_states_leave_the_other_side_as_it_was(trained: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(trained)
     eos = models.token_id(pipe.tokenizer.eos_token_id)
     texts = ["a photo of a cat"] * 4
-    ids = train._tokens(pipe.tokenizer, texts, "cpu")
+    ids = token_ids(pipe.tokenizer, texts, "cpu")
     with torch.no_grad():
         states, empty, neutral = (
-            pipe.text_encoder(train._tokens(pipe.tokenizer, t, "cpu")).last_hidden_state
+            pipe.text_encoder(token_ids(pipe.tokenizer, t, "cpu")).last_hidden_state
             for t in (texts, [""], ["a picture of something there"])
         )
-    fate = torch.tensor([0.1, train.WORDS_ALONE + 0.05, 0.7, 0.95])
-    mixed = train._mixed_states(states, ids, empty, neutral, eos, fate)
+    fate = torch.tensor([0.1, WORDS_ALONE + 0.05, 0.7, 0.95])
+    mixed = mixed_states(states, ids, empty, neutral, eos, fate)
     end = int((ids[0] == eos).int().argmax())
     torch.testing.assert_close(mixed[0, :end], states[0, :end])
     torch.testing.assert_close(mixed[0, end:], empty[0, end:])
@@ -131,41 +141,41 @@ def test_exchanged_states_leave_the_other_side_as_it_was(trained: Path) -> None:
     torch.testing.assert_close(mixed[1, end:], states[1, end:])
     torch.testing.assert_close(mixed[2], states[2])
     torch.testing.assert_close(mixed[3], empty[0])
-    assert train._words_kept(fate).tolist() == [True, False, True, False]
+    assert words_kept(fate).tolist() == [True, False, True, False]
 
 
 def test_a_training_starts_from_a_finished_model(trained: Path, tmp_path: Path) -> None:
     recipe = Recipe(out=tmp_path, minutes=0.02, pictures=64, stages=("unet",), start_from=trained)
-    train.start_from(recipe)
+    start_from(recipe)
     state = torch.load(tmp_path / "state" / "unet.pt", weights_only=True)
     weight = StableDiffusionPipeline.from_pretrained(trained).unet.conv_in.weight
     torch.testing.assert_close(state["modules"]["unet"]["conv_in.weight"], weight.float())
     assert state["step"] > 0
     with pytest.raises(InputError, match="with a recipe"):
-        train.start_from(Recipe(out=tmp_path, minutes=1.0, start_from=tmp_path))
+        start_from(Recipe(out=tmp_path, minutes=1.0, start_from=tmp_path))
     with pytest.raises(InputError, match="without clip"):
-        train.start_from(Recipe(out=tmp_path / "other", minutes=1.0, start_from=trained))
+        start_from(Recipe(out=tmp_path / "other", minutes=1.0, start_from=trained))
 
 
 def test_a_stage_starts_anew_beside_the_finished_ones(trained: Path, tmp_path: Path) -> None:
-    train.start_from(Recipe(out=tmp_path, minutes=0.02, stages=("unet",), start_from=trained, anew=("unet",)))
+    start_from(Recipe(out=tmp_path, minutes=0.02, stages=("unet",), start_from=trained, anew=("unet",)))
     assert not (tmp_path / "state" / "unet.pt").exists()
     assert (tmp_path / "state" / "vae.pt").exists()
     with pytest.raises(typer.BadParameter, match="anew: expected --start-from"):
-        train.main(minutes=1.0, out=tmp_path, anew="unet")
+        main(minutes=1.0, out=tmp_path, anew="unet")
 
 
 def test_normalised_latents_are_left_as_they_are(trained: Path, tmp_path: Path) -> None:
     recipe = Recipe(out=tmp_path, minutes=1.0, pictures=64)
     vae = StableDiffusionPipeline.from_pretrained(trained).vae
-    set_ = train._training_set(recipe)
-    train._normalise(vae, set_, recipe)
+    drawn = training_set(recipe)
+    normalise_latents(vae, drawn, recipe)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    train._normalise(vae, set_, recipe)
+    normalise_latents(vae, drawn, recipe)
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
     with torch.no_grad():
         vae.quant_conv.weight *= 3
-    train._normalise(vae, set_, recipe)
+    normalise_latents(vae, drawn, recipe)
     assert not torch.equal(before["quant_conv.weight"], vae.quant_conv.weight)
 
 
@@ -175,5 +185,5 @@ def test_steps_end_the_denoiser_whatever_the_minutes(trained: Path, tmp_path: Pa
         start_from=trained, anew=("unet",),
     )  # fmt: skip
     for steps in (3, 5):
-        train.train(replace(recipe, steps=steps))
+        train(replace(recipe, steps=steps))
         assert torch.load(tmp_path / "state" / "unet.pt", weights_only=True)["step"] == steps
