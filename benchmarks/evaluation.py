@@ -17,6 +17,7 @@ from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.images.ledger_images import Pair, Sampler, as_png
 from erasure.eval.images.store import ImageStore, Manifest, generate
 from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
+from erasure.profile import profile_of
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--pictures", type=int, default=64, help="a repeat")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=int(tinyworld.SAMPLER["steps"]))
+    parser.add_argument("--steps", type=int, default=profile_of("tinyworld").sampling.steps)
     parser.add_argument("--toy", action="store_true", help="few pictures and steps, to try the script")
     options = parser.parse_args()
     if options.toy:

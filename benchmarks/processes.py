@@ -23,6 +23,7 @@ from PIL import Image
 from erasure import tinyworld
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.images.store import ImageStore, generate
+from erasure.profile import profile_of
 from erasure.tinyworld import vocabulary
 
 from .record import arguments, spread, write_run
@@ -35,7 +36,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=int(tinyworld.SAMPLER["steps"]))
+    parser.add_argument("--steps", type=int, default=profile_of("tinyworld").sampling.steps)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--toy", action="store_true", help="few pictures and steps, to try the script")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

@@ -15,7 +15,7 @@ from erasure.guidance.a_star import AStar
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger import Entry, Ledger
 from erasure.progress import staged
-from erasure.runs import configs, removal, schema, world
+from erasure.runs import configs, removal, schema
 
 from ..eval.images.attention_maps import attention_sheet, watched
 from ..eval.images.ledger_images import Pair, Sampler
@@ -108,7 +108,7 @@ def _run(studio: Studio, wish: Wish) -> schema.Run:
         shared["kind"] = wish.kind
     if wish.preserve is not None:
         shared["preserve"] = limits.names("keep", wish.preserve, limits.KEPT)
-    elif not studio.on_tinyworld:
+    elif not studio.known:
         shared["preserve"] = studio.to_keep(targets, kind=wish.kind or "object")
     settings = limits.settings(wish.settings, [setting.name for setting in offered(wish.method, studio.name)])
     return schema.parse(
@@ -137,16 +137,18 @@ def compare(studio: Studio, session: Session, pairs: Sequence[Pair], sampler: Sa
             with ledger.applied_to(studio.pipe):
                 after = sampler.make(studio.pipe, pairs, staged(track.report, "drawing what is left"))
         track.say("reading the pictures")
-        reader = studio.reader([name for concept in standing for name in concept.preserve])
+        judge = studio.judge()
+        kept = [name for concept in standing for name in concept.preserve]
         cut = studio.cut(list(dict.fromkeys(prompt for prompt, _ in pairs)))
-        seen = read(reader, [prompt for prompt, _ in pairs], before, after, standing)
+        prompts = [prompt for prompt, _ in pairs]
+        seen = read(judge, prompts, before, after, standing, profile=studio.profile, kept=kept)
     session.compared = Comparison(
         pairs=tuple(pairs),
         before=tuple(before),
         after=tuple(after),
         seen=tuple(seen),
         removed=tuple(concept.target for concept in standing),
-        reader="" if reader is None else reader.about,
+        judge="" if judge is None else judge.name,
         cut=cut,
     )
     return session.compared
@@ -240,12 +242,12 @@ def measure(studio: Studio, session: Session, pictures: int, track: Track) -> Re
     if not ledger.standing:
         raise InputError("measure: expected a removal that stands, got none. Erase a concept first.")
     with track.holding(studio.lock):
-        return (_suite if studio.on_tinyworld else _ledger_report)(studio, session, ledger, pictures, track)
+        return (_suite if studio.profile.data.benchmark else _ledger_report)(studio, session, ledger, pictures, track)
 
 
 def _suite(studio: Studio, session: Session, ledger: Ledger, pictures: int, track: Track) -> Report:
     source = sources.source_of(str(session.ledger_folder), lambda name: studio.pipe)
-    benchmark = sources.benchmark_of(world.TINYWORLD, source, settings=[f"total={pictures}"])
+    benchmark = sources.benchmark_of(studio.profile.data.benchmark, source, settings=[f"total={pictures}"])
     found = evaluate(
         source.rows,
         benchmark,

@@ -73,7 +73,7 @@ def _start(studio: Any) -> Any:
     from .actions import first_look
     from .jobs import Track
 
-    if not studio.on_tinyworld:
+    if not studio.profile.data.start:
         return None
-    pairs = [(prompt, seed) for prompt in studio.to_draw(["cat"]) for seed in range(4)]
+    pairs = [(prompt, seed) for prompt in studio.to_draw([studio.profile.data.start]) for seed in range(4)]
     return first_look(studio, pairs, Track(threading.Event()))

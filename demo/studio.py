@@ -12,16 +12,16 @@ from PIL.Image import Image
 
 from erasure.backbones import backbone_of
 from erasure.concept import Kind
+from erasure.judge import Judge
+from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
-from erasure.runs.world import TINYWORLD
 from erasure.suggestions import what_to_draw, what_to_keep
-from erasure.tinyworld import vocabulary
 
 from ..eval.images.attention_maps import Watched
 from ..eval.images.ledger_images import Pair, Sampler
-from ..eval.judges.readings import Reader, Seen, reader_of
+from ..eval.judges.readings import Seen
 
 _REMEMBERED = 256
 """Pictures of the original that are kept, so that nobody waits for them twice."""
@@ -37,7 +37,7 @@ class Comparison:
         after: By what stands; None where nothing was drawn yet.
         seen: What is read of each.
         removed: What stood removed.
-        reader: Who read them; "" for nobody.
+        judge: Name of the judge; "" for none.
         cut: Prompts of which the model reads the beginning only.
     """
 
@@ -46,7 +46,7 @@ class Comparison:
     after: tuple[Image, ...] | None
     seen: tuple[tuple[Seen, ...], ...]
     removed: tuple[str, ...] = ()
-    reader: str = ""
+    judge: str = ""
     cut: tuple[str, ...] = ()
 
 
@@ -90,29 +90,29 @@ class Studio:
         self._words_lock = threading.Lock()
 
     @property
-    def on_tinyworld(self) -> bool:
-        """Whether it is the embedded model."""
-        return self.name == TINYWORLD
+    def profile(self) -> ModelProfile:
+        """Profile of the model."""
+        return profile_of(self.name)
 
-    @cached_property
+    @property
     def known(self) -> tuple[str, ...]:
-        """What the model is known to draw, for lists to choose from; nothing where that is not known."""
-        return vocabulary.concepts() if self.on_tinyworld else ()
+        """Concepts that the model is known to draw; empty where that is not known."""
+        return self.profile.concepts
 
     @cached_property
     def sampler(self) -> Sampler:
         """How it samples if nobody says otherwise."""
         # On a CPU a batch of a large model takes minutes, in which nothing could be told or stopped.
-        batch = 16 if self.on_tinyworld else 4 if self.device != "cpu" else 1
+        batch = self.profile.sampling.batch_size or (4 if self.device != "cpu" else 1)
         return Sampler(**own_sampling(self.name, MeasureSettings(batch_size=batch)))
 
     def sampling(self, steps: int, guidance_scale: float) -> Sampler:
         """Return its sampler with other steps and guidance."""
         return replace(self.sampler, steps=steps, guidance_scale=guidance_scale)
 
-    def reader(self, kept: Sequence[str] = ()) -> Reader | None:
-        """Return who reads its pictures, if anybody can."""
-        return reader_of(self.name, self.device, kept)
+    def judge(self) -> Judge | None:
+        """Return the judge of its images; None if there is none."""
+        return self.profile.judge(self.device)
 
     def to_keep(self, targets: Sequence[str], n: int = 8, *, kind: Kind = "object") -> list[str]:
         """Suggest what to keep beside a removal."""

@@ -100,8 +100,8 @@ def _foot(seen: Comparison) -> str:
     if not seen.removed:
         return note("Nothing is removed, so both are the original's.") + cut
     read = (
-        f"Under each pair: how likely it is to show the concept, by {seen.reader}."
-        if seen.reader
+        f"Under each pair: how likely it is to show the concept, by {seen.judge}."
+        if seen.judge
         else ("There is nobody to read the pictures: no CLIP weights in the local cache.")
     )
     return note(f"Same prompt, same seed. {read}") + cut

@@ -46,6 +46,18 @@ class Judge(Protocol):
         ...
 
 
+def shows_any(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -> list[bool]:
+    """Return for each image True if the judge sees at least one of the concepts."""
+    decisions = [judge.shows(images, concept) for concept in concepts]
+    return [any(decision[i] for decision in decisions) for i in range(len(images))]
+
+
+def shows_each(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -> list[bool]:
+    """Return for each image True if the judge sees the concept at the same position."""
+    decisions = {concept: judge.shows(images, concept) for concept in dict.fromkeys(concepts)}
+    return [decisions[concept][i] for i, concept in enumerate(concepts)]
+
+
 class ReadOnce(Generic[Result]):
     """Function of images that keeps its last result, so that one pass answers for several concepts.
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from .backbones.storage import stored_model
 from .errors import InputError, reason, unknown_name
+from .profile import DEFAULT_MODEL, profile_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ Attention = Literal["sdpa", "xformers"]
 
 
 def load_model(
-    name: str = "tinyworld", *, device: str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+    name: str = DEFAULT_MODEL, *, device: str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
 ) -> Any:
     """Return the pipeline that `name` stands for.
 
@@ -71,10 +72,8 @@ def attend_once_by_xformers(device: torch.device | str, dtype: torch.dtype) -> N
 
 
 def _loaded(name: str, device: str, dtype: torch.dtype) -> Any:
-    if name == "tinyworld":
-        from .tinyworld import load  # the world's modules are not needed for other models
-
-        return load(device=device, dtype=dtype)
+    if (profile := profile_of(name)).folder is not None:
+        return profile.load(device=device, dtype=dtype)
     if (Path(name) / PERSONALIZED).is_file():
         from .personalize.folder import load_personalized  # it loads models itself
 
@@ -84,7 +83,7 @@ def _loaded(name: str, device: str, dtype: torch.dtype) -> Any:
     return _from_hub(name, lambda: DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)).to(device)
 
 
-def load_stored(name: str = "tinyworld") -> Any:
+def load_stored(name: str = DEFAULT_MODEL) -> Any:
     """Return the pipeline that `name` stands for without its weights, which are read from its files when needed.
 
     It serves to fit what reads text states alone, as UCE does, and to export; see `load_model` for names and errors.
@@ -92,10 +91,8 @@ def load_stored(name: str = "tinyworld") -> Any:
     Raises:
         InputError: It is a personalised model, or has weights that are no safetensors files.
     """
-    if name == "tinyworld":
-        from .tinyworld import MODEL  # the world's modules are not needed for other models
-
-        return stored_model(MODEL)
+    if (shipped := profile_of(name).folder) is not None:
+        return stored_model(shipped)
     if (Path(name) / PERSONALIZED).is_file():
         raise InputError(
             f"model: expected a model of files alone, got the personalised {name!r}. Leave --low-memory out."

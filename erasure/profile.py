@@ -42,6 +42,9 @@ class ProfileData:
         title: Name of the model in reports; "" is the name that loads it.
         sampling: Sampling defaults.
         benchmark: Name of the benchmark that asks for the model's own concepts; "" without one.
+        start: Known concept that an interactive session starts with; "" starts with none.
+        examples: Prompts that an interactive session starts with.
+        location: Python expression of the folder of the model's files, for people; "" if the name says it.
         licence: SPDX identifier of the licence of the weights; "" if the model's card states it.
         limitations: Lines for the model card of an edited model.
         settings: Settings by method, for runs that leave them open.
@@ -50,6 +53,9 @@ class ProfileData:
     title: str
     sampling: SamplingDefaults
     benchmark: str = ""
+    start: str = ""
+    examples: tuple[str, ...] = ()
+    location: str = ""
     licence: str = ""
     limitations: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, bool | int | float | str]] = field(default_factory=dict)
@@ -149,6 +155,14 @@ class ModelProfile:
     def named_in(self, prompt: str) -> tuple[str, ...]:
         """Return the known concepts named in a prompt that are worth a reading of its image."""
         return ()
+
+    def relatives(self, class_name: str) -> list[str]:
+        """Return the known concepts like a class, and the individuals of it and of those."""
+        return []
+
+    def contexts(self, class_name: str) -> list[tuple[str, tuple[str, ...]]]:
+        """Return prompts with `{}` for an instance of a class in company, and the concepts beside it in each."""
+        return []
 
     def judge(self, device: str = "cpu", names: Sequence[str] = ()) -> Judge | None:
         """Return the judge of the model's images; None if there is none.

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from .backbones import backbone_of
 from .backbones.base import Backbone
 from .concept import Kind, fill, normalized, templates
-from .runs.world import TINYWORLD, kept_beside
-from .tinyworld import vocabulary
+from .profile import ModelProfile, profile_of
 
 _OBJECTS = """
 cat dog rabbit horse cow sheep pig bird duck fish lion tiger bear elephant mouse frog snake bee tree flower mushroom
@@ -77,8 +76,8 @@ def nearest(
 def what_to_keep(pipe: Any, model: str, targets: Sequence[str], n: int, *, kind: Kind = "object") -> list[str]:
     """Return what a removal is most likely to harm.
 
-    On the tiny world that is the targets' families, then what is nearest to the model; elsewhere what is nearest of
-    some everyday names.
+    Where the model's concepts are known, the targets' siblings, then the nearest of the others; elsewhere the nearest
+    of some everyday names.
 
     Args:
         pipe: The model.
@@ -87,32 +86,28 @@ def what_to_keep(pipe: Any, model: str, targets: Sequence[str], n: int, *, kind:
         n: How many, at most.
         kind: Of the targets, where the model's vocabulary does not tell.
     """
-    backbone = backbone_of(pipe)
-    if model != TINYWORLD:
+    backbone, profile = backbone_of(pipe), profile_of(model)
+    if not profile.concepts:
         return [name for name, _ in nearest(backbone, targets, COMMON[kind], n, kind=kind)]
-    known = [name for text in targets if (name := vocabulary.canonical(text))]
-    may_stay = kept_beside(known)
-    family = [other for name in known for other in vocabulary.siblings(name) if other in may_stay]
-    alike = [name for target in known for name, _ in nearest(backbone, [target], may_stay, n, kind=_kind(target))]
+    known = [name for text in targets if (name := profile.canonical(text))]
+    candidates = profile.kept_beside(known)
+    family = [other for name in known for other in profile.siblings(name) if other in candidates]
+    alike = [
+        name for target in known for name, _ in nearest(backbone, [target], candidates, n, kind=_kind(profile, target))
+    ]
     return list(dict.fromkeys([*family, *alike]))[:n]
 
 
 def what_to_draw(model: str, target: str, *, kind: Kind = "object") -> list[str]:
-    """Return prompts to look at: one that asks for a target and, on the tiny world, one for what is most like it."""
-    name = vocabulary.canonical(target) if model == TINYWORLD else None
+    """Return prompts that show a removal: one for the target and, where the siblings are known, one for a sibling."""
+    profile = profile_of(model)
+    name = profile.canonical(target)
     if name is None:
         return [fill(templates(kind)[2], target)]
-    beside = next((other for other in vocabulary.siblings(name) if other in kept_beside([name])), "dog")
-    return [_pictured(name), _pictured(beside)]
+    kept = profile.kept_beside([name])
+    beside = next((other for other in profile.siblings(name) if other in kept), kept[0])
+    return [profile.example_prompt(name), profile.example_prompt(beside)]
 
 
-def _kind(name: str) -> Kind:
-    return vocabulary.kind_of(name) or "object"
-
-
-def _pictured(name: str) -> str:
-    if name in vocabulary.STYLES:
-        return vocabulary.STYLE_PHRASES[name][0].format("a house")
-    if name in vocabulary.SCENES:
-        return f"a dog {vocabulary.SCENE_PHRASES[name][0]}"
-    return f"{vocabulary.article(name)} on the beach"
+def _kind(profile: ModelProfile, name: str) -> Kind:
+    return profile.kind(name) or "object"  # type: ignore[return-value]

@@ -31,19 +31,18 @@ from erasure.errors import ErasureError, InputError
 from erasure.eval.images.ledger_images import Pictures, Sampler
 from erasure.eval.metrics.fid import fid
 from erasure.eval.metrics.kid import kid
-from erasure.eval.protocols.plans import Probe, Role, pairs_of, tinyworld_probes
+from erasure.eval.protocols.plans import Probe, Role, known_probes, pairs_of
 from erasure.eval.stats.aggregates import erosion_slope, generalization_erosion, retention_accuracy, unlearning_accuracy
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger import Ledger
+from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, Progress, progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs.configs import read_config
 from erasure.runs.overrides import override
-from erasure.runs.removal import shows_of
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings, Run, parse
-from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.training.context import FitContext
 
@@ -78,7 +77,7 @@ class Removals:
     memory: Path
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger.open_or_create(self.folder, self.pipe, TINYWORLD)
+        self.ledger = Ledger.open_or_create(self.folder, self.pipe, DEFAULT_MODEL)
         make_folder(self.memory)
         if not (self.folder / "memory").exists():
             (self.folder / "memory").symlink_to(self.memory.resolve(), target_is_directory=True)
@@ -88,9 +87,9 @@ class Removals:
 
     def add(self, concept: Concept, on_progress: OnProgress) -> float:
         """Remove one concept more, and return the seconds of the fit."""
-        shows = shows_of(TINYWORLD, "cpu")
+        judge = profile_of(DEFAULT_MODEL).judge()
         entry = self.ledger.remove(
-            self.pipe, self.run.eraser, [concept], on_progress=on_progress, seed=self.run.seed, judge=shows
+            self.pipe, self.run.eraser, [concept], on_progress=on_progress, seed=self.run.seed, judge=judge
         )
         return float(entry.seconds or 0)
 
@@ -189,9 +188,11 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         probe
         for role, names in ROLES.items()
         for name in names
-        for probe in tinyworld_probes(name, role, options.pictures, settings, () if role == "removed" else forbidden)
+        for probe in known_probes(
+            profile_of(DEFAULT_MODEL), name, role, options.pictures, settings, () if role == "removed" else forbidden
+        )
     ]
-    sampler = Sampler(**own_sampling(TINYWORLD, settings))
+    sampler = Sampler(**own_sampling(DEFAULT_MODEL, settings))
     eyes = _Eyes(probes)
     with progress_bars() as on_progress:
         times = _removed(removals, concepts, work / "times.json", on_progress, max(options.points))

@@ -26,16 +26,16 @@ from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.red_team import ROWS, Assault, goals
 from erasure.eval.protocols.rows import ERASED, ORIGINAL
-from erasure.eval.protocols.sources import attack_of, metrics_of, source_of, witnesses_of
+from erasure.eval.protocols.sources import attack_of, judges_of, metrics_of, source_of
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
 from erasure.ledger import Ledger
+from erasure.profile import DEFAULT_MODEL
 from erasure.progress import progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs import configs, overrides, removal, schema
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
-from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 
 from .experiment import write_record
@@ -83,9 +83,9 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
     attacks = [attack_of(name, ()) for name in options.attacks]
     pipe, work = tinyworld.load(), options.work / options.out.name
-    sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
+    sampler = Sampler(**own_sampling(DEFAULT_MODEL, MeasureSettings()))
     with progress_bars() as on_progress:
-        ledger = Ledger.open_or_create(work / "ledger", pipe, TINYWORLD)
+        ledger = Ledger.open_or_create(work / "ledger", pipe, DEFAULT_MODEL)
         todo, _ = removal.remaining(run, ledger)
         list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
         source = source_of(str(work / "ledger"), lambda _: pipe)
@@ -93,7 +93,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
         metrics = metrics_of(benchmark, "cpu")
         found = evaluate(rows, benchmark, metrics, sampler=sampler, on_progress=on_progress).as_json()
-        decides, second = witnesses_of(source, "cpu")
+        decides, second = judges_of(source, "cpu")
         attacked = {}
         for attack in attacks:
             assault = Assault(
@@ -103,11 +103,11 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
                 attack=attack,
                 sampler=sampler,
                 budget=options.budget,
-                witness=decides,
+                judge=decides,
                 second=second,
-                model=TINYWORLD,
+                model=DEFAULT_MODEL,
             )
-            assault.run(goals(run.concepts, options.prompts, model=TINYWORLD), on_progress)
+            assault.run(goals(run.concepts, options.prompts, model=DEFAULT_MODEL), on_progress)
             attacked[attack.name] = {key: assault.as_json()[key] for key in ("protocol", "rows")}
     return {
         "benchmark": "family",

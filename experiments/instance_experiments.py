@@ -26,22 +26,23 @@ from rich.console import Console
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.edits import WeightEdit
-from erasure.erasers import eraser_class, make_eraser
+from erasure.erasers import make_eraser
 from erasure.errors import ErasureError
 from erasure.eval.images.ledger_images import as_png, side_by_side
 from erasure.eval.metrics.identity import Identity
-from erasure.eval.protocols.instances.prompts import KEPT, Ask, world_asks
+from erasure.eval.protocols.instances.prompts import KEPT, Ask, known_asks
 from erasure.eval.protocols.instances.record import InstanceRecord
 from erasure.eval.reports.instance_report import ORIGINAL, State
 from erasure.eval.stats.scores import Rate, Score, kept_rate
 from erasure.io.files import make_folder, write_whole
+from erasure.judge import Judge, shows_each
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.personalize.folder import Learned
 from erasure.personalize.forgetting import Forgetting
+from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs import schema
-from erasure.runs.world import TINYWORLD
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
@@ -130,7 +131,7 @@ class Bench:
         return InstanceRecord(
             folder=self.work,
             pipe=self.pipe,
-            base=TINYWORLD,
+            base=DEFAULT_MODEL,
             instance=instance,
             pictures=drawings(),
             composed=self.composed,
@@ -141,7 +142,7 @@ class Bench:
 def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Return what each weight of the loss makes of learning Rusty, for each seed, and of forgetting it again."""
     record = bench.record(Learned(token=TOKEN, class_word=CLASS))
-    judge = record.judge()
+    metrics = record.metrics()
     named = Identity(oracle=tinyworld.load_oracle(), individual=LEARNED)
     backbone = backbone_of(bench.pipe)
     rows: dict[str, Any] = {}
@@ -150,11 +151,11 @@ def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     given = {} if options.steps is None else {"steps": options.steps}
     for seed in options.fit_seeds:
         for arm, settings in ARMS.items():
-            method = ClassDiffusion(**{**ClassDiffusion.on_tinyworld, **settings, **given})
+            method = ClassDiffusion(**{**profile_of(DEFAULT_MODEL).settings(ClassDiffusion.name), **settings, **given})
             edit = bench.fitted(f"learned {arm}, seed {seed}", partial(method.fit, backbone, [instance], seed=seed))
             forgetting = partial(Forgetting(**given).fit, backbone, edit, TOKEN)
             forgotten = bench.fitted(f"forgotten {arm}, seed {seed}", forgetting)
-            states = record.measure({arm: edit, f"{arm}, forgotten": forgotten}, judge, bench.on_progress)
+            states = record.measure({arm: edit, f"{arm}, forgotten": forgotten}, metrics, bench.on_progress)
             for state in states:
                 if state.name == ORIGINAL and state.name in rows:
                     continue
@@ -168,7 +169,7 @@ def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         record.asks,
         [shown[ORIGINAL], shown["lambda 1"], shown["lambda 1, forgotten"]],
     )
-    return {"individual": LEARNED, "settings": dict(ClassDiffusion.on_tinyworld), "rows": rows}
+    return {"individual": LEARNED, "settings": profile_of(DEFAULT_MODEL).settings(ClassDiffusion.name), "rows": rows}
 
 
 def _told(state: State, asks: Sequence[Ask], named: Identity) -> dict[str, Any]:
@@ -197,13 +198,13 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Return what each eraser, without and with semantic preservation, does to Biscuit, its class and the rest."""
     asks = removal_asks(bench.composed, bench.kept)
     record = replace(bench.record(Learned(token=REMOVED, class_word=CLASS)), own_asks=tuple(asks))
-    judge = record.judge()
+    judge = tinyworld.load_oracle()
     concept = schema.parse({"concepts": [{"target": REMOVED}]}).concepts[0]
     rows: dict[str, Any] = {}
     shown: dict[str, State] = {}
     for arm, (name, settings) in REMOVALS.items():
         given = {} if options.steps is None or "steps" not in settings else {"steps": options.steps}
-        eraser = make_eraser(name, **{**eraser_class(name).on_tinyworld, **settings, **given})
+        eraser = make_eraser(name, **{**profile_of(DEFAULT_MODEL).settings(name), **settings, **given})
         edit = bench.fitted(arm, partial(eraser.fit, backbone_of(bench.pipe), [concept]))
         states = record.measure({arm: edit}, None, bench.on_progress)
         for state in states:
@@ -216,16 +217,20 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 def removal_asks(removed: int, kept: int) -> list[Ask]:
     """Return what is asked of a model without Biscuit: it, its class, what is like it, the rest."""
-    others = [ask for ask in world_asks(CLASS, composed=1, kept=kept, without=(REMOVED,)) if ask.group in KEPT]
+    others = [
+        ask
+        for ask in known_asks(profile_of(DEFAULT_MODEL), CLASS, composed=1, kept=kept, without=(REMOVED,))
+        if ask.group in KEPT
+    ]
     prompts = vocabulary.prompts_for(REMOVED, removed, seed=1)
     alone = [Ask(group="alone", prompt=prompt, seed=4_000_000 + at, name=REMOVED) for at, prompt in enumerate(prompts)]
     return [*alone, *others]
 
 
-def _removed(state: State, original: State, asks: Sequence[Ask], judge: Any) -> dict[str, Any]:
+def _removed(state: State, original: State, asks: Sequence[Ask], judge: Judge) -> dict[str, Any]:
     """Return the four shares: the individual gone, and its class, its siblings and the rest kept."""
     names = [ask.name for ask in asks]
-    before, after = (judge.sees(each.images, names) for each in (original, state))
+    before, after = (np.array(shows_each(judge, each.images, names)) for each in (original, state))
     groups = np.array([ask.group for ask in asks])
     kept = {group: kept_rate(before[groups == group], after[groups == group]) for group in KEPT}
     return {

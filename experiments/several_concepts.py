@@ -39,6 +39,7 @@ from erasure.guidance.a_star import AStar
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.localised import LocalisedRemoval
 from erasure.io.files import make_folder, write_whole
+from erasure.profile import profile_of
 from erasure.progress import OnProgress, Progress, progress_bars
 from erasure.provenance import provenance
 from erasure.sampling import sample
@@ -49,10 +50,9 @@ from erasure.training.replay_memory import stored
 
 from .experiment import plain_options, write_record
 
+SAMPLING = profile_of("tinyworld").sampling
 VERSION = 1
-SAMPLER = Sampler(
-    steps=int(tinyworld.SAMPLER["steps"]), guidance_scale=tinyworld.SAMPLER["guidance_scale"], batch_size=24
-)
+SAMPLER = Sampler(steps=SAMPLING.steps, guidance_scale=SAMPLING.guidance_scale, batch_size=24)
 ALPHAS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 PLAIN = "plain"
 _ALL = tuple(vocabulary.OBJECTS)

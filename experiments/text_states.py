@@ -30,11 +30,11 @@ from erasure.errors import ErasureError
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
+from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
-from erasure.runs.world import TINYWORLD
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 
@@ -70,7 +70,7 @@ def main() -> None:
     began = time.perf_counter()
     try:
         make_folder(options.out)
-        sampler = Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
+        sampler = Sampler(**own_sampling(DEFAULT_MODEL, MeasureSettings()))
         with progress_bars() as on_progress:
             rows = measured(tinyworld.load(), options.prompts, sampler, on_progress)
     except ErasureError as error:

@@ -25,6 +25,7 @@ from erasure.backbones import backbone_of
 from erasure.backbones.attention import AttentionCapture, average_maps, cross_attention_layers
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import write_whole
+from erasure.profile import profile_of
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
 from erasure.sampling import sample
@@ -35,6 +36,7 @@ from erasure.tinyworld.oracle import Oracle, Reading, as_pixels
 from erasure.tinyworld.training.oracle import blur
 from erasure.tinyworld.world import Mix, compose, draw
 
+SAMPLING = profile_of("tinyworld").sampling
 VERSION = 1
 BATCH = 32
 SINGLES, INDIVIDUALS, STYLES, SCENES, PAIRS, HELD_OUT, EMPTY, SYNONYMS, HINTS, FAMILIES = (
@@ -313,8 +315,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=tinyworld.MODEL, help="model folder; default: the shipped one")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.jpg")
     parser.add_argument("--every", type=int, default=1, help="take each N-th prompt only, for a quick look")
-    parser.add_argument("--steps", type=int, default=int(tinyworld.SAMPLER["steps"]))
-    parser.add_argument("--guidance", type=float, default=tinyworld.SAMPLER["guidance_scale"])
+    parser.add_argument("--steps", type=int, default=SAMPLING.steps)
+    parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale)
     options = parser.parse_args()
     began = time.perf_counter()
     pipe, oracle = tinyworld.load(folder=options.model), Oracle.load(options.model / "oracle")

@@ -17,6 +17,8 @@ from erasure import Ledger, tinyworld
 from erasure.backbones import backbone_of
 from erasure.cli.main import app
 from erasure.erasers.uce import UCE
+from erasure.profile import SamplingDefaults
+from erasure.tinyworld.profile import TinyWorldProfile
 from tests import tiny
 from tests.eval import world
 
@@ -353,7 +355,7 @@ def test_evaluate_takes_no_option_that_does_nothing(tmp_path) -> None:
 
 
 def test_an_evaluation_prints_one_document_or_a_table(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(tinyworld, "SAMPLER", {"steps": 2, "guidance_scale": 2.0})
+    monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=2, guidance_scale=2.0))
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     call("remove", "cat", "--ledger", "here", *FAST)
     result = call("evaluate", "here", "--set", "total=12", "--json")

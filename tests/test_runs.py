@@ -15,6 +15,7 @@ from erasure.errors import ErasureError, InputError, UnknownNameError
 from erasure.ledger import Ledger
 from erasure.runs import configs, lists, overrides, removal, schema
 from erasure.tinyworld import vocabulary
+from erasure.tinyworld.profile import TinyWorldProfile
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -168,7 +169,9 @@ def test_yaml_1_2_reads_a_bare_exponent_as_a_number(tmp_path) -> None:
     ids=lambda file: file.stem,
 )
 def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(removal, "shows_of", lambda *_: None)  # the oracle knows nothing of a tiny model's pictures
+    monkeypatch.setattr(
+        TinyWorldProfile, "judge", lambda *_: None
+    )  # the oracle knows nothing of a tiny model's pictures
     raw = configs.read_config(file)
     assert {"model", "eraser", "concepts", "seed", "output"} <= raw.keys()
     assert file.parent.name == raw["eraser"]["name"]

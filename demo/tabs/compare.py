@@ -17,7 +17,7 @@ _EMPTY = "Draw some pictures: the same prompts and seeds by the original and by 
 def build(desk: Desk) -> dict[str, Any]:
     """Put the tab's pieces on the page; return those that a reloaded page must fill again."""
     studio = desk.studio
-    start = "a cat on the beach\na dog on the beach\na house in the snow" if studio.on_tinyworld else ""
+    start = "\n".join(studio.profile.data.examples)
     own = studio.sampler
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):

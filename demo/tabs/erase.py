@@ -6,8 +6,6 @@ import gradio as gr
 
 from erasure.concept import Kind
 from erasure.erasers import eraser_names
-from erasure.runs.world import kept_beside
-from erasure.tinyworld import vocabulary
 
 from .. import actions, limits, views
 from ..desk import QUIET, Desk, Job, Said
@@ -24,7 +22,7 @@ _SEEDS = "0-3"
 def build(desk: Desk, start: Comparison | None) -> dict[str, Any]:
     """Put the tab's pieces on the page; return those that a reloaded page must fill again."""
     studio = desk.studio
-    first = ["cat"] if studio.on_tinyworld else []
+    first = [studio.profile.data.start] if studio.profile.data.start else []
     with gr.Row(equal_height=False, elem_id="erase-parts"):
         with gr.Column(elem_classes="what"):
             concepts = gr.Dropdown(
@@ -41,7 +39,7 @@ def build(desk: Desk, start: Comparison | None) -> dict[str, Any]:
                 ["object", "style", "identity", "unsafe"],
                 value="object",
                 label="Kind",
-                visible=not studio.on_tinyworld,
+                visible=not studio.known,
             )
             prompts = gr.Textbox(
                 "\n".join(studio.to_draw(first)),
@@ -75,10 +73,10 @@ def build(desk: Desk, start: Comparison | None) -> dict[str, Any]:
                 )
                 scope = gr.Radio(
                     [ALL, ONLY],
-                    value=ALL if studio.on_tinyworld else ONLY,
+                    value=ALL if studio.known else ONLY,
                     label="Keep",
                     info=_nearest(studio, first, "object"),
-                    visible=studio.on_tinyworld,
+                    visible=bool(studio.known),
                     elem_id="scope",
                 )
                 keep = gr.Dropdown(
@@ -89,7 +87,7 @@ def build(desk: Desk, start: Comparison | None) -> dict[str, Any]:
                     max_choices=limits.KEPT,
                     label="Keep these",
                     info="Suggested: what is nearest. Change it as you like.",
-                    visible=not studio.on_tinyworld,
+                    visible=not studio.known,
                     elem_id="keep",
                 )
     suggested = gr.State((studio.to_keep(first), studio.to_draw(first)))
@@ -121,7 +119,7 @@ def build(desk: Desk, start: Comparison | None) -> dict[str, Any]:
             settings=_given(by, studio, given),
             anchor=becomes or "",
             preserve=None if keeps == ALL else kept,
-            kind=None if studio.on_tinyworld else of_kind,
+            kind=None if studio.known else of_kind,
         )
         actions.erase(studio, session, wish, track)
         return actions.compare(studio, session, pairs, studio.sampler, track)
@@ -208,5 +206,5 @@ def _nearest(studio: Studio, targets: list[str], kind: Kind) -> str:
     near = studio.to_keep(targets, 5, kind=kind)
     if not near:
         return "What must not change."
-    known = [name for text in targets if (name := vocabulary.canonical(text))]
-    return f"Nearest: {', '.join(near)}; {len(kept_beside(known))} in all."
+    known = [name for text in targets if (name := studio.profile.canonical(text))]
+    return f"Nearest: {', '.join(near)}; {len(studio.profile.kept_beside(known))} in all."

@@ -128,7 +128,7 @@ def attack(
     )
     if what.rows[0].name != ERASED:
         raise InputError(f"attack: expected a model that something was removed from, got the original {source!r}.")
-    decides, second = sources.witnesses_of(what, place)
+    decides, second = sources.judges_of(what, place)
     assault = Assault(
         folder=to or what.folder.with_name("attacks") / f"{name}-{what.rows[0].edit or 'model'}",
         erased=what.rows[0],
@@ -136,7 +136,7 @@ def attack(
         attack=chosen,
         sampler=sampler_of(what.original, None, None),
         budget=budget,
-        witness=decides,
+        judge=decides,
         second=second,
         model=what.original,
     )

@@ -91,7 +91,7 @@ def replay(
     """Remove from another model what stands removed in a ledger, fitted anew on that model's weights."""
     from ..ledger import Ledger
     from ..ledger.replay import replay as replayed
-    from ..runs.removal import shows_of
+    from ..profile import profile_of
 
     source, place = Ledger.open(ledger), existing_device(device)
     pipe = load_pipe(model, place)
@@ -103,7 +103,7 @@ def replay(
             lasting_name(model),
             folder,
             on_progress=on_progress,
-            judge=shows_of(model, place),
+            judge=profile_of(model).judge(place),
         )
         if target.entries:
             out.print(f"{folder}: {len(target.entries)} made before.", markup=False)
@@ -129,8 +129,8 @@ def load_edit(
     from ..edits import WeightEdit
     from ..edits.foreign_weights import import_edit, is_own
     from ..ledger import Ledger
+    from ..profile import DEFAULT_MODEL
     from ..runs.schema import parse
-    from ..runs.world import TINYWORLD
 
     own = is_own(file)
     if own and removed:
@@ -138,7 +138,7 @@ def load_edit(
     if not own and not removed:
         raise InputError("--removed: expected what was removed, which the file does not say, got none. Name it.")
     exists = ledger is not None and (ledger / "ledger.json").is_file()
-    name = model or (Ledger.open(ledger).base.name if exists and ledger is not None else TINYWORLD)
+    name = model or (Ledger.open(ledger).base.name if exists and ledger is not None else DEFAULT_MODEL)
     shared = {} if kind is None else {"kind": kind}
     pipe = load_pipe(name, existing_device(device))
     if own:

@@ -39,15 +39,13 @@ def personalize(
     as_json: AsJson = False,
 ) -> None:
     """Learn something from a few pictures, by ClassDiffusion; several take --images, --class and --token each."""
-    from erasure.eval.protocols.instances.record import world_class
-
     from ..backbones import backbone_of
     from ..io.files import check_free, make_folder
     from ..personalize.class_diffusion import ClassDiffusion, Instance
     from ..personalize.folder import Personalized, read_pictures
     from ..personalize.formats import write_formats
+    from ..profile import profile_of
     from ..runs.overrides import with_assignments
-    from ..runs.world import TINYWORLD
 
     start = time.perf_counter()
     if not len(images) == len(class_words) == len(tokens):
@@ -56,13 +54,12 @@ def personalize(
             f" {len(class_words)} and {len(tokens)}."
         )
     for word in class_words:
-        world_class(model, word, siblings or [])
+        profile_of(model).class_name(word, siblings or [])
     instances = [
         Instance(token=token, class_word=word, pictures=read_pictures(folder))
         for token, word, folder in zip(tokens, class_words, images, strict=True)
     ]
-    own = ClassDiffusion.on_tinyworld if model == TINYWORLD else None
-    method = with_assignments(ClassDiffusion, settings or [], own)
+    method = with_assignments(ClassDiffusion, settings or [], profile_of(model).settings(ClassDiffusion.name))
     folder = to or free_folder("-".join(token.strip("<>") for token in tokens))
     check_free(folder)
     place = existing_device(device)
@@ -109,19 +106,18 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Take a learned instance out again, without any picture, and see that its class survived both."""
-    from erasure.eval.protocols.instances.record import world_class
-
     from ..backbones import backbone_of
     from ..io.files import check_free
     from ..personalize.class_diffusion import Instance
     from ..personalize.folder import Personalized
     from ..personalize.forgetting import Forgetting
+    from ..profile import profile_of
     from ..runs.overrides import with_assignments
 
     start = time.perf_counter()
     learned = Personalized.open(source)
     for each in learned.instances:
-        world_class(learned.base, each.class_word, siblings or [])
+        profile_of(learned.base).class_name(each.class_word, siblings or [])
     words = [instance.token for instance in learned.instances]
     if token is None and len(words) > 1:
         raise InputError(f"--token: expected one of {', '.join(words)}, got none. Say which to forget.")
@@ -187,9 +183,9 @@ def _show_instances(
             siblings=siblings,
             device=device,
         )
-        judge = record.judge()
+        metrics = record.metrics()
         with progress_bars(err) as on_progress:
-            states = record.measure(edits, judge, on_progress)
+            states = record.measure(edits, metrics, on_progress)
         facts = {
             "instance": asdict(instance),
             "model": found.base,
@@ -197,7 +193,7 @@ def _show_instances(
             "seed": seed,
             **provenance(device=device, start=start),
         }
-        report = record.write(states, judge, facts, "report" if len(wanted) == 1 else f"report-{at + 1}")
+        report = record.write(states, metrics, facts, "report" if len(wanted) == 1 else f"report-{at + 1}")
         documents.append(
             {"instance": asdict(instance), "report": str(report), "scores": str(report.with_suffix(".json"))}
         )

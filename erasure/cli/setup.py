@@ -74,8 +74,7 @@ def models() -> None:
 
 def doctor() -> None:
     """Say what this machine has and what is missing; exit code 1 if the default run cannot work."""
-    from erasure.eval.judges.clip import CLIP_WEIGHTS, find_clip
-
+    from ..judge import CLIP_WEIGHTS, cached_clips
     from .doctor import checks
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -84,7 +83,7 @@ def doctor() -> None:
     for check in checks(existing_device("auto")):
         table.add_row(check.name, Text(check.found))  # as it stands: "erasure[app]" is no markup
     no_judge = f"no weights in the local cache: hf download {CLIP_WEIGHTS[0]}, to measure other models than tinyworld"
-    table.add_row("CLIP judge", find_clip() or no_judge)
+    table.add_row("CLIP judge", next(iter(cached_clips()), no_judge))
     try:
         load_pipe("tinyworld", "cpu")
         table.add_row("tinyworld", "loads")

@@ -32,8 +32,6 @@ class Eraser(Plugin):
     main: ClassVar[tuple[str, ...]] = ()
     # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    # Settings that a run on the tiny world has where it leaves them open: so small a model takes other step sizes.
-    on_tinyworld: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def require(self, concepts: Sequence[Concept]) -> None:
         """Raise InputError if there is nothing to remove."""

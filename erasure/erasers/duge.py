@@ -144,14 +144,6 @@ class DUGE(Eraser):
         "max_similarity": 1.0,
     }
 
-    on_tinyworld: ClassVar[Mapping[str, Any]] = {
-        "lr": 3e-4,
-        "reg_scale": 250.0,
-        "batch_size": 8,
-        "picture_steps": 20,
-        "picture_guidance": 4.0,
-    }
-
     match: Match = "outputs"
     towards: Literal["empty", "blank"] = "blank"
     overshoot: Annotated[float, Field(ge=0)] = 1.0
@@ -442,8 +434,8 @@ class DUGE(Eraser):
 
     def _probe(self, concepts: Sequence[Concept], context: FitContext) -> Callable[[Student, int], bool] | None:
         """Return what looks from time to time whether the targets are gone."""
-        shows = context.judge
-        if not self.probe_every or shows is None:
+        judge = context.judge
+        if not self.probe_every or judge is None:
             return None
         asked = [
             (concept, self._asked(concept, at), _PROBE_SEED + at)
@@ -463,7 +455,10 @@ class DUGE(Eraser):
                 guidance_scale=self.picture_guidance,
                 batch_size=self._sampling.batch_size,
             )
-            seen = [shows([picture], concept)[0] for picture, (concept, _, _) in zip(pictures, asked, strict=True)]
+            seen = [
+                judge.shows([picture], concept.target)[0]
+                for picture, (concept, _, _) in zip(pictures, asked, strict=True)
+            ]
             share = sum(map(bool, seen)) / len(seen)
             logger.info("duge: after %d updates %.0f %% of the pictures show the target", done, 100 * share)
             return share <= self.probe_share

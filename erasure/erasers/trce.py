@@ -152,18 +152,6 @@ class TRCE(Eraser):
         "lr": 1e-3,
         "reg": 1e-3,
     }
-    on_tinyworld: ClassVar[Mapping[str, Any]] = {
-        "frames": "templates",  # the world's captions know no magazines
-        "trajectory_frame": "a photo of a {}",
-        "trajectory_guidance": 3.0,
-        "null_trajectories": 200,
-        "eta": 20.0,
-        "reg": 1e-4,
-        "batch_size": 4,
-        "epochs": 8,
-        "lr": 5e-4,
-    }
-
     stages: Literal["both", "text", "visual"] = "both"
     frames: Literal["captions", "templates"] | tuple[str, ...] = "captions"
     weight_start: Annotated[float, Field(ge=0)] = 0.0

@@ -27,8 +27,9 @@ from ..edits import EditMetadata, WeightEdit
 from ..edits.metadata import named_model, now
 from ..erasers import Eraser
 from ..errors import BaseMismatchError, ErasureError, LedgerError, unknown_name
+from ..judge import Judge
 from ..progress import OnProgress
-from ..training.context import FitContext, History, Shows
+from ..training.context import FitContext, History
 from .checks import may_close_circle, problems_of, relative_move
 from .record import FILE, FORMAT, Base, Entry, Origin, Record
 from .store import LedgerStore
@@ -147,7 +148,7 @@ class Ledger:
         *,
         on_progress: OnProgress | None = None,
         seed: int = 0,
-        judge: Shows | None = None,
+        judge: Judge | None = None,
     ) -> Entry:
         """Fit a removal on top of the standing ones, and add it; the pipeline is left as it was.
 

@@ -10,8 +10,8 @@ from ..backbones import backbone_of
 from ..edits import Change
 from ..erasers import Eraser, eraser_names, make_eraser
 from ..errors import InputError
+from ..judge import Judge
 from ..progress import OnProgress
-from ..training.context import Shows
 from .ledger import Ledger
 from .record import Entry, Origin
 
@@ -23,7 +23,7 @@ def replay(
     path: str | Path,
     *,
     on_progress: OnProgress | None = None,
-    judge: Shows | None = None,
+    judge: Judge | None = None,
 ) -> tuple[Ledger, Iterator[Entry]]:
     """Start a ledger of another model with the removals that stand in this one, each fitted on that model's weights.
 
@@ -71,7 +71,7 @@ def _made(
     erasers: dict[str, Eraser],
     pipe: Any,
     on_progress: OnProgress | None,
-    judge: Shows | None,
+    judge: Judge | None,
 ) -> Iterator[Entry]:
     for entry in source.standing[len(target.entries) :]:
         eraser = erasers[entry.id]

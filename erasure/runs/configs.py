@@ -1,7 +1,6 @@
 """Config files and the settings that a method starts from."""
 
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 from ..erasers import eraser_class
 from ..errors import InputError
-from .world import TINYWORLD
+from ..profile import profile_of
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -31,19 +30,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def starting_settings(method: str, model: str) -> dict[str, Any]:
-    """Return settings to start from: the method's defaults, on the tiny world those of its `sequence-tinyworld` config.
+    """Return settings to start from: the method's defaults, with those of the model's profile and example config.
 
     Raises:
         UnknownNameError: There is no such eraser.
     """
     kind = eraser_class(method)
     found = asdict(kind())
-    if model == TINYWORLD:
-        found |= kind.on_tinyworld
-        config = Path(str(resources.files("erasure.configs"))) / method / f"sequence-{TINYWORLD}.yaml"
-        if config.is_file():
-            found |= read_config(config)["eraser"]
-            del found["name"]
+    profile = profile_of(model)
+    found |= profile.settings(method)
+    if (example := profile.example(method)) is not None:
+        found |= read_config(example)["eraser"]
+        del found["name"]
     return found
 
 

@@ -1,20 +1,16 @@
 """The removal of the concepts of a run, one after another into a ledger."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from PIL.Image import Image
-
-from .. import tinyworld
-from ..concept import Concept, normalized
+from ..concept import normalized
 from ..erasers import eraser_class, eraser_names
 from ..errors import InputError
+from ..profile import profile_of
 from ..progress import OnProgress
 from ..provenance import provenance
-from ..training.context import Shows
 from .schema import Run
-from .world import TINYWORLD
 
 if TYPE_CHECKING:
     from ..ledger import Entry, Ledger
@@ -40,21 +36,11 @@ def remove(run: Run, pipe: Any, ledger: "Ledger", *, on_progress: OnProgress | N
 
     Every entry is in the ledger before it is yielded, so what stands is complete wherever the caller stops.
     """
-    judge = shows_of(run.model, str(pipe.device))
+    names = [name for concept in run.concepts for name in (concept.target, *concept.preserve)]
+    judge = profile_of(run.model).judge(str(pipe.device), names)
     requests = [run.concepts] if run.eraser.together and run.concepts else [(concept,) for concept in run.concepts]
     for concepts in requests:
         yield ledger.remove(pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, judge=judge)
-
-
-def shows_of(model: str, device: str) -> Shows | None:
-    """Return what tells whether a model's pictures show a concept: on the tiny world its oracle, else nothing."""
-    if model != TINYWORLD:
-        return None
-
-    def shows(images: Sequence[Image], concept: Concept) -> Sequence[bool]:
-        return tinyworld.load_oracle(device).read(images).sees(concept.target).tolist()
-
-    return shows
 
 
 def check_low_memory(run: Run) -> None:

@@ -12,8 +12,8 @@ from ..concept import Concept
 from ..erasers import Eraser, eraser_class
 from ..errors import ErasureError, InputError, unknown_name
 from ..loading import Attention
+from ..profile import DEFAULT_MODEL, profile_of
 from .lists import families_expanded, list_path, read_concepts
-from .world import TINYWORLD, completed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,13 @@ class Run:
 def parse(config: Mapping[str, Any]) -> Run:
     """Check a config whole and fill in what it leaves open.
 
-    On the tiny world that is aliases, kind and preserve, and settings for so small a model where the eraser has some.
+    The model's profile fills in settings of the eraser, and aliases, kind and preserve of concepts that it knows.
 
     Raises:
         InputError: Every key that is unknown, of the wrong type or out of range, on one line.
-        UnknownNameError: An eraser that does not exist, or a concept that the tiny world does not know.
+        UnknownNameError: An eraser that does not exist, or a concept that is not among the model's known ones.
     """
-    config = {"model": TINYWORLD, **config}
+    config = {"model": DEFAULT_MODEL, **config}
     given = config.get("eraser", {"name": "uce"})
     settings = dict(given) if isinstance(given, Mapping) else {}
     name = settings.pop("name", "uce")
@@ -98,10 +98,11 @@ def parse(config: Mapping[str, Any]) -> Run:
         config["concepts"] = read_concepts(list_path(config["concepts"]))
     elif eraser_class(name).together and isinstance(config.get("concepts"), list):
         config["concepts"] = families_expanded(config["concepts"])
-    if config["model"] == TINYWORLD:
-        settings = {**eraser_class(name).on_tinyworld, **settings}
+    if isinstance(config["model"], str):
+        profile = profile_of(config["model"])
+        settings = {**profile.settings(name), **settings}
         if isinstance(config.get("concepts"), list):
-            config["concepts"] = completed(config["concepts"])
+            config["concepts"] = profile.completed(config["concepts"])
     schema = create_model(
         "Run",
         __config__=ConfigDict(extra="forbid", strict=True),

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 MODEL: Final[Path] = Path(__file__).parent / "model"
 """The shipped checkpoint: a plain diffusers folder with the oracle and the judge beside it."""
 
-SAMPLER: Final[dict[str, float]] = {"steps": 20, "guidance_scale": 4.0}
-"""Settings of `erasure.sample` that the shipped model's quality was measured with."""
-
 
 def load(
     device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None, folder: Path = MODEL

@@ -73,6 +73,22 @@ class TinyWorldProfile(ModelProfile):
         known = (Concept(target=name, aliases=self.aliases(name)) for name in things)
         return tuple(concept.target for concept in known if speaks_of(prompt, [concept]))
 
+    def relatives(self, class_name: str) -> list[str]:
+        family = [name for name in vocabulary.FAMILIES[vocabulary.OBJECTS[class_name]] if name != class_name]
+        members = (name for name in vocabulary.TAUGHT_INDIVIDUALS if self.member_of(name) in (class_name, *family))
+        return [*family, *members]
+
+    def contexts(self, class_name: str) -> list[tuple[str, tuple[str, ...]]]:
+        family = vocabulary.OBJECTS[class_name]
+        company = [name for name, kind in vocabulary.OBJECTS.items() if kind not in (family, "weapon")]
+        contexts = [
+            *((vocabulary.STYLE_PHRASES[style][0], (style,)) for style in vocabulary.STYLES[1:]),
+            *((f"a {{}} {vocabulary.SCENE_PHRASES[scene][0]}", (scene,)) for scene in vocabulary.SCENES[1:]),
+            *((f"a {{}} and {vocabulary.article(name)}", (name,)) for name in company),
+        ]
+        # A style's phrase has room for a thing with its article.
+        return [(text if "a {}" in text else text.replace("{}", "a {}"), parts) for text, parts in contexts]
+
     def judges(self, device: str = "cpu", names: Sequence[str] = ()) -> list[Judge]:
         return [tinyworld.load_oracle(device), _second_judge(device)]
 

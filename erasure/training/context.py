@@ -1,20 +1,17 @@
 """The surroundings of a fit: the model, the removals before it, a judge of images, a seed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL.Image import Image
 from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..edits.changes import exchanged
+from ..judge import Judge
 from ..progress import OnProgress
-
-Shows = Callable[[Sequence[Image], Concept], Sequence[bool]]
-"""Decides for each image whether it shows a concept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +36,14 @@ class FitContext:
     Attributes:
         backbone: Model as it is now, with the earlier removals in force.
         history: Earlier removals.
-        judge: Decides which images show a concept; None where nothing can.
+        judge: Judge of the model's images; None without one.
         seed: Seed of everything random in the fit, >= 0.
         on_progress: Receives the progress of a fit of many steps.
     """
 
     backbone: Backbone
     history: History = History()
-    judge: Shows | None = None
+    judge: Judge | None = None
     seed: int = 0
     on_progress: OnProgress | None = None
 

@@ -23,6 +23,7 @@ from ..backbones.conditioning import TextStates
 from ..concept import Concept, fill, speaks_of
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
+from ..judge import shows_any
 from ..sampling import sample
 from .context import FitContext
 
@@ -192,7 +193,7 @@ def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *,
     A picture goes if its prompt names one of the concepts, if its prompt's text state is too similar to that of the
     concept in the same sentence, or if the judge finds the concept in it.
     """
-    backbone, shows = context.backbone, context.judge
+    backbone, judge = context.backbone, context.judge
     asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
     read = [backbone.encode(texts, trailing=False) for texts in (memory.prompts, asked)]
     close = similarity(*read).amax(1) > max_similarity
@@ -201,11 +202,11 @@ def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *,
         for near, prompt in zip(close.tolist(), memory.prompts, strict=True)
     ]
     left = memory.select(keep)
-    if shows is None or not len(left):
+    if judge is None or not len(left):
         return left
     pictures = decoded(backbone, left.latents)
-    seen = [list(shows(pictures, concept)) for concept in concepts]
-    return left.select([not any(flags) for flags in zip(*seen, strict=True)])
+    known = [concept.target for concept in concepts if judge.knows(concept.target)]
+    return left.select([not shown for shown in shows_any(judge, pictures, known)])
 
 
 @torch.no_grad()

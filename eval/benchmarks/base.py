@@ -67,11 +67,15 @@ class Benchmark(Plugin):
         classes: What `Item.class_index` counts: each class with its index. Only a classifier with these classes at
             these places can judge the pictures. Empty where no item has an index.
         classifier: The classifier that is taken where none is named: "resnet50"; "" where there is none to take.
+        profile: Name of the model profile whose concepts the items ask for and whose judges read them; "" for none.
+        suites: Named sizes: the number of images a model, at most; empty where the lists decide it.
     """
 
     lists: ClassVar[tuple[str, ...]] = ("path",)
     classes: ClassVar[Mapping[str, int]] = MappingProxyType({})
     classifier: ClassVar[str] = ""
+    profile: ClassVar[str] = ""
+    suites: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     version: ClassVar[int]
     source: ClassVar[str]

@@ -2,13 +2,13 @@
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from erasure import tinyworld
 from erasure.concept import normalized
 from erasure.errors import InputError, unknown_name
+from erasure.profile import profile_of
 from erasure.tinyworld import vocabulary as words
 
 from ..stats.allocation import noise_seed, share
@@ -54,9 +54,11 @@ class TinyWorld(Benchmark):
     licence: ClassVar[str] = "Apache-2.0"
     seeds: ClassVar[str] = "CRC-32 of concept, wording, index and benchmark seed, modulo 2^31"
     published_scheduler: ClassVar[str] = "DDIMScheduler"
-    steps: ClassVar[int] = int(tinyworld.SAMPLER["steps"])
-    guidance_scale: ClassVar[float] = float(tinyworld.SAMPLER["guidance_scale"])
+    steps: ClassVar[int] = profile_of("tinyworld").sampling.steps
+    guidance_scale: ClassVar[float] = profile_of("tinyworld").sampling.guidance_scale
     lists: ClassVar[tuple[str, ...]] = ()
+    profile: ClassVar[str] = "tinyworld"
+    suites: ClassVar[Mapping[str, int]] = SUITES
 
     removed: tuple[str, ...]
     total: int = SUITES["standard"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from erasure.concept import Concept, Kind, fill, normalized, templates
+from erasure.profile import ModelProfile
 from erasure.runs.schema import MeasureSettings
-from erasure.tinyworld import vocabulary
 
 from ..stats.allocation import noise_seed, share
 
@@ -48,31 +48,37 @@ class Plan:
         return pairs_of(self.probes)
 
 
-def plan_tinyworld(removed: Sequence[str], settings: MeasureSettings) -> Plan:
-    """Plan the measure on the tiny world, where every concept is known and the oracle says what a picture shows.
+def plan_of(profile: ModelProfile, removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
+    """Plan the measure of a model: over all of its concepts if they are known, else over those of its removals."""
+    if profile.concepts:
+        return plan_known(profile, [concept.target for concept in removed], settings)
+    return plan_named(removed, settings)
 
-    Near are the removed concepts' siblings, far is everything else the world knows. A named individual whose class was
-    removed is neither: a picture of it shows the class.
+
+def plan_known(profile: ModelProfile, removed: Sequence[str], settings: MeasureSettings) -> Plan:
+    """Plan the measure of a model whose concepts are known.
+
+    Near are the removed concepts' siblings, far is everything else the model knows. A named individual whose class was
+    removed is neither: an image of it shows the class.
     """
-    gone = set(removed)
+    kept = profile.kept_beside(removed)
     orphans = {
-        name: f"a {vocabulary.INDIVIDUALS[name]}, which was removed"
-        for name in vocabulary.TAUGHT_INDIVIDUALS
-        if name not in gone and vocabulary.INDIVIDUALS[name] in gone
+        name: f"a {profile.member_of(name)}, which was removed"
+        for name in profile.concepts
+        if name not in removed and name not in kept
     }
-    kept = [name for name in vocabulary.concepts() if name not in gone and name not in orphans]
-    siblings = {sibling for name in removed for sibling in vocabulary.siblings(name)}
+    siblings = {sibling for name in removed for sibling in profile.siblings(name)}
     near = [name for name in kept if name in siblings]
     far = [name for name in kept if name not in siblings]
-    forbidden = [word for name in removed for word in (name, *vocabulary.SYNONYMS.get(name, ()))]
+    forbidden = [word for name in removed for word in (name, *profile.aliases(name))]
     probes = [
         *(
             probe
             for name in dict.fromkeys(removed)
-            for probe in tinyworld_probes(name, "removed", settings.per_concept, settings, ())
+            for probe in known_probes(profile, name, "removed", settings.per_concept, settings, ())
         ),
-        *_spread(near, "near", settings.near, settings, forbidden),
-        *_spread(far, "far", settings.far, settings, forbidden),
+        *_spread(profile, near, "near", settings.near, settings, forbidden),
+        *_spread(profile, far, "far", settings.far, settings, forbidden),
     ]
     return Plan(probes=tuple(probes), left_out=orphans)
 
@@ -112,20 +118,27 @@ def pairs_of(probes: Sequence[Probe]) -> list[tuple[str, int]]:
 
 
 def _spread(
-    names: Sequence[str], role: Role, total: int, settings: MeasureSettings, forbidden: Sequence[str]
+    profile: ModelProfile,
+    names: Sequence[str],
+    role: Role,
+    total: int,
+    settings: MeasureSettings,
+    forbidden: Sequence[str],
 ) -> list[Probe]:
     """Share a number of pictures out among concepts, evenly to within one."""
     return [
         probe
         for position, name in enumerate(names)
-        for probe in tinyworld_probes(name, role, share(total, len(names), position), settings, forbidden)
+        for probe in known_probes(profile, name, role, share(total, len(names), position), settings, forbidden)
     ]
 
 
-def tinyworld_probes(name: str, role: Role, n: int, settings: MeasureSettings, forbidden: Sequence[str]) -> list[Probe]:
+def known_probes(
+    profile: ModelProfile, name: str, role: Role, n: int, settings: MeasureSettings, forbidden: Sequence[str]
+) -> list[Probe]:
     """Return the first n prompts of a concept that name nothing forbidden; the same ones whatever else is measured."""
     drawn, probes = 2 * n + 8, []
-    for i, prompt in enumerate(vocabulary.prompts_for(name, drawn, settings.seed)):
+    for i, prompt in enumerate(profile.prompts(name, drawn, settings.seed)):
         words = f" {normalized(prompt)} "
         if len(probes) < n and not any(f" {normalized(word)} " in words for word in forbidden):
             probes.append(Probe(name=name, role=role, prompt=prompt, seed=noise_seed(name, i, settings.seed)))

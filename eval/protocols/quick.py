@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from PIL.Image import Image
 
-from ..judges.interface import Reading
+from erasure.judge import Judge, shows_each
+
 from ..stats.scores import Rate, Score, cosine_distances, kept_rate
 from .plans import Probe, Role
 
@@ -122,13 +123,28 @@ class Measured:
 
 
 def measure(
-    probes: Sequence[Probe], before: Reading, after: Reading, judged_by: str, left_out: Mapping[str, str] | None = None
+    probes: Sequence[Probe],
+    judge: Judge,
+    before: Sequence[Image],
+    after: Sequence[Image],
+    left_out: Mapping[str, str] | None = None,
 ) -> Measured:
-    """Turn two readings of the same probes into rates and distances."""
-    names = np.array([probe.name for probe in probes])
+    """Return rates and distances between two sets of images of the same probes.
+
+    Args:
+        probes: The probes.
+        judge: Judge of the images.
+        before: Images of the original, one a probe.
+        after: Images of the edited model, likewise.
+        left_out: Concepts without probes, with the reason.
+    """
+    asked = [probe.name for probe in probes]
+    names = np.array(asked)
     roles = np.array([probe.role for probe in probes])
-    seen_before, seen_after = (_seen(probes, reading) for reading in (before, after))
-    distances = cosine_distances(before.features, after.features)
+    # One model's images at a time: a judge keeps its last reading.
+    readings = [(np.array(shows_each(judge, row, asked)), judge.features(row).numpy()) for row in (before, after)]
+    (seen_before, features_before), (seen_after, features_after) = readings
+    distances = cosine_distances(features_before, features_after)
 
     def kept(role: Role) -> Kept | None:
         here = roles == role
@@ -152,10 +168,4 @@ def measure(
         )
         for name in dict.fromkeys(names[roles == "removed"].tolist())
     }
-    return Measured(removed=gone, near=kept("near"), far=kept("far"), judge=judged_by, left_out=dict(left_out or {}))
-
-
-def _seen(probes: Sequence[Probe], reading: Reading) -> Bool[np.ndarray, " n"]:
-    """Return whether each probe's own concept is seen in its picture."""
-    seen: Mapping[str, np.ndarray] = {name: reading.sees(name) for name in {probe.name for probe in probes}}
-    return np.array([seen[probe.name][i] for i, probe in enumerate(probes)], dtype=bool)
+    return Measured(removed=gone, near=kept("near"), far=kept("far"), judge=judge.name, left_out=dict(left_out or {}))

@@ -14,17 +14,16 @@ from erasure.backbones import backbone_of
 from erasure.backbones.storage import is_stored
 from erasure.concept import Concept
 from erasure.io.files import make_folder, write_whole
+from erasure.judge import Judge, shows_each
 from erasure.ledger import Entry, Ledger
+from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress, staged
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
-from erasure.runs.world import TINYWORLD
 
 from ..images.ledger_images import Pictures, Sampler
-from ..judges.clip import ClipJudge, find_clip, load_clip
-from ..judges.interface import Judge
 from ..stats.allocation import evenly
-from .plans import Plan, Probe, pairs_of, plan_named, plan_tinyworld
+from .plans import Probe, pairs_of, plan_of
 from .quick import measure
 
 ORIGINAL = "original"
@@ -79,7 +78,7 @@ class Record:
             return "a model that stays on the disk makes no pictures (--low-memory)"
         if self.settings is None:
             return "not asked for (--no-measure)"
-        if not self._on_tinyworld and self._clip_name is None:
+        if self.profile.judge() is None:
             return "no CLIP weights in the local cache to judge this model's pictures with"
         return None
 
@@ -93,11 +92,10 @@ class Record:
         if self.settings is None or judge is None:
             return None
         start = time.perf_counter()
-        plan = self._plan(self.settings, self._removed(entry.id))
+        plan = plan_of(self.profile, self._removed(entry.id), self.settings)
         before, after = (self._made(upto, plan.pairs) for upto in (None, entry.id))
-        judged_by = "the tiny world's oracle" if self._on_tinyworld else f"CLIP ({self._clip_name}), zero-shot"
         kept = {
-            **measure(plan.probes, judge.read(before), judge.read(after), judged_by, plan.left_out).as_json(),
+            **measure(plan.probes, judge, before, after, plan.left_out).as_json(),
             "state": self.ledger.state(entry.id),
             "measure_seconds": round(time.perf_counter() - start, 2),
             "pictures": len(plan.probes),
@@ -132,7 +130,7 @@ class Record:
         """
         if self.settings is None or not self.ledger.standing:
             return []
-        probes = _showcase(self._plan(self.settings, self._removed()).probes)
+        probes = _showcase(plan_of(self.profile, self._removed(), self.settings).probes)
         pairs = pairs_of(probes)
         by_column = []
         for _, upto in self.columns():
@@ -151,8 +149,7 @@ class Record:
         judge = self._judge()
         if judge is None:
             return [None] * len(probes)
-        reading = judge.read(images)
-        return [bool(reading.sees(probe.name)[at]) for at, probe in enumerate(probes)]
+        return list(shows_each(judge, images, [probe.name for probe in probes]))
 
     def _made(self, upto: str | None, pairs: Sequence[tuple[str, int]]) -> list[Image.Image]:
         """Return pictures of the original (None) or of the model after a removal; those that are missing are made."""
@@ -168,20 +165,12 @@ class Record:
                 self.pictures.make(folder, self.pipe, missing, counted)
         return self.pictures.get(folder, pairs)
 
-    def _plan(self, settings: MeasureSettings, removed: Sequence[Concept]) -> Plan:
-        if self._on_tinyworld:
-            return plan_tinyworld([concept.target for concept in removed], settings)
-        return plan_named(removed, settings)
-
     def _judge(self) -> Judge | None:
         if self.skipped is not None:
             return None
-        if self._on_tinyworld:
-            return self._oracle
-        model, processor = self._clip
         removed = self._removed()
         names = [concept.target for concept in removed] + [name for c in removed for name in c.preserve]
-        return ClipJudge(model=model, processor=processor, names=tuple(dict.fromkeys(names)))
+        return self.profile.judge(str(backbone_of(self.pipe).device), names)
 
     def _removed(self, upto: str | None = None) -> list[Concept]:
         """Return what stands removed, after an entry or now: a step may be measured when later ones stand already."""
@@ -189,22 +178,9 @@ class Record:
         return [concept for entry in entries for concept in entry.concepts]
 
     @property
-    def _on_tinyworld(self) -> bool:
-        return self.ledger.base.name == TINYWORLD
-
-    @cached_property
-    def _oracle(self) -> Judge:
-        from erasure.tinyworld import load_oracle
-
-        return load_oracle()
-
-    @cached_property
-    def _clip_name(self) -> str | None:
-        return find_clip()
-
-    @cached_property
-    def _clip(self) -> tuple[Any, Any]:
-        return load_clip(self._clip_name or "", str(backbone_of(self.pipe).device))
+    def profile(self) -> ModelProfile:
+        """Profile of the base model."""
+        return profile_of(self.ledger.base.name)
 
     def _file(self, entry: Entry) -> Path:
         folder = self.ledger.path / "measures"

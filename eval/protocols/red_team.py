@@ -23,16 +23,15 @@ from erasure.backbones.conditioning import TextStates
 from erasure.concept import Concept, fill, templates
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
+from erasure.judge import Judge, shows_any
+from erasure.profile import profile_of
 from erasure.progress import OnProgress, ProgressCounter, staged
 from erasure.provenance import provenance
-from erasure.runs.world import TINYWORLD
 from erasure.sampling import sample
-from erasure.tinyworld import vocabulary
 from erasure.training.replay_memory import stored
 
 from ..attacks import Attack, Goal
 from ..images.ledger_images import Sampler, as_png
-from ..judges.attack_judges import Witness
 from ..stats.scores import Rate
 from .rows import Row, picture_cache
 
@@ -97,8 +96,8 @@ class Assault:
         attack: The attack.
         sampler: How pictures are made.
         budget: Pictures a prompt and row, at most.
-        witness: Who decides.
-        second: Who is asked after; None leaves that open.
+        judge: Judge that decides.
+        second: Independent judge of the successes; None leaves that open.
         model: The original's name.
         found: What is done.
     """
@@ -109,8 +108,8 @@ class Assault:
     attack: Attack
     sampler: Sampler
     budget: int
-    witness: Witness
-    second: Witness | None
+    judge: Judge
+    second: Judge | None
     model: str
     found: list[Found] = field(default_factory=list)
 
@@ -123,8 +122,8 @@ class Assault:
             "budget": self.budget,
             "candidates": CANDIDATES,
             "sampler": asdict(self.sampler),
-            "witness": self.witness.title,
-            "second": self.second and self.second.title,
+            "witness": self.judge.name,
+            "second": self.second and self.second.name,
             "model": backbone_of(self.erased.pipe).fingerprint(),
             "edit": self.erased.edit,
             "concepts": [concept.as_json() for concept in self.concepts],
@@ -221,15 +220,16 @@ class Assault:
 
     def _tries(self, at: int, row: str, states: TextStates, seed: int) -> Tries:
         """Make pictures until one shows a concept; the candidates take turns."""
+        targets = [concept.target for concept in self.concepts]
         for start in range(0, self.budget, _AT_ONCE):
             numbers = range(start, min(start + _AT_ONCE, self.budget))
             images = self._pictures(states.select([number % len(states) for number in numbers]), seed, numbers)
-            shown = self.witness.shows(images, self.concepts)
-            for number, image, hit in zip(numbers, images, shown.tolist(), strict=True):
+            shown = shows_any(self.judge, images, targets)
+            for number, image, hit in zip(numbers, images, shown, strict=True):
                 if hit or number == self.budget - 1:
                     write_whole(self.picture(at, row), as_png(image, {"row": row, "seed": seed + number}))
                 if hit:
-                    seen = None if self.second is None else bool(self.second.shows([image], self.concepts)[0])
+                    seen = None if self.second is None else shows_any(self.second, [image], targets)[0]
                     return Tries(first=number + 1, made=number + 1, confirmed=seen)
         return Tries(first=None, made=self.budget, confirmed=None)
 
@@ -263,15 +263,14 @@ class Assault:
 
 def goals(concepts: Sequence[Concept], n: int, *, model: str, seed: int = 0) -> list[tuple[Concept, str, int]]:
     """Return n prompts that ask for the concepts in turn, each with a seed of its own."""
+    profile = profile_of(model)
     chosen = []
     for at in range(n):
         concept, turn = concepts[at % len(concepts)], at // len(concepts)
-        known = vocabulary.canonical(concept.target) if model == TINYWORLD else None
+        known = profile.prompts(concept.target, turn + 1, seed)
         sentences = templates(concept.kind)
         prompt = (
-            vocabulary.prompts_for(known, turn + 1, seed)[turn]
-            if known is not None
-            else fill(sentences[turn % len(sentences)], concept.names[turn % len(concept.names)])
+            known[turn] if known else fill(sentences[turn % len(sentences)], concept.names[turn % len(concept.names)])
         )
         chosen.append((concept, prompt, 1_000 * (seed + 1) + 100_000 * at))
     return chosen

@@ -9,19 +9,17 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
+from erasure.judge import CLIP_WEIGHTS, Judge
 from erasure.ledger import Ledger
+from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.registry import with_settings
 from erasure.runs.overrides import override, with_assignments
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings, parse
-from erasure.runs.world import TINYWORLD
 
 from ..attacks import Attack, attack_class
 from ..benchmarks import Benchmark, benchmark_class
-from ..benchmarks.tinyworld import SUITES
 from ..images.ledger_images import Sampler, slug
-from ..judges.attack_judges import ClipWitness, OracleWitness, Witness, WorldClipWitness
-from ..judges.clip import CLIP_WEIGHTS, cached
 from .measures import Metrics
 from .public_metrics import PublicMetrics
 from .rows import ERASED, GOLD, Row, reference_rows
@@ -93,7 +91,7 @@ def source_of(
                 f"evaluate: expected what is to be gone from {given!r}, got nothing. Name it: --removed cat, or give a"
                 " ledger."
             )
-        names, base = tuple(dict.fromkeys(removed)), original or TINYWORLD
+        names, base = tuple(dict.fromkeys(removed)), original or DEFAULT_MODEL
         concepts = parse({"model": base, "concepts": [{"target": name} for name in names]}).concepts
         pipe = load(base)
         rows = reference_rows(pipe, names)
@@ -144,7 +142,8 @@ def benchmark_of(
     known = [field.name for field in fields(kind)]
     if "removed" in known:
         # A concept may have been removed twice: by two methods, or by a synonym.
-        gone = map(_world_name, source.removed) if name == TINYWORLD else source.removed
+        profile = profile_of(kind.profile)
+        gone = (profile.canonical(removed) or removed for removed in source.removed)
         given["removed"] = list(dict.fromkeys(gone))
     chosen: dict[str, Any] = {}
     for assignment in settings:
@@ -152,16 +151,16 @@ def benchmark_of(
     for key in chosen:
         if key not in known or key in given:
             raise unknown_name(f"{name} setting", key, [field for field in known if field not in given])
-    if suite is not None and name != TINYWORLD:
+    if suite is not None and not kind.suites:
         raise InputError(
             f"--suite: expected none for {name}, got {suite!r}. The list says how many pictures there are."
         )
-    if name == TINYWORLD and not (suite is None and "total" in chosen):
+    if kind.suites and not (suite is None and "total" in chosen):
         if "total" in chosen:
             raise InputError(f"--suite: expected none beside --set total, got {suite!r}. Give one of them.")
-        if (size := suite or "quick") not in SUITES:
-            raise unknown_name("suite", size, SUITES)
-        given["total"] = SUITES[size]
+        if (size := suite or "quick") not in kind.suites:
+            raise unknown_name("suite", size, kind.suites)
+        given["total"] = kind.suites[size]
     return with_settings(kind, {**given, **chosen}, where="--set ")
 
 
@@ -177,10 +176,10 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
         InputError: A classifier that the benchmark has no use for.
         MissingWeightsError: It is not in the local cache.
     """
-    if benchmark.name != TINYWORLD:
+    if not benchmark.profile:
         return PublicMetrics.available(benchmark, device=device, classifier=classifier)
     if classifier is not None:
-        raise InputError(f"--classifier: expected none for {TINYWORLD}, got {classifier!r}. Its oracle judges it.")
+        raise InputError(f"--classifier: expected none for {benchmark.name}, got {classifier!r}. Its oracle judges it.")
     return TinyWorldMetrics(
         benchmark=benchmark,
         oracle=tinyworld.load_oracle(device),
@@ -189,9 +188,9 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
 
 
 def sampler_of(benchmark: Benchmark, source: Source) -> Sampler:
-    """Return how the pictures are made: as the model samples best on the tiny world, else as the benchmark says."""
-    if benchmark.name == TINYWORLD and source.original == TINYWORLD:
-        return Sampler(**own_sampling(TINYWORLD, MeasureSettings()))
+    """Return the sampling settings: the model's own defaults for a benchmark of its concepts, else the benchmark's."""
+    if benchmark.profile and benchmark.profile == profile_of(source.original).name:
+        return Sampler(**own_sampling(source.original, MeasureSettings()))
     return benchmark.sampler()
 
 
@@ -205,21 +204,19 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
     return with_assignments(attack_class(name), settings)
 
 
-def witnesses_of(source: Source, device: str) -> tuple[Witness, Witness | None]:
-    """Return who decides whether a concept is back, and who is asked after; None where there is nobody.
+def judges_of(source: Source, device: str) -> tuple[Judge, Judge | None]:
+    """Return the judge that decides if a concept is back, and an independent second one; None without a second.
 
     Raises:
-        InputError: Nothing here can tell.
+        InputError: The model's images have no judge.
     """
-    if source.original == TINYWORLD:
-        return OracleWitness(device=device), WorldClipWitness(device=device)
-    found = [name for name in CLIP_WEIGHTS if cached(name)]
-    if not found:
+    names = [name for concept in source.concepts for name in (concept.target, *concept.preserve)]
+    judges = profile_of(source.original).judges(device, names)
+    if not judges:
         raise InputError(
             f"attack: expected CLIP weights in the local cache to look at pictures with, got none. Download one of"
             f" {', '.join(CLIP_WEIGHTS)} with huggingface-cli."
         )
-    judges = [ClipWitness(source=name, device=device) for name in found[:2]]
     return judges[0], judges[1] if len(judges) > 1 else None
 
 
@@ -250,9 +247,3 @@ def _with_denoiser(pipe: Any, folder: Path) -> Any:
         )
     pipe.register_modules(unet=denoiser.to(before.device).eval().requires_grad_(False))
     return pipe
-
-
-def _world_name(name: str) -> str:
-    from erasure.tinyworld import vocabulary
-
-    return vocabulary.canonical(name) or name

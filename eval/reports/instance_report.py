@@ -15,7 +15,7 @@ from rich.table import Table
 from erasure.io.files import write_whole
 
 from ..images.ledger_images import as_png
-from ..protocols.instances.judges import InstanceJudge
+from ..protocols.instances.metrics import InstanceMetrics
 from ..protocols.instances.prompts import KEPT, Ask
 from ..protocols.instances.scores import InstanceScores
 
@@ -63,7 +63,7 @@ def write_instance_report(
     asks: Sequence[Ask],
     states: Sequence[State],
     pictures: Sequence[Image.Image],
-    judge: InstanceJudge | None,
+    metrics: InstanceMetrics | None,
     notes: Sequence[str],
     facts: Mapping[str, Any],
 ) -> Path:
@@ -76,7 +76,7 @@ def write_instance_report(
         asks: What the pictures were made for.
         states: The original first.
         pictures: That the instance was learned from.
-        judge: Who looked; None for nobody.
+        metrics: Metrics of the images; None if nothing was measured.
         notes: What a reader must know.
         facts: Settings, versions and the like.
 
@@ -92,8 +92,8 @@ def write_instance_report(
         pictures=[_embedded(picture) for picture in pictures],
         groups=_groups(asks, states),
         pixelated=min(states[0].images[0].size) <= 128,
-        judge=judge.title if judge is not None else None,
-        skipped=dict(judge.skipped) if judge is not None else {},
+        judge=metrics.title if metrics is not None else None,
+        skipped=dict(metrics.skipped) if metrics is not None else {},
         notes=list(notes),
         facts=json.dumps(facts, indent=1, ensure_ascii=False),
     )

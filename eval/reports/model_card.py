@@ -16,8 +16,8 @@ from erasure.concept import Concept, fill
 from erasure.ledger import Entry, Ledger
 from erasure.loading import PERSONALIZED
 from erasure.personalize.folder import Personalized
+from erasure.profile import profile_of
 from erasure.progress import OnProgress, staged
-from erasure.runs.world import TINYWORLD
 
 from ...pipelines.export.folders import folder_of
 from ...pipelines.export.formats import Export, Written
@@ -175,8 +175,7 @@ def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
         "Languages other than English, and names of the removed concept that are not listed above.",
         "What further training on pictures of the removed concept brings back.",
     ]
-    if ledger.base.name == TINYWORLD:
-        missing.append("Anything on photographs: the base is a test bed of drawn pictures.")
+    missing += profile_of(ledger.base.name).data.limitations
     return "\n".join(["## What was not measured", "", *(f"- {line}" for line in missing)])
 
 
@@ -184,12 +183,14 @@ def _loading(ledger: Ledger, pipe: Any, written: Written) -> str:
     export, name, xl = written.export, written.name, backbone_of(pipe).family == "sdxl"
     kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
     base = ledger.base.name if _is_hub_id(ledger.base.name) else "BASE"
-    if ledger.base.name == TINYWORLD and export.format == "edit":
-        base = TINYWORLD  # `erasure.load_model` knows it
+    profile = profile_of(ledger.base.name)
+    if profile.folder is not None and export.format == "edit":
+        base = profile.name  # `erasure.load_model` knows it
     code = _SNIPPETS[export.format].format(name=name, file=export.file, kind=kind, base=base)
     lines = ["## How to load it", "", f"```python\n{code}\n```"]
     if base == "BASE" and "BASE" in code:
-        where = "`erasure.tinyworld.MODEL`" if ledger.base.name == TINYWORLD else f"the folder of {_shown_base(ledger)}"
+        location = profile.data.location
+        where = f"`{location}`" if location else f"the folder of {_shown_base(ledger)}"
         lines += ["", f"`BASE` is {where}, fingerprint `{written.base[:12]}`."]
     if export.guidance is not None:
         lines += ["", "With the guidance beside the weights, whose file is executed:", "", "```python"]
@@ -252,8 +253,8 @@ def _licence(ledger: Ledger, licence: Mapping[str, Any]) -> str:
 
 def _licence_of(base: str) -> dict[str, Any]:
     """Return what the base's card says of its licence; nothing where there is no card."""
-    if base == TINYWORLD:
-        return {"license": "apache-2.0"}
+    if licence := profile_of(base).data.licence:
+        return {"license": licence}
     if (Path(base) / PERSONALIZED).is_file():
         return _licence_of(Personalized.open(Path(base)).base)
     file = folder_of(base) / "README.md"
@@ -284,6 +285,6 @@ def _tags(pipe: Any, export: Export) -> list[str]:
 
 def _shown_base(ledger: Ledger) -> str:
     name = ledger.base.name
-    if name == TINYWORLD:
-        return "The tiny world"
+    if title := profile_of(name).data.title:
+        return title
     return Path(name).name if Path(name).is_dir() else name

@@ -43,8 +43,8 @@ def render(assault: Assault, title: str) -> str:
     return environment.from_string(text).render(
         title=f"{assault.attack.name} on {title}",
         about=(type(assault.attack).__doc__ or "").partition("\n")[0],
-        witness=assault.witness.title,
-        second=assault.second and assault.second.title,
+        judge=assault.judge.name,
+        second=assault.second and assault.second.name,
         prompts=len(assault.found),
         budget=assault.budget,
         rows=[

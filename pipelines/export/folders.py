@@ -15,25 +15,24 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
-from erasure import tinyworld
 from erasure.edits import WeightEdit
 from erasure.errors import InputError
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
 from erasure.loading import PERSONALIZED
-from erasure.runs.world import TINYWORLD
+from erasure.profile import profile_of
 
 # Weights in formats that are not written here: a loader would take them for the edited ones.
 _OTHER_WEIGHTS = {".bin", ".ckpt", ".h5", ".index", ".msgpack", ".onnx", ".onnx_data", ".pb", ".pt", ".pth", ".xml"}
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder with a model's files: the tiny world's own, a folder, or what the local cache has of the Hub's.
+    """Return the folder with a model's files: a shipped model's, a folder, or what the local cache has of the Hub's.
 
     Raises:
         InputError: There is none.
     """
-    if name == TINYWORLD:
-        return tinyworld.MODEL
+    if (shipped := profile_of(name).folder) is not None:
+        return shipped
     if Path(name).is_dir():
         return Path(name)
     try:

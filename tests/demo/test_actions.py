@@ -339,11 +339,11 @@ def test_attention_is_drawn_with_and_without_a_star(studio, session) -> None:
 def test_another_model_is_measured_by_clip_or_not_at_all(session, monkeypatch) -> None:
     other = Studio(tiny.sd1(vocabulary="clip"), "a/model", "cpu")
     actions.erase(other, session, Wish(concepts=["cat"], settings=UCE, preserve=["dog"]), track())
-    monkeypatch.setattr("erasure.eval.protocols.record.find_clip", lambda: None)
+    monkeypatch.setattr("erasure.profile.cached_clips", list)
     with pytest.raises(InputError, match="no CLIP weights"):
         actions.measure(other, session, 20, track())
-    monkeypatch.setattr("erasure.eval.protocols.record.find_clip", lambda: "tiny")
-    monkeypatch.setattr("erasure.eval.protocols.record.load_clip", lambda *_: tiny.clip())
+    monkeypatch.setattr("erasure.profile.cached_clips", lambda: ["tiny"])
+    monkeypatch.setattr("erasure.judge.load_clip", lambda *_: tiny.clip())
     found = actions.measure(other, session, 20, track())
     assert found.table[1][0] == "cat"
     assert "<html" in found.page.read_text(encoding="utf-8")
@@ -352,7 +352,7 @@ def test_another_model_is_measured_by_clip_or_not_at_all(session, monkeypatch) -
 
 def test_what_a_visitor_without_a_vocabulary_keeps_is_suggested(session) -> None:
     other = Studio(tiny.sd1(vocabulary="clip"), "a/model", "cpu")
-    assert not other.on_tinyworld
+    assert not other.known
     assert other.known == ()
     actions.erase(other, session, Wish(concepts=["cat"], settings=UCE), track())
     (entry,) = Ledger.open(session.ledger_folder).entries

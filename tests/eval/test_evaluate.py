@@ -34,6 +34,7 @@ from erasure.eval.reports.evaluation_report import render, terminal_table
 from erasure.eval.reports.score_files import compare_scores
 from erasure.eval.stats.quantiles import clopper_pearson
 from erasure.ledger import Ledger
+from erasure.profile import profile_of
 from erasure.progress import Progress
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.judge import WorldClip, build
@@ -522,7 +523,7 @@ def test_each_benchmark_is_sampled_as_it_should_be(tmp_path: Path) -> None:
         for name, benchmark in (("tinyworld", benchmark_of("tinyworld", source)), ("coco", coco))
     }
     assert steps == {
-        ("tinyworld", "tinyworld"): tinyworld.SAMPLER["steps"],
+        ("tinyworld", "tinyworld"): profile_of("tinyworld").sampling.steps,
         ("tinyworld", "other"): TinyWorld.steps,
         ("coco", "tinyworld"): 100,
         ("coco", "other"): 100,

@@ -12,8 +12,10 @@ from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.eval.protocols import red_team
 from erasure.eval.stats.scores import Rate
+from erasure.profile import SamplingDefaults
 from erasure.runs.configs import read_config
 from erasure.runs.schema import parse
+from erasure.tinyworld.profile import TinyWorldProfile
 from experiments import family
 from experiments.family import FAMILY, experiment, summary
 from tests.eval import world
@@ -24,7 +26,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.fixture(autouse=True)
 def untrained_tinyworld(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
-    monkeypatch.setattr(tinyworld, "SAMPLER", {"steps": 2, "guidance_scale": 2.0})
+    monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=2, guidance_scale=2.0))
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.eval.protocols.instances import record as instance_record
-from erasure.eval.protocols.instances.judges import WorldJudge
-from erasure.eval.protocols.instances.prompts import KEPT, Ask, named_asks, world_asks
+from erasure.eval.protocols.instances.metrics import WorldInstanceMetrics
+from erasure.eval.protocols.instances.prompts import KEPT, Ask, known_asks, named_asks
 from erasure.eval.protocols.instances.scores import InstanceScores, instance_looks, instance_scores
+from erasure.profile import profile_of
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 from experiments import instance_experiments
@@ -21,9 +22,9 @@ from experiments.instance_experiments import drawings, main, removal_asks
 
 
 @pytest.fixture(scope="module")
-def judge() -> WorldJudge:
-    return WorldJudge(
-        oracle=tinyworld.load_oracle(), judge=tinyworld.load_clip(), class_word="dog", pictures=drawings("Rusty")
+def judge() -> WorldInstanceMetrics:
+    return WorldInstanceMetrics(
+        oracle=tinyworld.load_oracle(), clip=tinyworld.load_clip(), class_word="dog", pictures=drawings("Rusty")
     )
 
 
@@ -45,12 +46,14 @@ def drawn(asks: list[Ask], who: str, *, forget: str = "") -> list[Image.Image]:
     return made
 
 
-def scored(asks: list[Ask], judge: WorldJudge, before: list[Image.Image], after: list[Image.Image]) -> InstanceScores:
+def scored(
+    asks: list[Ask], judge: WorldInstanceMetrics, before: list[Image.Image], after: list[Image.Image]
+) -> InstanceScores:
     return instance_scores(judge, *(instance_looks(asks, "dog", judge, images) for images in (before, after)))
 
 
 def test_what_is_asked_covers_styles_scenes_and_company_with_seeds_of_their_own() -> None:
-    asks = world_asks("dog", composed=40, kept=30)
+    asks = known_asks(profile_of("tinyworld"), "dog", composed=40, kept=30)
     parts = {part for ask in asks for part in ask.parts}
     assert {*vocabulary.STYLES[1:], *vocabulary.SCENES[1:], "house", "tree"} <= parts
     assert not parts & {"gun", "cat"}
@@ -71,8 +74,8 @@ def test_a_removed_individual_is_asked_for_and_is_no_sibling() -> None:
     assert not any(ask.group == "composed" for ask in asks)
 
 
-def test_the_real_individual_scores_high_and_another_of_its_class_low(judge: WorldJudge) -> None:
-    asks = world_asks("dog", composed=16, kept=8)
+def test_the_real_individual_scores_high_and_another_of_its_class_low(judge: WorldInstanceMetrics) -> None:
+    asks = known_asks(profile_of("tinyworld"), "dog", composed=16, kept=8)
     plain, real = drawn(asks, "dog"), drawn(asks, "Rusty")
     one = scored(asks, judge, plain, real)
     other = scored(asks, judge, plain, plain)
@@ -86,8 +89,8 @@ def test_the_real_individual_scores_high_and_another_of_its_class_low(judge: Wor
     assert other.moved["class"]["caption_match"].value == pytest.approx(0.0)
 
 
-def test_a_class_that_is_lost_is_seen(judge: WorldJudge) -> None:
-    asks = world_asks("dog", composed=4, kept=8)
+def test_a_class_that_is_lost_is_seen(judge: WorldInstanceMetrics) -> None:
+    asks = known_asks(profile_of("tinyworld"), "dog", composed=4, kept=8)
     before = drawn(asks, "dog")
     after = [
         image if ask.group != "class" else Image.fromarray(np.full((64, 64, 3), 200, np.uint8))

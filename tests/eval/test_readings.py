@@ -7,7 +7,9 @@ from PIL import Image, ImageDraw
 from erasure import Concept
 from erasure.errors import InputError
 from erasure.eval.images.difference import difference, difference_map
-from erasure.eval.judges.readings import ClipReader, Reader, Seen, WorldReader, read, reader_of
+from erasure.eval.judges.readings import Seen, named_in, read
+from erasure.judge import HubClip, ZeroShotJudge, among
+from erasure.profile import profile_of
 from tests import tiny
 from tests.eval import world
 
@@ -15,25 +17,27 @@ CAT = Concept(target="cat", aliases=("kitty", "feline"))
 PICTURES = [Image.new("RGB", (64, 64), colour) for colour in ("white", "navy", "gold")]
 
 
+WORLD = profile_of("tinyworld")
+OTHER = profile_of("a/model")
+
+
 def test_a_prompt_is_asked_for_what_it_names_and_what_was_removed_comes_first() -> None:
-    reader = WorldReader(oracle=world.oracle())
-    assert isinstance(reader, Reader)
-    assert reader.asked("a dog and a kitty on the beach", [CAT]) == ("cat", "dog")
-    assert reader.asked("a catfish", [CAT]) == ("catfish",)
-    assert reader.asked("a neon picture of a car", []) == ("car", "neon")
-    assert reader.asked("nothing in particular", [CAT]) == ()
+    assert named_in("a dog and a kitty on the beach", [CAT], profile=WORLD) == ("cat", "dog")
+    assert named_in("a catfish", [CAT], profile=WORLD) == ("catfish",)
+    assert named_in("a neon picture of a car", [], profile=WORLD) == ("car", "neon")
+    assert named_in("nothing in particular", [CAT], profile=WORLD) == ()
+    assert named_in("a dog and a cat", [CAT], profile=OTHER, kept=["dog", "bird"]) == ("cat", "dog")
 
 
 def test_readings_are_the_oracles_and_in_order() -> None:
-    reader = WorldReader(oracle=world.oracle())
     prompts = ["a cat", "a dog", "a thing"]
-    found = read(reader, prompts, PICTURES, PICTURES[::-1], [CAT])
+    found = read(world.oracle(), prompts, PICTURES, PICTURES[::-1], [CAT], profile=WORLD)
     assert [[one.name for one in seen] for seen in found] == [["cat"], ["dog"], []]
     before, after = (world.oracle().read(images).probability("cat") for images in (PICTURES[:1], PICTURES[2:]))
     assert found[0][0].before == pytest.approx(before[0], abs=1e-6)
     assert found[0][0].after == pytest.approx(after[0], abs=1e-6)
     assert [seen[0].removed for seen in found[:2]] == [True, False]
-    assert read(None, prompts, PICTURES, PICTURES, [CAT]) == [(), (), ()]
+    assert read(None, prompts, PICTURES, PICTURES, [CAT], profile=WORLD) == [(), (), ()]
 
 
 @pytest.mark.parametrize(
@@ -53,17 +57,16 @@ def test_good_is_gone_if_removed_and_there_if_not(before: float, after: float, r
 
 
 def test_clip_reads_shares_between_the_concept_and_nothing_in_particular() -> None:
-    model, processor = tiny.clip()
-    reader = ClipReader(model=model, processor=processor, about="CLIP", kept=("dog",))
-    assert reader.asked("a dog and a cat", [CAT]) == ("cat", "dog")
-    shares = reader.probability(PICTURES, "cat")
+    judge = ZeroShotJudge("CLIP", HubClip(tiny.clip), among(()))
+    shares = judge.probabilities(PICTURES, "cat")
     assert shares.shape == (3,)
     assert ((shares > 0) & (shares < 1)).all()
 
 
-def test_without_weights_nobody_reads_another_model(monkeypatch) -> None:
-    monkeypatch.setattr("erasure.eval.judges.readings.find_clip", lambda: None)
-    assert reader_of("a/model", "cpu") is None
+def test_without_weights_another_model_has_no_judge(monkeypatch) -> None:
+    monkeypatch.setattr("erasure.profile.cached_clips", list)
+    assert OTHER.judge("cpu") is None
+    assert OTHER.judges("cpu") == []
 
 
 def test_the_difference_is_nothing_for_equal_and_all_for_opposite_pictures() -> None:

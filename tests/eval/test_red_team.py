@@ -1,7 +1,6 @@
 """An attack's record: its controls, its rates, going on where it ended, and its page."""
 
 import json
-import random
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,20 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL.Image import Image
 
-from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.attacks import attack_class
 from erasure.eval.images.ledger_images import Sampler
-from erasure.eval.judges.attack_judges import OracleWitness, WorldClipWitness
 from erasure.eval.protocols.red_team import ATTACKED, ORIGINAL, PLAIN, ROWS, Assault, Found, Tries, goals
 from erasure.eval.protocols.rows import ERASED, Row
 from erasure.eval.protocols.sources import attack_of
 from erasure.eval.reports.red_team_report import render, terminal_table, write_attack_report
-from erasure.tinyworld.world import compose, draw
 from tests.tiny import sd1
 
 CAT = Concept(target="cat", kind="unsafe")
@@ -30,16 +27,25 @@ PROMPTS = [(CAT, "a cat", 1000), (CAT, "a photo of a cat", 2000), (CAT, "one cat
 
 
 class Bright:
-    """A witness that takes the brighter pictures for the concept."""
+    """A judge that takes the brighter images for any concept."""
 
-    title = "brightness"
+    name = "brightness"
 
     def __init__(self, above: float = 0.0) -> None:
         self.above, self.looked = above, 0
 
-    def shows(self, images: Sequence[Image], concepts: Sequence[Concept], /) -> Any:
+    def knows(self, concept: str) -> bool:
+        return True
+
+    def probabilities(self, images: Sequence[Image], concept: str) -> torch.Tensor:
+        return self.features(images)[:, 0] / 255
+
+    def shows(self, images: Sequence[Image], concept: str) -> list[bool]:
         self.looked += len(images)
-        return np.array([np.asarray(image).mean() > self.above for image in images])
+        return [bool(np.asarray(image).mean() > self.above) for image in images]
+
+    def features(self, images: Sequence[Image]) -> torch.Tensor:
+        return torch.tensor([[np.asarray(image).mean()] for image in images])
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +53,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
 
 
-def assault(folder: Path, pipe: Any, *, witness: Any = None, name: str = "mma", **changes: Any) -> Assault:
+def assault(folder: Path, pipe: Any, *, judge: Any = None, name: str = "mma", **changes: Any) -> Assault:
     settings: dict[str, dict[str, Any]] = {
         "mma": {"tokens": 4, "rounds": 2, "candidates": 4, "top": 4},
         "unlearn-diff": {"tokens": 2, "rounds": 2, "batch_size": 1},
@@ -59,7 +65,7 @@ def assault(folder: Path, pipe: Any, *, witness: Any = None, name: str = "mma", 
         "attack": attack_class(name)(**settings[name]),
         "sampler": Sampler(steps=1, guidance_scale=2.0),
         "budget": 6,
-        "witness": witness or Bright(),
+        "judge": judge or Bright(),
         "second": Bright(300.0),
         "model": "tiny",
     }
@@ -78,11 +84,11 @@ def test_success_stops_the_tries_and_is_put_to_the_second_judge(tmp_path: Path) 
 
 
 def test_without_success_every_row_gets_the_whole_budget(tmp_path: Path) -> None:
-    witness = Bright(300.0)
-    found = assault(tmp_path, sd1(), witness=witness)
+    judge = Bright(300.0)
+    found = assault(tmp_path, sd1(), judge=judge)
     found.run(PROMPTS[:1])
     assert found.found[0].rows == dict.fromkeys(ROWS, Tries(first=None, made=6, confirmed=None))
-    assert witness.looked == 3 * 6
+    assert judge.looked == 3 * 6
     assert found.confirmed(ATTACKED) is None
     assert all(found.picture(0, row).is_file() for row in ROWS)
 
@@ -94,7 +100,7 @@ def test_the_attack_on_an_unchanged_model_is_the_attack_on_the_original(name: st
     middle = float(
         np.mean([np.asarray(image).mean() for image in probe.sampler.make(pipe, [("x", s) for s in range(8)])])
     )
-    found = assault(tmp_path / "one", pipe, name=name, witness=Bright(middle))
+    found = assault(tmp_path / "one", pipe, name=name, judge=Bright(middle))
     found.run(PROMPTS[:2])
     for each in found.found:
         assert each.rows[ATTACKED] == each.rows[ORIGINAL]
@@ -125,12 +131,12 @@ def test_it_goes_on_where_it_ended_and_refuses_what_is_not_the_same(tmp_path: Pa
     first = assault(tmp_path, pipe)
     first.run(PROMPTS[:2])
     kept = json.loads((tmp_path / "attack.json").read_text())["found"]
-    witness = Bright()
-    again = assault(tmp_path, pipe, witness=witness)
+    judge = Bright()
+    again = assault(tmp_path, pipe, judge=judge)
     steps: list[tuple[str, int, int]] = []
     again.run(PROMPTS, lambda *step: steps.append(step))
     assert json.loads((tmp_path / "attack.json").read_text())["found"][:2] == kept
-    assert witness.looked == 3 * 4  # one prompt only, a batch a row
+    assert judge.looked == 3 * 4  # one prompt only, a batch a row
     assert ("prompts", 1, 3) in steps
     assert again.found == [
         Found.from_json(each) for each in json.loads((tmp_path / "attack.json").read_text())["found"]
@@ -195,12 +201,3 @@ def test_settings_of_an_attack_are_checked() -> None:
         attack_of("mma", ["token=8"])
     with pytest.raises(InputError, match=r"--set tokens: .* got 'many'"):
         attack_of("mma", ["tokens=many"])
-
-
-@pytest.mark.parametrize("witness", [OracleWitness(), WorldClipWitness()])
-def test_both_judges_of_the_tiny_world_know_drawings(witness: Any) -> None:
-    guns, houses = ([draw(compose([name], random.Random(at))) for at in range(8)] for name in ("gun", "house"))
-    concepts = [Concept(target="gun"), Concept(target="knife")]
-    assert witness.shows(guns, concepts).mean() >= 0.75
-    assert witness.shows(houses, concepts).mean() <= 0.25
-    assert tinyworld.MODEL.is_dir()

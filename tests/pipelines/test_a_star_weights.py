@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from erasure.eval.judges.clip import find_clip, load_clip
 from erasure.guidance.attention import GuidedStep
+from erasure.judge import cached_clips, load_clip
 from erasure.pipelines.a_star import StableDiffusionAStarPipeline, StableDiffusionXLAStarPipeline
 from tests import tiny
 
@@ -53,7 +53,7 @@ def test_the_loss_falls_in_nearly_every_step_of_stable_diffusion(stable_diffusio
 
 @pytest.mark.weights
 def test_both_animals_are_drawn_more_often(stable_diffusion: Any) -> None:
-    source = find_clip()
+    source = next(iter(cached_clips()), None)
     if source is None:
         pytest.skip("no CLIP weights in the local cache")
     device = str(stable_diffusion.device)

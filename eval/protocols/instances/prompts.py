@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from erasure.concept import fill
-from erasure.tinyworld import vocabulary
+from erasure.profile import ModelProfile
 
 Group = Literal["alone", "composed", "class", "siblings", "unrelated"]
 """The instance by itself; in styles, places and company; then plain prompts of its class, of what is like it, of the
@@ -61,34 +61,29 @@ _UNRELATED = (
 )
 
 
-def world_asks(
-    class_word: str, *, composed: int, kept: int, first_seed: int = 3_000_000, without: Sequence[str] = ()
+def known_asks(
+    profile: ModelProfile,
+    class_word: str,
+    *,
+    composed: int,
+    kept: int,
+    first_seed: int = 3_000_000,
+    without: Sequence[str] = (),
 ) -> list[Ask]:
-    """Return what the tiny world is asked: every style and scene, and other things beside the instance.
+    """Return the prompts for a model whose concepts are known: the instance in every context, and all that should stay.
 
     Args:
-        class_word: What the instance is one of.
-        composed: Pictures of the instance in company, and as many of it alone.
-        kept: Pictures of each of the three groups that should stay.
-        first_seed: Of the noise; they count on from it.
+        profile: Profile of the model.
+        class_word: Class of the instance.
+        composed: Number of images of the instance in company, and of it alone.
+        kept: Number of images of each of the three groups that should stay.
+        first_seed: Seed of the first image's noise; they count on from it.
         without: Individuals that are not asked for.
     """
-    family = vocabulary.OBJECTS[class_word]
-    company = [name for name, kind in vocabulary.OBJECTS.items() if kind not in (family, "weapon")]
-    contexts = [
-        *((vocabulary.STYLE_PHRASES[style][0], (style,)) for style in vocabulary.STYLES[1:]),
-        *((f"a {{}} {vocabulary.SCENE_PHRASES[scene][0]}", (scene,)) for scene in vocabulary.SCENES[1:]),
-        *((f"a {{}} and {vocabulary.article(name)}", (name,)) for name in company),
-    ]
-    # A style's phrase has room for a thing with its article.
-    contexts = [(text if "a {}" in text else text.replace("{}", "a {}"), parts) for text, parts in contexts]
-    turns = [contexts[at % len(contexts)] for at in range(composed)]
-    siblings = [name for name in vocabulary.FAMILIES[family] if name != class_word]
-    siblings += [
-        name for name in vocabulary.TAUGHT_INDIVIDUALS if vocabulary.INDIVIDUALS[name] in (class_word, *siblings)
-    ]
-    siblings = [name for name in siblings if name not in without]
-    unrelated = [name for name in vocabulary.concepts() if name not in (class_word, *siblings, *without)]
+    contexts = profile.contexts(class_word)
+    turns = [contexts[i % len(contexts)] for i in range(composed)]
+    siblings = [name for name in profile.relatives(class_word) if name not in without]
+    unrelated = [name for name in profile.concepts if name not in (class_word, *siblings, *without)]
     wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
         *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
         *(("composed", prompt, class_word, parts) for prompt, parts in turns),
@@ -96,7 +91,7 @@ def world_asks(
     for group, names in (("class", [class_word]), ("siblings", siblings), ("unrelated", unrelated)):
         for at in range(kept):
             name = names[at % len(names)]
-            prompt = vocabulary.prompts_for(name, at // len(names) + 1, seed=1)[-1]
+            prompt = profile.prompts(name, at // len(names) + 1, seed=1)[-1]
             wanted.append((group, prompt, name, ()))  # type: ignore[arg-type]
     return _numbered(wanted, first_seed)
 
@@ -104,7 +99,7 @@ def world_asks(
 def named_asks(
     class_word: str, siblings: Sequence[str], *, composed: int, kept: int, first_seed: int = 3_000_000
 ) -> list[Ask]:
-    """Return what any other model is asked; without siblings that group is empty. For arguments see `world_asks`."""
+    """Return what any other model is asked; without siblings that group is empty. For arguments see `known_asks`."""
     wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
         *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
         *(("composed", text, class_word, (part,)) for text, part in (_CONTEXTS * composed)[:composed]),

@@ -12,37 +12,19 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.edits import WeightEdit
-from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.personalize.folder import Learned
+from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress, staged
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
-from erasure.runs.world import TINYWORLD
-from erasure.tinyworld import vocabulary
+from erasure.tinyworld.oracle import Oracle
 
 from ...images.ledger_images import Pictures, Sampler
 from ...reports.instance_report import ORIGINAL, State, write_instance_report
-from .judges import BackboneJudge, InstanceJudge, WorldJudge
-from .prompts import Ask, named_asks, world_asks
+from .metrics import InstanceMetrics, PublicInstanceMetrics, WorldInstanceMetrics
+from .prompts import Ask, known_asks, named_asks
 from .scores import InstanceLooks, instance_looks, instance_scores
-
-
-def world_class(base: str, word: str, siblings: Sequence[str] = ()) -> str:
-    """Return a class word as the model's judge knows it: on the tiny world the world's own, elsewhere as it is.
-
-    Raises:
-        UnknownNameError: The tiny world has no such class.
-        InputError: Siblings were named for the tiny world.
-    """
-    if base != TINYWORLD:
-        return word
-    if siblings:
-        raise InputError(f"--siblings: expected none for {TINYWORLD}, which knows them, got {siblings[0]!r}.")
-    name = vocabulary.canonical(word)
-    if name not in vocabulary.OBJECTS:
-        raise unknown_name("class of the tiny world", word, tuple(vocabulary.OBJECTS))
-    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +60,8 @@ class InstanceRecord:
         """What the pictures are made for."""
         if self.own_asks:
             return list(self.own_asks)
-        if self.base == TINYWORLD:
-            return world_asks(self._class, composed=self.composed, kept=self.kept)
+        if self._profile.concepts:
+            return known_asks(self._profile, self._class, composed=self.composed, kept=self.kept)
         return named_asks(self._class, self.siblings, composed=self.composed, kept=self.kept)
 
     @property
@@ -89,28 +71,32 @@ class InstanceRecord:
 
     @property
     def _class(self) -> str:
-        return world_class(self.base, self.instance.class_word)
+        return self._profile.class_name(self.instance.class_word)
 
-    def judge(self) -> InstanceJudge | None:
-        """Return who looks at the pictures; None where nobody can."""
-        if self.base == TINYWORLD:
-            return WorldJudge(
-                oracle=tinyworld.load_oracle(self.device),
-                judge=tinyworld.load_clip(self.device),
+    @property
+    def _profile(self) -> ModelProfile:
+        return profile_of(self.base)
+
+    def metrics(self) -> InstanceMetrics | None:
+        """Return the metrics of the images; None if none can be computed."""
+        if isinstance(judge := self._profile.judge(self.device), Oracle):
+            return WorldInstanceMetrics(
+                oracle=judge,
+                clip=tinyworld.load_clip(self.device),
                 class_word=self._class,
                 pictures=self.pictures,
             )
-        found = BackboneJudge(pictures=self.pictures, device=self.device)
+        found = PublicInstanceMetrics(pictures=self.pictures, device=self.device)
         return found if found.setups else None
 
     def measure(
-        self, edits: Mapping[str, WeightEdit], judge: InstanceJudge | None, on_progress: OnProgress | None = None
+        self, edits: Mapping[str, WeightEdit], metrics: InstanceMetrics | None, on_progress: OnProgress | None = None
     ) -> list[State]:
         """Return the original and what each edit makes of it; pictures that are there already are not made again.
 
         Args:
             edits: By the state's name, such as "learned".
-            judge: Who looks.
+            metrics: Metrics of the images; None measures nothing.
             on_progress: Receives the number of images of each state as they are made.
 
         Raises:
@@ -131,15 +117,15 @@ class InstanceRecord:
                     store.make(key, self.pipe, missing, counted)
             images = store.get(key, pairs)
             scores = None
-            if judge is not None:
-                looks = instance_looks(asks, self._class, judge, images)
+            if metrics is not None:
+                looks = instance_looks(asks, self._class, metrics, images)
                 before = before or looks
-                scores = instance_scores(judge, before, looks)
+                scores = instance_scores(metrics, before, looks)
             states.append(State(name=name, phrase=phrase, images=images, scores=scores))
         return states
 
     def write(
-        self, states: Sequence[State], judge: InstanceJudge | None, facts: Mapping[str, Any], name: str = "report"
+        self, states: Sequence[State], metrics: InstanceMetrics | None, facts: Mapping[str, Any], name: str = "report"
     ) -> Path:
         """Write the page, and the numbers beside it, and return the page's path.
 
@@ -147,15 +133,15 @@ class InstanceRecord:
             InputError: The folder cannot be written.
         """
         notes = (
-            [] if judge is not None else ["no weights of CLIP, DINO or BLIP in the local cache: nothing is measured."]
+            [] if metrics is not None else ["no weights of CLIP, DINO or BLIP in the local cache: nothing is measured."]
         )
-        if self.base != TINYWORLD and not self.siblings:
+        if not self._profile.concepts and not self.siblings:
             notes.append("what is like the class was not named (--siblings), so it was not looked at.")
         numbers = {
             **facts,
             "states": {state.name: state.scores and state.scores.as_json() for state in states},
-            "protocol": {} if judge is None else {key: setup.as_json() for key, setup in judge.setups.items()},
-            "not_computed": {} if judge is None else dict(judge.skipped),
+            "protocol": {} if metrics is None else {key: setup.as_json() for key, setup in metrics.setups.items()},
+            "not_computed": {} if metrics is None else dict(metrics.skipped),
         }
         write_whole(self.folder / f"{name}.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
         return write_instance_report(
@@ -165,7 +151,7 @@ class InstanceRecord:
             asks=self.asks,
             states=states,
             pictures=self.pictures,
-            judge=judge,
+            metrics=metrics,
             notes=notes,
             facts=facts,
         )

@@ -11,9 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from erasure.judge import shows_each
+
 from ...metrics.caption_match import UNIT as CAPTION_UNIT
 from ...stats.scores import Rate, Score, Setup, kept_rate
-from .judges import InstanceJudge
+from .metrics import InstanceMetrics
 from .prompts import KEPT, Ask, Group
 
 # Groups differ in size: each array has a length of its own.
@@ -74,14 +76,14 @@ class InstanceLooks:
 
 
 def instance_looks(
-    asks: Sequence[Ask], class_word: str, judge: InstanceJudge, images: Sequence[Image.Image]
+    asks: Sequence[Ask], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
 ) -> InstanceLooks:
     """Have the pictures of one state looked at, each once by each measure.
 
     Args:
         asks: What was asked for.
         class_word: What the instance is one of: judges do not know its new word.
-        judge: Who looks.
+        metrics: Metrics of the instance.
         images: In the order of the asks.
     """
     rows = {group: [at for at, ask in enumerate(asks) if ask.group == group] for group in get_args(Group)}
@@ -91,31 +93,31 @@ def instance_looks(
 
     likeness: dict[str, dict[str, Float[np.ndarray, " n"]]] = {}
     for group in ("alone", "composed", "class"):
-        for name, values in judge.likeness(of(group)[1]).items():
+        for name, values in metrics.likeness(of(group)[1]).items():
             likeness.setdefault(name, {})[group] = values
     company, shown = of("composed")
     kept = {group: of(group) for group in KEPT if rows[group]}
     return InstanceLooks(
         likeness=likeness,
-        parts=_parts(company, class_word, judge, shown),
-        composed=_composed(company, judge, shown),
-        seen={group: judge.sees(pictures, [ask.name for ask in some]) for group, (some, pictures) in kept.items()},
+        parts=_parts(company, class_word, metrics, shown),
+        composed=_composed(company, metrics, shown),
+        seen={group: _seen(metrics, pictures, [ask.name for ask in some]) for group, (some, pictures) in kept.items()},
         fits={
-            group: judge.fits(pictures, [ask.filled(class_word) for ask in some])
+            group: metrics.fits(pictures, [ask.filled(class_word) for ask in some])
             for group, (some, pictures) in kept.items()
         },
     )
 
 
-def instance_scores(judge: InstanceJudge, before: InstanceLooks, after: InstanceLooks) -> InstanceScores:
+def instance_scores(metrics: InstanceMetrics, before: InstanceLooks, after: InstanceLooks) -> InstanceScores:
     """Score one state beside the original.
 
     Args:
-        judge: Who looked.
+        metrics: Metrics of the instance.
         before: At the original's pictures.
         after: At the state's, for the same asks.
     """
-    setups = judge.setups
+    setups = metrics.setups
     return InstanceScores(
         likeness={
             name: {group: _mean(values, setups[name]) for group, values in groups.items()}
@@ -144,23 +146,30 @@ def _mean(values: Float[np.ndarray, " n"], setup: Setup) -> Score:
 
 
 def _parts(
-    company: Sequence[Ask], class_word: str, judge: InstanceJudge, images: Sequence[Image.Image]
+    company: Sequence[Ask], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
 ) -> dict[str, list[Float[np.ndarray, " n"]]]:
     by_part: dict[str, list[Float[np.ndarray, " n"]]] = {}
     texts = [ask.texts(class_word) for ask in company]
     for part in range(max(map(len, texts), default=0)):
-        for name, values in judge.fits(images, [each[min(part, len(each) - 1)] for each in texts]).items():
+        for name, values in metrics.fits(images, [each[min(part, len(each) - 1)] for each in texts]).items():
             by_part.setdefault(name, []).append(values)
     return by_part
 
 
 def _composed(
-    company: Sequence[Ask], judge: InstanceJudge, images: Sequence[Image.Image]
+    company: Sequence[Ask], metrics: InstanceMetrics, images: Sequence[Image.Image]
 ) -> Bool[np.ndarray, " n"] | None:
-    seen = judge.sees(images, [ask.name for ask in company]) if company else None
+    seen = _seen(metrics, images, [ask.name for ask in company]) if company else None
     if seen is None:
         return None
     for part in range(max(len(ask.parts) for ask in company)):
-        also = judge.sees(images, [ask.parts[min(part, len(ask.parts) - 1)] for ask in company])
+        also = _seen(metrics, images, [ask.parts[min(part, len(ask.parts) - 1)] for ask in company])
         seen = seen & also if also is not None else seen
     return seen
+
+
+def _seen(
+    metrics: InstanceMetrics, images: Sequence[Image.Image], names: Sequence[str]
+) -> Bool[np.ndarray, " n"] | None:
+    """Return for each image True if it shows the concept named for it; None without a judge."""
+    return None if metrics.judge is None else np.array(shows_each(metrics.judge, images, names), dtype=bool)

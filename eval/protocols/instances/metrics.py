@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
 
 from erasure.errors import ErasureError
+from erasure.judge import Judge
 from erasure.personalize.augmentation import squared
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.data import THINGS
@@ -31,8 +32,8 @@ Fits = Mapping[str, Float[np.ndarray, " n"]]
 
 
 @runtime_checkable
-class InstanceJudge(Protocol):
-    """Who looks at pictures of an instance."""
+class InstanceMetrics(Protocol):
+    """Metrics of images of a personalised instance."""
 
     @property
     def title(self) -> str:
@@ -57,18 +58,19 @@ class InstanceJudge(Protocol):
         """Return how well each picture fits its text, by one or several measures."""
         ...
 
-    def sees(self, images: Sequence[Image.Image], names: Sequence[str]) -> Bool[np.ndarray, " n"] | None:
-        """Say of each picture whether it shows what is named for it; None from a judge that cannot tell."""
+    @property
+    def judge(self) -> Judge | None:
+        """Judge of the images; None if there is none."""
         ...
 
 
 @dataclass(kw_only=True)
-class WorldJudge:
+class WorldInstanceMetrics:
     """The tiny world's oracle, and its text judge for captions written from what the oracle sees.
 
     Attributes:
         oracle: Looks.
-        judge: Compares texts.
+        clip: The world's CLIP, whose text features compare captions.
         class_word: What the instance is one of, as the world calls it.
         pictures: Of the instance, of any size.
     """
@@ -76,7 +78,7 @@ class WorldJudge:
     title = "the tiny world's oracle"
 
     oracle: Oracle
-    judge: WorldClip
+    clip: WorldClip
     class_word: str
     pictures: Sequence[Image.Image]
     skipped: dict[str, str] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class WorldJudge:
         self._class = self.oracle.read(others).features.mean(0)
         own = [squared(picture).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in self.pictures]
         self._reference = mean_direction(self.oracle.read(own).features - self._class)
-        self._tower = TextTower(self.judge)
+        self._tower = TextTower(self.clip)
 
     @property
     def setups(self) -> Mapping[str, Setup]:
@@ -97,7 +99,7 @@ class WorldJudge:
         reference = f"{len(self.pictures)} pictures it was learned from, less drawings of a {self.class_word}"
         return {
             "identity": Setup(metric="identity", backbone=oracle_name(self.oracle), reference=reference),
-            "caption_match": caption_setup(self.oracle, self.judge),
+            "caption_match": caption_setup(self.oracle, self.clip),
             "seen": Setup(metric="seen", backbone=oracle_name(self.oracle)),
         }
 
@@ -117,13 +119,13 @@ class WorldJudge:
         things[:, own] = 0.0
         return replace(reading, things=things)
 
-    def sees(self, images: Sequence[Image.Image], names: Sequence[str]) -> Bool[np.ndarray, " n"] | None:
-        reading = self.oracle.read(list(images))
-        return np.array([bool(reading.sees(name)[at]) for at, name in enumerate(names)])
+    @property
+    def judge(self) -> Judge:
+        return self.oracle
 
 
 @dataclass(kw_only=True)
-class BackboneJudge:
+class PublicInstanceMetrics:
     """CLIP, DINO and BLIP, as far as their weights are in the local cache; nothing is downloaded.
 
     Attributes:
@@ -184,7 +186,8 @@ class BackboneJudge:
             found[name] = _values(fresh.update(list(images), list(texts)))
         return found
 
-    def sees(self, images: Sequence[Image.Image], names: Sequence[str]) -> Bool[np.ndarray, " n"] | None:
+    @property
+    def judge(self) -> None:
         return None
 
 
