@@ -1,7 +1,7 @@
 """The judge, the one interface through which an image is asked for a concept; and CLIP as a zero-shot judge."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -190,7 +190,12 @@ def clip_judge(source: str, device: str = "cpu", names: Sequence[str] = ()) -> Z
         device: Device of the model.
         names: Concepts to tell apart from the one that is asked for.
     """
-    return ZeroShotJudge(f"CLIP ({source}), zero-shot", HubClip(lambda: load_clip(source, device)), among(names))
+    return ZeroShotJudge(f"CLIP ({source}), zero-shot", _hub_clip(source, device), among(names))
+
+
+@cache
+def _hub_clip(source: str, device: str) -> HubClip:
+    return HubClip(lambda: load_clip(source, device))
 
 
 def cached_clips() -> list[str]:

@@ -169,9 +169,8 @@ def test_yaml_1_2_reads_a_bare_exponent_as_a_number(tmp_path) -> None:
     ids=lambda file: file.stem,
 )
 def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        TinyWorldProfile, "judge", lambda *_: None
-    )  # the oracle knows nothing of a tiny model's pictures
+    # The oracle knows nothing of a tiny model's images.
+    monkeypatch.setattr(TinyWorldProfile, "judge", lambda *_: None)
     raw = configs.read_config(file)
     assert {"model", "eraser", "concepts", "seed", "output"} <= raw.keys()
     assert file.parent.name == raw["eraser"]["name"]
