@@ -45,6 +45,7 @@ from erasure.provenance import provenance
 from erasure.runs import schema
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
+from erasure.training.context import FitContext
 
 from .experiment import plain_options, write_record
 
@@ -205,7 +206,11 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     for arm, (name, settings) in REMOVALS.items():
         given = {} if options.steps is None or "steps" not in settings else {"steps": options.steps}
         eraser = make_eraser(name, **{**profile_of(DEFAULT_MODEL).settings(name), **settings, **given})
-        edit = bench.fitted(arm, partial(eraser.fit, backbone_of(bench.pipe), [concept]))
+        context = partial(FitContext, backbone=backbone_of(bench.pipe))
+        edit = bench.fitted(
+            arm,
+            lambda on_progress, eraser=eraser, context=context: eraser.fit([concept], context(on_progress=on_progress)),
+        )
         states = record.measure({arm: edit}, None, bench.on_progress)
         for state in states:
             if state.name not in rows:

@@ -133,11 +133,11 @@ def test_it_goes_on_where_it_ended_and_refuses_what_is_not_the_same(tmp_path: Pa
     kept = json.loads((tmp_path / "attack.json").read_text())["found"]
     judge = Bright()
     again = assault(tmp_path, pipe, judge=judge)
-    steps: list[tuple[str, int, int]] = []
-    again.run(PROMPTS, lambda *step: steps.append(step))
+    steps: list[Progress] = []
+    again.run(PROMPTS, steps.append)
     assert json.loads((tmp_path / "attack.json").read_text())["found"][:2] == kept
     assert judge.looked == 3 * 4  # one prompt only, a batch a row
-    assert ("prompts", 1, 3) in steps
+    assert [step.done for step in steps if step.stage == "prompts"] == [3]
     assert again.found == [
         Found.from_json(each) for each in json.loads((tmp_path / "attack.json").read_text())["found"]
     ]
@@ -151,9 +151,9 @@ def test_it_goes_on_where_it_ended_and_refuses_what_is_not_the_same(tmp_path: Pa
 def test_what_needs_the_text_encoder_alone_is_searched_for_once(tmp_path: Path) -> None:
     pipe = sd1()
     assault(tmp_path / "one", pipe).run(PROMPTS[:1])
-    searches: list[tuple[str, int, int]] = []
-    assault(tmp_path / "two", pipe).run(PROMPTS[:1], lambda *step: searches.append(step))
-    assert not [step for step in searches if step[0].startswith("mma")]
+    searches: list[Progress] = []
+    assault(tmp_path / "two", pipe).run(PROMPTS[:1], searches.append)
+    assert not [step for step in searches if step.stage.startswith("mma")]
 
 
 def test_rates_count_successes_within_so_many_pictures(tmp_path: Path) -> None:
