@@ -20,6 +20,7 @@ from erasure.eval.protocols.red_team import ATTACKED, ORIGINAL, PLAIN, ROWS, Ass
 from erasure.eval.protocols.rows import ERASED, Row
 from erasure.eval.protocols.sources import attack_of
 from erasure.eval.reports.red_team_report import render, terminal_table, write_attack_report
+from erasure.progress import Progress
 from tests.tiny import sd1
 
 CAT = Concept(target="cat", kind="unsafe")
