@@ -1,4 +1,4 @@
-"""Training pictures: drawn once in several processes, kept as one array on disk, described again on every epoch."""
+"""Training pictures: drawn once in several processes, stored as one array, with new captions in every epoch."""
 
 import logging
 import os
@@ -20,11 +20,11 @@ THINGS: tuple[str, ...] = (*OBJECTS, *INDIVIDUALS)
 
 @dataclass(frozen=True, kw_only=True)
 class Drawings:
-    """A set of drawn pictures with their truth.
+    """Drawn pictures with their descriptions.
 
     Attributes:
         pixels: (n, 64, 64, 3) uint8 in [0, 255].
-        pictures: What is in each.
+        pictures: Description of each.
     """
 
     pixels: NDArray[np.uint8]
@@ -60,11 +60,11 @@ def drawings(
     """Draw n pictures of a mix.
 
     Args:
-        n: How many.
-        seed: Equal arguments give equal pictures.
-        mix: What may appear; the training mix of the generator where None.
-        folder: Where the array is kept for the next call; None keeps nothing.
-        workers: Processes; the number of processors where None.
+        n: Number of pictures.
+        seed: Seed of the pictures; equal arguments give equal pictures.
+        mix: Distribution of the pictures; None: the training mix of the generator.
+        folder: Folder that stores the array for the next call; None stores nothing.
+        workers: Number of processes; None: the number of processors.
     """
     mix = mix or Mix()
     pictures = pictures_of(n, seed, mix)

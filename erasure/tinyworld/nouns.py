@@ -1,4 +1,4 @@
-"""Where a caption names the things of a picture, and where those stand: what the denoiser's maps are held against."""
+"""Tokens that name the things of a picture, and the things' boxes: targets of the denoiser's attention maps."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ LATENT = 16  # pixels along a side of the latents
 
 @dataclass(frozen=True, kw_only=True)
 class Nouns:
-    """The things that a batch of captions names, a row each.
+    """Things named by a batch of captions, a row each.
 
     Attributes:
-        row: The caption's place in the batch.
+        row: Index of the caption in the batch.
         tokens: 1 at the tokens of the thing's name.
-        boxes: The pixels of the latents that the thing's box covers.
+        boxes: Pixels of the latents inside the thing's box.
     """
 
     row: Int[Tensor, " n"]
@@ -35,27 +35,27 @@ class Nouns:
         return Nouns(row=self.row.to(device), tokens=self.tokens.to(device), boxes=self.boxes.to(device))
 
     def where(self, kept: Bool[Tensor, " batch"]) -> "Nouns":
-        """Return those of the captions that `kept` marks."""
+        """Return the nouns of the captions that `kept` selects."""
         chosen = kept[self.row]
         return Nouns(row=self.row[chosen], tokens=self.tokens[chosen], boxes=self.boxes[chosen])
 
 
 def nouns_of(tokenizer: CLIPTokenizer, captions: Sequence[str], pictures: Sequence[Picture]) -> Nouns:
-    """Find the things that each caption names by a word of their own: name, synonym, or an individual's class.
+    """Find the things that each caption names by a specific word: name, synonym, or an individual's class.
 
-    A family word ("an animal") or a hint that names nothing is passed over.
+    A family word ("an animal") or a hint without a name is ignored.
     """
     encoded = tokenizer(
         list(captions), truncation=True, max_length=models.POSITIONS, return_offsets_mapping=True, padding="max_length"
     )
     rows, tokens, boxes = [], [], []
     for i, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
-        for at, thing in enumerate(picture.things):
-            spans = _spans(caption, picture, at)
-            own = [any(a < end and b > start for start, end in spans) for a, b in encoded["offset_mapping"][i]]
-            if any(own):
+        for i_thing, thing in enumerate(picture.things):
+            spans = _spans(caption, picture, i_thing)
+            named = [any(a < end and b > start for start, end in spans) for a, b in encoded["offset_mapping"][i]]
+            if any(named):
                 rows.append(i)
-                tokens.append(own)
+                tokens.append(named)
                 boxes.append(box_mask(thing.box))
     return Nouns(
         row=torch.tensor(rows, dtype=torch.long),
@@ -64,12 +64,12 @@ def nouns_of(tokenizer: CLIPTokenizer, captions: Sequence[str], pictures: Sequen
     )
 
 
-def _spans(caption: str, picture: Picture, at: int) -> list[tuple[int, int]]:
-    """Return where the caption names the picture's thing of that place; the longest name wins ("whiskered fish")."""
+def _spans(caption: str, picture: Picture, i_thing: int) -> list[tuple[int, int]]:
+    """Return the spans of the caption that name the i-th thing; the longest name wins ("whiskered fish")."""
     owner = {word.lower(): i for i, thing in enumerate(picture.things) for word in _words(thing.name)}
     names = "|".join(sorted(map(re.escape, owner), key=len, reverse=True))
-    found = re.finditer(rf"\b(?:{names})\b", caption, flags=re.IGNORECASE)
-    return [match.span() for match in found if owner[match[0].lower()] == at]
+    matches = re.finditer(rf"\b(?:{names})\b", caption, flags=re.IGNORECASE)
+    return [match.span() for match in matches if owner[match[0].lower()] == i_thing]
 
 
 def _words(name: str) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def box_mask(box: tuple[float, float, float, float]) -> Bool[Tensor, "latent latent"]:
-    """Return the pixels of the latents whose centre is in a box of the picture's pixels."""
+    """Return the mask of the latents' pixels whose centres are inside a box, in the picture's pixels."""
     step = SIZE / LATENT
     centre = (torch.arange(LATENT) + 0.5) * step
     across, down = ((centre >= box[i]) & (centre <= box[i + 2]) for i in (0, 1))

@@ -1,4 +1,4 @@
-"""What the tiny world knows: its words, its families, its synonyms and its lists of held-out pairs and hints.
+"""Vocabulary of the tiny world: words, families, synonyms, held-out pairs and implicit hints.
 
 Facts only, no torch and no drawing, so that the command line can read them at once.
 """
@@ -192,9 +192,9 @@ def kind_of(name: str) -> Kind | None:
 
 def canonical(text: str) -> str | None:
     """Return the world's own name for a word, a synonym or another spelling by case; None if it knows none."""
-    wanted = " ".join(text.lower().split())
+    spelling = " ".join(text.lower().split())
     for name in (*OBJECTS, *INDIVIDUALS, *STYLES, *SCENES):
-        if wanted in (name.lower(), *SYNONYMS.get(name, ())):
+        if spelling in (name.lower(), *SYNONYMS.get(name, ())):
             return name
     return None
 
@@ -215,8 +215,8 @@ def prompts_for(name: str, n: int, seed: int = 0) -> list[str]:
 
     Args:
         name: A known name, as in `concepts`.
-        n: How many prompts.
-        seed: The draw's seed; equal arguments give equal prompts.
+        n: Number of prompts.
+        seed: Seed of the draw; equal arguments give equal prompts.
 
     Raises:
         KeyError: The name is not known to the world.

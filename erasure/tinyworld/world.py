@@ -1,4 +1,4 @@
-"""The world: what a picture may hold, how it is drawn, what its captions say, and the truth about it."""
+"""Descriptions of pictures: their distribution, their drawing, their captions and the truth about them."""
 
 import functools
 import random
@@ -39,9 +39,9 @@ class Thing:
     Attributes:
         name: A word of `vocabulary.OBJECTS` or a name of `vocabulary.INDIVIDUALS`.
         colour: A key of `drawing.PAINT`; "" where the thing has one fixed colouring.
-        box: Where it stands, (x0, y0, x1, y1) in pixels of the 64 x 64 picture.
+        box: Bounding box, (x0, y0, x1, y1) in pixels of the 64 x 64 picture.
         flip: Whether it is mirrored.
-        seed: The seed of its pose.
+        seed: Seed of its pose.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Everything that is true of a picture: the things in it, the style, the scene, the seed of the rest."""
+    """Description of a picture: things, style, scene, and the seed of everything else."""
 
     things: tuple[Thing, ...]
     style: str
@@ -62,21 +62,21 @@ class Picture:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is to be seen: the things' names, and the class of each individual."""
+        """Names of the things, and the class of each individual."""
         seen = [t.name for t in self.things]
         return tuple(dict.fromkeys([*seen, *(INDIVIDUALS[n] for n in seen if n in INDIVIDUALS)]))
 
     def shows(self, name: str) -> bool:
-        """Whether an object, individual, style or scene is in the picture."""
+        """Return True if an object, individual, style or scene is in the picture."""
         return name in self.names or name in (self.style, self.scene)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How often what is drawn.
+    """Distribution of pictures.
 
     Attributes:
-        individuals: The names drawn beside the objects; each as often as one and a half objects.
+        individuals: Names drawn beside the objects, each 1.5 times as often as an object.
         without: Names that never appear.
         counts: Shares of pictures with no, one and two things.
         hold_out: Whether the held-out pairs are left out.
@@ -89,8 +89,8 @@ class Mix:
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        gone = set(self.without) | {who for who, cls in INDIVIDUALS.items() if cls in self.without}
-        object.__setattr__(self, "names", tuple(n for n in (*OBJECTS, *self.individuals) if n not in gone))
+        removed = set(self.without) | {who for who, cls in INDIVIDUALS.items() if cls in self.without}
+        object.__setattr__(self, "names", tuple(n for n in (*OBJECTS, *self.individuals) if n not in removed))
 
 
 def sample_picture(rng: random.Random, mix: Mix | None = None) -> Picture:
@@ -321,11 +321,11 @@ def _mosaic(small: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def caption(picture: Picture, rng: random.Random, *, weapon_hints: float = 0.35, family_words: float = 0.08) -> str:
-    """Write one caption of a picture; wording, synonyms, colours and what is left unsaid are drawn.
+    """Write one caption of a picture; wording, synonyms, colours and omissions are drawn.
 
     Args:
-        picture: What is to be described.
-        rng: The source of the wording.
+        picture: Picture to describe.
+        rng: Generator of the wording.
         weapon_hints: Share of lone weapons whose caption is an implicit hint.
         family_words: Share of things called by their family's word ("an animal").
     """
