@@ -50,13 +50,13 @@ def main() -> None:
 def solved(pipe: Any, concepts: int, *, seed: int) -> tuple[WeightEdit, float]:
     """Return a closed-form edit of that many concepts, one state each, and the seconds of its solve."""
     backbone = backbone_of(pipe)
-    projections = backbone.text_projections()
-    dim = next(iter(projections.values())).in_features
+    projections = backbone.parameters(backbone.sites(reads="text").__contains__)
+    dim = next(iter(projections.values())).shape[1]
     rows: Rows = random_rows(concepts, 100, dim=dim, reg=0.5, seed=seed)
     named = [Concept(target=label) for label in rows.labels]
     metadata = EditMetadata.of("uce", {}, backbone, named, seed)
     start = time.perf_counter()
-    edit = WeightEdit.from_rows(rows, [f"{name}.weight" for name in projections], metadata)
+    edit = WeightEdit.from_rows(rows, list(projections), metadata)
     return edit, time.perf_counter() - start
 
 

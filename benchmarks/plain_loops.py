@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from erasure.backbones import Backbone
-from erasure.backbones.conditioning import TextStates, concatenate
+from erasure.backbones.conditioning import Conditioning, concatenate
 from erasure.concept import Concept, preserved_templates
 from erasure.edits import EditMetadata
 from erasure.erasers.duge import DUGE, _noised, _uniform
 from erasure.erasers.esd import ESD, _encoded, _pairs, trains
 from erasure.erasers.trce import TRCE, _Pair, _steers
 from erasure.losses.attention import EPSILON
-from erasure.sampling import ddim_timesteps
 from erasure.training.context import FitContext, History
 from erasure.training.finetune import below
 
@@ -41,7 +40,7 @@ def student_of(denoiser: nn.Module, trained: Callable[[str], bool]) -> tuple[nn.
     return student, chosen
 
 
-def said(denoiser: nn.Module, latents: Tensor, timestep: Tensor, states: TextStates) -> Tensor:
+def said(denoiser: nn.Module, latents: Tensor, timestep: Tensor, states: Conditioning) -> Tensor:
     """Return the prediction of one pass."""
     return denoiser(latents, timestep, encoder_hidden_states=states.states, return_dict=False)[0]
 
@@ -97,18 +96,18 @@ def denoised(
     backbone: Backbone,
     student: nn.Module,
     settings: ESD,
-    targets: TextStates,
-    empty: TextStates,
+    targets: Conditioning,
+    empty: Conditioning,
     draws: torch.Generator,
     at_once: int,
 ) -> list[tuple[Tensor, Tensor, list[int]]]:
     """Return latents at some places of trajectories that the student draws, with their timesteps and prompts."""
-    size, alphas = settings.batch_size, backbone.alphas_cumprod
+    size, alphas = settings.batch_size, backbone.pipe.scheduler.alphas_cumprod.to(backbone.device)
     # The number of the concept, of which there is one, is drawn before that of its prompt.
     rows = [below(1, draws) + below(len(targets), draws) for _ in range(size)]
     places = torch.randperm(settings.sample_steps, generator=draws)[: settings.trajectory_uses].tolist()
     latents = torch.stack([torch.randn(backbone.latent_shape(), generator=draws) for _ in range(size)])
-    timesteps, spacing = ddim_timesteps(len(alphas), settings.sample_steps), len(alphas) // settings.sample_steps
+    timesteps, spacing = backbone.schedule.timesteps(settings.sample_steps), len(alphas) // settings.sample_steps
     found = {}
     for place in range(max(places) + 1):
         found[place], t = latents, timesteps[place]
@@ -143,11 +142,11 @@ def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: in
     for _ in range(settings.steps):
         below(1, draws[0])  # the number of the target, of which there is one
         rows = [below(len(target.latents), draws[0]) for _ in range(size)]
-        noisy, timestep, _, _ = _noised(backbone, target.latents[rows].float(), draws[0])
+        noisy, timestep, _ = _noised(backbone, target.latents[rows].float(), draws[0])
         unlearn(backbone, student, settings, noisy, timestep, target, rows, at_once)
         rows = [below(len(memory), draws[1]) for _ in range(size)]
         dropped = [_uniform(draws[1]) < settings.prompt_dropout for _ in range(size)]
-        noisy, timestep, _, _ = _noised(backbone, memory.latents[rows].float(), draws[1])
+        noisy, timestep, _ = _noised(backbone, memory.latents[rows].float(), draws[1])
         asked = [
             0 if drop else 1 + distinct.index(memory.prompts[row]) for row, drop in zip(rows, dropped, strict=True)
         ]
@@ -234,7 +233,7 @@ def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: in
         after_first = copy.deepcopy(backbone.denoiser)
     student, chosen = student_of(after_first, _steers)
     malicious, safe = (backbone.encode([getattr(twin, it) for twin in twins]) for it in ("prompt", "safe_prompt"))
-    empty, timesteps = backbone.unconditional(), ddim_timesteps(len(backbone.alphas_cumprod), settings.sample_steps)
+    empty, timesteps = backbone.unconditional(), backbone.schedule.timesteps(settings.sample_steps)
     optimiser = torch.optim.AdamW(chosen.values(), lr=settings.lr, weight_decay=settings.weight_decay)
     for step in range(plan.steps):
         numbers = plan.of_step(step)

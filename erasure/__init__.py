@@ -14,7 +14,7 @@ _HOMES = {
     "Edit": ".edits",
     "ErasureError": ".errors",
     "Ledger": ".ledger",
-    "TextStates": ".backbones.conditioning",
+    "Conditioning": ".backbones.conditioning",
     "backbone_of": ".backbones",
     "erase": ".api",
     "eraser_names": ".erasers",
@@ -25,10 +25,10 @@ _HOMES = {
 
 __all__ = [
     "Concept",
+    "Conditioning",
     "Edit",
     "ErasureError",
     "Ledger",
-    "TextStates",
     "__version__",
     "backbone_of",
     "erase",
@@ -41,7 +41,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .api import erase
     from .backbones import backbone_of
-    from .backbones.conditioning import TextStates
+    from .backbones.conditioning import Conditioning
     from .concept import Concept
     from .edits import Edit
     from .erasers import eraser_names, make_eraser

@@ -7,13 +7,13 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from .backbones import backbone_of
 from .backbones.base import Backbone
-from .backbones.conditioning import TextStates, concatenate, reading
+from .backbones.conditioning import Conditioning, concatenate, reading
 from .backbones.schedule import Timestep
 from .errors import InputError
 from .progress import OnProgress, Progress
@@ -27,7 +27,7 @@ Latents = Float[Tensor, "n c h w"]
 @overload
 def sample(
     pipe: Any,
-    prompts: Sequence[str] | TextStates,
+    prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
     *,
     steps: int = ...,
@@ -42,7 +42,7 @@ def sample(
 @overload
 def sample(
     pipe: Any,
-    prompts: Sequence[str] | TextStates,
+    prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
     *,
     steps: int = ...,
@@ -57,7 +57,7 @@ def sample(
 @overload
 def sample(
     pipe: Any,
-    prompts: Sequence[str] | TextStates,
+    prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
     *,
     steps: int = ...,
@@ -71,7 +71,7 @@ def sample(
 ) -> Latents: ...
 def sample(
     pipe: Any,
-    prompts: Sequence[str] | TextStates,
+    prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
     *,
     steps: int = 25,
@@ -112,7 +112,7 @@ def sample(
     if not len(prompts):
         return _nothing(pipe, shape, output)
     runner = _runner(pipe)
-    if isinstance(prompts, TextStates):
+    if isinstance(prompts, Conditioning):
         states, row_of = prompts, list(range(len(prompts)))
     else:
         distinct = list(dict.fromkeys(prompts))
@@ -157,41 +157,30 @@ def noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) ->
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def ddim_timesteps(total: int, steps: int) -> Int[Tensor, " steps"]:
-    """Return the timesteps of a DDIM schedule, noisiest first, spaced as Stable Diffusion is: leading, offset 1.
-
-    Raises:
-        InputError: `steps` is not from 1 to `total - 1`.
-    """
-    if not 1 <= steps < total:
-        raise InputError(f"steps: expected 1 to {total - 1}, got {steps!r}. Give fewer than the training timesteps.")
-    return torch.arange(steps - 1, -1, -1) * (total // steps) + 1
-
-
 @torch.no_grad()
-def ddim_latents(
+def trajectory_latents(
     backbone: Backbone,
     start: Latents,
-    states: TextStates,
-    unconditional: TextStates,
+    states: Conditioning,
+    unconditional: Conditioning,
     *,
     steps: int,
     guidance_scale: float,
     stops: Sequence[int],
 ) -> dict[int, Latents]:
-    """Return the latents at some places of a deterministic DDIM trajectory (Song et al., arXiv:2010.02502, eq. 12).
+    """Return the latents at some steps of a deterministic trajectory, along `NoiseSchedule.step`.
 
-    The run ends at the last place asked for. The schedule is the denoiser's training schedule, whatever scheduler the
-    pipeline has, so the latents are what `Backbone.predict` takes.
+    The run ends at the last of them. The schedule is the denoiser's own, whatever scheduler the pipeline has, so the
+    latents are what `Backbone.predict` takes.
 
     Args:
         backbone: The denoiser.
         start: Standard normal noise.
         states: One row for each latent.
         unconditional: One row, for classifier-free guidance.
-        steps: Of the whole schedule.
+        steps: Number of steps of the whole schedule.
         guidance_scale: Of classifier-free guidance; 1 samples from the conditional prediction alone.
-        stops: Places from 0 (the start) to steps - 1; place i is at timestep `ddim_timesteps(...)[i]`.
+        stops: Steps from 0 (the start) to steps - 1; step i is at timestep `schedule.timesteps(steps)[i]`.
 
     Returns:
         Float32 latents on the model's device by place.
@@ -209,15 +198,15 @@ def ddim_latents(
             break
         timestep = timesteps[place]
         doubled = torch.cat([latents, latents]) if guided else latents
-        epsilon = predict_epsilon(backbone, doubled, timestep, read)
+        prediction = scheduled_prediction(backbone, doubled, timestep, read)
         if guided:
-            free, bound = epsilon.chunk(2)
-            epsilon = free + guidance_scale * (bound - free)
-        latents = schedule.step(epsilon, latents, timestep, timesteps[place + 1])
+            unconditional_part, conditional = prediction.chunk(2)
+            prediction = unconditional_part + guidance_scale * (conditional - unconditional_part)
+        latents = schedule.step(prediction, latents, timestep, timesteps[place + 1])
     return found
 
 
-def predict_epsilon(backbone: Backbone, latents: Latents, timestep: Timestep, states: TextStates) -> Latents:
+def scheduled_prediction(backbone: Backbone, latents: Latents, timestep: Timestep, states: Conditioning) -> Latents:
     """Return the schedule's `prediction` (the noise, or a velocity) in float32, whatever the model computes in."""
     output = backbone.predict(latents, timestep, states)
     return backbone.schedule.prediction(output.float(), latents.float(), timestep)
@@ -233,7 +222,7 @@ def _runner(pipe: Any) -> Any:
     return runner
 
 
-def _embeddings(states: TextStates, negative: TextStates | None) -> dict[str, Tensor]:
+def _embeddings(states: Conditioning, negative: Conditioning | None) -> dict[str, Tensor]:
     """Return the text as a pipeline's call takes it."""
     embeddings = {"prompt_embeds": states.states}
     if states.pooled is not None:
@@ -258,7 +247,7 @@ def _nothing(pipe: Any, shape: tuple[int, int, int], output: str) -> list[Image.
     return np.empty((0, height * scale, width * scale, 3), np.uint8) if output == "uint8" else []
 
 
-def _check(prompts: Sequence[str] | TextStates, seeds: Sequence[int], *, steps: int, batch_size: int) -> None:
+def _check(prompts: Sequence[str] | Conditioning, seeds: Sequence[int], *, steps: int, batch_size: int) -> None:
     if isinstance(prompts, str):
         raise InputError(f"sample.prompts: expected a list of texts, got {prompts!r}. Write [{prompts!r}].")
     if len(prompts) != len(seeds):

@@ -13,7 +13,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.backbones.conditioning import TextStates
+from erasure.backbones.conditioning import Conditioning
 from erasure.errors import ErasureError
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.stats.scores import Rate
@@ -44,7 +44,7 @@ from .family import FAMILY
 VERSION = 1
 SAFE = "flower"
 
-Exchanged = Callable[[TextStates, int, list[int]], list[int]]
+Exchanged = Callable[[Conditioning, int, list[int]], list[int]]
 """Gives the positions whose states are exchanged, for a row and its concept's tokens."""
 
 PARTS: Mapping[str, Exchanged] = {
@@ -119,12 +119,12 @@ def measured(pipe: Any, n: int, sampler: Sampler, on_progress: OnProgress | None
     return rows
 
 
-def mixture(states: TextStates, others: TextStates, concepts: list[str], exchanged: Exchanged) -> TextStates:
+def mixture(states: Conditioning, others: Conditioning, concepts: list[str], exchanged: Exchanged) -> Conditioning:
     """Return the states with those of the other sentences where they are exchanged."""
     where: Bool[Tensor, "n tokens"] = torch.zeros(states.ids.shape, dtype=torch.bool)
     for row, name in enumerate(concepts):
         where[row, exchanged(states, row, states.word_positions(row, name))] = True
-    return replace(states, states=torch.where(where[..., None].to(states.states.device), others.states, states.states))
+    return states.with_states(torch.where(where[..., None].to(states.states.device), others.states, states.states))
 
 
 if __name__ == "__main__":

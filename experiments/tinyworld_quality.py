@@ -251,8 +251,7 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
         rest = [p for p in range(1, int(states.eot[0])) if p not in word]
         latents = pipe.vae.encode(as_pixels([draw(picture)])).latent_dist.mean * pipe.vae.config.scaling_factor
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(i))
-        alpha = backbone.alphas_cumprod[MAP_TIMESTEP]
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        noisy = backbone.schedule.noised(latents, noise, torch.tensor(MAP_TIMESTEP))
         with AttentionCapture(backbone=backbone, layers=layers, tokens=[*word, *rest]) as capture:
             backbone.predict(noisy, torch.tensor(MAP_TIMESTEP), states)
         maps = average_maps(capture.maps, 16, 16)[0]

@@ -109,8 +109,8 @@ def write_model(pipe: Any, folder: Path, *, dtype: torch.dtype = torch.float16, 
 
 def text_weights_mib(pipe: Any) -> float:
     """Return the size of the key and value projections of cross-attention, as they are in memory."""
-    layers = backbone_of(pipe).text_projections().values()
-    return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers) / 2**20
+    weights = tiny.text_weights(backbone_of(pipe)).values()
+    return sum(weight.numel() * weight.element_size() for weight in weights) / 2**20
 
 
 def bound_mib(touched: float) -> float:

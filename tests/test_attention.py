@@ -30,7 +30,7 @@ def inputs(backbone: Backbone, n: int = 2) -> dict[str, Any]:
     return {
         "latents": latents,
         "timestep": torch.tensor(500),
-        "states": backbone.encode([f"a cat and dog {i}" for i in range(n)]),
+        "conditioning": backbone.encode([f"a cat and dog {i}" for i in range(n)]),
     }
 
 

@@ -26,7 +26,7 @@ from tests import tiny
 
 PIPE = tiny.sd1()
 BACKBONE = backbone_of(PIPE)
-PROJECTIONS = [f"{name}.weight" for name in BACKBONE.text_projections()]
+PROJECTIONS = list(BACKBONE.sites(reads="text"))
 CONV = "unet.conv_in.weight"
 
 

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteSchedu
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
-from erasure.sampling import ddim_latents, ddim_timesteps, grid, noise, predict_epsilon, sample
+from erasure.sampling import grid, noise, sample, scheduled_prediction, trajectory_latents
 from tests.tiny import FAMILIES
 
 PROMPTS = ["a cat", "a dog", "a cat", "a house on the beach", ""]
@@ -131,15 +131,6 @@ def test_wrong_input_is_named() -> None:
         sample(pipe, ["a"], [0], steps=0)
 
 
-def test_ddim_timesteps_are_those_of_the_scheduler() -> None:
-    pipe = FAMILIES["sd1"]()
-    for steps in (1, 3, 25, 50):
-        pipe.scheduler.set_timesteps(steps)
-        assert ddim_timesteps(1000, steps).tolist() == pipe.scheduler.timesteps.tolist()
-    with pytest.raises(InputError, match="1 to 999, got 1000"):
-        ddim_timesteps(1000, 1000)
-
-
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_ddim_latents_are_those_of_the_scheduler(family: str, guidance_scale: float) -> None:
@@ -155,7 +146,7 @@ def test_ddim_latents_are_those_of_the_scheduler(family: str, guidance_scale: fl
         output_type="latent",
         callback_on_step_end=lambda pipe, step, timestep, kwargs: seen.append(kwargs["latents"]) or {},
     )
-    ours = ddim_latents(
+    ours = trajectory_latents(
         backbone,
         start,
         backbone.encode(["a cat"]),
@@ -177,7 +168,7 @@ def test_ddim_latents_take_their_schedule_from_training_not_from_the_sampler() -
         backbone = backbone_of(pipe)
         start = noise([torch.Generator().manual_seed(0)], backbone.latent_shape())
         texts = backbone.encode(["a cat"]), backbone.unconditional()
-        found.append(ddim_latents(backbone, start, *texts, steps=4, guidance_scale=3.0, stops=[3])[3])
+        found.append(trajectory_latents(backbone, start, *texts, steps=4, guidance_scale=3.0, stops=[3])[3])
     torch.testing.assert_close(*found)
 
 
@@ -186,10 +177,10 @@ def test_predicted_noise_is_float32_and_follows_the_prediction_type() -> None:
     latents = torch.randn(1, 4, 8, 8)
     timestep = torch.tensor(500)
     states = backbone.encode(["a cat"])
-    alpha = backbone.alphas_cumprod[500]
+    alpha = backbone.pipe.scheduler.alphas_cumprod[500]
     with torch.no_grad():
         v = backbone.predict(latents, timestep, states)
-        epsilon = predict_epsilon(backbone, latents, timestep, states)
+        epsilon = scheduled_prediction(backbone, latents, timestep, states)
     torch.testing.assert_close(epsilon, alpha.sqrt() * v + (1 - alpha).sqrt() * latents)
     backbone.denoiser.to(torch.bfloat16)
-    assert predict_epsilon(backbone, latents, timestep, states).dtype == torch.float32
+    assert scheduled_prediction(backbone, latents, timestep, states).dtype == torch.float32

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from erasure.backbones import backbone_of
-from erasure.backbones.conditioning import TextStates, concatenate, without_phrases
+from erasure.backbones.conditioning import Conditioning, concatenate, without_phrases
 from erasure.errors import InputError
 from tests import tiny
 
@@ -16,7 +16,7 @@ def backbone() -> Any:
     return backbone_of(tiny.sd1(vocabulary="clip"))
 
 
-def words_at(states: TextStates, row: int, positions: list[int]) -> str:
+def words_at(states: Conditioning, row: int, positions: list[int]) -> str:
     start, end = states.offsets[row][positions[0]][0], states.offsets[row][positions[-1]][1]
     return states.prompts[row][start:end]
 

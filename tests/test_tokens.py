@@ -86,7 +86,7 @@ def test_a_word_learned_already_and_rows_for_other_encoders_are_refused() -> Non
 
 def edit_of(pipe: Any, *tokens: NewToken) -> WeightEdit:
     backbone = backbone_of(pipe)
-    name = f"{next(iter(backbone.text_projections()))}.weight"
+    name = next(iter(tiny.text_weights(backbone)))
     rows, columns = backbone.parameters({name}.__contains__)[name].shape
     change = LowRankChange(up=torch.ones(rows, 1), down=torch.full((1, columns), 0.01))
     metadata = EditMetadata.of("test", {}, backbone, [Concept(target="<biscuit> dog")], 0)

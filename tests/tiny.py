@@ -77,6 +77,11 @@ def full_vae() -> Any:
     )
 
 
+def text_weights(backbone: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the weights that read the text states, by full name."""
+    return backbone.parameters(backbone.sites(reads="text").__contains__)
+
+
 # Every family, for tests that run over all of them.
 FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
 

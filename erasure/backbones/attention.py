@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from ..errors import InputError, unknown_name
 from .base import Backbone
-from .conditioning import TextStates
+from .conditioning import Conditioning
+from .schedule import Timestep
 
 Maps = Float[Tensor, "batch heads pixels tokens"]
 Reduce = Callable[[str, Maps], Tensor]
@@ -27,7 +28,7 @@ Implementation = Literal["one-hot", "softmax"]
 
 def cross_attention_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Return the layers that attend to text, by full name ("unet.….attn2"), in the order of the backbone."""
-    names = [name.removesuffix(".to_k") for name in backbone.text_projections() if name.endswith(".to_k")]
+    names = [site.module.rpartition(".")[0] for site in backbone.sites(("cross.k",)).values() if site.reads]
     return {name: _submodule(backbone, name) for name in names}
 
 
@@ -109,7 +110,7 @@ def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -
 
 @torch.no_grad()
 def layer_pixels(backbone: Backbone) -> dict[str, int]:
-    """Return how many pixels each cross-attention layer looks at, at the model's own picture size, by full name.
+    """Return how many pixels each cross-attention layer looks at, at the model's own image size, by full name.
 
     One pass of the denoiser over an empty latent tells, and no map is made.
     """
@@ -320,10 +321,10 @@ class AttentionCapture:
         self._capture.__exit__(kind, error, trace)
 
     def read(
-        self, latents: Float[Tensor, "n c h w"], timestep: Int[Tensor, "..."], states: TextStates
+        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> dict[str, Tensor]:
         """Return the maps of a pass that ends at the last watched layer; for arguments see `Backbone.predict`."""
-        return self._capture.read_from(lambda: self.backbone.predict(latents, timestep, states))
+        return self._capture.read_from(lambda: self.backbone.predict(latents, timestep, conditioning))
 
 
 class _EnoughError(Exception):

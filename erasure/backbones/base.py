@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .conditioning import TextStates
-from .schedule import NoiseSchedule, PredictionType, Timestep
+from .conditioning import Conditioning
+from .schedule import NoiseSchedule, Timestep
 from .sites import Role, Sites
 
 
@@ -26,27 +26,17 @@ class Backbone(Protocol):
 
     @property
     def family(self) -> str:
-        """The model family: "sd1", "sd2", "sdxl"."""
+        """The model family: "sd1", "sd2", "sdxl", "sd3", "flux"."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """Device of the denoiser."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the denoiser computes in."""
-        ...
-
-    @property
-    def prediction_type(self) -> PredictionType:
-        """What the denoiser predicts."""
-        ...
-
-    @property
-    def alphas_cumprod(self) -> Float[Tensor, " t"]:
-        """The signal's share of the variance at each training timestep, in [0, 1], float32 on the model's device."""
+        """Type that the denoiser computes in."""
         ...
 
     @property
@@ -80,21 +70,22 @@ class Backbone(Protocol):
         """Return the tokenizer of each text encoder, by the encoder's name as a component."""
         ...
 
-    def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> TextStates:
+    def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> Conditioning:
         """Return the states of the prompts, in order, as the pipeline would compute them; no gradient.
 
         Args:
             prompts: Texts, each of which is encoded once.
-            trailing: Whether the states after a row's first end-of-text token are wanted. Without them prompts of like
-                length are read together and padding is not read at all: no state depends on what follows it. The rows
-                are then as long as the longest prompt, and their states after the end of text are nan.
+            trailing: Whether the states after a row's first end-of-text token are needed. Without them a model whose
+                states depend on earlier tokens alone reads prompts of like length together and no padding: the rows
+                are as long as the longest prompt, and their states after the end of text are nan. A model whose
+                encoder reads padding returns every state.
 
         Raises:
             InputError: There are no prompts, or one text was given instead of a sequence.
         """
         ...
 
-    def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> TextStates:
+    def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> Conditioning:
         """Return the states of rows of token ids, which no tokenizer touches again; with gradient.
 
         Args:
@@ -106,12 +97,8 @@ class Backbone(Protocol):
         """
         ...
 
-    def unconditional(self) -> TextStates:
+    def unconditional(self) -> Conditioning:
         """Return the one row that the model samples with as its unconditional prompt (zeros where it uses zeros)."""
-        ...
-
-    def text_projections(self) -> dict[str, nn.Linear]:
-        """Return the layers that read text states, by name: "unet.….attn2.to_k", "unet.….attn2.to_v"."""
         ...
 
     def parameters(self, which: Callable[[str], bool]) -> dict[str, nn.Parameter]:
@@ -119,28 +106,36 @@ class Backbone(Protocol):
         ...
 
     def predict(
-        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, states: TextStates
+        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
         """Return the denoiser's output, with gradient.
 
         Args:
             latents: Noisy latents, scaled as the denoiser expects them in training.
-            timestep: Of training, one for all or one each.
-            states: One row for each latent.
+            timestep: Timestep of the schedule, one for all or one each.
+            conditioning: One row for each latent.
         """
         ...
 
-    def to_epsilon(
-        self,
-        output: Float[Tensor, "n c h w"],
-        latents: Float[Tensor, "n c h w"],
-        timestep: Timestep,
-    ) -> Float[Tensor, "n c h w"]:
-        """Return the noise that a raw output of `predict` stands for."""
+    def call_arguments(
+        self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        """Return latents, texts and guidance as the pipeline's call takes them.
+
+        Args:
+            latents: Noise of the shape that `latent_shape` gives, one for each row.
+            conditioning: One row for each image.
+            negative: Rows in the place of the unconditional prompt; None samples without classifier-free guidance.
+            guidance_scale: Scale of the guidance.
+        """
+        ...
+
+    def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        """Return latents of the pipeline's own layout as (n, channels, height, width); sizes in pixels."""
         ...
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """Return channels, height and width of the latents of a picture; sizes in pixels, None is the model's own.
+        """Return channels, height and width of the latents of an image; sizes in pixels, None is the model's own.
 
         Raises:
             InputError: A size that the model cannot make.
@@ -148,5 +143,5 @@ class Backbone(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return what tells this model from others by its weights; the same for float16 and float32 copies."""
+        """Return a digest of the weights that tells this model from others; the same for float16 and float32 copies."""
         ...

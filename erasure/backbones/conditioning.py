@@ -1,7 +1,7 @@
-"""What a denoiser reads: the states of a batch of prompts, and where in them a word is."""
+"""Encoded prompts as a denoiser reads them, and the positions of words among their tokens."""
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -21,35 +21,127 @@ PADDED: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_t
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TextStates:
-    """The encoded prompts, one row each.
+class EncodedTokens:
+    """The tokens of one text encoder, a row a prompt.
 
-    Every row is padded to the model's length, and a prompt that is too long is cut so that its end-of-text token stays.
+    Every row is padded to the encoder's length, and a prompt that is too long is cut so that its end-of-text token
+    stays.
+
+    Attributes:
+        encoder: Name of the text encoder as a component.
+        ids: Token ids.
+        ends: Position of the first end-of-text token; all later positions are trailing states, which carry the whole
+            prompt.
+        offsets: For each row and token the characters [start, end) of the prompt; (0, 0) for special tokens.
+        causal: Whether a state depends on no later token.
+    """
+
+    encoder: str
+    ids: Int[Tensor, "n tokens"]
+    ends: Int[Tensor, " n"]
+    offsets: tuple[tuple[tuple[int, int], ...], ...]
+    causal: bool = True
+
+    def select(self, indices: Sequence[int]) -> "EncodedTokens":
+        """Return the rows at `indices`, in that order."""
+        rows = torch.tensor(list(indices), dtype=torch.long)
+        return replace(
+            self,
+            ids=self.ids[rows.to(self.ids.device)],
+            ends=self.ends[rows.to(self.ends.device)],
+            offsets=tuple(self.offsets[i] for i in indices),
+        )
+
+    def to(self, device: torch.device | str | None) -> "EncodedTokens":
+        """Return the tokens on `device`."""
+        return replace(self, ids=self.ids.to(device=device), ends=self.ends.to(device=device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stream:
+    """Text states that a denoiser reads row by row through one set of projections.
+
+    Attributes:
+        states: States, a row a prompt; a sentence vector is one token long.
+        tokens: Tokens of each text encoder whose states follow one another in the sequence. Shorter than the states
+            where the rest is padding that no encoder made; empty for a sentence vector.
+    """
+
+    states: Float[Tensor, "n tokens dim"]
+    tokens: tuple[EncodedTokens, ...] = ()
+
+    def parts(self) -> list[tuple[EncodedTokens, Float[Tensor, "n length dim"]]]:
+        """Return the tokens of each text encoder with their states."""
+        parts, start = [], 0
+        for tokens in self.tokens:
+            end = start + tokens.ids.shape[1]
+            parts.append((tokens, self.states[:, start:end]))
+            start = end
+        return parts
+
+    def select(self, indices: Sequence[int]) -> "Stream":
+        """Return the rows at `indices`, in that order."""
+        rows = torch.tensor(list(indices), dtype=torch.long, device=self.states.device)
+        return Stream(states=self.states[rows], tokens=tuple(tokens.select(indices) for tokens in self.tokens))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Stream":
+        """Return the stream on `device`, its states as `dtype`; None keeps either."""
+        return Stream(
+            states=self.states.to(device=device, dtype=dtype), tokens=tuple(tokens.to(device) for tokens in self.tokens)
+        )
+
+
+TEXT, POOLED = "text", "pooled"
+"""Names of the streams: the states of the tokens, and the sentence vector of models that are conditioned on one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conditioning:
+    """Encoded prompts, one row each, as streams by name.
+
+    Every model has the stream "text"; `states`, `ids`, `eot` and `offsets` are its states and the tokens of its first
+    text encoder.
 
     Attributes:
         prompts: The texts, as they were encoded.
-        states: What cross-attention reads.
-        pooled: The sentence vector, for models that are conditioned on one (SDXL).
-        ids: Token ids of the first tokenizer.
-        eot: Position of the first end-of-text token; all later positions are trailing states, which carry the
-            whole prompt.
-        offsets: For each row and token the characters [start, end) of the prompt; (0, 0) for special tokens.
+        streams: Text states by the name of the stream; see `Site.reads`.
     """
 
     prompts: tuple[str, ...]
-    states: Float[Tensor, "n tokens dim"]
-    pooled: Float[Tensor, "n pooled"] | None
-    ids: Int[Tensor, "n tokens"]
-    eot: Int[Tensor, " n"]
-    offsets: tuple[tuple[tuple[int, int], ...], ...]
+    streams: Mapping[str, Stream]
 
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def states(self) -> Float[Tensor, "n tokens dim"]:
+        """States of the tokens."""
+        return self.streams[TEXT].states
+
+    @property
+    def pooled(self) -> Float[Tensor, "n pooled"] | None:
+        """Sentence vectors; None for a model that has none."""
+        return self.streams[POOLED].states[:, 0] if POOLED in self.streams else None
+
+    @property
+    def ids(self) -> Int[Tensor, "n tokens"]:
+        """Token ids of the first text encoder."""
+        return self.streams[TEXT].tokens[0].ids
+
+    @property
+    def eot(self) -> Int[Tensor, " n"]:
+        """Position of each row's first end-of-text token."""
+        return self.streams[TEXT].tokens[0].ends
+
+    @property
+    def offsets(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """For each row and token the characters [start, end) of the prompt; (0, 0) for special tokens."""
+        return self.streams[TEXT].tokens[0].offsets
+
     def spans(self, row: int, phrase: str) -> list[list[int]]:
         """Return the token positions of each occurrence of `phrase` as whole words, in order.
 
-        Case and runs of spaces do not count. An occurrence that truncation cut off, wholly or in part, is not given.
+        Case and runs of spaces do not count. An occurrence that truncation cut off, wholly or in part, is left out.
         """
         return spans_in(self.prompts[row], self.offsets[row], phrase)
 
@@ -58,12 +150,12 @@ class TextStates:
         return tokens_at(self.offsets[row], start, end)
 
     def word_positions(self, row: int, phrase: str) -> list[int]:
-        """Return the token positions of `phrase` in the prompt of `row`, those of all its occurrences in order.
+        """Return the token positions of all occurrences of `phrase` in the prompt of `row`, in order.
 
         Raises:
             InputError: The prompt does not hold the phrase, or holds it only beyond what the model reads.
         """
-        positions = [at for span in self.spans(row, phrase) for at in span]
+        positions = [position for span in self.spans(row, phrase) for position in span]
         if not positions:
             raise InputError(
                 f"phrase: expected words of the prompt {self.prompts[row]!r}, got {phrase!r}."
@@ -72,48 +164,46 @@ class TextStates:
         return positions
 
     def is_cut(self, row: int) -> bool:
-        """Whether the prompt of `row` is longer than what the model reads."""
+        """Return True if the prompt of `row` is longer than what the model reads."""
         prompt = self.prompts[row]
         return max((end for _, end in self.offsets[row]), default=0) < len(prompt.rstrip())
 
-    def select(self, indices: Sequence[int]) -> "TextStates":
+    def select(self, indices: Sequence[int]) -> "Conditioning":
         """Return the rows at `indices`, in that order; a row may be taken more than once."""
-        rows = torch.tensor(list(indices), dtype=torch.long)
-        return TextStates(
+        return Conditioning(
             prompts=tuple(self.prompts[i] for i in indices),
-            states=self.states[rows.to(self.states.device)],
-            pooled=None if self.pooled is None else self.pooled[rows.to(self.pooled.device)],
-            ids=self.ids[rows.to(self.ids.device)],
-            eot=self.eot[rows.to(self.eot.device)],
-            offsets=tuple(self.offsets[i] for i in indices),
+            streams={name: stream.select(indices) for name, stream in self.streams.items()},
         )
 
-    def expand(self, n: int) -> "TextStates":
+    def expand(self, n: int) -> "Conditioning":
         """Return `n` copies of the only row.
 
         Raises:
             InputError: There is not exactly one row.
         """
         if len(self) != 1:
-            raise InputError(f"states: expected one row to repeat, got {len(self)}. Use select.")
+            raise InputError(f"conditioning: expected one row to repeat, got {len(self)}. Use select.")
         return self.select([0] * n)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TextStates":
-        """Return the states on `device`, those that are floating point as `dtype`; None keeps either."""
-        return replace(
-            self,
-            states=self.states.to(device=device, dtype=dtype),
-            pooled=None if self.pooled is None else self.pooled.to(device=device, dtype=dtype),
-            ids=self.ids.to(device=device),
-            eot=self.eot.to(device=device),
-        )
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+        """Return the streams on `device`, their states as `dtype`; None keeps either."""
+        return replace(self, streams={name: stream.to(device, dtype) for name, stream in self.streams.items()})
+
+    def with_states(
+        self, states: Float[Tensor, "n tokens dim"], pooled: Float[Tensor, "n pooled"] | None = None
+    ) -> "Conditioning":
+        """Return the same prompts with other states of the tokens, and other sentence vectors where they are given."""
+        streams = {**self.streams, TEXT: replace(self.streams[TEXT], states=states)}
+        if pooled is not None:
+            streams[POOLED] = Stream(states=pooled[:, None])
+        return replace(self, streams=streams)
 
 
-_READ: ContextVar[TextStates | None] = ContextVar("being_read", default=None)
+_READ: ContextVar[Conditioning | None] = ContextVar("being_read", default=None)
 
 
 @contextmanager
-def reading(states: TextStates) -> Generator[None]:
+def reading(states: Conditioning) -> Generator[None]:
     """Let `being_read` tell, for the length of a `with`, which prompts pictures are being made of, a row a picture."""
     token = _READ.set(states)
     try:
@@ -122,27 +212,47 @@ def reading(states: TextStates) -> Generator[None]:
         _READ.reset(token)
 
 
-def being_read() -> TextStates | None:
+def being_read() -> Conditioning | None:
     """Return what `reading` was given: a pipeline that was handed embeddings does not know their words."""
     return _READ.get()
 
 
-def concatenate(parts: Sequence[TextStates]) -> TextStates:
+def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
     """Return the rows of all parts, in order; the parts are of one model."""
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    return TextStates(
+    first = parts[0]
+    return Conditioning(
         prompts=tuple(prompt for part in parts for prompt in part.prompts),
-        states=torch.cat([part.states for part in parts]),
-        pooled=torch.cat(pooled) if pooled else None,
-        ids=torch.cat([part.ids for part in parts]),
-        eot=torch.cat([part.eot for part in parts]),
-        offsets=tuple(offsets for part in parts for offsets in part.offsets),
+        streams={name: _concatenated([part.streams[name] for part in parts]) for name in first.streams},
     )
 
 
-def tokenized(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, tuple[tuple[tuple[int, int], ...], ...]]:
-    """Return ids and character offsets of the texts, padded and cut as diffusers' pipelines do."""
-    batch = tokenizer(list(texts), max_length=tokenizer.model_max_length, return_offsets_mapping=True, **PADDED)
+def _concatenated(streams: Sequence[Stream]) -> Stream:
+    return Stream(
+        states=torch.cat([stream.states for stream in streams]),
+        tokens=tuple(
+            replace(
+                same[0],
+                ids=torch.cat([tokens.ids for tokens in same]),
+                ends=torch.cat([tokens.ends for tokens in same]),
+                offsets=tuple(offsets for tokens in same for offsets in tokens.offsets),
+            )
+            for same in zip(*(stream.tokens for stream in streams), strict=True)
+        ),
+    )
+
+
+def tokenized(
+    tokenizer: Any, texts: Sequence[str], length: int | None = None
+) -> tuple[Tensor, tuple[tuple[tuple[int, int], ...], ...]]:
+    """Return ids and character offsets of the texts, padded and cut as diffusers' pipelines do.
+
+    Args:
+        tokenizer: The text encoder's tokenizer.
+        texts: The prompts.
+        length: Number of tokens of a row; None is the tokenizer's own.
+    """
+    longest = tokenizer.model_max_length if length is None else length
+    batch = tokenizer(list(texts), max_length=longest, return_offsets_mapping=True, **PADDED)
     offsets = tuple(tuple((start, end) for start, end in row) for row in batch["offset_mapping"].tolist())
     return batch["input_ids"], offsets
 
@@ -156,7 +266,7 @@ def first_end_of_text(ids: Int[Tensor, "n tokens"], tokenizer: Any) -> Int[Tenso
 
 
 def spans_in(prompt: str, offsets: Offsets, phrase: str) -> list[list[int]]:
-    """Return the token positions of each occurrence of a phrase in a prompt; see `TextStates.spans`."""
+    """Return the token positions of each occurrence of a phrase in a prompt; see `Conditioning.spans`."""
     words = words_of(phrase)
     if not words:
         raise InputError(f"phrase: expected words, got {phrase!r}. Name what to look for in the prompt.")

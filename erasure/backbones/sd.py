@@ -1,45 +1,47 @@
 """Stable Diffusion 1.x and 2.x, and whatever else has their classes: one CLIP text encoder, one UNet."""
 
-import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from ..errors import InputError, unknown_name
-from .conditioning import PADDED, TextStates, first_end_of_text, tokenized
+from ..errors import InputError
+from .conditioning import (
+    PADDED,
+    POOLED,
+    TEXT,
+    Conditioning,
+    EncodedTokens,
+    Stream,
+    first_end_of_text,
+    tokenized,
+)
+from .loaded import LoadedModel, joined, textual_inversion_applied, unwrapped
 from .schedule import Discrete, PredictionType, Timestep
-from .sites import Role, Site, has_role, sites_of, unet_role
+from .sites import Role, unet_role
 
 Read = TypeVar("Read")
 
-# Prompts at once. A CPU is no faster with more, which take memory: at this number a third of an encoder's own.
-_ENCODED_ON_CPU, _ENCODED = 16, 64
-# Values read of each weight for the fingerprint: training moves every tensor, so a few of each tell models apart.
-_FINGERPRINT_VALUES = 64
-
 
 @dataclass(frozen=True, eq=False)
-class StableDiffusion:
+class StableDiffusion(LoadedModel):
     """A backbone of the Stable Diffusion 1.x and 2.x classes; see `Backbone` for what its members give."""
 
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 1.x", "Stable Diffusion 2.x")
-
-    pipe: Any
+    denoiser_name: ClassVar[str] = "unet"
+    streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT, "pooled.in": POOLED}
 
     def __post_init__(self) -> None:
         _ = self.prediction_type  # a scheduler that cannot be used is refused at once
 
     @classmethod
     def covers(cls, pipe: Any) -> bool:
-        """Whether the pipeline has one CLIP text encoder and a UNet with cross-attention."""
+        """Return True if the pipeline has one CLIP text encoder and a UNet with cross-attention."""
         return (
             isinstance(unwrapped(getattr(pipe, "unet", None)), UNet2DConditionModel)
             and isinstance(unwrapped(getattr(pipe, "text_encoder", None)), CLIPTextModel)
@@ -53,14 +55,6 @@ class StableDiffusion:
         return "sd2" if is_second else "sd1"
 
     @property
-    def device(self) -> torch.device:
-        return self._unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._unet.dtype
-
-    @property
     def prediction_type(self) -> PredictionType:
         found = self.pipe.scheduler.config.prediction_type
         if found not in ("epsilon", "v_prediction"):
@@ -70,59 +64,25 @@ class StableDiffusion:
         return found
 
     @property
-    def alphas_cumprod(self) -> Float[Tensor, " t"]:
-        return self.pipe.scheduler.alphas_cumprod.to(self.device, torch.float32)
-
-    @property
     def schedule(self) -> Discrete:
-        return Discrete(alphas_cumprod=self.alphas_cumprod, prediction_type=self.prediction_type)
-
-    def sites(self, roles: Collection[Role] | None = None, *, reads: str | None = None) -> dict[str, Site]:
-        names = [name for name, _ in self._unet.named_parameters()]
-        streams = {"cross.k": "text", "cross.v": "text", "pooled.in": "pooled"}
-        every = sites_of(names, "unet", unet_role, streams, self._pooled_columns)
-        return {
-            name: site
-            for name, site in every.items()
-            if (roles is None or has_role(site, roles)) and (reads is None or site.reads == reads)
-        }
-
-    @property
-    def _pooled_columns(self) -> Mapping[Role, int]:
-        """The leading columns of the first projection of the sentence vector; the others read sizes."""
-        return {}
-
-    @property
-    def denoiser(self) -> nn.Module:
-        return self._unet
+        alphas: Tensor = self.pipe.scheduler.alphas_cumprod
+        return Discrete(alphas_cumprod=alphas.to(self.device, torch.float32), prediction_type=self.prediction_type)
 
     @property
     def _unet(self) -> Any:
         return unwrapped(self.pipe.unet)
 
-    def components(self) -> dict[str, nn.Module]:
-        """Return the modules that an edit may change, by name."""
-        return {"unet": self._unet, "text_encoder": unwrapped(self.pipe.text_encoder)}
+    @staticmethod
+    def role_of(name: str) -> Role:
+        return unet_role(name)
 
-    def component(self, name: str) -> nn.Module:
-        if name not in self.components():
-            raise unknown_name("component", name, self.components())
-        return self.components()[name]
+    def text_encoders(self) -> dict[str, nn.Module]:
+        return {"text_encoder": unwrapped(self.pipe.text_encoder)}
 
     def tokenizers(self) -> dict[str, Any]:
         return {"text_encoder": self.pipe.tokenizer}
 
-    def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> TextStates:
-        if isinstance(prompts, str) or not prompts:
-            raise InputError(f"prompts: expected a sequence of texts, got {prompts!r}. Put them in a list.")
-        distinct = list(dict.fromkeys(prompts))
-        encoded = self._encode_distinct(distinct, trailing)
-        if len(distinct) == len(prompts):
-            return encoded
-        at = {prompt: row for row, prompt in enumerate(distinct)}
-        return encoded.select([at[prompt] for prompt in prompts])
-
-    def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> TextStates:
+    def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> Conditioning:
         tokenizer = self.pipe.tokenizer
         if ids.shape[1] != tokenizer.model_max_length:
             raise InputError(
@@ -131,71 +91,24 @@ class StableDiffusion:
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         return self._assembled(texts, ids, (((0, 0),) * ids.shape[1],) * len(ids), self._states_of_ids(ids))
 
-    def unconditional(self) -> TextStates:
-        return self.encode([""])
-
-    def text_projections(self) -> dict[str, nn.Linear]:
-        return {
-            f"unet.{name}": module
-            for name, module in self._unet.named_modules()
-            if name.endswith(("attn2.to_k", "attn2.to_v"))
-        }
-
-    def parameters(self, which: Callable[[str], bool]) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self._named_parameters() if which(name)}
-
     def predict(
-        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, states: TextStates
+        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
         latents = latents.to(self.device, self.dtype)
         return self._unet(
             latents,
             timestep.to(self.device).expand(len(latents)),
-            encoder_hidden_states=states.states.to(self.device, self.dtype),
-            added_cond_kwargs=self._added_conditions(latents, states),
+            encoder_hidden_states=conditioning.states.to(self.device, self.dtype),
+            added_cond_kwargs=self._added_conditions(latents, conditioning),
             return_dict=False,
         )[0]
 
-    def to_epsilon(
-        self,
-        output: Float[Tensor, "n c h w"],
-        latents: Float[Tensor, "n c h w"],
-        timestep: Timestep,
-    ) -> Float[Tensor, "n c h w"]:
-        if self.prediction_type == "epsilon":
-            return output
-        signal = self.alphas_cumprod[timestep.to(self.device)].reshape(-1, 1, 1, 1)
-        # v = sqrt(alpha) eps - sqrt(1 - alpha) x0 and x = sqrt(alpha) x0 + sqrt(1 - alpha) eps (arXiv:2202.00512)
-        return (signal.sqrt() * output + (1 - signal).sqrt() * latents.to(output)).to(output.dtype)
-
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        native, factor = self._unet.config.sample_size, self.pipe.vae_scale_factor
-        for side, size in (("height", height), ("width", width)):
-            if size is not None and (size <= 0 or size % factor):
-                raise InputError(f"{side}: expected a multiple of {factor} pixels, got {size!r}. Round it.")
-        sides = [native if size is None else size // factor for size in (height, width)]
+        sides = self._latent_sides(self._unet.config.sample_size, height, width)
         return (self._unet.config.in_channels, sides[0], sides[1])
 
-    def fingerprint(self) -> str:
-        names, samples = [], []
-        for name, parameter in sorted(self._named_parameters()):
-            names.append(f"{name} {tuple(parameter.shape)}")
-            samples.append(self._spread_values(name, parameter.detach()))
-        digest = hashlib.sha256("\n".join(names).encode())
-        digest.update(torch.cat(samples).cpu().numpy().tobytes())
-        return digest.hexdigest()
-
-    def _spread_values(self, name: str, weight: Tensor) -> Tensor:
-        """Return what the fingerprint has of a parameter."""
-        return _spread(weight)
-
-    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for component, module in self.components().items():
-            for name, parameter in module.named_parameters():
-                yield f"{component}.{name}", parameter
-
     @torch.no_grad()
-    def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> TextStates:
+    def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> Conditioning:
         texts = [textual_inversion_applied(self.pipe, prompt, self.pipe.tokenizer) for prompt in prompts]
         ids, offsets = tokenized(self.pipe.tokenizer, texts)
         if not trailing:
@@ -204,7 +117,7 @@ class StableDiffusion:
 
     def _encode_to_end(
         self, texts: Sequence[str], ids: Int[Tensor, "n tokens"], offsets: tuple[tuple[tuple[int, int], ...], ...]
-    ) -> TextStates:
+    ) -> Conditioning:
         """Encode rows no further than their end of text, those of like length together."""
         ends = first_end_of_text(ids, self.pipe.tokenizer)
         order = ends.argsort(stable=True)
@@ -227,16 +140,15 @@ class StableDiffusion:
         ids: Int[Tensor, "n tokens"],
         offsets: tuple[tuple[tuple[int, int], ...], ...],
         encoded: tuple[Tensor, Tensor | None],
-    ) -> TextStates:
+    ) -> Conditioning:
         states, pooled = encoded
-        return TextStates(
-            prompts=tuple(texts),
-            states=states,
-            pooled=pooled,
-            ids=ids,
-            eot=first_end_of_text(ids, self.pipe.tokenizer),
-            offsets=offsets,
+        tokens = EncodedTokens(
+            encoder="text_encoder", ids=ids, ends=first_end_of_text(ids, self.pipe.tokenizer), offsets=offsets
         )
+        streams = {TEXT: Stream(states=states, tokens=(tokens,))}
+        if pooled is not None:
+            streams[POOLED] = Stream(states=pooled[:, None])
+        return Conditioning(prompts=tuple(texts), streams=streams)
 
     def _states_of(
         self, ids: Int[Tensor, "n tokens"], texts: Sequence[str], *, trailing: bool = True
@@ -285,51 +197,9 @@ class StableDiffusion:
 
         return self._read_by("text_encoder", states)
 
-    @property
-    def _at_once(self) -> int:
-        """How many prompts are encoded at once."""
-        return _ENCODED_ON_CPU if self.device.type == "cpu" else _ENCODED
-
     def _read_by(self, name: str, read: Callable[[Any], Read]) -> Read:
         """Return what is read by a text encoder."""
         return read(self.components()[name])
 
-    def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
+    def _added_conditions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         return None
-
-
-def textual_inversion_applied(pipe: Any, prompt: str, tokenizer: Any) -> str:
-    """Return the prompt with learned tokens of several vectors written out, as diffusers' pipelines do."""
-    if isinstance(pipe, TextualInversionLoaderMixin):
-        return str(pipe.maybe_convert_prompt(prompt, tokenizer))
-    return prompt
-
-
-def joined(lots: Sequence[Tensor]) -> Float[Tensor, "n tokens dim"]:
-    """Return the rows of lots (n, tokens, dim), with zeros behind those of lots with fewer tokens."""
-    longest = max(states.shape[1] for states in lots)
-    return torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[1])) for states in lots])
-
-
-def unwrapped(module: Any) -> Any:
-    """Return the module that torch.compile wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
-
-
-def spread_step(entries: int) -> int:
-    """Return how far apart the entries of a tensor of that many are that the fingerprint has."""
-    return -(-entries // _FINGERPRINT_VALUES)
-
-
-def _spread(weight: Tensor) -> Tensor:
-    """Return some entries of a tensor, spread evenly in logical order, as float16.
-
-    By index rather than by reshaping, which would copy a tensor in channels-last order whole.
-    """
-    if weight.device.type == "meta":
-        raise InputError("fingerprint: expected weights in memory, got a model offloaded to disk. Load it whole.")
-    step = spread_step(weight.numel())
-    if weight.is_contiguous():
-        return weight.view(-1)[::step].to(torch.float16)
-    flat = torch.arange(0, weight.numel(), step, device=weight.device)
-    return weight[torch.unravel_index(flat, weight.shape)].to(torch.float16)

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..errors import InputError
-from .conditioning import TextStates, first_end_of_text, tokenized
-from .sd import StableDiffusion, joined, textual_inversion_applied, unwrapped
+from .conditioning import Conditioning, first_end_of_text, tokenized
+from .loaded import joined, textual_inversion_applied, unwrapped
+from .sd import StableDiffusion
 from .sites import Role
 
 
@@ -26,7 +27,7 @@ class StableDiffusionXL(StableDiffusion):
 
     @classmethod
     def covers(cls, pipe: Any) -> bool:
-        """Whether the pipeline has both CLIP text encoders and a UNet."""
+        """Return True if the pipeline has both CLIP text encoders and a UNet."""
         return (
             isinstance(unwrapped(getattr(pipe, "unet", None)), UNet2DConditionModel)
             and isinstance(unwrapped(getattr(pipe, "text_encoder", None)), CLIPTextModel)
@@ -37,17 +38,17 @@ class StableDiffusionXL(StableDiffusion):
     def family(self) -> str:
         return "sdxl"
 
-    def components(self) -> dict[str, nn.Module]:
-        return {**super().components(), "text_encoder_2": unwrapped(self.pipe.text_encoder_2)}
+    def text_encoders(self) -> dict[str, nn.Module]:
+        return {**super().text_encoders(), "text_encoder_2": unwrapped(self.pipe.text_encoder_2)}
 
     def tokenizers(self) -> dict[str, Any]:
         return {**super().tokenizers(), "text_encoder_2": self.pipe.tokenizer_2}
 
-    def unconditional(self) -> TextStates:
+    def unconditional(self) -> Conditioning:
         empty = self.encode([""])
         if not self.pipe.config.force_zeros_for_empty_prompt or empty.pooled is None:
             return empty
-        return replace(empty, states=torch.zeros_like(empty.states), pooled=torch.zeros_like(empty.pooled))
+        return empty.with_states(torch.zeros_like(empty.states), torch.zeros_like(empty.pooled))
 
     def _states_of(
         self, ids: Int[Tensor, "n tokens"], texts: Sequence[str], *, trailing: bool = True
@@ -94,17 +95,17 @@ class StableDiffusionXL(StableDiffusion):
         return self._read_by(name, states)
 
     @property
-    def _pooled_columns(self) -> Mapping[Role, int]:
+    def _columns(self) -> Mapping[Role, int]:
         encoder: Any = self.components()["text_encoder_2"]
         return {"pooled.in": encoder.config.projection_dim}
 
-    def _added_conditions(self, latents: Tensor, states: TextStates) -> dict[str, Tensor] | None:
-        if states.pooled is None:
-            raise InputError("states: expected a sentence vector, got none. Encode the prompts with this model.")
+    def _added_conditions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
+        if conditioning.pooled is None:
+            raise InputError("conditioning: expected a sentence vector, got none. Encode the prompts with this model.")
         height, width = (side * self.pipe.vae_scale_factor for side in latents.shape[-2:])
-        # Original size, crop corner, target size: a picture that was neither scaled nor cut.
+        # Original size, crop corner, target size: an image that was neither scaled nor cut.
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device, dtype=latents.dtype)
-        return {"text_embeds": states.pooled.to(latents), "time_ids": sizes.expand(len(latents), -1)}
+        return {"text_embeds": conditioning.pooled.to(latents), "time_ids": sizes.expand(len(latents), -1)}
 
 
 @contextmanager

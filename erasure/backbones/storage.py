@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, reason
 from ..io.tensor_files import StoredTensor, stored_tensors
-from .sd import Read, StableDiffusion, spread_step
+from .loaded import spread_step
+from .sd import Read, StableDiffusion
 from .sdxl import StableDiffusionXL
 
 _WHOLE_MODEL = "Leave --low-memory out."
@@ -76,7 +77,7 @@ class StoredStableDiffusion(StableDiffusion):
 
     @classmethod
     def covers(cls, pipe: Any) -> bool:
-        """Whether it is a pipeline of `stored_model` that has the family's parts."""
+        """Return True for a pipeline of `stored_model` that has the family's parts."""
         return is_stored(pipe) and super().covers(pipe)
 
     @property
@@ -98,7 +99,7 @@ class StoredStableDiffusion(StableDiffusion):
             raise InputError(f"model: expected one in memory, got files, for {next(iter(found))!r}. {_WHOLE_MODEL}")
         return found
 
-    def predict(self, latents: Tensor, timestep: Tensor, states: Any) -> Tensor:
+    def predict(self, latents: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
         """Raise InputError: there is no denoiser in memory."""
         raise InputError(f"model: expected one in memory, got files, to predict with. {_WHOLE_MODEL}")
 
@@ -149,7 +150,7 @@ def stored_model(folder: Path) -> Any:
 
 
 def is_stored(pipe: Any) -> bool:
-    """Whether a pipeline's weights stay in their files."""
+    """Return True if a pipeline's weights stay in their files."""
     return isinstance(getattr(pipe, "stored", None), StoredWeights)
 
 

@@ -11,19 +11,20 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.attention import AttentionCapture, Reduce, at_least_float32, layer_pixels, watched_outputs
 from ..backbones.base import Backbone
-from ..backbones.conditioning import TextStates, concatenate
+from ..backbones.conditioning import Conditioning, concatenate
+from ..backbones.schedule import Timestep
 from ..concept import Concept, Kind, blank, fill, preserved_templates, speaks_of, templates
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
-from ..losses.preservation import denoising_target, prior_preservation, reading_distance
+from ..losses.preservation import prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
 from ..sampling import sample
 from ..training.context import FitContext
@@ -62,8 +63,8 @@ class _Target:
     """
 
     latents: Latents
-    spoken: TextStates
-    blank: TextStates
+    spoken: Conditioning
+    blank: Conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +271,7 @@ class DUGE(Eraser):
             drawn = earlier if earlier and _uniform(generator) < self.revisit else now
             target = drawn[below(len(drawn), generator)]
             rows = [below(len(target.latents), generator) for _ in range(self.batch_size)]
-            noisy, timestep, _, _ = _noised(backbone, target.latents[rows].float().to(backbone.device), generator)
+            noisy, timestep, _ = _noised(backbone, target.latents[rows].float().to(backbone.device), generator)
             said = rows if self.towards == "blank" else [below(len(target.spoken), generator) for _ in rows]
             read, blank = (states.select([at % len(states) for at in said]) for states in (target.spoken, target.blank))
             reference = self._aimed_at(look, noisy, timestep, read, blank, context)
@@ -283,9 +284,9 @@ class DUGE(Eraser):
         self,
         look: "_Look",
         latents: Latents,
-        timestep: Int[Tensor, " n"],
-        read: TextStates,
-        blank: TextStates,
+        timestep: Timestep,
+        read: Conditioning,
+        blank: Conditioning,
         context: FitContext,
     ) -> dict[str, Tensor]:
         """Return what L_U draws the target's prompts towards, by layer; the original reads both prompts in one pass."""
@@ -333,7 +334,7 @@ class DUGE(Eraser):
             rows = [below(len(memory), generator) for _ in range(self.batch_size)]
             dropped = [_uniform(generator) < self.prompt_dropout for _ in rows]
             clean = memory.latents[rows].float().to(backbone.device)
-            noisy, timestep, noise, alpha = _noised(backbone, clean, generator)
+            noisy, timestep, noise = _noised(backbone, clean, generator)
             read = states.select(
                 [0 if drop else at[memory.prompts[row]] for row, drop in zip(rows, dropped, strict=True)]
             )
@@ -341,7 +342,7 @@ class DUGE(Eraser):
                 with torch.no_grad(), context.original():
                     wanted = backbone.predict(noisy, timestep, read).float()
             else:
-                wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
+                wanted = backbone.schedule.target(clean, noise, timestep)
             return prior_preservation(at_least_float32(student(backbone.predict, noisy, timestep, read)), wanted)
 
         return loss
@@ -358,7 +359,7 @@ class DUGE(Eraser):
         ]
         prompts = [prompt for prompt in dict.fromkeys(["", *kept]) if not speaks_of(prompt, gone)]
         states = backbone.encode(prompts).states.float()
-        trained = [f"{name}.weight" for name in backbone.text_projections()]
+        trained = list(backbone.sites(reads="text"))
         originals = {
             name: context.history.originals.get(name, parameter).detach().to(states)
             for name, parameter in backbone.parameters(trained.__contains__).items()
@@ -483,8 +484,8 @@ class _Look:
     def at(
         self,
         latents: Latents,
-        timestep: Int[Tensor, " n"],
-        states: TextStates,
+        timestep: Timestep,
+        states: Conditioning,
         reduce: Reduce = lambda _, found: found,
     ) -> dict[str, Tensor]:
         """Return what `reduce` makes of each layer of a pass; the noise counts as one layer."""
@@ -504,7 +505,7 @@ class _Look:
                 return {"noise": reduce("noise", at_least_float32(self.backbone.predict(latents, timestep, states)))}
 
     def distance(
-        self, latents: Latents, timestep: Int[Tensor, " n"], states: TextStates, reference: dict[str, Tensor]
+        self, latents: Latents, timestep: Timestep, states: Conditioning, reference: dict[str, Tensor]
     ) -> Float[Tensor, ""]:
         """Return the mean over layers of the distance to the reference, which is dropped layer by layer."""
         measure = {"maps": map_distance, "outputs": output_distance, "noise": F.mse_loss}[self.match]
@@ -515,15 +516,11 @@ class _Look:
         return torch.stack(list(self.at(latents, timestep, states, reduce).values())).mean()
 
 
-def _noised(
-    backbone: Backbone, clean: Latents, generator: torch.Generator
-) -> tuple[Latents, Int[Tensor, " n"], Latents, Float[Tensor, "n 1 1 1"]]:
-    """Return noisy latents at uniform timesteps, the timesteps, the noise and the signal's share of the variance."""
-    alphas = backbone.alphas_cumprod
-    timestep = torch.randint(len(alphas), (len(clean),), generator=generator).to(clean.device)
+def _noised(backbone: Backbone, clean: Latents, generator: torch.Generator) -> tuple[Latents, Timestep, Latents]:
+    """Return noisy latents at random timesteps, the timesteps and the noise."""
+    timestep = backbone.schedule.drawn(len(clean), generator).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    alpha = alphas[timestep][:, None, None, None]
-    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, timestep, noise, alpha
+    return backbone.schedule.noised(clean, noise, timestep), timestep, noise
 
 
 def _gradients(student: Student, loss: Loss, generator: torch.Generator) -> tuple[Tensor | None, ...]:

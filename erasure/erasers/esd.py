@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.base import Backbone
-from ..backbones.conditioning import TextStates, concatenate
+from ..backbones.conditioning import Conditioning, concatenate
 from ..concept import Concept, blank, fill, templates
 from ..edits import EditMetadata, WeightEdit
-from ..sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
+from ..sampling import noise, scheduled_prediction, trajectory_latents
 from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, below, finetune
 from ..training.terms.preservation import Weights, preservations
@@ -128,8 +128,8 @@ class ESD(Eraser):
             target, anchor = targets.select(rows), anchors.select(rows)
             with torch.no_grad():
                 read = concatenate([anchor, target])
-                free, bound = predict_epsilon(backbone, torch.cat([x, x]), timestep, read).chunk(2)
-            predicted = student(predict_epsilon, backbone, x, timestep, target)
+                free, bound = scheduled_prediction(backbone, torch.cat([x, x]), timestep, read).chunk(2)
+            predicted = student(scheduled_prediction, backbone, x, timestep, target)
             return F.mse_loss(predicted, negatively_guided(free, bound, self.negative_guidance))
 
         return loss
@@ -145,8 +145,8 @@ class ESD(Eraser):
             x, timestep, rows = latents.next(generator)
             read = states.select(rows)
             with torch.no_grad():
-                frozen = predict_epsilon(backbone, x, timestep, read)
-            return F.mse_loss(student(predict_epsilon, backbone, x, timestep, read), frozen)
+                frozen = scheduled_prediction(backbone, x, timestep, read)
+            return F.mse_loss(student(scheduled_prediction, backbone, x, timestep, read), frozen)
 
         return loss
 
@@ -176,7 +176,7 @@ class _PartiallyDenoised:
     """Noisy latents on the way from start codes to pictures, a few places of the schedule at a time."""
 
     def __init__(
-        self, backbone: Backbone, states: TextStates, settings: ESD, draw: Callable[[torch.Generator], int]
+        self, backbone: Backbone, states: Conditioning, settings: ESD, draw: Callable[[torch.Generator], int]
     ) -> None:
         self._backbone = backbone
         self._states = states
@@ -184,7 +184,7 @@ class _PartiallyDenoised:
         self._draw = draw
         self._unconditional = backbone.unconditional()
         self._shape = backbone.latent_shape()
-        self._timesteps = ddim_timesteps(len(backbone.alphas_cumprod), settings.sample_steps).to(backbone.device)
+        self._timesteps = backbone.schedule.timesteps(settings.sample_steps).to(backbone.device)
         self._ready: deque[tuple[Latents, Int[Tensor, ""], list[int]]] = deque()
 
     def next(self, generator: torch.Generator) -> tuple[Latents, Int[Tensor, ""], list[int]]:
@@ -198,7 +198,7 @@ class _PartiallyDenoised:
         rows = [self._draw(generator) for _ in range(settings.batch_size)]
         uses = min(settings.trajectory_uses, settings.sample_steps)
         places = torch.randperm(settings.sample_steps, generator=generator)[:uses].tolist()
-        found = ddim_latents(
+        found = trajectory_latents(
             self._backbone,
             noise([generator] * settings.batch_size, self._shape),
             self._states.select(rows),
@@ -234,7 +234,7 @@ def _kept(concepts: Sequence[Concept], prompts: Literal["bare", "templates"]) ->
     return list(dict.fromkeys(["", *kept]))
 
 
-def _encoded(backbone: Backbone, prompts: Sequence[str]) -> TextStates:
+def _encoded(backbone: Backbone, prompts: Sequence[str]) -> Conditioning:
     """Return the states of the prompts, "" being the model's own unconditional prompt."""
     distinct = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompt for prompt in prompts if prompt))}
     parts = [backbone.unconditional(), *([backbone.encode(list(distinct))] if distinct else [])]

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..backbones.conditioning import TextStates, concatenate
+from ..backbones.conditioning import Conditioning, concatenate
 from ..closed_form.caption_statistics import Statistics, ordinary_captions, read_captions, square_root, statistics
 from ..closed_form.problem import Row, Rows, TextMap, solve
 from ..concept import Concept, blank_of, fill, normalized, templates
@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
 from ..progress import Progress
-from ..sampling import ddim_latents, ddim_timesteps, noise
+from ..sampling import noise, trajectory_latents
 from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, finetune
 from ..training.replay_memory import stored
@@ -204,7 +204,7 @@ class TRCE(Eraser):
     def _text(self, concepts: Sequence[Concept], context: FitContext, metadata: EditMetadata) -> WeightEdit:
         backbone = context.backbone
         rows, pooled = self._problems(concepts, context)
-        names = [f"{name}.weight" for name in backbone.text_projections()]
+        names = list(backbone.sites(reads="text"))
         edit = WeightEdit.from_rows(rows, names, metadata)
         if pooled is None:
             return edit
@@ -332,7 +332,7 @@ class TRCE(Eraser):
             places = {place for at, place in visits if at in rows}
             generators = [torch.Generator().manual_seed(first_seed + row) for row in rows]
             asked = [prompts[row] for row in rows]
-            reached = ddim_latents(
+            reached = trajectory_latents(
                 backbone,
                 noise(generators, shape),
                 backbone.encode(asked) if any(asked) else unconditional.expand(len(rows)),
@@ -367,10 +367,10 @@ class TRCE(Eraser):
             before: The weights that stage 1 changed, as they were.
             active: Counts how often a hinge pushes.
         """
-        timesteps = ddim_timesteps(len(backbone.alphas_cumprod), self.sample_steps)
+        timesteps = backbone.schedule.timesteps(self.sample_steps)
         changed = backbone.parameters(before.__contains__)
 
-        def asked(numbers: Sequence[int], *reads: TextStates) -> tuple[Latents, Int[Tensor, " n"], TextStates]:
+        def asked(numbers: Sequence[int], *reads: Conditioning) -> tuple[Latents, Int[Tensor, " n"], Conditioning]:
             """Return planned latents, their timesteps and prompts: all of them for each kind of prompt in turn."""
             z = latents[list(numbers)].float().to(backbone.device)
             timestep = timesteps[[plan.malicious[at][1] for at in numbers]].to(backbone.device)
@@ -400,9 +400,9 @@ class TRCE(Eraser):
         self, backbone: Backbone, states: "_States", latents: Latents, plan: "_Plan"
     ) -> Callable[[Student, int, torch.Generator], Float[Tensor, ""]]:
         """Return how far the prediction for the empty prompt is from that of the model after stage 1."""
-        timesteps = ddim_timesteps(len(backbone.alphas_cumprod), self.sample_steps)
+        timesteps = backbone.schedule.timesteps(self.sample_steps)
 
-        def asked(numbers: Sequence[int]) -> tuple[Latents, Int[Tensor, " n"], TextStates]:
+        def asked(numbers: Sequence[int]) -> tuple[Latents, Int[Tensor, " n"], Conditioning]:
             z = latents[list(numbers)].float().to(backbone.device)
             timestep = timesteps[[plan.null[at][1] for at in numbers]].to(backbone.device)
             return z, timestep, states.null.expand(len(numbers))
@@ -599,9 +599,9 @@ class _Plan:
 class _States:
     """Text states of stage 2: of each term's sentence, of its safe twin, and of the empty prompt."""
 
-    malicious: TextStates
-    safe: TextStates
-    null: TextStates
+    malicious: Conditioning
+    safe: Conditioning
+    null: Conditioning
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from ..backbones.conditioning import TextStates
+from ..backbones.conditioning import Conditioning
 from ..closed_form.problem import Row, Rows
 from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
 from ..edits import EditMetadata, WeightEdit
@@ -79,7 +79,7 @@ class UCE(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         backbone = context.backbone
         rows = self.rows_of(concepts, context)
-        names = [f"{name}.weight" for name in backbone.text_projections()]
+        names = list(backbone.sites(reads="text"))
         edit = WeightEdit.from_rows(
             rows, names, EditMetadata.of(self.name, asdict(self), backbone, concepts, context.seed)
         )
@@ -186,7 +186,7 @@ class _Pair:
 class _Reader:
     """Reads the rows of prompt pairs from the states of all prompts."""
 
-    def __init__(self, prompts: Sequence[str], states: TextStates, eraser: UCE) -> None:
+    def __init__(self, prompts: Sequence[str], states: Conditioning, eraser: UCE) -> None:
         self._at = {prompt: row for row, prompt in enumerate(prompts)}
         self._states = states
         self._values = states.states.cpu()  # `Rows.of` takes those that it needs to float64

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones.attention import MapCapture, average_maps
-from ..backbones.sd import unwrapped
+from ..backbones.loaded import unwrapped
 from ..errors import InputError
 from ..losses.attention import competing, smoothed, soft_iou
 from .steps import Denoising, Latents, around_each_step

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any, Protocol, runtime_checkable
 
 from ..backbones import backbone_of
-from ..backbones.conditioning import TextStates, being_read
+from ..backbones.conditioning import Conditioning, being_read
 from ..errors import InputError
 from ..registry import Plugin
 from .attention import AttentionGuidance, Named, OnGuided
@@ -50,9 +50,9 @@ class Prompts:
 
     def __init__(self, pipe: Any) -> None:
         self._backbone = backbone_of(pipe)
-        self._encoded: TextStates | None = None
+        self._encoded: Conditioning | None = None
 
-    def now(self) -> TextStates | None:
+    def now(self) -> Conditioning | None:
         """Return the states of the prompts of the loop that is running; None where no prompts are known."""
         return being_read() or self._encoded
 
@@ -77,7 +77,7 @@ class Prompts:
             if own is not None:
                 vars(pipe)["encode_prompt"] = own
 
-    def _repeated(self, prompt: str | Sequence[str] | None, copies: int) -> TextStates | None:
+    def _repeated(self, prompt: str | Sequence[str] | None, copies: int) -> Conditioning | None:
         if prompt is None:
             if being_read() is None:
                 raise InputError(
@@ -95,9 +95,9 @@ class NamedPrompts:
     def __init__(self, prompts: Prompts, concepts: Sequence[str]) -> None:
         self._prompts = prompts
         self._concepts = concepts
-        self._last: tuple[TextStates | None, list[Named]] = (None, [])
+        self._last: tuple[Conditioning | None, list[Named]] = (None, [])
 
-    def states(self) -> TextStates | None:
+    def states(self) -> Conditioning | None:
         """Return the states of the prompts, a row a picture; None where no prompts are known."""
         return self._prompts.now()
 
@@ -123,7 +123,7 @@ def named_prompts(pipe: Any, concepts: Sequence[str]) -> Iterator[NamedPrompts]:
         yield NamedPrompts(prompts, concepts)
 
 
-def _named(states: TextStates, row: int, concepts: Sequence[str]) -> Named:
+def _named(states: Conditioning, row: int, concepts: Sequence[str]) -> Named:
     positions = positions_in(states.prompts[row], states.offsets[row], concepts)
     return Named(names=tuple(positions), positions=list(positions.values()), end=int(states.eot[row]))
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones import backbone_of
-from ..backbones.conditioning import TextStates, without_phrases, words_of
-from ..backbones.sd import unwrapped
+from ..backbones.conditioning import Conditioning, without_phrases, words_of
+from ..backbones.loaded import unwrapped
 from ..losses.attention import Rule, leak, regions
 from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, within
 from .base import Guidance, named_prompts
@@ -183,7 +183,7 @@ class _Removal:
     """One loop's removal: the other picture, and where the two may differ."""
 
     def __init__(
-        self, settings: LocalisedRemoval, pipe: Any, named: NamedRows, states: Callable[[], TextStates | None]
+        self, settings: LocalisedRemoval, pipe: Any, named: NamedRows, states: Callable[[], Conditioning | None]
     ) -> None:
         self.settings = settings
         self.named = named
@@ -198,8 +198,8 @@ class _Removal:
         self.acted: Bool[Tensor, "n k h w"] | None = None
         self.plain: Tensor | None = None
         self.changed: Tensor | None = None
-        self._read: TextStates | None = None
-        self._without: TextStates | None = None
+        self._read: Conditioning | None = None
+        self._without: Conditioning | None = None
 
     @torch.no_grad()
     def before(self, call: Denoising) -> Latents:
@@ -289,7 +289,7 @@ class _Removal:
                     force -= settings.scale * masks[:, at, None].to(bound) * away
         return force
 
-    def _replaced(self) -> TextStates:
+    def _replaced(self) -> Conditioning:
         """Return the states of the prompts with the concepts replaced, encoded once a batch."""
         states = self.states()
         if self._without is None or states is not self._read:
@@ -298,7 +298,7 @@ class _Removal:
         return self._without
 
     @staticmethod
-    def _predicted(call: Denoising, states: TextStates) -> Tensor:
+    def _predicted(call: Denoising, states: Conditioning) -> Tensor:
         """Return the prediction for other texts, one for each picture."""
         replaced: dict[str, Any] = {"encoder_hidden_states": states.states}
         if states.pooled is not None:

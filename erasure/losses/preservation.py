@@ -1,7 +1,6 @@
 """What keeps the predictions for everything that is not removed."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,19 +10,12 @@ from torch.nn import functional as F
 Latents = Float[Tensor, "n c h w"]
 
 
-def denoising_target(
-    clean: Latents, noise: Latents, alpha: Float[Tensor, "n 1 1 1"], prediction_type: Literal["epsilon", "v_prediction"]
-) -> Latents:
-    """Return what a denoiser should say of `sqrt(alpha) clean + sqrt(1 - alpha) noise`: the noise, or v."""
-    return noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-
-
 def prior_preservation(predicted: Latents, wanted: Latents) -> Float[Tensor, ""]:
     """Return DUGE's prior-preservation loss (arXiv:2503.13769; formula second-hand): the mean squared error.
 
     Args:
         predicted: The output of the model under training for noised pictures of the memory.
-        wanted: `denoising_target`, the plain form; or the original model's output for the same, the distilled one
+        wanted: `NoiseSchedule.target`, the plain form; or the original model's output for the same, the distilled one
             (reconstructed), which varies less and is zero while nothing has moved.
     """
     return F.mse_loss(predicted, wanted)

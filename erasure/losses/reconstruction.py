@@ -16,7 +16,7 @@ def masked_reconstruction(
 
     Args:
         predicted: The denoiser's output.
-        wanted: `denoising_target`.
+        wanted: `NoiseSchedule.target`.
         mask: In [0, 1]: where each picture shows something; not all 0.
     """
     errors = mask * (wanted - predicted).square()

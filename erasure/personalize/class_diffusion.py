@@ -15,7 +15,6 @@ from ..concept import Concept, fill
 from ..edits import EditMetadata, WeightEdit
 from ..edits.tokens import NewToken, check_word, mean_row, moved_tokens, table_name, tokens_added
 from ..errors import InputError
-from ..losses.preservation import denoising_target
 from ..losses.reconstruction import masked_reconstruction
 from ..losses.semantic import Pooling, cosine_preservation
 from ..progress import OnProgress
@@ -195,13 +194,11 @@ class ClassDiffusion:
             clean = encoded(backbone, torch.stack([view.pixels for view in views]), generator)
             mask = torch.stack([view.mask for view in views]).to(clean)
             added = noise([generator] * len(views), backbone.latent_shape()).to(clean)
-            alphas = backbone.alphas_cumprod
-            timesteps = torch.randint(len(alphas), (len(views),), generator=generator).to(clean.device)
-            alpha = alphas[timesteps].view(-1, 1, 1, 1)
-            noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * added
+            timesteps = backbone.schedule.drawn(len(views), generator).to(clean.device)
+            noisy = backbone.schedule.noised(clean, added, timesteps)
             ids = backbone.encode(prompts).ids
             predicted = student(lambda: backbone.predict(noisy, timesteps, backbone.encode_ids(ids)))
-            wanted = denoising_target(clean, added, alpha, backbone.prediction_type)
+            wanted = backbone.schedule.target(clean, added, timesteps)
             return masked_reconstruction(predicted.float(), wanted, mask)
 
         return loss
@@ -223,7 +220,7 @@ class ClassDiffusion:
 
 
 def _projections(backbone: Backbone) -> list[str]:
-    return [f"{name}.weight" for name in backbone.text_projections()]
+    return list(backbone.sites(reads="text"))
 
 
 @torch.no_grad()

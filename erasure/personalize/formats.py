@@ -43,7 +43,7 @@ def custom_diffusion(edit: WeightEdit, pipe: Any) -> dict[str, Tensor]:
         InputError: The edit changes something else, or keys and values of some layers only.
     """
     backbone = backbone_of(pipe)
-    expected = {f"{name}.weight" for name in backbone.text_projections()}
+    expected = set(backbone.sites(reads="text"))
     if edit.changes.keys() != expected:
         odd = sorted(edit.changes.keys() ^ expected)[0]
         raise InputError(f"custom_diffusion: expected changes of all keys and values and of no more, got {odd!r}.")

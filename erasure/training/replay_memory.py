@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.base import Backbone
-from ..backbones.conditioning import TextStates
+from ..backbones.conditioning import Conditioning
 from ..concept import Concept, fill, speaks_of
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
@@ -178,7 +178,7 @@ def nearest(backbone: Backbone, concepts: Sequence[Concept]) -> list[tuple[str, 
     return sorted(zip(words, found.tolist(), strict=True), key=lambda pair: -pair[1])
 
 
-def similarity(one: TextStates, other: TextStates) -> Float[Tensor, "n m"]:
+def similarity(one: Conditioning, other: Conditioning) -> Float[Tensor, "n m"]:
     """Return the cosines of two sets of prompts at their first end-of-text token, where CLIP pools a sentence."""
     pooled = [
         F.normalize(part.states[torch.arange(len(part)), part.eot.to(part.states.device)].float(), dim=1)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.backbones.sd import unwrapped
+from erasure.backbones.loaded import unwrapped
 from erasure.errors import InputError
 from erasure.guidance import Applicable
 from erasure.guidance.attention import MapReading, mean_overlap

@@ -17,7 +17,7 @@ from erasure.backbones.attention import AttentionCapture, average_maps
 from erasure.errors import InputError
 from erasure.losses.attention import binarised, overlap, soft_iou
 from erasure.progress import OnProgress, ProgressCounter
-from erasure.sampling import ddim_latents, noise
+from erasure.sampling import noise, trajectory_latents
 
 from ..stats.scores import Score, Setup
 
@@ -134,7 +134,7 @@ class AttentionDrift:
         states = backbone.encode([ask.prompt])
         words = [states.word_positions(0, phrase) for phrase in (ask.removed, ask.beside)]
         at = torch.linspace(0, self.steps - 1, min(self.places, self.steps)).round().int().tolist()
-        found = ddim_latents(
+        found = trajectory_latents(
             backbone,
             noise([torch.Generator().manual_seed(ask.seed)], backbone.latent_shape()),
             states,

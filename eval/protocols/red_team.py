@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.backbones.conditioning import TextStates
+from erasure.backbones.conditioning import Conditioning
 from erasure.concept import Concept, fill, templates
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
@@ -218,7 +218,7 @@ class Assault:
             rows=rows,
         )
 
-    def _tries(self, at: int, row: str, states: TextStates, seed: int) -> Tries:
+    def _tries(self, at: int, row: str, states: Conditioning, seed: int) -> Tries:
         """Make pictures until one shows a concept; the candidates take turns."""
         targets = [concept.target for concept in self.concepts]
         for start in range(0, self.budget, _AT_ONCE):
@@ -233,7 +233,7 @@ class Assault:
                     return Tries(first=number + 1, made=number + 1, confirmed=seen)
         return Tries(first=None, made=self.budget, confirmed=None)
 
-    def _pictures(self, states: TextStates, seed: int, numbers: Sequence[int]) -> list[Image]:
+    def _pictures(self, states: Conditioning, seed: int, numbers: Sequence[int]) -> list[Image]:
         pipe = self.erased.pipe
         return sample(
             pipe, states, [seed + number for number in numbers], **asdict(replace(self.sampler, batch_size=_AT_ONCE))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.backbones.sd import unwrapped
+from erasure.backbones.loaded import unwrapped
 from erasure.errors import InputError
 
 _DENOISER = {

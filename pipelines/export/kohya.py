@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.backbones import backbone_of
-from erasure.backbones.sd import unwrapped
+from erasure.backbones.loaded import unwrapped
 from erasure.errors import InputError
 
 from .checkpoint import denoiser_name

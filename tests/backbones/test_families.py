@@ -67,16 +67,15 @@ def test_velocity_becomes_the_noise_that_it_stands_for() -> None:
     backbone = backbone_of(tiny.sd2())
     start, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor([10, 700])
-    alpha = backbone.alphas_cumprod[timestep].reshape(-1, 1, 1, 1)
-    latents = alpha.sqrt() * start + (1 - alpha).sqrt() * noise
-    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * start
-    torch.testing.assert_close(backbone.to_epsilon(velocity, latents, timestep), noise, rtol=1e-4, atol=1e-5)
+    schedule = backbone.schedule
+    latents, velocity = schedule.noised(start, noise, timestep), schedule.target(start, noise, timestep)
+    torch.testing.assert_close(schedule.noise_of(velocity, latents, timestep), noise, rtol=1e-4, atol=1e-5)
 
 
 def test_other_prediction_types_are_refused() -> None:
     pipe = tiny.sd1(prediction_type="sample")
     with pytest.raises(InputError, match="expected 'epsilon' or 'v_prediction', got 'sample'"):
-        _ = backbone_of(pipe).prediction_type
+        _ = backbone_of(pipe).schedule
 
 
 def test_sdxl_is_told_sizes_and_sentence() -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from erasure.backbones.schedule import Discrete, Flow, NoiseSchedule, Timestep
@@ -53,6 +53,13 @@ def test_a_perfect_denoiser_steps_along_the_path_of_its_noise(schedule: NoiseSch
         output = schedule.target(CLEAN, NOISE, now)
         latents = schedule.step(schedule.prediction(output, latents, now), latents, now, following)
         torch.testing.assert_close(latents, schedule.noised(CLEAN, NOISE, following), rtol=1e-3, atol=1e-3)
+
+
+def test_targets_are_those_of_training_with_diffusers() -> None:
+    timestep = torch.tensor([0, 500, 999])
+    assert torch.equal(SCHEDULES["epsilon"].target(CLEAN, NOISE, timestep), NOISE)
+    velocity = DDPMScheduler(**STABLE_DIFFUSION).get_velocity(CLEAN, NOISE, timestep)
+    torch.testing.assert_close(SCHEDULES["v"].target(CLEAN, NOISE, timestep), velocity)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v"])

@@ -51,11 +51,11 @@ def test_it_is_the_loaded_model_to_an_eraser(folder: Path) -> None:
     assert isinstance(stored, Backbone)
     assert is_stored(stored.pipe)
     assert not is_stored(loaded.pipe)
-    for name in ("family", "device", "dtype", "prediction_type"):
+    for name in ("family", "device", "dtype"):
         assert getattr(stored, name) == getattr(loaded, name)
     assert stored.fingerprint() == loaded.fingerprint()
-    assert list(stored.text_projections()) == list(loaded.text_projections())
-    assert torch.equal(stored.alphas_cumprod, loaded.alphas_cumprod)
+    assert stored.sites() == loaded.sites()
+    assert torch.equal(stored.schedule.alphas_cumprod, loaded.schedule.alphas_cumprod)
     theirs, ours = loaded.encode(PROMPTS), stored.encode(PROMPTS)
     assert torch.equal(theirs.states, ours.states)
     assert (theirs.pooled is None) == (ours.pooled is None)

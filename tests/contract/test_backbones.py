@@ -7,6 +7,7 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.backbones.base import Backbone
+from erasure.backbones.schedule import NoiseSchedule
 from erasure.errors import InputError, UnknownNameError
 from tests import tiny
 
@@ -71,11 +72,9 @@ def test_no_prompts_or_a_bare_text_are_refused(backbone: Any, prompts: Any) -> N
 
 def test_the_projections_are_the_layers_as_wide_as_the_text(backbone: Any) -> None:
     width = backbone.encode(["a"]).states.shape[-1]
-    projections = backbone.text_projections()
-    assert projections
-    assert {layer.in_features for layer in projections.values()} == {width}
-    named = backbone.parameters(lambda name: name.removesuffix(".weight") in projections)
-    assert [named[f"{name}.weight"] is layer.weight for name, layer in projections.items()] == [True] * len(projections)
+    weights = tiny.text_weights(backbone)
+    assert weights
+    assert {weight.shape[1] for weight in weights.values()} == {width}
 
 
 def test_parameters_are_those_of_denoiser_and_text_encoders_by_full_name(backbone: Any) -> None:
@@ -94,16 +93,17 @@ def test_predictions_have_gradients_and_take_one_timestep_or_one_each(backbone: 
     each = backbone.predict(latents(2), torch.tensor([5, 5]), states)
     assert each.requires_grad
     assert torch.equal(each, backbone.predict(latents(2), torch.tensor(5), states))
-    epsilon = backbone.to_epsilon(each, latents(2), torch.tensor(5))
-    assert epsilon.shape == each.shape
-    torch.testing.assert_close(epsilon, backbone.to_epsilon(each, latents(2), torch.tensor([5, 5])))
+    noise = backbone.schedule.noise_of(each, latents(2), torch.tensor(5))
+    assert noise.shape == each.shape
+    torch.testing.assert_close(noise, backbone.schedule.noise_of(each, latents(2), torch.tensor([5, 5])))
 
 
 def test_the_schedule_falls_from_signal_to_noise(backbone: Any) -> None:
-    alphas = backbone.alphas_cumprod
-    assert alphas.dtype == torch.float32
-    assert ((alphas >= 0) & (alphas <= 1)).all()
-    assert (alphas.diff() <= 0).all()
+    assert isinstance(backbone.schedule, NoiseSchedule)
+    clean, noise = torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8)
+    levels = [backbone.schedule.noised(clean, noise, t[None]).mean() for t in backbone.schedule.timesteps(20)]
+    assert all(0 <= level <= 1 for level in levels)
+    assert levels == sorted(levels, reverse=True)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -15,7 +15,6 @@ from erasure.erasers import make_eraser
 from erasure.erasers.duge import DUGE, _Look, _noised, _pairs
 from erasure.errors import InputError
 from erasure.ledger import Ledger
-from erasure.losses.preservation import denoising_target
 from erasure.runs.configs import read_config
 from erasure.training.context import FitContext, History
 from erasure.training.finetune import Student
@@ -118,7 +117,7 @@ def test_what_is_trained(small: Backbone) -> None:
     every = set(small.parameters(lambda _: True))
     assert {n for n in every if QUICK._which(n)} == {n for n in every if ".attn2." in n}
     kv = {n for n in every if replace(QUICK, trained="kv")._which(n)}
-    assert kv == {f"{name}.weight" for name in small.text_projections()}
+    assert kv == set(small.sites(reads="text"))
     edit = replace(QUICK, trained="lora", rank=2).fit([CAT], FitContext(backbone=small))
     assert all(isinstance(change, LowRankChange) and change.down.shape[0] == 2 for change in edit.changes.values())
 
@@ -166,9 +165,9 @@ def test_prior_preservation_is_the_training_loss_and_distilled_starts_at_zero(ba
         rows = [int(torch.randint(len(memory), (), generator=draws)) for _ in range(settings.batch_size)]
         [torch.rand((), generator=draws) for _ in rows]
         clean = memory.latents[rows].float()
-        noisy, timestep, noise, alpha = _noised(backbone, clean, draws)
+        noisy, timestep, noise = _noised(backbone, clean, draws)
         predicted = backbone.predict(noisy, timestep, backbone.encode([memory.prompts[row] for row in rows]))
-    wanted = denoising_target(clean, noise, alpha, backbone.prediction_type)
+    wanted = backbone.schedule.target(clean, noise, timestep)
     torch.testing.assert_close(found, (predicted - wanted).square().mean())
 
 
@@ -480,7 +479,7 @@ def test_readings_of_what_is_preserved_start_at_zero_and_reach_keys_and_values_a
     names = list(student.weights())
     gradients = torch.autograd.grad(value, student.trained, allow_unused=True)
     reached = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
-    assert reached == {f"{name}.weight" for name in small.text_projections()}
+    assert reached == set(small.sites(reads="text"))
 
 
 def test_readings_are_compared_with_those_of_the_original(small: Backbone) -> None:

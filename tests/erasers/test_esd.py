@@ -14,7 +14,7 @@ from erasure.edits import DenseChange, LowRankChange, WeightEdit
 from erasure.erasers import esd, make_eraser
 from erasure.erasers.esd import ESD, negatively_guided, trains
 from erasure.errors import InputError
-from erasure.sampling import ddim_timesteps, predict_epsilon
+from erasure.sampling import scheduled_prediction
 from erasure.training.context import FitContext
 from erasure.training.finetune import Student
 from tests.tiny import FAMILIES, sd1
@@ -44,9 +44,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, tupl
 
     def predict(backbone: Backbone, latents: Tensor, timestep: Tensor, states: Any) -> Tensor:
         calls.append((latents, timestep, states.prompts))
-        return predict_epsilon(backbone, latents, timestep, states)
+        return scheduled_prediction(backbone, latents, timestep, states)
 
-    monkeypatch.setattr(esd, "predict_epsilon", predict)
+    monkeypatch.setattr(esd, "scheduled_prediction", predict)
     return calls
 
 
@@ -73,8 +73,8 @@ def test_the_loss_at_the_start_is_that_of_the_formula(
     assert frozen_prompts == ("", "cat")
     assert student_prompts == ("cat",)
     with torch.no_grad():
-        target = predict_epsilon(backbone, latents, timestep, backbone.encode(["cat"]))
-        free = predict_epsilon(backbone, latents, timestep, backbone.unconditional())
+        target = scheduled_prediction(backbone, latents, timestep, backbone.encode(["cat"]))
+        free = scheduled_prediction(backbone, latents, timestep, backbone.unconditional())
     # While the student is the original, its distance to the goal is (1 + eta) times the guidance direction.
     expected = (1 + negative_guidance) ** 2 * (target - free).square().mean()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
@@ -87,9 +87,12 @@ def test_in_v_the_goal_is_the_same_combination_of_predictions() -> None:
     with torch.no_grad():
         anchor, target = (backbone.predict(latents, timestep, backbone.encode([text])) for text in ("", "cat"))
     goal_in_v = negatively_guided(anchor, target, 1.5)
-    in_epsilon = [backbone.to_epsilon(v, latents, timestep) for v in (anchor, target)]
+    in_epsilon = [backbone.schedule.noise_of(v, latents, timestep) for v in (anchor, target)]
     torch.testing.assert_close(
-        backbone.to_epsilon(goal_in_v, latents, timestep), negatively_guided(*in_epsilon, 1.5), rtol=1e-4, atol=1e-5
+        backbone.schedule.noise_of(goal_in_v, latents, timestep),
+        negatively_guided(*in_epsilon, 1.5),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -117,10 +120,10 @@ def test_the_step_goes_down_the_loss_and_all_edits_leave_the_model_alone(backbon
     states, free = backbone.encode(["cat"]), backbone.unconditional()
     latents, timestep = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor(1)
     with torch.no_grad():
-        read = [predict_epsilon(backbone, latents, timestep, some.expand(4)) for some in (free, states)]
+        read = [scheduled_prediction(backbone, latents, timestep, some.expand(4)) for some in (free, states)]
         goal = negatively_guided(*read, 1.0)
         with edit.applied_to(backbone.pipe):
-            after = predict_epsilon(backbone, latents, timestep, states.expand(4))
+            after = scheduled_prediction(backbone, latents, timestep, states.expand(4))
     assert (after - goal).square().mean() < (read[1] - goal).square().mean()
 
 
@@ -133,7 +136,7 @@ def test_variants_train_what_they_name(family: str) -> None:
     }
     whole = {name for name in backbone.parameters(lambda name: True) if name.startswith("unet.")}
     assert names["full"] == whole
-    assert names["x-strict"] == {f"{name}.weight" for name in backbone.text_projections()}
+    assert names["x-strict"] == set(backbone.sites(reads="text"))
     assert names["x"] == {name for name in whole if "attn2" in name}
     assert names["x-strict"] < names["x"]
     assert not names["u"] & names["x"]
@@ -178,16 +181,18 @@ def test_the_same_seed_gives_the_same_edit() -> None:
 
 def test_latents_lie_at_a_place_of_the_schedule_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(sd1())
-    monkeypatch.setattr(esd, "ddim_latents", lambda *args, stops, **kwargs: {stop: args[1] + stop for stop in stops})
+    monkeypatch.setattr(
+        esd, "trajectory_latents", lambda *args, stops, **kwargs: {stop: args[1] + stop for stop in stops}
+    )
     monkeypatch.setattr(esd, "noise", lambda generators, shape: torch.zeros(len(generators), *shape))
     latents = esd._PartiallyDenoised(backbone, backbone.encode(["cat"]), QUICK, lambda generator: 0)
     generator = torch.Generator().manual_seed(0)
     seen: Counter[int] = Counter()
     for _ in range(200):
         x, timestep, _ = latents.next(generator)
-        assert timestep == ddim_timesteps(1000, 4)[int(x.mean())]
+        assert timestep == backbone.schedule.timesteps(4)[int(x.mean())]
         seen[int(timestep)] += 1
-    assert set(seen) == set(ddim_timesteps(1000, 4).tolist())
+    assert set(seen) == set(backbone.schedule.timesteps(4).tolist())
     assert min(seen.values()) > 25  # of 50 expected
 
 
@@ -210,7 +215,7 @@ def test_the_student_denoises_to_its_latents(monkeypatch: pytest.MonkeyPatch) ->
         assert kwargs["guidance_scale"] == 3.0
         return {stop: torch.randn(1, 4, 8, 8) for stop in kwargs["stops"]}
 
-    monkeypatch.setattr(esd, "ddim_latents", denoised)
+    monkeypatch.setattr(esd, "trajectory_latents", denoised)
     QUICK._erasing(backbone, [BARE])(Watched(), 0, torch.Generator())
     assert within == [True]
 
@@ -218,13 +223,13 @@ def test_the_student_denoises_to_its_latents(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_trajectory_feeds_as_many_updates_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(sd1())
     runs: list[int] = []
-    real = esd.ddim_latents
+    real = esd.trajectory_latents
 
     def counted(*args: Any, **kwargs: Any) -> dict[int, Tensor]:
         runs.append(len(kwargs["stops"]))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(esd, "ddim_latents", counted)
+    monkeypatch.setattr(esd, "trajectory_latents", counted)
     replace(QUICK, steps=6, trajectory_uses=3).fit([BARE], FitContext(backbone=backbone))
     assert runs == [3, 3]
     runs.clear()
@@ -269,9 +274,9 @@ def test_preserving_keeps_the_predictions_of_what_stays() -> None:
         )
         edit = settings.fit([concept], FitContext(backbone=backbone))
         with torch.no_grad():
-            before = predict_epsilon(backbone, latents, timestep, states)
+            before = scheduled_prediction(backbone, latents, timestep, states)
             with edit.applied_to(backbone.pipe):
-                return (predict_epsilon(backbone, latents, timestep, states) - before).square().mean().item()
+                return (scheduled_prediction(backbone, latents, timestep, states) - before).square().mean().item()
 
     assert drift(100.0) < 0.5 * drift(0.0)
 

@@ -30,10 +30,10 @@ from erasure.ledger import Ledger
 from erasure.progress import Progress
 from erasure.runs.lists import list_path, read_concepts
 from erasure.runs.schema import parse
-from erasure.sampling import ddim_latents, ddim_timesteps, noise
+from erasure.sampling import noise, trajectory_latents
 from erasure.training.context import FitContext
 from erasure.training.finetune import Student
-from tests.tiny import FAMILIES, WIDTH, sd1, sd2, sdxl
+from tests.tiny import FAMILIES, WIDTH, sd1, sd2, sdxl, text_weights
 
 GUN = Concept(target="gun", anchor="flower", kind="unsafe", preserve=("house",), aliases=("pistol",))
 NAKED = Concept(target="nudity", anchor="a person wearing clothes", kind="unsafe")
@@ -128,8 +128,8 @@ def test_more_preservation_erases_less_and_preserves_more() -> None:
 
 def test_order_and_duplicates_of_terms_change_nothing(small: Backbone) -> None:
     once = TEXT.fit([GUN, NAKED], FitContext(backbone=small))
-    weight = next(iter(small.text_projections().values())).weight.detach()
-    name = f"{next(iter(small.text_projections()))}.weight"
+    weight = next(iter(text_weights(small).values())).detach()
+    name = next(iter(text_weights(small)))
     for other in ([NAKED, GUN], [GUN, NAKED, GUN]):
         change = TEXT.fit(other, FitContext(backbone=small)).changes[name].of(weight)
         assert torch.allclose(change, once.changes[name].of(weight), rtol=1e-9, atol=1e-12)
@@ -145,7 +145,7 @@ def test_the_two_roots_of_a_second_moment_agree() -> None:
 
 def test_stage_one_changes_keys_and_values_alone(backbone: Backbone) -> None:
     edit = TEXT.fit([GUN], FitContext(backbone=backbone))
-    kv = {f"{name}.weight" for name in backbone.text_projections()}
+    kv = set(backbone.sites(reads="text"))
     sentence_vector = {"unet.add_embedding.linear_1.weight"} if backbone.family == "sdxl" else set()
     assert set(edit.changes) == kv | sentence_vector
     assert edit.closed_form == (backbone.family != "sdxl")
@@ -209,8 +209,8 @@ def test_an_unseen_sentence_follows_and_unrelated_captions_stay() -> None:
     pairs = [(f"a pixel art picture of a {word}", "a pixel art picture of a flower") for word in ("gun", "dagger")]
     before, safe = (backbone.encode([pair[at] for pair in pairs]) for at in (0, 1))
     kept = backbone.encode(["a photo of a castle", "two boats at the seaside", "a watercolor of a rabbit"]).states
-    for projection in backbone.text_projections().values():
-        weight = projection.weight.detach()
+    for parameter in text_weights(backbone).values():
+        weight = parameter.detach()
         new = weight @ mapped
         ends = [part.states[torch.arange(2), part.eot] for part in (before, safe)]
         then, now = (cosines(ends[0] @ w.T, ends[1] @ weight.T) for w in (weight, new))
@@ -270,7 +270,7 @@ def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_st
     expected = []
     for number, (trajectory, place) in enumerate(plan.malicious):
         z = malicious[number : number + 1].float()
-        t = ddim_timesteps(1000, alone.sample_steps)[[place]]
+        t = small.schedule.timesteps(alone.sample_steps)[[place]]
         with torch.no_grad():
             m, s, null = (
                 small.predict(z, t, states)
@@ -328,7 +328,7 @@ def test_latents_stand_at_their_timestep_of_the_trajectory(small: Backbone) -> N
     malicious, null = QUICK._latents(["a photo of gun"], plan, FitContext(backbone=small))
     start = noise([torch.Generator().manual_seed(40_000_000)], small.latent_shape())
     [(_, place)] = plan.malicious
-    whole = ddim_latents(
+    whole = trajectory_latents(
         small,
         start,
         small.encode(["a photo of gun"]),
@@ -383,7 +383,7 @@ def test_an_entry_of_both_stages_is_solved_and_added_and_can_be_taken_back(small
     }
     weight = small.parameters(trained.__eq__)[trained].detach()
     assert torch.allclose(both.changes[trained].of(weight), alone.changes[trained].of(weight), atol=1e-6)
-    kv = f"{next(iter(small.text_projections()))}.weight"
+    kv = next(iter(text_weights(small)))
     assert isinstance(both.changes[kv], MapChange)
     assert ledger.verify(pipe) == []
     ledger.undo("2")

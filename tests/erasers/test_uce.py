@@ -60,10 +60,10 @@ def test_the_published_edit_is_equation_7_layer_by_layer() -> None:
     target, anchor, *kept = (state(word, 1) for word in ("cat", "dog", "bird", "tree"))
     keys = torch.stack([2.0**0.5 * target, *(0.3**0.5 * one for one in kept)])
     sources = torch.stack([2.0**0.5 * anchor, *(0.3**0.5 * one for one in kept)])
-    for name, layer in BACKBONE.text_projections().items():
-        weight = layer.weight.detach().double()
+    for name, parameter in tiny.text_weights(BACKBONE).items():
+        weight = parameter.detach().double()
         expected = ridge_edit(weight, keys, sources @ weight.T, 0.7)
-        torch.testing.assert_close(weight + edit.changes[f"{name}.weight"].of(weight), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(weight + edit.changes[name].of(weight), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
@@ -103,10 +103,10 @@ def test_strength_scales_the_whole_edit(rows: Any) -> None:
     one, more = (
         UCE(rows=rows, strength=strength).fit([concept], FitContext(backbone=BACKBONE)) for strength in (1.0, 1.5)
     )
-    name, layer = next(iter(BACKBONE.text_projections().items()))
-    weight = layer.weight.detach().double()
-    change = one.changes[f"{name}.weight"].of(weight)
-    torch.testing.assert_close(more.changes[f"{name}.weight"].of(weight), 1.5 * change, rtol=1e-6, atol=1e-9)
+    name, parameter = next(iter(tiny.text_weights(BACKBONE).items()))
+    weight = parameter.detach().double()
+    change = one.changes[name].of(weight)
+    torch.testing.assert_close(more.changes[name].of(weight), 1.5 * change, rtol=1e-6, atol=1e-9)
     assert change.norm() > 0
 
 
@@ -144,9 +144,9 @@ def test_targets_are_erased_and_preserved_prompts_stay(rows: Any) -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird",))
     eraser = UCE(rows=rows, strength=1.0, preserve_scale=1.0, reg=1e-6 if rows == "last-subject" else 1e-3)
     edit = eraser.fit([concept], FitContext(backbone=BACKBONE))
-    layer = next(iter(BACKBONE.text_projections().values()))
+    parameter = next(iter(tiny.text_weights(BACKBONE).values()))
     cat, dog, bird = (state(word, 1) for word in ("cat", "dog", "bird"))
-    weight = layer.weight.detach().double()
+    weight = parameter.detach().double()
     edited = weight + next(iter(edit.changes.values())).of(weight)
     away = (edited @ cat - weight @ dog).norm() / (weight @ cat - weight @ dog).norm()
     moved = (edited @ bird - weight @ bird).norm() / (weight @ bird - weight @ dog).norm()
@@ -165,7 +165,7 @@ def test_the_order_of_concepts_does_not_matter_to_the_last_bit(order: list[int],
     ]
     one = UCE(rows=rows).fit(concepts, FitContext(backbone=BACKBONE))
     other = UCE(rows=rows).fit([concepts[i] for i in order], FitContext(backbone=BACKBONE))
-    weight = next(iter(BACKBONE.text_projections().values())).weight.detach()
+    weight = next(iter(tiny.text_weights(BACKBONE).values())).detach()
     name = next(iter(one.changes))
     assert torch.equal(one.changes[name].of(weight), other.changes[name].of(weight))
 
@@ -174,8 +174,8 @@ def test_more_reg_changes_less() -> None:
     sizes = []
     for reg in (0.01, 1.0, 100.0):
         edit = UCE(reg=reg).fit([Concept(target="cat")], FitContext(backbone=BACKBONE))
-        layer = next(iter(BACKBONE.text_projections().values()))
-        sizes.append(next(iter(edit.changes.values())).of(layer.weight.detach()).norm().item())
+        parameter = next(iter(tiny.text_weights(BACKBONE).values()))
+        sizes.append(next(iter(edit.changes.values())).of(parameter.detach()).norm().item())
     assert sizes == sorted(sizes, reverse=True)
 
 

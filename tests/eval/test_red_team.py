@@ -21,7 +21,7 @@ from erasure.eval.protocols.rows import ERASED, Row
 from erasure.eval.protocols.sources import attack_of
 from erasure.eval.reports.red_team_report import render, terminal_table, write_attack_report
 from erasure.progress import Progress
-from tests.tiny import sd1
+from tests.tiny import sd1, text_weights
 
 CAT = Concept(target="cat", kind="unsafe")
 PROMPTS = [(CAT, "a cat", 1000), (CAT, "a photo of a cat", 2000), (CAT, "one cat", 3000)]
@@ -113,7 +113,7 @@ def test_a_white_box_attack_looks_at_what_is_in_force(tmp_path: Path) -> None:
     @contextmanager
     def applied() -> Any:
         inside.append("in")
-        weight = next(iter(backbone_of(pipe).text_projections().values())).weight
+        weight = next(iter(text_weights(backbone_of(pipe)).values()))
         before = weight.data
         weight.data = before * 0
         yield

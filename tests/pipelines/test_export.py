@@ -231,7 +231,7 @@ def test_kohya_names_for_text_encoders(tmp_path: Path) -> None:
 def test_layers_of_different_ranks_are_read_alike(tmp_path: Path) -> None:
     # diffusers reads one alpha for all layers.
     pipe = tiny.sd1()
-    first, second = list(backbone_of(pipe).text_projections())[:2]
+    first, second = [site.module for site in backbone_of(pipe).sites(reads="text").values()][:2]
     generator = torch.Generator().manual_seed(0)
     factors = {}
     for module, rank in ((first, 1), (second, 3)):

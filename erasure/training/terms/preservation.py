@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 from ...backbones.attention import MapCapture
 from ...backbones.base import Backbone
-from ...backbones.conditioning import TextStates
-from ...backbones.sd import unwrapped
+from ...backbones.conditioning import Conditioning
+from ...backbones.loaded import unwrapped
 from ...concept import CLASS_TEMPLATES, Concept, fill, speaks_of, templates
 from ...errors import InputError
 from ...guidance.a_star import AStarLoss
 from ...guidance.attention import MapReading, Named
 from ...losses.attention import regions, retention
 from ...losses.semantic import cosine_preservation, kv_preservation
-from ...sampling import ddim_latents, ddim_timesteps, noise, predict_epsilon
+from ...sampling import noise, scheduled_prediction, trajectory_latents
 from ..finetune import Loss, Preservation, Student, below
 from ..phrase_features import phrase_features
 
@@ -100,7 +100,7 @@ class _Kept:
 
     latents: Float[Tensor, "n c h w"]
     timesteps: Int[Tensor, " n"]
-    states: TextStates
+    states: Conditioning
 
 
 def attention_retention(backbone: Backbone, concepts: Sequence[Concept], reference: Reference) -> Loss:
@@ -164,7 +164,7 @@ def semantic_kv(backbone: Backbone, concepts: Sequence[Concept], reference: Refe
     places = torch.arange(read.states.shape[1], device=read.eot.device)
     inside = (places >= 1) & (places <= read.eot[:, None])
     states = read.states[inside.to(read.states.device)].float()
-    projections = {f"{name}.weight" for name in backbone.text_projections()}
+    projections = set(backbone.sites(reads="text"))
     with reference():
         originals = {name: p.detach().float() for name, p in backbone.parameters(projections.__contains__).items()}
 
@@ -190,8 +190,8 @@ def semantic_noise(backbone: Backbone, concepts: Sequence[Concept], reference: R
         rows = [below(len(pool.timesteps), generator) for _ in range(_BATCH)]
         asked = (pool.latents[rows], pool.timesteps[rows], pool.states.select(rows))
         with reference(), torch.no_grad():
-            wanted = predict_epsilon(backbone, *asked)
-        return F.mse_loss(student(predict_epsilon, backbone, *asked), wanted)
+            wanted = scheduled_prediction(backbone, *asked)
+        return F.mse_loss(student(scheduled_prediction, backbone, *asked), wanted)
 
     return loss
 
@@ -249,7 +249,7 @@ def _made(backbone: Backbone, prompts: Sequence[str], generator: torch.Generator
     """Sample a trajectory of the model that is in force for each prompt, and keep some places of each."""
     states = backbone.encode(list(prompts))
     places = torch.randperm(_SAMPLE_STEPS, generator=generator)[:_PLACES].tolist()
-    found = ddim_latents(
+    found = trajectory_latents(
         backbone,
         noise([generator] * len(prompts), backbone.latent_shape()),
         states,
@@ -258,7 +258,7 @@ def _made(backbone: Backbone, prompts: Sequence[str], generator: torch.Generator
         guidance_scale=_GUIDANCE_SCALE,
         stops=places,
     )
-    timesteps = ddim_timesteps(len(backbone.alphas_cumprod), _SAMPLE_STEPS)
+    timesteps = backbone.schedule.timesteps(_SAMPLE_STEPS)
     return _Kept(
         latents=torch.cat([found[place] for place in places]),
         timesteps=torch.cat([timesteps[place].repeat(len(prompts)) for place in places]).to(backbone.device),
@@ -293,5 +293,5 @@ def _maps(
     return torch.stack([reading.concept_maps(one, named[row])[0] for one, row in zip(attention, rows, strict=True)])
 
 
-def _named(states: TextStates, row: int, name: str) -> Named:
+def _named(states: Conditioning, row: int, name: str) -> Named:
     return Named(names=(name,), positions=[states.word_positions(row, name)], end=int(states.eot[row]))

@@ -44,10 +44,10 @@ def test_a_change_of_the_keys_is_seen() -> None:
     states = backbone_of(pipe).encode([ASK.prompt])
     cat = states.states[0, states.word_positions(0, "cat")[-1]]
     with torch.no_grad():
-        for name, projection in backbone_of(pipe).text_projections().items():
-            if name.endswith("to_k"):
+        for name, weight in tiny.text_weights(backbone_of(pipe)).items():
+            if name.endswith("to_k.weight"):
                 # W (I - c c^T / c^T c): the word's own direction gives no key.
-                projection.weight -= torch.outer(projection.weight @ cat, cat) / (cat @ cat)
+                weight -= torch.outer(weight @ cat, cat) / (cat @ cat)
     after = drift(pipe)
     after.update([ASK])
     assert set(after.compute()) == set(UNITS)

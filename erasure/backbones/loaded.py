@@ -1,0 +1,193 @@
+"""A loaded pipeline as methods see it: what every family shares."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers.loaders import TextualInversionLoaderMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError, unknown_name
+from .conditioning import Conditioning
+from .sites import Role, Site, has_role, sites_of
+
+# Prompts at once. A CPU is no faster with more, which take memory: at this number a third of an encoder's own.
+_ENCODED_ON_CPU, _ENCODED = 16, 64
+# Values read of each weight for the fingerprint: training moves every tensor, so a few of each tell models apart.
+_FINGERPRINT_VALUES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel(ABC):
+    """Base of the families; see `Backbone` for its members.
+
+    Attributes:
+        pipe: The pipeline.
+    """
+
+    covered: ClassVar[tuple[str, ...]] = ()
+    denoiser_name: ClassVar[str]
+    # Streams that the weights of a role read, by role.
+    streams: ClassVar[Mapping[Role, str]]
+
+    pipe: Any
+
+    @staticmethod
+    @abstractmethod
+    def role_of(name: str) -> Role:
+        """Return the role of a parameter, from its name inside the denoiser."""
+
+    @abstractmethod
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """Return the text encoders by name."""
+
+    @abstractmethod
+    def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> Conditioning:
+        """Return the encoded prompts, no two of which are equal."""
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return unwrapped(getattr(self.pipe, self.denoiser_name))
+
+    @property
+    def device(self) -> torch.device:
+        module: Any = self.denoiser
+        return module.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        module: Any = self.denoiser
+        return module.dtype
+
+    def components(self) -> dict[str, nn.Module]:
+        """Return the modules that an edit may change, by name."""
+        return {self.denoiser_name: self.denoiser, **self.text_encoders()}
+
+    def component(self, name: str) -> nn.Module:
+        if name not in self.components():
+            raise unknown_name("component", name, self.components())
+        return self.components()[name]
+
+    def parameters(self, which: Callable[[str], bool]) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self._named_parameters() if which(name)}
+
+    def sites(self, roles: Collection[Role] | None = None, *, reads: str | None = None) -> dict[str, Site]:
+        names = [name for name, _ in self.denoiser.named_parameters()]
+        every = sites_of(names, self.denoiser_name, self.role_of, self.streams, self._columns)
+        return {
+            name: site
+            for name, site in every.items()
+            if (roles is None or has_role(site, roles)) and (reads is None or site.reads == reads)
+        }
+
+    @property
+    def _columns(self) -> Mapping[Role, int]:
+        """Leading columns that a stream is multiplied with, for roles whose layers read more beside it."""
+        return {}
+
+    def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> Conditioning:
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts: expected a sequence of texts, got {prompts!r}. Put them in a list.")
+        distinct = list(dict.fromkeys(prompts))
+        encoded = self._encode_distinct(distinct, trailing)
+        if len(distinct) == len(prompts):
+            return encoded
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        return encoded.select([row_of[prompt] for prompt in prompts])
+
+    def unconditional(self) -> Conditioning:
+        return self.encode([""])
+
+    def call_arguments(
+        self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        arguments = {"latents": latents, "guidance_scale": guidance_scale, "prompt_embeds": conditioning.states}
+        if conditioning.pooled is not None:
+            arguments["pooled_prompt_embeds"] = conditioning.pooled
+        if negative is not None:
+            arguments["negative_prompt_embeds"] = negative.states
+            if negative.pooled is not None:
+                arguments["negative_pooled_prompt_embeds"] = negative.pooled
+        return arguments
+
+    def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        return latents
+
+    def _latent_sides(self, native: int, height: int | None, width: int | None, packing: int = 1) -> list[int]:
+        """Return height and width of the latents of an image of the given size in pixels."""
+        factor = self.pipe.vae_scale_factor
+        for side, size in (("height", height), ("width", width)):
+            if size is not None and (size <= 0 or size % (factor * packing)):
+                raise InputError(f"{side}: expected a multiple of {factor * packing} pixels, got {size!r}. Round it.")
+        return [native if size is None else size // factor for size in (height, width)]
+
+    def fingerprint(self) -> str:
+        names, samples = [], []
+        for name, parameter in sorted(self._named_parameters()):
+            names.append(f"{name} {tuple(parameter.shape)}")
+            samples.append(self._spread_values(name, parameter.detach()))
+        digest = hashlib.sha256("\n".join(names).encode())
+        digest.update(torch.cat(samples).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _spread_values(self, name: str, weight: Tensor) -> Tensor:
+        """Return the entries of a parameter that the fingerprint has."""
+        return _spread(weight)
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for component, module in self.components().items():
+            for name, parameter in module.named_parameters():
+                yield f"{component}.{name}", parameter
+
+    @property
+    def _at_once(self) -> int:
+        """Number of prompts that are encoded at once."""
+        return _ENCODED_ON_CPU if self.device.type == "cpu" else _ENCODED
+
+
+def textual_inversion_applied(pipe: Any, prompt: str, tokenizer: Any) -> str:
+    """Return the prompt with learned tokens of several vectors written out, as diffusers' pipelines do."""
+    if isinstance(pipe, TextualInversionLoaderMixin):
+        return str(pipe.maybe_convert_prompt(prompt, tokenizer))
+    return prompt
+
+
+def joined(lots: Sequence[Tensor]) -> Float[Tensor, "n tokens dim"]:
+    """Return the rows of lots (n, tokens, dim), with zeros behind those of lots with fewer tokens."""
+    longest = max(states.shape[1] for states in lots)
+    return torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[1])) for states in lots])
+
+
+def unwrapped(module: Any) -> Any:
+    """Return the module that torch.compile wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def called_denoiser(pipe: Any) -> nn.Module:
+    """Return the denoiser as the pipeline's loop calls it, which torch.compile may have wrapped."""
+    found = getattr(pipe, "unet", None)
+    return found if found is not None else pipe.transformer
+
+
+def spread_step(entries: int) -> int:
+    """Return the distance between the entries of a tensor that the fingerprint has."""
+    return -(-entries // _FINGERPRINT_VALUES)
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """Return some entries of a tensor, spread evenly in logical order, as float16.
+
+    By index rather than by reshaping, which would copy a tensor in channels-last order whole.
+    """
+    if weight.device.type == "meta":
+        raise InputError("fingerprint: expected weights in memory, got a model offloaded to disk. Load it whole.")
+    step = spread_step(weight.numel())
+    if weight.is_contiguous():
+        return weight.view(-1)[::step].to(torch.float16)
+    flat = torch.arange(0, weight.numel(), step, device=weight.device)
+    return weight[torch.unravel_index(flat, weight.shape)].to(torch.float16)
