@@ -1,0 +1,137 @@
+"""Edits that act during sampling: guidances with their settings, and the weight edit beneath them, if there is one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline
+
+from ..errors import InputError, unknown_name
+from ..guidance import Guidance, guidances
+from ..registry import with_settings
+from .edit import Edit
+from .metadata import EditMetadata
+from .serialization import EditFile
+from .switch import Switch
+from .weight_edit import WeightEdit
+
+_FORMAT = "erasure-sampling-edit/1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SamplingEdit(Edit):
+    """A change of the sampling.
+
+    Attributes:
+        guidances: Guidances in the order in which they are put in force.
+        metadata: Origin of the edit.
+        weights: Weight edit beneath the guidances; None leaves the weights as they are.
+    """
+
+    formats: ClassVar[tuple[str, ...]] = (_FORMAT,)
+
+    guidances: tuple[Guidance, ...]
+    metadata: EditMetadata
+    weights: WeightEdit | None = None
+
+    @contextmanager
+    def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[DiffusionPipeline]:
+        if check:
+            self.check_base(pipe)
+        with ExitStack() as stack:
+            if self.weights is not None:
+                stack.enter_context(self.weights.applied_to(pipe, check=False))
+            self._guide(pipe, stack)
+            yield pipe
+
+    @contextmanager
+    def switched(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[Switch]:
+        if check:
+            self.check_base(pipe)
+        with ExitStack() as stack:
+            weights = None
+            if self.weights is not None:
+                weights = stack.enter_context(self.weights.switched(pipe, check=False))
+
+            @contextmanager
+            def in_force() -> Iterator[None]:
+                with ExitStack() as inner:
+                    if weights is not None:
+                        weights.turn(on=True)
+                        inner.callback(weights.turn, on=False)
+                    self._guide(pipe, inner)
+                    yield
+
+            switch = Switch(in_force)
+            stack.callback(switch.turn, on=False)
+            yield switch
+
+    def as_file(self, shared: Path | None = None) -> EditFile:
+        beneath = None if self.weights is None else self.weights.as_file(shared)
+        description = {
+            "guidances": [{"name": each.name, "settings": recorded_settings(each)} for each in self.guidances],
+            "metadata": self.metadata.as_json(),
+            "weights": None if beneath is None else beneath.description,
+        }
+        return EditFile(format=_FORMAT, description=description, tensors={} if beneath is None else beneath.tensors)
+
+    @classmethod
+    def of_file(cls, file: EditFile, shared: Path) -> "SamplingEdit":
+        description = file.description
+        weights = None
+        if description["weights"] is not None:
+            inner = EditFile(
+                format=WeightEdit.formats[0], description=description["weights"], tensors=file.tensors
+            )
+            weights = WeightEdit.of_file(inner, shared)
+        return cls(
+            guidances=tuple(_guidance(each) for each in description["guidances"]),
+            metadata=EditMetadata.from_json(description["metadata"]),
+            weights=weights,
+        )
+
+    def _guide(self, pipe: DiffusionPipeline, stack: ExitStack) -> None:
+        for guidance in self.guidances:
+            stack.enter_context(guidance.applied_to(pipe))
+
+
+def joint(edits: Sequence[Edit]) -> Edit:
+    """Return the combined effect of a sequence of removals on the model that they began with.
+
+    Weight edits are combined by `WeightEdit.joint`; guidances of one kind by `Guidance.merged`, in order.
+
+    Raises:
+        InputError: There are no edits, or anchors form a circle.
+        BaseMismatchError: Edits with rows were made for different models.
+    """
+    acting = [edit for edit in edits if isinstance(edit, SamplingEdit)]
+    beneath = [weights for edit in edits if (weights := weights_of(edit)) is not None]
+    if not acting:
+        return WeightEdit.joint(beneath)
+    guidances = [guidance for edit in acting for guidance in edit.guidances]
+    kinds = dict.fromkeys(type(guidance) for guidance in guidances)
+    merged = [kind.merged([each for each in guidances if type(each) is kind]) for kind in kinds]
+    return SamplingEdit(
+        guidances=tuple(guidance for parts in merged for guidance in parts),
+        metadata=EditMetadata.composed([edit.metadata for edit in edits]),
+        weights=WeightEdit.joint(beneath) if beneath else None,
+    )
+
+
+def weights_of(edit: Edit) -> WeightEdit | None:
+    """Return the part of an edit that changes weights; None without one."""
+    return edit if isinstance(edit, WeightEdit) else getattr(edit, "weights", None)
+
+
+def recorded_settings(guidance: Guidance) -> dict[str, Any]:
+    """Return the settings of a guidance as plain values; functions to be called back (`on_...`) are not recorded."""
+    return {item.name: getattr(guidance, item.name) for item in fields(guidance) if not item.name.startswith("on_")}
+
+
+def _guidance(description: Mapping[str, Any]) -> Guidance:
+    name = description["name"]
+    if name not in guidances():
+        raise InputError(f"edit: {unknown_name('guidance', name, guidances())} Update this library.")
+    return with_settings(guidances()[name], description["settings"], where=f"{name}.")
