@@ -281,6 +281,27 @@ def test_save_then_load_is_equal(tmp_path: Path, rows: Any) -> None:
         assert same(WeightEdit.joint([loaded]), WeightEdit.joint([edit]))
 
 
+@pytest.mark.parametrize("layout", ["transposed", "strided"])
+def test_factors_of_any_layout_survive_the_disk_bit_for_bit(tmp_path: Path, layout: str) -> None:
+    def laid_out(rows: int, columns: int, seed: int) -> Tensor:
+        if layout == "transposed":
+            return noise(columns, rows, seed=seed).T
+        return noise(rows, 2 * columns, seed=seed)[:, ::2]
+
+    size = len(weight(PROJECTIONS[1]))
+    factors = [laid_out(tiny.WIDTH, 7, seed).double() for seed in (0, 1)]
+    edit = made(
+        {
+            PROJECTIONS[0]: MapChange(map=TextMap(u=factors[0], v=factors[1])),
+            PROJECTIONS[1]: LowRankChange(up=laid_out(size, 3, 2), down=laid_out(3, tiny.WIDTH, 3)),
+            PROJECTIONS[2]: MapChange(map=TextMap(u=laid_out(tiny.WIDTH, tiny.WIDTH, 4).double())),
+        }
+    )
+    loaded = WeightEdit.load(edit.save(tmp_path / "edit"))
+    assert same(loaded, edit)
+    assert same(WeightEdit.load(loaded.save(tmp_path / "again")), edit)
+
+
 def test_rows_apart_from_the_file_are_found_beside_its_folder_and_nowhere_else(tmp_path: Path) -> None:
     edit = UCE().fit([Concept(target="cat", preserve=("dog",))], FitContext(backbone=BACKBONE))
     (tmp_path / "edits").mkdir()

@@ -4,6 +4,7 @@ from .changes import Change, DenseChange, LowRankChange, MapChange, SolvedChange
 from .edit import Edit
 from .lora import Lora
 from .metadata import EditMetadata
+from .sampling_edit import SamplingEdit, joint, weights_of
 from .switch import Switch
 from .weight_edit import WeightEdit
 
@@ -15,8 +16,11 @@ __all__ = [
     "Lora",
     "LowRankChange",
     "MapChange",
+    "SamplingEdit",
     "SolvedChange",
     "SumChange",
     "Switch",
     "WeightEdit",
+    "joint",
+    "weights_of",
 ]

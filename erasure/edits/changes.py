@@ -48,6 +48,10 @@ class LowRankChange:
     up: Float[Tensor, "out rank"]
     down: Float[Tensor, "rank in"]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "up", restorable(self.up))
+        object.__setattr__(self, "down", restorable(self.down))
+
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
         product = self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
@@ -71,6 +75,11 @@ class MapChange:
     """
 
     map: TextMap
+
+    def __post_init__(self) -> None:
+        u, v = restorable(self.map.u), None if self.map.v is None else restorable(self.map.v)
+        if u is not self.map.u or v is not self.map.v:
+            object.__setattr__(self, "map", TextMap(u=u, v=v))
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
@@ -151,6 +160,14 @@ class SumChange:
     def scaled(self, factor: float) -> "SumChange":
         """Return the change multiplied by `factor`."""
         return SumChange(parts=tuple(part.scaled(factor) for part in self.parts))
+
+
+def restorable(factor: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """Return the factor in a layout that a file can restore: rows or columns one after another.
+
+    The rounding of a matrix product depends on the layout of its factors in memory.
+    """
+    return factor if factor.is_contiguous() or factor.T.is_contiguous() else factor.contiguous()
 
 
 Change = DenseChange | LowRankChange | MapChange | SolvedChange | SumChange

@@ -53,6 +53,10 @@ class Edit(ABC):
         """
 
     @abstractmethod
+    def with_metadata(self, metadata: EditMetadata) -> "Edit":
+        """Return the same edit with other metadata."""
+
+    @abstractmethod
     def as_file(self, shared: Path | None = None) -> EditFile:
         """Return the contents of the edit's file.
 

@@ -1,5 +1,6 @@
 """The origin of an edit: method, settings, concepts, seed, base model, versions, time."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ class EditMetadata:
         """Return the metadata of a fit on `backbone`, now, with the libraries of this process."""
         return cls(
             method=method,
-            settings=dict(settings),
+            settings=json.loads(json.dumps(dict(settings))),  # as a file has them
             concepts=tuple(concepts),
             seed=seed,
             base_fingerprint=backbone.fingerprint(),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,6 +68,9 @@ class SamplingEdit(Edit):
             stack.callback(switch.turn, on=False)
             yield switch
 
+    def with_metadata(self, metadata: EditMetadata) -> "SamplingEdit":
+        return replace(self, metadata=metadata)
+
     def as_file(self, shared: Path | None = None) -> EditFile:
         beneath = None if self.weights is None else self.weights.as_file(shared)
         description = {
@@ -82,9 +85,7 @@ class SamplingEdit(Edit):
         description = file.description
         weights = None
         if description["weights"] is not None:
-            inner = EditFile(
-                format=WeightEdit.formats[0], description=description["weights"], tensors=file.tensors
-            )
+            inner = EditFile(format=WeightEdit.formats[0], description=description["weights"], tensors=file.tensors)
             weights = WeightEdit.of_file(inner, shared)
         return cls(
             guidances=tuple(_guidance(each) for each in description["guidances"]),

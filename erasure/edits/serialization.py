@@ -66,10 +66,13 @@ class ChangeWriter:
 
     Attributes:
         tensors: The tensors by name.
+        by_columns: Names of the matrices that lie column by column in memory, which a file cannot hold: it has them
+            row by row, and reading restores their layout.
     """
 
     def __init__(self, rows: Rows | None) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.by_columns: list[str] = []
         self._rows = rows
         self._keys: dict[int, str] = {}
 
@@ -108,6 +111,8 @@ class ChangeWriter:
     def _key_of(self, tensor: Tensor, name: str) -> str:
         if id(tensor) not in self._keys:
             self._keys[id(tensor)] = name
+            if not tensor.is_contiguous() and tensor.ndim == 2 and tensor.T.is_contiguous():
+                self.by_columns.append(name)
             self.tensors[name] = tensor.detach().cpu().contiguous()
         return self._keys[id(tensor)]
 
@@ -115,8 +120,8 @@ class ChangeWriter:
 class ChangeReader:
     """Reads back the values of a `ChangeWriter`; changes that shared a tensor share it again."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], rows: Rows | None) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Mapping[str, Tensor], rows: Rows | None, by_columns: Sequence[str] = ()) -> None:
+        self._tensors = {**tensors, **{name: tensors[name].T.contiguous().T for name in by_columns}}
         self._rows = rows
         self._maps: dict[str, MapChange] = {}
         self._solved: dict[float, SolvedChange] = {}

@@ -193,6 +193,9 @@ class WeightEdit(Edit):
         weights = {name: parameter.data for name, parameter in self._parameters_of(pipe).items()}
         return lora_of(self.changes, weights, pipe, rank)
 
+    def with_metadata(self, metadata: EditMetadata) -> "WeightEdit":
+        return replace(self, metadata=metadata)
+
     def as_file(self, shared: Path | None = None) -> EditFile:
         writer = ChangeWriter(self.rows)
         description = {
@@ -201,6 +204,8 @@ class WeightEdit(Edit):
             "rows": self.rows is not None,
             "tokens": writer.new_tokens(self.tokens),
         }
+        if writer.by_columns:
+            description["by_columns"] = writer.by_columns
         tensors = writer.tensors | rows_as_tensors(self.rows)
         if shared is not None:
             description["shared"] = put_apart(tensors, shared)
@@ -211,7 +216,7 @@ class WeightEdit(Edit):
         description = file.description
         tensors = {**file.tensors, **fetched(description.get("shared", {}), shared)}
         rows = rows_from(description["rows"], tensors)
-        reader = ChangeReader(tensors, rows)
+        reader = ChangeReader(tensors, rows, description.get("by_columns", ()))
         return cls(
             changes={name: reader.change(data) for name, data in description["changes"].items()},
             metadata=EditMetadata.from_json(description["metadata"]),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ..backbones import backbone_of
 from ..backbones.conditioning import Conditioning, being_read
@@ -14,6 +14,8 @@ from ..errors import InputError
 from ..registry import Plugin
 from .attention import AttentionGuidance, Named, OnGuided
 from .words import positions_in
+
+AnyGuidance = TypeVar("AnyGuidance", bound="Guidance")
 
 
 @runtime_checkable
@@ -43,6 +45,18 @@ class Guidance(Plugin):
         Raises:
             InputError: When a picture is made: from embeddings that were given instead of prompts.
         """
+
+    @classmethod
+    def merged(cls, parts: Sequence[AnyGuidance]) -> tuple[AnyGuidance, ...]:
+        """Return guidances of this class in a form in which all can be in force at once, in order.
+
+        They are put in force one inside the other; a class whose guidances act on the same part of the sampling
+        combines them here.
+
+        Raises:
+            InputError: They contradict one another.
+        """
+        return tuple(parts)
 
 
 class Prompts:
@@ -92,9 +106,10 @@ class Prompts:
 class NamedPrompts:
     """Where some concepts are in the prompts of the loop that is running."""
 
-    def __init__(self, prompts: Prompts, concepts: Sequence[str]) -> None:
+    def __init__(self, prompts: Prompts, concepts: Sequence[str], *, longest: bool = False) -> None:
         self._prompts = prompts
         self._concepts = concepts
+        self._longest = longest
         self._last: tuple[Conditioning | None, list[Named]] = (None, [])
 
     def states(self) -> Conditioning | None:
@@ -106,13 +121,21 @@ class NamedPrompts:
         states = self.states()
         if states is not self._last[0]:
             rows = range(0 if states is None else len(states))
-            self._last = (states, [_named(states, row, self._concepts) for row in rows] if states else [])
+            self._last = (
+                states,
+                [_named(states, row, self._concepts, self._longest) for row in rows] if states else [],
+            )
         return self._last[1]
 
 
 @contextmanager
-def named_prompts(pipe: Any, concepts: Sequence[str]) -> Iterator[NamedPrompts]:
+def named_prompts(pipe: Any, concepts: Sequence[str], *, longest: bool = False) -> Iterator[NamedPrompts]:
     """Follow where the concepts are in each prompt of the pipeline, for the length of a `with`.
+
+    Args:
+        pipe: The pipeline.
+        concepts: Words or phrases.
+        longest: See `positions_in`.
 
     Raises:
         InputError: There are no concepts.
@@ -120,11 +143,11 @@ def named_prompts(pipe: Any, concepts: Sequence[str]) -> Iterator[NamedPrompts]:
     if isinstance(concepts, str) or not concepts:
         raise InputError(f"concepts: expected words of the prompts, got {concepts!r}. Give a list of them.")
     with Prompts(pipe).followed(pipe) as prompts:
-        yield NamedPrompts(prompts, concepts)
+        yield NamedPrompts(prompts, concepts, longest=longest)
 
 
-def _named(states: Conditioning, row: int, concepts: Sequence[str]) -> Named:
-    positions = positions_in(states.prompts[row], states.offsets[row], concepts)
+def _named(states: Conditioning, row: int, concepts: Sequence[str], longest: bool) -> Named:
+    positions = positions_in(states.prompts[row], states.offsets[row], concepts, longest=longest)
     return Named(names=tuple(positions), positions=list(positions.values()), end=int(states.eot[row]))
 
 

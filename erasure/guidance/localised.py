@@ -6,9 +6,9 @@ arXiv:2211.05105); the combination is this project's own.
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..backbones import backbone_of
 from ..backbones.conditioning import Conditioning, without_phrases, words_of
 from ..backbones.loaded import unwrapped
+from ..errors import InputError
 from ..losses.attention import Rule, leak, regions
 from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, within
 from .base import Guidance, named_prompts
@@ -74,6 +75,7 @@ class LocalisedRemoval(MapReading, Guidance):
         concepts: What goes, by words as they stand in the prompts; a prompt that names none of them is left alone.
         preserve: Neighbours whose regions are spared, by words as well.
         anchor: What stands in the prompt inside the region; "" takes the words out, None leaves the prompt as it is.
+        anchors: Anchors of single concepts, where they differ from `anchor`.
         scale: Strength of the force away from the concept's name.
         outside: Whether the rest is held at the "original" or left "free".
         region: Rule for the regions.
@@ -90,6 +92,7 @@ class LocalisedRemoval(MapReading, Guidance):
     concepts: tuple[str, ...]
     preserve: tuple[str, ...] = ()
     anchor: str | None = ""
+    anchors: Mapping[str, str] = field(default_factory=dict)
     scale: float = 0.0
     outside: Literal["original", "free"] = "original"
     region: Rule = "half"
@@ -113,7 +116,7 @@ class LocalisedRemoval(MapReading, Guidance):
 
     @contextmanager
     def applied_to(self, pipe: Any) -> Iterator[Any]:
-        with named_prompts(pipe, (*self.concepts, *self.preserve)) as every:
+        with named_prompts(pipe, (*self.concepts, *self.preserve), longest=True) as every:
 
             def named() -> Sequence[Named]:
                 rows = every()
@@ -169,14 +172,54 @@ class LocalisedRemoval(MapReading, Guidance):
 
     def replaced_in(self, prompt: str) -> str:
         """Return what the region is drawn from: a prompt with the concepts replaced, and without their neighbours."""
-        if self.preserve:
-            prompt = without_phrases(prompt, self.preserve)
-        if not self.anchor:
-            return without_phrases(prompt, self.concepts)
-        for phrase in sorted(self.concepts, key=len, reverse=True):
-            pattern = rf"(?<!\w){words_of(phrase)}(?!\w)"
-            prompt = re.sub(pattern, lambda _: str(self.anchor), prompt, flags=re.IGNORECASE)
-        return prompt
+        neighbours = [name for name in self.preserve if not self._is_part_of_concept(name, prompt)]
+        if neighbours:
+            prompt = without_phrases(prompt, neighbours)
+        anchors = {name: self.anchors.get(name, self.anchor) for name in self.concepts}
+        for phrase in sorted((name for name, anchor in anchors.items() if anchor), key=len, reverse=True):
+            prompt = re.sub(
+                _pattern(phrase), lambda _, phrase=phrase: str(anchors[phrase]), prompt, flags=re.IGNORECASE
+            )
+        dropped = [name for name, anchor in anchors.items() if not anchor]
+        return without_phrases(prompt, dropped) if dropped else prompt
+
+    def _is_part_of_concept(self, name: str, prompt: str) -> bool:
+        """Return True if the prompt names a concept whose phrase contains `name`, as "whiskered fish" does "fish"."""
+        longer = [concept for concept in self.concepts if re.search(_pattern(name), concept, flags=re.IGNORECASE)]
+        return any(re.search(_pattern(concept), prompt, flags=re.IGNORECASE) for concept in longer)
+
+    @classmethod
+    def merged(cls, parts: Sequence["LocalisedRemoval"]) -> tuple["LocalisedRemoval", ...]:
+        """Return one removal for all that have the same settings, apart from concepts, anchors and neighbours.
+
+        An anchor that is removed as well resolves to its own anchor, as in `Rows.joined`.
+
+        Raises:
+            InputError: Anchors form a circle.
+        """
+        plain = [part._without_concepts() for part in parts]
+        kinds = [each for i, each in enumerate(plain) if each not in plain[:i]]
+        removed = {name for part in parts for name in part.concepts}
+        anchors = {name: part.anchors.get(name, part.anchor) for part in parts for name in part.concepts}
+        groups = [[part for part, each in zip(parts, plain, strict=True) if each == kind] for kind in kinds]
+        return tuple(
+            replace(
+                group[0],
+                concepts=tuple(dict.fromkeys(name for part in group for name in part.concepts)),
+                anchors={
+                    name: anchor
+                    for part in group
+                    for name in part.concepts
+                    if (anchor := _resolved(name, anchors)) is not None and anchor != group[0].anchor
+                },
+                preserve=tuple(dict.fromkeys(name for part in group for name in part.preserve if name not in removed)),
+            )
+            for group in groups
+        )
+
+    def _without_concepts(self) -> "LocalisedRemoval":
+        anchor = None if self.anchor is None else ""
+        return replace(self, concepts=(), anchor=anchor, anchors={}, preserve=(), on_masks=None)
 
 
 class _Removal:
@@ -332,6 +375,22 @@ def _combined_alike(call: Denoising, output: Tensor, prediction: Tensor, other: 
     weights = torch.linalg.lstsq(halves.cpu(), prediction.flatten(1).double().cpu()[..., None]).solution.to(halves)
     others = torch.stack([other[:n], call.conditional(other)], -1)
     return (others.double() * weights[:, None, None, None, :, 0]).sum(-1).to(prediction.dtype)
+
+
+def _pattern(phrase: str) -> str:
+    return rf"(?<!\w){words_of(phrase)}(?!\w)"
+
+
+def _resolved(name: str, anchors: Mapping[str, str | None]) -> str | None:
+    """Return the anchor of a concept; if that is removed as well, its anchor, and so on."""
+    passed = [name]
+    anchor = anchors[name]
+    while anchor in anchors:
+        if anchor in passed:
+            raise InputError(f"localised: expected anchors that stay, got the circle {' -> '.join([*passed, anchor])}.")
+        passed.append(anchor)
+        anchor = anchors[anchor]
+    return anchor
 
 
 def _grown(region: Bool[Tensor, "h w"], pixels: int) -> Bool[Tensor, "h w"]:

@@ -24,10 +24,10 @@ def problems_of(store: LedgerStore, entry: Entry) -> list[str]:
     problems = []
     if edit.metadata.base_fingerprint != store.record.base.fingerprint:
         problems.append(f"{entry.file}: was made for another base ({edit.metadata.base_fingerprint[:12]}).")
-    solved = edit.closed_form
+    solved = isinstance(edit, WeightEdit) and edit.closed_form
     if solved != entry.solved or edit.metadata.concepts != entry.concepts:
         problems.append(f"{entry.file}: its header and ledger.json disagree.")
-    error = _replay_error(edit)
+    error = _replay_error(edit) if isinstance(edit, WeightEdit) else 0.0
     if error > _REPLAY_TOLERANCE:
         problems.append(f"{entry.file}: solving it again gives another edit (relative difference {error:.1e}).")
     return problems

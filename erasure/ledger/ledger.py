@@ -11,7 +11,6 @@ removal was fitted on top of those before it, so undoing one beneath it is an ap
 """
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from diffusers import DiffusionPipeline
 
 from ..backbones import backbone_of
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights_of
 from ..edits.metadata import named_model, now
 from ..erasers import Eraser
 from ..errors import BaseMismatchError, ErasureError, LedgerError, unknown_name
@@ -167,13 +166,15 @@ class Ledger:
         """
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
-        standing = self.standing
-        edit = self.edit() if eraser.depends_on == "weights" else self._unedited()
+        standing = self.standing if eraser.depends_on == "weights" else ()
+        # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
+        beneath = {entry.id: edit for entry in standing if (edit := weights_of(self._load(entry))) is not None}
+        edit = WeightEdit.joint(list(beneath.values())) if beneath else self._unedited()
         originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
         history = History(
             # An eraser that reads text states alone keeps the rows of earlier targets: the joint solve leaves them out
             # while those removals stand, and has them again when they are undone.
-            targets=tuple(c for entry in standing for c in entry.concepts) if eraser.depends_on == "weights" else (),
+            targets=tuple(concept for entry in standing for concept in entry.concepts),
             originals=originals,
             memory=self.path / "memory",
         )
@@ -183,9 +184,9 @@ class Ledger:
             fitted = eraser.fit(concepts, context)
         seconds = round(time.perf_counter() - start, 3)
         # The fit saw the edited base; the ledger keeps a change on top of its own base.
-        return self._add(self._on_base(fitted), started_from=tuple(entry.id for entry in standing), seconds=seconds)
+        return self._add(self._on_base(fitted), started_from=tuple(beneath), seconds=seconds)
 
-    def add(self, edit: WeightEdit) -> Entry:
+    def add(self, edit: Edit) -> Entry:
         """Add an edit that was fitted on the base itself.
 
         Raises:
@@ -213,8 +214,13 @@ class Ledger:
             self._store.write(replace(self._store.record, entries=entries))
         return undone
 
-    def edit(self, upto: str | None = None) -> WeightEdit:
-        """Return the standing removals as one edit of the base.
+    @property
+    def during_sampling(self) -> tuple[Entry, ...]:
+        """The standing removals that act during sampling."""
+        return tuple(entry for entry in self.standing if isinstance(self._load(entry), SamplingEdit))
+
+    def edit(self, upto: str | None = None) -> Edit:
+        """Return the standing removals as one edit of the base: a `SamplingEdit` if one of them acts during sampling.
 
         Args:
             upto: Id of the last removal to include; None includes all.
@@ -263,8 +269,9 @@ class Ledger:
         for entry in map(self.entry, self.approximate):
             then = [self.entry(name) for name in entry.started_from]
             beneath = (then, [other for other in then if other.state == "standing"])
-            sides = (self._joint(entries) if entries else None for entries in beneath)
-            moves[entry.id] = relative_move(backbone, self._load(entry), *sides)
+            sides = (weights_of(self._joint(entries)) if entries else None for entries in beneath)
+            if (edit := weights_of(self._load(entry))) is not None:
+                moves[entry.id] = relative_move(backbone, edit, *sides)
         return moves
 
     def verify(self, pipe: DiffusionPipeline | None = None) -> list[str]:
@@ -286,7 +293,7 @@ class Ledger:
                 problems.append(f"what stands cannot be put together: {error}")
         return problems
 
-    def _add(self, edit: WeightEdit, *, started_from: tuple[str, ...], seconds: float | None = None) -> Entry:
+    def _add(self, edit: Edit, *, started_from: tuple[str, ...], seconds: float | None = None) -> Entry:
         with self._store.locked():
             self._check_solvable(edit)
             self._store.sweep()
@@ -297,38 +304,39 @@ class Ledger:
                 time=now(),
                 concepts=edit.metadata.concepts,
                 method=edit.metadata.method,
-                settings=json.loads(json.dumps(dict(edit.metadata.settings))),
+                settings=dict(edit.metadata.settings),
                 seed=edit.metadata.seed,
                 file=file,
                 sha256=self._store.save(edit, file),
-                solved=edit.closed_form,
+                solved=isinstance(edit, WeightEdit) and edit.closed_form,
                 # A thousand entries that each listed all before them would make the file grow with their square.
-                started_from=() if edit.closed_form else started_from,
+                started_from=() if isinstance(edit, WeightEdit) and edit.closed_form else started_from,
                 seconds=seconds,
             )
             self._store.write(replace(self._store.record, entries=(*self.entries, entry)))
         return entry
 
-    def _check_solvable(self, edit: WeightEdit) -> None:
+    def _check_solvable(self, edit: Edit) -> None:
         """Refuse a removal that closes a circle of anchors, for which the joint solve has no solution."""
         standing = (concept for entry in self.standing for concept in entry.concepts)
         # Only such a removal is solved for now; to solve at every addition would make a thousand of them slow.
-        if edit.rows is not None and may_close_circle(standing, edit.metadata.concepts):
-            WeightEdit.joint([*map(self._load, self.standing), edit])
+        trained = isinstance(edit, WeightEdit) and edit.rows is None
+        if not trained and may_close_circle(standing, edit.metadata.concepts):
+            joint([*map(self._load, self.standing), edit])
 
     def _standing_upto(self, upto: str | None) -> list[Entry]:
         last = None if upto is None else self.entry(upto).id
         return [entry for entry in self.standing if last is None or entry.id <= last]
 
-    def _joint(self, entries: Sequence[Entry]) -> WeightEdit:
-        return WeightEdit.joint([self._load(entry) for entry in entries])
+    def _joint(self, entries: Sequence[Entry]) -> Edit:
+        return joint([self._load(entry) for entry in entries])
 
-    def _load(self, entry: Entry) -> WeightEdit:
+    def _load(self, entry: Entry) -> Edit:
         return self._store.load(entry)
 
-    def _on_base(self, edit: WeightEdit) -> WeightEdit:
+    def _on_base(self, edit: Edit) -> Edit:
         metadata = replace(edit.metadata, base_fingerprint=self.base.fingerprint, base_name=self.base.name)
-        return replace(edit, metadata=metadata)
+        return edit.with_metadata(metadata)
 
     def _unedited(self) -> WeightEdit:
         return WeightEdit(changes={}, metadata=EditMetadata.unedited(self.base.fingerprint, self.base.name))

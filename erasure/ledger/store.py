@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..edits import WeightEdit
+from ..edits import Edit
 from ..errors import InputError, LedgerError
 from ..io.files import write_whole
 from .record import FILE, Entry, Record, parsed, read_record
@@ -93,7 +93,7 @@ class LedgerStore:
         write_whole(self.path / FILE, content)
         self.record, self._content = record, content
 
-    def load(self, entry: Entry) -> WeightEdit:
+    def load(self, entry: Entry) -> Edit:
         """Return the edit of an entry.
 
         Raises:
@@ -109,11 +109,11 @@ class LedgerStore:
                 f"{path}: expected the file with sha256 {entry.sha256[:12]}, got {sha256[:12]}. It was changed."
             )
         try:
-            return WeightEdit.load(path, shared=self.path / "rows")
+            return Edit.load(path, shared=self.path / "rows")
         except InputError as error:
             raise LedgerError(f"ledger entry {entry.id}: {error}") from None
 
-    def save(self, edit: WeightEdit, file: str) -> str:
+    def save(self, edit: Edit, file: str) -> str:
         """Write the edit of a new entry and return its hash."""
         path = edit.save(self.path / file, shared=self.path / "rows")
         return hashlib.sha256(path.read_bytes()).hexdigest()

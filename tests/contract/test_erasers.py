@@ -14,10 +14,11 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edits import WeightEdit
+from erasure.edits import Edit, WeightEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.progress import Progress
+from erasure.sampling import sample
 from erasure.training.context import FitContext
 from tests import tiny
 
@@ -25,6 +26,7 @@ CONCEPTS = [
     Concept(target="cat", anchor="dog", preserve=("bird",), aliases=("kitten",)),
     Concept(target="Van Gogh", kind="style", preserve=("Monet",)),
 ]
+PROMPTS = ["a photo of a cat and a house", "a bird"]
 NAMES = eraser_names()
 
 
@@ -43,7 +45,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def deltas(edit: WeightEdit, pipe: Any) -> dict[str, Tensor]:
+def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
+    """Return the effect of an edit: the change of each weight, and for an edit during sampling its images."""
+    if not isinstance(edit, WeightEdit):
+        with edit.applied_to(pipe):
+            return {"latents": sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")}
     weights = backbone_of(pipe).parameters(edit.changes.__contains__)
     return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
 
@@ -80,11 +86,15 @@ def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(nam
     assert {part: pipe.components[part].training for part in training} == training
     assert {k: v.requires_grad for k, v in backbone_of(pipe).parameters(lambda _: True).items()} == requires_grad
     assert all(value.grad is None for value in backbone_of(pipe).parameters(lambda _: True).values())
+    images = sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")
     with edit.applied_to(pipe):
         inside = state_of(pipe)
+        assert not torch.equal(sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")[0], images[0])
     changed = {key for key in before if not torch.equal(before[key], inside[key])}
-    assert changed
-    assert changed <= set(edit.changes)
+    if isinstance(edit, WeightEdit):
+        assert changed
+    assert changed <= set(getattr(edit, "changes", ()))
+    assert torch.equal(sample(pipe, PROMPTS, [0, 1], steps=2, output="latents"), images)
     assert same(before, state_of(pipe))
 
 
@@ -115,7 +125,7 @@ def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_pa
     assert (metadata.method, metadata.seed, metadata.concepts) == (name, 5, tuple(CONCEPTS))
     assert metadata.base_fingerprint == backbone_of(pipe).fingerprint()
     assert make_eraser(name, **metadata.settings) == eraser
-    loaded = WeightEdit.load(edit.save(tmp_path / "edit.safetensors"))
+    loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
     assert loaded.metadata == metadata
     assert same(deltas(loaded, pipe), deltas(edit, pipe))
 
