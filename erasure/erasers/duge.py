@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
+from ..registry import Exactness
 from ..sampling import sample
 from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, below, finetune
@@ -134,6 +135,8 @@ class DUGE(Eraser):
     """
 
     name: ClassVar[str] = "duge"
+    source: ClassVar[str] = "arXiv:2503.13769"
+    exactness: ClassVar[Exactness] = "reconstructed"
     main: ClassVar[tuple[str, ...]] = ("steps", "overshoot", "prior_scale", "lr")
     quick: ClassVar[Mapping[str, Any]] = {
         "steps": 2,

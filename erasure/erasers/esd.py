@@ -15,6 +15,7 @@ from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, concatenate
 from ..concept import Concept, blank, fill, templates
 from ..edits import EditMetadata, WeightEdit
+from ..registry import Exactness
 from ..sampling import noise, scheduled_prediction, trajectory_latents
 from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, below, finetune
@@ -70,6 +71,8 @@ class ESD(Eraser):
     """
 
     name: ClassVar[str] = "esd"
+    source: ClassVar[str] = "arXiv:2303.07345"
+    exactness: ClassVar[Exactness] = "published"
     main: ClassVar[tuple[str, ...]] = ("steps", "negative_guidance", "lr")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "lr": 1e-3}
 

@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
 from ..progress import Progress
+from ..registry import Exactness
 from ..sampling import noise, trajectory_latents
 from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, finetune
@@ -141,6 +142,8 @@ class TRCE(Eraser):
     """
 
     name: ClassVar[str] = "trce"
+    source: ClassVar[str] = "arXiv:2503.07389"
+    exactness: ClassVar[Exactness] = "reconstructed"
     main: ClassVar[tuple[str, ...]] = ("stages", "eta", "epochs")
     together: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {

@@ -13,6 +13,7 @@ from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserv
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
 from ..progress import Progress
+from ..registry import Exactness
 from ..training.context import FitContext
 from .base import Eraser
 
@@ -64,6 +65,8 @@ class UCE(Eraser):
 
     name: ClassVar[str] = "uce"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    source: ClassVar[str] = "arXiv:2308.14761"
+    exactness: ClassVar[Exactness] = "published"
     main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
 
     rows: Literal["templates", "last-subject"] = "templates"

@@ -1,15 +1,9 @@
-"""Guidance: changes of the sampling. A new one is one new file here; it is found by being there."""
+"""Guidance: changes of the sampling, one a file; a file is found by its being here."""
 
-from collections.abc import Mapping
-from functools import cache
-
-from ..registry import classes_in
+from ..registry import Registry
 from .base import Applicable, Guidance
 
-__all__ = ["Applicable", "Guidance", "guidances"]
+__all__ = ["GUIDANCES", "Applicable", "Guidance", "guidances"]
 
-
-@cache
-def guidances() -> Mapping[str, type[Guidance]]:
-    """Return the classes of all guidances, by their `name`."""
-    return classes_in(__name__, __path__, Guidance)
+GUIDANCES = Registry(Guidance, "guidance")
+guidances = GUIDANCES.classes

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ..losses.attention import Rule, regions, retention, segregation
+from ..registry import Exactness
 from .attention import AttentionGuidance, ConceptMaps, Masks, Named, Terms
 from .base import ConceptGuidance
 
@@ -81,3 +82,5 @@ class AStar(AStarLoss, ConceptGuidance):
     """
 
     name: ClassVar[str] = "a-star"
+    source: ClassVar[str] = "arXiv:2306.14544"
+    exactness: ClassVar[Exactness] = "published"

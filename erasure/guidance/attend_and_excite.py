@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..losses.attention import neglect
+from ..registry import Exactness
 from .attention import ConceptMaps, Masks, Named, Terms
 from .base import ConceptGuidance
 
@@ -21,6 +22,8 @@ class AttendAndExcite(ConceptGuidance):
     """
 
     name: ClassVar[str] = "attend-and-excite"
+    source: ClassVar[str] = "arXiv:2301.13826"
+    exactness: ClassVar[Exactness] = "published"
 
     steps_range: tuple[float, float] = (0.0, 0.5)
     refine_at: tuple[int, ...] = (0, 10, 20)

@@ -22,6 +22,7 @@ from ..backbones.conditioning import Conditioning, without_phrases, words_of
 from ..backbones.loaded import unwrapped
 from ..errors import InputError
 from ..losses.attention import Rule, leak, regions
+from ..registry import Exactness
 from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, within
 from .base import Guidance, named_prompts
 from .steps import Denoising, Latents, Stepping, around_each_step, with_first
@@ -88,6 +89,8 @@ class LocalisedRemoval(MapReading, Guidance):
     """
 
     name: ClassVar[str] = "localised"
+    source: ClassVar[str] = "ours, built on arXiv:2306.14544 and arXiv:2211.05105"
+    exactness: ClassVar[Exactness] = "ours"
 
     concepts: tuple[str, ...]
     preserve: tuple[str, ...] = ()

@@ -1,7 +1,9 @@
 """MMA-Diffusion's textual attack (Yang et al., CVPR 2024, arXiv:2311.17516): gradient search on the text encoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from erasure.backbones import Backbone
 from erasure.progress import OnProgress, Progress
+from erasure.registry import Exactness
 
 from .base import Attack, Goal, Tokens, pooled, soft_tokens
 
@@ -33,6 +36,9 @@ class MMA(Attack):
     """
 
     name: ClassVar[str] = "mma"
+    source: ClassVar[str] = "arXiv:2311.17516"
+    exactness: ClassVar[Exactness] = "published"
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"tokens": 6, "rounds": 4, "candidates": 16, "top": 16})
     white_box: ClassVar[bool] = False
 
     tokens: Annotated[int, Field(ge=1)] = 20

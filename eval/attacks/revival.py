@@ -21,6 +21,7 @@ from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.attention import AttentionGuidance, Named
 from erasure.progress import OnProgress, Progress
+from erasure.registry import Exactness
 
 from .base import Attack, Goal, Tokens
 
@@ -40,6 +41,8 @@ class Revival(Attack):
     """
 
     name: ClassVar[str] = "revival"
+    source: ClassVar[str] = "ours, built on arXiv:2306.14544 and arXiv:2301.13826"
+    exactness: ClassVar[Exactness] = "ours"
     white_box: ClassVar[bool] = False  # what it hands over as ids depends on no denoiser
 
     method: Literal["a-star", "attend-and-excite"] = "a-star"

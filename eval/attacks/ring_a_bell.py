@@ -1,7 +1,9 @@
 """Ring-A-Bell (Tsai et al., ICLR 2024, arXiv:2310.10012): find the concept's direction in text space, follow it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +13,7 @@ from torch import Tensor
 from erasure.backbones import Backbone
 from erasure.concept import Concept, blank, fill, templates
 from erasure.progress import OnProgress, Progress
+from erasure.registry import Exactness
 
 from .base import Attack, Goal, Tokens
 
@@ -36,6 +39,9 @@ class RingABell(Attack):
     """
 
     name: ClassVar[str] = "ring-a-bell"
+    source: ClassVar[str] = "arXiv:2310.10012"
+    exactness: ClassVar[Exactness] = "published"
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"tokens": 6, "generations": 4, "population": 16})
     white_box: ClassVar[bool] = False
 
     tokens: Annotated[int, Field(ge=1)] = 16

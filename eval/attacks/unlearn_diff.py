@@ -1,7 +1,9 @@
 """UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv:2310.11868): tokens optimised through the erased denoiser itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from erasure.backbones import Backbone
 from erasure.errors import InputError
 from erasure.progress import OnProgress, Progress
+from erasure.registry import Exactness
 
 from .base import Attack, Goal, Tokens, soft_tokens
 
@@ -37,6 +40,9 @@ class UnlearnDiff(Attack):
     """
 
     name: ClassVar[str] = "unlearn-diff"
+    source: ClassVar[str] = "arXiv:2310.11868"
+    exactness: ClassVar[Exactness] = "published"
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"tokens": 3, "rounds": 4, "batch_size": 2})
     white_box: ClassVar[bool] = True
 
     tokens: Annotated[int, Field(ge=1)] = 5

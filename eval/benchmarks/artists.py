@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from erasure.concept import normalized
+from erasure.registry import Exactness
 
 from .base import Item, LabelledList, unique_cases
 from .lists import read_list
@@ -22,6 +23,7 @@ class Artists(LabelledList):
     """
 
     name: ClassVar[str] = "artists"
+    exactness: ClassVar[Exactness] = "published"
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
         "rohitgandikota/erasing data/*art*_prompts.csv (arXiv:2303.07345);"

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from erasure.concept import normalized
 from erasure.errors import InputError, unknown_name
+from erasure.registry import Exactness
 
 from ..stats.scores import Rate
 from .base import Benchmark, Item, unique_cases
@@ -30,6 +31,7 @@ class Celebrities(Benchmark):
     """
 
     name: ClassVar[str] = "celebrities"
+    exactness: ClassVar[Exactness] = "published"
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
         "Ouxiang-Li/SPEED data/10_celebrity.csv, 50_celebrity.csv, 100_celebrity.csv (arXiv:2503.07392), after MACE"

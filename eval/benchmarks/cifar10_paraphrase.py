@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import ClassVar, Final
 
 from erasure.concept import normalized
+from erasure.registry import Exactness
 
 from .base import Item, LabelledList, class_index, named_in, unique_cases
 from .lists import read_list
@@ -33,6 +34,7 @@ class Cifar10Paraphrase(LabelledList):
     """
 
     name: ClassVar[str] = "cifar10-paraphrase"
+    exactness: ClassVar[Exactness] = "published"
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
         "jasper0314-huang/Receler evaluation/data/cifar10_paraphrase.csv, cifar10_simple.csv (arXiv:2311.17717)"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from erasure.errors import InputError
+from erasure.registry import Exactness
 
 from .base import Benchmark, Item, unique_cases
 from .lists import read_list
@@ -21,6 +22,7 @@ class Coco(Benchmark):
     """
 
     name: ClassVar[str] = "coco"
+    exactness: ClassVar[Exactness] = "published"
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
         "rohitgandikota/unified-concept-editing data/coco_30k.csv (arXiv:2308.14761);"

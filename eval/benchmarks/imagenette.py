@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from erasure.concept import normalized
+from erasure.registry import Exactness
 
 from ..metrics.accuracy import IMAGENETTE as CLASSES
 from .base import Item, LabelledList, class_index, named_in, unique_cases
@@ -24,6 +25,7 @@ class Imagenette(LabelledList):
     """
 
     name: ClassVar[str] = "imagenette"
+    exactness: ClassVar[Exactness] = "published"
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
         "rohitgandikota/unified-concept-editing data/imagenette.csv (arXiv:2308.14761);"

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from erasure.concept import normalized
 from erasure.errors import InputError
+from erasure.registry import Exactness
 
 from .base import Item, LabelledList, named_in, unique_cases
 from .lists import read_list
@@ -29,6 +30,7 @@ class SixCdDual(LabelledList):
     """
 
     name: ClassVar[str] = "sixcd-dual"
+    exactness: ClassVar[Exactness] = "published"
     version: ClassVar[int] = 1
     source: ClassVar[str] = "Artanisax/Six-CD Datasets/Dual-Version (arXiv:2406.14855)"
     licence: ClassVar[str] = "MIT"

@@ -4,11 +4,13 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from erasure.concept import normalized
 from erasure.errors import InputError, unknown_name
 from erasure.profile import profile_of
+from erasure.registry import Exactness
 from erasure.tinyworld import vocabulary as words
 
 from ..stats.allocation import noise_seed, share
@@ -49,6 +51,8 @@ class TinyWorld(Benchmark):
     """
 
     name: ClassVar[str] = "tinyworld"
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"removed": ("cat",)})
+    exactness: ClassVar[Exactness] = "ours"
     version: ClassVar[int] = 1
     source: ClassVar[str] = "this project, erasure/tinyworld/vocabulary.py"
     licence: ClassVar[str] = "Apache-2.0"

@@ -1,0 +1,38 @@
+"""Contract of every piece, whatever its extension point."""
+
+import re
+from dataclasses import fields, is_dataclass
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from erasure.errors import InputError, UnknownNameError
+from erasure.registry import Plugin, described
+
+
+def check(kind: type[Plugin], *, frozen: bool = True) -> None:
+    """Check that a class is a documented dataclass that names itself and its source, with strict settings."""
+    assert is_dataclass(kind)
+    assert not frozen or kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", kind.name)
+    assert kind.source
+    assert kind.exactness in ("published", "reconstructed", "ours")
+    documented = {name for base in kind.__mro__ if is_dataclass(base) for name in described(base)}
+    settings = [field for field in fields(kind) if field.init]
+    missing = [field.name for field in settings if field.name not in documented]
+    assert not missing, f"{kind.name}: {missing} not documented"
+    if settings:
+        first = settings[0].name
+        with pytest.raises(UnknownNameError, match=f"Unknown {kind.name} setting '{first}x'. Did you mean '{first}'"):
+            kind(**{f"{first}x": 1})
+    numbers = [field.name for field in settings if isinstance(field.default, float)]
+    if numbers:
+        with pytest.raises(InputError) as caught:
+            kind(**_settings(kind), **{name: "1.0" for name in numbers if name not in _settings(kind)})
+        assert all(f"{kind.name}.{name}: expected" in str(caught.value) for name in numbers if name not in kind.quick)
+        assert "\n" not in str(caught.value)
+
+
+def _settings(kind: type[Plugin]) -> dict[str, Any]:
+    return dict(kind.quick or MappingProxyType({}))
