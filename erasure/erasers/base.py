@@ -1,10 +1,9 @@
 """What every eraser is: settings, and one method that turns concepts into an edit."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ..concept import Concept
 from ..edits import Edit
@@ -30,8 +29,6 @@ class Eraser(Plugin):
     together: ClassVar[bool] = False
     # The settings that a person turns first.
     main: ClassVar[tuple[str, ...]] = ()
-    # Settings with which a fit is a moment's work on a tiny model, for tests and trials; never for results.
-    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def require(self, concepts: Sequence[Concept]) -> None:
         """Raise InputError if there is nothing to remove."""
