@@ -73,7 +73,7 @@ def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) 
         ledger, made = f"{spare}/loaded", f"{spare}/loaded-model"
         parts = [
             full_size.command([*asked, "--ledger", ledger, "--no-measure", "--device", "cpu"]),
-            full_size.command(["export", ledger, made, "--no-pictures", "--device", "cpu"]),
+            full_size.command(["export", ledger, made, "--no-images", "--device", "cpu"]),
         ]
         loaded = {
             "peak_mib": max(part["peak_mib"] for part in parts),

@@ -71,7 +71,7 @@ def test_an_export_ends_with_what_to_load(ledger: Path) -> None:
 
 
 def test_json_is_one_document(ledger: Path) -> None:
-    document = json.loads(call("export", ledger, "out", "--format", "lora", "--no-pictures", "--json").stdout)
+    document = json.loads(call("export", ledger, "out", "--format", "lora", "--no-images", "--json").stdout)
     assert document["load"] == "out/pytorch_lora_weights.safetensors"
     assert document["notes"] == []
     assert not Path("out/before-after.png").exists()
@@ -81,7 +81,7 @@ def test_json_is_one_document(ledger: Path) -> None:
 
 
 def test_the_card_says_what_was_removed_and_carries_the_licence(ledger: Path, saved: Path) -> None:
-    call("export", ledger, "out", "--format", "pipeline", "--no-pictures")
+    call("export", ledger, "out", "--format", "pipeline", "--no-images")
     card = card_of(Path("out"))
     data = card.data.to_dict()
     assert (data["license"], data["license_name"], data["license_link"]) == ("other", "Open Terms", "https://terms")
@@ -125,7 +125,7 @@ def test_the_card_has_what_was_measured_of_what_stands() -> None:
     ):
         Path(path).parent.mkdir(parents=True)
         Path(path).write_text(json.dumps(content))
-    call("export", "here", "out", "--format", "edit", "--no-pictures")
+    call("export", "here", "out", "--format", "edit", "--no-images")
     card = card_of(Path("out"))
     assert card.text.count("| fd | 0.250 [0.125, 0.500] | 0.062 | 40 | distance | tinyworld/1, n 40 |") == 1
     assert "| attack mma, attacked: brought back | 0.500 [0.250, 0.750] | 0.500 | 4 |" in card.text
@@ -138,7 +138,7 @@ def test_the_card_has_what_was_measured_of_what_stands() -> None:
 
     # Once something else stands, the old numbers say nothing of it.
     call("remove", "gun", "--ledger", "here", *FAST)
-    call("export", "here", "again", "--format", "edit", "--no-pictures")
+    call("export", "here", "again", "--format", "edit", "--no-images")
     assert "## What was measured\n\nNothing." in card_of(Path("again")).text
 
 
@@ -152,7 +152,7 @@ def test_a_card_shows_nothing_unsafe(saved: Path) -> None:
 def test_a_cut_lora_says_what_it_misses(saved: Path) -> None:
     quick = ["--no-measure", "--set", "eraser.steps=1", "--set", "eraser.sample_steps=2"]
     call("remove", "cat", "--model", saved, "--method", "esd", "--ledger", "here", *quick)
-    result = call("export", "here", "out", "--format", "kohya", "--rank", "1", "--no-pictures")
+    result = call("export", "here", "out", "--format", "kohya", "--rank", "1", "--no-images")
     notes = [line.removeprefix("note: ") for line in result.stdout.splitlines() if line.startswith("note: ")]
     assert "to_out.0.bias' and" in notes[0]
     assert notes[1].startswith("The change at rank 1: it misses 0.")
@@ -161,7 +161,7 @@ def test_a_cut_lora_says_what_it_misses(saved: Path) -> None:
 
 def test_a_push_goes_on_with_what_was_written(ledger: Path, tmp_path: Path) -> None:
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    push = ("export", ledger, "out", "--format", "lora", "--no-pictures", "--push", "me/no-cats", "--private")
+    push = ("export", ledger, "out", "--format", "lora", "--no-images", "--push", "me/no-cats", "--private")
     call(*push[:-3])
     assert 'pipe.load_lora_weights("out", ' in card_of(Path("out")).text
     with serving() as hub:

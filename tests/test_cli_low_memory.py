@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_one_command_gives_the_bytes_of_the_loaded_way(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call("remove", "Van Gogh", "Dali", *ASKED, "--model", model, "--ledger", "loaded", "--no-measure")
-    call("export", "loaded", "wanted", "--no-pictures")
+    call("export", "loaded", "wanted", "--no-images")
     wanted = contents(Path("wanted"))
 
     def refuse(*_: object, **__: object) -> None:
@@ -101,7 +101,7 @@ def test_a_loaded_model_is_written_by_the_same_option(small: Path) -> None:
 def test_an_edit_needs_no_loaded_model_either(small: Path) -> None:
     call("remove", "Van Gogh", *ASKED, "--model", small, "--ledger", "here", "--low-memory")
     call("export", "here", "one", "--format", "edit", "--low-memory")
-    call("export", "here", "other", "--format", "edit", "--no-pictures")
+    call("export", "here", "other", "--format", "edit", "--no-images")
     one, other = (read_whole(Path(name, "edit.safetensors")) for name in ("one", "other"))
     assert one == other
 

@@ -16,8 +16,8 @@ from tests import tiny
 from tests.eval import world
 from tests.test_cli import call, fails
 
-FAST = ["--set", "steps=2", "--pictures", "0"]
-SHOWN = ["--set", "steps=2", "--pictures", "2"]
+FAST = ["--set", "steps=2", "--measure-images", "0"]
+SHOWN = ["--set", "steps=2", "--measure-images", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_what_is_learned_stands_wherever_a_model_does(saved: Path, photos: Path,
     )
     assert removed.exit_code == 0, removed.output
     assert call("verify", tmp_path / "l").exit_code == 0
-    assert call("export", tmp_path / "l", tmp_path / "exported", "--no-pictures").exit_code == 0
+    assert call("export", tmp_path / "l", tmp_path / "exported", "--no-images").exit_code == 0
     ordinary = DiffusionPipeline.from_pretrained(tmp_path / "exported")
     with Ledger.open(tmp_path / "l").applied_to(pipe):
         drawn = [sample(each, ["a <biscuit> dog"], [0], steps=1, output="uint8") for each in (pipe, ordinary)]

@@ -11,7 +11,7 @@ from tests.eval import world
 
 
 def found(device: str = "cpu") -> dict[str, str]:
-    return {check.name: check.found for check in doctor.checks(device)}
+    return {check.name: check.result for check in doctor.checks(device)}
 
 
 def test_what_works_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What this machine has, what works on it, and how to mend what does not; all of it tried, nothing guessed."""
+"""Checks of this machine and its installed packages, each made by running the operation."""
 
 import os
 import shutil
@@ -24,36 +24,36 @@ _EXTRAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of the doctor's.
+    """Result of one check.
 
     Attributes:
-        name: What was looked at.
-        found: What it is like; where it is wanting, what mends it.
+        name: Name of the checked part.
+        result: State of the part; if it does not work, the command that repairs it.
     """
 
     name: str
-    found: str
+    result: str
 
 
 def checks(device: str) -> Iterator[Check]:
-    """Give what is found of the machine and of what is installed.
+    """Yield the checks of a device and of the installed extras.
 
     Args:
-        device: What pictures would be made on: "cpu", "cuda", "mps".
+        device: Device of the sampling: "cpu", "cuda", "mps".
     """
-    yield Check(name="device", found=_about(device))
+    yield Check(name="device", result=_about(device))
     for dtype in (torch.float16, torch.bfloat16):
-        yield Check(name=str(dtype).removeprefix("torch."), found=_tried(lambda dtype=dtype: _convolve(device, dtype)))
-    yield Check(name="attention", found=_tried(lambda: _attend(device)))
-    yield Check(name="free disk", found=f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
+        yield Check(name=str(dtype).removeprefix("torch."), result=_tried(lambda dtype=dtype: _convolve(device, dtype)))
+    yield Check(name="attention", result=_tried(lambda: _attend(device)))
+    yield Check(name="free disk", result=f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
     for package, (extra, use) in _EXTRAS.items():
-        found = "installed"
+        result = "installed"
         if not find_spec(package):
-            found = f"not installed: pip install 'erasure[{extra}]', for {use}"
-        elif package == "xformers":  # built for one release of torch, so that it is there says little
-            found = _tried(lambda: _attend_by_xformers(device), "stay with --attention sdpa")
-        yield Check(name=package, found=found)
-    yield Check(name="Hub", found=_hub())
+            result = f"not installed: pip install 'erasure[{extra}]', for {use}"
+        elif package == "xformers":  # built for one release of torch: installed does not mean usable
+            result = _tried(lambda: _attend_by_xformers(device), "stay with --attention sdpa")
+        yield Check(name=package, result=result)
+    yield Check(name="Hub", result=_hub())
 
 
 def _about(device: str) -> str:
@@ -63,17 +63,17 @@ def _about(device: str) -> str:
     return f"{device}, {about.name}, {about.total_memory / 2**30:.0f} GiB, capability {about.major}.{about.minor}"
 
 
-def _tried(what: Callable[[], object], otherwise: str = "stay with float32, or use another device") -> str:
+def _tried(operation: Callable[[], object], otherwise: str = "stay with float32, or use another device") -> str:
     try:
-        what()
+        operation()
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
         return f"does not work here ({reason(error).rstrip('.')}): {otherwise}"
     return "works"
 
 
 def _convolve(device: str, dtype: torch.dtype) -> None:
-    picture = torch.ones(1, 4, 8, 8, device=device, dtype=dtype)
-    torch.isfinite(F.conv2d(picture, torch.ones(4, 4, 3, 3, device=device, dtype=dtype), padding=1)).all().item()
+    latents = torch.ones(1, 4, 8, 8, device=device, dtype=dtype)
+    torch.isfinite(F.conv2d(latents, torch.ones(4, 4, 3, 3, device=device, dtype=dtype), padding=1)).all().item()
 
 
 def _attend(device: str) -> None:
@@ -86,7 +86,7 @@ def _attend_by_xformers(device: str) -> None:
 
 
 def _hub() -> str:
-    """Say how the Hub is reached, and never by which token."""
+    """Return the state of the login to the Hub, without the token."""
     login = "logged in" if get_token() else "no login: hf auth login, to push and for models with terms"
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     return f"{login}; offline by HF_HUB_OFFLINE: unset it to download or push" if offline else login

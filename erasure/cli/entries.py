@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from erasure.eval.protocols.record import Record
@@ -21,7 +22,7 @@ def standing_names(ledger: "Ledger") -> str:
 
 
 def entry_json(entry: "Entry", ledger: "Ledger") -> dict[str, Any]:
-    """Return an entry with its concepts by name, and what was asked for in full."""
+    """Return an entry with the names of its concepts, and its requests in full."""
     data = entry.as_json()
     return {
         **data,
@@ -45,16 +46,18 @@ def step_json(entry: "Entry", measured: dict[str, Any] | None) -> dict[str, Any]
 
 
 def entry_line(entry: "Entry", measured: dict[str, Any] | None) -> str:
-    """Say in a line what a removal did."""
-    took = "" if entry.seconds is None else f", {entry.seconds:.1f} s"
-    start = f"{entry.id} {targets_of(entry)}: {entry.method}{took}"
+    """Return one line about an entry: method, seconds and measured rates."""
+    start = f"{entry.id} {targets_of(entry)}: {entry.method}"
+    if entry.seconds is not None:
+        start += f", {entry.seconds:.1f} s"
     if measured is None:
         return start
     rates = (
         f"efficacy {_rate(measured['removed'][measured['worst']]['efficacy'])}",
         *(f"{role} {_rate(measured['kept'].get(role, {}).get('retention'))}" for role in ("near", "far")),
     )
-    return f"{start}; {', '.join(rates)}; {measured['pictures']} pictures, {measured['measure_seconds']:.0f} s"
+    count, seconds = measured["pictures"], measured["measure_seconds"]
+    return f"{start}; {', '.join(rates)}; {count} images, {seconds:.0f} s"
 
 
 def _rate(rate: dict[str, Any] | None) -> str:
@@ -65,7 +68,10 @@ def _rate(rate: dict[str, Any] | None) -> str:
 
 
 def removals_table(ledger: "Ledger", record: "Record") -> Table:
-    """Return what stands and what was measured after each; an interval below each rate, so that 80 columns suffice."""
+    """Return the standing entries and the rates measured after each.
+
+    An interval is below its rate, so that 80 columns suffice.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("id", "removed", "method", "efficacy", "near", "far", "change", "fit s"):
         table.add_column(
@@ -80,7 +86,7 @@ def removals_table(ledger: "Ledger", record: "Record") -> Table:
             changed = kept[1] or kept[0]
             cells = [*map(_rate_in_two, rates), f"{changed['distance']['value']:.3f}" if changed else ""]
         seconds = "" if entry.seconds is None else f"{entry.seconds:.1f}"
-        table.add_row(entry.id, targets_of(entry), entry.method, *cells, seconds)
+        table.add_row(entry.id, Text(targets_of(entry)), entry.method, *cells, seconds)
     return table
 
 

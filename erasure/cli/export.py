@@ -1,107 +1,149 @@
 """`erasure export`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from ..errors import InputError
 from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import targets_of
 from .models import existing_device, load_pipe, sampler_of
-from .options import AsJson, Device, Guidance, LedgerFolder, LowMemory, Steps
+from .options import AsJson, CommandGroup, Device, Guidance, LedgerFolder, LowMemory, Steps
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from erasure.eval.images.ledger_images import Sampler
+    from erasure.pipelines.export.formats import Export, Written
+
+    from ..ledger import Ledger
+
+commands = CommandGroup("Export")
 
 
+@commands.command()
 def export(
     ledger: LedgerFolder,
-    to: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
     form: Annotated[
-        str, typer.Option("--format", help="pipeline, edit, lora, kohya or checkpoint: see docs/export.md.")
+        str,
+        typer.Option(
+            "--format", help="Format of the files: pipeline, edit, lora, kohya or checkpoint; see docs/export.md."
+        ),
     ] = "pipeline",
     push_to: Annotated[
-        str | None, typer.Option("--push", metavar="USER/REPO", help="Then upload OUT to the Hub, as one commit.")
+        str | None,
+        typer.Option("--push", metavar="USER/REPO", help="Repository of the Hub to upload OUT to, as one commit."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="With --push: nobody else may see it.")] = False,
-    rank: Annotated[int | None, typer.Option(min=1, help="Of lora and kohya  [default: all there is]")] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of lora and kohya; default: that of the edit, exact.")
+    ] = None,
     guidance: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="a-star, attend-and-excite, localised: put its pipeline beside the weights."),
+        typer.Option(metavar="NAME", help="Guidance whose pipeline is added to the weights: {guidance}."),
     ] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompt", metavar="TEXT ...", help="For the card's picture  [default: what was removed and kept]"
+            "--prompt",
+            metavar="TEXT ...",
+            help="Prompts of the model card's images; default: removed and preserved concepts.",
         ),
     ] = None,
-    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="No picture of before and after.")] = False,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Write no images in the model card.")] = False,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     low_memory: LowMemory = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write what stands in a ledger for other programs, with a model card, and upload it."""
-    from erasure.eval.reports.model_card import prompts_of
-    from erasure.eval.reports.publish import publish, rename
-    from erasure.pipelines.export.formats import RECORD, Export, already_written, check_low_memory, check_standing
-    from erasure.pipelines.export.push import check_push, push
+    """Export the standing removals of a ledger for other programs, with a model card; upload them to the Hub."""
+    from erasure.eval.reports.publish import rename
+    from erasure.pipelines.export.formats import RECORD, Export, already_written, check_standing
+    from erasure.pipelines.export.push import check_push
 
     from ..io.files import check_free
     from ..ledger import Ledger
 
-    opened, wanted = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance)
+    opened, spec = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance)
     check_standing(opened)
     if low_memory:
-        check_low_memory(wanted, device)
-        for option, value in {"--prompt": prompt, "--steps": steps, "--guidance-scale": guidance_scale}.items():
-            if value is not None and value != []:
-                raise InputError(
-                    f"{option}: expected none with --low-memory, which makes no pictures, got {value!r}. Leave one out."
-                )
+        _check_low_memory(spec, device, prompt, steps, guidance_scale)
     place = "cpu" if low_memory else existing_device(device)
-
-    def base() -> Any:
-        return load_pipe(opened.base.name, place, stored=low_memory)
-
     if push_to is not None:
         check_push(push_to)
     elif private:
         raise InputError("--private: expected --push USER/REPO beside it, got none. Leave it out.")
     show = err if as_json else out
     name = push_to or to.resolve().name
-    written = already_written(opened, wanted, to) if push_to is not None else None
+    written = already_written(opened, spec, to) if push_to is not None else None
     if written is not None:
-        show.print(f"{to}: written before; the upload goes on.", markup=False)
+        show.print(f"{to}: written before; the upload goes on.")
         if written.name != name:
-            written = rename(opened, base(), written, to, name)
+            pipe = load_pipe(opened.base.name, place, stored=low_memory)
+            written = rename(opened, pipe, written, to, name)
     else:
         check_free(to)
-        prompts = [] if no_pictures or low_memory else prompt or prompts_of(opened)
-        with progress_bars(err) as on_progress:
-            written = publish(
-                opened,
-                base(),
-                wanted,
-                to,
-                name=name,
-                prompts=prompts,
-                sampler=sampler_of(opened.base.name, steps, guidance_scale),
-                on_progress=on_progress,
-            )
+        prompts = [] if no_images or low_memory else prompt or None
+        pipe = load_pipe(opened.base.name, place, stored=low_memory)
+        written = _written(opened, pipe, spec, to, name, prompts, sampler_of(opened.base.name, steps, guidance_scale))
     for note in written.notes:
-        show.print(f"note: {note}", markup=False)
-    document: dict[str, Any] = {"out": str(to), "load": str(to / wanted.file), "notes": list(written.notes)}
+        show.print(f"note: {note}")
+    document: dict[str, object] = {"out": str(to), "load": str(to / spec.file), "notes": list(written.notes)}
     document |= {"card": str(to / "README.md"), "record": str(to / RECORD)}
     if push_to is not None:
-        pushed = push(to, push_to, private=private, message=f"{', '.join(map(targets_of, opened.standing))} removed")
-        document |= {"commit": pushed.url, "left": list(pushed.left)}
-        for file in pushed.left:
-            left = f"{push_to} also holds {file}, which is not of this export. Delete it there."
-            show.print(f"note: {left}", markup=False)
-        show.print(f"commit: {pushed.url}", markup=False)
+        document |= _upload(opened, to, push_to, private=private, show=show)
     if as_json:
         print_json(document)
         return
-    out.print(f"card: {to / 'README.md'}", markup=False)
-    out.print(f"{form}: {to / wanted.file}", markup=False)
+    out.print(f"card: {to / 'README.md'}")
+    out.print(f"{form}: {to / spec.file}")
+
+
+def _check_low_memory(
+    spec: "Export", device: str, prompt: list[str] | None, steps: int | None, guidance_scale: float | None
+) -> None:
+    """Refuse an export that needs the weights in memory, and options of images, which are not sampled."""
+    from erasure.pipelines.export.formats import check_low_memory
+
+    check_low_memory(spec, device)
+    for option, value in {"--prompt": prompt, "--steps": steps, "--guidance-scale": guidance_scale}.items():
+        if value is not None and value != []:
+            raise InputError(
+                f"{option}: expected none with --low-memory, which samples no images, got {value!r}. Leave one out."
+            )
+
+
+def _written(
+    ledger: "Ledger",
+    pipe: "DiffusionPipeline",
+    spec: "Export",
+    to: Path,
+    name: str,
+    prompts: list[str] | None,
+    sampler: "Sampler",
+) -> "Written":
+    """Write an export; no prompts (None) are those of the removed and preserved concepts."""
+    from erasure.eval.reports.model_card import prompts_of
+    from erasure.eval.reports.publish import publish
+
+    if prompts is None:
+        prompts = prompts_of(ledger)
+    with progress_bars(err) as on_progress:
+        return publish(ledger, pipe, spec, to, name=name, prompts=prompts, sampler=sampler, on_progress=on_progress)
+
+
+def _upload(ledger: "Ledger", folder: Path, repo: str, *, private: bool, show: Console) -> dict[str, object]:
+    """Upload an export and return its part of the JSON document."""
+    from erasure.pipelines.export.push import push
+
+    removed = ", ".join(map(targets_of, ledger.standing))
+    pushed = push(folder, repo, private=private, message=f"{removed} removed")
+    for file in pushed.left:
+        show.print(f"note: {repo} also holds {file}, which is not of this export. Delete it there.")
+    show.print(f"commit: {pushed.url}")
+    return {"commit": pushed.url, "left": list(pushed.left)}

@@ -1,4 +1,4 @@
-"""Commands that draw images: generate, compare, attention."""
+"""Commands that sample images: generate, compare, attention."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,24 +10,27 @@ from ..errors import InputError
 from ..progress import ProgressCounter, progress_bars, staged
 from .console import err, out
 from .models import existing_device, fingerprint_of, load_pipe, sampler_of, standing_in
-from .options import AttentionBy, Device, Guidance, LedgerFolder, Prompts, Seeds, Steps
+from .options import AttentionBy, CommandGroup, Device, Guidance, LedgerFolder, LedgerOrModel, Prompts, Seeds, Steps
+
+commands = CommandGroup("Look")
 
 
+@commands.command()
 def generate(
-    source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
+    source: LedgerOrModel,
     prompt: Prompts,
-    to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the pictures.")],
+    to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the images.")],
     seeds: Seeds = "0",
     steps: Steps = None,
     guidance_scale: Guidance = None,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Precision of the weights: float32, float16 or bfloat16.")] = "float32",
     attention: AttentionBy = "sdpa",
     offload: Annotated[
-        bool, typer.Option("--offload", help="Keep on the GPU only the part of the model that is at work.")
+        bool, typer.Option("--offload", help="Keep only the active component of the model on the GPU.")
     ] = False,
 ) -> None:
-    """Make pictures, by a model or by what stands in a ledger."""
+    """Sample images from a model, or from the base of a ledger with its standing removals."""
     from erasure.eval.images.ledger_images import as_png, slug
 
     from ..io.files import make_folder, write_whole
@@ -40,7 +43,7 @@ def generate(
     make_folder(to)
     place = existing_device(device)
     if offload and not place.startswith("cuda"):
-        raise InputError(f"offload: expected a CUDA device to spare, got {place!r}. Leave it out.")
+        raise InputError(f"offload: expected a CUDA device, got {place!r}. Leave it out.")
     pipe = load_pipe(model, place, attention, dtype)
     sampler = sampler_of(model, steps, guidance_scale)
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
@@ -51,20 +54,21 @@ def generate(
         path = to / f"{slug(text)}-{seed}.png"
         facts = {"prompt": text, "seed": seed, "model": source, **asdict(sampler)}
         write_whole(path, as_png(image, facts))
-        out.print(str(path), markup=False)
+        out.print(str(path))
 
 
+@commands.command()
 def compare(
     ledger: LedgerFolder,
     prompt: Prompts,
-    to: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="The picture to write.")],
+    to: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Image file to write.")],
     seeds: Seeds = "0",
     steps: Steps = None,
     guidance_scale: Guidance = None,
     device: Device = "auto",
     attention: AttentionBy = "sdpa",
 ) -> None:
-    """Set pictures side by side: the original, then the model after each removal."""
+    """Write images side by side: the original model, then the model after each removal."""
     from erasure.eval.images.ledger_images import as_png, side_by_side
     from erasure.eval.protocols.record import headings
 
@@ -85,22 +89,23 @@ def compare(
     columns_named = ["original", *headings(opened)]
     captions = [f"{text}, seed {seed}" for text, seed in pairs]
     write_whole(to, as_png(side_by_side(columns_named, captions, list(zip(*columns, strict=True)))))
-    out.print(str(to), markup=False)
+    out.print(str(to))
 
 
+@commands.command()
 def attention(
-    source: Annotated[str, typer.Argument(metavar="LEDGER|MODEL", help="A ledger's folder, or a model.")],
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
-    concepts: Annotated[str, typer.Option(metavar="A,B", help="Words or phrases of the prompt, with commas.")],
-    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
-    columns: Annotated[int, typer.Option(min=2, help="How many steps to show.")] = 6,
-    alpha: Annotated[float, typer.Option(min=0, help="Size of A-STAR's updates; 0 shows the model alone.")] = 20.0,
+    source: LedgerOrModel,
+    prompt: Annotated[str, typer.Option(help="Prompt of the image.")],
+    concepts: Annotated[str, typer.Option(metavar="A,B", help="Words or phrases of the prompt, separated by commas.")],
+    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="Image file to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    columns: Annotated[int, typer.Option(min=2, help="Number of steps to show.")] = 6,
+    alpha: Annotated[float, typer.Option(min=0, help="Step size of A-STAR; 0 shows the model alone.")] = 20.0,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     device: Device = "auto",
 ) -> None:
-    """Show where the words of a prompt look while it is drawn, before and after A-STAR."""
+    """Write the cross-attention maps of words over the sampling steps, without and with A-STAR."""
     from erasure.eval.images.attention_maps import attention_sheet, watched
     from erasure.eval.images.ledger_images import as_png
 
@@ -114,13 +119,13 @@ def attention(
     guidance = AStar(concepts=names, alpha=alpha)
     pipe = load_pipe(model, existing_device(device))
     sampler = sampler_of(model, steps, guidance_scale)
-    wanted = [("plain", None), *([("A-STAR", guidance)] if alpha else [])]
+    rounds = [("plain", None), *([("A-STAR", guidance)] if alpha else [])]
     rows = []
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
-        count = ProgressCounter(on_progress, len(wanted), "images")
-        for heading, helped in wanted:
+        count = ProgressCounter(on_progress, len(rounds), "images")
+        for heading, helped in rounds:
             rows.append((heading, watched(pipe, prompt, names, seed, sampler, helped)))
             count.add()
     facts = {"prompt": prompt, "seed": seed, "model": source, "alpha": alpha, **asdict(sampler)}
     write_whole(to, as_png(attention_sheet(rows, names, columns), facts))
-    out.print(str(to), markup=False)
+    out.print(str(to))

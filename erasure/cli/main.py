@@ -4,22 +4,14 @@ A module of commands imports the library inside its functions, so that `erasure 
 """
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from ..errors import ErasureError
+from . import evaluate, export, ledger, look, personalize, remove, setup
 from .console import fail
-from .evaluate import attack, evaluate, scores
-from .export import export
-from .ledger import load_edit, log, replay, undo, verify
-from .look import attention, compare, generate
-from .options import ManyValues
-from .personalize import forget, personalize
-from .remove import remove
-from .setup import doctor, methods, models, web
 
 
 class _Group(TyperGroup):
@@ -31,7 +23,7 @@ class _Group(TyperGroup):
         except ErasureError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            fail("Interrupted. Whatever was finished before stands, nothing is half written.")
+            fail("Interrupted. Finished entries stay in the ledger; no file is half written.")
 
 
 app = typer.Typer(
@@ -39,29 +31,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Remove concepts from a text-to-image diffusion model, one after another, and see that they are gone and"
-    " that the rest is not.",
+    help="Remove concepts from a text-to-image diffusion model, one after another, and measure efficacy (the concepts"
+    " are gone) and specificity (other concepts are kept).",
 )
-
-GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "Remove and undo": {
-        "remove": remove,
-        "log": log,
-        "undo": undo,
-        "verify": verify,
-        "replay": replay,
-        "load-edit": load_edit,
-    },
-    "Look": {"generate": generate, "compare": compare, "attention": attention},
-    "Evaluate": {"evaluate": evaluate, "scores": scores, "attack": attack},
-    "Export": {"export": export},
-    "Personalise": {"personalize": personalize, "forget": forget},
-    "Set-up": {"app": web, "methods": methods, "models": models, "doctor": doctor},
-}
-
-for _group, _commands in GROUPS.items():
-    for _name, _command in _commands.items():
-        app.command(_name, cls=ManyValues, rich_help_panel=_group)(_command)
+for _module in (remove, ledger, look, evaluate, export, personalize, setup):
+    app.add_typer(_module.commands)
 
 
 def main() -> None:

@@ -1,14 +1,20 @@
-"""Devices, loaded models, samplers and new folders, as the options of a command name them."""
+"""Devices, loaded models, samplers and new folders, from the options of a command."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rich.text import Text
 
 from ..errors import InputError
 from .console import err
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from erasure.eval.images.ledger_images import Sampler
+
     from ..concept import Concept
     from ..ledger import Ledger
 
@@ -16,7 +22,11 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def existing_device(name: str) -> str:
-    """Return the device to use, if it is there."""
+    """Return the name of a device that this machine has, for "auto" the fastest kind.
+
+    Raises:
+        InputError: The machine has no such device.
+    """
     import torch
 
     if name == "auto":
@@ -30,14 +40,21 @@ def existing_device(name: str) -> str:
     return name
 
 
-def load_pipe(model: str, device: str, attention: str = "sdpa", dtype: str = "float32", *, stored: bool = False) -> Any:
-    """Load a model with a sign of life on stderr, instead of the bars and warnings of the libraries below.
+def load_pipe(
+    model: str, device: str, attention: str = "sdpa", dtype: str = "float32", *, stored: bool = False
+) -> "DiffusionPipeline":
+    """Load a model, with a spinner on stderr instead of the bars and warnings of other libraries.
 
-    One that is `stored` stays on the disk.
+    Args:
+        model: "tinyworld", a diffusers folder or a Hub id.
+        device: Device of the model.
+        attention: Implementation of attention: "sdpa" or "xformers".
+        dtype: Precision of the weights: "float32", "float16" or "bfloat16".
+        stored: Whether the weights stay on the disk.
     """
     import warnings
 
-    with err.status(f"loading {model}"), warnings.catch_warnings():
+    with err.status(Text(f"loading {model}")), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import torch
         from diffusers.utils import logging as diffusers_logging
@@ -55,7 +72,7 @@ def load_pipe(model: str, device: str, attention: str = "sdpa", dtype: str = "fl
         return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)
 
 
-def sampler_of(model: str, steps: int | None, guidance_scale: float | None) -> Any:
+def sampler_of(model: str, steps: int | None, guidance_scale: float | None) -> "Sampler":
     """Return a sampler with the given settings; None is the default of the model."""
     from erasure.eval.images.ledger_images import Sampler
 
@@ -66,7 +83,7 @@ def sampler_of(model: str, steps: int | None, guidance_scale: float | None) -> A
     return Sampler(**own)
 
 
-def fingerprint_of(pipe: Any) -> str:
+def fingerprint_of(pipe: "DiffusionPipeline") -> str:
     """Return the fingerprint of the weights of a pipeline."""
     from ..backbones import backbone_of
 
@@ -74,7 +91,7 @@ def fingerprint_of(pipe: Any) -> str:
 
 
 @contextmanager
-def standing_in(ledger: "Ledger | None", pipe: Any) -> Iterator[None]:
+def standing_in(ledger: "Ledger | None", pipe: "DiffusionPipeline") -> Iterator[None]:
     """Apply the removals that stand in a ledger, if there is one, for the length of a `with` block."""
     if ledger is None:
         yield
@@ -84,19 +101,19 @@ def standing_in(ledger: "Ledger | None", pipe: Any) -> Iterator[None]:
 
 
 def lasting_name(model: str) -> str:
-    """Return the model's name as a ledger keeps it: a folder by its full path, so that it is found from elsewhere."""
+    """Return the name of a model as a ledger stores it: a folder by its full path, valid in any working directory."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def new_folder(concepts: "Sequence[Concept]") -> Path:
-    """Return a folder under erasure-runs that does not exist yet, named for what is removed."""
+    """Return a new folder under erasure-runs, named after the removed concepts."""
     from ..ledger import slug
 
     return free_folder(slug(concepts[:4]))
 
 
 def free_folder(name: str) -> Path:
-    """Return a folder of that name under erasure-runs that does not exist yet."""
+    """Return a new folder under erasure-runs, with a number after its name if that exists."""
     folder, number = Path("erasure-runs") / name, 2
     while folder.exists():
         folder, number = Path("erasure-runs") / f"{name}-{number}", number + 1

@@ -1,44 +1,96 @@
-"""Options and arguments that several commands share."""
+"""Groups of commands, and the options and arguments that several commands share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-LedgerFolder = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger's folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-AttentionBy = Annotated[str, typer.Option("--attention", help="sdpa; or xformers, on CUDA.")]
+LedgerFolder = Annotated[Path, typer.Argument(metavar="LEDGER", help="Folder of a ledger.")]
+LedgerOrModel = Annotated[
+    str,
+    typer.Argument(metavar="LEDGER|MODEL", help="Folder of a ledger; or tinyworld, a diffusers folder or a Hub id."),
+]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1, mps.")]
+AttentionBy = Annotated[
+    str, typer.Option("--attention", help="Implementation of attention: sdpa, or xformers on CUDA.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 Prompts = Annotated[list[str], typer.Option("--prompt", metavar="TEXT ...", help="One or more prompts.")]
-Seeds = Annotated[str, typer.Option(help="Seeds, as in 0,1,2 or 0-7; every prompt gets each.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps  [default: the model's own]")]
-Removed = Annotated[list[str] | None, typer.Option(metavar="TEXT ...", help="What is to be gone; a ledger knows it.")]
+Seeds = Annotated[str, typer.Option(help="Seeds of the noise, as in 0,1,2 or 0-7; every prompt gets each.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampling steps; default: that of the model.")]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, help="Scale of classifier-free guidance; default: that of the model.")
+]
+Removed = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT ...", help="Concepts that were removed; default: those of the ledger."),
+]
 Original = Annotated[
     str | None,
-    typer.Option(help="What a model was made from; a ledger knows it  [default: tinyworld, for one of its kind]"),
+    typer.Option(help="Model that was edited; default: the base of the ledger, or tinyworld for a copy of it."),
 ]
 Siblings = Annotated[
     list[str] | None,
-    typer.Option("--siblings", metavar="TEXT ...", help="What is like its class  [default: what the tiny world knows]"),
+    typer.Option("--siblings", metavar="TEXT ...", help="Classes similar to the class; default: those of the world."),
 ]
-PicturesEach = Annotated[
-    int, typer.Option("--pictures", min=0, help="Of it in company, and as many alone; 0 measures nothing.")
+ImagesEach = Annotated[
+    int,
+    typer.Option(
+        "--measure-images", min=0, help="Images to measure of the instance in a composition, and of it alone; 0: none."
+    ),
 ]
 LowMemory = Annotated[
     bool,
-    typer.Option("--low-memory", help="Leave the weights on the disk, read them one by one; no pictures, on the CPU."),
+    typer.Option("--low-memory", help="Read weights one by one from the disk, on the CPU; no images are sampled."),
 ]
-Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale  [default: the model's own]")]
 
 
-class ManyValues(TyperCommand):
-    """Accept several values after an option whose metavar ends with "...": `--prompt "a cat" "a dog"`."""
+_NAMES = {
+    "{attacks}": "erasure.eval.attacks:attack_names",
+    "{benchmarks}": "erasure.eval.benchmarks:benchmark_names",
+    "{erasers}": "erasure.erasers:eraser_names",
+    "{guidance}": "erasure.pipelines.export.formats:GUIDANCES",
+}
+
+
+class LibraryCommand(TyperCommand):
+    """A command with two additions.
+
+    An option whose metavar ends with "..." takes several values: `--prompt "a cat" "a dog"`. The help of an option may
+    hold a key of `_NAMES`; the names are looked up when the help of this command is shown, not at import.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         flags = [flag for option in self.params for flag in option.opts if (option.metavar or "").endswith("...")]
         return super().parse_args(ctx, list(_repeated(args, flags)))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for option in self.params:
+            help_text = getattr(option, "help", None) or ""
+            for key in [key for key in _NAMES if key in help_text]:
+                module, _, function = _NAMES[key].partition(":")
+                names = getattr(import_module(module), function)
+                names = names() if callable(names) else names
+                option.help = help_text = help_text.replace(key, ", ".join(names))
+        super().format_help(ctx, formatter)
+
+
+class CommandGroup(typer.Typer):
+    """Commands that `erasure --help` lists under one title.
+
+    Args:
+        title: Title of the group.
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[..., Any]:
+        return super().command(name, cls=LibraryCommand, rich_help_panel=self.title, **options)
 
 
 def _repeated(args: Sequence[str], flags: Sequence[str]) -> Iterator[str]:

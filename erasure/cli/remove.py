@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,83 +14,89 @@ from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import entry_line, removals_table, step_json
 from .models import existing_device, lasting_name, load_pipe, new_folder, sampler_of
-from .options import AsJson, LowMemory
+from .options import AsJson, CommandGroup, LowMemory
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from ..ledger import Ledger
     from ..runs.schema import Run
 
+commands = CommandGroup("Remove and undo")
 
+
+@commands.command()
 def remove(
     concepts: Annotated[
-        list[str] | None, typer.Argument(metavar="CONCEPT ...", help="What to remove, in order.")
+        list[str] | None, typer.Argument(metavar="CONCEPT ...", help="Concepts to remove, in this order.")
     ] = None,
     from_file: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="CSV: one a line, optional anchor and preserve columns."),
+        typer.Option("--from", metavar="FILE", help="CSV file of concepts, with optional anchor and preserve columns."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="tinyworld, a diffusers folder or a Hub id  [default: the ledger's base, else tinyworld]"),
+        typer.Option(
+            help="Model: tinyworld, a diffusers folder or a Hub id; default: the base of the ledger, else tinyworld."
+        ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="See `erasure methods`  [default: uce]")] = None,
-    anchor: Annotated[str | None, typer.Option(metavar="TEXT", help="What it becomes  [default: nothing]")] = None,
+    method: Annotated[str | None, typer.Option(help="Eraser: {erasers}; default: uce.")] = None,
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Anchor concept that replaces the target; default: the unconditional prompt."
+        ),
+    ] = None,
     preserve: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT ...", help="What must not change  [default: on the tiny world all else it knows]"),
+        typer.Option(
+            metavar="TEXT ...",
+            help="Concepts that must not change; default: all others that the model's profile knows.",
+        ),
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="object, style, identity or unsafe  [default: object, or what the tiny world says]"),
+        typer.Option(
+            help="Kind of the concepts: object, style, identity or unsafe; default: that of the profile, else object."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting by path: eraser.reg=0.1, measure.far=400."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting by path: eraser.reg=0.1, measure.far=400."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A YAML file of the whole run; options override it.")
+        Path | None, typer.Option(metavar="FILE", help="YAML file of the whole run; options override it.")
     ] = None,
     ledger: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Where it is recorded; an existing one goes on  [default: new, under erasure-runs]"
-        ),
+        typer.Option(metavar="DIR", help="New or existing ledger; default: a new one under erasure-runs."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the fits  [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")] = None,
-    attention: Annotated[str | None, typer.Option(help="sdpa; or xformers, on CUDA  [default: sdpa]")] = None,
-    no_measure: Annotated[bool, typer.Option("--no-measure", help="Remove only: no pictures, no rates.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the fits; default: 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda, cuda:1, mps; default: auto.")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Implementation of attention: sdpa, or xformers on CUDA; default: sdpa.")
+    ] = None,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="Remove without measuring.")] = False,
     low_memory: LowMemory = False,
     to: Annotated[
-        Path | None, typer.Option("--out", metavar="OUT", help="Then write what stands as a model, to a new folder.")
+        Path | None, typer.Option("--out", metavar="OUT", help="New folder to write the edited model to.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove concepts one after another, each an entry of a ledger, and measure after each."""
+    """Remove concepts one after another, each as an entry of a ledger, and measure after each."""
     start = time.perf_counter()
     from ..runs.configs import read_config
-    from ..runs.lists import list_path, read_concepts
+    from ..runs.lists import list_path
     from ..runs.overrides import override
     from ..runs.schema import parse
 
     raw: dict[str, Any] = read_config(config) if config is not None else {}
-    requests = read_concepts(from_file) if from_file is not None else []
-    requests = [{"target": name} for name in concepts or []] + requests
-    shared = {"anchor": anchor, "preserve": preserve or None, "kind": kind}
-    shared = {key: value for key, value in shared.items() if value is not None}
-    if requests:
-        raw["concepts"] = [{**shared, **request} for request in requests]
-    elif shared and isinstance(raw.get("concepts"), list):
-        raw["concepts"] = [{**c, **shared} if isinstance(c, dict) else c for c in raw["concepts"]]
-    if not raw.get("concepts"):
-        raise InputError(
-            "remove: expected at least one concept, got none. Name one, or give --from FILE or --config FILE."
-        )
+    _set_concepts(raw, concepts or [], from_file, {"anchor": anchor, "preserve": preserve or None, "kind": kind})
     if method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
         raw["eraser"] = {"name": method}
-    given = {"model": model, "seed": seed, "device": device, "attention": attention}
-    given["output"] = None if ledger is None else str(ledger)
-    raw.update({key: value for key, value in given.items() if value is not None})
+    options = {"model": model, "seed": seed, "device": device, "attention": attention}
+    options["output"] = None if ledger is None else str(ledger)
+    raw.update({key: value for key, value in options.items() if value is not None})
     if no_measure:
         raw["measure"] = None
     for assignment in settings or []:
@@ -104,10 +110,32 @@ def remove(
     _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, as_json=as_json, start=start)
 
 
+def _set_concepts(
+    raw: dict[str, Any], names: Sequence[str], file: Path | None, shared: Mapping[str, str | list[str] | None]
+) -> None:
+    """Set the concepts of a config from arguments and a file; fields that they share apply to each.
+
+    Raises:
+        InputError: There is no concept.
+    """
+    from ..runs.lists import read_concepts
+
+    requests = [{"target": name} for name in names] + (read_concepts(file) if file is not None else [])
+    common = {key: value for key, value in shared.items() if value is not None}
+    if requests:
+        raw["concepts"] = [{**common, **request} for request in requests]
+    elif common and isinstance(raw.get("concepts"), list):
+        raw["concepts"] = [{**c, **common} if isinstance(c, dict) else c for c in raw["concepts"]]
+    if not raw.get("concepts"):
+        raise InputError(
+            "remove: expected at least one concept, got none. Name one, or give --from FILE or --config FILE."
+        )
+
+
 def _remove(
     run: "Run", *, lists: Sequence[Path], low_memory: bool, to: Path | None, as_json: bool, start: float
 ) -> None:
-    """Carry out a run and show it; the lists are the files that its concepts came from."""
+    """Carry out a run and print its results; the lists are the files of its concepts."""
     from erasure.eval.protocols.record import Record
     from erasure.eval.reports.ledger_report import write_report
 
@@ -115,7 +143,7 @@ def _remove(
     from ..runs import removal
     from ..runs.lists import check_phrases
 
-    show = err if as_json else out  # with --json nothing but the document goes to stdout
+    show = err if as_json else out  # with --json, stdout holds the document alone
     if low_memory:
         removal.check_low_memory(run)
     device = "cpu" if low_memory else existing_device(run.device)
@@ -128,7 +156,7 @@ def _remove(
     ledger = Ledger.open_or_create(folder, pipe, lasting_name(run.model))
     run, already = removal.remaining(run, ledger)
     for name in already:
-        show.print(f"{name}: already removed, see `erasure log {folder}`.", markup=False)
+        show.print(f"{name}: already removed, see `erasure log {folder}`.")
     _announce(run, ledger, show)
     steps = []
     with progress_bars(err) as on_progress:
@@ -136,11 +164,11 @@ def _remove(
         for entry in removal.remove(run, pipe, ledger, on_progress=on_progress):
             measured = record.measure(entry)
             steps.append(step_json(entry, measured))
-            show.print(entry_line(entry, measured), markup=False)
+            show.print(entry_line(entry, measured))
         if record.skipped is not None:
-            show.print(f"measure skipped: {record.skipped}.", markup=False)
+            show.print(f"measure skipped: {record.skipped}.")
         facts = {**removal.facts(run, device=device, start=start), "low_memory": low_memory, "steps": steps}
-        if not steps and (folder / "run.json").is_file():  # a call that had nothing to do is not the ledger's last run
+        if not steps and (folder / "run.json").is_file():  # a run without a new entry is not recorded
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         report = write_report(record, facts)
     if to is not None:
@@ -158,14 +186,14 @@ def _remove(
         }
         print_json(document)
         return
-    out.print(removals_table(ledger, record), markup=False)
-    out.print(f"report: {report}", markup=False)
+    out.print(removals_table(ledger, record))
+    out.print(f"report: {report}")
     if to is not None:
-        out.print(f"model: {to}", markup=False)
+        out.print(f"model: {to}")
 
 
 def _check_out(to: Path, ledger: Path) -> None:
-    """Refuse a folder for a model that cannot take one, before anything is done."""
+    """Refuse an output folder that exists or is the ledger, before any work."""
     from ..io.files import check_free
 
     check_free(to)
@@ -173,8 +201,8 @@ def _check_out(to: Path, ledger: Path) -> None:
         raise InputError(f"--out: expected another folder than the ledger's, got {str(to)!r}. Name a new one.")
 
 
-def _write_model(ledger: "Ledger", pipe: Any, to: Path) -> None:
-    """Write what stands as a model of its own, with a card and no picture."""
+def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path) -> None:
+    """Write the edited model to a new folder, with a card without images."""
     from erasure.eval.reports.publish import publish
     from erasure.pipelines.export.formats import Export
 
@@ -183,7 +211,7 @@ def _write_model(ledger: "Ledger", pipe: Any, to: Path) -> None:
 
 
 def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:
-    """Say what will be done, defaults included."""
+    """Print the concepts of a run with their resolved settings."""
     for concept in run.concepts:
         aliases = f" (also {', '.join(concept.aliases)})" if concept.aliases else ""
         kept = (
@@ -192,11 +220,11 @@ def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:
             else f"preserving {', '.join(concept.preserve) or 'nothing'}"
         )
         becomes = repr(concept.anchor) if concept.anchor else "nothing"
-        show.print(f"{concept.target}{aliases}: {concept.kind}, becomes {becomes}, {kept}", style="dim", markup=False)
+        show.print(f"{concept.target}{aliases}: {concept.kind}, becomes {becomes}, {kept}", style="dim")
     terms = [name for name, weight in getattr(run.eraser, "preservation", {}).items() if weight]
     if any(name.startswith("semantic") for name in terms) or getattr(run.eraser, "class_phrases", False):
         from ..training.terms.preservation import class_phrases
 
         phrases = class_phrases(run.concepts)
         some = "; ".join(phrases[:: max(1, len(phrases) // 6)][:6])
-        show.print(f"held in {len(phrases)} phrases, among them: {some}", style="dim", markup=False)
+        show.print(f"class held in {len(phrases)} phrases, among them: {some}", style="dim")

@@ -1,8 +1,10 @@
 """Commands about the installation: app, methods, models, doctor."""
 
 import sys
+from dataclasses import MISSING, Field, fields
+from inspect import getdoc
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,25 +14,30 @@ from ..errors import ErasureError
 from ..provenance import provenance
 from .console import out
 from .models import existing_device, lasting_name, load_pipe
-from .options import Device
+from .options import CommandGroup, Device
+
+commands = CommandGroup("Set-up")
 
 
+@commands.command("app")
 def web(
     model: Annotated[
         str | None,
-        typer.Option(help="tinyworld, a diffusers folder or a Hub id  [default: the ledger's base, else tinyworld]"),
+        typer.Option(
+            help="Model: tinyworld, a diffusers folder or a Hub id; default: the base of the ledger, else tinyworld."
+        ),
     ] = None,
     ledger: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="One ledger that every visitor works on  [default: each has their own]"),
+        typer.Option(metavar="DIR", help="Ledger shared by all visitors; default: one for each."),
     ] = None,
-    share: Annotated[bool, typer.Option("--share", help="Ask Gradio for a public address.")] = False,
+    share: Annotated[bool, typer.Option("--share", help="Request a public address from Gradio.")] = False,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Where it listens  [default: from 7860, the first free]")
+        int | None, typer.Option(min=1, max=65535, help="Port of the server; default: the first free one from 7860.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Start the web demo: remove concepts in a browser and see the same seeds before and after."""
+    """Start the web demo: remove concepts in a browser and compare images of equal seeds."""
     import signal
 
     from erasure.demo.serve import serve
@@ -41,39 +48,55 @@ def web(
         model = Ledger.open(ledger).base.name
     name, place = lasting_name(model or "tinyworld"), existing_device(device)
     page, address = serve(load_pipe(name, place), name, place, ledger=ledger, share=share, port=port)
-    out.print(f"the demo is at {address}", markup=False)
+    out.print(f"the demo is at {address}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' folders are deleted on the way out
     page.block_thread()
 
 
+@commands.command()
 def methods() -> None:
     """List the erasers and their settings."""
-    import inspect
-    from dataclasses import fields
-
     from ..erasers import eraser_class, eraser_names
+    from ..registry import described
 
     for name in eraser_names():
         kind = eraser_class(name)
-        module = inspect.getmodule(kind)
-        heading = (inspect.getdoc(module) or inspect.getdoc(kind) or "").splitlines()[0]
-        out.print(f"[bold]{name}[/bold]  {heading}")
+        summary = (getdoc(kind) or "").partition("\n")[0]
+        out.print(Text.assemble((name, "bold"), f"  {summary}"))
+        descriptions = described(kind)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column()
         for item in fields(kind):
-            out.print(f"    eraser.{item.name}={item.default!r}", markup=False)
+            table.add_row(f"  eraser.{item.name}={default_text(item)}", descriptions.get(item.name, ""))
+        out.print(table)
 
 
+def default_text(item: Field[Any]) -> str:
+    """Return the default of a field as text; "(required)" without one."""
+    if item.default_factory is not MISSING:
+        return repr(item.default_factory())
+    return "(required)" if item.default is MISSING else repr(item.default)
+
+
+@commands.command()
 def models() -> None:
     """List the models that can be edited."""
     from ..backbones import families
 
-    out.print("[bold]tinyworld[/bold]  the embedded model of a small drawn world (default)")
-    out.print("[bold]DIR[/bold]        a folder saved by diffusers")
-    out.print("[bold]HUB_ID[/bold]     a model of the Hugging Face Hub, as owner/name")
-    out.print(f"families: {', '.join(families())}", markup=False)
+    kinds = {
+        "tinyworld": "the embedded model of a small drawn world (default)",
+        "DIR": "a folder saved by diffusers",
+        "HUB_ID": "a model of the Hugging Face Hub, as owner/name",
+    }
+    for name, description in kinds.items():
+        out.print(Text.assemble((f"{name:<9}", "bold"), f"  {description}"))
+    out.print(f"families: {', '.join(families())}")
 
 
+@commands.command()
 def doctor() -> None:
-    """Say what this machine has and what is missing; exit code 1 if the default run cannot work."""
+    """Check devices, extras and weights on this machine; exit code 1 if the default run cannot work."""
     from ..judge import CLIP_WEIGHTS, cached_clips
     from .doctor import checks
 
@@ -81,14 +104,14 @@ def doctor() -> None:
     for name, version in provenance("accelerate", "peft", "huggingface_hub")["versions"].items():
         table.add_row(name, version)
     for check in checks(existing_device("auto")):
-        table.add_row(check.name, Text(check.found))  # as it stands: "erasure[app]" is no markup
-    no_judge = f"no weights in the local cache: hf download {CLIP_WEIGHTS[0]}, to measure other models than tinyworld"
-    table.add_row("CLIP judge", next(iter(cached_clips()), no_judge))
+        table.add_row(check.name, check.result)
+    missing = f"no weights in the local cache: hf download {CLIP_WEIGHTS[0]}, to measure other models than tinyworld"
+    table.add_row("CLIP judge", next(iter(cached_clips()), missing))
     try:
         load_pipe("tinyworld", "cpu")
         table.add_row("tinyworld", "loads")
     except ErasureError as error:
-        table.add_row("tinyworld", Text(str(error)))
+        table.add_row("tinyworld", str(error))
         out.print(table)
         raise typer.Exit(1) from None
     out.print(table)
