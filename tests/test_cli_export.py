@@ -219,7 +219,7 @@ def test_removals_are_replayed_on_another_model(ledger: Path, tmp_path: Path) ->
     assert f"base: {tmp_path / 'fine-tune'}" in log
     assert "replayed: 001 of a ledger of" in log
     assert json.loads(call("log", "new", "--json").stdout)["origin"]["entries"] == ["001"]
-    assert "1 made before" in call("replay", ledger, "--model", "fine-tune", "--ledger", "new").stdout
+    assert "1 entries exist already" in call("replay", ledger, "--model", "fine-tune", "--ledger", "new").stdout
     assert "expected 'tinyworld', a folder or a Hub id" in fails("replay", ledger, "--model", "nowhere")
 
 

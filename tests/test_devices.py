@@ -170,7 +170,7 @@ def test_an_attention_that_does_not_work_here_is_a_line() -> None:
         (("--attention", "xformers"), "attention: expected an xformers that works on cpu"),
         (("--attention", "flash"), "Unknown attention 'flash'"),
         (("--dtype", "int8"), "dtype: expected one of float32, float16, bfloat16, got 'int8'"),
-        (("--offload",), "offload: expected a CUDA device to spare, got 'cpu'"),
+        (("--offload",), "offload: expected a CUDA device, got 'cpu'"),
     ],
 )
 def test_what_this_machine_cannot_do_is_a_line(options: tuple[str, ...], told: str, tmp_path: Path) -> None:
