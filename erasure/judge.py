@@ -58,6 +58,12 @@ def shows_each(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -
     return [decisions[concept][i] for i, concept in enumerate(concepts)]
 
 
+def probability_each(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -> list[float]:
+    """Return for each image the probability that it shows the concept at the same position."""
+    by_concept = {concept: judge.probabilities(images, concept).tolist() for concept in dict.fromkeys(concepts)}
+    return [by_concept[concept][i] for i, concept in enumerate(concepts)]
+
+
 class ReadOnce(Generic[Result]):
     """Function of images that keeps its last result, so that one pass answers for several concepts.
 
@@ -71,7 +77,7 @@ class ReadOnce(Generic[Result]):
 
     def __call__(self, images: Sequence[Image]) -> Result:
         """Return the result for these images; computed anew unless they are the very images of the last call."""
-        last, key = self._last, tuple(images)
+        key, last = tuple(images), self._last
         if last is None or len(last[0]) != len(key) or any(a is not b for a, b in zip(last[0], key, strict=True)):
             last = self._last = (key, self._read(images))
         return last[1]
@@ -142,12 +148,18 @@ class ZeroShotJudge:
         return zero_shot_logits(self._image_features(images), self._text_features[key], self.logit_scale), position
 
 
-def among(names: Sequence[str]) -> Callable[[str], tuple[list[str], int]]:
-    """Return the choices between a concept, some other concepts, and an image of nothing in particular."""
+def among(names: Sequence[str], *, named: str, plain: str) -> Callable[[str], tuple[list[str], int]]:
+    """Return the choices between a concept, some other concepts, and an image of nothing in particular.
+
+    Args:
+        names: The other concepts.
+        named: Text of a concept, with `{}` for its name.
+        plain: Text of an image of nothing in particular.
+    """
 
     def choices(concept: str) -> tuple[list[str], int]:
         every = list(dict.fromkeys([*names, concept]))
-        return [*(f"a picture of {name}" for name in every), "a picture"], every.index(concept)
+        return [*(named.replace("{}", name) for name in every), plain], every.index(concept)
 
     return choices
 
@@ -182,15 +194,15 @@ class HubClip:
         return _unit(model.get_text_features(**inputs.to(model.device)).pooler_output)
 
 
-def clip_judge(source: str, device: str = "cpu", names: Sequence[str] = ()) -> ZeroShotJudge:
+def clip_judge(source: str, device: str, choices: Callable[[str], tuple[list[str], int]]) -> ZeroShotJudge:
     """Return a CLIP of the local cache as a judge; it is loaded when first asked.
 
     Args:
         source: Repository of the Hub, or a folder.
         device: Device of the model.
-        names: Concepts to tell apart from the one that is asked for.
+        choices: Candidate texts of a concept, as `among` returns them.
     """
-    return ZeroShotJudge(f"CLIP ({source}), zero-shot", _hub_clip(source, device), among(names))
+    return ZeroShotJudge(f"CLIP ({source}), zero-shot", _hub_clip(source, device), choices)
 
 
 @cache

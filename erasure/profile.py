@@ -8,7 +8,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .judge import Judge, cached_clips, clip_judge
+from .judge import Judge, among, cached_clips, clip_judge
 from .registry import with_settings
 
 if TYPE_CHECKING:
@@ -35,12 +35,26 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipTexts:
+    """Texts between which CLIP chooses as a judge.
+
+    Attributes:
+        named: Text of a concept, with `{}` for its name.
+        plain: Text of an image of nothing in particular.
+    """
+
+    named: str = "an image of {}"
+    plain: str = "an image"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProfileData:
     """Contents of a file under configs/profiles.
 
     Attributes:
         title: Name of the model in reports; "" is the name that loads it.
         sampling: Sampling defaults.
+        clip_texts: Texts of CLIP as a judge.
         benchmark: Name of the benchmark that asks for the model's own concepts; "" without one.
         start: Known concept that an interactive session starts with; "" starts with none.
         examples: Prompts that an interactive session starts with.
@@ -52,6 +66,7 @@ class ProfileData:
 
     title: str
     sampling: SamplingDefaults
+    clip_texts: ClipTexts = field(default_factory=ClipTexts)
     benchmark: str = ""
     start: str = ""
     examples: tuple[str, ...] = ()
@@ -175,7 +190,8 @@ class ModelProfile:
 
     def judges(self, device: str = "cpu", names: Sequence[str] = ()) -> list[Judge]:
         """Return the independent judges of the model's images, the one that decides first; see `judge`."""
-        return [clip_judge(source, device, names) for source in cached_clips()[:2]]
+        choices = among(names, named=self.data.clip_texts.named, plain=self.data.clip_texts.plain)
+        return [clip_judge(source, device, choices) for source in cached_clips()[:2]]
 
 
 def profile_of(model: "str | DiffusionPipeline") -> ModelProfile:

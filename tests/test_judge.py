@@ -17,6 +17,7 @@ from tests import tiny
 from tests.eval import world
 
 WORLD = profile_of("tinyworld")
+TEXTS = {"named": "an image of {}", "plain": "an image"}
 
 
 def drawings(name: str, n: int = 8) -> list[Image.Image]:
@@ -64,7 +65,7 @@ def test_images_are_read_once_for_several_concepts() -> None:
 @pytest.fixture(scope="module")
 def clip_judge() -> ZeroShotJudge:
     """Return a judge of CLIP's own classes with random weights."""
-    return ZeroShotJudge("CLIP", HubClip(tiny.clip), among(("Van Gogh", "Monet")))
+    return ZeroShotJudge("CLIP", HubClip(tiny.clip), among(("Van Gogh", "Monet"), **TEXTS))
 
 
 def test_clip_chooses_between_the_concepts_and_nothing_in_particular(clip_judge) -> None:
@@ -81,8 +82,11 @@ def test_clip_chooses_between_the_concepts_and_nothing_in_particular(clip_judge)
 
 def test_features_are_those_of_the_whole_model(clip_judge) -> None:
     model, processor = tiny.clip()
-    judge, images = ZeroShotJudge("CLIP", HubClip(lambda: (model, processor)), among(("cat",))), drawings("cat", 3)
-    texts = ["a picture of cat", "a picture"]
+    judge, images = (
+        ZeroShotJudge("CLIP", HubClip(lambda: (model, processor)), among(("cat",), **TEXTS)),
+        drawings("cat", 3),
+    )
+    texts = ["an image of cat", "an image"]
     inputs = processor(text=texts, images=images, return_tensors="pt", padding=True)
     with torch.inference_mode():
         output = model(**inputs)

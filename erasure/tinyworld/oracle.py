@@ -1,4 +1,4 @@
-"""The oracle: a classifier that says what is to be seen in a tiny-world picture, and may say "nothing"."""
+"""The oracle: a classifier of the objects, style and scene of a tiny-world picture, or of none of them."""
 
 import json
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class OracleNet(nn.Module):
         return self.heads(self.maps(x)[-1])
 
     def heads(self, last: Float[Tensor, "n 128 8 8"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what `forward` does, from the last feature maps."""
+        """Return the outputs of `forward` from the last feature maps."""
         pooled = torch.cat([last.mean((2, 3)), last.amax((2, 3))], 1)
         heads = (
             getattr(self, name)(pooled) / getattr(self, f"{name}_temperature") for name in ("things", "style", "scene")
@@ -89,7 +89,7 @@ class OracleNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the oracle saw in n pictures.
+    """The oracle's outputs for n pictures.
 
     Attributes:
         things: (n, 27) probability that each of `data.THINGS` is there.
@@ -115,14 +115,14 @@ class Reading:
         raise unknown_name("oracle name", name, (*THINGS, *STYLES, *SCENES))
 
     def sees(self, name: str) -> NDArray[np.bool_]:
-        """Return whether (n,) each picture shows the name: above one half; for style and scene, the likeliest."""
+        """Return True (n,) for each picture that shows the name: above one half; for style and scene, the likeliest."""
         for known, table in ((STYLES, self.style), (SCENES, self.scene)):
             if name in known:
                 return table.argmax(1) == known.index(name)
         return self.probability(name) > 0.5
 
     def empty(self) -> NDArray[np.bool_]:
-        """Return whether (n,) the oracle sees no thing at all."""
+        """Return True (n,) for each picture without any thing."""
         return self.things.max(1) <= 0.5
 
 

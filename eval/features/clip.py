@@ -1,38 +1,25 @@
-"""CLIP for scores: any model that puts pictures and texts into one space, and open_clip's by name."""
+"""CLIP for scores: the models of open_clip by name, their protocols, and a cache of text features."""
 
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL.Image import Image
 from torch import Tensor
 
 from erasure.errors import InputError, MissingExtraError, unknown_name
+from erasure.judge import Clip
 from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.models import POSITIONS
 
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Setup
-from .weights import judge_name, missing_weights
+from .weights import missing_weights, world_clip_name
 
 DEFAULT = "ViT-L-14:openai"
-
-
-@runtime_checkable
-class Clip(Protocol):
-    """Pictures and texts in one space; the tiny world's WorldClip is one."""
-
-    def image_features(self, pictures: list[Image], /) -> Float[Tensor, "n dim"]:
-        """Return a row of unit length for each PIL RGB picture."""
-        ...
-
-    def text_features(self, texts: list[str], /) -> Float[Tensor, "n dim"]:
-        """Return a row of unit length for each text."""
-        ...
 
 
 class OpenClip:
@@ -42,7 +29,7 @@ class OpenClip:
         name: Model and pretrained tag: "ViT-L-14:openai".
         model: The open_clip model.
         tokenizer: Texts and a context length to ids; open_clip's put the end of text last when they cut.
-        batch_size: Pictures or texts at once.
+        batch_size: Number of images or texts in one pass.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, device: str = "cpu", batch_size: int = 64) -> None:
@@ -61,7 +48,7 @@ class OpenClip:
 
         Args:
             name: "<model>:<pretrained>", such as "ViT-B-32:laion2b_s34b_b79k".
-            device: Where it runs.
+            device: Device of the model.
             download: Whether weights that are not in the local cache may be downloaded.
 
         Raises:
@@ -108,32 +95,30 @@ class OpenClip:
 
     @property
     def resize(self) -> str:
-        """How pictures are brought to size, in words."""
+        """Description of the resize."""
         config = self._preprocessing
         size = "x".join(map(str, config.size)) if isinstance(config.size, tuple) else config.size
         return f"{config.interpolation}, antialias, {config.resize_mode}, {size}"
 
     @torch.no_grad()
-    def image_features(self, pictures: Images) -> Float[Tensor, "n dim"]:
-        """Return a row of unit length for each picture."""
-        pixels = [self._preprocess(picture) for picture in as_pil(pictures)]
-        parts = [
-            self.model.encode_image(torch.stack(pixels[at : at + self.batch_size]).to(self.device), normalize=True)
-            for at in range(0, len(pixels), self.batch_size)
-        ]
+    def image_features(self, images: Images) -> Float[Tensor, "n dim"]:
+        """Return a row of unit length for each image."""
+        pixels = [self._preprocess(image) for image in as_pil(images)]
+        batches = (pixels[start : start + self.batch_size] for start in range(0, len(pixels), self.batch_size))
+        parts = [self.model.encode_image(torch.stack(batch).to(self.device), normalize=True) for batch in batches]
         return torch.cat(parts).float().cpu()
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
         """Return a row of unit length for each text, cut to the model's length with the end of text kept."""
         parts = [
-            self.model.encode_text(self._ids(texts[at : at + self.batch_size]).to(self.device), normalize=True)
-            for at in range(0, len(texts), self.batch_size)
+            self.model.encode_text(self._ids(texts[start : start + self.batch_size]).to(self.device), normalize=True)
+            for start in range(0, len(texts), self.batch_size)
         ]
         return torch.cat(parts).float().cpu()
 
     def truncated(self, texts: Sequence[str]) -> list[str]:
-        """Return those texts of which the model does not read the end."""
+        """Return the texts that are longer than the model reads."""
         length = self.model.context_length
         read, whole = self._ids(texts), self.tokenizer(list(texts), context_length=2 * length)
         # Where a text is cut, an end of text stands where the longer form goes on.
@@ -144,7 +129,7 @@ class OpenClip:
 
 
 def truncated(clip: Clip, texts: Sequence[str]) -> list[str]:
-    """Return those texts of which a CLIP does not read the end, where it lets that be known."""
+    """Return the texts that are longer than a CLIP reads; none if its length is not known."""
     if isinstance(clip, WorldClip):
         return [text for text in texts if len(clip.tokenizer(text).input_ids) > POSITIONS]
     return clip.truncated(texts) if isinstance(clip, OpenClip) else []
@@ -155,7 +140,7 @@ def setup_of(clip: Clip, metric: str) -> Setup:
     if isinstance(clip, OpenClip):
         return Setup(metric=metric, library=clip.library, backbone=clip.name, resize=clip.resize)
     if isinstance(clip, WorldClip):
-        return Setup(metric=metric, library=open_clip_version(), backbone=judge_name(clip))
+        return Setup(metric=metric, library=open_clip_version(), backbone=world_clip_name(clip))
     return Setup(metric=metric, backbone=type(clip).__name__)
 
 
@@ -165,11 +150,11 @@ def open_clip_version() -> str:
 
 
 class TextTower:
-    """The text side of a CLIP, which reads every distinct text once.
+    """Text features of a CLIP; each distinct text is encoded once.
 
     Attributes:
-        clip: Whose it is.
-        truncated: The texts so far of which it did not read the end.
+        clip: The CLIP.
+        truncated: Texts so far that are longer than the CLIP reads.
     """
 
     def __init__(self, clip: Clip) -> None:
@@ -179,12 +164,12 @@ class TextTower:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Whether there were texts that it could not read whole, in words."""
+        """Warnings for reports: texts that were cut."""
         if not self.truncated:
             return ()
         first = self.truncated[0] if len(self.truncated[0]) < 60 else f"{self.truncated[0][:57]}..."
         counted = f"{len(self.truncated)} of {len(self._known)} texts are longer than the CLIP score's model reads"
-        return (f"{counted}, and what they end with does not count: {first!r}",)
+        return (f"{counted}, and their ends do not count: {first!r}",)
 
     def features(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
         """Return a row of unit length for each text."""
@@ -212,7 +197,7 @@ def _weights(name: str, config: dict[str, Any], download: bool) -> str:
 
 
 def _cached(config: dict[str, Any]) -> str | None:
-    """Return where open_clip's weights lie in the local caches."""
+    """Return the path of open_clip's weights in the local caches; None if they are not there."""
     from huggingface_hub import try_to_load_from_cache
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
@@ -221,8 +206,8 @@ def _cached(config: dict[str, Any]) -> str | None:
     if config.get("hf_hub"):
         repository, file = os.path.split(config["hf_hub"])
         files = [str(Path(file).with_suffix(".safetensors")), file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-        found = [try_to_load_from_cache(repository, candidate) for candidate in files]
-        return next((path for path in found if isinstance(path, str)), None)
+        cached = [try_to_load_from_cache(repository, candidate) for candidate in files]
+        return next((path for path in cached if isinstance(path, str)), None)
     path = _url_cache() / os.path.basename(config["url"])
     return str(path) if path.is_file() else None
 

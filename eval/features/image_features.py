@@ -1,4 +1,4 @@
-"""Image features for distances between sets and for similarities, chosen by name."""
+"""Image features for distances between sets and for similarities, by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from erasure.tinyworld.judge import WorldClip
 
 from ..images.conversion import Images, as_pil, as_uint8
 from ..stats.scores import Setup
-from .weights import from_hub, from_url, judge_name, model_from_hub, oracle_name
+from .weights import from_hub, from_url, model_from_hub, oracle_name, world_clip_name
 
 Features = Float[Tensor, "_ _"] | Float[np.ndarray, "_ _"]
-"""One row a picture."""
+"""One row an image."""
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -41,10 +41,10 @@ NAMES = (
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Pictures to features."""
+    """Function from images to features."""
 
     def __call__(self, images: Images, /) -> Float[Tensor, "n dim"]:
-        """Return one row a picture, float32 on the CPU."""
+        """Return one row an image, float32 on the CPU."""
         ...
 
     def setup(self, metric: str, *, reference: str = "") -> Setup:
@@ -61,8 +61,8 @@ def extractor(name: str, *, device: str = "cpu", download: bool = False) -> Extr
             "clip:<model>:<pretrained>" with open_clip's names; "dinov2" and "dino" (the class token of DINOv2
             ViT-L/14 and of DINO ViT-S/16); "hub:<repository>" for the class token of another vision transformer;
             "tinyworld-oracle" and "tinyworld-judge".
-        device: Where it runs.
-        download: Whether weights that are not in the local cache may be downloaded.
+        device: Device of the model.
+        download: Permission to download weights that are not in the local cache.
 
     Raises:
         UnknownNameError: There is none of this name.
@@ -76,7 +76,7 @@ def extractor(name: str, *, device: str = "cpu", download: bool = False) -> Extr
         from .clip import OpenClip
 
         clip = OpenClip.load(rest, device=device, download=download)
-        return Given(clip.image_features, clip.name, library=clip.library, resize=clip.resize)
+        return FunctionExtractor(clip.image_features, clip.name, library=clip.library, resize=clip.resize)
     if name in ("dinov2", "dino") or (kind == "hub" and rest):
         source = {"dinov2": DINOV2, "dino": DINO}.get(name, rest)
         return class_token(source, device=device, download=download)
@@ -84,28 +84,30 @@ def extractor(name: str, *, device: str = "cpu", download: bool = False) -> Extr
         from erasure.tinyworld import load_oracle
 
         oracle = load_oracle(device)
-        return Given(lambda pictures: oracle.read(pictures).features, oracle_name(oracle))
+        return FunctionExtractor(lambda images: oracle.read(images).features, oracle_name(oracle))
     if name == "tinyworld-judge":
         from erasure.tinyworld import load_clip
 
-        return judge_features(load_clip(device))
+        return world_clip_features(load_clip(device))
     raise unknown_name("feature extractor", name, NAMES)
 
 
-def judge_features(judge: WorldClip) -> "Given":
-    """Return the tiny world's judge as an extractor."""
-    return Given(judge.image_features, judge_name(judge), library=f"open_clip {version('open_clip_torch')}")
+def world_clip_features(clip: WorldClip) -> "FunctionExtractor":
+    """Return the tiny world's CLIP as an extractor."""
+    return FunctionExtractor(
+        clip.image_features, world_clip_name(clip), library=f"open_clip {version('open_clip_torch')}"
+    )
 
 
 @dataclass(frozen=True)
-class Given:
-    """An extractor of any function, such as `lambda pictures: oracle.read(pictures).features`.
+class FunctionExtractor:
+    """Extractor of any function, such as `lambda images: oracle.read(images).features`.
 
     Attributes:
-        read: PIL RGB pictures to rows, an array or a tensor.
-        backbone: The weights that it looks through.
-        library: What computes it, with its version.
-        resize: How it brings pictures to its size.
+        read: Function from PIL RGB images to rows, an array or a tensor.
+        backbone: Name of the weights.
+        library: Library that computes the features, with its version.
+        resize: Description of the resize.
     """
 
     read: Callable[[list[Image]], Any]
@@ -114,15 +116,15 @@ class Given:
     resize: str = ""
 
     def __call__(self, images: Images, /) -> Float[Tensor, "n dim"]:
-        """Return one row a picture.
+        """Return one row an image.
 
         Raises:
             InputError: The function gives another number of rows.
         """
-        pictures = as_pil(images)
-        rows = as_rows(self.read(pictures))
-        if len(rows) != len(pictures):
-            raise InputError(f"{self.backbone}: expected a row for each of {len(pictures)} pictures, got {len(rows)}.")
+        converted = as_pil(images)
+        rows = as_rows(self.read(converted))
+        if len(rows) != len(converted):
+            raise InputError(f"{self.backbone}: expected a row for each of {len(converted)} images, got {len(rows)}.")
         return rows
 
     def setup(self, metric: str, *, reference: str = "") -> Setup:
@@ -135,9 +137,9 @@ def inception(*, antialias: bool, device: str = "cpu", download: bool = False) -
     """Return the 2,048 pooled features of torch-fidelity's Inception v3, through torchmetrics.
 
     Args:
-        antialias: Whether the resize to 299 x 299 is antialiased; published FIDs are without.
-        device: Where it runs.
-        download: Whether the weights may be downloaded.
+        antialias: Antialias of the resize to 299 x 299; published FIDs have none.
+        device: Device of the model.
+        download: Permission to download the weights.
 
     Raises:
         MissingExtraError: torchmetrics or torch-fidelity is not installed.
@@ -160,7 +162,7 @@ class Inception:
 
     Attributes:
         net: torchmetrics' network.
-        antialias: Of its resize.
+        antialias: Antialias of the resize.
     """
 
     def __init__(self, net: torch.nn.Module, *, antialias: bool) -> None:
@@ -202,7 +204,7 @@ class ClassToken:
     Attributes:
         model: A vision transformer of transformers.
         processor: Its image processor.
-        source: Where the weights came from.
+        source: Repository or folder of the weights.
     """
 
     def __init__(self, model: Any, processor: Any, source: str) -> None:
@@ -224,7 +226,7 @@ class ClassToken:
 
 
 def processed(processor: Any) -> str:
-    """Return, in words, how an image processor of transformers brings pictures to size."""
+    """Return a description of the resize of an image processor of transformers."""
     cropped = f", centre {dict(processor.crop_size)}" if getattr(processor, "do_center_crop", False) else ""
     resized = f"{dict(processor.size)}, resample {int(processor.resample)}" if processor.do_resize else "no resize"
     return f"{resized}{cropped}, {type(processor).__name__}"

@@ -1,4 +1,4 @@
-"""Weights of the judges: what protocols call them; from the local caches, from the network only where it is allowed."""
+"""Weights of networks that measure: their names in protocols, and their files in the local caches or the network."""
 
 import re
 from collections.abc import Callable
@@ -16,27 +16,27 @@ from ..images.pipeline_digest import weights_digest
 
 
 class MissingWeightsError(ErasureError, FileNotFoundError):
-    """The weights of a judge are not in the local cache, and may not or cannot be downloaded."""
+    """Weights that are not in the local cache, and may not or cannot be downloaded."""
 
 
 def oracle_name(oracle: Oracle) -> str:
-    """Return what a protocol calls the tiny world's oracle: a name and a digest of its weights."""
+    """Return the name of the tiny world's oracle in protocols, with a digest of its weights."""
     return f"tinyworld-oracle {weights_digest(oracle.net)[:12]}"
 
 
-def judge_name(judge: WorldClip) -> str:
-    """Return what a protocol calls the tiny world's judge: a name and a digest of its weights."""
-    return f"tinyworld-judge {weights_digest(judge.model)[:12]}"
+def world_clip_name(clip: WorldClip) -> str:
+    """Return the name of the tiny world's CLIP in protocols, with a digest of its weights."""
+    return f"tinyworld-judge {weights_digest(clip.model)[:12]}"
 
 
 def missing_weights(where: str, what: str, fetch: str, error: Exception | None = None) -> MissingWeightsError:
     """Return the error for weights that are not there.
 
     Args:
-        where: The metric or model that needs them.
+        where: Metric or model that needs them.
         what: The weights, by the name they are published under.
-        fetch: How to get them, as one sentence without its full stop.
-        error: What became of a download; None when none was allowed.
+        fetch: Instruction to get them, one sentence without its full stop.
+        error: Error of the download; None if none was allowed.
     """
     if error is None:
         return MissingWeightsError(
@@ -52,8 +52,8 @@ def from_hub(load: Callable[..., Any], source: str | Path, where: str, *, downlo
     Args:
         load: The class method.
         source: A repository of the Hub, or a folder.
-        where: The metric or model that needs it, for errors.
-        download: Whether the network may be used.
+        where: Metric or model that needs it, for errors.
+        download: Permission to use the network.
         options: Passed on.
 
     Raises:
@@ -76,9 +76,9 @@ def model_from_hub(
     Args:
         model_class: Its class, or an automatic one.
         source: A repository of the Hub, or a folder.
-        where: The metric or model that needs it, for errors.
-        download: Whether the network may be used.
-        unused: Beginnings of the names of weights that the caller makes no use of.
+        where: Metric or model that needs it, for errors.
+        download: Permission to use the network.
+        unused: Beginnings of the names of weights that are not used.
         options: Passed on.
 
     Raises:

@@ -1,8 +1,9 @@
-"""Accuracy: the share of pictures that a classifier takes for what was asked for, by class index.
+"""Accuracy: the share of images that a classifier assigns to the class asked for, by class index.
 
 ESD's and UCE's object tables have it (arXiv:2303.07345, arXiv:2308.14761), by ResNet-50.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,10 +13,12 @@ from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL.Image import Image
 from torch import Tensor
 
 from erasure.concept import normalized
 from erasure.errors import InputError, MissingExtraError
+from erasure.judge import Judge, ReadOnce, shows_each
 from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.vocabulary import SCENES, STYLES
@@ -43,41 +46,56 @@ IMAGENETTE: Final[Mapping[str, int]] = MappingProxyType(
 """Imagenette's ten classes, as ImageNet-1k numbers them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a classifier makes of some pictures, each asked whether it shows a class.
-
-    Attributes:
-        hits: Whether each is taken for its class.
-        probability: How likely that is to the classifier, in [0, 1].
-    """
-
-    hits: Bool[Tensor, " n"]
-    probability: Float[Tensor, " n"]
-
-    @classmethod
-    def of(cls, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> "Look":
-        """Return that of a classifier that chooses between its classes."""
-        right = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-        return cls(hits=top_k_hits(logits, labels, k), probability=right)
-
-
 @runtime_checkable
-class Classifier(Protocol):
-    """Says of pictures whether each shows a class."""
+class Classifier(Judge, Protocol):
+    """Judge of a numbered list of classes; the concepts that it knows are their names."""
 
     @property
-    def classes(self) -> Sequence[str]:
-        """What each index stands for; for reports, never for comparison."""
-        ...
-
-    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
-        """Look at pictures, each for its class."""
+    def classes(self) -> tuple[str, ...]:
+        """Name of the class of each index; each name occurs once."""
         ...
 
     def setup(self, metric: str) -> Setup:
         """Return the protocol of a metric over this classifier."""
         ...
+
+
+class ClassifierJudge(ABC):
+    """Network that chooses between classes, as a judge.
+
+    Attributes:
+        classes: Name of the class of each index; a name that occurs again has its index behind it.
+        k: Number of best classes that count as shown; 1 is the published accuracy.
+    """
+
+    def __init__(self, classes: Sequence[str], k: int) -> None:
+        first = {name: classes.index(name) for name in classes}
+        self.classes = tuple(name if first[name] == i else f"{name} ({i})" for i, name in enumerate(classes))
+        self.k = k
+        self._logits = ReadOnce(self.logits)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the judge."""
+
+    @abstractmethod
+    def logits(self, images: Images) -> Float[Tensor, "n classes"]:
+        """Return the logits of all classes."""
+
+    def knows(self, concept: str) -> bool:
+        return concept in self.classes
+
+    def probabilities(self, images: Sequence[Image], concept: str) -> Float[Tensor, " n"]:
+        return self._logits(images).softmax(1)[:, self.classes.index(concept)]
+
+    def shows(self, images: Sequence[Image], concept: str) -> list[bool]:
+        logits = self._logits(images)
+        return top_k_hits(logits, torch.full((len(logits),), self.classes.index(concept)), self.k).tolist()
+
+    def features(self, images: Sequence[Image]) -> Float[Tensor, "n classes"]:
+        """Return the logits, a vector for each image."""
+        return self._logits(images)
 
 
 def check_classes(classifier: Classifier, classes: Mapping[str, int], where: str) -> None:
@@ -87,9 +105,9 @@ def check_classes(classifier: Classifier, classes: Mapping[str, int], where: str
     several names of a class, with commas between ("tench, Tinca tinca").
 
     Args:
-        classifier: Who is to judge.
-        classes: Names with their indices.
-        where: What has these classes, for the error.
+        classifier: Classifier to check.
+        classes: Index of each class, by name.
+        where: Owner of these classes, for the error.
 
     Raises:
         InputError: A class has another name there, or none.
@@ -104,17 +122,17 @@ def check_classes(classifier: Classifier, classes: Mapping[str, int], where: str
 
 
 def top_k_hits(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> Bool[Tensor, " n"]:
-    """Return whether fewer than k classes score at least as high as the right one; a tie is no hit."""
+    """Return True for each image whose right class is among the k best; a tie counts as a miss."""
     right = logits.gather(1, labels[:, None])
     return (logits >= right).sum(1) - 1 < k
 
 
 @dataclass(kw_only=True)
 class Accuracy:
-    """Streaming accuracy; keeps one truth value a picture.
+    """Streaming accuracy; keeps one truth value an image.
 
     Attributes:
-        classifier: Who looks.
+        classifier: Classifier of the images.
     """
 
     name: ClassVar[str] = "accuracy"
@@ -123,24 +141,25 @@ class Accuracy:
     _hits: list[bool] = field(default_factory=list, init=False, repr=False)
 
     def update(self, images: Images, labels: Sequence[Any] | np.ndarray) -> "Accuracy":
-        """Add pictures, each with the index of its class.
+        """Add images, each with the index of its class.
 
         Raises:
-            InputError: There are not as many labels as pictures, or one is no class index; texts are never matched.
+            InputError: The numbers of labels and images differ, or a label is no class index; texts are never matched.
         """
         indices = as_indices(labels, len(images), len(self.classifier.classes), self.name)
         if len(indices):
-            self._hits += self.classifier.look(images, indices).hits.tolist()
+            names = [self.classifier.classes[index] for index in indices.tolist()]
+            self._hits += shows_each(self.classifier, as_pil(images), names)
         return self
 
     def compute(self) -> Score:
-        """Return the share over all pictures so far, with its Wilson interval."""
+        """Return the share over all images so far, with its Wilson interval."""
         claims = np.array(self._hits, dtype=bool)
         return Score.share(claims, unit="share", higher_is_better=True, setup=self.setup)
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the score."""
         return self.classifier.setup(self.name)
 
 
@@ -167,30 +186,29 @@ def resnet50(*, device: str = "cpu", download: bool = False) -> "ImageNetClassif
     )
 
 
-class ImageNetClassifier:
+class ImageNetClassifier(ClassifierJudge):
     """A classifier of torchvision.
 
     Attributes:
         net: Pixels to logits.
         preprocess: PIL to pixels.
-        classes: What each index stands for.
-        backbone: Model and weights.
-        k: How many best classes count; 1 is the published accuracy.
+        backbone: Name of model and weights.
     """
 
     def __init__(
         self, net: torch.nn.Module, preprocess: Any, classes: tuple[str, ...], backbone: str, k: int = 1
     ) -> None:
-        self.net, self.preprocess, self.classes, self.backbone, self.k = net.eval(), preprocess, classes, backbone, k
+        super().__init__(classes, k)
+        self.net, self.preprocess, self.backbone = net.eval(), preprocess, backbone
+
+    @property
+    def name(self) -> str:
+        return self.backbone
 
     @torch.no_grad()
     def logits(self, images: Images) -> Float[Tensor, "n classes"]:
-        """Return the scores of all classes."""
         device = next(self.net.parameters()).device
-        return self.net(torch.stack([self.preprocess(picture) for picture in as_pil(images)]).to(device)).float().cpu()
-
-    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
-        return Look.of(self.logits(images), labels, self.k)
+        return self.net(torch.stack([self.preprocess(image) for image in as_pil(images)]).to(device)).float().cpu()
 
     def setup(self, metric: str) -> Setup:
         crop, resize = self.preprocess.crop_size[0], self.preprocess.resize_size[0]
@@ -216,30 +234,28 @@ def hub_classifier(source: str, *, device: str = "cpu", download: bool = False) 
     return HubClassifier(model.to(device), processor, source)
 
 
-class HubClassifier:
+class HubClassifier(ClassifierJudge):
     """An image classifier of transformers.
 
     Attributes:
         model: Pixels to logits.
         processor: Its image processor.
-        source: Where the weights came from.
-        classes: What each index stands for.
-        k: How many best classes count.
+        source: Repository or folder of the weights.
     """
 
     def __init__(self, model: Any, processor: Any, source: str, k: int = 1) -> None:
-        self.model, self.processor, self.source, self.k = model.eval(), processor, source, k
         names = model.config.id2label
-        self.classes = tuple(names[index] for index in range(model.config.num_labels))
+        super().__init__([names[index] for index in range(model.config.num_labels)], k)
+        self.model, self.processor, self.source = model.eval(), processor, source
+
+    @property
+    def name(self) -> str:
+        return self.source
 
     @torch.no_grad()
     def logits(self, images: Images) -> Float[Tensor, "n classes"]:
-        """Return the scores of all classes."""
         inputs = self.processor(images=as_pil(images), return_tensors="pt").to(self.model.device)
         return self.model(**inputs).logits.float().cpu()
-
-    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
-        return Look.of(self.logits(images), labels, self.k)
 
     def setup(self, metric: str) -> Setup:
         return Setup(
@@ -254,23 +270,31 @@ class HubClassifier:
 class OracleClassifier:
     """The tiny world's oracle as a classifier of things, styles and scenes.
 
-    Things are not exclusive: a picture of a cat and a dog is a hit for both.
+    Things are not exclusive: an image of a cat and a dog is a hit for both.
 
     Attributes:
-        oracle: Who looks.
+        oracle: The oracle.
     """
 
     classes: ClassVar[tuple[str, ...]] = (*THINGS, *STYLES, *SCENES)
 
     oracle: Oracle
 
-    def look(self, images: Images, labels: Int[Tensor, " n"], /) -> Look:
-        reading = self.oracle.read(as_pil(images))
-        named = list(enumerate(self.classes[label] for label in labels.tolist()))
-        return Look(
-            hits=torch.tensor([bool(reading.sees(name)[row]) for row, name in named], dtype=torch.bool),
-            probability=torch.tensor([float(reading.probability(name)[row]) for row, name in named]),
-        )
+    @property
+    def name(self) -> str:
+        return self.oracle.name
+
+    def knows(self, concept: str) -> bool:
+        return self.oracle.knows(concept)
+
+    def probabilities(self, images: Sequence[Image], concept: str) -> Float[Tensor, " n"]:
+        return self.oracle.probabilities(images, concept)
+
+    def shows(self, images: Sequence[Image], concept: str) -> list[bool]:
+        return self.oracle.shows(images, concept)
+
+    def features(self, images: Sequence[Image]) -> Float[Tensor, "n dim"]:
+        return self.oracle.features(images)
 
     def setup(self, metric: str) -> Setup:
         return Setup(metric=metric, backbone=oracle_name(self.oracle))

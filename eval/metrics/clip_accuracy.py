@@ -12,13 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from erasure.errors import InputError
+from erasure.judge import LOGIT_SCALE, Clip, zero_shot_logits
 
-from ..features.clip import Clip, OpenClip, TextTower, setup_of
+from ..features.clip import OpenClip, TextTower, setup_of
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Number, Score
 from .labels import as_indices
-
-LOGIT_SCALE = 100.0  # every published CLIP ends at the bound that training put on it
 
 
 def right_top1(logits: Float[Tensor, "n classes"], right: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
@@ -39,7 +38,7 @@ class ClipAccuracy:
     Attributes:
         clip: The judge; by default open_clip's ViT-L/14 of OpenAI from the local cache.
         texts: What a picture may be: the target's text, and its anchor's or those of other classes.
-        logit_scale: Of the probabilities, > 0; of the tiny world's judge `judge.model.logit_scale.exp()`.
+        logit_scale: Of the probabilities, > 0; of the tiny world's CLIP `clip.logit_scale`.
 
     Raises:
         InputError: There are fewer than two texts, or two are the same.
@@ -66,7 +65,7 @@ class ClipAccuracy:
         pictures = as_pil(images)
         indices = as_indices(right, len(pictures), len(self.texts), "clip_accuracy")
         if pictures:
-            logits = self.logit_scale * self.clip.image_features(pictures).double() @ self._candidates.double().T
+            logits = zero_shot_logits(self.clip.image_features(pictures), self._candidates, self.logit_scale)
             self._top1 += right_top1(logits, indices).tolist()
             self._prob += right_prob(logits, indices).tolist()
         return self

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from erasure.backbones.conditioning import without_phrases
 from erasure.errors import InputError
+from erasure.judge import Clip
 
-from ..features.clip import Clip, OpenClip, TextTower, setup_of
+from ..features.clip import OpenClip, TextTower, setup_of
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Setup
 from .texts import TextScore

@@ -7,16 +7,16 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
 
 from erasure.backbones.conditioning import without_phrases
 from erasure.errors import ErasureError, InputError
+from erasure.judge import Clip, probability_each, shows_each
 from erasure.progress import OnProgress, ProgressCounter
 
 from ..benchmarks import Benchmark, Item
-from ..features.clip import Clip, OpenClip, TextTower, setup_of
+from ..features.clip import OpenClip, TextTower, setup_of
 from ..features.image_features import Extractor, extractor
 from ..images.store import ImageStore
 from ..metrics.accuracy import Classifier, check_classes, hub_classifier, resnet50
@@ -194,9 +194,11 @@ class PublicMetrics:
                 looks.rest_fit[[here.start + row for row in said]] = clip_score(features[said], texts).numpy()
         indices = {row: item.class_index for row, item in enumerate(items) if item.class_index is not None}
         if self.classifier is not None and indices:
-            look = self.classifier.look([images[row] for row in indices], torch.tensor(list(indices.values())))
+            asked = [images[row] for row in indices]
+            names = [self.classifier.classes[index] for index in indices.values()]
             rows = [here.start + row for row in indices]
-            looks.seen[rows], looks.probability[rows] = look.hits.numpy(), look.probability.numpy()
+            looks.seen[rows] = shows_each(self.classifier, asked, names)
+            looks.probability[rows] = probability_each(self.classifier, asked, names)
 
     def _measures(self, looks: PublicLooks, before: PublicLooks, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items

@@ -17,7 +17,7 @@ from erasure.tinyworld.vocabulary import INDIVIDUALS
 
 from ..benchmarks import Benchmark
 from ..features.clip import TextTower, setup_of
-from ..features.image_features import judge_features
+from ..features.image_features import world_clip_features
 from ..features.weights import oracle_name
 from ..images.store import ImageStore
 from ..metrics.caption_match import UNIT as CAPTION_UNIT
@@ -123,7 +123,7 @@ class TinyWorldMetrics:
         return not self.skipped
 
     def prepare(self, reference: ImageStore) -> None:
-        self._sets = SetDistances(judge_features(self.judge), OTHER_SEEDS, ("fd", "kid"))
+        self._sets = SetDistances(world_clip_features(self.judge), OTHER_SEEDS, ("fd", "kid"))
         self._sets.read_reference(reference)
 
     def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:

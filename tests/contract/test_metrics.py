@@ -17,7 +17,7 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.eval import metrics
-from erasure.eval.metrics.accuracy import Accuracy, Look
+from erasure.eval.metrics.accuracy import Accuracy
 from erasure.eval.metrics.attention_drift import AttentionDrift, Beside
 from erasure.eval.metrics.blip2_t import Blip2Itc, Blip2Itm, BlipItc
 from erasure.eval.metrics.caption_match import CaptionMatch
@@ -62,9 +62,20 @@ class Reds:
 
     classes = ("dark", "red")
 
-    def look(self, images: Any, labels: Any, /) -> Look:
-        red = torch.tensor([float(np.asarray(image)[..., 0].mean() / 255) for image in images])
-        return Look(hits=(red > 0.5).long() == labels, probability=red)
+    name = "reds"
+
+    def knows(self, concept: str) -> bool:
+        return concept in self.classes
+
+    def probabilities(self, images: Any, concept: str) -> torch.Tensor:
+        red = self.features(images)[:, 0]
+        return red if concept == "red" else 1 - red
+
+    def shows(self, images: Any, concept: str) -> list[bool]:
+        return (self.probabilities(images, concept) > 0.5).tolist()
+
+    def features(self, images: Any) -> torch.Tensor:
+        return torch.tensor([[float(np.asarray(image)[..., 0].mean() / 255)] for image in images])
 
     def setup(self, metric: str) -> Setup:
         return Setup(metric=metric, backbone="reds")

@@ -19,7 +19,7 @@ from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.features.weights import judge_name, oracle_name
+from erasure.eval.features.weights import oracle_name, world_clip_name
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.metrics.caption_match import CaptionMatch
 from erasure.eval.metrics.clip_score import ClipScore
@@ -428,8 +428,8 @@ def test_the_protocol_names_all_that_decides_a_number(evaluation: Evaluation, ju
     assert {setup["precision"] for setup in setups.values()} == {"float32"}
     reads = {name: setup["backbone"] for name, setup in setups.items()}
     assert reads["joint"] == oracle_name(world.oracle())
-    assert reads["clip_score"] == judge_name(judge)
-    assert reads["caption_match"] == f"{judge_name(judge)}, captions by {oracle_name(world.oracle())}"
+    assert reads["clip_score"] == world_clip_name(judge)
+    assert reads["caption_match"] == f"{world_clip_name(judge)}, captions by {oracle_name(world.oracle())}"
     assert setups["clip_score"]["library"].startswith("open_clip ")
     original = evaluation.stores[ORIGINAL].manifest.model
     compare = {name for name, setup in setups.items() if setup["original"]}

@@ -17,9 +17,7 @@ from erasure.eval.benchmarks.coco import Coco
 from erasure.eval.benchmarks.imagenette import Imagenette
 from erasure.eval.benchmarks.sixcd_dual import SixCdDual
 from erasure.eval.features.weights import MissingWeightsError
-from erasure.eval.images.conversion import Images
 from erasure.eval.images.ledger_images import Sampler
-from erasure.eval.metrics.accuracy import Look
 from erasure.eval.protocols import public_metrics as public
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.measures import Measures
@@ -38,9 +36,19 @@ class Shades:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
 
-    def look(self, images: Images, labels: Any, /) -> Look:
-        shown = torch.tensor([int(np.asarray(image)[0, 0, 0]) for image in images])
-        return Look(hits=shown == labels, probability=(shown == labels).float())
+    name = "shades"
+
+    def knows(self, concept: str) -> bool:
+        return concept in self.classes
+
+    def probabilities(self, images: Sequence[Image.Image], concept: str) -> torch.Tensor:
+        return torch.tensor(self.shows(images, concept), dtype=torch.float)
+
+    def shows(self, images: Sequence[Image.Image], concept: str) -> list[bool]:
+        return [int(np.asarray(image)[0, 0, 0]) == self.classes.index(concept) for image in images]
+
+    def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        return torch.tensor([[float(np.asarray(image)[0, 0, 0])] for image in images])
 
     def setup(self, metric: str) -> Setup:
         return Setup(metric=f"{metric}_top1", backbone="shades")

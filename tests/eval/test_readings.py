@@ -18,6 +18,7 @@ PICTURES = [Image.new("RGB", (64, 64), colour) for colour in ("white", "navy", "
 
 
 WORLD = profile_of("tinyworld")
+TEXTS = {"named": "an image of {}", "plain": "an image"}
 OTHER = profile_of("a/model")
 
 
@@ -57,7 +58,7 @@ def test_good_is_gone_if_removed_and_there_if_not(before: float, after: float, r
 
 
 def test_clip_reads_shares_between_the_concept_and_nothing_in_particular() -> None:
-    judge = ZeroShotJudge("CLIP", HubClip(tiny.clip), among(()))
+    judge = ZeroShotJudge("CLIP", HubClip(tiny.clip), among((), **TEXTS))
     shares = judge.probabilities(PICTURES, "cat")
     assert shares.shape == (3,)
     assert ((shares > 0) & (shares < 1)).all()

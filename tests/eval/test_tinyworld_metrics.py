@@ -9,7 +9,7 @@ import torch
 
 from erasure import tinyworld
 from erasure.errors import InputError, UnknownNameError
-from erasure.eval.features.weights import judge_name, oracle_name
+from erasure.eval.features.weights import oracle_name, world_clip_name
 from erasure.eval.metrics.caption_match import CaptionMatch, captions, text_match
 from erasure.eval.metrics.identity import Identity, identity, mean_direction
 from erasure.eval.metrics.oracle_distance import OracleDistance, oracle_distance, oracle_distance_map
@@ -138,7 +138,7 @@ def test_the_protocol_tells_judges_apart_by_their_weights(oracle: Oracle) -> Non
     assert [setup and setup.metric for setup in found.values()] == ["oracle_distance", "caption_match", "identity"]
     assert found["distance"] == Setup(metric="oracle_distance", backbone=oracle_name(oracle), reference="drawings")
     assert found["captions"] is not None
-    assert found["captions"].backbone == f"{judge_name(judge)}, captions by {oracle_name(oracle)}"
+    assert found["captions"].backbone == f"{world_clip_name(judge)}, captions by {oracle_name(oracle)}"
     assert found["captions"].library.startswith("open_clip ")
     assert found["identity"] is not None
     assert found["identity"].reference == "48 drawings of Mittens, less as many of a cat"

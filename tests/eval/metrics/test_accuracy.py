@@ -22,6 +22,7 @@ from erasure.eval.metrics.accuracy import (
     top_k_hits,
 )
 from erasure.eval.stats.scores import wilson
+from erasure.judge import Judge
 from erasure.tinyworld.world import compose, draw
 
 from .tiny_judges import pictures, seeded
@@ -102,6 +103,20 @@ def test_float_and_uint8_pictures_give_the_same() -> None:
     labels = [0, 1, 2, 0, 1, 2]
     whole = Accuracy(classifier=_colours()).update(images, labels).compute()
     assert Accuracy(classifier=_colours()).update(array / 255, labels).compute() == whole
+
+
+def test_a_classifier_is_a_judge_of_its_classes() -> None:
+    judge, images = _colours(), _plain("red", "lime", "blue")
+    assert isinstance(judge, Judge)
+    assert judge.knows("green thing")
+    assert not judge.knows("grey thing")
+    assert judge.shows(images, "green thing") == [False, True, False]
+    assert torch.equal(judge.probabilities(images, "green thing"), judge.logits(images).softmax(1)[:, 1])
+    assert torch.equal(judge.features(images), judge.logits(images))
+
+
+def test_two_classes_of_one_name_are_told_apart() -> None:
+    assert _colours(("crane", "thing", "crane")).classes == ("crane", "thing", "crane (2)")
 
 
 def test_a_classifier_of_transformers(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.errors import InputError, MissingExtraError, UnknownNameError
-from erasure.eval.features.clip import Clip, OpenClip, TextTower, truncated
+from erasure.eval.features.clip import OpenClip, TextTower, truncated
 from erasure.eval.features.image_features import extractor
 from erasure.eval.features.weights import MissingWeightsError
 from erasure.eval.metrics.clip_accuracy import ClipAccuracy, right_prob, right_top1
 from erasure.eval.metrics.clip_score import ClipScore, clip_score
+from erasure.judge import Clip
 
 from .tiny_judges import CLIP_CONFIG, open_clip_judge, pictures, seeded
 

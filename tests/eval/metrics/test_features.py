@@ -11,7 +11,7 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.errors import InputError, MissingExtraError, UnknownNameError
-from erasure.eval.features.image_features import INCEPTION, Given, class_token, extractor, inception
+from erasure.eval.features.image_features import INCEPTION, FunctionExtractor, class_token, extractor, inception
 from erasure.eval.features.weights import MissingWeightsError, from_url, model_from_hub
 from erasure.eval.metrics.fid import Fid
 
@@ -53,13 +53,13 @@ def test_the_class_token_is_the_models_own(tmp_path: Path) -> None:
 def test_any_function_is_an_extractor() -> None:
     oracle = tinyworld.load_oracle()
     images = pictures(5, size=64)
-    given = Given(lambda pictures: oracle.read(pictures).features, "oracle")
+    given = FunctionExtractor(lambda pictures: oracle.read(pictures).features, "oracle")
     torch.testing.assert_close(given(images), extractor("tinyworld-oracle")(images))
     assert given(images).shape == (5, 256)
     judge = extractor("tinyworld-judge")(images)
     torch.testing.assert_close(judge.norm(dim=1), torch.ones(5))
     with pytest.raises(InputError, match="a row for each of 5 pictures, got 4"):
-        Given(lambda pictures: torch.zeros(4, 2), "short")(images)
+        FunctionExtractor(lambda pictures: torch.zeros(4, 2), "short")(images)
 
 
 def test_the_oracles_features_make_a_distance() -> None:
@@ -71,7 +71,7 @@ def test_the_oracles_features_make_a_distance() -> None:
 
 def test_clip_features_are_of_unit_length() -> None:
     clip = open_clip_judge()
-    rows = Given(clip.image_features, clip.name)(pictures(3))
+    rows = FunctionExtractor(clip.image_features, clip.name)(pictures(3))
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
 
 

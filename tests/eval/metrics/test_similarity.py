@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from erasure.errors import InputError
-from erasure.eval.features.image_features import Given, extractor
+from erasure.eval.features.image_features import FunctionExtractor, extractor
 from erasure.eval.features.weights import MissingWeightsError
 from erasure.eval.metrics.clip_i import ClipI
 from erasure.eval.metrics.dino_i import DinoI
@@ -49,7 +49,7 @@ def test_real_classes_at_tiny_size(tmp_path: Path) -> None:
     clip = open_clip_judge()
     folder = save_vision_transformer(tmp_path, "vit")
     for metric in (
-        ClipI(extractor=Given(clip.image_features, clip.name)),
+        ClipI(extractor=FunctionExtractor(clip.image_features, clip.name)),
         DinoI(extractor=extractor(f"hub:{folder}")),
     ):
         images = pictures(3)

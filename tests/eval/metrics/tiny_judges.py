@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from erasure.eval.features.clip import OpenClip
-from erasure.eval.features.image_features import Given
+from erasure.eval.features.image_features import FunctionExtractor
 
 WORDS = ("a", "an", "the", "photo", "of", "dog", "cat", "bird", "empty", "street", "at", "night", "red", "blue")
 WORDS += ("in", "on", "and", "house", "with", "tree")
@@ -22,9 +22,11 @@ def pictures(n: int, size: int = 32, seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(row.repeat(4, 0).repeat(4, 1)) for row in coarse]
 
 
-def mean_colour() -> Given:
+def mean_colour() -> FunctionExtractor:
     """Return an extractor that can be checked by hand: mean red, green and blue, in [0, 1]."""
-    return Given(lambda images: np.stack([np.asarray(image).mean((0, 1)) / 255 for image in images]), "mean colour")
+    return FunctionExtractor(
+        lambda images: np.stack([np.asarray(image).mean((0, 1)) / 255 for image in images]), "mean colour"
+    )
 
 
 def seeded(build: Any) -> Any:
