@@ -124,18 +124,20 @@ def sample(
         rows = row_of[start : start + batch_size]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
         read = states.select(rows)
+        others = negative.expand(len(rows)) if negative is not None else None
+        start_latents = noise(generators, shape).to(backbone.device, backbone.dtype)
         with reading(read):
             called = runner(
-                latents=noise(generators, shape).to(backbone.device, backbone.dtype),
                 generator=generators,
                 num_inference_steps=steps,
-                guidance_scale=guidance_scale,
                 height=height,
                 width=width,
                 output_type="latent" if output == "latents" else "np",
-                **_embeddings(read, negative.expand(len(rows)) if negative is not None else None),
+                **backbone.call_arguments(start_latents, read, others, guidance_scale),
             )
-        results.append(called.images.cpu() if output == "latents" else _as_uint8(called.images))
+        results.append(
+            backbone.unpacked(called.images, height, width).cpu() if output == "latents" else _as_uint8(called.images)
+        )
         if on_progress is not None:
             on_progress(Progress(done=start + len(rows), total=len(prompts), stage="images"))
     if output == "latents":
@@ -220,18 +222,6 @@ def _runner(pipe: Any) -> Any:
     if getattr(pipe, "safety_checker", None) is not None:
         logger.warning("sample: the pipeline's safety checker is on; pictures that it rejects come out black.")
     return runner
-
-
-def _embeddings(states: Conditioning, negative: Conditioning | None) -> dict[str, Tensor]:
-    """Return the text as a pipeline's call takes it."""
-    embeddings = {"prompt_embeds": states.states}
-    if states.pooled is not None:
-        embeddings["pooled_prompt_embeds"] = states.pooled
-    if negative is not None:
-        embeddings["negative_prompt_embeds"] = negative.states
-        if negative.pooled is not None:
-            embeddings["negative_pooled_prompt_embeds"] = negative.pooled
-    return embeddings
 
 
 def _as_uint8(images: np.ndarray) -> Pictures:

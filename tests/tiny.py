@@ -11,6 +11,11 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -24,11 +29,15 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 Vocabulary = Literal["bytes", "clip"]
 
 WIDTH = 32
+T5_WIDTH = 64
 POSITIONS = 77
 # Pictures of 16 x 16 pixels, latents of 8 x 8.
 PIXELS = 16
@@ -61,6 +70,21 @@ def sdxl(*, seed: int = 0, vocabulary: Vocabulary = "bytes", second_width: int =
     return _seeded(seed, lambda: _stable_diffusion_xl(vocabulary, second_width))
 
 
+def sd3(*, seed: int = 0, t5: bool = True) -> Any:
+    """Return a pipeline of the Stable Diffusion 3 classes: joint attention, flow matching, CLIP twice and T5."""
+    return _seeded(seed, lambda: _stable_diffusion_3(t5))
+
+
+def flux(*, seed: int = 0, guidance_embeds: bool = False) -> Any:
+    """Return a pipeline of the FLUX.1 classes: joint and shared blocks, packed latents, T5 and CLIP's sentence vector.
+
+    Args:
+        seed: Seed of the weights.
+        guidance_embeds: Whether the model is of the guidance-distilled kind.
+    """
+    return _seeded(seed, lambda: _flux(guidance_embeds))
+
+
 def sd15(*, seed: int = 0) -> Any:
     """Return a pipeline of Stable Diffusion 1.5's own size: 860 M parameters of denoiser, random ones, 5 GiB in all."""
     return _seeded(seed, _stable_diffusion_15)
@@ -84,6 +108,8 @@ def text_weights(backbone: Any) -> dict[str, torch.nn.Parameter]:
 
 # Every family, for tests that run over all of them.
 FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
+# Those with a transformer with joint attention.
+JOINT: dict[str, Callable[..., Any]] = {"sd3": sd3, "flux": flux}
 
 
 @cache
@@ -172,6 +198,85 @@ def _stable_diffusion_xl(vocabulary: Vocabulary, second_width: int) -> Any:
     )
 
 
+def _stable_diffusion_3(t5: bool) -> Any:
+    first, second = tokenizer(), tokenizer(pad_token="!")
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=_visible(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(shift_factor=0.1),
+        text_encoder=CLIPTextModelWithProjection(_text_config(first, "quick_gelu")).eval(),
+        tokenizer=first,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(second, "gelu")).eval(),
+        tokenizer_2=second,
+        text_encoder_3=_t5() if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
+    )
+
+
+def _flux(guidance_embeds: bool) -> Any:
+    tokens = tokenizer()
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
+    pipe = FluxPipeline(
+        transformer=_visible(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_vae(shift_factor=0.1),
+        text_encoder=CLIPTextModel(_text_config(tokens, "quick_gelu")).eval(),
+        tokenizer=tokens,
+        text_encoder_2=_t5(),
+        tokenizer_2=t5_tokenizer(),
+    )
+    pipe.default_sample_size = 8  # 128 latents for every model, whatever its transformer
+    return pipe
+
+
+def _visible(transformer: Any) -> Any:
+    """Return a transformer with noise in the parameters that start at zero, whose gates would hide the text."""
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            parameter.data.normal_(std=0.1)
+    return transformer.eval()
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a T5 tokenizer of single characters, 64 tokens long."""
+    characters = [chr(code) for code in range(33, 127)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((char, -3.0) for char in characters)]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=64)
+
+
+def _t5() -> Any:
+    config = T5Config(
+        vocab_size=128, d_model=T5_WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    encoder = T5EncoderModel(config).eval()
+    encoder.shared.weight.data.normal_(std=1.0)
+    return encoder
+
+
 def _text_config(tokens: CLIPTokenizer, activation: str) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokens),
@@ -202,7 +307,7 @@ def _unet(cross_attention_dim: int, **conditions: Any) -> Any:
     ).eval()
 
 
-def _vae() -> Any:
+def _vae(**further: Any) -> Any:
     return AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -210,6 +315,7 @@ def _vae() -> Any:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=PIXELS,
+        **further,
     ).eval()
 
 

@@ -1,0 +1,109 @@
+"""FLUX.1: T5's states, CLIP's sentence vector, latents packed two by two."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from jaxtyping import Float
+from torch import Tensor
+
+from .conditioning import Conditioning
+from .joint import JointTransformer
+from .loaded import unwrapped
+from .schedule import Timestep
+
+# What the pipeline's call reads of T5's tokens unless told otherwise.
+_T5_TOKENS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Flux(JointTransformer):
+    """A backbone of the FLUX.1 classes; see `Backbone` for its members.
+
+    A guidance-distilled model predicts at an embedded guidance of 1, where its output is nearest to that of a model
+    without distillation.
+    """
+
+    covered: ClassVar[tuple[str, ...]] = ("FLUX.1",)
+
+    @classmethod
+    def covers(cls, pipe: Any) -> bool:
+        """Return True if the pipeline has the family's transformer and text encoders."""
+        transformer = unwrapped(getattr(pipe, "transformer", None))
+        return isinstance(transformer, FluxTransformer2DModel) and hasattr(pipe, "text_encoder_2")
+
+    @property
+    def family(self) -> str:
+        return "flux"
+
+    @property
+    def text_position(self) -> Literal["first", "last"]:
+        return "first"
+
+    @property
+    def _readers(self) -> dict[str, int]:
+        return {"text_encoder_2": self._length}
+
+    @property
+    def _length(self) -> int:
+        return self._t5_length(self.pipe.tokenizer_2, _T5_TOKENS)
+
+    def call_arguments(
+        self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        # A distilled model is guided by its embedding, any other one by a second pass.
+        distilled = self._config.guidance_embeds
+        arguments = super().call_arguments(
+            self._packed(latents), conditioning, None if distilled else negative, guidance_scale
+        )
+        arguments["true_cfg_scale"] = 1.0 if distilled or negative is None else guidance_scale
+        return {**arguments, "max_sequence_length": self._length}
+
+    def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        _, rows, columns = self.latent_shape(height, width)
+        return self._unpacked(latents, rows, columns)
+
+    def predict(
+        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
+    ) -> Float[Tensor, "n c h w"]:
+        latents = latents.to(self.device, self.dtype)
+        n, _, height, width = latents.shape
+        assert conditioning.pooled is not None  # noqa: S101 - of this family's own encoding
+        level = timestep.to(self.device).expand(n).to(self.dtype) / self.schedule.total
+        output = self._transformer(
+            hidden_states=self._packed(latents),
+            timestep=level,
+            guidance=torch.ones(n, device=self.device) if self._config.guidance_embeds else None,
+            pooled_projections=conditioning.pooled.to(latents),
+            encoder_hidden_states=conditioning.states.to(latents),
+            txt_ids=torch.zeros(conditioning.states.shape[1], 3).to(latents),
+            img_ids=self.pipe._prepare_latent_image_ids(n, height // 2, width // 2, self.device, self.dtype),
+            return_dict=False,
+        )[0]
+        return self._unpacked(output, height, width)
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        sides = self._latent_sides(self.pipe.default_sample_size, height, width, self.packing)
+        return (self._config.in_channels // self.packing**2, sides[0], sides[1])
+
+    def _packed(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n tokens dim"]:
+        n, channels, height, width = latents.shape
+        return self.pipe._pack_latents(latents.contiguous(), n, channels, height, width)
+
+    def _unpacked(self, latents: Float[Tensor, "n tokens dim"], height: int, width: int) -> Float[Tensor, "n c h w"]:
+        factor = self.pipe.vae_scale_factor
+        return self.pipe._unpack_latents(latents, height * factor, width * factor, factor)
+
+    def _embeddings(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        states, pooled, _ = self.pipe.encode_prompt(list(prompts), max_sequence_length=self._length)
+        return states, pooled
+
+    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+        config = scheduler.config
+        limits = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        shift = calculate_shift(self._image_tokens, *(config[name] for name in limits))
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)

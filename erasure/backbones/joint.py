@@ -1,0 +1,123 @@
+"""Transformers with joint attention, trained by flow matching: what Stable Diffusion 3 and FLUX share."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .conditioning import POOLED, TEXT, Conditioning, EncodedTokens, Stream, concatenate, first_end_of_text, tokenized
+from .loaded import LoadedModel, unwrapped
+from .schedule import Flow
+from .sites import Role, joint_transformer_role
+
+
+@dataclass(frozen=True, eq=False)
+class JointTransformer(LoadedModel):
+    """Base of the families; their encoders read padding, so every state is always encoded."""
+
+    denoiser_name: ClassVar[str] = "transformer"
+    streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
+    # Number of latents along a side that are one token of the image.
+    packing: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.pipe.scheduler.config, "base_shift"):  # of flow matching
+            found = type(self.pipe.scheduler).__name__
+            raise InputError(f"scheduler: expected one of flow matching, got {found}. Use the model's own.")
+
+    @staticmethod
+    def role_of(name: str) -> Role:
+        return joint_transformer_role(name)
+
+    @property
+    @abstractmethod
+    def text_position(self) -> Literal["first", "last"]:
+        """Whether the text's tokens come first or last in the joint sequence."""
+
+    @property
+    @abstractmethod
+    def _readers(self) -> dict[str, int]:
+        """The text encoders whose states follow one another in the text stream, with the length of their rows."""
+
+    @abstractmethod
+    def _embeddings(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return states and sentence vectors of prompts as the pipeline encodes them."""
+
+    @abstractmethod
+    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Set the timesteps of a scheduler as the pipeline does."""
+
+    @property
+    def _config(self) -> Any:
+        return self._transformer.config
+
+    @property
+    def _transformer(self) -> Any:
+        return unwrapped(self.pipe.transformer)
+
+    def text_encoders(self) -> dict[str, nn.Module]:
+        names = [name for name in self.pipe.components if name.startswith("text_encoder")]
+        found = {name: getattr(self.pipe, name) for name in names}
+        return {name: unwrapped(module) for name, module in found.items() if module is not None}
+
+    def tokenizers(self) -> dict[str, Any]:
+        return {name: getattr(self.pipe, _tokenizer_of(name)) for name in self.text_encoders()}
+
+    @property
+    def schedule(self) -> Flow:
+        def sigmas(steps: int) -> Float[Tensor, " steps"]:
+            scheduler = copy.deepcopy(self.pipe.scheduler)
+            self._set_timesteps(scheduler, steps)
+            return scheduler.sigmas[:steps].to("cpu", torch.float32)
+
+        return Flow(sigmas=sigmas, total=self.pipe.scheduler.config.num_train_timesteps)
+
+    @property
+    def _image_tokens(self) -> int:
+        _, height, width = self.latent_shape()
+        return (height // self.packing) * (width // self.packing)
+
+    def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> Conditioning:
+        raise InputError(
+            f"ids: expected a model whose text encoders share one vocabulary, got {self.family}. Encode prompts."
+        )
+
+    @torch.no_grad()
+    def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> Conditioning:
+        lots = [prompts[start : start + self._at_once] for start in range(0, len(prompts), self._at_once)]
+        return concatenate([self._encoded(list(lot)) for lot in lots])
+
+    def _encoded(self, prompts: list[str]) -> Conditioning:
+        states, pooled = self._embeddings(prompts)
+        tokens = tuple(self._tokens(encoder, prompts, length) for encoder, length in self._readers.items())
+        streams = {
+            TEXT: Stream(states=states.to(self.device, self.dtype), tokens=tokens),
+            POOLED: Stream(states=pooled[:, None].to(self.device, self.dtype)),
+        }
+        return Conditioning(prompts=tuple(prompts), streams=streams)
+
+    def _tokens(self, encoder: str, prompts: Sequence[str], length: int) -> EncodedTokens:
+        tokenizer = getattr(self.pipe, _tokenizer_of(encoder))
+        ids, offsets = tokenized(tokenizer, prompts, length)
+        module = self.text_encoders()[encoder]
+        return EncodedTokens(
+            encoder=encoder,
+            ids=ids,
+            ends=first_end_of_text(ids, tokenizer),
+            offsets=offsets,
+            causal="T5" not in type(module).__name__,
+        )
+
+    def _t5_length(self, tokenizer: Any, longest: int) -> int:
+        """Return the number of T5's tokens, of which the pipeline's call reads at most `longest`."""
+        return min(longest, tokenizer.model_max_length)
+
+
+def _tokenizer_of(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")
