@@ -1,14 +1,13 @@
 """UCE, Unified Concept Editing (Gandikota et al., WACV 2024, arXiv:2308.14761)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
-from torch import Tensor
 
-from ..backbones.conditioning import Conditioning
-from ..closed_form.problem import Row, Rows
+from ..closed_form.problem import Rows
+from ..closed_form.readers import PairReader, Places, PromptPair
 from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
@@ -16,9 +15,6 @@ from ..progress import Progress
 from ..registry import Exactness
 from ..training.context import FitContext
 from .base import Eraser
-
-# Spreads the sampled trailing positions of successive templates evenly over the range (the golden ratio's fraction).
-_STAGGER = 0.6180339887498949
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +99,25 @@ class UCE(Eraser):
         kept = [pair for concept in concepts for pair in self._kept_pairs(concept) if pair.label not in gone]
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
-        reader = _Reader(prompts, context.backbone.encode(prompts), self)
+        reader = PairReader(prompts, context.backbone.encode(prompts), self._places)
         return Rows.of(
-            [row for pair in dict.fromkeys(erased) for row in reader.rows(pair, self.erase_scale)],
-            [row for pair in dict.fromkeys(kept) for row in reader.rows(pair, self.preserve_scale)],
+            [row for pair in dict.fromkeys(erased) for row in reader.rows(pair, self.erase_scale, self.strength)],
+            [row for pair in dict.fromkeys(kept) for row in reader.rows(pair, self.preserve_scale, self.strength)],
             reg=self.reg,
             dim=reader.width,
         )
 
-    def _erased_pairs(self, concept: Concept) -> list["_Pair"]:
+    @property
+    def _places(self) -> Places:
         if self.rows == "last-subject":
-            return [_Pair.of("{}", name, concept.anchor, concept.anchor) for name in concept.names]
+            return Places(words="subject", trailing=0.0, trailing_states=0)
+        return Places(words="all", trailing=self.trailing, trailing_states=self.trailing_states)
+
+    def _erased_pairs(self, concept: Concept) -> list[PromptPair]:
+        if self.rows == "last-subject":
+            return [PromptPair.of("{}", name, concept.anchor, concept.anchor) for name in concept.names]
         return [
-            _Pair.of(
+            PromptPair.of(
                 template,
                 name,
                 concept.anchor,
@@ -126,148 +128,22 @@ class UCE(Eraser):
             for at, template in enumerate(templates(concept.kind))
         ]
 
-    def _kept_pairs(self, concept: Concept) -> list["_Pair"]:
+    def _kept_pairs(self, concept: Concept) -> list[PromptPair]:
         if self.preserve_scale == 0:
             return []
         if self.rows == "last-subject":
-            return [_Pair.kept("{}", name) for name in concept.preserve]
+            return [PromptPair.kept("{}", name) for name in concept.preserve]
         held = [*concept.preserve, *([concept.anchor] if concept.anchor else [])]
         named = [
-            _Pair.kept(template, name, at=at)
+            PromptPair.kept(template, name, at=at)
             for name in held
             for at, template in enumerate(self._preserved_templates(concept))
         ]
         blanks = dict.fromkeys(["", *(blank(concept.kind, template) for template in templates(concept.kind))])
-        return [*named, *(_Pair.kept(prompt, "", at=at) for at, prompt in enumerate(blanks))]
+        return [*named, *(PromptPair.kept(prompt, "", at=at) for at, prompt in enumerate(blanks))]
 
     def _preserved_templates(self, concept: Concept) -> tuple[str, ...]:
         plain = preserved_templates(concept.kind)
         if not self.class_phrases or concept.kind not in ("object", "identity"):
             return plain
         return tuple(dict.fromkeys([*plain, *CLASS_TEMPLATES]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """A prompt whose states are rows, beside the prompt whose states they become.
-
-    Attributes:
-        template: What the prompt was made from; for prompts without a name the prompt itself.
-        label: The name in the prompt, normalised.
-        prompt: The prompt.
-        suffix: The part of the prompt after the name.
-        anchor_label: The name in the anchor's prompt, normalised.
-        anchor_prompt: The anchor's prompt.
-        at: The template's place among the others, which decides where its trailing states are read.
-    """
-
-    template: str
-    label: str
-    prompt: str
-    suffix: str
-    anchor_label: str
-    anchor_prompt: str
-    at: int = 0
-
-    @classmethod
-    def of(cls, template: str, name: str, anchor: str, anchor_prompt: str, *, at: int = 0) -> "_Pair":
-        return cls(
-            template=template,
-            label=normalized(name),
-            prompt=fill(template, name),
-            suffix=template.partition("{}")[2],
-            anchor_label=normalized(anchor),
-            anchor_prompt=anchor_prompt,
-            at=at,
-        )
-
-    @classmethod
-    def kept(cls, template: str, name: str, *, at: int = 0) -> "_Pair":
-        return cls.of(template, name, name, fill(template, name), at=at)
-
-
-class _Reader:
-    """Reads the rows of prompt pairs from the states of all prompts."""
-
-    def __init__(self, prompts: Sequence[str], states: Conditioning, eraser: UCE) -> None:
-        self._at = {prompt: row for row, prompt in enumerate(prompts)}
-        self._states = states
-        self._values = states.states.cpu()  # `Rows.of` takes those that it needs to float64
-        self._eot = states.eot.tolist()
-        self._eraser = eraser
-
-    @property
-    def width(self) -> int:
-        """The width of a state."""
-        return self._values.shape[-1]
-
-    def rows(self, pair: _Pair, scale: float) -> list[Row]:
-        """Return the rows of one prompt; in the template form their weights add up to `scale`."""
-        words, trailing = list(self._words(pair)), list(self._trailing(pair))
-        if self._eraser.rows == "last-subject":
-            words, trailing, share = words[:1], [], 0.0
-        else:
-            share = self._eraser.trailing
-        weighted = [
-            *((where, scale * (1 - share) / len(words), state, anchor) for where, state, anchor in words),
-            *((where, scale * share / len(trailing), state, anchor) for where, state, anchor in trailing),
-        ]
-        return [
-            Row(
-                label=pair.label,
-                site=f"{pair.template}|{where}",
-                state=state,
-                weight=weight,
-                anchor_label=pair.anchor_label,
-                anchor=anchor,
-                strength=self._eraser.strength,
-            )
-            for where, weight, state, anchor in weighted
-            if weight > 0
-        ]
-
-    def _words(self, pair: _Pair) -> Iterable[tuple[str, Tensor, Tensor]]:
-        """Yield the last token of the name and the words after it, each with what it becomes.
-
-        A word after the name that the anchor's prompt lacks ("style" in "neon style") becomes what the name becomes.
-        """
-        row, anchor_row = self._at[pair.prompt], self._at[pair.anchor_prompt]
-        subject = self._subject(row, pair)
-        if pair.label == pair.anchor_label:
-            anchor_subject, instead = subject, self._values[row, subject]
-        elif pair.anchor_label == "":
-            anchor_subject, instead = 0, self._values[self._at[""], self._eot[self._at[""]]]
-        else:
-            anchor_subject = self._subject(anchor_row, pair)
-            instead = self._values[anchor_row, anchor_subject]
-        yield "subject", self._values[row, subject], instead
-        for back in range(1, self._eot[row] - subject):
-            at, anchor_at = self._eot[row] - back, self._eot[anchor_row] - back
-            anchor = self._values[anchor_row, anchor_at] if anchor_at > anchor_subject else instead
-            yield f"word-{back}", self._values[row, at], anchor
-
-    def _subject(self, row: int, pair: _Pair) -> int:
-        """Return the position of the name's last token; in a prompt without a name, of the start of text."""
-        if pair.label == "":
-            return 0
-        end = len(self._states.prompts[row]) - len(pair.suffix)
-        positions = self._states.tokens_of(row, 0, end)
-        covered = max((last for _, last in self._states.offsets[row]), default=0)
-        if not positions or covered < end:
-            raise InputError(
-                f"concept: expected a name that the model's text encoder can read, got {pair.label!r} in"
-                f" {pair.prompt!r}. Shorten it to fewer than {self._values.shape[1] - 2} tokens."
-            )
-        return positions[-1]
-
-    def _trailing(self, pair: _Pair) -> Iterable[tuple[str, Tensor, Tensor]]:
-        """Yield the first end-of-text state and some that follow it, each with what it becomes."""
-        row, anchor_row = self._at[pair.prompt], self._at[pair.anchor_prompt]
-        available = self._values.shape[1] - max(self._eot[row], self._eot[anchor_row])
-        others = self._eraser.trailing_states - 1
-        shift = (pair.at * _STAGGER) % 1
-        offsets = [0, *(1 + int((number + shift) / others * (available - 1)) for number in range(others))]
-        for number, offset in enumerate(offsets):
-            if offset < available:
-                state = self._values[row, self._eot[row] + offset]
-                yield f"trailing-{number}", state, self._values[anchor_row, self._eot[anchor_row] + offset]

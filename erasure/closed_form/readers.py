@@ -1,0 +1,207 @@
+"""Rows of least-squares problems, read from the text states of pairs of prompts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbones.conditioning import TEXT, Conditioning, EncodedTokens, tokens_at
+from ..concept import fill, normalized
+from ..errors import InputError
+from .problem import Row
+
+# Spreads the sampled trailing positions of successive templates evenly over the range (the golden ratio's fraction).
+_STAGGER = 0.6180339887498949
+
+Moved = tuple[str, Tensor, Tensor]
+"""The name of a place in a prompt, the state there, and the state that it becomes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPair:
+    """A prompt whose states are rows, beside the prompt whose states they become.
+
+    Attributes:
+        template: Text that the prompt was made from; for prompts without a name the prompt itself.
+        label: The name in the prompt, normalised.
+        prompt: The prompt.
+        prefix: The part of the prompt before the name.
+        suffix: The part of the prompt after the name.
+        anchor_label: The name in the anchor's prompt, normalised.
+        anchor_prompt: The anchor's prompt.
+        number: Number of the template among the others, which decides the trailing states that are read.
+    """
+
+    template: str
+    label: str
+    prompt: str
+    prefix: str
+    suffix: str
+    anchor_label: str
+    anchor_prompt: str
+    number: int = 0
+
+    @classmethod
+    def of(cls, template: str, name: str, anchor: str, anchor_prompt: str, *, at: int = 0) -> "PromptPair":
+        """Return the pair of a template with a name in it and the anchor's prompt."""
+        prefix, _, suffix = template.partition("{}")
+        return cls(
+            template=template,
+            label=normalized(name),
+            prompt=fill(template, name),
+            prefix=prefix,
+            suffix=suffix,
+            anchor_label=normalized(anchor),
+            anchor_prompt=anchor_prompt,
+            number=at,
+        )
+
+    @classmethod
+    def kept(cls, template: str, name: str, *, at: int = 0) -> "PromptPair":
+        """Return the pair of a prompt with itself: its states stay."""
+        return cls.of(template, name, name, fill(template, name), at=at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Positions of a prompt whose states are rows.
+
+    Attributes:
+        words: The "subject", the last token of the name, alone; or "all": the words after it too, and, of an encoder
+            that reads both ways, the words before it.
+        trailing: Share of the weight for states from the first end-of-text token on, in [0, 1].
+        trailing_states: Number of these states.
+    """
+
+    words: Literal["subject", "all"]
+    trailing: float
+    trailing_states: int
+
+
+class PairReader:
+    """Reads the rows of prompt pairs from the states of all prompts, those of each text encoder apart."""
+
+    def __init__(self, prompts: Sequence[str], conditioning: Conditioning, places: Places) -> None:
+        stream = conditioning.streams[TEXT]
+        row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        texts = conditioning.prompts
+        self._width = stream.states.shape[-1]
+        self._parts = [_PartReader(row_of, texts, tokens, states, places) for tokens, states in stream.parts()]
+
+    @property
+    def width(self) -> int:
+        """The width of a state."""
+        return self._width
+
+    def rows(self, pair: PromptPair, scale: float, strength: float) -> list[Row]:
+        """Return the rows of one prompt, whose weights add up to `scale` where there are trailing states.
+
+        Raises:
+            InputError: The name is longer than what the model reads.
+        """
+        each = scale / len(self._parts)
+        return [
+            Row(
+                label=pair.label,
+                # The first encoder's rows are named as those of a model that has no other.
+                site=f"{pair.template}|{place}" if number == 0 else f"{pair.template}|{part.encoder}-{place}",
+                state=state,
+                weight=weight,
+                anchor_label=pair.anchor_label,
+                anchor=anchor,
+                strength=strength,
+            )
+            for number, part in enumerate(self._parts)
+            for place, weight, state, anchor in part.weighted(pair, each)
+            if weight > 0
+        ]
+
+
+class _PartReader:
+    """Reads the states of one text encoder."""
+
+    def __init__(
+        self,
+        row_of: dict[str, int],
+        texts: Sequence[str],
+        tokens: EncodedTokens,
+        states: Float[Tensor, "n length dim"],
+        places: Places,
+    ) -> None:
+        self.encoder = tokens.encoder
+        self._row_of, self._texts, self._tokens, self._places = row_of, texts, tokens, places
+        self._values = states.cpu()  # `Rows.of` takes those that it needs to float64
+        self._ends: list[int] = tokens.ends.tolist()
+
+    def weighted(self, pair: PromptPair, scale: float) -> list[tuple[str, float, Tensor, Tensor]]:
+        """Return the places of a prompt with their weights, states and the states that these become."""
+        words, share = list(self._words(pair)), self._places.trailing
+        trailing = list(self._trailing(pair)) if self._places.trailing_states else []
+        return [
+            *((place, scale * (1 - share) / len(words), state, anchor) for place, state, anchor in words),
+            *((place, scale * share / len(trailing), state, anchor) for place, state, anchor in trailing),
+        ]
+
+    def _words(self, pair: PromptPair) -> Iterable[Moved]:
+        """Yield the last token of the name and the words around it, each with the state that it becomes.
+
+        A word after the name that the anchor's prompt lacks ("style" in "neon style") becomes what the name becomes.
+        """
+        row, anchor_row = self._row_of[pair.prompt], self._row_of[pair.anchor_prompt]
+        subject = self._subject(row, pair)
+        if pair.label == pair.anchor_label:
+            anchor_subject, instead = subject, self._values[row, subject]
+        elif pair.anchor_label == "":
+            blank = self._row_of[""]
+            anchor_subject, instead = 0, self._values[blank, self._ends[blank]]
+        else:
+            anchor_subject = self._subject(anchor_row, pair)
+            instead = self._values[anchor_row, anchor_subject]
+        yield "subject", self._values[row, subject], instead
+        if self._places.words == "subject":
+            return
+        for back in range(1, self._ends[row] - subject):
+            anchor_position = self._ends[anchor_row] - back
+            anchor = self._values[anchor_row, anchor_position] if anchor_position > anchor_subject else instead
+            yield f"word-{back}", self._values[row, self._ends[row] - back], anchor
+        if not self._tokens.causal:
+            for position in range(self._first(row, pair)):
+                within = position < min(self._ends[anchor_row], len(self._values[anchor_row]))
+                anchor = self._values[anchor_row, position] if within else instead
+                yield f"before-{position}", self._values[row, position], anchor
+
+    def _first(self, row: int, pair: PromptPair) -> int:
+        """Return the position of the name's first token; in a prompt without a name, 0."""
+        if pair.label == "":
+            return 0
+        start = len(pair.prefix)
+        found = tokens_at(self._tokens.offsets[row], start, len(self._texts[row]) - len(pair.suffix))
+        return found[0] if found else 0
+
+    def _subject(self, row: int, pair: PromptPair) -> int:
+        """Return the position of the name's last token; in a prompt without a name, of the start of text."""
+        if pair.label == "":
+            return 0
+        end = len(self._texts[row]) - len(pair.suffix)
+        positions = tokens_at(self._tokens.offsets[row], 0, end)
+        covered = max((last for _, last in self._tokens.offsets[row]), default=0)
+        if not positions or covered < end:
+            raise InputError(
+                f"concept: expected a name that the model's text encoder can read, got {pair.label!r} in"
+                f" {pair.prompt!r}. Shorten it to fewer than {self._values.shape[1] - 2} tokens."
+            )
+        return positions[-1]
+
+    def _trailing(self, pair: PromptPair) -> Iterable[Moved]:
+        """Yield the first end-of-text state and some that follow it, each with the state that it becomes."""
+        row, anchor_row = self._row_of[pair.prompt], self._row_of[pair.anchor_prompt]
+        available = self._values.shape[1] - max(self._ends[row], self._ends[anchor_row])
+        others = self._places.trailing_states - 1
+        shift = (pair.number * _STAGGER) % 1
+        offsets = [0, *(1 + int((number + shift) / others * (available - 1)) for number in range(others))]
+        for number, offset in enumerate(offsets):
+            if offset < available:
+                state = self._values[row, self._ends[row] + offset]
+                yield f"trailing-{number}", state, self._values[anchor_row, self._ends[anchor_row] + offset]
