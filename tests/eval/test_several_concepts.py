@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from erasure import tinyworld
+from erasure.progress import Progress
 from erasure.tinyworld import vocabulary
-from experiments import several_concepts
-from experiments.several_concepts import PLAIN, guidances, made, main, pair_asks
+from experiments import localised_removal, pairs, several_concepts
+from experiments.pairs import PLAIN, guidances, pair_requests, sampled
+from experiments.several_concepts import main
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> dict[str, Any]:
     # Few steps: what is tested is the bookkeeping.
-    monkeypatch.setattr(several_concepts, "SAMPLER", replace(several_concepts.SAMPLER, steps=5))
+    for module in (pairs, localised_removal, several_concepts):
+        monkeypatch.setattr(module, "SAMPLER", replace(pairs.SAMPLER, steps=5))
     arguments = [*options, "--work", str(folder / "work"), "--out", str(folder / "out")]
     monkeypatch.setattr(sys, "argv", ["several_concepts", *arguments])
     main()
@@ -28,14 +31,16 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> dict[st
 
 
 def test_every_ordered_pair_is_asked_for_with_seeds_of_its_own() -> None:
-    asks = pair_asks(4)
+    requests = pair_requests(4)
     n = len(vocabulary.OBJECTS)
-    assert len(asks) == 4 * n * (n - 1) >= 4 * 500
-    assert len({ask.seed for ask in asks}) == len(asks)
-    assert {frozenset(ask.pair) for ask in asks if ask.held_out} == vocabulary.HELD_OUT_PAIRS
-    assert not {ask.seed for ask in asks} & {ask.seed for ask in pair_asks(4, first=1_000_000, prompts=20)}
-    for ask in asks[:50]:
-        assert all(name in ask.prompt for name in ask.pair)
+    assert len(requests) == 4 * n * (n - 1) >= 4 * 500
+    assert len({request.seed for request in requests}) == len(requests)
+    assert {frozenset(request.pair) for request in requests if request.held_out} == vocabulary.HELD_OUT_PAIRS
+    assert not {request.seed for request in requests} & {
+        request.seed for request in pair_requests(4, first=1_000_000, prompts=20)
+    }
+    for request in requests[:50]:
+        assert all(name in request.prompt for name in request.pair)
 
 
 def test_each_arm_differs_from_the_others_and_plain_is_the_first() -> None:
@@ -46,16 +51,16 @@ def test_each_arm_differs_from_the_others_and_plain_is_the_first() -> None:
     assert len(set(settings.values())) == len(arms) == 5
 
 
-def test_pictures_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, asks, told = tinyworld.load(), pair_asks(1, prompts=2), []
-    first = made(pipe, asks, None, tmp_path, "plain", lambda *what: told.append(what))
-    monkeypatch.setattr(several_concepts, "sample", None)
-    assert np.array_equal(first, made(pipe, asks, None, tmp_path, "plain", lambda *what: told.append(what)))
-    assert told == [("plain", 2, 2)] * 2
+def test_images_are_sampled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, requests, reports = tinyworld.load(), pair_requests(1, prompts=2), []
+    first = sampled(pipe, requests, None, tmp_path, "plain", reports.append)
+    monkeypatch.setattr(pairs, "sample", None)
+    assert np.array_equal(first, sampled(pipe, requests, None, tmp_path, "plain", reports.append))
+    assert reports == [Progress(2, 2, "plain")] * 2
 
 
 def test_the_experiment_reports_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(several_concepts, "_WATCHED", 1)
+    monkeypatch.setattr(several_concepts, "TRACED", 1)
     record = run(monkeypatch, tmp_path, "--prompts", "4", "--seeds", "1")
     assert list(record["arms"]) == list(guidances(1.0, 1.0))
     for arm in record["arms"].values():
