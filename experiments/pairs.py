@@ -21,8 +21,8 @@ from erasure.eval.stats.scores import Rate, Score
 from erasure.guidance import Applicable
 from erasure.guidance.a_star import AStar
 from erasure.guidance.attend_and_excite import AttendAndExcite
-from erasure.progress import OnProgress, Progress
 from erasure.profile import profile_of
+from erasure.progress import OnProgress, Progress
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
