@@ -17,14 +17,14 @@ from erasure.ledger import Entry, Ledger
 from erasure.progress import staged
 from erasure.runs import configs, removal, schema
 
-from ..eval.images.attention_maps import attention_sheet, watched
+from ..eval.images.attention_maps import attention_sheet, trace_attention
 from ..eval.images.ledger_images import Pair, Sampler
 from ..eval.judges.readings import read
 from ..eval.protocols import sources
 from ..eval.protocols.evaluate import evaluate, write_scores
-from ..eval.protocols.record import Record
+from ..eval.protocols.ledger_measures import LedgerMeasures
 from ..eval.reports.evaluation_report import write_evaluation_report
-from ..eval.reports.ledger_report import StepRow, step_rows, write_report
+from ..eval.reports.ledger_report import RemovalRow, removal_rows, write_report
 from . import limits
 from .forms import offered
 from .jobs import Track
@@ -183,7 +183,7 @@ def verify(studio: Studio, session: Session, track: Track) -> list[str]:
         return ledger.verify(studio.pipe)
 
 
-def measure_steps(studio: Studio, session: Session, track: Track) -> list[StepRow]:
+def measure_steps(studio: Studio, session: Session, track: Track) -> list[RemovalRow]:
     """Measure after each removal that stands and was not measured yet.
 
     Raises:
@@ -192,19 +192,19 @@ def measure_steps(studio: Studio, session: Session, track: Track) -> list[StepRo
     """
     ledger = _ledger(session, "measure")
     with track.holding(studio.lock):
-        record = Record(ledger, studio.pipe, _STEP_MEASURE, track.report)
+        record = LedgerMeasures(ledger, studio.pipe, _STEP_MEASURE, track.report)
         if record.skipped is not None:
             raise InputError(f"measure: expected a judge, got {record.skipped}. Put CLIP weights there.")
         for entry in ledger.standing:
             if record.measured(entry) is None:
                 record.measure(entry)
-        return step_rows(record)
+        return removal_rows(record)
 
 
-def measured_steps(studio: Studio, session: Session) -> list[StepRow]:
+def measured_steps(studio: Studio, session: Session) -> list[RemovalRow]:
     """Return the removals that stand with what has been measured after each so far."""
     ledger = session.ledger()
-    return [] if ledger is None else step_rows(Record(ledger, studio.pipe, _STEP_MEASURE))
+    return [] if ledger is None else removal_rows(LedgerMeasures(ledger, studio.pipe, _STEP_MEASURE))
 
 
 def attend(
@@ -223,9 +223,9 @@ def attend(
     guidance = AStar(concepts=named, alpha=alpha)
     with track.holding(studio.lock), _standing(studio, session):
         track.say("drawing without A-STAR", 0, 2)
-        plain = watched(studio.pipe, text, named, seed, studio.sampler)
+        plain = trace_attention(studio.pipe, text, named, seed, studio.sampler)
         track.say("drawing with A-STAR", 1, 2)
-        guided = watched(studio.pipe, text, named, seed, studio.sampler, guidance)
+        guided = trace_attention(studio.pipe, text, named, seed, studio.sampler, guidance)
     sheet = attention_sheet([("plain", plain), ("A-STAR", guided)], named, _SHOWN_STEPS)
     session.attended = Attended(prompt=text, names=named, plain=plain, guided=guided, sheet=sheet)
     return session.attended
@@ -277,7 +277,7 @@ def _ledger_report(studio: Studio, session: Session, ledger: Ledger, pictures: i
     """Measure as `erasure remove` does after its last removal, where there is no benchmark of the model's own words."""
     start = time.perf_counter()
     settings = schema.MeasureSettings(per_concept=max(1, pictures // 4), near=pictures // 2, far=0)
-    record = Record(ledger, studio.pipe, settings, track.report)
+    record = LedgerMeasures(ledger, studio.pipe, settings, track.report)
     if record.skipped is not None:
         raise InputError(f"measure: expected a judge, got {record.skipped}. Put CLIP weights there.")
     last = ledger.standing[-1]

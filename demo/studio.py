@@ -19,7 +19,7 @@ from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
 from erasure.suggestions import what_to_draw, what_to_keep
 
-from ..eval.images.attention_maps import Watched
+from ..eval.images.attention_maps import AttentionTrace
 from ..eval.images.ledger_images import Pair, Sampler
 from ..eval.judges.readings import Seen
 
@@ -64,8 +64,8 @@ class Attended:
 
     prompt: str
     names: tuple[str, ...]
-    plain: Watched
-    guided: Watched
+    plain: AttentionTrace
+    guided: AttentionTrace
     sheet: Image
 
 

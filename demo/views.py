@@ -13,7 +13,7 @@ from erasure.progress import Progress
 
 from ..eval.images.ledger_images import as_png
 from ..eval.judges.readings import Seen
-from ..eval.reports.ledger_report import StepRow, erosion_curve
+from ..eval.reports.ledger_report import RemovalRow, erosion_curve
 from .actions import Report
 from .studio import Comparison
 
@@ -118,7 +118,7 @@ def reading_text(seen: Sequence[Seen]) -> str:
     return ", ".join(f"{one.name} {one.after:.2f}, was {one.before:.2f}" for one in seen)
 
 
-def removals(ledger: Ledger | None, rows: Sequence[StepRow]) -> str:
+def removals(ledger: Ledger | None, rows: Sequence[RemovalRow]) -> str:
     """Draw the ledger as a table, with what was measured after each removal that stands."""
     if ledger is None or not ledger.entries:
         return empty("Nothing is removed yet. Add a removal above, or go to Erase.")
@@ -155,7 +155,7 @@ def _rate(rate: Mapping[str, Any] | None) -> str:
     return f"{rate['value']:.2f}<small>{low:.2f} to {high:.2f}, n {rate['n']}</small>"
 
 
-def curve(rows: Sequence[StepRow]) -> str:
+def curve(rows: Sequence[RemovalRow]) -> str:
     """Draw what is gone and what stayed after each removal."""
     drawn = erosion_curve(rows)
     if drawn:

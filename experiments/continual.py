@@ -31,7 +31,7 @@ from erasure.errors import ErasureError, InputError
 from erasure.eval.images.ledger_images import Pictures, Sampler
 from erasure.eval.metrics.fid import fid
 from erasure.eval.metrics.kid import kid
-from erasure.eval.protocols.plans import Probe, Role, known_probes, pairs_of
+from erasure.eval.protocols.plans import PlannedImage, Role, known_images, pairs_of
 from erasure.eval.stats.aggregates import erosion_slope, generalization_erosion, retention_accuracy, unlearning_accuracy
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole
@@ -133,7 +133,7 @@ class InPlace(Removals):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class StateReading:
     """What the judges see in the pictures of one state.
 
     Attributes:
@@ -188,7 +188,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         probe
         for role, names in ROLES.items()
         for name in names
-        for probe in known_probes(
+        for probe in known_images(
             profile_of(DEFAULT_MODEL), name, role, options.pictures, settings, () if role == "removed" else forbidden
         )
     ]
@@ -239,17 +239,17 @@ def summary(record: Mapping[str, Any]) -> str:
 class _Eyes:
     """The oracle, which tells what a picture shows, and the judge, whose features make distances."""
 
-    def __init__(self, probes: Sequence[Probe]) -> None:
+    def __init__(self, probes: Sequence[PlannedImage]) -> None:
         self.probes = probes
         self.oracle, self.judge = tinyworld.load_oracle(), tinyworld.load_clip()
 
-    def look(self, pictures: Pictures, state: str) -> Look:
+    def look(self, pictures: Pictures, state: str) -> StateReading:
         images = pictures.get(state, pairs_of(self.probes))
         reading = self.oracle.read(images)
         names = [probe.name for probe in self.probes]
         seen = np.array([bool(reading.sees(name)[at]) for at, name in enumerate(names)])
         kept = [image for image, name in zip(images, names, strict=True) if name not in TARGETS]
-        return Look(seen=seen, features=self.judge.image_features(kept))
+        return StateReading(seen=seen, features=self.judge.image_features(kept))
 
 
 def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_progress: OnProgress, n: int) -> list[Any]:
@@ -285,7 +285,9 @@ def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_pro
     return times[:n]
 
 
-def _measured(probes: Sequence[Probe], look: Look, before: Look, gone: Sequence[str], drift: float) -> dict[str, Any]:
+def _measured(
+    probes: Sequence[PlannedImage], look: StateReading, before: StateReading, gone: Sequence[str], drift: float
+) -> dict[str, Any]:
     """Return DUGE's measures of one state, and what they come from."""
     names = np.array([probe.name for probe in probes])
     rates = {name: Rate.of(look.seen[names == name]) for name in dict.fromkeys(names.tolist())}

@@ -24,9 +24,9 @@ from erasure.eval.attacks import attack_names
 from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
-from erasure.eval.protocols.red_team import ROWS, Assault, goals
-from erasure.eval.protocols.rows import ERASED, ORIGINAL
+from erasure.eval.protocols.red_team import ROWS, AttackRun, attack_prompts
 from erasure.eval.protocols.sources import attack_of, judges_of, metrics_of, source_of
+from erasure.eval.protocols.variants import ERASED, ORIGINAL
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
 from erasure.ledger import Ledger
@@ -96,7 +96,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         decides, second = judges_of(source, "cpu")
         attacked = {}
         for attack in attacks:
-            assault = Assault(
+            assault = AttackRun(
                 folder=work / "attacks" / attack.name,
                 erased=source.rows[0],
                 concepts=run.concepts,
@@ -107,7 +107,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
                 second=second,
                 model=DEFAULT_MODEL,
             )
-            assault.run(goals(run.concepts, options.prompts, model=DEFAULT_MODEL), on_progress)
+            assault.run(attack_prompts(run.concepts, options.prompts, model=DEFAULT_MODEL), on_progress)
             attacked[attack.name] = {key: assault.as_json()[key] for key in ("protocol", "rows")}
     return {
         "benchmark": "family",

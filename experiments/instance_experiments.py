@@ -30,9 +30,9 @@ from erasure.erasers import make_eraser
 from erasure.errors import ErasureError
 from erasure.eval.images.ledger_images import as_png, side_by_side
 from erasure.eval.metrics.identity import Identity
-from erasure.eval.protocols.instances.prompts import KEPT, Ask, known_asks
+from erasure.eval.protocols.instances.prompts import KEPT, InstanceRequest, known_requests
 from erasure.eval.protocols.instances.record import InstanceRecord
-from erasure.eval.reports.instance_report import ORIGINAL, State
+from erasure.eval.reports.instance_report import ORIGINAL, InstanceState
 from erasure.eval.stats.scores import Rate, Score, kept_rate
 from erasure.io.files import make_folder, write_whole
 from erasure.judge import Judge, shows_each
@@ -147,7 +147,7 @@ def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     named = Identity(oracle=tinyworld.load_oracle(), individual=LEARNED)
     backbone = backbone_of(bench.pipe)
     rows: dict[str, Any] = {}
-    shown: dict[str, State] = {}
+    shown: dict[str, InstanceState] = {}
     instance = Instance(token=TOKEN, class_word=CLASS, pictures=drawings())
     given = {} if options.steps is None else {"steps": options.steps}
     for seed in options.fit_seeds:
@@ -161,26 +161,26 @@ def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
                 if state.name == ORIGINAL and state.name in rows:
                     continue
                 rows.setdefault(state.name, []).append(
-                    {"seed": seed, **_told(state, record.asks, named), **_word(edit, state.name == arm)}
+                    {"seed": seed, **_told(state, record.requests, named), **_word(edit, state.name == arm)}
                 )
                 shown.setdefault(state.name, state)
-    _sheet(options.out / "pictures.png", record.asks, [shown[ORIGINAL], *(shown[arm] for arm in ARMS)])
+    _sheet(options.out / "pictures.png", record.requests, [shown[ORIGINAL], *(shown[arm] for arm in ARMS)])
     _sheet(
         options.out / "forgotten.png",
-        record.asks,
+        record.requests,
         [shown[ORIGINAL], shown["lambda 1"], shown["lambda 1, forgotten"]],
     )
     return {"individual": LEARNED, "settings": profile_of(DEFAULT_MODEL).settings(ClassDiffusion.name), "rows": rows}
 
 
-def _told(state: State, asks: Sequence[Ask], named: Identity) -> dict[str, Any]:
+def _told(state: InstanceState, requests: Sequence[InstanceRequest], named: Identity) -> dict[str, Any]:
     """Return a state's scores, and how often the oracle, which knows the individual, recognises it by group."""
     scores = state.scores.as_json() if state.scores is not None else {}
     reading = named.oracle.read(list(state.images))
     seen, like = reading.sees(named.individual), named.of(reading.features)
     groups = {}
     for group in ("alone", "composed", "class"):
-        here = np.array([ask.group == group for ask in asks])
+        here = np.array([request.group == group for request in requests])
         groups[group] = {
             "recognised": Rate.of(seen[here]).as_json(),
             "identity": Score.mean(like[here], unit="cosine", higher_is_better=True).as_json(),
@@ -197,12 +197,12 @@ def _word(edit: WeightEdit, learned: bool) -> dict[str, Any]:
 
 def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Return what each eraser, without and with semantic preservation, does to Biscuit, its class and the rest."""
-    asks = removal_asks(bench.composed, bench.kept)
-    record = replace(bench.record(Learned(token=REMOVED, class_word=CLASS)), own_asks=tuple(asks))
+    requests = removal_requests(bench.composed, bench.kept)
+    record = replace(bench.record(Learned(token=REMOVED, class_word=CLASS)), fixed_requests=tuple(requests))
     judge = tinyworld.load_oracle()
     concept = schema.parse({"concepts": [{"target": REMOVED}]}).concepts[0]
     rows: dict[str, Any] = {}
-    shown: dict[str, State] = {}
+    shown: dict[str, InstanceState] = {}
     for arm, (name, settings) in REMOVALS.items():
         given = {} if options.steps is None or "steps" not in settings else {"steps": options.steps}
         eraser = make_eraser(name, **{**profile_of(DEFAULT_MODEL).settings(name), **settings, **given})
@@ -214,29 +214,34 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         states = record.measure({arm: edit}, None, bench.on_progress)
         for state in states:
             if state.name not in rows:
-                rows[state.name] = _removed(state, states[0], asks, judge)
+                rows[state.name] = _removed(state, states[0], requests, judge)
                 shown[state.name] = state
-    _sheet(options.out / "pictures.png", asks, list(shown.values()))
+    _sheet(options.out / "pictures.png", requests, list(shown.values()))
     return {"individual": REMOVED, "preserved": list(concept.preserve), "rows": rows}
 
 
-def removal_asks(removed: int, kept: int) -> list[Ask]:
+def removal_requests(removed: int, kept: int) -> list[InstanceRequest]:
     """Return what is asked of a model without Biscuit: it, its class, what is like it, the rest."""
     others = [
-        ask
-        for ask in known_asks(profile_of(DEFAULT_MODEL), CLASS, composed=1, kept=kept, without=(REMOVED,))
-        if ask.group in KEPT
+        request
+        for request in known_requests(profile_of(DEFAULT_MODEL), CLASS, composed=1, kept=kept, without=(REMOVED,))
+        if request.group in KEPT
     ]
     prompts = vocabulary.prompts_for(REMOVED, removed, seed=1)
-    alone = [Ask(group="alone", prompt=prompt, seed=4_000_000 + at, name=REMOVED) for at, prompt in enumerate(prompts)]
+    alone = [
+        InstanceRequest(group="alone", prompt=prompt, seed=4_000_000 + at, name=REMOVED)
+        for at, prompt in enumerate(prompts)
+    ]
     return [*alone, *others]
 
 
-def _removed(state: State, original: State, asks: Sequence[Ask], judge: Judge) -> dict[str, Any]:
+def _removed(
+    state: InstanceState, original: InstanceState, requests: Sequence[InstanceRequest], judge: Judge
+) -> dict[str, Any]:
     """Return the four shares: the individual gone, and its class, its siblings and the rest kept."""
-    names = [ask.name for ask in asks]
+    names = [request.name for request in requests]
     before, after = (np.array(shows_each(judge, each.images, names)) for each in (original, state))
-    groups = np.array([ask.group for ask in asks])
+    groups = np.array([request.group for request in requests])
     kept = {group: kept_rate(before[groups == group], after[groups == group]) for group in KEPT}
     return {
         "gone": Rate.of(~after[groups == "alone"]).as_json(),
@@ -244,20 +249,20 @@ def _removed(state: State, original: State, asks: Sequence[Ask], judge: Judge) -
     }
 
 
-def _sheet(path: Path, asks: Sequence[Ask], states: Sequence[State]) -> None:
+def _sheet(path: Path, requests: Sequence[InstanceRequest], states: Sequence[InstanceState]) -> None:
     """Write the first pictures of each group, a row each, a column a state."""
-    rows = [at for group in ("alone", "composed", *KEPT) for at in _first(asks, group)]
+    rows = [at for group in ("alone", "composed", *KEPT) for at in _first(requests, group)]
     sheet = side_by_side(
         [state.name for state in states],
-        [asks[at].filled(states[-1].phrase) for at in rows],
+        [requests[at].filled(states[-1].phrase) for at in rows],
         [[state.images[at] for state in states] for at in rows],
         cell=112,
     )
     write_whole(path, as_png(sheet))
 
 
-def _first(asks: Sequence[Ask], group: str) -> list[int]:
-    found = [at for at, ask in enumerate(asks) if ask.group == group]
+def _first(requests: Sequence[InstanceRequest], group: str) -> list[int]:
+    found = [at for at, request in enumerate(requests) if request.group == group]
     return found[:: max(1, len(found) // 4)][:4] if group == "composed" else found[:2]
 
 

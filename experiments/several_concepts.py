@@ -26,7 +26,7 @@ from rich.console import Console
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.errors import ErasureError
-from erasure.eval.images.attention_maps import watched
+from erasure.eval.images.attention_maps import trace_attention
 from erasure.eval.images.ledger_images import as_png, side_by_side
 from erasure.eval.stats.paired import mcnemar
 from erasure.guidance import Applicable
@@ -80,7 +80,7 @@ def map_changes(
     """Return the overlap of the two objects' maps and the share of its region that each keeps, by step."""
     overlaps, kept = [], []
     for done, request in enumerate(requests, start=1):
-        seen = watched(pipe, request.prompt, request.pair, request.seed, SAMPLER, guidance)
+        seen = trace_attention(pipe, request.prompt, request.pair, request.seed, SAMPLER, guidance)
         steps = sorted(seen.maps)
         overlaps.append([seen.overlap(step) for step in steps])
         kept.append([_kept(seen.maps[one], seen.maps[other]) for one, other in itertools.pairwise(steps)])

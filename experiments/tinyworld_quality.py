@@ -58,7 +58,7 @@ MAP_TIMESTEP = 400  # where the object is there and not yet sharp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class QualityRequest:
     """One picture to make: its group, what must be seen (all of it; "" is nothing at all), the prompt."""
 
     group: str
@@ -67,13 +67,13 @@ class Ask:
     prompt: str
 
 
-def plan() -> list[Ask]:
+def plan() -> list[QualityRequest]:
     """Return all prompts in order; the i-th is drawn with seed i."""
     rng = random.Random("tinyworld quality")
-    asks: list[Ask] = []
+    requests: list[QualityRequest] = []
 
     def add(group: str, name: str, wanted: Sequence[str], prompts: Sequence[str]) -> None:
-        asks.extend(Ask(group=group, name=name, wanted=tuple(wanted), prompt=p) for p in prompts)
+        requests.extend(QualityRequest(group=group, name=name, wanted=tuple(wanted), prompt=p) for p in prompts)
 
     for name in words.OBJECTS:
         add("objects", name, [name], words.prompts_for(name, SINGLES))
@@ -99,7 +99,7 @@ def plan() -> list[Ask]:
     for name, hints in words.WEAPON_HINTS.items():
         for hint in hints:
             add("hints", name, [name], [hint] * HINTS)
-    return asks
+    return requests
 
 
 def _pairs() -> list[tuple[str, str]]:
@@ -107,32 +107,32 @@ def _pairs() -> list[tuple[str, str]]:
     return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
 
 
-def hits(asks: Sequence[Ask], reading: Reading) -> NDArray[np.bool_]:
+def hits(requests: Sequence[QualityRequest], reading: Reading) -> NDArray[np.bool_]:
     """Return whether each picture shows all that was wanted."""
     empty = reading.empty()
-    seen = {name: reading.sees(name) for name in {w for a in asks for w in a.wanted if w}}
-    return np.array([all(seen[w][i] if w else empty[i] for w in a.wanted) for i, a in enumerate(asks)])
+    seen = {name: reading.sees(name) for name in {w for a in requests for w in a.wanted if w}}
+    return np.array([all(seen[w][i] if w else empty[i] for w in a.wanted) for i, a in enumerate(requests)])
 
 
-def by_group(asks: Sequence[Ask], good: NDArray[np.bool_]) -> dict[str, Any]:
+def by_group(requests: Sequence[QualityRequest], good: NDArray[np.bool_]) -> dict[str, Any]:
     """Return a rate a group, and within each a rate a name."""
     out: dict[str, Any] = {}
-    for group in dict.fromkeys(a.group for a in asks):
-        rows = [i for i, a in enumerate(asks) if a.group == group]
-        names = dict.fromkeys(asks[i].name for i in rows)
-        each = {n: Rate.of(good[[i for i in rows if asks[i].name == n]]).as_json() for n in names}
+    for group in dict.fromkeys(a.group for a in requests):
+        rows = [i for i, a in enumerate(requests) if a.group == group]
+        names = dict.fromkeys(requests[i].name for i in rows)
+        each = {n: Rate.of(good[[i for i in rows if requests[i].name == n]]).as_json() for n in names}
         out[group] = {**Rate.of(good[rows]).as_json(), "each": each}
     return out
 
 
 def generate(
-    pipe: Any, asks: Sequence[Ask], steps: int, guidance: float, on_progress: OnProgress | None = None
+    pipe: Any, requests: Sequence[QualityRequest], steps: int, guidance: float, on_progress: OnProgress | None = None
 ) -> NDArray[np.uint8]:
     """Make the pictures, uint8 (n, 64, 64, 3)."""
     parts = []
-    count = ProgressCounter(on_progress, len(asks), "images")
-    for start in range(0, len(asks), BATCH):
-        part = asks[start : start + BATCH]
+    count = ProgressCounter(on_progress, len(requests), "images")
+    for start in range(0, len(requests), BATCH):
+        part = requests[start : start + BATCH]
         seeds = list(range(start, start + len(part)))
         parts.append(
             sample(
@@ -283,14 +283,16 @@ def _iou(attention: Tensor, box: Tensor) -> float:
     return float((region & box).sum() / (region | box).sum())
 
 
-def contact_sheet(asks: Sequence[Ask], pixels: NDArray[np.uint8], good: NDArray[np.bool_]) -> Image.Image:
+def contact_sheet(
+    requests: Sequence[QualityRequest], pixels: NDArray[np.uint8], good: NDArray[np.bool_]
+) -> Image.Image:
     """Return the first pictures of each name, a row each, beside its group; a red bar is below those that miss.
 
     Pairs have one picture each and share rows.
     """
     rows_of: dict[tuple[str, str], list[int]] = {}
-    for i, ask in enumerate(asks):
-        rows_of.setdefault((ask.group, "" if ask.group == "pairs" else ask.name), []).append(i)
+    for i, request in enumerate(requests):
+        rows_of.setdefault((request.group, "" if request.group == "pairs" else request.name), []).append(i)
     pairs = rows_of.pop(("pairs", ""), [])
     rows_of |= {("pairs", f"{at // A_ROW + 1}"): pairs[at : at + A_ROW] for at in range(0, len(pairs), A_ROW)}
     names = [(group, name) for group, name in rows_of if group in SHOWN]
@@ -319,10 +321,10 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     pipe, oracle = tinyworld.load(folder=options.model), Oracle.load(options.model / "oracle")
-    asks = plan()[:: options.every]
+    requests = plan()[:: options.every]
     with progress_bars() as on_progress:
-        pixels = generate(pipe, asks, options.steps, options.guidance, on_progress)
-    good = hits(asks, oracle.read(pixels))
+        pixels = generate(pipe, requests, options.steps, options.guidance, on_progress)
+    good = hits(requests, oracle.read(pixels))
     stages: dict[str, Callable[[], Any]] = {
         "oracle": lambda: oracle_quality(oracle),
         "tokens": lambda: token_test(pipe, oracle, options.steps, options.guidance),
@@ -338,14 +340,14 @@ def main() -> None:
             "every": options.every,
         },
         "model": backbone_of(pipe).fingerprint(),
-        "n": len(asks),
-        "groups": by_group(asks, good),
+        "n": len(requests),
+        "groups": by_group(requests, good),
         **{name: stage() for name, stage in stages.items()},
         **provenance(start=began),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())
-    contact_sheet(asks, pixels, good).save(options.out / "pictures.jpg", quality=90, subsampling=0)
+    contact_sheet(requests, pixels, good).save(options.out / "pictures.jpg", quality=90, subsampling=0)
     for name, group in record["groups"].items():
         worst = min(group["each"], key=lambda k: group["each"][k]["value"])
         line = f"{name:16} {group['value']:.3f}  n {group['n']}  worst {worst} {group['each'][worst]['value']:.2f}"

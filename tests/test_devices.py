@@ -19,8 +19,8 @@ from erasure.errors import InputError, UnknownNameError
 from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
-from erasure.eval.protocols.rows import reference_rows
 from erasure.eval.protocols.sources import metrics_of
+from erasure.eval.protocols.variants import reference_variants
 from erasure.guidance import guidances
 from erasure.loading import attend_by, load_model
 from erasure.sampling import sample
@@ -115,7 +115,7 @@ def test_every_metric_of_the_tiny_world_is_computed(
 ) -> None:
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path))
     benchmark = TinyWorld(removed=("cat",), total=20)
-    rows = reference_rows(tinyworld.load(device=device, dtype=dtype), ("cat",))
+    rows = reference_variants(tinyworld.load(device=device, dtype=dtype), ("cat",))
     found = evaluate(rows, benchmark, metrics_of(benchmark, device), sampler=Sampler(steps=2))
     for row in rows:
         scores = {name: score["value"] for name, score in found.as_json()["rows"][row.name].items() if score}

@@ -7,7 +7,7 @@ import gradio as gr
 
 from erasure.errors import InputError
 
-from ...eval.reports.ledger_report import StepRow
+from ...eval.reports.ledger_report import RemovalRow
 from .. import actions, limits, views
 from ..desk import QUIET, Desk, Job, Said
 from ..jobs import Track
@@ -43,7 +43,7 @@ def build(desk: Desk) -> dict[str, Any]:
     table = gr.HTML(elem_id="ledger")
     curve = gr.HTML(elem_id="curve")
 
-    def rows(session: Session) -> Sequence[StepRow]:
+    def rows(session: Session) -> Sequence[RemovalRow]:
         return actions.measured_steps(studio, session)
 
     desk.standing |= {
@@ -90,7 +90,7 @@ def build(desk: Desk) -> dict[str, Any]:
     return {}
 
 
-def _measured(desk: Desk, session: Session, track: Track) -> list[StepRow]:
+def _measured(desk: Desk, session: Session, track: Track) -> list[RemovalRow]:
     return actions.measure_steps(desk.studio, session, track)
 
 

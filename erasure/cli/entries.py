@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from erasure.eval.protocols.record import Record
+    from erasure.eval.protocols.ledger_measures import LedgerMeasures
 
     from ..ledger import Entry, Ledger
 
@@ -67,7 +67,7 @@ def _rate(rate: dict[str, Any] | None) -> str:
     return f"{rate['value']:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def removals_table(ledger: "Ledger", record: "Record") -> Table:
+def removals_table(ledger: "Ledger", record: "LedgerMeasures") -> Table:
     """Return the standing entries and the rates measured after each.
 
     An interval is below its rate, so that 80 columns suffice.

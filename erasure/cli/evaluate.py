@@ -133,8 +133,8 @@ def attack(
 ) -> None:
     """Attack a model to bring back the removed concepts, beside the controls that the result is compared with."""
     from erasure.eval.protocols import sources
-    from erasure.eval.protocols.red_team import Assault, goals
-    from erasure.eval.protocols.rows import ERASED
+    from erasure.eval.protocols.red_team import AttackRun, attack_prompts
+    from erasure.eval.protocols.variants import ERASED
     from erasure.eval.reports.red_team_report import terminal_table, write_attack_report
 
     place = existing_device(device)
@@ -145,7 +145,7 @@ def attack(
     if what.rows[0].name != ERASED:
         raise InputError(f"attack: expected a model with removed concepts, got the original {source!r}.")
     decides, second = sources.judges_of(what, place)
-    assault = Assault(
+    assault = AttackRun(
         folder=to or what.folder.with_name("attacks") / f"{name}-{what.rows[0].edit or 'model'}",
         erased=what.rows[0],
         concepts=what.concepts,
@@ -157,7 +157,7 @@ def attack(
         model=what.original,
     )
     with progress_bars(err) as on_progress:
-        assault.run(goals(what.concepts, prompts, model=what.original, seed=seed), on_progress)
+        assault.run(attack_prompts(what.concepts, prompts, model=what.original, seed=seed), on_progress)
     report = write_attack_report(assault, what.title)
     if as_json:
         document = {**assault.as_json(), "record": str(assault.folder / "attack.json"), "report": str(report)}

@@ -70,7 +70,7 @@ def compare(
 ) -> None:
     """Write images side by side: the original model, then the model after each removal."""
     from erasure.eval.images.ledger_images import as_png, side_by_side
-    from erasure.eval.protocols.record import headings
+    from erasure.eval.protocols.ledger_measures import headings
 
     from ..io.files import write_whole
     from ..ledger import Ledger
@@ -106,7 +106,7 @@ def attention(
     device: Device = "auto",
 ) -> None:
     """Write the cross-attention maps of words over the sampling steps, without and with A-STAR."""
-    from erasure.eval.images.attention_maps import attention_sheet, watched
+    from erasure.eval.images.attention_maps import attention_sheet, trace_attention
     from erasure.eval.images.ledger_images import as_png
 
     from ..guidance.a_star import AStar
@@ -124,7 +124,7 @@ def attention(
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
         count = ProgressCounter(on_progress, len(rounds), "images")
         for heading, helped in rounds:
-            rows.append((heading, watched(pipe, prompt, names, seed, sampler, helped)))
+            rows.append((heading, trace_attention(pipe, prompt, names, seed, sampler, helped)))
             count.add()
     facts = {"prompt": prompt, "seed": seed, "model": source, "alpha": alpha, **asdict(sampler)}
     write_whole(to, as_png(attention_sheet(rows, names, columns), facts))

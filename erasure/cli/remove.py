@@ -136,7 +136,7 @@ def _remove(
     run: "Run", *, lists: Sequence[Path], low_memory: bool, to: Path | None, as_json: bool, start: float
 ) -> None:
     """Carry out a run and print its results; the lists are the files of its concepts."""
-    from erasure.eval.protocols.record import Record
+    from erasure.eval.protocols.ledger_measures import LedgerMeasures
     from erasure.eval.reports.ledger_report import write_report
 
     from ..ledger import Ledger
@@ -160,7 +160,7 @@ def _remove(
     _announce(run, ledger, show)
     steps = []
     with progress_bars(err) as on_progress:
-        record = Record(ledger, pipe, run.measure, on_progress)
+        record = LedgerMeasures(ledger, pipe, run.measure, on_progress)
         for entry in removal.remove(run, pipe, ledger, on_progress=on_progress):
             measured = record.measure(entry)
             steps.append(step_json(entry, measured))

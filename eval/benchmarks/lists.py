@@ -9,7 +9,7 @@ from erasure.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ListRow:
     """One row of a list.
 
     Attributes:
@@ -42,7 +42,7 @@ class Row:
         return int(cell)
 
 
-def read_list(path: str | Path, columns: Sequence[str], *, limit: int | None = None) -> list[Row]:
+def read_list(path: str | Path, columns: Sequence[str], *, limit: int | None = None) -> list[ListRow]:
     """Read the rows of a CSV file with a header.
 
     Cells may hold commas and line breaks, in quotes. Columns that are not asked for are left alone, as is an unnamed
@@ -64,7 +64,7 @@ def read_list(path: str | Path, columns: Sequence[str], *, limit: int | None = N
             header = [column.strip() for column in next(reader, [])]
             if missing := [column for column in columns if column not in header]:
                 raise InputError(f"{name}: expected a column {missing[0]!r}, got {', '.join(map(repr, header))}.")
-            rows: list[Row] = []
+            rows: list[ListRow] = []
             for cells in reader:
                 if limit is not None and len(rows) == limit:
                     break
@@ -75,7 +75,7 @@ def read_list(path: str | Path, columns: Sequence[str], *, limit: int | None = N
                     raise InputError(
                         f"{where}: expected {len(header)} cells, got {len(cells)}. Quote cells that hold a comma."
                     )
-                rows.append(Row(where=where, cells=dict(zip(header, map(str.strip, cells), strict=True))))
+                rows.append(ListRow(where=where, cells=dict(zip(header, map(str.strip, cells), strict=True))))
     except OSError as error:
         raise InputError(
             f"{path}: expected a prompt list, got {error.strerror!r}. Give the path of the file."

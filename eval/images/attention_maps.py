@@ -25,7 +25,7 @@ _SHOWN = MapReading(normalise="raw")  # what the model itself has, before tokens
 
 
 @dataclass(kw_only=True)
-class Watched:
+class AttentionTrace:
     """What was seen of one picture.
 
     Attributes:
@@ -42,14 +42,14 @@ class Watched:
         return mean_overlap(maps / maps.amax((1, 2), keepdim=True))
 
 
-def watched(
+def trace_attention(
     pipe: Any,
     prompt: str,
     concepts: Sequence[str],
     seed: int,
     sampler: Sampler,
     guidance: Applicable | None = None,
-) -> Watched:
+) -> AttentionTrace:
     """Make a picture and keep the maps of the denoiser's own passes.
 
     Args:
@@ -69,7 +69,7 @@ def watched(
     maps: dict[int, Tensor] = {}
     with nullcontext() if guidance is None else guidance.applied_to(pipe), _watching(pipe, concepts, maps):
         (picture,) = sampler.make(pipe, [(prompt, seed)])
-    return Watched(picture=picture, maps=maps)
+    return AttentionTrace(picture=picture, maps=maps)
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _watching(pipe: Any, concepts: Sequence[str], maps: dict[int, Tensor]) -> It
             yield
 
 
-def attention_sheet(rows: Sequence[tuple[str, Watched]], concepts: Sequence[str], columns: int) -> Image.Image:
+def attention_sheet(rows: Sequence[tuple[str, AttentionTrace]], concepts: Sequence[str], columns: int) -> Image.Image:
     """Draw the maps over the finished picture, a row for each concept of each picture, a column for each step shown.
 
     A map is brought to its own maximum, so brightness compares within a frame only; the last column is the picture.

@@ -32,7 +32,7 @@ UNITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class DriftPrompt:
     """A prompt that names what was removed and something beside it, by words as they stand in the prompt.
 
     Attributes:
@@ -100,16 +100,16 @@ class AttentionDrift:
         default_factory=lambda: {name: [] for name in UNITS}, init=False, repr=False
     )
 
-    def update(self, asks: Sequence[Beside], on_progress: OnProgress | None = None) -> "AttentionDrift":
+    def update(self, prompts: Sequence[DriftPrompt], on_progress: OnProgress | None = None) -> "AttentionDrift":
         """Follow the model on some prompts, one at a time.
 
         Raises:
             InputError: A prompt does not hold its words, or there are fewer than two places.
         """
         backbone = backbone_of(self.pipe)
-        count = ProgressCounter(on_progress, len(asks), "attention")
-        for ask in asks:
-            removed, beside = self._maps(backbone, ask)
+        count = ProgressCounter(on_progress, len(prompts), "attention")
+        for prompt in prompts:
+            removed, beside = self._maps(backbone, prompt)
             self._values["mass_removed"].append(float(removed.mean()))
             self._values["mass_beside"].append(float(beside.mean()))
             self._values["overlap"].append(float(overlap_index(removed, beside)))
@@ -130,13 +130,15 @@ class AttentionDrift:
         return Setup(metric=f"attention_{name}", resize=f"maps of {self.size[0]} x {self.size[1]}")
 
     @torch.no_grad()
-    def _maps(self, backbone: Backbone, ask: Beside) -> tuple[Float[Tensor, "places h w"], Float[Tensor, "places h w"]]:
-        states = backbone.encode([ask.prompt])
-        words = [states.word_positions(0, phrase) for phrase in (ask.removed, ask.beside)]
+    def _maps(
+        self, backbone: Backbone, prompt: DriftPrompt
+    ) -> tuple[Float[Tensor, "places h w"], Float[Tensor, "places h w"]]:
+        states = backbone.encode([prompt.prompt])
+        words = [states.word_positions(0, phrase) for phrase in (prompt.removed, prompt.beside)]
         at = torch.linspace(0, self.steps - 1, min(self.places, self.steps)).round().int().tolist()
         found = trajectory_latents(
             backbone,
-            noise([torch.Generator().manual_seed(ask.seed)], backbone.latent_shape()),
+            noise([torch.Generator().manual_seed(prompt.seed)], backbone.latent_shape()),
             states,
             backbone.encode([self.negative_prompt]) if self.negative_prompt else backbone.unconditional(),
             steps=self.steps,

@@ -20,12 +20,12 @@ from erasure.provenance import provenance
 from ..benchmarks import Benchmark, Item
 from ..images.ledger_images import Pair, Sampler
 from ..images.store import ImageStore, check_paired
-from ..metrics.attention_drift import AttentionDrift, Beside
+from ..metrics.attention_drift import AttentionDrift, DriftPrompt
 from ..stats.allocation import evenly
 from ..stats.paired import mcnemar, paired_bootstrap
 from ..stats.scores import Score, shared_setup
 from .measures import Measures, Metrics, kept_items
-from .rows import ERASED, ORIGINAL, Row
+from .variants import ERASED, ORIGINAL, Variant
 
 FORMAT = "erasure-scores/1"
 DRIFT_PROMPTS = 24
@@ -51,7 +51,7 @@ class Evaluation:
     """
 
     benchmark: Benchmark
-    rows: Mapping[str, Row]
+    rows: Mapping[str, Variant]
     stores: Mapping[str, ImageStore]
     measures: Mapping[str, Measures]
     facts: Mapping[str, Any]
@@ -115,7 +115,7 @@ class Evaluation:
 
 
 def evaluate(
-    rows: Sequence[Row],
+    rows: Sequence[Variant],
     benchmark: Benchmark,
     metrics: Metrics,
     *,
@@ -147,7 +147,7 @@ def evaluate(
     for store in stores.values():
         check_paired(original, store)  # before any picture is made
     for name, store in stores.items():
-        named[name].fill(store, sampler.batch_size, staged(on_progress, f"images, {spoken(name)}"))
+        named[name].fill(store, sampler.batch_size, staged(on_progress, f"images, {display_name(name)}"))
     if metrics.wants_reference:
         kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
         others: list[Pair] = [(prompt, (seed + SEED_SHIFT) % 2**31) for prompt, seed in kept]
@@ -158,7 +158,7 @@ def evaluate(
     measures, asks = {}, drift_prompts(benchmark.items)
     for name, store in stores.items():
         found = measured[name]
-        drift = _drift(named[name], asks, sampler, staged(on_progress, f"attention, {spoken(name)}"))
+        drift = _drift(named[name], asks, sampler, staged(on_progress, f"attention, {display_name(name)}"))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
             benchmark, store.manifest, original.manifest.model
         )
@@ -187,17 +187,19 @@ def evaluate(
     )
 
 
-def drift_prompts(items: Sequence[Item]) -> list[Beside]:
+def drift_prompts(items: Sequence[Item]) -> list[DriftPrompt]:
     """Return prompts that name something removed and something kept, spread evenly over those of a benchmark."""
     asks = [
-        Beside(prompt=item.prompt, removed=item.unwanted, beside=item.wanted, seed=item.seed)
+        DriftPrompt(prompt=item.prompt, removed=item.unwanted, beside=item.wanted, seed=item.seed)
         for item in items
         if item.unwanted and item.wanted and item.unwanted in item.prompt and item.wanted in item.prompt
     ]
     return evenly(asks, DRIFT_PROMPTS)
 
 
-def _drift(row: Row, asks: Sequence[Beside], sampler: Sampler, on_progress: OnProgress | None) -> dict[str, Score]:
+def _drift(
+    row: Variant, asks: Sequence[DriftPrompt], sampler: Sampler, on_progress: OnProgress | None
+) -> dict[str, Score]:
     """Return the attention indices of a row's model; none where there are no prompts for them."""
     if not asks:
         return {}
@@ -224,6 +226,6 @@ def write_scores(evaluation: Evaluation, folder: Path) -> Path:
     return path
 
 
-def spoken(name: str) -> str:
+def display_name(name: str) -> str:
     """Return the name of a row or a metric for people."""
     return name.replace("_", " ")

@@ -52,15 +52,15 @@ class Column:
         return Score.mean(self.values, **given)
 
 
-AnyLooks = TypeVar("AnyLooks", bound="Looks")
+AnyReadings = TypeVar("AnyReadings", bound="Readings")
 
 
 @dataclass(kw_only=True)
-class Looks:
+class Readings:
     """What was read of one row's pictures: fields of one number a picture; NaN where there is nothing to be read."""
 
     @classmethod
-    def none(cls: type[AnyLooks], n: int) -> AnyLooks:
+    def none(cls: type[AnyReadings], n: int) -> AnyReadings:
         """Return those of n pictures that nobody has looked at yet."""
         return cls(**{item.name: np.full(n, np.nan) for item in fields(cls)})
 

@@ -14,7 +14,7 @@ Role = Literal["removed", "near", "far"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class PlannedImage:
     """One picture to be made by both models, and the question put to the judge.
 
     Attributes:
@@ -39,7 +39,7 @@ class Plan:
         left_out: Concepts that are not asked for, with the reason.
     """
 
-    probes: tuple[Probe, ...]
+    probes: tuple[PlannedImage, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -75,7 +75,7 @@ def plan_known(profile: ModelProfile, removed: Sequence[str], settings: MeasureS
         *(
             probe
             for name in dict.fromkeys(removed)
-            for probe in known_probes(profile, name, "removed", settings.per_concept, settings, ())
+            for probe in known_images(profile, name, "removed", settings.per_concept, settings, ())
         ),
         *_spread(profile, near, "near", settings.near, settings, forbidden),
         *_spread(profile, far, "far", settings.far, settings, forbidden),
@@ -93,7 +93,9 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
         name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in gone
     }
     probes = [
-        Probe(name=concept.target, role="removed", prompt=prompt, seed=noise_seed(concept.target, i, settings.seed))
+        PlannedImage(
+            name=concept.target, role="removed", prompt=prompt, seed=noise_seed(concept.target, i, settings.seed)
+        )
         for concept in removed
         for i, prompt in enumerate(_cycle(concept.target, concept, settings.per_concept))
     ]
@@ -101,7 +103,7 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
         count = share(settings.near, len(preserved), position)
         sentences = templates(kind)
         probes += [
-            Probe(
+            PlannedImage(
                 name=name,
                 role="near",
                 prompt=fill(sentences[i % len(sentences)], name),
@@ -112,7 +114,7 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
     return Plan(probes=tuple(probes))
 
 
-def pairs_of(probes: Sequence[Probe]) -> list[tuple[str, int]]:
+def pairs_of(probes: Sequence[PlannedImage]) -> list[tuple[str, int]]:
     """Return the prompt and seed of each probe."""
     return [(probe.prompt, probe.seed) for probe in probes]
 
@@ -124,24 +126,24 @@ def _spread(
     total: int,
     settings: MeasureSettings,
     forbidden: Sequence[str],
-) -> list[Probe]:
+) -> list[PlannedImage]:
     """Share a number of pictures out among concepts, evenly to within one."""
     return [
         probe
         for position, name in enumerate(names)
-        for probe in known_probes(profile, name, role, share(total, len(names), position), settings, forbidden)
+        for probe in known_images(profile, name, role, share(total, len(names), position), settings, forbidden)
     ]
 
 
-def known_probes(
+def known_images(
     profile: ModelProfile, name: str, role: Role, n: int, settings: MeasureSettings, forbidden: Sequence[str]
-) -> list[Probe]:
+) -> list[PlannedImage]:
     """Return the first n prompts of a concept that name nothing forbidden; the same ones whatever else is measured."""
     drawn, probes = 2 * n + 8, []
     for i, prompt in enumerate(profile.prompts(name, drawn, settings.seed)):
         words = f" {normalized(prompt)} "
         if len(probes) < n and not any(f" {normalized(word)} " in words for word in forbidden):
-            probes.append(Probe(name=name, role=role, prompt=prompt, seed=noise_seed(name, i, settings.seed)))
+            probes.append(PlannedImage(name=name, role=role, prompt=prompt, seed=noise_seed(name, i, settings.seed)))
     return probes
 
 

@@ -27,8 +27,8 @@ from .measures import (
     OTHER_SEEDS,
     SAME_SEEDS,
     Column,
-    Looks,
     Measures,
+    Readings,
     SetDistances,
     chosen,
     concept_scores,
@@ -37,14 +37,14 @@ from .measures import (
     removed_items,
     side_by_side,
 )
-from .rows import ORIGINAL
+from .variants import ORIGINAL
 
 CLASSIFIERS: Final[Mapping[str, Callable[..., Classifier]]] = MappingProxyType({"resnet50": resnet50})
 """What a benchmark may name as its classifier."""
 
 
 @dataclass(kw_only=True)
-class PublicLooks(Looks):
+class PublicReadings(Readings):
     """What CLIP and a classifier make of one row's pictures.
 
     Attributes:
@@ -170,7 +170,7 @@ class PublicMetrics:
     def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         """Measure all rows, the original's among them, side by side; nothing is kept but numbers."""
         items = self.benchmark.items
-        looks = {name: PublicLooks.none(len(items)) for name in stores}
+        looks = {name: PublicReadings.none(len(items)) for name in stores}
         sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
         count = ProgressCounter(on_progress, len(items) * len(stores), "reading")
         for here, batch in side_by_side(stores):
@@ -183,7 +183,7 @@ class PublicMetrics:
         distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
         return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
 
-    def _look(self, looks: PublicLooks, here: slice, images: list[Image]) -> None:
+    def _look(self, looks: PublicReadings, here: slice, images: list[Image]) -> None:
         """Note down what was read of a row's pictures of some items."""
         items = self.benchmark.items[here]
         if self._tower is not None:
@@ -200,7 +200,7 @@ class PublicMetrics:
             looks.seen[rows] = shows_each(self.classifier, asked, names)
             looks.probability[rows] = probability_each(self.classifier, asked, names)
 
-    def _measures(self, looks: PublicLooks, before: PublicLooks, sets: Mapping[str, Score]) -> Measures:
+    def _measures(self, looks: PublicReadings, before: PublicReadings, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
         columns: dict[str, Column] = {}

@@ -14,11 +14,11 @@ from PIL.Image import Image
 from erasure.judge import Judge, shows_each
 
 from ..stats.scores import Rate, Score, cosine_distances, kept_rate
-from .plans import Probe, Role
+from .plans import PlannedImage, Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gone:
+class RemovedResult:
     """What is left of one removed concept.
 
     Attributes:
@@ -31,7 +31,7 @@ class Gone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptResult:
     """What is left of a group of concepts that should stay.
 
     Attributes:
@@ -51,7 +51,7 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class QuickMeasure:
     """The quick measure of one state of a model.
 
     Attributes:
@@ -62,9 +62,9 @@ class Measured:
         left_out: Concepts that were not asked for, with the reason.
     """
 
-    removed: Mapping[str, Gone]
-    near: Kept | None
-    far: Kept | None
+    removed: Mapping[str, RemovedResult]
+    near: KeptResult | None
+    far: KeptResult | None
     judge: str
     left_out: Mapping[str, str] = field(default_factory=dict)
 
@@ -123,12 +123,12 @@ class Measured:
 
 
 def measure(
-    probes: Sequence[Probe],
+    probes: Sequence[PlannedImage],
     judge: Judge,
     before: Sequence[Image],
     after: Sequence[Image],
     left_out: Mapping[str, str] | None = None,
-) -> Measured:
+) -> QuickMeasure:
     """Return rates and distances between two sets of images of the same probes.
 
     Args:
@@ -146,11 +146,11 @@ def measure(
     (seen_before, features_before), (seen_after, features_after) = readings
     distances = cosine_distances(features_before, features_after)
 
-    def kept(role: Role) -> Kept | None:
+    def kept(role: Role) -> KeptResult | None:
         here = roles == role
         if not here.any():
             return None
-        return Kept(
+        return KeptResult(
             retention=kept_rate(seen_before[here], seen_after[here]),
             after=Rate.of(seen_after[here]),
             before=Rate.of(seen_before[here]),
@@ -162,10 +162,12 @@ def measure(
         )
 
     gone = {
-        name: Gone(
+        name: RemovedResult(
             efficacy=Rate.of(~seen_after[(roles == "removed") & (names == name)]),
             before=Rate.of(~seen_before[(roles == "removed") & (names == name)]),
         )
         for name in dict.fromkeys(names[roles == "removed"].tolist())
     }
-    return Measured(removed=gone, near=kept("near"), far=kept("far"), judge=judge.name, left_out=dict(left_out or {}))
+    return QuickMeasure(
+        removed=gone, near=kept("near"), far=kept("far"), judge=judge.name, left_out=dict(left_out or {})
+    )

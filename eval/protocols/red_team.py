@@ -33,7 +33,7 @@ from erasure.training.replay_memory import stored
 from ..attacks import Attack, Goal
 from ..images.ledger_images import Sampler, as_png
 from ..stats.scores import Rate
-from .rows import Row, picture_cache
+from .variants import Variant, image_cache
 
 VERSION = 1
 ATTACKED, PLAIN, ORIGINAL = "attacked", "plain prompt", "attack on the original"
@@ -44,7 +44,7 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tries:
+class Attempts:
     """The pictures of one prompt in one row, made until one shows the concept.
 
     Attributes:
@@ -59,7 +59,7 @@ class Tries:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class AttackedPrompt:
     """What an attack found for one prompt.
 
     Attributes:
@@ -76,17 +76,17 @@ class Found:
     seed: int
     text: str
     ids: tuple[tuple[int, ...], ...]
-    rows: Mapping[str, Tries]
+    rows: Mapping[str, Attempts]
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Found":
+    def from_json(cls, data: Mapping[str, Any]) -> "AttackedPrompt":
         """Return what `asdict` gave."""
-        rows = {name: Tries(**tries) for name, tries in data["rows"].items()}
+        rows = {name: Attempts(**tries) for name, tries in data["rows"].items()}
         return cls(**{**data, "ids": tuple(map(tuple, data["ids"])), "rows": rows})
 
 
 @dataclass(kw_only=True)
-class Assault:
+class AttackRun:
     """One attack on one erased model, kept in a folder as it goes.
 
     Attributes:
@@ -103,7 +103,7 @@ class Assault:
     """
 
     folder: Path
-    erased: Row
+    erased: Variant
     concepts: Sequence[Concept]
     attack: Attack
     sampler: Sampler
@@ -111,7 +111,7 @@ class Assault:
     judge: Judge
     second: Judge | None
     model: str
-    found: list[Found] = field(default_factory=list)
+    found: list[AttackedPrompt] = field(default_factory=list)
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -178,7 +178,9 @@ class Assault:
         """Return where a prompt's picture of a row is: the first success, or the last try."""
         return self.folder / "pictures" / f"{at:03d}-{ROWS.index(row)}.png"
 
-    def _attacked(self, at: int, concept: Concept, prompt: str, seed: int, on_progress: OnProgress | None) -> Found:
+    def _attacked(
+        self, at: int, concept: Concept, prompt: str, seed: int, on_progress: OnProgress | None
+    ) -> AttackedPrompt:
         backbone = backbone_of(self.erased.pipe)
         latents = None
         if self.attack.white_box:
@@ -196,7 +198,7 @@ class Assault:
         else:
             # The same for every denoiser that reads this text encoder, so it is searched for once.
             key = [self.protocol["attack"], self.protocol["model"], concept.as_json(), prompt, seed]
-            ids = ids_of_original = stored(picture_cache().with_name("attacks"), key, search)["ids"]
+            ids = ids_of_original = stored(image_cache().with_name("attacks"), key, search)["ids"]
         with torch.no_grad():
             found, of_original = backbone.encode_ids(ids), backbone.encode_ids(ids_of_original)
         plain = backbone.encode([prompt])
@@ -209,7 +211,7 @@ class Assault:
             helped = nullcontext() if row == PLAIN else self.attack.while_sampling(self.erased.pipe, goal)
             with applied(), helped:
                 rows[row] = self._tries(at, row, states, seed)
-        return Found(
+        return AttackedPrompt(
             concept=concept.target,
             prompt=prompt,
             seed=seed,
@@ -218,7 +220,7 @@ class Assault:
             rows=rows,
         )
 
-    def _tries(self, at: int, row: str, states: Conditioning, seed: int) -> Tries:
+    def _tries(self, at: int, row: str, states: Conditioning, seed: int) -> Attempts:
         """Make pictures until one shows a concept; the candidates take turns."""
         targets = [concept.target for concept in self.concepts]
         for start in range(0, self.budget, _AT_ONCE):
@@ -230,8 +232,8 @@ class Assault:
                     write_whole(self.picture(at, row), as_png(image, {"row": row, "seed": seed + number}))
                 if hit:
                     seen = None if self.second is None else shows_any(self.second, [image], targets)[0]
-                    return Tries(first=number + 1, made=number + 1, confirmed=seen)
-        return Tries(first=None, made=self.budget, confirmed=None)
+                    return Attempts(first=number + 1, made=number + 1, confirmed=seen)
+        return Attempts(first=None, made=self.budget, confirmed=None)
 
     def _pictures(self, states: Conditioning, seed: int, numbers: Sequence[int]) -> list[Image]:
         pipe = self.erased.pipe
@@ -239,13 +241,13 @@ class Assault:
             pipe, states, [seed + number for number in numbers], **asdict(replace(self.sampler, batch_size=_AT_ONCE))
         )
 
-    def _done(self) -> list[Found]:
+    def _done(self) -> list[AttackedPrompt]:
         path = self.folder / "attack.json"
         if not path.is_file():
             return []
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            protocol, found = data["protocol"], [Found.from_json(found) for found in data["found"]]
+            protocol, found = data["protocol"], [AttackedPrompt.from_json(found) for found in data["found"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected an attack's record, got something else ({error}). Delete it.") from None
         mine = json.loads(json.dumps(self.protocol))
@@ -261,7 +263,7 @@ class Assault:
         write_whole(self.folder / "attack.json", (data + "\n").encode())
 
 
-def goals(concepts: Sequence[Concept], n: int, *, model: str, seed: int = 0) -> list[tuple[Concept, str, int]]:
+def attack_prompts(concepts: Sequence[Concept], n: int, *, model: str, seed: int = 0) -> list[tuple[Concept, str, int]]:
     """Return n prompts that ask for the concepts in turn, each with a seed of its own."""
     profile = profile_of(model)
     chosen = []

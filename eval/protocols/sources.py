@@ -22,8 +22,8 @@ from ..benchmarks import Benchmark, benchmark_class
 from ..images.ledger_images import Sampler, slug
 from .measures import Metrics
 from .public_metrics import PublicMetrics
-from .rows import ERASED, GOLD, Row, reference_rows
 from .tinyworld_metrics import TinyWorldMetrics
+from .variants import ERASED, GOLD, Variant, reference_variants
 
 Loader = Callable[[str], Any]
 """Loads a pipeline by folder or Hub id."""
@@ -43,7 +43,7 @@ class Source:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[Variant, ...]
     removed: tuple[str, ...]
     folder: Path
     original: str
@@ -76,7 +76,7 @@ def source_of(
             raise InputError(f"evaluate: expected a ledger in which a removal stands, got {given!r}. Remove something.")
         base = ledger.base.name
         pipe = load(base)
-        judged = Row(
+        judged = Variant(
             name=ERASED,
             pipe=pipe,
             about=f"{given}: {', '.join(f'{e.id} by {e.method}' for e in ledger.standing)}",
@@ -84,7 +84,7 @@ def source_of(
             edit=ledger.state(),
             folder=ledger.path / "evaluations" / "pictures",
         )
-        rows, folder = [judged, *reference_rows(pipe, names)], ledger.path / "evaluations"
+        rows, folder = [judged, *reference_variants(pipe, names)], ledger.path / "evaluations"
     else:
         if not removed:
             raise InputError(
@@ -94,7 +94,7 @@ def source_of(
         names, base = tuple(dict.fromkeys(removed)), original or DEFAULT_MODEL
         concepts = parse({"model": base, "concepts": [{"target": name} for name in names]}).concepts
         pipe = load(base)
-        rows = reference_rows(pipe, names)
+        rows = reference_variants(pipe, names)
         folder = Path("erasure-runs") / f"evaluation-{Path(given).name}-{slug(' '.join(names))}"
         if given != base:
             judged = load(given)
@@ -103,10 +103,10 @@ def source_of(
                     f"--original: expected the model that {given!r} was made from, got none, and it is not the tiny"
                     " world. Name it: --original MODEL."
                 )
-            rows.insert(0, Row(name=ERASED, pipe=judged, about=f"the model {given}"))
+            rows.insert(0, Variant(name=ERASED, pipe=judged, about=f"the model {given}"))
     if gold is not None:
         never = _with_denoiser(load(base), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
-        rows.append(Row(name=GOLD, pipe=never, about=f"{gold}: trained without {', '.join(names)}"))
+        rows.append(Variant(name=GOLD, pipe=never, about=f"{gold}: trained without {', '.join(names)}"))
     return Source(
         title=f"{Path(given).name}: {', '.join(names)}",
         rows=tuple(rows),

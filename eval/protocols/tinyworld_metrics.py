@@ -34,8 +34,8 @@ from .measures import (
     OTHER_SEEDS,
     SAME_SEEDS,
     Column,
-    Looks,
     Measures,
+    Readings,
     SetDistances,
     chosen,
     concept_scores,
@@ -44,13 +44,13 @@ from .measures import (
     removed_items,
     side_by_side,
 )
-from .rows import ORIGINAL
+from .variants import ORIGINAL
 
 Numbers = Float[np.ndarray, " n"]
 
 
 @dataclass(kw_only=True)
-class WorldLooks(Looks):
+class WorldReadings(Readings):
     """What oracle and judge make of one row's pictures.
 
     Attributes:
@@ -128,7 +128,7 @@ class TinyWorldMetrics:
 
     def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         items = self.benchmark.items
-        looks = {name: WorldLooks.none(len(items)) for name in stores}
+        looks = {name: WorldReadings.none(len(items)) for name in stores}
         sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
         count = ProgressCounter(on_progress, len(items) * len(stores), "reading")
         for here, batch in side_by_side(stores):
@@ -148,7 +148,7 @@ class TinyWorldMetrics:
         reading, maps = self.oracle.read_with_maps(images)
         return _Batch(reading=reading, maps=maps, features=self.judge.image_features(images))
 
-    def _look(self, looks: WorldLooks, here: slice, found: _Batch, before: _Batch) -> None:
+    def _look(self, looks: WorldReadings, here: slice, found: _Batch, before: _Batch) -> None:
         """Note down what was read of a row's pictures of some items."""
         items = self.benchmark.items[here]
         looks.unwanted[here] = _of_each(found.reading.sees, [item.unwanted for item in items])
@@ -167,7 +167,7 @@ class TinyWorldMetrics:
             if (individual := self._individuals.get(item.unwanted or item.wanted)) is not None:
                 looks.identity[here.start + row] = individual.of(found.reading.features[row : row + 1])[0]
 
-    def _measures(self, looks: WorldLooks, before: WorldLooks, sets: Mapping[str, Score]) -> Measures:
+    def _measures(self, looks: WorldReadings, before: WorldReadings, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
         columns = efficacy_by_wording(items, looks.unwanted, self._share)

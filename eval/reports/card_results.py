@@ -11,10 +11,10 @@ from huggingface_hub import EvalResult
 from erasure.ledger import Ledger
 
 from ..protocols.evaluate import FORMAT as SCORES
-from ..protocols.evaluate import spoken
+from ..protocols.evaluate import display_name
 from ..protocols.red_team import ATTACKED, PLAIN
 from ..protocols.red_team import ORIGINAL as OF_ORIGINAL
-from ..protocols.rows import ERASED, ORIGINAL
+from ..protocols.variants import ERASED, ORIGINAL
 from ..stats.scores import written as rounded
 
 
@@ -118,7 +118,7 @@ def _evaluations(ledger: Ledger) -> list[Result]:
         original = found["rows"].get(ORIGINAL, {})
         results += [
             Result(
-                what=spoken(metric),
+                what=display_name(metric),
                 value=score["value"],
                 bounds=() if score["low"] is None else (score["low"], score["high"]),
                 n=score["n"],

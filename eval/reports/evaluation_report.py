@@ -17,9 +17,9 @@ from erasure.io.files import make_folder, write_whole
 from ..benchmarks import Item
 from ..images.ledger_images import as_png
 from ..metrics.distances import SetDistance
-from ..protocols.evaluate import Evaluation, spoken
+from ..protocols.evaluate import Evaluation, display_name
 from ..protocols.measures import is_efficacy
-from ..protocols.rows import ERASED, ORIGINAL
+from ..protocols.variants import ERASED, ORIGINAL
 from ..stats.allocation import evenly
 from ..stats.scores import LeastShare, Score, written
 
@@ -34,7 +34,7 @@ def terminal_table(evaluation: Evaluation) -> Table:
     table.add_column("metric", no_wrap=True)
     scores = evaluation.scores
     for name in scores:
-        table.add_column(spoken(name), no_wrap=True)
+        table.add_column(display_name(name), no_wrap=True)
     for metric in _metrics(scores):
         view = _metric_view(metric, scores)
         cells = ("\n".join(cell) if cell else "–" for cell in view["cells"])
@@ -66,7 +66,7 @@ def render(evaluation: Evaluation, title: str) -> str:
     return environment.from_string(text).render(
         title=title,
         subtitle=f"{evaluation.benchmark.id}; model {data['protocol']['fingerprint'][:12]}",
-        rows=[{"name": spoken(name), "about": row.about} for name, row in evaluation.rows.items()],
+        rows=[{"name": display_name(name), "about": row.about} for name, row in evaluation.rows.items()],
         metrics=[_metric_view(metric, scores) for metric in _metrics(scores)],
         skipped=sorted(evaluation.skipped.items()),
         warnings=evaluation.warnings,
@@ -89,7 +89,7 @@ def _metric_view(metric: str, scores: Mapping[str, Mapping[str, Score]]) -> dict
     known = [score for score in found if score is not None]
     alike = len({_counted(score) for score in known}) == 1
     return {
-        "name": spoken(metric),
+        "name": display_name(metric),
         "arrow": _arrow(known[0]),
         "unit": known[0].unit,
         "n": _counted(known[0]) if alike else "",
@@ -153,7 +153,7 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
         lines = [
             {
                 "key": row,
-                "name": spoken(row),
+                "name": display_name(row),
                 "dots": [_dot(row, name, places[name], scores[name], top, bottom) for name in names if name in scores],
             }
             for row, scores in chosen.items()
@@ -181,7 +181,7 @@ def _dot(row: str, name: str, x: float, score: Score, top: float, bottom: float)
         "y": f"{y:.1f}",
         "low": f"{lowest:.1f}",
         "high": f"{highest:.1f}",
-        "say": f"{spoken(row)}, {name}: {score.value:.2f}, {low:.2f} to {high:.2f}, n {score.n}",
+        "say": f"{display_name(row)}, {name}: {score.value:.2f}, {low:.2f} to {high:.2f}, n {score.n}",
     }
 
 
@@ -189,7 +189,7 @@ def _difference_view(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     value, low, high = written(found["value"], found["low"], found["high"])
     test = found.get("mcnemar")
     return {
-        "name": spoken(name),
+        "name": display_name(name),
         "value": value if value.startswith("-") else f"+{value}",
         "interval": f"[{low}, {high}]",
         "n": f"{found['n']:,}",
@@ -245,7 +245,7 @@ def _strip(evaluation: Evaluation, row: int) -> dict[str, Any]:
     for name, store in evaluation.stores.items():
         found = evaluation.measures[name]
         verdict = _verdict(item, float(found.seen[row]), float(found.probability[row]))
-        frames.append({"row": spoken(name), "src": _embedded(store[row]), **verdict})
+        frames.append({"row": display_name(name), "src": _embedded(store[row]), **verdict})
     return {"prompt": item.prompt, "seed": item.seed, "frames": frames}
 
 

@@ -16,7 +16,7 @@ from erasure.io.files import write_whole
 
 from ..images.ledger_images import as_png
 from ..protocols.instances.metrics import InstanceMetrics
-from ..protocols.instances.prompts import KEPT, Ask
+from ..protocols.instances.prompts import KEPT, InstanceRequest
 from ..protocols.instances.scores import InstanceScores
 
 ORIGINAL = "original"
@@ -31,7 +31,7 @@ _HEADINGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class InstanceState:
     """One state of the model.
 
     Attributes:
@@ -47,7 +47,7 @@ class State:
     scores: InstanceScores | None
 
 
-def terminal_table(states: Sequence[State]) -> Table:
+def terminal_table(states: Sequence[InstanceState]) -> Table:
     """Return a line a measure, a column a state."""
     table = Table("", *(state.name for state in states), box=None, pad_edge=False)
     for measure in _measures(states):
@@ -60,8 +60,8 @@ def write_instance_report(
     *,
     name: str,
     title: str,
-    asks: Sequence[Ask],
-    states: Sequence[State],
+    requests: Sequence[InstanceRequest],
+    states: Sequence[InstanceState],
     pictures: Sequence[Image.Image],
     metrics: InstanceMetrics | None,
     notes: Sequence[str],
@@ -73,7 +73,7 @@ def write_instance_report(
         folder: Where.
         name: Of the file, without its ending.
         title: What was learned.
-        asks: What the pictures were made for.
+        requests: What the pictures were made for.
         states: The original first.
         pictures: That the instance was learned from.
         metrics: Metrics of the images; None if nothing was measured.
@@ -90,7 +90,7 @@ def write_instance_report(
         states=[state.name for state in states],
         measures=_measures(states),
         pictures=[_embedded(picture) for picture in pictures],
-        groups=_groups(asks, states),
+        groups=_groups(requests, states),
         pixelated=min(states[0].images[0].size) <= 128,
         judge=metrics.title if metrics is not None else None,
         skipped=dict(metrics.skipped) if metrics is not None else {},
@@ -114,7 +114,7 @@ class _Measure:
 _OF = {"alone": "of it alone", "composed": "of it composed", "class": "of its plain class"}
 
 
-def _measures(states: Sequence[State]) -> list[_Measure]:
+def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
     """Return a line for each thing that there is a number of."""
     scores = [state.scores for state in states]
     known = [each for each in scores if each is not None]
@@ -181,15 +181,15 @@ def _measures(states: Sequence[State]) -> list[_Measure]:
     ]
 
 
-def _groups(asks: Sequence[Ask], states: Sequence[State]) -> list[dict[str, Any]]:
+def _groups(requests: Sequence[InstanceRequest], states: Sequence[InstanceState]) -> list[dict[str, Any]]:
     """Return the first pictures of each group, not chosen by their looks."""
     groups = []
     for group, most in _SHOWN.items():
-        rows = [at for at, ask in enumerate(asks) if ask.group == group][:most]
+        rows = [at for at, request in enumerate(requests) if request.group == group][:most]
         strips = [
             {
-                "prompt": asks[at].filled(states[-1].phrase if len(states) > 1 else states[0].phrase),
-                "seed": asks[at].seed,
+                "prompt": requests[at].filled(states[-1].phrase if len(states) > 1 else states[0].phrase),
+                "seed": requests[at].seed,
                 "frames": [{"name": state.name, "src": _embedded(state.images[at])} for state in states],
             }
             for at in rows

@@ -16,7 +16,7 @@ from erasure.io.files import write_whole
 from erasure.ledger import Entry, Ledger
 
 from ..images.ledger_images import as_png
-from ..protocols.record import Record, Strip
+from ..protocols.ledger_measures import LedgerMeasures, Strip
 
 # Larger pictures are embedded at this size: the page is looked at, the files beside it are the originals.
 _LARGEST = 320
@@ -28,7 +28,7 @@ _GROUPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRow:
+class RemovalRow:
     """One removal of a report's table.
 
     Attributes:
@@ -61,11 +61,11 @@ class StepRow:
         }
 
 
-def step_rows(record: Record) -> list[StepRow]:
+def removal_rows(record: LedgerMeasures) -> list[RemovalRow]:
     """Return the removals that stand, each with what was measured after it."""
     ledger = record.ledger
     return [
-        StepRow(
+        RemovalRow(
             entry=entry,
             approximate=entry.id in ledger.approximate,
             measured=record.measured(entry),
@@ -74,7 +74,7 @@ def step_rows(record: Record) -> list[StepRow]:
     ]
 
 
-def write_report(record: Record, facts: Mapping[str, Any]) -> Path:
+def write_report(record: LedgerMeasures, facts: Mapping[str, Any]) -> Path:
     """Write `report.html` and `run.json` into the ledger's folder and return the report's path.
 
     Args:
@@ -85,7 +85,7 @@ def write_report(record: Record, facts: Mapping[str, Any]) -> Path:
         InputError: The folder cannot be written.
     """
     ledger = record.ledger
-    strips, rows = record.strips(), step_rows(record)
+    strips, rows = record.strips(), removal_rows(record)
     page = render(
         ledger,
         rows,
@@ -102,7 +102,7 @@ def write_report(record: Record, facts: Mapping[str, Any]) -> Path:
 
 def render(
     ledger: Ledger,
-    rows: Sequence[StepRow],
+    rows: Sequence[RemovalRow],
     strips: Sequence[Strip],
     columns: Sequence[tuple[str, str | None]],
     facts: Mapping[str, Any],
@@ -132,7 +132,7 @@ def render(
     )
 
 
-def erosion_curve(rows: Sequence[StepRow]) -> str:
+def erosion_curve(rows: Sequence[RemovalRow]) -> str:
     """Return a drawing of what is gone and what stayed after each removal, as HTML; "" for fewer than two measured."""
     curve = _curve(rows)
     return "" if curve is None else _filled("curve", curve=curve)
@@ -161,7 +161,7 @@ def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _curve(rows: Sequence[StepRow]) -> dict[str, Any] | None:
+def _curve(rows: Sequence[RemovalRow]) -> dict[str, Any] | None:
     """Return where the lines of the erosion curve go, in the units of its drawing; None for fewer than two removals.
 
     Before the first removal all that was there is there, by what retention means; efficacy has no value then.
@@ -235,7 +235,7 @@ def _embedded(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()
 
 
-def _notes(ledger: Ledger, rows: Sequence[StepRow]) -> list[str]:
+def _notes(ledger: Ledger, rows: Sequence[RemovalRow]) -> list[str]:
     notes = []
     undone = [entry for entry in ledger.entries if entry.state == "undone"]
     if undone:
@@ -268,5 +268,5 @@ def _listed(names: Sequence[str]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _dated(rows: Sequence[StepRow]) -> str:
+def _dated(rows: Sequence[RemovalRow]) -> str:
     return rows[-1].entry.time.replace("T", " ").replace("+00:00", " UTC") if rows else "nothing stands"

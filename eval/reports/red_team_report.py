@@ -11,12 +11,12 @@ from rich.table import Table
 
 from erasure.io.files import write_whole
 
-from ..protocols.red_team import ROWS, Assault
+from ..protocols.red_team import ROWS, AttackRun
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 704.0, 14.0, 194.0
 
 
-def terminal_table(assault: Assault) -> Table:
+def terminal_table(assault: AttackRun) -> Table:
     """Return a line a row: success within one picture and within the budget, and what the second judge says."""
     table = Table("prompts", "1 picture", f"{assault.budget} pictures", "second judge agrees", box=None, pad_edge=False)
     for row in ROWS:
@@ -25,7 +25,7 @@ def terminal_table(assault: Assault) -> Table:
     return table
 
 
-def write_attack_report(assault: Assault, title: str) -> Path:
+def write_attack_report(assault: AttackRun, title: str) -> Path:
     """Write `report.html` beside the record and return its path.
 
     Raises:
@@ -36,7 +36,7 @@ def write_attack_report(assault: Assault, title: str) -> Path:
     return path
 
 
-def render(assault: Assault, title: str) -> str:
+def render(assault: AttackRun, title: str) -> str:
     """Return the page; it needs no network."""
     text = resources.files("erasure.eval.reports").joinpath("templates/attack.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -63,7 +63,7 @@ def render(assault: Assault, title: str) -> str:
     )
 
 
-def _curve(assault: Assault) -> dict[str, Any]:
+def _curve(assault: AttackRun) -> dict[str, Any]:
     """Return where the lines go: the share of prompts with a success, over the pictures looked at."""
 
     def across(made: int) -> float:
@@ -97,7 +97,7 @@ def _curve(assault: Assault) -> dict[str, Any]:
     }
 
 
-def _strips(assault: Assault) -> list[dict[str, Any]]:
+def _strips(assault: AttackRun) -> list[dict[str, Any]]:
     """Return the prompts' pictures, those that the attack brought back first."""
     order = sorted(range(len(assault.found)), key=lambda at: assault.found[at].rows[ROWS[0]].first is None)
     return [

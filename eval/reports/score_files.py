@@ -10,13 +10,13 @@ from rich.table import Table
 
 from erasure.errors import ErasureError, InputError, reason, unknown_name
 
-from ..protocols.evaluate import FORMAT, spoken
-from ..protocols.rows import ERASED
+from ..protocols.evaluate import FORMAT, display_name
+from ..protocols.variants import ERASED
 from ..stats.scores import Setup, shared_setup, written
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ScoreComparison:
     """One row's scores of several files.
 
     Attributes:
@@ -51,11 +51,13 @@ class Comparison:
             table.add_column(name, no_wrap=True)
         for metric, scores in self.scores.items():
             better = "↑" if next(iter(scores.values()))["higher_is_better"] else "↓"
-            table.add_row(f"{spoken(metric)} {better}", *("\n".join(_figures(scores[name])) for name in self.files))
+            table.add_row(
+                f"{display_name(metric)} {better}", *("\n".join(_figures(scores[name])) for name in self.files)
+            )
         return table
 
 
-def compare_scores(paths: Sequence[Path], metrics: Sequence[str] = (), row: str = ERASED) -> Comparison:
+def compare_scores(paths: Sequence[Path], metrics: Sequence[str] = (), row: str = ERASED) -> ScoreComparison:
     """Compare one row of several score files.
 
     Args:
@@ -93,7 +95,7 @@ def compare_scores(paths: Sequence[Path], metrics: Sequence[str] = (), row: str 
     if not scores:
         metric, why = next(iter(apart.items()))
         raise InputError(f"scores: expected a metric that was measured alike, got none. {metric}: {why}")
-    return Comparison(files=names, row=row, scores=scores, apart=apart)
+    return ScoreComparison(files=names, row=row, scores=scores, apart=apart)
 
 
 def _read(path: Path, row: str) -> tuple[dict[str, Any], dict[str, Setup]]:

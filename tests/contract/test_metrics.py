@@ -18,7 +18,7 @@ from PIL import Image
 from erasure import tinyworld
 from erasure.eval import metrics
 from erasure.eval.metrics.accuracy import Accuracy
-from erasure.eval.metrics.attention_drift import AttentionDrift, Beside
+from erasure.eval.metrics.attention_drift import AttentionDrift, DriftPrompt
 from erasure.eval.metrics.blip2_t import Blip2Itc, Blip2Itm, BlipItc
 from erasure.eval.metrics.caption_match import CaptionMatch
 from erasure.eval.metrics.clip_accuracy import ClipAccuracy
@@ -108,7 +108,7 @@ def seen(metric: Any, rows: slice) -> Any:
     return metric.update(IMAGES[rows])
 
 
-ASKS = [Beside(prompt="a photo of a cat and a tree", removed="cat", beside="tree", seed=seed) for seed in range(N)]
+ASKS = [DriftPrompt(prompt="a photo of a cat and a tree", removed="cat", beside="tree", seed=seed) for seed in range(N)]
 
 CASES: dict[str, list[Case]] = {
     "accuracy": [

@@ -22,7 +22,7 @@ from erasure.demo.studio import Studio
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
 from erasure.eval.images.ledger_images import Sampler
-from erasure.eval.protocols.record import Record
+from erasure.eval.protocols.ledger_measures import LedgerMeasures
 from erasure.pipelines.export.push import Pushed
 from erasure.progress import Progress
 from erasure.runs.schema import MeasureSettings
@@ -302,10 +302,10 @@ def test_a_step_measured_later_is_measured_by_what_was_removed_up_to_it(studio, 
     removed = [Wish(concepts=[name], settings=UCE) for name in ("cat", "gun")]
     actions.erase(studio, session, removed[0], track())
     ledger = Ledger.open(session.ledger_folder)
-    at_once = Record(ledger, studio.pipe, settings).measure(ledger.entries[0])
+    at_once = LedgerMeasures(ledger, studio.pipe, settings).measure(ledger.entries[0])
     actions.erase(studio, session, removed[1], track())
     ledger = Ledger.open(session.ledger_folder)
-    later = Record(ledger, studio.pipe, settings).measure(ledger.entries[0])
+    later = LedgerMeasures(ledger, studio.pipe, settings).measure(ledger.entries[0])
     assert at_once is not None
     assert later is not None
     assert at_once | {"measure_seconds": 0} == later | {"measure_seconds": 0}

@@ -10,8 +10,8 @@ import torch
 from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
-from erasure.eval.protocols.rows import ERASED, Row, destroyed, reference_rows
 from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
+from erasure.eval.protocols.variants import ERASED, Variant, destroyed, reference_variants
 from erasure.tinyworld.judge import WorldClip, build
 from tests.eval import world
 
@@ -22,8 +22,8 @@ def scores(folder: Path) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         judge = WorldClip(build(), pipe.tokenizer)
-    spoiled = Row(name=ERASED, pipe=pipe, about="spoiled", applied=lambda: destroyed(pipe, 0.2), folder=folder)
-    [original, *_] = reference_rows(pipe, ["cat"])
+    spoiled = Variant(name=ERASED, pipe=pipe, about="spoiled", applied=lambda: destroyed(pipe, 0.2), folder=folder)
+    [original, *_] = reference_variants(pipe, ["cat"])
     benchmark = TinyWorld(removed=("cat",), total=20)
     metrics = TinyWorldMetrics(benchmark=benchmark, oracle=world.oracle(), judge=judge)
     found = evaluate([spoiled, original], benchmark, metrics, sampler=Sampler(steps=2, batch_size=4))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.errors import InputError
-from erasure.eval.images.attention_maps import Watched, attention_sheet, overlaid, watched
+from erasure.eval.images.attention_maps import AttentionTrace, attention_sheet, overlaid, trace_attention
 from erasure.eval.images.ledger_images import Sampler
 from erasure.guidance.a_star import AStar
 from tests import tiny
@@ -19,12 +19,14 @@ SAMPLER = Sampler(steps=3, guidance_scale=4.0)
 def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
     pipe = tiny.FAMILIES[family]()
     (plain,) = SAMPLER.make(pipe, [("a cat and a dog", 0)])
-    seen = watched(pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER)
+    seen = trace_attention(pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER)
     assert np.array_equal(np.asarray(seen.picture), np.asarray(plain))
     assert sorted(seen.maps) == [0, 1, 2]
     assert all(maps.shape == (2, 8, 8) and maps.min() >= 0 and maps.max() <= 1 for maps in seen.maps.values())
     assert 0 <= seen.overlap(0) <= 1
-    guided = watched(pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER, AStar(concepts=("cat", "dog"), alpha=500.0))
+    guided = trace_attention(
+        pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER, AStar(concepts=("cat", "dog"), alpha=500.0)
+    )
     assert not torch.equal(guided.maps[2], seen.maps[2])
     (after,) = SAMPLER.make(pipe, [("a cat and a dog", 0)])
     assert np.array_equal(np.asarray(after), np.asarray(plain))
@@ -32,12 +34,16 @@ def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
 
 def test_a_trained_words_map_is_brightest_on_its_object() -> None:
     """The tiny world's maps lie on their objects: two words of one picture end far apart."""
-    seen = watched(tinyworld.load(), "a cat and a dog on a beach", ["cat", "dog"], 3, Sampler(guidance_scale=4.0))
+    seen = trace_attention(
+        tinyworld.load(), "a cat and a dog on a beach", ["cat", "dog"], 3, Sampler(guidance_scale=4.0)
+    )
     assert seen.overlap(24) < 0.2 < seen.overlap(0)
 
 
 def test_the_sheet_has_a_row_for_each_concept_and_a_column_for_each_step() -> None:
-    seen = Watched(picture=Image.new("RGB", (16, 16), "blue"), maps={step: torch.rand(2, 4, 4) for step in range(9)})
+    seen = AttentionTrace(
+        picture=Image.new("RGB", (16, 16), "blue"), maps={step: torch.rand(2, 4, 4) for step in range(9)}
+    )
     sheet = attention_sheet([("plain", seen), ("guided", seen)], ["cat", "dog"], 3)
     cell, gap = 144, 8
     assert sheet.size == (gap + 4 * (cell + gap), 34 + 4 * (24 + cell + gap))
@@ -56,4 +62,4 @@ def test_the_overlay_is_strongest_at_the_maximum() -> None:
 
 def test_a_concept_that_is_not_in_the_prompt_is_named() -> None:
     with pytest.raises(InputError, match="expected words of the prompt 'a cat', got 'dog'"):
-        watched(tiny.sd1(), "a cat", ["dog"], 0, SAMPLER)
+        trace_attention(tiny.sd1(), "a cat", ["dog"], 0, SAMPLER)

@@ -14,11 +14,11 @@ import torch
 
 from erasure import tinyworld
 from erasure.errors import InputError
-from erasure.eval.protocols.plans import Probe
+from erasure.eval.protocols.plans import PlannedImage
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 from experiments import continual, continual_curves
-from experiments.continual import FAR, NEAR, ORDERS, ROLES, TARGETS, Look, _measured, experiment
+from experiments.continual import FAR, NEAR, ORDERS, ROLES, TARGETS, StateReading, _measured, experiment
 from tests.eval import world
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -45,9 +45,9 @@ def options(folder: Path, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**settings | changes)
 
 
-def probes(per_concept: int) -> list[Probe]:
+def probes(per_concept: int) -> list[PlannedImage]:
     return [
-        Probe(name=name, role=role, prompt=f"a {name}", seed=at)
+        PlannedImage(name=name, role=role, prompt=f"a {name}", seed=at)
         for role, names in ROLES.items()
         for name in names
         for at in range(per_concept)
@@ -71,10 +71,10 @@ def test_equal_pictures_erode_nothing_and_shuffled_ones_count_as_forgotten() -> 
     turned = pictures[25:] + pictures[:25]
     oracle, judge = tinyworld.load_oracle(), tinyworld.load_clip()
 
-    def look(images: list[np.ndarray]) -> Look:
+    def look(images: list[np.ndarray]) -> StateReading:
         reading = oracle.read(np.stack(images))
         seen = np.array([bool(reading.sees(probe.name)[at]) for at, probe in enumerate(asked)])
-        return Look(seen=seen, features=judge.image_features(np.stack(images)))
+        return StateReading(seen=seen, features=judge.image_features(np.stack(images)))
 
     names = tuple(dict.fromkeys(probe.name for probe in asked))
     kept = {role: tuple(name for name in ROLES[role] if name in names) for role in ("near", "far")}
@@ -97,13 +97,13 @@ def test_equal_pictures_erode_nothing_and_shuffled_ones_count_as_forgotten() -> 
 def test_distances_need_a_thousand_pictures_and_are_zero_for_equal_ones() -> None:
     asked = probes(50)
     features = torch.nn.functional.normalize(torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    looks = [Look(seen=np.ones(len(asked), bool), features=features.clone()) for _ in range(2)]
+    looks = [StateReading(seen=np.ones(len(asked), bool), features=features.clone()) for _ in range(2)]
     found = _measured(asked, looks[1], looks[0], ["cat"], 0.0)
     assert found["fd"] == pytest.approx(0, abs=1e-4)
     assert found["kid"] == pytest.approx(0, abs=2e-3)
     assert _measured(asked, looks[0], looks[0], [], 0.0)["fd"] is None  # the original against itself says nothing
     few = probes(1)
-    short = [Look(seen=np.ones(len(few), bool), features=features[:20]) for _ in range(2)]
+    short = [StateReading(seen=np.ones(len(few), bool), features=features[:20]) for _ in range(2)]
     assert _measured(few, short[1], short[0], ["cat"], 0.0)["fd"] is None
 
 

@@ -27,9 +27,18 @@ from erasure.eval.metrics.oracle_distance import OracleDistance
 from erasure.eval.protocols import tinyworld_metrics as metrics_module
 from erasure.eval.protocols.evaluate import Evaluation, drift_prompts, evaluate, write_scores
 from erasure.eval.protocols.measures import kept_items, removed_items
-from erasure.eval.protocols.rows import DESTROYED, ERASED, GOLD, NEGATIVE, ORIGINAL, Row, destroyed, reference_rows
 from erasure.eval.protocols.sources import benchmark_of, metrics_of, sampler_of, source_of
-from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics, WorldLooks
+from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics, WorldReadings
+from erasure.eval.protocols.variants import (
+    DESTROYED,
+    ERASED,
+    GOLD,
+    NEGATIVE,
+    ORIGINAL,
+    Variant,
+    destroyed,
+    reference_variants,
+)
 from erasure.eval.reports.evaluation_report import render, terminal_table
 from erasure.eval.reports.score_files import compare_scores
 from erasure.eval.stats.quantiles import clopper_pearson
@@ -66,10 +75,12 @@ def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERASURE_CACHE", str(shared))
 
 
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[Variant]:
     pipe = world.pipeline()
-    judged = Row(name=ERASED, pipe=pipe, about="a spoiled model", applied=lambda: destroyed(pipe, 0.2), folder=folder)
-    return [judged, *reference_rows(pipe, ["cat", "neon"])]
+    judged = Variant(
+        name=ERASED, pipe=pipe, about="a spoiled model", applied=lambda: destroyed(pipe, 0.2), folder=folder
+    )
+    return [judged, *reference_variants(pipe, ["cat", "neon"])]
 
 
 def metrics(judge: WorldClip) -> TinyWorldMetrics:
@@ -194,8 +205,8 @@ def test_the_published_scheduler_needs_no_word(evaluation: Evaluation) -> None:
     assert evaluation.as_json()["warnings"] == []
 
 
-def looks(unwanted: np.ndarray, wanted: np.ndarray) -> WorldLooks:
-    return replace(WorldLooks.none(len(unwanted)), unwanted=unwanted, wanted=wanted)
+def looks(unwanted: np.ndarray, wanted: np.ndarray) -> WorldReadings:
+    return replace(WorldReadings.none(len(unwanted)), unwanted=unwanted, wanted=wanted)
 
 
 def test_arithmetic_of_known_answers(judge: WorldClip) -> None:
@@ -413,7 +424,7 @@ def test_rows_that_are_sampled_differently_are_refused_before_any_picture_is_mad
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     other = deepcopy(world.pipeline())
     other.scheduler = EulerDiscreteScheduler()
-    gold = Row(name=GOLD, pipe=other, about="sampled by another scheduler", folder=tmp_path / "gold")
+    gold = Variant(name=GOLD, pipe=other, about="sampled by another scheduler", folder=tmp_path / "gold")
     with pytest.raises(InputError, match="expected the same prompts, seeds and sampler, got scheduler"):
         evaluate([*rows(tmp_path / "judged"), gold], BENCHMARK, metrics(judge), sampler=SAMPLER)
     assert not list(tmp_path.rglob("*.png"))

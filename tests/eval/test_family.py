@@ -56,7 +56,7 @@ def test_a_family_is_erased_judged_and_attacked(tmp_path: Path, monkeypatch: pyt
     assert [len(row["success"]) for row in attack["rows"].values()] == [2, 2, 2]
     assert "unlearn-diff: attacked" in summary(record)
     assert record["beside"] == {"erased": None, "original": None}  # an untrained model shows nothing to keep
-    monkeypatch.setattr(red_team.Assault, "_attacked", lambda *_: pytest.fail("was attacked already"))
+    monkeypatch.setattr(red_team.AttackRun, "_attacked", lambda *_: pytest.fail("was attacked already"))
     again = experiment(options(tmp_path, attacks=["unlearn-diff"]))
     assert again["scores"]["erased"]["efficacy_implicit"] == record["scores"]["erased"]["efficacy_implicit"]
     assert again["attacks"]["unlearn-diff"]["rows"] == attack["rows"]

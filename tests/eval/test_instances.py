@@ -12,13 +12,13 @@ from PIL import Image
 from erasure import tinyworld
 from erasure.eval.protocols.instances import record as instance_record
 from erasure.eval.protocols.instances.metrics import WorldInstanceMetrics
-from erasure.eval.protocols.instances.prompts import KEPT, Ask, known_asks, named_asks
-from erasure.eval.protocols.instances.scores import InstanceScores, instance_looks, instance_scores
+from erasure.eval.protocols.instances.prompts import KEPT, InstanceRequest, class_requests, known_requests
+from erasure.eval.protocols.instances.scores import InstanceScores, instance_scores, read_instance
 from erasure.profile import profile_of
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 from experiments import instance_experiments
-from experiments.instance_experiments import drawings, main, removal_asks
+from experiments.instance_experiments import drawings, main, removal_requests
 
 
 @pytest.fixture(scope="module")
@@ -28,57 +28,57 @@ def judge() -> WorldInstanceMetrics:
     )
 
 
-def drawn(asks: list[Ask], who: str, *, forget: str = "") -> list[Image.Image]:
+def drawn(requests: list[InstanceRequest], who: str, *, forget: str = "") -> list[Image.Image]:
     """Draw what is asked for, with `who` for the instance; what is forgotten is left out of its pictures."""
     rng = random.Random("asks")
     made = []
-    for ask in asks:
-        style = next((part for part in ask.parts if part in vocabulary.STYLES), "photo")
-        scene = next((part for part in ask.parts if part in vocabulary.SCENES), "plain")
-        name = who if ask.group in ("alone", "composed") else ask.name
+    for request in requests:
+        style = next((part for part in request.parts if part in vocabulary.STYLES), "photo")
+        scene = next((part for part in request.parts if part in vocabulary.SCENES), "plain")
+        name = who if request.group in ("alone", "composed") else request.name
         if name in vocabulary.STYLES:
             style, name = name, "tree"
         if name in vocabulary.SCENES:
             scene, name = name, "tree"
-        others = [part for part in ask.parts if part in vocabulary.OBJECTS]
+        others = [part for part in request.parts if part in vocabulary.OBJECTS]
         names = [] if name == forget else [name, *others]
         made.append(draw(compose(names, rng, style=style, scene=scene if names else "beach")))
     return made
 
 
 def scored(
-    asks: list[Ask], judge: WorldInstanceMetrics, before: list[Image.Image], after: list[Image.Image]
+    requests: list[InstanceRequest], judge: WorldInstanceMetrics, before: list[Image.Image], after: list[Image.Image]
 ) -> InstanceScores:
-    return instance_scores(judge, *(instance_looks(asks, "dog", judge, images) for images in (before, after)))
+    return instance_scores(judge, *(read_instance(requests, "dog", judge, images) for images in (before, after)))
 
 
 def test_what_is_asked_covers_styles_scenes_and_company_with_seeds_of_their_own() -> None:
-    asks = known_asks(profile_of("tinyworld"), "dog", composed=40, kept=30)
-    parts = {part for ask in asks for part in ask.parts}
+    requests = known_requests(profile_of("tinyworld"), "dog", composed=40, kept=30)
+    parts = {part for request in requests for part in request.parts}
     assert {*vocabulary.STYLES[1:], *vocabulary.SCENES[1:], "house", "tree"} <= parts
     assert not parts & {"gun", "cat"}
-    assert len({ask.seed for ask in asks}) == len(asks)
-    for ask in asks:
-        assert ("{}" in ask.prompt) == (ask.group in ("alone", "composed"))
-        assert ask.filled("<rusty> dog").count("<rusty> dog") == (ask.group in ("alone", "composed"))
-    names = {group: {ask.name for ask in asks if ask.group == group} for group in KEPT}
+    assert len({request.seed for request in requests}) == len(requests)
+    for request in requests:
+        assert ("{}" in request.prompt) == (request.group in ("alone", "composed"))
+        assert request.filled("<rusty> dog").count("<rusty> dog") == (request.group in ("alone", "composed"))
+    names = {group: {request.name for request in requests if request.group == group} for group in KEPT}
     assert names["class"] == {"dog"}
     assert {"cat", "Biscuit", "Mittens"} <= names["siblings"]
     assert not names["unrelated"] & (names["siblings"] | names["class"])
 
 
 def test_a_removed_individual_is_asked_for_and_is_no_sibling() -> None:
-    asks = removal_asks(10, 30)
-    assert all("Biscuit" in ask.prompt for ask in asks if ask.group == "alone")
-    assert not any("Biscuit" in ask.prompt for ask in asks if ask.group != "alone")
-    assert not any(ask.group == "composed" for ask in asks)
+    requests = removal_requests(10, 30)
+    assert all("Biscuit" in request.prompt for request in requests if request.group == "alone")
+    assert not any("Biscuit" in request.prompt for request in requests if request.group != "alone")
+    assert not any(request.group == "composed" for request in requests)
 
 
 def test_the_real_individual_scores_high_and_another_of_its_class_low(judge: WorldInstanceMetrics) -> None:
-    asks = known_asks(profile_of("tinyworld"), "dog", composed=16, kept=8)
-    plain, real = drawn(asks, "dog"), drawn(asks, "Rusty")
-    one = scored(asks, judge, plain, real)
-    other = scored(asks, judge, plain, plain)
+    requests = known_requests(profile_of("tinyworld"), "dog", composed=16, kept=8)
+    plain, real = drawn(requests, "dog"), drawn(requests, "Rusty")
+    one = scored(requests, judge, plain, real)
+    other = scored(requests, judge, plain, plain)
     assert one.likeness["identity"]["alone"].value > 0.6
     assert abs(other.likeness["identity"]["alone"].value) < 0.35
     assert one.composed is not None
@@ -90,13 +90,13 @@ def test_the_real_individual_scores_high_and_another_of_its_class_low(judge: Wor
 
 
 def test_a_class_that_is_lost_is_seen(judge: WorldInstanceMetrics) -> None:
-    asks = known_asks(profile_of("tinyworld"), "dog", composed=4, kept=8)
-    before = drawn(asks, "dog")
+    requests = known_requests(profile_of("tinyworld"), "dog", composed=4, kept=8)
+    before = drawn(requests, "dog")
     after = [
-        image if ask.group != "class" else Image.fromarray(np.full((64, 64, 3), 200, np.uint8))
-        for ask, image in zip(asks, before, strict=True)
+        image if request.group != "class" else Image.fromarray(np.full((64, 64, 3), 200, np.uint8))
+        for request, image in zip(requests, before, strict=True)
     ]
-    scores = scored(asks, judge, before, after)
+    scores = scored(requests, judge, before, after)
     assert scores.retention["class"] is not None
     assert scores.retention["class"].value < 0.2
     assert scores.retention["siblings"] is not None
@@ -105,12 +105,12 @@ def test_a_class_that_is_lost_is_seen(judge: WorldInstanceMetrics) -> None:
 
 
 def test_other_models_are_asked_without_what_nobody_named() -> None:
-    asks = named_asks("mug", (), composed=5, kept=3)
-    assert not any(ask.group == "siblings" for ask in asks)
-    assert [ask.name for ask in named_asks("mug", ("cup",), composed=1, kept=2) if ask.group == "siblings"] == [
-        "cup"
-    ] * 2
-    company = next(ask for ask in asks if ask.parts)
+    requests = class_requests("mug", (), composed=5, kept=3)
+    assert not any(request.group == "siblings" for request in requests)
+    assert [
+        request.name for request in class_requests("mug", ("cup",), composed=1, kept=2) if request.group == "siblings"
+    ] == ["cup"] * 2
+    company = next(request for request in requests if request.parts)
     assert company.texts("mug") == ["a photo of a mug on the beach", "a photo of a mug", "the beach"]
 
 

@@ -22,8 +22,8 @@ from erasure.eval.protocols import public_metrics as public
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.measures import Measures
 from erasure.eval.protocols.public_metrics import PublicMetrics
-from erasure.eval.protocols.rows import reference_rows
 from erasure.eval.protocols.sources import metrics_of
+from erasure.eval.protocols.variants import reference_variants
 from erasure.eval.stats.scores import Setup
 from tests.eval import world
 from tests.eval.metrics.tiny_judges import mean_colour, open_clip_judge
@@ -154,7 +154,7 @@ def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch:
     assert not shown.concepts
     judges = PublicMetrics(benchmark=only, clip=None, classifier=Shades(list(only.classes)), features=None)
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
-    rows = reference_rows(world.pipeline(), ["cat"])
+    rows = reference_variants(world.pipeline(), ["cat"])
     found = evaluate(rows, only, judges, sampler=Sampler(steps=2, batch_size=4)).as_json()
     assert not any(found["rows"].values())
     assert not any(found["concepts"].values())
@@ -213,7 +213,7 @@ def test_other_seeds_are_drawn_for_distances_that_are_computed_alone(
         benchmark = cifar10(tmp_path)
         judges = PublicMetrics.available(benchmark)
         assert judges.wants_reference == (judges.features is not None)
-        rows = reference_rows(world.pipeline(), ["cat"])[:1]
+        rows = reference_variants(world.pipeline(), ["cat"])[:1]
         found = evaluate(
             rows,
             benchmark,

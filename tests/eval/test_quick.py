@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from erasure import Concept
-from erasure.eval.protocols.plans import Probe, plan_known, plan_named
-from erasure.eval.protocols.quick import Measured, measure
+from erasure.eval.protocols.plans import PlannedImage, plan_known, plan_named
+from erasure.eval.protocols.quick import QuickMeasure, measure
 from erasure.eval.stats.scores import Rate
 from erasure.profile import profile_of
 from erasure.runs.schema import MeasureSettings
@@ -38,13 +38,13 @@ class Written:
         return torch.tensor([[float(len(self.shown[image.getpixel((0, 0))])), 1.0] for image in images])
 
 
-def compared(before: list[set[str]], after: list[set[str]]) -> Measured:
+def compared(before: list[set[str]], after: list[set[str]]) -> QuickMeasure:
     judge = Written(before, after)
     return measure(PROBES, judge, *judge.images)
 
 
-def probe(name: str, role) -> Probe:
-    return Probe(name=name, role=role, prompt=f"a {name}", seed=0)
+def probe(name: str, role) -> PlannedImage:
+    return PlannedImage(name=name, role=role, prompt=f"a {name}", seed=0)
 
 
 PROBES = [

@@ -16,9 +16,18 @@ from erasure.concept import Concept
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.attacks import attack_class
 from erasure.eval.images.ledger_images import Sampler
-from erasure.eval.protocols.red_team import ATTACKED, ORIGINAL, PLAIN, ROWS, Assault, Found, Tries, goals
-from erasure.eval.protocols.rows import ERASED, Row
+from erasure.eval.protocols.red_team import (
+    ATTACKED,
+    ORIGINAL,
+    PLAIN,
+    ROWS,
+    AttackedPrompt,
+    AttackRun,
+    Attempts,
+    attack_prompts,
+)
 from erasure.eval.protocols.sources import attack_of
+from erasure.eval.protocols.variants import ERASED, Variant
 from erasure.eval.reports.red_team_report import render, terminal_table, write_attack_report
 from erasure.progress import Progress
 from tests.tiny import sd1, text_weights
@@ -54,14 +63,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
 
 
-def assault(folder: Path, pipe: Any, *, judge: Any = None, name: str = "mma", **changes: Any) -> Assault:
+def assault(folder: Path, pipe: Any, *, judge: Any = None, name: str = "mma", **changes: Any) -> AttackRun:
     settings: dict[str, dict[str, Any]] = {
         "mma": {"tokens": 4, "rounds": 2, "candidates": 4, "top": 4},
         "unlearn-diff": {"tokens": 2, "rounds": 2, "batch_size": 1},
     }
     given: dict[str, Any] = {
         "folder": folder,
-        "erased": Row(name=ERASED, pipe=pipe, about="nothing is changed", edit="abc"),
+        "erased": Variant(name=ERASED, pipe=pipe, about="nothing is changed", edit="abc"),
         "concepts": (CAT,),
         "attack": attack_class(name)(**settings[name]),
         "sampler": Sampler(steps=1, guidance_scale=2.0),
@@ -70,14 +79,14 @@ def assault(folder: Path, pipe: Any, *, judge: Any = None, name: str = "mma", **
         "second": Bright(300.0),
         "model": "tiny",
     }
-    return Assault(**given | changes)
+    return AttackRun(**given | changes)
 
 
 def test_success_stops_the_tries_and_is_put_to_the_second_judge(tmp_path: Path) -> None:
     found = assault(tmp_path, sd1())
     found.run(PROMPTS)
     for each in found.found:
-        assert each.rows == dict.fromkeys(ROWS, Tries(first=1, made=1, confirmed=False))
+        assert each.rows == dict.fromkeys(ROWS, Attempts(first=1, made=1, confirmed=False))
     assert [rate.value for rate in found.rates(ATTACKED)] == [1.0] * 6
     agreed = found.confirmed(ATTACKED)
     assert agreed is not None
@@ -88,7 +97,7 @@ def test_without_success_every_row_gets_the_whole_budget(tmp_path: Path) -> None
     judge = Bright(300.0)
     found = assault(tmp_path, sd1(), judge=judge)
     found.run(PROMPTS[:1])
-    assert found.found[0].rows == dict.fromkeys(ROWS, Tries(first=None, made=6, confirmed=None))
+    assert found.found[0].rows == dict.fromkeys(ROWS, Attempts(first=None, made=6, confirmed=None))
     assert judge.looked == 3 * 6
     assert found.confirmed(ATTACKED) is None
     assert all(found.picture(0, row).is_file() for row in ROWS)
@@ -119,7 +128,7 @@ def test_a_white_box_attack_looks_at_what_is_in_force(tmp_path: Path) -> None:
         yield
         weight.data = before
 
-    row = Row(name=ERASED, pipe=pipe, about="deaf", applied=applied, edit="deaf")
+    row = Variant(name=ERASED, pipe=pipe, about="deaf", applied=applied, edit="deaf")
     assault(tmp_path / "white", pipe, name="unlearn-diff", erased=row).run(PROMPTS[:1])
     assert len(inside) == 3  # the search, its pictures, the plain prompt's pictures
     inside.clear()
@@ -140,7 +149,7 @@ def test_it_goes_on_where_it_ended_and_refuses_what_is_not_the_same(tmp_path: Pa
     assert judge.looked == 3 * 4  # one prompt only, a batch a row
     assert [step.done for step in steps if step.stage == "prompts"] == [3]
     assert again.found == [
-        Found.from_json(each) for each in json.loads((tmp_path / "attack.json").read_text())["found"]
+        AttackedPrompt.from_json(each) for each in json.loads((tmp_path / "attack.json").read_text())["found"]
     ]
     with pytest.raises(InputError, match="expected an attack with the same budget, got another"):
         assault(tmp_path, pipe, budget=7).run(PROMPTS)
@@ -161,13 +170,13 @@ def test_rates_count_successes_within_so_many_pictures(tmp_path: Path) -> None:
     found = assault(tmp_path, sd1())
     firsts = (1, 3, None, 6)
     found.found = [
-        Found(
+        AttackedPrompt(
             concept="cat",
             prompt="a cat",
             seed=0,
             text="x",
             ids=((1,),),
-            rows=dict.fromkeys(ROWS, Tries(first=first, made=first or 6, confirmed=None if first is None else True)),
+            rows=dict.fromkeys(ROWS, Attempts(first=first, made=first or 6, confirmed=None if first is None else True)),
         )
         for first in firsts
     ]
@@ -188,11 +197,11 @@ def test_the_page_shows_every_prompt_and_needs_no_network(tmp_path: Path) -> Non
 
 def test_goals_take_turns_with_seeds_of_their_own() -> None:
     gun, knife = Concept(target="gun", kind="unsafe"), Concept(target="knife", kind="unsafe", aliases=("dagger",))
-    of_world = goals([gun, knife], 8, model="tinyworld")
+    of_world = attack_prompts([gun, knife], 8, model="tinyworld")
     assert [concept.target for concept, _, _ in of_world] == ["gun", "knife"] * 4
     assert all(concept.target in prompt for concept, prompt, _ in of_world)
     assert len({seed for _, _, seed in of_world}) == 8
-    elsewhere = goals([knife], 4, model="some/model")
+    elsewhere = attack_prompts([knife], 4, model="some/model")
     assert {"knife", "dagger"} == {word for _, prompt, _ in elsewhere for word in ("knife", "dagger") if word in prompt}
 
 

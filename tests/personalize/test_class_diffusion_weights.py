@@ -9,8 +9,8 @@ from PIL import Image
 
 from erasure.backbones import backbone_of
 from erasure.eval.protocols.instances.metrics import PublicInstanceMetrics
-from erasure.eval.protocols.instances.prompts import named_asks
-from erasure.eval.protocols.instances.scores import instance_looks, instance_scores
+from erasure.eval.protocols.instances.prompts import class_requests
+from erasure.eval.protocols.instances.scores import instance_scores, read_instance
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.sampling import sample
 from tests import tiny
@@ -35,14 +35,18 @@ def test_a_larger_weight_composes_better_and_looks_less_alike() -> None:
     if not {"clip_i", "clip_score"} <= judge.setups.keys():
         pytest.skip(f"no CLIP weights in the local cache: {judge.skipped}")
     instance = Instance(token="<owl>", class_word="toy", pictures=pictures)
-    asks = [ask for ask in named_asks("toy", (), composed=32, kept=1) if ask.group in ("alone", "composed", "class")]
+    requests = [
+        request
+        for request in class_requests("toy", (), composed=32, kept=1)
+        if request.group in ("alone", "composed", "class")
+    ]
     found = {}
     for weight in (0.0, 100.0):
         edit = ClassDiffusion(spl_weight=weight).fit(backbone_of(pipe), [instance])
         with edit.applied_to(pipe):
-            prompts = [ask.filled(instance.phrase) for ask in asks]
-            images = sample(pipe, prompts, [ask.seed for ask in asks], steps=30, guidance_scale=7.5)
-        looks = instance_looks(asks, "toy", judge, images)
+            prompts = [request.filled(instance.phrase) for request in requests]
+            images = sample(pipe, prompts, [request.seed for request in requests], steps=30, guidance_scale=7.5)
+        looks = read_instance(requests, "toy", judge, images)
         found[weight] = instance_scores(judge, looks, looks)
     assert found[100.0].fits["clip_score"]["whole"].value > found[0.0].fits["clip_score"]["whole"].value
     assert found[100.0].likeness["clip_i"]["alone"].value < found[0.0].likeness["clip_i"]["alone"].value

@@ -14,7 +14,7 @@ KEPT: tuple[Group, ...] = ("class", "siblings", "unrelated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class InstanceRequest:
     """One picture to be made by every state of the model.
 
     Attributes:
@@ -61,7 +61,7 @@ _UNRELATED = (
 )
 
 
-def known_asks(
+def known_requests(
     profile: ModelProfile,
     class_word: str,
     *,
@@ -69,7 +69,7 @@ def known_asks(
     kept: int,
     first_seed: int = 3_000_000,
     without: Sequence[str] = (),
-) -> list[Ask]:
+) -> list[InstanceRequest]:
     """Return the prompts for a model whose concepts are known: the instance in every context, and all that should stay.
 
     Args:
@@ -96,9 +96,9 @@ def known_asks(
     return _numbered(wanted, first_seed)
 
 
-def named_asks(
+def class_requests(
     class_word: str, siblings: Sequence[str], *, composed: int, kept: int, first_seed: int = 3_000_000
-) -> list[Ask]:
+) -> list[InstanceRequest]:
     """Return what any other model is asked; without siblings that group is empty. For arguments see `known_asks`."""
     wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
         *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
@@ -113,8 +113,8 @@ def named_asks(
     return _numbered(wanted, first_seed)
 
 
-def _numbered(wanted: Sequence[tuple[Group, str, str, tuple[str, ...]]], first_seed: int) -> list[Ask]:
+def _numbered(wanted: Sequence[tuple[Group, str, str, tuple[str, ...]]], first_seed: int) -> list[InstanceRequest]:
     return [
-        Ask(group=group, prompt=prompt, seed=first_seed + at, name=name, parts=parts)
+        InstanceRequest(group=group, prompt=prompt, seed=first_seed + at, name=name, parts=parts)
         for at, (group, prompt, name, parts) in enumerate(wanted)
     ]

@@ -21,10 +21,10 @@ from erasure.runs.schema import MeasureSettings
 from erasure.tinyworld.oracle import Oracle
 
 from ...images.ledger_images import Pictures, Sampler
-from ...reports.instance_report import ORIGINAL, State, write_instance_report
+from ...reports.instance_report import ORIGINAL, InstanceState, write_instance_report
 from .metrics import InstanceMetrics, PublicInstanceMetrics, WorldInstanceMetrics
-from .prompts import Ask, known_asks, named_asks
-from .scores import InstanceLooks, instance_looks, instance_scores
+from .prompts import InstanceRequest, class_requests, known_requests
+from .scores import InstanceReadings, instance_scores, read_instance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class InstanceRecord:
         kept: Pictures of each group that should stay.
         siblings: What is like its class, for models of which that is not known.
         device: Where judges run.
-        own_asks: What the pictures are made for, in the place of what is asked of every instance.
+        fixed_requests: What the pictures are made for, in the place of what is asked of every instance.
     """
 
     folder: Path
@@ -53,16 +53,16 @@ class InstanceRecord:
     kept: int = 12
     siblings: Sequence[str] = ()
     device: str = "cpu"
-    own_asks: tuple[Ask, ...] = ()
+    fixed_requests: tuple[InstanceRequest, ...] = ()
 
     @property
-    def asks(self) -> list[Ask]:
+    def requests(self) -> list[InstanceRequest]:
         """What the pictures are made for."""
-        if self.own_asks:
-            return list(self.own_asks)
+        if self.fixed_requests:
+            return list(self.fixed_requests)
         if self._profile.concepts:
-            return known_asks(self._profile, self._class, composed=self.composed, kept=self.kept)
-        return named_asks(self._class, self.siblings, composed=self.composed, kept=self.kept)
+            return known_requests(self._profile, self._class, composed=self.composed, kept=self.kept)
+        return class_requests(self._class, self.siblings, composed=self.composed, kept=self.kept)
 
     @property
     def sampler(self) -> Sampler:
@@ -91,7 +91,7 @@ class InstanceRecord:
 
     def measure(
         self, edits: Mapping[str, WeightEdit], metrics: InstanceMetrics | None, on_progress: OnProgress | None = None
-    ) -> list[State]:
+    ) -> list[InstanceState]:
         """Return the original and what each edit makes of it; pictures that are there already are not made again.
 
         Args:
@@ -102,13 +102,13 @@ class InstanceRecord:
         Raises:
             InputError: The folder cannot be written.
         """
-        asks = self.asks
+        requests = self.requests
         store = Pictures(folder=self.folder / "made", sampler=self.sampler)
-        states: list[State] = []
-        before: InstanceLooks | None = None
+        states: list[InstanceState] = []
+        before: InstanceReadings | None = None
         for name, edit in [(ORIGINAL, None), *edits.items()]:
             phrase = self._class if edit is None else self.instance.phrase
-            pairs = [(ask.filled(phrase), ask.seed) for ask in asks]
+            pairs = [(request.filled(phrase), request.seed) for request in requests]
             key = name if edit is None else f"{name}-{_identity(edit)}"
             missing = store.missing(key, pairs)
             if missing:
@@ -118,14 +118,18 @@ class InstanceRecord:
             images = store.get(key, pairs)
             scores = None
             if metrics is not None:
-                looks = instance_looks(asks, self._class, metrics, images)
+                looks = read_instance(requests, self._class, metrics, images)
                 before = before or looks
                 scores = instance_scores(metrics, before, looks)
-            states.append(State(name=name, phrase=phrase, images=images, scores=scores))
+            states.append(InstanceState(name=name, phrase=phrase, images=images, scores=scores))
         return states
 
     def write(
-        self, states: Sequence[State], metrics: InstanceMetrics | None, facts: Mapping[str, Any], name: str = "report"
+        self,
+        states: Sequence[InstanceState],
+        metrics: InstanceMetrics | None,
+        facts: Mapping[str, Any],
+        name: str = "report",
     ) -> Path:
         """Write the page, and the numbers beside it, and return the page's path.
 
@@ -148,7 +152,7 @@ class InstanceRecord:
             self.folder,
             name=name,
             title=f"{self.instance.token}, a {self.instance.class_word}: {', '.join(state.name for state in states)}",
-            asks=self.asks,
+            requests=self.requests,
             states=states,
             pictures=self.pictures,
             metrics=metrics,

@@ -16,7 +16,7 @@ from erasure.judge import shows_each
 from ...metrics.caption_match import UNIT as CAPTION_UNIT
 from ...stats.scores import Rate, Score, Setup, kept_rate
 from .metrics import InstanceMetrics
-from .prompts import KEPT, Ask, Group
+from .prompts import KEPT, Group, InstanceRequest
 
 # Groups differ in size: each array has a length of its own.
 Values = Float[np.ndarray, " _"]
@@ -57,7 +57,7 @@ class InstanceScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstanceLooks:
+class InstanceReadings:
     """What a judge makes of one state's pictures, by group.
 
     Attributes:
@@ -75,21 +75,21 @@ class InstanceLooks:
     fits: Mapping[str, Mapping[str, Values]]
 
 
-def instance_looks(
-    asks: Sequence[Ask], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
-) -> InstanceLooks:
+def read_instance(
+    requests: Sequence[InstanceRequest], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
+) -> InstanceReadings:
     """Have the pictures of one state looked at, each once by each measure.
 
     Args:
-        asks: What was asked for.
+        requests: What was asked for.
         class_word: What the instance is one of: judges do not know its new word.
         metrics: Metrics of the instance.
         images: In the order of the asks.
     """
-    rows = {group: [at for at, ask in enumerate(asks) if ask.group == group] for group in get_args(Group)}
+    rows = {group: [at for at, request in enumerate(requests) if request.group == group] for group in get_args(Group)}
 
-    def of(group: str) -> tuple[list[Ask], list[Image.Image]]:
-        return [asks[at] for at in rows[group]], [images[at] for at in rows[group]]
+    def of(group: str) -> tuple[list[InstanceRequest], list[Image.Image]]:
+        return [requests[at] for at in rows[group]], [images[at] for at in rows[group]]
 
     likeness: dict[str, dict[str, Float[np.ndarray, " n"]]] = {}
     for group in ("alone", "composed", "class"):
@@ -97,19 +97,22 @@ def instance_looks(
             likeness.setdefault(name, {})[group] = values
     company, shown = of("composed")
     kept = {group: of(group) for group in KEPT if rows[group]}
-    return InstanceLooks(
+    return InstanceReadings(
         likeness=likeness,
         parts=_parts(company, class_word, metrics, shown),
         composed=_composed(company, metrics, shown),
-        seen={group: _seen(metrics, pictures, [ask.name for ask in some]) for group, (some, pictures) in kept.items()},
+        seen={
+            group: _seen(metrics, pictures, [request.name for request in some])
+            for group, (some, pictures) in kept.items()
+        },
         fits={
-            group: metrics.fits(pictures, [ask.filled(class_word) for ask in some])
+            group: metrics.fits(pictures, [request.filled(class_word) for request in some])
             for group, (some, pictures) in kept.items()
         },
     )
 
 
-def instance_scores(metrics: InstanceMetrics, before: InstanceLooks, after: InstanceLooks) -> InstanceScores:
+def instance_scores(metrics: InstanceMetrics, before: InstanceReadings, after: InstanceReadings) -> InstanceScores:
     """Score one state beside the original.
 
     Args:
@@ -146,10 +149,10 @@ def _mean(values: Float[np.ndarray, " n"], setup: Setup) -> Score:
 
 
 def _parts(
-    company: Sequence[Ask], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
+    company: Sequence[InstanceRequest], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
 ) -> dict[str, list[Float[np.ndarray, " n"]]]:
     by_part: dict[str, list[Float[np.ndarray, " n"]]] = {}
-    texts = [ask.texts(class_word) for ask in company]
+    texts = [request.texts(class_word) for request in company]
     for part in range(max(map(len, texts), default=0)):
         for name, values in metrics.fits(images, [each[min(part, len(each) - 1)] for each in texts]).items():
             by_part.setdefault(name, []).append(values)
@@ -157,13 +160,13 @@ def _parts(
 
 
 def _composed(
-    company: Sequence[Ask], metrics: InstanceMetrics, images: Sequence[Image.Image]
+    company: Sequence[InstanceRequest], metrics: InstanceMetrics, images: Sequence[Image.Image]
 ) -> Bool[np.ndarray, " n"] | None:
-    seen = _seen(metrics, images, [ask.name for ask in company]) if company else None
+    seen = _seen(metrics, images, [request.name for request in company]) if company else None
     if seen is None:
         return None
-    for part in range(max(len(ask.parts) for ask in company)):
-        also = _seen(metrics, images, [ask.parts[min(part, len(ask.parts) - 1)] for ask in company])
+    for part in range(max(len(request.parts) for request in company)):
+        also = _seen(metrics, images, [request.parts[min(part, len(request.parts) - 1)] for request in company])
         seen = seen & also if also is not None else seen
     return seen
 

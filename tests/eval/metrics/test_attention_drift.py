@@ -7,11 +7,11 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
-from erasure.eval.metrics.attention_drift import UNITS, AttentionDrift, Beside, overlap_index, retention_index
+from erasure.eval.metrics.attention_drift import UNITS, AttentionDrift, DriftPrompt, overlap_index, retention_index
 from tests import tiny
 
 LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-ASK = Beside(prompt="a photo of a cat and a tree", removed="cat", beside="tree", seed=0)
+ASK = DriftPrompt(prompt="a photo of a cat and a tree", removed="cat", beside="tree", seed=0)
 
 
 def drift(pipe: Any) -> AttentionDrift:
@@ -55,11 +55,11 @@ def test_a_change_of_the_keys_is_seen() -> None:
 
 
 def test_masses_are_shares_and_stream() -> None:
-    asks = [ASK, Beside(prompt="a tree beside a cat", removed="cat", beside="tree", seed=3)]
+    prompts = [ASK, DriftPrompt(prompt="a tree beside a cat", removed="cat", beside="tree", seed=3)]
     whole, parts = drift(tiny.sd1()), drift(tiny.sd1())
-    whole.update(asks)
-    for ask in asks:
-        parts.update([ask])
+    whole.update(prompts)
+    for prompt in prompts:
+        parts.update([prompt])
     for name, score in whole.compute().items():
         assert score.n == 2
         assert score.value == pytest.approx(parts.compute()[name].value, rel=1e-5)
@@ -68,4 +68,4 @@ def test_masses_are_shares_and_stream() -> None:
 
 def test_words_that_the_prompt_lacks() -> None:
     with pytest.raises(InputError, match="expected words of the prompt"):
-        drift(tiny.sd1()).update([Beside(prompt="a photo of a cat", removed="cat", beside="tree", seed=0)])
+        drift(tiny.sd1()).update([DriftPrompt(prompt="a photo of a cat", removed="cat", beside="tree", seed=0)])

@@ -26,7 +26,7 @@ STRENGTH = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Variant:
     """One model of an evaluation.
 
     Attributes:
@@ -53,7 +53,7 @@ class Row:
         with self.applied():
             sampled = replace(sampler, negative_prompt=self.negative_prompt)
             manifest = Manifest.of(self.pipe, prompts, seeds, sampled, self.edit)
-        return ImageStore(folder=(self.folder or picture_cache()) / manifest.id, manifest=manifest)
+        return ImageStore(folder=(self.folder or image_cache()) / manifest.id, manifest=manifest)
 
     def fill(self, store: ImageStore, batch_size: int, on_progress: OnProgress | None = None) -> ImageStore:
         """Make the row's pictures that its store lacks, and return it."""
@@ -61,18 +61,20 @@ class Row:
             return fill(self.pipe, store, batch_size=batch_size, on_progress=on_progress)
 
 
-def picture_cache() -> Path:
+def image_cache() -> Path:
     """Return where pictures of unedited models are kept for later evaluations: $ERASURE_CACHE or ~/.cache/erasure."""
     return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure") / "pictures"
 
 
-def reference_rows(pipe: Any, removed: Sequence[str]) -> list[Row]:
+def reference_variants(pipe: Any, removed: Sequence[str]) -> list[Variant]:
     """Return the original, the original with the removed names as negative prompt, and the destroyed model."""
     negative = ", ".join(removed)
     return [
-        Row(name=ORIGINAL, pipe=pipe, about="the original model"),
-        Row(name=NEGATIVE, pipe=pipe, about=f"the original, negative prompt {negative!r}", negative_prompt=negative),
-        Row(
+        Variant(name=ORIGINAL, pipe=pipe, about="the original model"),
+        Variant(
+            name=NEGATIVE, pipe=pipe, about=f"the original, negative prompt {negative!r}", negative_prompt=negative
+        ),
+        Variant(
             name=DESTROYED,
             pipe=pipe,
             about=f"the original, noise of {STRENGTH:g} standard deviations on every weight tensor of the denoiser",

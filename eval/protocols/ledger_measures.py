@@ -23,7 +23,7 @@ from erasure.runs.schema import MeasureSettings
 
 from ..images.ledger_images import Pictures, Sampler
 from ..stats.allocation import evenly
-from .plans import Probe, pairs_of, plan_of
+from .plans import PlannedImage, pairs_of, plan_of
 from .quick import measure
 
 ORIGINAL = "original"
@@ -42,7 +42,7 @@ class Strip:
         seen: Whether the judge sees it, by column; None without a judge.
     """
 
-    probe: Probe
+    probe: PlannedImage
     images: tuple[Image.Image, ...]
     seen: tuple[bool | None, ...]
 
@@ -52,7 +52,7 @@ def headings(ledger: Ledger) -> list[str]:
     return [f"{'+ ' if at else ''}{_targets(entry)} removed" for at, entry in enumerate(ledger.standing)]
 
 
-class Record:
+class LedgerMeasures:
     """Measures and pictures of one ledger.
 
     Args:
@@ -145,7 +145,7 @@ class Record:
             for at, probe in enumerate(probes)
         ]
 
-    def _seen(self, probes: Sequence[Probe], images: Sequence[Image.Image]) -> list[bool | None]:
+    def _seen(self, probes: Sequence[PlannedImage], images: Sequence[Image.Image]) -> list[bool | None]:
         judge = self._judge()
         if judge is None:
             return [None] * len(probes)
@@ -188,10 +188,10 @@ class Record:
         return folder / f"{entry.id}.json"
 
 
-def _showcase(probes: Sequence[Probe]) -> list[Probe]:
+def _showcase(probes: Sequence[PlannedImage]) -> list[PlannedImage]:
     """Return the first two probes of each removed concept and the first of each kept one, within a page's length."""
     taken: dict[str, int] = {}
-    chosen: list[Probe] = []
+    chosen: list[PlannedImage] = []
     for probe in probes:
         taken[probe.name] = taken.get(probe.name, 0) + 1
         if taken[probe.name] <= (2 if probe.role == "removed" else 1):
