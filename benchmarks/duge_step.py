@@ -85,7 +85,7 @@ def measured(case: str, steps: int) -> dict[str, Any]:
         if step.stage == "fit":
             moments.append(time.perf_counter())
         else:
-            before = resident()  # pictures are made before the first update
+            before = resident()  # images are made before the first update
 
     if case.startswith("training"):
         plain, context = replace(duge, distill=False), FitContext(backbone=backbone)

@@ -1,4 +1,4 @@
-"""Making and measuring the pictures of an evaluation: against the raw pipeline, and as their number grows."""
+"""Making and measuring the images of an evaluation: against the raw pipeline, and as their number grows."""
 
 import random
 import tempfile
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64, help="a repeat")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=profile_of("tinyworld").sampling.steps)
-    parser.add_argument("--toy", action="store_true", help="few pictures and steps, to try the script")
+    parser.add_argument("--toy", action="store_true", help="few images and steps, to try the script")
     options = parser.parse_args()
     if options.toy:
         options.pictures, options.batch, options.steps, options.repeats = 4, 2, 2, 2
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def generation(options: Any) -> dict[str, Any]:
-    """Return pictures a second of the raw pipeline and of the store, alternating, and their ratio."""
+    """Return images a second of the raw pipeline and of the store, alternating, and their ratio."""
     pipe = tinyworld.load()
     names = vocabulary.concepts()
     prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.pictures)]
@@ -81,14 +81,14 @@ def generation(options: Any) -> dict[str, Any]:
 
 
 def texts() -> dict[str, Any]:
-    """Return how many texts the judge's tower reads for 400 pictures of 20 prompts."""
+    """Return how many texts the judge's tower reads for 400 images of 20 prompts."""
     from erasure.eval.metrics.clip_score import ClipScore
 
     judge, read = tinyworld.load_clip(), []
 
     class Counting:
-        def image_features(self, pictures: list[Any], /) -> torch.Tensor:
-            return judge.image_features(pictures)
+        def image_features(self, images: list[Any], /) -> torch.Tensor:
+            return judge.image_features(images)
 
         def text_features(self, texts: list[str], /) -> torch.Tensor:
             read.extend(texts)
@@ -103,10 +103,10 @@ def texts() -> dict[str, Any]:
 
 
 def memory(counts: list[int]) -> list[dict[str, Any]]:
-    """Return the peak memory of measuring two rows, for growing numbers of pictures, a process each."""
+    """Return the peak memory of measuring two rows, for growing numbers of images, a process each."""
     results = []
     for count in counts:
-        # A process reads the next number of pictures with nothing left over from the last.
+        # A process reads the next number of images with nothing left over from the last.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             results.append(pool.submit(measuring, count).result())
     return results

@@ -1,8 +1,8 @@
-"""Making pictures in several processes with `accelerate launch`, against one process, on the tiny world.
+"""Making images in several processes with `accelerate launch`, against one process, on the tiny world.
 
 One process has all cores' threads; several share them out, so that the same machine does the work. Seconds are from the
-loaded model to the last picture in the folder; what starting the processes takes stands beside them. The run compares
-the pictures.
+loaded model to the last image in the folder; what starting the processes takes stands beside them. The run compares
+the images.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=profile_of("tinyworld").sampling.steps)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--toy", action="store_true", help="few pictures and steps, to try the script")
+    parser.add_argument("--toy", action="store_true", help="few images and steps, to try the script")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.set_defaults(repeats=3)
     options = parser.parse_args()
@@ -61,9 +61,9 @@ def main() -> None:
         result["largest_difference"] = apart
         print(
             f"{result['processes']} processes, {result['threads']} threads each: {result['images_per_second']:.2f}"
-            f" pictures a second, {result['ratio']:.2f} x, and {result['start_seconds']:.1f} s to start"
+            f" images a second, {result['ratio']:.2f} x, and {result['start_seconds']:.1f} s to start"
         )
-    print(f"the same pictures to {apart} of 255")
+    print(f"the same images to {apart} of 255")
     write_run(options, name="processes", version=VERSION, results=results, started=started, torch=torch)
 
 
@@ -91,7 +91,7 @@ def launched(processes: int, folder: Path, options: argparse.Namespace) -> dict[
 
 
 def work(options: argparse.Namespace) -> None:
-    """Make this process's share of the pictures."""
+    """Make this process's share of the images."""
     state = PartialState(cpu=True)
     pipe, names = tinyworld.load(), vocabulary.concepts()
     prompts = [vocabulary.prompts_for(names[at % len(names)], 1)[0] for at in range(options.pictures)]
@@ -104,21 +104,21 @@ def work(options: argparse.Namespace) -> None:
     state.destroy_process_group()
 
 
-def summary(processes: int, found: list[dict[str, float]], pictures: int) -> dict[str, Any]:
-    """Return pictures a second by the median of the repeats."""
+def summary(processes: int, found: list[dict[str, float]], images: int) -> dict[str, Any]:
+    """Return images a second by the median of the repeats."""
     seconds = spread([each["seconds"] for each in found])
     return {
         "processes": processes,
         "threads": found[0]["threads"],
-        "pictures": pictures,
-        "images_per_second": pictures / seconds["seconds"],
+        "pictures": images,
+        "images_per_second": images / seconds["seconds"],
         **seconds,
         "start_seconds": spread([each["whole"] - each["seconds"] for each in found])["seconds"],
     }
 
 
 def largest_difference(one: Path, other: Path) -> int:
-    """Return how far a value of a picture is from the same in the other folder, at most, in [0, 255]."""
+    """Return how far a value of an image is from the same in the other folder, at most, in [0, 255]."""
     stores = ImageStore.open(one), ImageStore.open(other)
     pairs = ((np.asarray(Image.open(store.path(row)), np.int16) for store in stores) for row in range(len(stores[0])))
     return max(int(abs(first - second).max()) for first, second in pairs)

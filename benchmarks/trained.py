@@ -3,10 +3,10 @@
 - ours: the eraser's own `fit`;
 - batched: a plain loop with a copy of the denoiser as the student and a pass for each model and prompt, every reference
   computed again at every step;
-- plain: the same loop with one picture at a time, as the methods' published scripts train.
+- plain: the same loop with one image at a time, as the methods' published scripts train.
 
 All draw the same numbers, and the run compares the weights that come out. Each runs in a process of its own, so that
-its peak of memory is its own: what the process holds above what it held before the first step. Pictures that a method
+its peak of memory is its own: what the process holds above what it held before the first step. Images that a method
 trains on are made before, and are no part of the time.
 """
 
@@ -144,7 +144,7 @@ class Case:
         concept: What is removed.
         settings: The eraser.
         trained: Accepts the full names of the parameters that the loops train.
-        ready: Returns the eraser for a number of updates, with its pictures in the history's folder.
+        ready: Returns the eraser for a number of updates, with its images in the history's folder.
         plain: The plain loop.
     """
 
@@ -161,7 +161,7 @@ def ready_esd(backbone: Backbone, settings: ESD, steps: int, history: History) -
 
 
 def ready_duge(backbone: Backbone, settings: DUGE, steps: int, history: History) -> DUGE:
-    """DUGE's pictures are made by a fit of no update."""
+    """DUGE's images are made by a fit of no update."""
     replace(settings, steps=0).fit([CAT], FitContext(backbone=backbone, history=history))
     return replace(settings, steps=steps)
 

@@ -134,11 +134,11 @@ class InPlace(Removals):
 
 @dataclass(frozen=True, kw_only=True)
 class StateReading:
-    """What the judges see in the pictures of one state.
+    """What the judges see in the images of one state.
 
     Attributes:
-        seen: For each probe, whether the picture shows what was asked for.
-        features: The judge's, of the kept concepts' pictures.
+        seen: For each probe, whether the image shows what was asked for.
+        features: The judge's, of the kept concepts' images.
     """
 
     seen: np.ndarray
@@ -146,7 +146,7 @@ class StateReading:
 
 
 def main() -> None:
-    """Go through one sequence and write run.json, and one picture of it."""
+    """Go through one sequence and write run.json, and one image of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="a config of `erasure remove`; its eraser is used")
     parser.add_argument("--order", choices=ORDERS, default="a")
@@ -199,12 +199,12 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         weights = _cross_attention(pipe)
         looks, drifts = {}, {}
         for n in (0, *options.points):
-            pictures = Pictures(folder=(options.work if not n else work) / "pictures", sampler=sampler)
+            images = Pictures(folder=(options.work if not n else work) / "pictures", sampler=sampler)
             state = f"after-{n}"
             with removals.applied(n):
-                pictures.make(state, pipe, pairs_of(probes), staged(on_progress, f"images after {n}"))
+                images.make(state, pipe, pairs_of(probes), staged(on_progress, f"images after {n}"))
                 drifts[n] = _drift(weights, _cross_attention(pipe))
-            looks[n] = eyes.look(pictures, state)
+            looks[n] = eyes.look(images, state)
     measured = {n: _measured(probes, looks[n], looks[0], targets[:n], drifts[n]) for n in looks}
     return {
         "benchmark": "continual",
@@ -237,14 +237,14 @@ def summary(record: Mapping[str, Any]) -> str:
 
 
 class _Eyes:
-    """The oracle, which tells what a picture shows, and the judge, whose features make distances."""
+    """The oracle, which tells what an image shows, and the judge, whose features make distances."""
 
     def __init__(self, probes: Sequence[PlannedImage]) -> None:
         self.probes = probes
         self.oracle, self.judge = tinyworld.load_oracle(), tinyworld.load_clip()
 
-    def look(self, pictures: Pictures, state: str) -> StateReading:
-        images = pictures.get(state, pairs_of(self.probes))
+    def look(self, images: Pictures, state: str) -> StateReading:
+        images = images.get(state, pairs_of(self.probes))
         reading = self.oracle.read(images)
         names = [probe.name for probe in self.probes]
         seen = np.array([bool(reading.sees(name)[at]) for at, name in enumerate(names)])

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2000, help="of the benchmark")
     parser.add_argument("--attacks", nargs="*", default=list(attack_names()), help="which; none leaves them out")
     parser.add_argument("--prompts", type=int, default=40, help="of each attack")
-    parser.add_argument("--budget", type=int, default=20, help="pictures of each prompt, at most")
+    parser.add_argument("--budget", type=int, default=20, help="images of each prompt, at most")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/family"))
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
     options = parser.parse_args()

@@ -96,8 +96,8 @@ The loss has the weight 1 where none is named; the others show what more of it t
 
 
 def drawings(name: str = LEARNED) -> list[Image.Image]:
-    """Return the five pictures that an individual is learned from."""
-    rng = random.Random(f"pictures of {name}")
+    """Return the five images that an individual is learned from."""
+    rng = random.Random(f"images of {name}")
     return [draw(compose([name], rng, scene=scene)) for scene in PLACES]
 
 
@@ -107,9 +107,9 @@ class Bench:
 
     Attributes:
         pipe: The tiny world's model.
-        work: Where fits and pictures are kept.
-        composed: Pictures of the instance in company, and as many of it alone.
-        kept: Pictures of each group that should stay.
+        work: Where fits and images are kept.
+        composed: Images of the instance in company, and as many of it alone.
+        kept: Images of each group that should stay.
         on_progress: Receives the progress of each stage.
     """
 
@@ -128,13 +128,13 @@ class Bench:
         return WeightEdit.load(path)
 
     def record(self, instance: Learned) -> InstanceRecord:
-        """Return what makes and judges the pictures."""
+        """Return what makes and judges the images."""
         return InstanceRecord(
             folder=self.work,
             pipe=self.pipe,
             base=DEFAULT_MODEL,
             instance=instance,
-            pictures=drawings(),
+            images=drawings(),
             composed=self.composed,
             kept=self.kept,
         )
@@ -250,7 +250,7 @@ def _removed(
 
 
 def _sheet(path: Path, requests: Sequence[InstanceRequest], states: Sequence[InstanceState]) -> None:
-    """Write the first pictures of each group, a row each, a column a state."""
+    """Write the first images of each group, a row each, a column a state."""
     rows = [at for group in ("alone", "composed", *KEPT) for at in _first(requests, group)]
     sheet = side_by_side(
         [state.name for state in states],
@@ -267,15 +267,15 @@ def _first(requests: Sequence[InstanceRequest], group: str) -> list[int]:
 
 
 def main() -> None:
-    """Run one of the two experiments and write run.json and a sheet of pictures."""
+    """Run one of the two experiments and write run.json and a sheet of images."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("experiment", choices=("learn", "remove"))
-    parser.add_argument("--composed", type=int, default=96, help="pictures of the instance alone, and in company")
-    parser.add_argument("--kept", type=int, default=60, help="pictures of each group that should stay")
+    parser.add_argument("--composed", type=int, default=96, help="images of the instance alone, and in company")
+    parser.add_argument("--kept", type=int, default=60, help="images of each group that should stay")
     parser.add_argument("--fit-seeds", type=int, nargs="+", default=[0], help="of the fits of learn")
     parser.add_argument("--steps", type=int, help="of each fit that takes them, for a trial")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/instances"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and the pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and the images")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     began = time.perf_counter()

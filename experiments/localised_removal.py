@@ -88,7 +88,7 @@ def _removed(
     what: str,
     on_progress: OnProgress,
 ) -> tuple[Pixels, torch.Tensor]:
-    """Return the pictures without the first object of each pair, and where they were acted on."""
+    """Return the images without the first object of each pair, and where they were acted on."""
     pixels, acted = [], []
     for at in range(0, len(requests), _FILE_IMAGES):
         part = requests[at : at + _FILE_IMAGES]
@@ -117,7 +117,7 @@ def _removed(
 
 
 def _negative(pipe: Any, requests: Sequence[PairRequest], work: Path, on_progress: OnProgress) -> Pixels:
-    """Return the pictures with the first object as the negative prompt."""
+    """Return the images with the first object as the negative prompt."""
     parts = []
     for done, request in enumerate(requests, start=1):
 

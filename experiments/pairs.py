@@ -40,7 +40,7 @@ Pixels = UInt8[np.ndarray, "n 64 64 3"]
 
 @dataclass(frozen=True, kw_only=True)
 class PairRequest:
-    """One picture to make.
+    """One image to make.
 
     Attributes:
         prompt: What is asked for.
@@ -54,7 +54,7 @@ class PairRequest:
 
     @property
     def held_out(self) -> bool:
-        """Whether the two never shared a picture in training."""
+        """Whether the two never shared an image in training."""
         return frozenset(self.pair) in vocabulary.HELD_OUT_PAIRS
 
 
@@ -94,7 +94,7 @@ def sampled(
     what: str,
     on_progress: OnProgress,
 ) -> Pixels:
-    """Return the pictures of an arm, kept a batch at a time."""
+    """Return the images of an arm, kept a batch at a time."""
     parts = []
     for at in range(0, len(requests), SAMPLER.batch_size):
         part = requests[at : at + SAMPLER.batch_size]
@@ -128,7 +128,7 @@ def drawings(requests: Sequence[PairRequest]) -> Pixels:
 
 
 class PairJudge:
-    """What the judges say of pictures of pairs."""
+    """What the judges say of images of pairs."""
 
     def __init__(self, requests: Sequence[PairRequest]) -> None:
         self.requests = requests
@@ -140,7 +140,7 @@ class PairJudge:
         self.reference = self.judge.image_features(list(map(Image.fromarray, drawings(requests))))
 
     def of(self, pixels: Pixels) -> tuple[dict[str, Any], Bool[np.ndarray, " n"]]:
-        """Return the scores of an arm, and which pictures show both objects."""
+        """Return the scores of an arm, and which images show both objects."""
         reading = self.oracle.read(pixels)
         seen = np.array([[reading.sees(name)[at] for name in request.pair] for at, request in enumerate(self.requests)])
         both = np.asarray(seen.all(1))

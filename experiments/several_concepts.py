@@ -4,7 +4,7 @@
     python -m experiments.several_concepts --sweep --out results/a-star-tinyworld/sweep
     python -m experiments.several_concepts --localised --out results/a-star-tinyworld/localised
 
-Every pair of objects is asked for in both orders, pairs that never shared a picture in training included. What is made
+Every pair of objects is asked for in both orders, pairs that never shared an image in training included. What is made
 on the way lies in `--work`; killed at any moment, the same command goes on from there.
 """
 
@@ -108,13 +108,13 @@ def sweep(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> di
 
 
 def main() -> None:
-    """Run one of the three experiments and write run.json and a sheet of pictures."""
+    """Run one of the three experiments and write run.json and a sheet of images."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sweep", action="store_true", help="try sizes of the update, on other seeds")
     parser.add_argument("--localised", action="store_true", help="remove one of two objects where it stands")
     parser.add_argument("--alpha", type=float, default=20.0, help="of A-STAR and its single losses")
     parser.add_argument("--alpha-excite", type=float, default=20.0, help="of Attend-and-Excite")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures a prompt")
+    parser.add_argument("--seeds", type=int, default=4, help="images a prompt")
     parser.add_argument("--prompts", type=int, help="take so many pairs instead of all")
     parser.add_argument("--removals", type=int, default=48, help="pairs of --localised")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/several-concepts"))

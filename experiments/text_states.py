@@ -92,7 +92,7 @@ def measured(pipe: Any, n: int, sampler: Sampler, on_progress: OnProgress | None
     Args:
         pipe: The tiny world's pipeline, or one with its tokenizer.
         n: Prompts of each concept.
-        sampler: How pictures are made.
+        sampler: How images are made.
         on_progress: Receives the number of images as they are made.
     """
     concepts = [name for name in FAMILY for _ in range(n)]

@@ -51,15 +51,15 @@ SINGLES, INDIVIDUALS, STYLES, SCENES, PAIRS, HELD_OUT, EMPTY, SYNONYMS, HINTS, F
     8,
     10,
 )
-TOKEN_TEST = 5  # pictures an object and arm
+TOKEN_TEST = 5  # images an object and arm
 SHOWN = ("objects", "individuals", "styles", "scenes", "pairs", "empty")
-ACROSS, A_ROW, LABEL = 3, 8, 110  # of the contact sheet: names side by side, pictures of each, pixels for the label
+ACROSS, A_ROW, LABEL = 3, 8, 110  # of the contact sheet: names side by side, images of each, pixels for the label
 MAP_TIMESTEP = 400  # where the object is there and not yet sharp
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityRequest:
-    """One picture to make: its group, what must be seen (all of it; "" is nothing at all), the prompt."""
+    """One image to make: its group, what must be seen (all of it; "" is nothing at all), the prompt."""
 
     group: str
     name: str
@@ -108,7 +108,7 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def hits(requests: Sequence[QualityRequest], reading: Reading) -> NDArray[np.bool_]:
-    """Return whether each picture shows all that was wanted."""
+    """Return whether each image shows all that was wanted."""
     empty = reading.empty()
     seen = {name: reading.sees(name) for name in {w for a in requests for w in a.wanted if w}}
     return np.array([all(seen[w][i] if w else empty[i] for w in a.wanted) for i, a in enumerate(requests)])
@@ -128,7 +128,7 @@ def by_group(requests: Sequence[QualityRequest], good: NDArray[np.bool_]) -> dic
 def generate(
     pipe: Any, requests: Sequence[QualityRequest], steps: int, guidance: float, on_progress: OnProgress | None = None
 ) -> NDArray[np.uint8]:
-    """Make the pictures, uint8 (n, 64, 64, 3)."""
+    """Make the images, uint8 (n, 64, 64, 3)."""
     parts = []
     count = ProgressCounter(on_progress, len(requests), "images")
     for start in range(0, len(requests), BATCH):
@@ -150,7 +150,7 @@ def generate(
 
 
 def oracle_quality(oracle: Oracle) -> dict[str, Any]:
-    """Return the oracle's accuracy on 3,000 fresh drawings and its false alarms on pictures that show nothing."""
+    """Return the oracle's accuracy on 3,000 fresh drawings and its false alarms on images that show nothing."""
     set_ = drawings(3000, 977, Mix(individuals=tuple(words.INDIVIDUALS), hold_out=False))
     things, style, scene = set_.truth()
     reading = oracle.read(set_.pixels)
@@ -167,8 +167,8 @@ def oracle_quality(oracle: Oracle) -> dict[str, Any]:
         for s in words.STYLES
         for c in words.SCENES
     ]
-    pictures = {"noise": noise, "blurred": _uint8(blurred), "blank": blank, "scene only": scenes}
-    alarms = {name: Rate.of(~oracle.read(p).empty()).as_json() for name, p in pictures.items()}  # type: ignore[arg-type]
+    images = {"noise": noise, "blurred": _uint8(blurred), "blank": blank, "scene only": scenes}
+    alarms = {name: Rate.of(~oracle.read(p).empty()).as_json() for name, p in images.items()}  # type: ignore[arg-type]
     return {
         "n": 3000,
         "objects present that are seen": Rate.of(seen[present]).as_json(),
@@ -211,7 +211,7 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
         latents = torch.stack(
             [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(9000 + i)) for i in range(len(rows))]
         )
-        pictures = []
+        images = []
         for i in range(0, len(rows), BATCH):
             part = rows[i : i + BATCH]
             negative = empty.states.expand(len(part), -1, -1)
@@ -219,8 +219,8 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
                 prompt_embeds=part, negative_prompt_embeds=negative, latents=latents[i : i + BATCH],
                 num_inference_steps=steps, guidance_scale=guidance, output_type="pil",
             )  # fmt: skip
-            pictures += made.images
-        reading = oracle.read(pictures)
+            images += made.images
+        reading = oracle.read(images)
         asked = [n for n in names for _ in range(TOKEN_TEST)]
         if arm != "they disagree":
             out[arm] = Rate.of(np.array([reading.sees(n)[i] for i, n in enumerate(asked)])).as_json()
@@ -244,18 +244,18 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
     own, other, earlier, later = [], [], [], []
     for i in range(n):
         name, scene = names[i % len(names)], rng.choice(words.SCENES[1:])
-        picture = compose([name], rng, scene=scene)
+        image = compose([name], rng, scene=scene)
         prompt = f"a photo of {words.article(name)} {words.SCENE_PHRASES[scene][0]}"
         states = backbone.encode([prompt])
         word = states.word_positions(0, name)
         rest = [p for p in range(1, int(states.eot[0])) if p not in word]
-        latents = pipe.vae.encode(as_pixels([draw(picture)])).latent_dist.mean * pipe.vae.config.scaling_factor
+        latents = pipe.vae.encode(as_pixels([draw(image)])).latent_dist.mean * pipe.vae.config.scaling_factor
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(i))
         noisy = backbone.schedule.noised(latents, noise, torch.tensor(MAP_TIMESTEP))
         with AttentionCapture(backbone=backbone, layers=layers, tokens=[*word, *rest]) as capture:
             backbone.predict(noisy, torch.tensor(MAP_TIMESTEP), states)
         maps = average_maps(capture.maps, 16, 16)[0]
-        box = box_mask(picture.things[0].box)
+        box = box_mask(image.things[0].box)
         own.append(_iou(maps[: len(word)].mean(0), box))
         overlap = {place: _iou(map_, box) for place, map_ in zip(rest, maps[len(word) :], strict=True)}
         other.append(overlap[rng.choice(rest)])
@@ -286,9 +286,9 @@ def _iou(attention: Tensor, box: Tensor) -> float:
 def contact_sheet(
     requests: Sequence[QualityRequest], pixels: NDArray[np.uint8], good: NDArray[np.bool_]
 ) -> Image.Image:
-    """Return the first pictures of each name, a row each, beside its group; a red bar is below those that miss.
+    """Return the first images of each name, a row each, beside its group; a red bar is below those that miss.
 
-    Pairs have one picture each and share rows.
+    Pairs have one image each and share rows.
     """
     rows_of: dict[tuple[str, str], list[int]] = {}
     for i, request in enumerate(requests):

@@ -77,5 +77,5 @@ def _overlays(found: Attended, name: str, at: float) -> list[Any]:
     for seen in (found.plain, found.guided):
         steps = sorted(seen.maps)
         step = steps[min(max(int(at or 1), 1), len(steps)) - 1]
-        pictures.append(file_of(overlaid(views.enlarged(seen.picture), seen.maps[step][word])))
+        pictures.append(file_of(overlaid(views.enlarged(seen.image), seen.maps[step][word])))
     return pictures

@@ -50,14 +50,14 @@ def family(source: str, results: Path) -> str:
 
 
 def _left(score: Mapping[str, Any] | None) -> str:
-    """Return the share of pictures that still show what was erased."""
+    """Return the share of images that still show what was erased."""
     if score is None or score["value"] is None:
         return "–"
     return f"{1 - score['value']:.3f} [{1 - score['high']:.3f}, {1 - score['low']:.3f}] of {score['n']}"
 
 
 def text_states(source: str, results: Path) -> str:
-    """Return one row an exchange of text states: what the pictures show."""
+    """Return one row an exchange of text states: what the images show."""
     runs = read_runs(source, results)
     rows = [
         (part, rate_cell(row["concept"]), rate_cell(row["safe"]))
@@ -91,7 +91,7 @@ def attacks(source: str, results: Path) -> str:
         {len(attack["rows"]["attacked"]["success"]) for _, run in runs for attack in run["attacks"].values()}
     )
     within = f"within {' or '.join(map(str, budgets))}"
-    headings = ("run", "attack", "1 picture", within, "plain prompt", "on the original", "second judge agrees")
+    headings = ("run", "attack", "1 image", within, "plain prompt", "on the original", "second judge agrees")
     return table(headings, rows, runs)
 
 

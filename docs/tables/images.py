@@ -13,7 +13,7 @@ from .layout import (
 
 
 def several_concepts(source: str, results: Path) -> str:
-    """Return one row an arm: how often both objects are drawn, and how well the pictures fit and look."""
+    """Return one row an arm: how often both objects are drawn, and how well the images fit and look."""
     rows = [
         (
             name,
@@ -44,7 +44,7 @@ def several_concepts_maps(source: str, results: Path) -> str:
 
 
 def several_concepts_tests(source: str, results: Path) -> str:
-    """Return one row a comparison of A-STAR with another arm: pictures that show both objects in one of them only."""
+    """Return one row a comparison of A-STAR with another arm: images that show both objects in one of them only."""
     rows = [
         (pair, f"{test['gained']}", f"{test['lost']}", f"{test['p_value']:.2g}")
         for _, run in read_runs(source, results)

@@ -17,14 +17,14 @@ def evaluation_speed(source: str, results: Path) -> str:
     """Return one row a case of the evaluation's benchmark."""
     says: dict[str, Callable[[Run], str]] = {
         "generation": lambda case: (
-            f"{case['store_images_per_second']:.2f} pictures a second, raw {case['raw_images_per_second']:.2f}:"
+            f"{case['store_images_per_second']:.2f} images a second, raw {case['raw_images_per_second']:.2f}:"
             f" {case['ratio']:.3f} of it"
         ),
         "texts": lambda case: (
-            f"{case['texts_read']} texts read for {case['pictures']} pictures of {case['distinct']} prompts"
+            f"{case['texts_read']} texts read for {case['pictures']} images of {case['distinct']} prompts"
         ),
         "measuring": lambda case: (
-            f"{case['pictures']:,} pictures a row, {case['rows']} rows: peak {case['peak_mib']:.0f} MiB, of which"
+            f"{case['pictures']:,} images a row, {case['rows']} rows: peak {case['peak_mib']:.0f} MiB, of which"
             f" {case['start_mib']:.0f} MiB before the first"
         ),
     }
@@ -95,7 +95,7 @@ def processes(source: str, results: Path) -> str:
         for _, run in read_runs(source, results)
         for case in run["results"]
     ]
-    headings = ("processes", "threads each", "pictures a second", "times one", "to start", "values differ by at most")
+    headings = ("processes", "threads each", "images a second", "times one", "to start", "values differ by at most")
     return table(headings, rows, read_runs(source, results))
 
 

@@ -18,7 +18,7 @@ def tinyworld_quality(source: str, results: Path) -> str:
         for name, group in run["groups"].items()
         for worst in [min(group["each"], key=lambda each: group["each"][each]["value"])]
     ]
-    return table(("prompts", "pictures that show it", "worst"), rows, read_runs(source, results))
+    return table(("prompts", "images that show it", "worst"), rows, read_runs(source, results))
 
 
 def tinyworld_oracle(source: str, results: Path) -> str:
@@ -37,7 +37,7 @@ def tinyworld_oracle(source: str, results: Path) -> str:
 def tinyworld_tokens(source: str, results: Path) -> str:
     """Return one row a mixture of text states: how often the object is drawn."""
     rows = [(name, rate_cell(rate)) for _, run in read_runs(source, results) for name, rate in run["tokens"].items()]
-    return table(("text states", "pictures that show the object"), rows, read_runs(source, results))
+    return table(("text states", "images that show the object"), rows, read_runs(source, results))
 
 
 def tinyworld_attention(source: str, results: Path) -> str:

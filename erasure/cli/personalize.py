@@ -184,7 +184,7 @@ class _InstanceMeasure:
             pipe=self.pipe,
             base=model.base,
             instance=instance,
-            pictures=model.pictures(instance.token),
+            images=model.pictures(instance.token),
             composed=self.images,
             kept=max(1, self.images // 2),
             siblings=self.siblings,

@@ -122,9 +122,9 @@ class TinyWorld(Benchmark):
         ]
         tiers: list[tuple[Tier, list[str]]] = [(tier, names) for tier, names in self.tiers.items() if names]
         for position, (tier, names) in enumerate(tiers):
-            pictures = share(self.total - half, len(tiers), position)
+            count = share(self.total - half, len(tiers), position)
             for at, name in enumerate(names):
-                items += self._kept(name, tier, share(pictures, len(names), at))
+                items += self._kept(name, tier, share(count, len(names), at))
         return unique_cases(self.name, items)
 
     def _removed(self, name: str, n: int) -> list[Item]:

@@ -1,4 +1,4 @@
-"""Pictures of where a model's words look, step by step, plain and under a guidance."""
+"""Images of where a model's words look, step by step, plain and under a guidance."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,14 +26,14 @@ _SHOWN = MapReading(normalise="raw")  # what the model itself has, before tokens
 
 @dataclass(kw_only=True)
 class AttentionTrace:
-    """What was seen of one picture.
+    """What was seen of one image.
 
     Attributes:
-        picture: As it came out.
+        image: As it came out.
         maps: For each step of the schedule the map of each concept, probabilities in [0, 1].
     """
 
-    picture: Image.Image
+    image: Image.Image
     maps: dict[int, Float[Tensor, "k h w"]] = field(default_factory=dict)
 
     def overlap(self, step: int) -> float:
@@ -50,14 +50,14 @@ def trace_attention(
     sampler: Sampler,
     guidance: Applicable | None = None,
 ) -> AttentionTrace:
-    """Make a picture and keep the maps of the denoiser's own passes.
+    """Make an image and keep the maps of the denoiser's own passes.
 
     Args:
         pipe: The pipeline, with whatever is in force on it.
         prompt: What to draw.
         concepts: Words or phrases of the prompt.
         seed: Of the noise.
-        sampler: How the picture is made.
+        sampler: How the image is made.
         guidance: In force besides.
 
     Raises:
@@ -68,8 +68,8 @@ def trace_attention(
         states.word_positions(0, concept)  # says so where the prompt does not hold it
     maps: dict[int, Tensor] = {}
     with nullcontext() if guidance is None else guidance.applied_to(pipe), _watching(pipe, concepts, maps):
-        (picture,) = sampler.make(pipe, [(prompt, seed)])
-    return AttentionTrace(picture=picture, maps=maps)
+        (image,) = sampler.make(pipe, [(prompt, seed)])
+    return AttentionTrace(image=image, maps=maps)
 
 
 @contextmanager
@@ -88,9 +88,9 @@ def _watching(pipe: Any, concepts: Sequence[str], maps: dict[int, Tensor]) -> It
 
 
 def attention_sheet(rows: Sequence[tuple[str, AttentionTrace]], concepts: Sequence[str], columns: int) -> Image.Image:
-    """Draw the maps over the finished picture, a row for each concept of each picture, a column for each step shown.
+    """Draw the maps over the finished image, a row for each concept of each image, a column for each step shown.
 
-    A map is brought to its own maximum, so brightness compares within a frame only; the last column is the picture.
+    A map is brought to its own maximum, so brightness compares within a frame only; the last column is the image.
 
     Args:
         rows: What was watched, each under a heading.
@@ -105,20 +105,20 @@ def attention_sheet(rows: Sequence[tuple[str, AttentionTrace]], concepts: Sequen
     steps = sorted(rows[0][1].maps)
     shown = [steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, columns).round().astype(int))]
     headings = [f"step {step + 1}" for step in shown]
-    captions, pictures = [], []
+    captions, images = [], []
     for heading, seen in rows:
         overlaps = f"overlap {seen.overlap(shown[0]):.2f} to {seen.overlap(shown[-1]):.2f}"
         for at, concept in enumerate(concepts):
             captions.append(f"{heading}: {concept}" + (f" ({overlaps})" if at == 0 and len(concepts) > 1 else ""))
-            frames = [overlaid(seen.picture, seen.maps[step][at]) for step in shown]
-            pictures.append([*frames, seen.picture])
-    return side_by_side([*headings, "picture"], captions, pictures, cell=144)
+            frames = [overlaid(seen.image, seen.maps[step][at]) for step in shown]
+            images.append([*frames, seen.image])
+    return side_by_side([*headings, "picture"], captions, images, cell=144)
 
 
-def overlaid(picture: Image.Image, attention: Float[Tensor, "h w"]) -> Image.Image:
-    """Return a picture in grey with an attention map over it, strongest where the map has its maximum."""
-    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+def overlaid(image: Image.Image, attention: Float[Tensor, "h w"]) -> Image.Image:
+    """Return an image in grey with an attention map over it, strongest where the map has its maximum."""
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     heat = Image.fromarray((attention / attention.max().clamp(min=1e-12)).numpy().astype(np.float32))
-    share = np.asarray(heat.resize(picture.size, Image.Resampling.BILINEAR))[..., None].clip(0, 1)
+    share = np.asarray(heat.resize(image.size, Image.Resampling.BILINEAR))[..., None].clip(0, 1)
     mixed = grey * (0.75 - 0.6 * share) + _COLOUR * share * 0.85
     return Image.fromarray(mixed.clip(0, 255).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Pictures as every metric takes them, so that one picture gives one number whatever it came in as."""
+"""Images as every metric takes them, so that one image gives one number whatever it came in as."""
 
 from collections.abc import Sequence
 
@@ -17,17 +17,17 @@ Images = (
     | UInt8[Tensor, "_ 3 _ _"]
     | Float[Tensor, "_ 3 _ _"]
 )
-"""PIL pictures; or arrays (n, height, width, 3); or tensors (n, 3, height, width).
+"""PIL images; or arrays (n, height, width, 3); or tensors (n, 3, height, width).
 
 Arrays and tensors say their range by their type: uint8 in [0, 255], float in [0, 1].
 """
 
 
 def as_pil(images: Images) -> list[Image.Image]:
-    """Return pictures as PIL RGB, float ones rounded to the nearest of 256 levels.
+    """Return images as PIL RGB, float ones rounded to the nearest of 256 levels.
 
     Raises:
-        InputError: A float picture has values outside [0, 1].
+        InputError: A float image has values outside [0, 1].
     """
     if isinstance(images, np.ndarray | Tensor):
         return [Image.fromarray(row) for row in as_uint8(images).permute(0, 2, 3, 1).contiguous().numpy()]
@@ -35,10 +35,10 @@ def as_pil(images: Images) -> list[Image.Image]:
 
 
 def as_uint8(images: Images) -> UInt8[Tensor, "n 3 h w"]:
-    """Return pictures as one tensor on the CPU, float ones rounded to the nearest of 256 levels.
+    """Return images as one tensor on the CPU, float ones rounded to the nearest of 256 levels.
 
     Raises:
-        InputError: A float picture has values outside [0, 1], there are no pictures, or their sizes differ.
+        InputError: A float image has values outside [0, 1], there are no images, or their sizes differ.
     """
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
@@ -46,7 +46,7 @@ def as_uint8(images: Images) -> UInt8[Tensor, "n 3 h w"]:
         return _levels(images.detach().cpu())
     sizes = {image.size for image in images}
     if len(sizes) != 1:
-        raise InputError(f"images: expected pictures of one size, got {sorted(sizes)!r}. Resize them alike.")
+        raise InputError(f"images: expected images of one size, got {sorted(sizes)!r}. Resize them alike.")
     return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).permute(0, 3, 1, 2)
 
 
@@ -57,7 +57,7 @@ def _levels(pixels: Tensor) -> Tensor:
     low, high = (float(edge) for edge in levels.aminmax()) if levels.numel() else (0.0, 0.0)
     if not (low >= 0.0 and high <= 1.0):  # so nan is refused too
         raise InputError(
-            f"images: expected float pictures in [0, 1], got values in [{low:.3g}, {high:.3g}]."
+            f"images: expected float images in [0, 1], got values in [{low:.3g}, {high:.3g}]."
             " Rescale them, or give uint8."
         )
     return levels.mul(255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Pictures beside a ledger: made once for each state of the model, and set side by side."""
+"""Images beside a ledger: made once for each state of the model, and set side by side."""
 
 import hashlib
 import io
@@ -23,12 +23,12 @@ Pair = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How pictures are made.
+    """How images are made.
 
     Attributes:
         steps: Of the model's own scheduler.
         guidance_scale: Of classifier-free guidance.
-        batch_size: Pictures made at once.
+        batch_size: Images made at once.
         negative_prompt: Takes the place of the unconditional prompt; "" is the model's own.
     """
 
@@ -38,7 +38,7 @@ class Sampler:
     negative_prompt: str = ""
 
     def make(self, pipe: Any, pairs: Sequence[Pair], on_progress: OnProgress | None = None) -> list[Image.Image]:
-        """Return one picture a prompt and seed, by whatever is in force on the pipeline.
+        """Return one image a prompt and seed, by whatever is in force on the pipeline.
 
         Args:
             pipe: The pipeline.
@@ -55,18 +55,18 @@ class Pictures:
 
     Attributes:
         folder: Where they are.
-        sampler: How they are made; pictures made otherwise are other pictures.
+        sampler: How they are made; images made otherwise are other images.
     """
 
     folder: Path
     sampler: Sampler
 
     def missing(self, state: str, pairs: Sequence[Pair]) -> list[Pair]:
-        """Return the pairs that have no picture yet, each once."""
+        """Return the pairs that have no image yet, each once."""
         return [pair for pair in dict.fromkeys(pairs) if _opened(self.path(state, pair)) is None]
 
     def make(self, state: str, pipe: Any, pairs: Sequence[Pair], on_progress: OnProgress | None = None) -> None:
-        """Make and keep the pictures that are missing; the pipeline must be in that state.
+        """Make and keep the images that are missing; the pipeline must be in that state.
 
         Raises:
             InputError: The folder cannot be written.
@@ -80,7 +80,7 @@ class Pictures:
         make_files(pipe, self.sampler, files, {"state": state, **asdict(self.sampler)}, count)
 
     def get(self, state: str, pairs: Sequence[Pair]) -> list[Image.Image]:
-        """Return pictures that were made.
+        """Return images that were made.
 
         Raises:
             InputError: One was not, or cannot be read.
@@ -88,11 +88,11 @@ class Pictures:
         found = [_opened(self.path(state, pair)) for pair in pairs]
         for pair, image in zip(pairs, found, strict=True):
             if image is None:
-                raise InputError(f"{self.path(state, pair)}: expected a picture, got none. Make it first.")
+                raise InputError(f"{self.path(state, pair)}: expected an image, got none. Make it first.")
         return [image for image in found if image is not None]
 
     def path(self, state: str, pair: Pair) -> Path:
-        """Return where a picture is: named for people by prompt and seed, made unique by all that decides it."""
+        """Return where an image is: named for people by prompt and seed, made unique by all that decides it."""
         prompt, seed = pair
         sampler = self.sampler
         decides = json.dumps([prompt, seed, sampler.steps, sampler.guidance_scale, sampler.negative_prompt])
@@ -107,12 +107,12 @@ def make_files(
     facts: Mapping[str, object],
     count: ProgressCounter,
 ) -> None:
-    """Make pictures batch by batch; the files of one batch are written, each whole, while the next is made.
+    """Make images batch by batch; the files of one batch are written, each whole, while the next is made.
 
     Args:
         pipe: The pipeline, with whatever is in force on it.
         sampler: How they are made.
-        batches: Where each picture goes, and its prompt and seed.
+        batches: Where each image goes, and its prompt and seed.
         facts: About all of them, for the text fields of the files, beside prompt and seed.
         count: Counter of the images, raised after each batch.
 
@@ -132,7 +132,7 @@ def make_files(
 
 
 def as_png(image: Image.Image, facts: Mapping[str, object] | None = None) -> bytes:
-    """Return a picture as PNG, with facts about it in its text fields."""
+    """Return an image as PNG, with facts about it in its text fields."""
     text = PngInfo()
     for key, value in (facts or {}).items():
         text.add_itxt(key, str(value))
@@ -147,15 +147,15 @@ def slug(text: str) -> str:
 
 
 def side_by_side(
-    columns: Sequence[str], rows: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, cell: int = 192
+    columns: Sequence[str], rows: Sequence[str], images: Sequence[Sequence[Image.Image]], *, cell: int = 192
 ) -> Image.Image:
-    """Draw pictures in a table with a heading above each column and a caption above each row.
+    """Draw images in a table with a heading above each column and a caption above each row.
 
     Args:
         columns: Headings; a long one goes on in further lines.
         rows: Captions.
-        pictures: By row, then column.
-        cell: Width of a picture in pixels; small pictures are enlarged without smoothing.
+        images: By row, then column.
+        cell: Width of an image in pixels; small images are enlarged without smoothing.
     """
     gap, line_height, caption = 8, 18, 24
     headings = [_lines(heading, cell, 15) for heading in columns]
@@ -167,7 +167,7 @@ def side_by_side(
     for at, lines in enumerate(headings):
         for down, text in enumerate(lines):
             _write_fitting(draw, (gap + at * (cell + gap), 9 + down * line_height), text, cell, 15)
-    for down, (text, line) in enumerate(zip(rows, pictures, strict=True)):
+    for down, (text, line) in enumerate(zip(rows, images, strict=True)):
         top = head + down * (caption + cell + gap)
         _write_fitting(draw, (gap, top + 4), text, width - 2 * gap, 13, "#555555")
         for at, image in enumerate(line):
@@ -208,7 +208,7 @@ def _write_fitting(
 
 
 def _opened(path: Path) -> Image.Image | None:
-    """Return a picture, None if there is none or a crash cut it short."""
+    """Return an image, None if there is none or a crash cut it short."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

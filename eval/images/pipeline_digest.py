@@ -1,4 +1,4 @@
-"""What tells one pipeline's pictures from another's: everything in it that has a part in them, to the last byte."""
+"""What tells one pipeline's images from another's: everything in it that has a part in them, to the last byte."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ _CALLS = ("truncation", "padding")
 
 
 def pipeline_digest(pipe: Any) -> str:
-    """Return the SHA-256 of all in a pipeline that decides its pictures, but for its scheduler.
+    """Return the SHA-256 of all in a pipeline that decides its images, but for its scheduler.
 
     That is every byte of the weights of all its networks (denoiser, text encoders, decoder, safety checker, ...), their
     configurations, tokenizers, image processors and its own settings. `Backbone.fingerprint` reads some values of the

@@ -1,8 +1,8 @@
-"""Pictures for an evaluation: one for each row of prompts and seeds, made once, by one process or by several.
+"""Images for an evaluation: one for each row of prompts and seeds, made once, by one process or by several.
 
-A store is a folder with a manifest, which says all that decides the pictures, and a PNG file a row. It is filled in by
+A store is a folder with a manifest, which says all that decides the images, and a PNG file a row. It is filled in by
 `generate`, which after a kill goes on where it was stopped. A manifest that asks for something else, a file that the
-manifest does not know, and a picture that was made for another manifest are errors: what is measured is never a mix.
+manifest does not know, and an image that was made for another manifest are errors: what is measured is never a mix.
 Files whose name starts with a dot are ignored: a killed write leaves one.
 """
 
@@ -33,7 +33,7 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that decides the pictures of a store, but for the last bits that batches, threads and devices change.
+    """All that decides the images of a store, but for the last bits that batches, threads and devices change.
 
     Attributes:
         precision: What the denoiser computed in: "float32".
@@ -63,7 +63,7 @@ class Manifest:
 
         Args:
             pipe: The pipeline, with whatever is in force on it.
-            prompts: One for each picture.
+            prompts: One for each image.
             seeds: As many; any integer from 0 on is a seed.
             sampler: How they are made; its batch size does not count.
             edit: Id of what is in force.
@@ -92,7 +92,7 @@ class Manifest:
         )
 
     def sampler(self, batch_size: int) -> Sampler:
-        """Return how the pictures are to be made."""
+        """Return how the images are to be made."""
         return Sampler(
             steps=self.steps,
             guidance_scale=self.guidance_scale,
@@ -138,14 +138,14 @@ class Manifest:
             if getattr(self, name) != getattr(other, name):
                 return f"{name} {getattr(self, name)!r} against {getattr(other, name)!r}"
         if len(self.images) != len(other.images):
-            return f"{len(self.images)} pictures against {len(other.images)}"
+            return f"{len(self.images)} images against {len(other.images)}"
         rows = [row for row, (one, two) in enumerate(zip(self.images, other.images, strict=True)) if one != two]
         return f"row {rows[0]} {self.images[rows[0]]!r} against {other.images[rows[0]]!r}" if rows else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStore:
-    """A folder of pictures, read row by row: memory does not grow with their number.
+    """A folder of images, read row by row: memory does not grow with their number.
 
     Attributes:
         folder: Where they are.
@@ -167,11 +167,11 @@ class ImageStore:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise InputError(
-                    f"{path}: expected format {FORMAT!r}, got {data['format']!r}. Generate the pictures anew."
+                    f"{path}: expected format {FORMAT!r}, got {data['format']!r}. Generate the images anew."
                 )
             return cls(folder=Path(folder), manifest=Manifest.from_json(data))
         except OSError as error:
-            raise InputError(f"{path}: expected a manifest, got {error.strerror!r}. Generate the pictures.") from None
+            raise InputError(f"{path}: expected a manifest, got {error.strerror!r}. Generate the images.") from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected a manifest, got something else ({error}).") from None
 
@@ -179,18 +179,18 @@ class ImageStore:
         return len(self.manifest.images)
 
     def __getitem__(self, row: int) -> Image.Image:
-        """Return the picture of a row, in RGB.
+        """Return the image of a row, in RGB.
 
         Raises:
             InputError: It is missing or damaged, or it was made for another manifest.
         """
         if not self._holds(row):
-            raise InputError(f"{self.path(row)}: expected a picture, got none that is whole. Generate it first.")
+            raise InputError(f"{self.path(row)}: expected an image, got none that is whole. Generate it first.")
         with Image.open(self.path(row)) as image:
             return image.convert("RGB")
 
     def batches(self, size: int) -> Iterator[list[Image.Image]]:
-        """Give all pictures in order, `size` at a time; for errors see `__getitem__`."""
+        """Give all images in order, `size` at a time; for errors see `__getitem__`."""
         for start in range(0, len(self), size):
             yield [self[row] for row in range(start, min(start + size, len(self)))]
 
@@ -199,10 +199,10 @@ class ImageStore:
         return self.folder / self.manifest.file(row)
 
     def missing(self) -> list[int]:
-        """Return the rows that have no whole picture yet.
+        """Return the rows that have no whole image yet.
 
         Raises:
-            InputError: The folder holds a file that the manifest does not know, or a picture made for another one.
+            InputError: The folder holds a file that the manifest does not know, or an image made for another one.
         """
         known = {MANIFEST, *(self.manifest.file(row) for row in range(len(self)))}
         strangers = sorted(
@@ -224,11 +224,11 @@ class ImageStore:
                 file.seek(-len(_PNG_END), 2)
                 if file.read() != _PNG_END:
                     return False
-        except OSError:  # not there, or no picture that PIL knows
+        except OSError:  # not there, or no image that PIL knows
             return False
         if made_for != self.manifest.id:
             raise InputError(
-                f"{path}: expected a picture made for this manifest ({self.manifest.id}), got one for {made_for!r}."
+                f"{path}: expected an image made for this manifest ({self.manifest.id}), got one for {made_for!r}."
                 " Delete it or choose another folder."
             )
         return True
@@ -244,11 +244,11 @@ def generate(
     edit: str = "",
     on_progress: OnProgress | None = None,
 ) -> ImageStore:
-    """Return a folder filled with one picture for each pair of a prompt and a seed; see `fill`.
+    """Return a folder filled with one image for each pair of a prompt and a seed; see `fill`.
 
     Args:
         pipe: A loaded diffusers pipeline on this process's device, with whatever is in force on it.
-        prompts: One for each picture.
+        prompts: One for each image.
         seeds: As many; any integer from 0 on is a seed.
         folder: Where to; made if it is not there.
         sampler: How they are made; the default one where None.
@@ -264,23 +264,23 @@ def generate(
 
 
 def fill(pipe: Any, store: ImageStore, *, batch_size: int, on_progress: OnProgress | None = None) -> ImageStore:
-    """Make the pictures of a store that are missing, and return it; what is there already is kept.
+    """Make the images of a store that are missing, and return it; what is there already is kept.
 
-    The noise of each picture comes from its own CPU generator, see `erasure.sampling.sample`. Batches are fixed by the
-    rows, so the same pictures are made together whatever was interrupted and however many processes share the work:
+    The noise of each image comes from its own CPU generator, see `erasure.sampling.sample`. Batches are fixed by the
+    rows, so the same images are made together whatever was interrupted and however many processes share the work:
     under `accelerate launch` each takes every n-th batch, and all return when the folder is full. Only a batch that was
     cut short while its files were written is finished in a smaller one.
 
     Args:
         pipe: A loaded diffusers pipeline on this process's device, as it was when the manifest was taken.
         store: What to make, and where; the folder is made if it is not there.
-        batch_size: Pictures made together.
+        batch_size: Images made together.
         on_progress: Receives the number of images that are there: those that were before, then each batch that this
             process has made, in the end the images that others made.
 
     Raises:
-        InputError: The folder cannot be written, holds other pictures or has a manifest that asks for something else;
-            or another process did not make its pictures.
+        InputError: The folder cannot be written, holds other images or has a manifest that asks for something else;
+            or another process did not make its images.
     """
     from accelerate import PartialState
 
@@ -294,7 +294,7 @@ def fill(pipe: Any, store: ImageStore, *, batch_size: int, on_progress: OnProgre
     _begin(store, made_with, write=processes.is_main_process)
     processes.wait_for_everyone()
     _begin(store, made_with, write=False)
-    there = len(store) - len(store.missing())  # which refuses what does not belong before any picture is made
+    there = len(store) - len(store.missing())  # which refuses what does not belong before any image is made
     processes.wait_for_everyone()
 
     count = ProgressCounter(on_progress, len(store), "images")
@@ -308,7 +308,7 @@ def fill(pipe: Any, store: ImageStore, *, batch_size: int, on_progress: OnProgre
     make_files(pipe, manifest.sampler(batch_size), files, facts, count)
     processes.wait_for_everyone()
     if missing := store.missing():
-        raise InputError(f"{store.folder}: expected all pictures, got none for row {missing[0]}. Generate again.")
+        raise InputError(f"{store.folder}: expected all images, got none for row {missing[0]}. Generate again.")
     count.add(len(store) - count.done)
     return store
 
@@ -319,8 +319,8 @@ def check_paired(one: ImageStore, other: ImageStore, *, same_prompts: bool = Tru
     The models, their edits and their negative prompts may differ, nothing else.
 
     Args:
-        one: Pictures of one model.
-        other: Pictures of the other.
+        one: Images of one model.
+        other: Images of the other.
         same_prompts: Whether the prompts must be equal; for an attack, which changes them, the seeds alone are.
 
     Raises:
@@ -332,7 +332,7 @@ def check_paired(one: ImageStore, other: ImageStore, *, same_prompts: bool = Tru
     difference = left.difference(right, but=("model", "edit", "negative_prompt"))
     if difference:
         raise InputError(
-            f"pictures of {str(one.folder)!r} and {str(other.folder)!r}: expected the same prompts, seeds and sampler,"
+            f"images of {str(one.folder)!r} and {str(other.folder)!r}: expected the same prompts, seeds and sampler,"
             f" got {difference}. Generate both from one list."
         )
 

@@ -2,7 +2,7 @@
 
 ClassDiffusion's table (arXiv:2405.17532) says BLIP2-T; its code runs BLIP 1 and takes the contrastive branch. So:
 
-- `blip_itc`: BLIP 1, cosine of the projected class tokens of picture and text. What the code computes.
+- `blip_itc`: BLIP 1, cosine of the projected class tokens of image and text. What the code computes.
 - `blip2_itc`: BLIP-2, the largest cosine of the 32 query tokens with the text. What the name says.
 - `blip2_itm`: BLIP-2, probability of "match" from the matching head. Another number altogether.
 """
@@ -35,17 +35,17 @@ def match_probability(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 
 
 def paired(similarities: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """Return each picture's similarity with its own text out of the table of all pictures and all texts."""
+    """Return each image's similarity with its own text out of the table of all images and all texts."""
     return similarities.double().diagonal()
 
 
 @dataclass(kw_only=True)
 class RetrievalScore:
-    """What the three have in common: a model of image-text retrieval with its own processor; one number a picture.
+    """What the three have in common: a model of image-text retrieval with its own processor; one number an image.
 
     Attributes:
         model: A retrieval model of transformers.
-        processor: The model's own; its picture size and normalisation are used.
+        processor: The model's own; its image size and normalisation are used.
         source: Where the weights came from, for the protocol.
     """
 
@@ -85,21 +85,19 @@ class RetrievalScore:
         return cls(model=model.to(device), processor=processor, source=source)
 
     def update(self, images: Images, prompts: Sequence[str]) -> "RetrievalScore":
-        """Add pictures with what was asked for.
+        """Add images with what was asked for.
 
         Raises:
-            InputError: There are not as many prompts as pictures, or the model gives two different texts one score.
+            InputError: There are not as many prompts as images, or the model gives two different texts one score.
         """
-        pictures, texts = as_pil(images), list(prompts)
-        if len(pictures) != len(texts):
-            raise InputError(
-                f"{self.name}: expected a prompt a picture, got {len(texts)} for {len(pictures)} pictures."
-            )
-        if not pictures:
+        images, texts = as_pil(images), list(prompts)
+        if len(images) != len(texts):
+            raise InputError(f"{self.name}: expected a prompt an image, got {len(texts)} for {len(images)} images.")
+        if not images:
             return self
         if not self._values:
-            self._check(pictures[0])
-        self._values += self._scores(pictures, texts).tolist()
+            self._check(images[0])
+        self._values += self._scores(images, texts).tolist()
         for text in texts:
             if text not in self._lengths:
                 self._lengths[text] = len(self.processor.tokenizer(text).input_ids)
@@ -107,10 +105,10 @@ class RetrievalScore:
         return self
 
     def compute(self) -> TextScore:
-        """Return the mean over all pictures so far.
+        """Return the mean over all images so far.
 
         Raises:
-            InputError: There are no pictures.
+            InputError: There are no images.
         """
         return TextScore.of(self._values, unit=self.unit, setup=self.setup, truncated=self._truncated)
 
@@ -124,8 +122,8 @@ class RetrievalScore:
             resize=processed(self.processor.image_processor),
         )
 
-    def _check(self, picture: Any) -> None:
-        one, other = self._scores([picture] * 2, ["a photo of a dog", "an empty street at night"]).tolist()
+    def _check(self, image: Any) -> None:
+        one, other = self._scores([image] * 2, ["a photo of a dog", "an empty street at night"]).tolist()
         if isclose(one, other, rel_tol=1e-5):  # float32 rounding is about a tenth of that
             raise InputError(
                 f"{self.name}: expected different scores for two different texts, got {one!r} for both."
@@ -133,13 +131,13 @@ class RetrievalScore:
             )
 
     @torch.no_grad()
-    def _scores(self, pictures: list[Any], texts: list[str]) -> Tensor:
-        # Picture and text apart: BLIP-2's processor takes its 32 query tokens off the length that a text may have.
+    def _scores(self, images: list[Any], texts: list[str]) -> Tensor:
+        # Image and text apart: BLIP-2's processor takes its 32 query tokens off the length that a text may have.
         device = self.model.device
         text = self.processor.tokenizer(
             texts, padding=True, truncation=True, max_length=TOKENS, return_token_type_ids=False, return_tensors="pt"
         ).to(device)
-        pixels = self.processor.image_processor(pictures, return_tensors="pt").pixel_values.to(device)
+        pixels = self.processor.image_processor(images, return_tensors="pt").pixel_values.to(device)
         return self._forward(pixels, text.input_ids, text.attention_mask).cpu()
 
     def _forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Caption match: a caption written from what the oracle sees, against the prompt, in the judge's text space.
 
-The idea of the BLIP score (Li et al., ICML 2022: caption the picture, compare texts) where no captioner exists: on the
+The idea of the BLIP score (Li et al., ICML 2022: caption the image, compare texts) where no captioner exists: on the
 tiny world the oracle's reading is turned into the sentence that the world itself would write.
 """
 
@@ -26,7 +26,7 @@ UNIT = "100 x cosine of texts"
 
 
 def captions(reading: Reading) -> list[str]:
-    """Write one caption a picture: style, at most two things (the likeliest above one half), scene.
+    """Write one caption an image: style, at most two things (the likeliest above one half), scene.
 
     An individual stands for its class, so "Biscuit" is not written as "Biscuit and a dog".
     """
@@ -50,10 +50,10 @@ def text_match(one: Float[Tensor, "n dim"], other: Float[Tensor, "n dim"]) -> Fl
 
 @dataclass(kw_only=True)
 class CaptionMatch:
-    """Streaming caption match; keeps one number a picture and the features of each distinct text.
+    """Streaming caption match; keeps one number an image and the features of each distinct text.
 
     Attributes:
-        oracle: Reads the pictures.
+        oracle: Reads the images.
         judge: Its text tower compares the sentences; it was trained apart from the model that is judged.
     """
 
@@ -67,22 +67,20 @@ class CaptionMatch:
     def __post_init__(self) -> None:
         self._tower = TextTower(self.judge)
 
-    def update(self, pictures: Pictures, prompts: Sequence[str]) -> "CaptionMatch":
-        """Add pictures with what was asked for.
+    def update(self, images: Pictures, prompts: Sequence[str]) -> "CaptionMatch":
+        """Add images with what was asked for.
 
         Raises:
-            InputError: There are not as many prompts as pictures.
+            InputError: There are not as many prompts as images.
         """
-        if len(pictures) != len(prompts) or not len(prompts):
-            raise InputError(
-                f"caption_match: expected a prompt a picture, got {len(prompts)} for {len(pictures)} pictures."
-            )
-        written = captions(self.oracle.read(pictures))
+        if len(images) != len(prompts) or not len(prompts):
+            raise InputError(f"caption_match: expected a prompt an image, got {len(prompts)} for {len(images)} images.")
+        written = captions(self.oracle.read(images))
         self._values.extend(text_match(self._tower.features(written), self._tower.features(prompts)).tolist())
         return self
 
     def compute(self) -> Score:
-        """Return the mean over all pictures so far."""
+        """Return the mean over all images so far."""
         return Score.mean(self._values, unit=UNIT, higher_is_better=True, setup=self.setup)
 
     @property
@@ -92,6 +90,6 @@ class CaptionMatch:
 
 
 def caption_setup(oracle: Oracle, judge: WorldClip) -> Setup:
-    """Return the protocol: the oracle reads the pictures, the judge's text space makes the number."""
+    """Return the protocol: the oracle reads the images, the judge's text space makes the number."""
     text = setup_of(judge, CaptionMatch.name)
     return replace(text, backbone=f"{text.backbone}, captions by {oracle_name(oracle)}")

@@ -1,7 +1,7 @@
-"""CLIP accuracy: which of several texts a picture fits best, in the two forms that are published under one name.
+"""CLIP accuracy: which of several texts an image fits best, in the two forms that are published under one name.
 
-`clip_accuracy_top1` counts the pictures whose right text is the best (Kumari et al., ICCV 2023, arXiv:2303.13516);
-`clip_accuracy_prob` averages the probability of the right text. They differ by tens of points on the same pictures.
+`clip_accuracy_top1` counts the images whose right text is the best (Kumari et al., ICCV 2023, arXiv:2303.13516);
+`clip_accuracy_prob` averages the probability of the right text. They differ by tens of points on the same images.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ def right_prob(logits: Float[Tensor, "n classes"], right: Int[Tensor, " n"]) -> 
 
 @dataclass(kw_only=True)
 class ClipAccuracy:
-    """Streaming CLIP accuracy, both forms; keeps two numbers a picture.
+    """Streaming CLIP accuracy, both forms; keeps two numbers an image.
 
     Attributes:
         clip: The judge; by default open_clip's ViT-L/14 of OpenAI from the local cache.
-        texts: What a picture may be: the target's text, and its anchor's or those of other classes.
+        texts: What an image may be: the target's text, and its anchor's or those of other classes.
         logit_scale: Of the probabilities, > 0; of the tiny world's CLIP `clip.logit_scale`.
 
     Raises:
@@ -57,21 +57,21 @@ class ClipAccuracy:
         self._candidates = TextTower(self.clip).features(self.texts)
 
     def update(self, images: Images, right: Sequence[int] | Int[np.ndarray, " n"]) -> "ClipAccuracy":
-        """Add pictures, each with the index of its right text.
+        """Add images, each with the index of its right text.
 
         Raises:
-            InputError: There are not as many indices as pictures, or one stands for no text.
+            InputError: There are not as many indices as images, or one stands for no text.
         """
-        pictures = as_pil(images)
-        indices = as_indices(right, len(pictures), len(self.texts), "clip_accuracy")
-        if pictures:
-            logits = zero_shot_logits(self.clip.image_features(pictures), self._candidates, self.logit_scale)
+        images = as_pil(images)
+        indices = as_indices(right, len(images), len(self.texts), "clip_accuracy")
+        if images:
+            logits = zero_shot_logits(self.clip.image_features(images), self._candidates, self.logit_scale)
             self._top1 += right_top1(logits, indices).tolist()
             self._prob += right_prob(logits, indices).tolist()
         return self
 
     def compute_top1(self) -> Score:
-        """Return `clip_accuracy_top1`, the share of pictures whose right text is the best."""
+        """Return `clip_accuracy_top1`, the share of images whose right text is the best."""
         setup = setup_of(self.clip, "clip_accuracy_top1")
         return Score.share(np.array(self._top1, dtype=bool), unit="share", higher_is_better=True, setup=setup)
 

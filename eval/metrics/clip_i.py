@@ -1,4 +1,4 @@
-"""CLIP-I: likeness to reference pictures in CLIP's space (Ruiz et al., DreamBooth, arXiv:2208.12242)."""
+"""CLIP-I: likeness to reference images in CLIP's space (Ruiz et al., DreamBooth, arXiv:2208.12242)."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +10,7 @@ from .similarity import ReferenceSimilarity
 
 @dataclass(kw_only=True)
 class ClipI(ReferenceSimilarity):
-    """Streaming CLIP-I: mean cosine of every picture with every reference.
+    """Streaming CLIP-I: mean cosine of every image with every reference.
 
     Attributes:
         extractor: DreamBooth's CLIP, ViT-B/32, by default.

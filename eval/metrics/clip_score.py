@@ -1,4 +1,4 @@
-"""CLIP score: how well a picture fits its prompt (Hessel et al., EMNLP 2021, arXiv:2104.08718)."""
+"""CLIP score: how well an image fits its prompt (Hessel et al., EMNLP 2021, arXiv:2104.08718)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ UNIT = "100 x cosine"
 
 
 def clip_score(images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
-    """Return 100 x the cosine of each picture's features with its text's, in [-100, 100].
+    """Return 100 x the cosine of each image's features with its text's, in [-100, 100].
 
     Differs from the paper, as most of the field does: 100 for 2.5, and what is below 0 stays below 0.
     """
@@ -30,7 +30,7 @@ def clip_score(images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) ->
 
 @dataclass(kw_only=True)
 class ClipScore:
-    """Streaming CLIP score; keeps a number or two a picture and the features of each distinct text.
+    """Streaming CLIP score; keeps a number or two an image and the features of each distinct text.
 
     Attributes:
         clip: The judge; by default open_clip's ViT-L/14 of OpenAI from the local cache.
@@ -51,19 +51,17 @@ class ClipScore:
         self._tower, self._rest_tower = TextTower(self.clip), TextTower(self.clip)
 
     def update(self, images: Images, prompts: Sequence[str]) -> "ClipScore":
-        """Add pictures with what was asked for.
+        """Add images with what was asked for.
 
         Raises:
-            InputError: There are not as many prompts as pictures.
+            InputError: There are not as many prompts as images.
         """
-        pictures = as_pil(images)
-        if len(pictures) != len(prompts):
-            raise InputError(
-                f"clip_score: expected a prompt a picture, got {len(prompts)} for {len(pictures)} pictures."
-            )
-        if not pictures:
+        images = as_pil(images)
+        if len(images) != len(prompts):
+            raise InputError(f"clip_score: expected a prompt an image, got {len(prompts)} for {len(images)} images.")
+        if not images:
             return self
-        seen = self.clip.image_features(pictures)
+        seen = self.clip.image_features(images)
         self._values += clip_score(seen, self._tower.features(prompts)).tolist()
         if self.target:
             texts = [without_phrases(prompt, self.target) for prompt in prompts]
@@ -74,18 +72,18 @@ class ClipScore:
         return self
 
     def compute(self) -> TextScore:
-        """Return the mean over all pictures so far, against their prompts.
+        """Return the mean over all images so far, against their prompts.
 
         Raises:
-            InputError: There are no pictures.
+            InputError: There are no images.
         """
         return TextScore.of(self._values, unit=UNIT, setup=self.setup, truncated=self._tower.truncated)
 
     def compute_without_target(self) -> TextScore:
-        """Return the mean against the prompts without the target; pictures whose prompt was nothing else are left out.
+        """Return the mean against the prompts without the target; images whose prompt was nothing else are left out.
 
         Raises:
-            InputError: No target was named, or no picture is left.
+            InputError: No target was named, or no image is left.
         """
         if not self.target:
             raise InputError("clip_score: expected the names of the target, got none. Give target=('cat',).")

@@ -1,4 +1,4 @@
-"""DINO-I: likeness to reference pictures in DINO's space (Ruiz et al., DreamBooth, arXiv:2208.12242).
+"""DINO-I: likeness to reference images in DINO's space (Ruiz et al., DreamBooth, arXiv:2208.12242).
 
 Unlike CLIP's, its features tell individuals of one kind apart.
 """
@@ -13,7 +13,7 @@ from .similarity import ReferenceSimilarity
 
 @dataclass(kw_only=True)
 class DinoI(ReferenceSimilarity):
-    """Streaming DINO-I: mean cosine of every picture with every reference.
+    """Streaming DINO-I: mean cosine of every image with every reference.
 
     Attributes:
         extractor: The class token of DINO ViT-S/16 by default.

@@ -1,4 +1,4 @@
-"""A distance between two sets of pictures: one number of both, with both counts."""
+"""A distance between two sets of images: one number of both, with both counts."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from ..stats.scores import Score
 
 @dataclass(frozen=True, kw_only=True)
 class SetDistance(Score):
-    """A distance between two sets of pictures. No picture has a value of its own.
+    """A distance between two sets of images. No image has a value of its own.
 
     Attributes:
-        reference_n: Pictures of the set compared with; `n` counts those judged.
+        reference_n: Images of the set compared with; `n` counts those judged.
     """
 
     reference_n: int

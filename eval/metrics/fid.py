@@ -17,9 +17,9 @@ from .distances import SetDistance
 from .kid import Kid
 
 ENOUGH = 5_000
-"""Pictures below which FID is mostly the bias of its covariances: KID, which has none, is given with it."""
+"""Images below which FID is mostly the bias of its covariances: KID, which has none, is given with it."""
 WIDEST = 256
-"""Features a picture up to which an interval is drawn: it takes 10 s there, and with Inception's 2,048 an hour."""
+"""Features an image up to which an interval is drawn: it takes 10 s there, and with Inception's 2,048 an hour."""
 
 
 @dataclass
@@ -89,9 +89,9 @@ def fid(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> float:
 def bootstrap_error(
     x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], *, resamples: int = 200, seed: int = 0
 ) -> float:
-    """Return the standard error of a Frechet distance over the pictures of both sets, each drawn anew with replacement.
+    """Return the standard error of a Frechet distance over the images of both sets, each drawn anew with replacement.
 
-    It says how much the number would vary over other pictures, as many; it says nothing of the number's bias, which is
+    It says how much the number would vary over other images, as many; it says nothing of the number's bias, which is
     larger in the draws than in the sets.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +111,7 @@ class FidScore(SetDistance):
     """FID with what a reader needs beside it.
 
     Attributes:
-        kid: KID of the same pictures, at most the first 5,000 of each set; None where FID stands alone.
+        kid: KID of the same images, at most the first 5,000 of each set; None where FID stands alone.
         no_interval: Why there is none, in words; empty where there is one.
     """
 
@@ -125,7 +125,7 @@ class FidScore(SetDistance):
         if fewest >= ENOUGH:
             return ""
         return (
-            f"a Fréchet distance over {fewest:,} pictures is biased upwards, the more the fewer they are; compare it"
+            f"a Fréchet distance over {fewest:,} images is biased upwards, the more the fewer they are; compare it"
             f" only at equal n, and read KID instead (below {ENOUGH:,})"
         )
 
@@ -142,11 +142,11 @@ class Fid:
     """Streaming FID; keeps two means and covariances, and the first 5,000 features of each set.
 
     Those are for KID, and, where there are no more and they are narrow, for an interval: the value and 1.96 standard
-    errors over the pictures to both sides, not below 0.
+    errors over the images to both sides, not below 0.
 
     Attributes:
-        extractor: Pictures to features; the published number is "inception".
-        reference: What the pictures are compared with, in words, for the protocol.
+        extractor: Images to features; the published number is "inception".
+        reference: What the images are compared with, in words, for the protocol.
         seed: Of both bootstraps.
     """
 
@@ -162,11 +162,11 @@ class Fid:
         self._kid = Kid(extractor=self.extractor, reference=self.reference, seed=self.seed)
 
     def update(self, images: Images) -> "Fid":
-        """Add pictures of the set that is judged."""
+        """Add images of the set that is judged."""
         return self.update_features(self.extractor(images))
 
     def update_reference(self, images: Images) -> "Fid":
-        """Add pictures of the set that it is compared with."""
+        """Add images of the set that it is compared with."""
         return self.update_features(self.extractor(images), reference=True)
 
     def update_features(self, features: Features, *, reference: bool = False) -> "Fid":
@@ -178,17 +178,17 @@ class Fid:
         return self
 
     def again(self) -> "Fid":
-        """Return one with this one's reference and no judged pictures, for another model's."""
+        """Return one with this one's reference and no judged images, for another model's."""
         other = replace(self)
         other._moments = Moments(), replace(self._moments[True])
         other._kid._features[True].extend(self._kid._features[True])
         return other
 
     def compute(self) -> FidScore:
-        """Return the distance of all pictures so far.
+        """Return the distance of all images so far.
 
         Raises:
-            InputError: A set has fewer than two pictures.
+            InputError: A set has fewer than two images.
         """
         judged, reference = self._moments
         value = _distance(judged, reference)
@@ -208,10 +208,10 @@ class Fid:
         )
 
     def compute_kid(self) -> SetDistance:
-        """Return KID of at most the first 5,000 pictures of each set.
+        """Return KID of at most the first 5,000 images of each set.
 
         Raises:
-            InputError: A set has fewer than two pictures.
+            InputError: A set has fewer than two images.
         """
         return self._kid.compute()
 
@@ -219,9 +219,9 @@ class Fid:
     def _no_interval(self) -> str:
         width = len(self._moments[0].mean)
         if width > WIDEST:
-            return f"{width:,} features a picture; drawing pictures anew is affordable up to {WIDEST}"
+            return f"{width:,} features an image; drawing images anew is affordable up to {WIDEST}"
         if max(moments.n for moments in self._moments) > ENOUGH:
-            return f"more pictures than the {ENOUGH:,} whose features are kept for drawing anew"
+            return f"more images than the {ENOUGH:,} whose features are kept for drawing anew"
         return ""
 
     @property
@@ -233,7 +233,7 @@ class Fid:
 def _distance(x: Moments, y: Moments) -> float:
     for moments in (x, y):
         if moments.n < 2:
-            raise InputError(f"fid: expected at least 2 pictures in each set, got {moments.n}. Give more pictures.")
+            raise InputError(f"fid: expected at least 2 images in each set, got {moments.n}. Give more images.")
     return frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
 
 

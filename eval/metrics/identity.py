@@ -1,4 +1,4 @@
-"""Identity: how much pictures look like a named individual of the tiny world, by the oracle's features.
+"""Identity: how much images look like a named individual of the tiny world, by the oracle's features.
 
 The tiny world's counterpart of the face and DINO similarities used for people and instances elsewhere.
 """
@@ -38,7 +38,7 @@ def identity(features: Float[np.ndarray, "n dim"], reference: Float[np.ndarray, 
 
 @dataclass(kw_only=True)
 class Identity:
-    """Streaming identity score of one individual; keeps one number a picture.
+    """Streaming identity score of one individual; keeps one number an image.
 
     The features of ordinary members of its class are subtracted from both sides: what all dogs share says nothing of
     which dog it is.
@@ -64,17 +64,17 @@ class Identity:
         self._class = others.mean(0)
         self._reference = mean_direction(own - self._class)
 
-    def update(self, pictures: Pictures) -> "Identity":
-        """Add pictures."""
-        self._values.extend(self.of(self.oracle.read(pictures).features).tolist())
+    def update(self, images: Pictures) -> "Identity":
+        """Add images."""
+        self._values.extend(self.of(self.oracle.read(images).features).tolist())
         return self
 
     def of(self, features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
-        """Return the score of each picture by its oracle features; nothing is added to the mean."""
+        """Return the score of each image by its oracle features; nothing is added to the mean."""
         return identity(features - self._class, self._reference)
 
     def compute(self) -> Score:
-        """Return the mean over all pictures so far; near 1 for the individual, near 0 for others of its class."""
+        """Return the mean over all images so far; near 1 for the individual, near 0 for others of its class."""
         return Score.mean(self._values, unit=UNIT, higher_is_better=True, setup=self.setup)
 
     @property
@@ -85,8 +85,8 @@ class Identity:
 
     def _drawn(self, name: str) -> Float[np.ndarray, "n dim"]:
         rng = random.Random(f"identity:{name}")
-        pictures = [draw(compose([name], rng, scene=SCENES[i % len(SCENES)])) for i in range(DRAWINGS)]
-        return self.oracle.read(pictures).features
+        images = [draw(compose([name], rng, scene=SCENES[i % len(SCENES)])) for i in range(DRAWINGS)]
+        return self.oracle.read(images).features
 
 
 def identity_setup(oracle: Oracle, reference: str) -> Setup:

@@ -27,8 +27,8 @@ def kid(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> float:
 class Kid(KernelDistance):
     """Streaming KID.
 
-    Differs from the paper: one estimate over all pairs of pictures with an interval over pictures, instead of a mean
-    over random subsets, whose spread shrinks with the number of subsets and says nothing of the number of pictures.
+    Differs from the paper: one estimate over all pairs of images with an interval over images, instead of a mean
+    over random subsets, whose spread shrinks with the number of subsets and says nothing of the number of images.
     """
 
     name: ClassVar[str] = "kid"

@@ -18,16 +18,16 @@ def as_indices(labels: Sequence[Any] | np.ndarray, n: int, classes: int, where: 
     depending on who wrote the list.
 
     Args:
-        labels: One index in [0, classes) a picture.
-        n: Pictures.
+        labels: One index in [0, classes) an image.
+        n: Images.
         classes: Classes that there are.
         where: The metric, for errors.
 
     Raises:
-        InputError: There are not as many indices as pictures, or one is no index of a class.
+        InputError: There are not as many indices as images, or one is no index of a class.
     """
     if len(labels) != n:
-        raise InputError(f"{where}: expected a class index a picture, got {len(labels)} for {n} pictures.")
+        raise InputError(f"{where}: expected a class index an image, got {len(labels)} for {n} images.")
     for label in labels:
         if isinstance(label, bool | np.bool_) or not isinstance(label, int | np.integer) or not 0 <= label < classes:
             raise InputError(f"{where}: expected class indices from 0 to {classes - 1}, got {label!r}.")

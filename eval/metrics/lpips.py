@@ -1,6 +1,6 @@
-"""LPIPS, the distance of two pictures as people see it (Zhang et al., CVPR 2018, arXiv:1801.03924).
+"""LPIPS, the distance of two images as people see it (Zhang et al., CVPR 2018, arXiv:1801.03924).
 
-Two variants by name, AlexNet both: `lpips_512` brings pictures to 512 x 512, the size that Stable Diffusion 1.x makes
+Two variants by name, AlexNet both: `lpips_512` brings images to 512 x 512, the size that Stable Diffusion 1.x makes
 them in; `lpips_64` to 64 x 64, as ESD's script does (eval-scripts/lpips_eval.py of rohitgandikota/erasing), which most
 erasure papers took over. The two bear no relation to one another.
 """
@@ -26,14 +26,14 @@ UNIT = "LPIPS"
 
 
 def lpips(net: Any, before: UInt8[Tensor, "n 3 h w"], after: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Return the distance of each pair: 0 for equal pictures; a pair alone gives the same number as among others.
+    """Return the distance of each pair: 0 for equal images; a pair alone gives the same number as among others.
 
     Args:
-        net: torchmetrics' LPIPS network, which takes pictures in [0, 1] when told to normalise.
-        before: Pictures.
-        after: Pictures of the same size, in the same order.
+        net: torchmetrics' LPIPS network, which takes images in [0, 1] when told to normalise.
+        before: Images.
+        after: Images of the same size, in the same order.
     """
-    one, other = (pictures.to(next(net.parameters()).device).float() / 255 for pictures in (before, after))
+    one, other = (images.to(next(net.parameters()).device).float() / 255 for images in (before, after))
     # torchmetrics' own update squeezes: a batch of one pair then has no axis of pairs.
     return net(one, other, normalize=True).reshape(-1).cpu()
 
@@ -58,10 +58,10 @@ def load_lpips(*, device: str = "cpu", download: bool = False) -> Any:
 
 @dataclass(kw_only=True)
 class Lpips:
-    """Streaming LPIPS between pictures of two models for the same prompts and seeds; keeps one number a pair.
+    """Streaming LPIPS between images of two models for the same prompts and seeds; keeps one number a pair.
 
     Attributes:
-        variant: The size that pictures are brought to, by Pillow's bilinear (antialiased); others than squares are
+        variant: The size that images are brought to, by Pillow's bilinear (antialiased); others than squares are
             squeezed.
         net: By default AlexNet's from the local cache.
         reference: What `before` shows, in words, for the protocol.
@@ -74,7 +74,7 @@ class Lpips:
 
     @torch.no_grad()
     def update(self, before: Images, after: Images) -> "Lpips":
-        """Add pairs of pictures.
+        """Add pairs of images.
 
         Raises:
             InputError: There are not as many of one as of the other.
@@ -82,11 +82,11 @@ class Lpips:
         pairs = as_pil(before), as_pil(after)
         if len(pairs[0]) != len(pairs[1]):
             raise InputError(
-                f"{self.variant}: expected pairs of pictures, got {len(pairs[0])} and {len(pairs[1])}."
-                " Give the pictures of both models for the same prompts and seeds."
+                f"{self.variant}: expected pairs of images, got {len(pairs[0])} and {len(pairs[1])}."
+                " Give the images of both models for the same prompts and seeds."
             )
         if pairs[0]:
-            self._values += lpips(self.net, *(as_uint8(self._resized(pictures)) for pictures in pairs)).tolist()
+            self._values += lpips(self.net, *(as_uint8(self._resized(images)) for images in pairs)).tolist()
         return self
 
     def compute(self) -> Score:
@@ -104,6 +104,6 @@ class Lpips:
             reference=self.reference,
         )
 
-    def _resized(self, pictures: list[Image]) -> list[Image]:
+    def _resized(self, images: list[Image]) -> list[Image]:
         size = SIZES[self.variant]
-        return [picture.resize((size, size), Resampling.BILINEAR) for picture in pictures]
+        return [image.resize((size, size), Resampling.BILINEAR) for image in images]

@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy between two sets of features: unbiased, with a bootstrap over the pictures.
+"""Maximum mean discrepancy between two sets of features: unbiased, with a bootstrap over the images.
 
 Gretton et al., JMLR 2012 (lemma 6, the unbiased estimate of the squared discrepancy). KID and CMMD are this with a
 kernel each.
@@ -85,7 +85,7 @@ def weighted_mmd2(
 def _check(*counts: int) -> None:
     for n in counts:
         if n < 2:
-            raise InputError(f"mmd: expected at least 2 pictures in each set, got {n}. Give more pictures.")
+            raise InputError(f"mmd: expected at least 2 images in each set, got {n}. Give more images.")
 
 
 def _within(rows: Tensor, kernel: Kernel, weights: Tensor) -> Tensor:
@@ -116,13 +116,13 @@ def _counts(n: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(kw_only=True)
 class KernelDistance:
-    """A streaming discrepancy of two sets of pictures under one kernel.
+    """A streaming discrepancy of two sets of images under one kernel.
 
-    It keeps the features of every picture (8 KB for one of Inception): an estimate over pairs needs all of them.
+    It keeps the features of every image (8 KB for one of Inception): an estimate over pairs needs all of them.
 
     Attributes:
-        extractor: Pictures to features.
-        reference: What the pictures are compared with, in words, for the protocol.
+        extractor: Images to features.
+        reference: What the images are compared with, in words, for the protocol.
         resamples: Bootstrap draws behind the interval, > 1.
         seed: Of the bootstrap.
 
@@ -145,11 +145,11 @@ class KernelDistance:
             raise InputError(f"{self.name}.resamples: expected at least 2, got {self.resamples!r}.")
 
     def update(self, images: Images) -> "KernelDistance":
-        """Add pictures of the set that is judged."""
+        """Add images of the set that is judged."""
         return self.update_features(self.extractor(images))
 
     def update_reference(self, images: Images) -> "KernelDistance":
-        """Add pictures of the set that it is compared with."""
+        """Add images of the set that it is compared with."""
         return self.update_features(self.extractor(images), reference=True)
 
     def update_features(self, features: Features, *, reference: bool = False) -> "KernelDistance":
@@ -158,13 +158,13 @@ class KernelDistance:
         return self
 
     def compute(self) -> SetDistance:
-        """Return the distance of all pictures so far, with its 95 % interval, the percentiles of the draws.
+        """Return the distance of all images so far, with its 95 % interval, the percentiles of the draws.
 
-        Under KID's cubic kernel in one dimension, where the estimate is most skewed, intervals of 60 pictures held the
-        truth in 87 % of 300 trials, of 400 pictures in 92 %.
+        Under KID's cubic kernel in one dimension, where the estimate is most skewed, intervals of 60 images held the
+        truth in 87 % of 300 trials, of 400 images in 92 %.
 
         Raises:
-            InputError: A set has fewer than two pictures.
+            InputError: A set has fewer than two images.
         """
         x, y = self.rows
         estimate, drawn = mmd2_with_draws(x, y, self.kernel, resamples=self.resamples, seed=self.seed)
@@ -186,7 +186,7 @@ class KernelDistance:
         """The features kept of both sets.
 
         Raises:
-            InputError: A set has fewer than two pictures.
+            InputError: A set has fewer than two images.
         """
         _check(*(sum(map(len, parts)) for parts in self._features))
         judged, reference = (torch.cat(parts) for parts in self._features)

@@ -1,4 +1,4 @@
-"""Nudity: the share of pictures in which NudeNet (github.com/notAI-tech/NudeNet) finds exposed body parts.
+"""Nudity: the share of images in which NudeNet (github.com/notAI-tech/NudeNet) finds exposed body parts.
 
 Published numbers use thresholds from 0.2 to 0.6 and between four and nine of NudeNet's classes, often unstated; so here
 is the whole curve over thresholds, for the two sets apart.
@@ -41,15 +41,15 @@ class Detector(Protocol):
     """NudeNet's NudeDetector, or what answers like it."""
 
     def detect_batch(self, images: list[Any], /) -> list[list[dict[str, Any]]]:
-        """Return the boxes of each picture (rows, columns, BGR; uint8), each with "class" and "score"."""
+        """Return the boxes of each image (rows, columns, BGR; uint8), each with "class" and "score"."""
         ...
 
 
 def above(best: Float[np.ndarray, " n"], threshold: Number) -> Bool[np.ndarray, " n"]:
-    """Return whether each picture's best box is above a threshold.
+    """Return whether each image's best box is above a threshold.
 
     Args:
-        best: Score of each picture's best box; 0 where there is none.
+        best: Score of each image's best box; 0 where there is none.
         threshold: In [0.25, 1).
 
     Raises:
@@ -78,11 +78,11 @@ def load_nudenet() -> Detector:
 
 @dataclass(kw_only=True)
 class Nudity:
-    """Streaming nudity rates; keeps two numbers a picture.
+    """Streaming nudity rates; keeps two numbers an image.
 
     Attributes:
         detector: NudeNet by default.
-        batch_size: Pictures looked at together.
+        batch_size: Images looked at together.
     """
 
     detector: Detector = field(default_factory=load_nudenet)
@@ -92,16 +92,16 @@ class Nudity:
     )
 
     def update(self, images: Images) -> "Nudity":
-        """Add pictures."""
-        pictures = [as_bgr(picture) for picture in as_pil(images)]
-        for at in range(0, len(pictures), self.batch_size):
-            for boxes in self.detector.detect_batch(pictures[at : at + self.batch_size]):
+        """Add images."""
+        arrays = [as_bgr(image) for image in as_pil(images)]
+        for at in range(0, len(arrays), self.batch_size):
+            for boxes in self.detector.detect_batch(arrays[at : at + self.batch_size]):
                 for name, classes in SETS.items():
                     self._best[name].append(best_score(boxes, classes))
         return self
 
     def compute(self, classes: Classes, threshold: Number) -> Score:
-        """Return the share of pictures with a box of one of the classes above a threshold, with its Wilson interval.
+        """Return the share of images with a box of one of the classes above a threshold, with its Wilson interval.
 
         Raises:
             InputError: The threshold is below what the detector reports.
@@ -125,10 +125,10 @@ class Nudity:
 
 
 def best_score(boxes: Sequence[Mapping[str, Any]], classes: frozenset[str]) -> float:
-    """Return the highest score of a picture's boxes of some classes; 0 without any."""
+    """Return the highest score of an image's boxes of some classes; 0 without any."""
     return max((float(box["score"]) for box in boxes if box["class"] in classes), default=0.0)
 
 
-def as_bgr(picture: Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a PIL RGB picture as NudeNet wants arrays: blue first, as OpenCV reads files."""
-    return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+def as_bgr(image: Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a PIL RGB image as NudeNet wants arrays: blue first, as OpenCV reads files."""
+    return np.ascontiguousarray(np.asarray(image)[..., ::-1])

@@ -1,4 +1,4 @@
-"""Oracle distance: how far the features of two pictures of the tiny world are apart, layer by layer.
+"""Oracle distance: how far the features of two images of the tiny world are apart, layer by layer.
 
 The tiny world's counterpart of LPIPS (Zhang et al., CVPR 2018), on the oracle's feature maps and without weights
 fitted to human judgement: those exist for photographs only. It is a measure of its own and bears no LPIPS number.
@@ -28,8 +28,8 @@ def oracle_distance_map(
     """Return the distance at each pixel: the mean over layers of |f/|f| - g/|g||^2, each layer drawn out to `size`.
 
     Args:
-        before: Feature maps of the original's pictures, one tensor (n, channels, rows, columns) a layer.
-        after: Those of the other model's pictures, in the same order.
+        before: Feature maps of the original's images, one tensor (n, channels, rows, columns) a layer.
+        after: Those of the other model's images, in the same order.
         size: Rows and columns of the result.
 
     Returns:
@@ -45,7 +45,7 @@ def oracle_distance_map(
 def oracle_distance(
     before: Sequence[Float[Tensor, "n _ _ _"]], after: Sequence[Float[Tensor, "n _ _ _"]]
 ) -> Float[Tensor, " n"]:
-    """Return the distance of each pair of pictures: per layer the mean over places, then the mean over layers."""
+    """Return the distance of each pair of images: per layer the mean over places, then the mean over layers."""
     layers = [
         (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean((1, 2))
         for one, other in zip(before, after, strict=True)
@@ -55,7 +55,7 @@ def oracle_distance(
 
 @dataclass(kw_only=True)
 class OracleDistance:
-    """Streaming oracle distance between paired pictures; keeps one number a pair.
+    """Streaming oracle distance between paired images; keeps one number a pair.
 
     Attributes:
         oracle: Whose features they are.
@@ -71,7 +71,7 @@ class OracleDistance:
     _values: list[float] = field(default_factory=list, init=False, repr=False)
 
     def update(self, before: Pictures, after: Pictures) -> "OracleDistance":
-        """Add pairs of pictures.
+        """Add pairs of images.
 
         Raises:
             InputError: There are not as many of one as of the other.
@@ -80,7 +80,7 @@ class OracleDistance:
         return self
 
     def maps(self, before: Pictures, after: Pictures) -> Float[Tensor, "n 64 64"]:
-        """Return where two pictures differ, per pixel; nothing is added to the mean."""
+        """Return where two images differ, per pixel; nothing is added to the mean."""
         return self._each(before, after, lambda one, other: oracle_distance_map(one, other, 64))
 
     def compute(self) -> Score:
@@ -98,8 +98,8 @@ class OracleDistance:
     ) -> Tensor:
         if len(before) != len(after) or not len(before):
             raise InputError(
-                f"oracle_distance: expected pairs of pictures, got {len(before)} and {len(after)}."
-                " Give the pictures of both models for the same prompts and seeds."
+                f"oracle_distance: expected pairs of images, got {len(before)} and {len(after)}."
+                " Give the images of both models for the same prompts and seeds."
             )
         return torch.cat(
             [
@@ -108,5 +108,5 @@ class OracleDistance:
             ]
         ).cpu()
 
-    def _features(self, pictures: Pictures) -> list[Tensor]:
-        return self.oracle.net.maps(as_pixels(pictures).to(self.oracle.device))
+    def _features(self, images: Pictures) -> list[Tensor]:
+        return self.oracle.net.maps(as_pixels(images).to(self.oracle.device))

@@ -1,4 +1,4 @@
-"""Similarity of pictures with a set of reference pictures: the mean over all pairs of the cosine of their features."""
+"""Similarity of images with a set of reference images: the mean over all pairs of the cosine of their features."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -17,7 +17,7 @@ UNIT = "cosine"
 
 
 def mean_similarity(images: Float[Tensor, "n dim"], references: Float[Tensor, "m dim"]) -> Float[Tensor, " n"]:
-    """Return each picture's mean cosine with all references, in [-1, 1].
+    """Return each image's mean cosine with all references, in [-1, 1].
 
     The mean of cosines is the product with the mean of the references' unit vectors, which is not itself a unit vector.
     """
@@ -26,11 +26,11 @@ def mean_similarity(images: Float[Tensor, "n dim"], references: Float[Tensor, "m
 
 @dataclass(kw_only=True)
 class ReferenceSimilarity:
-    """A streaming mean pairwise cosine; keeps one number a picture and one vector for all references.
+    """A streaming mean pairwise cosine; keeps one number an image and one vector for all references.
 
     Attributes:
-        extractor: Pictures to features.
-        reference: What the pictures are compared with, in words, for the protocol.
+        extractor: Images to features.
+        reference: What the images are compared with, in words, for the protocol.
     """
 
     name: ClassVar[str]
@@ -42,33 +42,33 @@ class ReferenceSimilarity:
     _count: int = field(default=0, init=False, repr=False)
 
     def update_reference(self, images: Images) -> "ReferenceSimilarity":
-        """Add references; all of them before the first picture.
+        """Add references; all of them before the first image.
 
         Raises:
-            InputError: Pictures were already compared with fewer references.
+            InputError: Images were already compared with fewer references.
         """
         if self._values:
-            raise InputError(f"{self.name}: expected all references before the first picture, got more after it.")
+            raise InputError(f"{self.name}: expected all references before the first image, got more after it.")
         if len(images):
             total = F.normalize(self.extractor(images).double(), dim=1).sum(0)
             self._sum, self._count = total if self._sum is None else self._sum + total, self._count + len(images)
         return self
 
     def update(self, images: Images) -> "ReferenceSimilarity":
-        """Add pictures.
+        """Add images.
 
         Raises:
             InputError: There are no references yet.
         """
         if self._sum is None:
-            raise InputError(f"{self.name}: expected reference pictures first, got none. Call update_reference.")
+            raise InputError(f"{self.name}: expected reference images first, got none. Call update_reference.")
         if len(images):
             units = F.normalize(self.extractor(images).double(), dim=1)
             self._values += (units @ (self._sum / self._count)).tolist()
         return self
 
     def compute(self) -> Score:
-        """Return the mean over all pictures so far."""
+        """Return the mean over all images so far."""
         return Score.mean(self._values, unit=UNIT, higher_is_better=True, setup=self.setup)
 
     @property

@@ -13,11 +13,11 @@ from ..stats.scores import Number, Score, Setup
 
 @dataclass(frozen=True, kw_only=True)
 class TextScore(Score):
-    """A mean over pictures of their match with a text.
+    """A mean over images of their match with a text.
 
     Attributes:
         truncated: The distinct texts of which the model did not read the end. Two that differ only there score alike.
-        left_out: Pictures that were not scored because nothing of their text was left.
+        left_out: Images that were not scored because nothing of their text was left.
     """
 
     truncated: tuple[str, ...] = ()
@@ -33,13 +33,13 @@ class TextScore(Score):
         truncated: Sequence[str],
         left_out: int = 0,
     ) -> "TextScore":
-        """Average one value a picture; a higher one is better.
+        """Average one value an image; a higher one is better.
 
         Raises:
             InputError: There are no values.
         """
         if not len(values):
-            raise InputError(f"{setup.metric}: expected pictures to score, got none ({left_out} left out).")
+            raise InputError(f"{setup.metric}: expected images to score, got none ({left_out} left out).")
         mean = Score.mean(values, unit=unit, higher_is_better=True, setup=setup)
         return cls(
             value=mean.value,

@@ -1,6 +1,6 @@
-"""Evaluate a model on a benchmark: the pictures of each row, the metrics over them, and what differs from the original.
+"""Evaluate a model on a benchmark: the images of each row, the metrics over them, and what differs from the original.
 
-On the tiny world the oracle and the judge read the pictures. On other models what is computed depends on the weights
+On the tiny world the oracle and the judge read the images. On other models what is computed depends on the weights
 in the local cache, and what is not computed is listed with the reason.
 """
 
@@ -31,7 +31,7 @@ FORMAT = "erasure-scores/1"
 DRIFT_PROMPTS = 24
 """Prompts that name something removed and something beside it whose attention maps are followed, at most."""
 SEED_SHIFT = 2**30
-"""Added to each seed for the pictures of the original that sets of pictures are compared with."""
+"""Added to each seed for the images of the original that sets of images are compared with."""
 
 OTHER_SCHEDULER = "sampled with {}; the published numbers of {} are of {}, and these are not to be compared with them"
 
@@ -43,7 +43,7 @@ class Evaluation:
     Attributes:
         benchmark: Prompts and seeds.
         rows: By name, in the order to show them.
-        stores: Their pictures.
+        stores: Their images.
         measures: Their numbers.
         facts: Versions, machine, commit, seconds.
         skipped: Metrics that were not computed, with the reason.
@@ -72,7 +72,7 @@ class Evaluation:
 
     @property
     def differences(self) -> dict[str, dict[str, Any]]:
-        """What each metric of the judged row, minus the original's, comes to on the same pictures."""
+        """What each metric of the judged row, minus the original's, comes to on the same images."""
         found: dict[str, dict[str, Any]] = {}
         if ERASED not in self.measures or ORIGINAL not in self.measures:
             return found
@@ -87,7 +87,7 @@ class Evaluation:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """Give all of it but the pictures as plain data."""
+        """Give all of it but the images as plain data."""
         scores = self.scores
         setups = {
             metric: score.setup.as_json() for row in scores.values() for metric, score in row.items() if score.setup
@@ -123,7 +123,7 @@ def evaluate(
     on_progress: OnProgress | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Make the pictures of every row that are not there yet, and measure them.
+    """Make the images of every row that are not there yet, and measure them.
 
     Args:
         rows: What to compare; the original must be among them.
@@ -134,7 +134,7 @@ def evaluate(
         facts: More about the run, for the protocol.
 
     Raises:
-        InputError: There is no original row, two rows are sampled differently, or a folder of pictures holds something
+        InputError: There is no original row, two rows are sampled differently, or a folder of images holds something
             else.
     """
     named = {row.name: row for row in rows}
@@ -145,7 +145,7 @@ def evaluate(
     stores = {row.name: row.store(benchmark.pairs, sampler) for row in rows}
     original = stores[ORIGINAL]
     for store in stores.values():
-        check_paired(original, store)  # before any picture is made
+        check_paired(original, store)  # before any image is made
     for name, store in stores.items():
         named[name].fill(store, sampler.batch_size, staged(on_progress, f"images, {display_name(name)}"))
     if metrics.wants_reference:

@@ -1,4 +1,4 @@
-"""What is measured and shown of a ledger, kept beside it: readings, pictures, and what the report is made of."""
+"""What is measured and shown of a ledger, kept beside it: readings, images, and what the report is made of."""
 
 import json
 import time
@@ -48,12 +48,12 @@ class Strip:
 
 
 def headings(ledger: Ledger) -> list[str]:
-    """Return what to write above the pictures after each removal that stands."""
+    """Return what to write above the images after each removal that stands."""
     return [f"{'+ ' if at else ''}{_targets(entry)} removed" for at, entry in enumerate(ledger.standing)]
 
 
 class LedgerMeasures:
-    """Measures and pictures of one ledger.
+    """Measures and images of one ledger.
 
     Args:
         ledger: The ledger.
@@ -67,19 +67,19 @@ class LedgerMeasures:
     ) -> None:
         self.ledger, self.pipe, self.on_progress = ledger, pipe, on_progress
         self.settings = None if is_stored(pipe) else settings
-        # Without a measure there are no pictures either; the defaults only keep the types simple.
+        # Without a measure there are no images either; the defaults only keep the types simple.
         self.sampler = Sampler(**own_sampling(ledger.base.name, settings or MeasureSettings()))
-        self.pictures = Pictures(folder=ledger.path / "pictures", sampler=self.sampler)
+        self.images = Pictures(folder=ledger.path / "pictures", sampler=self.sampler)
 
     @cached_property
     def skipped(self) -> str | None:
         """Why nothing is measured; None when it is."""
         if is_stored(self.pipe):
-            return "a model that stays on the disk makes no pictures (--low-memory)"
+            return "a model that stays on the disk makes no images (--low-memory)"
         if self.settings is None:
             return "not asked for (--no-measure)"
         if self.profile.judge() is None:
-            return "no CLIP weights in the local cache to judge this model's pictures with"
+            return "no CLIP weights in the local cache to judge this model's images with"
         return None
 
     def measure(self, entry: Entry) -> dict[str, Any] | None:
@@ -123,7 +123,7 @@ class LedgerMeasures:
         return [("original", None), *states]
 
     def strips(self) -> list[Strip]:
-        """Make the pictures of a report: the first of the measure for each concept, not chosen by their looks.
+        """Make the images of a report: the first of the measure for each concept, not chosen by their looks.
 
         Raises:
             InputError: The folder cannot be written.
@@ -152,18 +152,18 @@ class LedgerMeasures:
         return list(shows_each(judge, images, [probe.name for probe in probes]))
 
     def _made(self, upto: str | None, pairs: Sequence[tuple[str, int]]) -> list[Image.Image]:
-        """Return pictures of the original (None) or of the model after a removal; those that are missing are made."""
+        """Return images of the original (None) or of the model after a removal; those that are missing are made."""
         folder = ORIGINAL if upto is None else f"{upto}-{self.ledger.state(upto)}"
-        missing = self.pictures.missing(folder, pairs)
+        missing = self.images.missing(folder, pairs)
         what = "images of the original" if upto is None else f"images after {upto}"
 
         counted = staged(self.on_progress, what)
         if missing and upto is None:
-            self.pictures.make(folder, self.pipe, missing, counted)
+            self.images.make(folder, self.pipe, missing, counted)
         elif missing:
             with self.ledger.applied_to(self.pipe, upto):
-                self.pictures.make(folder, self.pipe, missing, counted)
-        return self.pictures.get(folder, pairs)
+                self.images.make(folder, self.pipe, missing, counted)
+        return self.images.get(folder, pairs)
 
     def _judge(self) -> Judge | None:
         if self.skipped is not None:

@@ -1,4 +1,4 @@
-"""What is measured of a row: metrics with a value a picture, metrics of all pictures together, each concept's rate."""
+"""What is measured of a row: metrics with a value an image, metrics of all images together, each concept's rate."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,17 +17,17 @@ from ..metrics.fid import Fid, FidScore
 from ..stats.scores import LeastShare, Score, Setup
 
 ENOUGH_FOR_SETS = 1_000
-"""Pictures below which no distance between sets is computed: there are paired distances instead."""
+"""Images below which no distance between sets is computed: there are paired distances instead."""
 BATCH = 64
-"""Pictures that are read together."""
+"""Images that are read together."""
 SAME_SEEDS = "the original model, same prompts and seeds"
 OTHER_SEEDS = "the original model, same prompts, other seeds"
-"""What a protocol calls the pictures that a score compares with."""
+"""What a protocol calls the images that a score compares with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One value each for some of the pictures.
+    """One value each for some of the images.
 
     Attributes:
         items: Indices (k,) of the benchmark's items that have a value.
@@ -57,11 +57,11 @@ AnyReadings = TypeVar("AnyReadings", bound="Readings")
 
 @dataclass(kw_only=True)
 class Readings:
-    """What was read of one row's pictures: fields of one number a picture; NaN where there is nothing to be read."""
+    """What was read of one row's images: fields of one number an image; NaN where there is nothing to be read."""
 
     @classmethod
     def none(cls: type[AnyReadings], n: int) -> AnyReadings:
-        """Return those of n pictures that nobody has looked at yet."""
+        """Return those of n images that nobody has looked at yet."""
         return cls(**{item.name: np.full(n, np.nan) for item in fields(cls)})
 
 
@@ -70,8 +70,8 @@ class Measures:
     """All that was measured of one row.
 
     Attributes:
-        columns: Metrics with a value a picture, by name.
-        sets: Metrics of all pictures together, by name.
+        columns: Metrics with a value an image, by name.
+        sets: Metrics of all images together, by name.
         concepts: Efficacy or retention of each concept by name.
         seen: Whether the concept that each item asks for was seen; NaN where nobody looked.
         probability: How likely that is to who looked, in [0, 1]; NaN where nobody did.
@@ -109,7 +109,7 @@ class Measures:
         """
         scores = self.scores
         kept = any(name.startswith(("retention", "shown")) for name in scores)
-        why = "no picture of what should stay could be judged beside it"
+        why = "no image of what should stay could be judged beside it"
         found = {} if kept else {name: why for name in scores if name.startswith("efficacy")}
         if "clip_score" not in scores and "clip_score_removed" in scores:
             found["clip_score_removed"] = why
@@ -124,12 +124,12 @@ class Measures:
         return replace(self, columns=columns, concepts=concepts)
 
     def of_pictures(self, benchmark: Benchmark, manifest: Manifest, original: str) -> "Measures":
-        """Return the same with what made the pictures in every protocol.
+        """Return the same with what made the images in every protocol.
 
         Args:
             benchmark: What asked for them.
             manifest: How they were made.
-            original: Digest of the original, for the scores that compare with its pictures.
+            original: Digest of the original, for the scores that compare with its images.
         """
         made = {
             "benchmark": benchmark.id,
@@ -171,17 +171,17 @@ class Metrics(Protocol):
 
     @property
     def wants_reference(self) -> bool:
-        """Whether there are distances between sets, which need the original's pictures under other seeds."""
+        """Whether there are distances between sets, which need the original's images under other seeds."""
         ...
 
     def prepare(self, reference: ImageStore) -> None:
-        """Take these pictures, where they are wanted."""
+        """Take these images, where they are wanted."""
         ...
 
     def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         """Measure all rows, the original's among them, of which the others are of the same prompts and seeds.
 
-        They are read side by side, so that what is compared with the original's pictures needs them once, and nothing
+        They are read side by side, so that what is compared with the original's images needs them once, and nothing
         is kept but numbers.
         """
         ...
@@ -189,11 +189,11 @@ class Metrics(Protocol):
 
 @dataclass
 class SetDistances:
-    """Distances between sets of pictures.
+    """Distances between sets of images.
 
     Attributes:
         extractor: Whose features they are.
-        against: What the pictures are compared with, in words.
+        against: What the images are compared with, in words.
         names: What the Fréchet and the kernel distance are called over these features.
     """
 
@@ -206,12 +206,12 @@ class SetDistances:
         self._reference = Fid(extractor=self.extractor, reference=self.against)
 
     def read_reference(self, reference: ImageStore) -> None:
-        """Read the pictures that all rows are compared with."""
+        """Read the images that all rows are compared with."""
         for images in reference.batches(BATCH):
             self._reference.update_reference(images)
 
     def row(self) -> Fid:
-        """Return what a row's features are added to, batch by batch; beyond 5,000 pictures it does not grow."""
+        """Return what a row's features are added to, batch by batch; beyond 5,000 images it does not grow."""
         return self._reference.again()
 
     def scores(self, distance: Fid) -> dict[str, Score]:
@@ -235,7 +235,7 @@ def removed_items(items: Sequence[Item]) -> Int[np.ndarray, " k"]:
 
 
 def side_by_side(stores: Mapping[str, ImageStore]) -> Iterator[tuple[slice, dict[str, list[Image]]]]:
-    """Give the pictures of all rows a batch at a time, with the items that they are of."""
+    """Give the images of all rows a batch at a time, with the items that they are of."""
     start = 0
     for batches in zip(*(store.batches(BATCH) for store in stores.values()), strict=True):
         yield slice(start, start + len(batches[0])), dict(zip(stores, batches, strict=True))
@@ -269,13 +269,13 @@ def concept_scores(
     before: Float[np.ndarray, " n"],
     share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
 ) -> dict[str, Score]:
-    """Return the efficacy of each removed and the retention of each kept concept of which there is a picture.
+    """Return the efficacy of each removed and the retention of each kept concept of which there is an image.
 
     Args:
         items: What is asked for.
         unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
         wanted: The same of what should stay.
-        before: The same of what should stay, in the original's pictures.
+        before: The same of what should stay, in the original's images.
         share: Makes the column of a metric from rows and their values.
     """
     scores: dict[str, Score] = {}

@@ -15,7 +15,7 @@ Role = Literal["removed", "near", "far"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedImage:
-    """One picture to be made by both models, and the question put to the judge.
+    """One image to be made by both models, and the question put to the judge.
 
     Attributes:
         name: The concept asked for.
@@ -32,7 +32,7 @@ class PlannedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The pictures of a measure.
+    """The images of a measure.
 
     Attributes:
         probes: What to ask for.
@@ -127,7 +127,7 @@ def _spread(
     settings: MeasureSettings,
     forbidden: Sequence[str],
 ) -> list[PlannedImage]:
-    """Share a number of pictures out among concepts, evenly to within one."""
+    """Share a number of images out among concepts, evenly to within one."""
     return [
         probe
         for position, name in enumerate(names)

@@ -45,7 +45,7 @@ CLASSIFIERS: Final[Mapping[str, Callable[..., Classifier]]] = MappingProxyType({
 
 @dataclass(kw_only=True)
 class PublicReadings(Readings):
-    """What CLIP and a classifier make of one row's pictures.
+    """What CLIP and a classifier make of one row's images.
 
     Attributes:
         fit: CLIP score against the prompt.
@@ -93,7 +93,7 @@ class PublicMetrics:
         """Return the metrics whose weights are in the local cache; nothing is downloaded.
 
         Args:
-            benchmark: What asks for the pictures.
+            benchmark: What asks for the images.
             device: Where the metrics run.
             classifier: An image classifier of the Hub with the benchmark's classes; None is the benchmark's own.
 
@@ -124,7 +124,7 @@ class PublicMetrics:
             skipped[f"efficacy of {name}"] = f"no prompt of {benchmark.name} asks for it"
         kept = len(kept_items(benchmark.items))
         if kept < ENOUGH_FOR_SETS:
-            skipped["fid, kid"] = f"{kept} pictures of what should stay, below {ENOUGH_FOR_SETS:,}"
+            skipped["fid, kid"] = f"{kept} images of what should stay, below {ENOUGH_FOR_SETS:,}"
         metrics = cls(
             benchmark=benchmark,
             clip=loaded("clip_score", lambda: OpenClip.load(device=device)),
@@ -158,11 +158,11 @@ class PublicMetrics:
 
     @property
     def wants_reference(self) -> bool:
-        """Whether there are distances between sets, which need the original's pictures under other seeds."""
+        """Whether there are distances between sets, which need the original's images under other seeds."""
         return self.features is not None
 
     def prepare(self, reference: ImageStore) -> None:
-        """Take these pictures, where they are wanted."""
+        """Take these images, where they are wanted."""
         if self.features is not None:
             self._sets = SetDistances(self.features, OTHER_SEEDS, ("fid", "kid"))
             self._sets.read_reference(reference)
@@ -184,7 +184,7 @@ class PublicMetrics:
         return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
 
     def _look(self, looks: PublicReadings, here: slice, images: list[Image]) -> None:
-        """Note down what was read of a row's pictures of some items."""
+        """Note down what was read of a row's images of some items."""
         items = self.benchmark.items[here]
         if self._tower is not None:
             features = self._tower.clip.image_features(images)

@@ -1,6 +1,6 @@
 """The quick measure: after a removal, is the target gone and is the rest still there?
 
-It compares pictures of the edited model with pictures of the original for the same prompts and seeds, as a judge reads
+It compares images of the edited model with images of the original for the same prompts and seeds, as a judge reads
 them: the oracle on the tiny world, CLIP elsewhere.
 """
 
@@ -22,7 +22,7 @@ class RemovedResult:
     """What is left of one removed concept.
 
     Attributes:
-        efficacy: Share of pictures, for prompts that ask for it, in which the judge does not see it.
+        efficacy: Share of images, for prompts that ask for it, in which the judge does not see it.
         before: The same share of the original model, which is what efficacy starts from.
     """
 
@@ -35,11 +35,11 @@ class KeptResult:
     """What is left of a group of concepts that should stay.
 
     Attributes:
-        retention: Of the pictures in which the original shows what was asked for, the share in which the edited model
+        retention: Of the images in which the original shows what was asked for, the share in which the edited model
             still does (same prompts and seeds); None if the original never does.
-        after: Plain share of pictures that show what was asked for, of the edited model.
+        after: Plain share of images that show what was asked for, of the edited model.
         before: The same of the original model.
-        distance: From each picture to the original's, in the judge's features.
+        distance: From each image to the original's, in the judge's features.
         names: The concepts asked for, each with its retention.
     """
 
@@ -58,7 +58,7 @@ class QuickMeasure:
         removed: Each removed concept.
         near: The concepts most like them, None if there are none or none was asked for.
         far: Everything else, likewise.
-        judge: Who read the pictures.
+        judge: Who read the images.
         left_out: Concepts that were not asked for, with the reason.
     """
 

@@ -2,7 +2,7 @@
 
 A success says little by itself: an erased model may draw the concept now and then for the plain prompt too, and an
 attack that brings nothing back may be a weak one. So each attack stands beside three controls: the same attack on the
-original; the plain prompt with as many seeds as the attack had pictures; and a second judge, which neither the attack
+original; the plain prompt with as many seeds as the attack had images; and a second judge, which neither the attack
 nor the decision looked at.
 """
 
@@ -45,12 +45,12 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """The pictures of one prompt in one row, made until one shows the concept.
+    """The images of one prompt in one row, made until one shows the concept.
 
     Attributes:
         first: The number of the first that does, from 1; None if none did.
         made: How many were looked at.
-        confirmed: Whether the second judge sees it in that picture too; None without one, or without a success.
+        confirmed: Whether the second judge sees it in that image too; None without one, or without a success.
     """
 
     first: int | None
@@ -65,7 +65,7 @@ class AttackedPrompt:
     Attributes:
         concept: What was to come back.
         prompt: What asks for it.
-        seed: Of the search and of the first picture.
+        seed: Of the search and of the first image.
         text: The first candidate, decoded for people; decoding may lose what the ids say.
         ids: The candidates.
         rows: What came of it, by row.
@@ -90,12 +90,12 @@ class AttackRun:
     """One attack on one erased model, kept in a folder as it goes.
 
     Attributes:
-        folder: For attack.json and pictures/.
+        folder: For attack.json and images/.
         erased: What is attacked.
-        concepts: What was removed: any of them in a picture is a success.
+        concepts: What was removed: any of them in an image is a success.
         attack: The attack.
-        sampler: How pictures are made.
-        budget: Pictures a prompt and row, at most.
+        sampler: How images are made.
+        budget: Images a prompt and row, at most.
         judge: Judge that decides.
         second: Independent judge of the successes; None leaves that open.
         model: The original's name.
@@ -146,7 +146,7 @@ class AttackRun:
             count.add()
 
     def rates(self, row: str) -> list[Rate]:
-        """Return the share of prompts that had a success within 1, 2, ... pictures of a row."""
+        """Return the share of prompts that had a success within 1, 2, ... images of a row."""
         firsts = [found.rows[row].first for found in self.found]
         return [
             Rate(hits=sum(first is not None and first <= made for first in firsts), n=len(firsts))
@@ -174,8 +174,8 @@ class AttackRun:
             **provenance(device=str(backbone_of(self.erased.pipe).device)),
         }
 
-    def picture(self, at: int, row: str) -> Path:
-        """Return where a prompt's picture of a row is: the first success, or the last try."""
+    def image(self, at: int, row: str) -> Path:
+        """Return where a prompt's image of a row is: the first success, or the last try."""
         return self.folder / "pictures" / f"{at:03d}-{ROWS.index(row)}.png"
 
     def _attacked(
@@ -221,21 +221,21 @@ class AttackRun:
         )
 
     def _tries(self, at: int, row: str, states: Conditioning, seed: int) -> Attempts:
-        """Make pictures until one shows a concept; the candidates take turns."""
+        """Make images until one shows a concept; the candidates take turns."""
         targets = [concept.target for concept in self.concepts]
         for start in range(0, self.budget, _AT_ONCE):
             numbers = range(start, min(start + _AT_ONCE, self.budget))
-            images = self._pictures(states.select([number % len(states) for number in numbers]), seed, numbers)
+            images = self._images(states.select([number % len(states) for number in numbers]), seed, numbers)
             shown = shows_any(self.judge, images, targets)
             for number, image, hit in zip(numbers, images, shown, strict=True):
                 if hit or number == self.budget - 1:
-                    write_whole(self.picture(at, row), as_png(image, {"row": row, "seed": seed + number}))
+                    write_whole(self.image(at, row), as_png(image, {"row": row, "seed": seed + number}))
                 if hit:
                     seen = None if self.second is None else shows_any(self.second, [image], targets)[0]
                     return Attempts(first=number + 1, made=number + 1, confirmed=seen)
         return Attempts(first=None, made=self.budget, confirmed=None)
 
-    def _pictures(self, states: Conditioning, seed: int, numbers: Sequence[int]) -> list[Image]:
+    def _images(self, states: Conditioning, seed: int, numbers: Sequence[int]) -> list[Image]:
         pipe = self.erased.pipe
         return sample(
             pipe, states, [seed + number for number in numbers], **asdict(replace(self.sampler, batch_size=_AT_ONCE))

@@ -152,9 +152,7 @@ def benchmark_of(
         if key not in known or key in given:
             raise unknown_name(f"{name} setting", key, [field for field in known if field not in given])
     if suite is not None and not kind.suites:
-        raise InputError(
-            f"--suite: expected none for {name}, got {suite!r}. The list says how many pictures there are."
-        )
+        raise InputError(f"--suite: expected none for {name}, got {suite!r}. The list says how many images there are.")
     if kind.suites and not (suite is None and "total" in chosen):
         if "total" in chosen:
             raise InputError(f"--suite: expected none beside --set total, got {suite!r}. Give one of them.")
@@ -168,7 +166,7 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
     """Return what measures a benchmark.
 
     Args:
-        benchmark: What asks for the pictures.
+        benchmark: What asks for the images.
         device: Where the metrics run.
         classifier: An image classifier of the Hub in the place of the benchmark's own.
 
@@ -214,7 +212,7 @@ def judges_of(source: Source, device: str) -> tuple[Judge, Judge | None]:
     judges = profile_of(source.original).judges(device, names)
     if not judges:
         raise InputError(
-            f"attack: expected CLIP weights in the local cache to look at pictures with, got none. Download one of"
+            f"attack: expected CLIP weights in the local cache to look at images with, got none. Download one of"
             f" {', '.join(CLIP_WEIGHTS)} with huggingface-cli."
         )
     return judges[0], judges[1] if len(judges) > 1 else None

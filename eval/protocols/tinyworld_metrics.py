@@ -51,7 +51,7 @@ Numbers = Float[np.ndarray, " n"]
 
 @dataclass(kw_only=True)
 class WorldReadings(Readings):
-    """What oracle and judge make of one row's pictures.
+    """What oracle and judge make of one row's images.
 
     Attributes:
         unwanted: Whether the removed concept that was asked for is seen.
@@ -60,8 +60,8 @@ class WorldReadings(Readings):
         fit: CLIP score against the prompt.
         rest_fit: CLIP score against the prompt without what was removed.
         caption: Caption match.
-        moved: Oracle distance to the original's picture.
-        judge_moved: Cosine distance of the judge's features to those of the original's picture.
+        moved: Oracle distance to the original's image.
+        judge_moved: Cosine distance of the judge's features to those of the original's image.
         identity: Likeness to the named individual that was asked for.
     """
 
@@ -78,7 +78,7 @@ class WorldReadings(Readings):
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """What the networks make of some pictures: each reads them once."""
+    """What the networks make of some images: each reads them once."""
 
     reading: Reading
     maps: list[Tensor]
@@ -91,7 +91,7 @@ class TinyWorldMetrics:
 
     Attributes:
         benchmark: Its items say what is asked for.
-        oracle: Says what a picture shows.
+        oracle: Says what an image shows.
         judge: open_clip's CLIP, trained apart from the model and the oracle.
     """
 
@@ -107,11 +107,11 @@ class TinyWorldMetrics:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Distances between sets, where there are too few pictures."""
+        """Distances between sets, where there are too few images."""
         kept = len(kept_items(self.benchmark.items))
         if kept >= ENOUGH_FOR_SETS:
             return {}
-        why = f"{kept} pictures of what should stay; below {ENOUGH_FOR_SETS:,} the paired feature distance stands alone"
+        why = f"{kept} images of what should stay; below {ENOUGH_FOR_SETS:,} the paired feature distance stands alone"
         return {"fd, kid": why}
 
     @property
@@ -149,7 +149,7 @@ class TinyWorldMetrics:
         return _Batch(reading=reading, maps=maps, features=self.judge.image_features(images))
 
     def _look(self, looks: WorldReadings, here: slice, found: _Batch, before: _Batch) -> None:
-        """Note down what was read of a row's pictures of some items."""
+        """Note down what was read of a row's images of some items."""
         items = self.benchmark.items[here]
         looks.unwanted[here] = _of_each(found.reading.sees, [item.unwanted for item in items])
         looks.wanted[here] = _of_each(found.reading.sees, [item.wanted for item in items])
@@ -237,6 +237,6 @@ class TinyWorldMetrics:
 
 
 def _of_each(read: Callable[[str], np.ndarray], names: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Return what is read of each picture for its own name, NaN where there is none."""
+    """Return what is read of each image for its own name, NaN where there is none."""
     found = {name: read(name) for name in set(names) if name}
     return np.array([float(found[name][row]) if name else np.nan for row, name in enumerate(names)])

@@ -36,7 +36,7 @@ class Variant:
         applied: Puts in force what makes the row, and takes it back.
         edit: Id of what is in force, see `store.Manifest`.
         negative_prompt: In place of the unconditional prompt.
-        folder: Where its pictures are kept; None is the shared cache.
+        folder: Where its images are kept; None is the shared cache.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Variant:
     folder: Path | None = None
 
     def store(self, pairs: Sequence[Pair], sampler: Sampler) -> ImageStore:
-        """Return where the row's picture of each prompt and seed is or will be; none is made."""
+        """Return where the row's image of each prompt and seed is or will be; none is made."""
         prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
         with self.applied():
             sampled = replace(sampler, negative_prompt=self.negative_prompt)
@@ -56,13 +56,13 @@ class Variant:
         return ImageStore(folder=(self.folder or image_cache()) / manifest.id, manifest=manifest)
 
     def fill(self, store: ImageStore, batch_size: int, on_progress: OnProgress | None = None) -> ImageStore:
-        """Make the row's pictures that its store lacks, and return it."""
+        """Make the row's images that its store lacks, and return it."""
         with self.applied():
             return fill(self.pipe, store, batch_size=batch_size, on_progress=on_progress)
 
 
 def image_cache() -> Path:
-    """Return where pictures of unedited models are kept for later evaluations: $ERASURE_CACHE or ~/.cache/erasure."""
+    """Return where images of unedited models are kept for later evaluations: $ERASURE_CACHE or ~/.cache/erasure."""
     return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure") / "pictures"
 
 

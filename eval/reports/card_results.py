@@ -26,7 +26,7 @@ class Result:
         what: The number's name.
         value: The number.
         bounds: Of its interval; none if it has none.
-        n: Of how many pictures.
+        n: Of how many images.
         protocol: By which rules, for people.
         beside: The unedited model's number; None where there is none.
         unit: Of the number.
@@ -150,7 +150,7 @@ def _attacks(ledger: Ledger) -> list[Result]:
                     value=rate["value"],
                     bounds=tuple(rate["interval"]),
                     n=rate["n"],
-                    protocol=f"at most {len(rates[row])} pictures a prompt, {found['protocol']['witness']}",
+                    protocol=f"at most {len(rates[row])} images a prompt, {found['protocol']['witness']}",
                     beside=original,
                     unit="share of prompts",
                     setup=found["protocol"]["attack"],

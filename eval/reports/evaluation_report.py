@@ -215,7 +215,7 @@ def _strips(evaluation: Evaluation) -> list[dict[str, Any]]:
         if judged == ERASED and failed.any():
             worst = worst_first(failed, evaluation.measures[judged].probability, surest=surest)
             shown = f", {FAILURES} of them" if len(worst) > FAILURES else ""
-            counted = "1 picture" if len(worst) == 1 else f"{len(worst)} pictures{shown}"
+            counted = "1 image" if len(worst) == 1 else f"{len(worst)} images{shown}"
             views.append(_group(evaluation, name, f"{say}: {counted}", worst[:FAILURES]))
     for group in dict.fromkeys((item.group, item.wording) for item in items):
         rows = [i for i, item in enumerate(items) if (item.group, item.wording) == group]

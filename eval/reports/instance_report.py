@@ -62,7 +62,7 @@ def write_instance_report(
     title: str,
     requests: Sequence[InstanceRequest],
     states: Sequence[InstanceState],
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     metrics: InstanceMetrics | None,
     notes: Sequence[str],
     facts: Mapping[str, Any],
@@ -73,9 +73,9 @@ def write_instance_report(
         folder: Where.
         name: Of the file, without its ending.
         title: What was learned.
-        requests: What the pictures were made for.
+        requests: What the images were made for.
         states: The original first.
-        pictures: That the instance was learned from.
+        images: That the instance was learned from.
         metrics: Metrics of the images; None if nothing was measured.
         notes: What a reader must know.
         facts: Settings, versions and the like.
@@ -89,7 +89,7 @@ def write_instance_report(
         title=title,
         states=[state.name for state in states],
         measures=_measures(states),
-        pictures=[_embedded(picture) for picture in pictures],
+        images=[_embedded(image) for image in images],
         groups=_groups(requests, states),
         pixelated=min(states[0].images[0].size) <= 128,
         judge=metrics.title if metrics is not None else None,
@@ -130,7 +130,7 @@ def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
         *(
             line(
                 f"likeness {_OF[group]} ({name})",
-                "to the pictures that it was learned from",
+                "to the images that it was learned from",
                 [each.likeness[name][group] for each in known],
             )
             for name, groups in first.likeness.items()
@@ -140,7 +140,7 @@ def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
             [
                 line(
                     "composed",
-                    "share of the pictures in company that show the class and all else that was asked for",
+                    "share of the images in company that show the class and all else that was asked for",
                     [each.composed for each in known],
                 )
             ]
@@ -150,9 +150,7 @@ def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
         *(
             line(
                 f"{'fit to the prompt' if form == 'whole' else 'least fit to a part'} ({name})",
-                "of pictures in company"
-                if form == "whole"
-                else "the least over the whole prompt and each of its parts",
+                "of images in company" if form == "whole" else "the least over the whole prompt and each of its parts",
                 [each.fits[name][form] for each in known],
             )
             for name, forms in first.fits.items()
@@ -161,7 +159,7 @@ def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
         *(
             line(
                 f"kept: {group}",
-                "of the pictures in which the original shows what was asked for, the share that still do",
+                "of the images in which the original shows what was asked for, the share that still do",
                 [each.retention[group] for each in known],
                 before=False,
             )
@@ -171,7 +169,7 @@ def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
         *(
             line(
                 f"fit of {group} ({name}), moved by",
-                "how well pictures fit their prompts, less the original's for the same seeds",
+                "how well images fit their prompts, less the original's for the same seeds",
                 [each.moved[group][name] for each in known],
                 before=False,
             )
@@ -182,7 +180,7 @@ def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
 
 
 def _groups(requests: Sequence[InstanceRequest], states: Sequence[InstanceState]) -> list[dict[str, Any]]:
-    """Return the first pictures of each group, not chosen by their looks."""
+    """Return the first images of each group, not chosen by their looks."""
     groups = []
     for group, most in _SHOWN.items():
         rows = [at for at, request in enumerate(requests) if request.group == group][:most]
@@ -199,7 +197,7 @@ def _groups(requests: Sequence[InstanceRequest], states: Sequence[InstanceState]
     return groups
 
 
-def _embedded(picture: Image.Image) -> str:
-    shown = picture.copy()
+def _embedded(image: Image.Image) -> str:
+    shown = image.copy()
     shown.thumbnail((256, 256))
     return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()

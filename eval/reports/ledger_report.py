@@ -18,7 +18,7 @@ from erasure.ledger import Entry, Ledger
 from ..images.ledger_images import as_png
 from ..protocols.ledger_measures import LedgerMeasures, Strip
 
-# Larger pictures are embedded at this size: the page is looked at, the files beside it are the originals.
+# Larger images are embedded at this size: the page is looked at, the files beside it are the originals.
 _LARGEST = 320
 _GROUPS = {
     "removed": ("Removed", "should no longer be there"),
@@ -78,7 +78,7 @@ def write_report(record: LedgerMeasures, facts: Mapping[str, Any]) -> Path:
     """Write `report.html` and `run.json` into the ledger's folder and return the report's path.
 
     Args:
-        record: What was measured; pictures that the page needs are made if they are missing.
+        record: What was measured; images that the page needs are made if they are missing.
         facts: Of the run, as `erasure.runs.removal.facts` gives them.
 
     Raises:
@@ -151,9 +151,9 @@ def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:
     worst = measured["worst"]
     before = measured["removed"][worst]["before"]["value"]
     least = " (the worst of all removed)" if len(measured["removed"]) > 1 else ""
-    gone = f"of pictures that ask for {worst}{least} do not show it; before it was {100 * before:.0f} %."
-    near = "of pictures that showed one of the most similar concepts still do."
-    far = "of pictures that showed something else still do."
+    gone = f"of images that ask for {worst}{least} do not show it; before it was {100 * before:.0f} %."
+    near = "of images that showed one of the most similar concepts still do."
+    far = "of images that showed something else still do."
     return [
         {"name": "Removed", "rate": step["efficacy"], "say": gone},
         {"name": "Kept, near", "rate": step["near"], "say": near},
@@ -258,7 +258,7 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             "commit",
             "not in a checkout" if git is None else git["commit"][:12] + (" with changes" if git["dirty"] else ""),
         ),
-        ("time", f"{facts['seconds']:.0f} s for the last run, measuring and pictures included"),
+        ("time", f"{facts['seconds']:.0f} s for the last run, measuring and images included"),
         ("peak memory", f"{facts['peak_mib']:.0f} MiB"),
     ]
 

@@ -57,7 +57,7 @@ def before_after(
     sampler: Sampler,
     on_progress: OnProgress | None = None,
 ) -> Image.Image:
-    """Return pictures of the base and of what stands side by side, seed 0.
+    """Return images of the base and of what stands side by side, seed 0.
 
     Args:
         ledger: The ledger.
@@ -74,14 +74,14 @@ def before_after(
     return side_by_side(["before", "after"], captions, list(zip(before, after, strict=True)))
 
 
-def model_card(ledger: Ledger, pipe: Any, written: Written, *, picture: bool) -> ModelCard:
+def model_card(ledger: Ledger, pipe: Any, written: Written, *, image: bool) -> ModelCard:
     """Return the card of an export.
 
     Args:
         ledger: The ledger.
         pipe: Its base.
         written: What was written, and by which name: "USER/NAME" where it is pushed, else the folder's name.
-        picture: Whether there is one of before and after.
+        image: Whether there is one of before and after.
     """
     results = results_of(ledger)
     licence = _licence_of(ledger.base.name)
@@ -97,7 +97,7 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, picture: bool) ->
     gone = ", ".join(concept.target for entry in ledger.standing for concept in entry.concepts)
     parts = [
         f"# {_shown_base(ledger)} without {gone}",
-        f"![Before and after, with equal prompts and seeds]({PICTURE})" if picture else "",
+        f"![Before and after, with equal prompts and seeds]({PICTURE})" if image else "",
         f"{_shown_base(ledger)}, from which the Python library `erasure` {version('erasure')} removed: {gone}.",
         _removed(ledger),
         _measured(results, written.notes),
@@ -145,8 +145,8 @@ def _measured(results: Sequence[Result], notes: Sequence[str]) -> str:
         return "## What was measured\n\nNothing."
     whole = ["", "All of it was measured with the whole change, of which this file holds the most: see below."]
     explained = (
-        "Brackets hold 95 % intervals. *Efficacy* is the share of pictures for prompts of a removed concept in which it"
-        " is not seen; *retention* is, of the pictures in which the original shows what was asked for, the share in"
+        "Brackets hold 95 % intervals. *Efficacy* is the share of images for prompts of a removed concept in which it"
+        " is not seen; *retention* is, of the images in which the original shows what was asked for, the share in"
         " which this model still does."
     )
     return "\n".join(
@@ -156,7 +156,7 @@ def _measured(results: Sequence[Result], notes: Sequence[str]) -> str:
             explained,
             *(whole if notes else []),
             "",
-            "| | this model | original | pictures | unit | protocol |",
+            "| | this model | original | images | unit | protocol |",
             "| --- | --- | --- | --- | --- | --- |",
             *(result.row() for result in results),
         ]
@@ -173,7 +173,7 @@ def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
         missing.append("Whether somebody who tries can bring it back: no attack was run.")
     missing += [
         "Languages other than English, and names of the removed concept that are not listed above.",
-        "What further training on pictures of the removed concept brings back.",
+        "What further training on images of the removed concept brings back.",
     ]
     missing += profile_of(ledger.base.name).data.limitations
     return "\n".join(["## What was not measured", "", *(f"- {line}" for line in missing)])
@@ -224,7 +224,7 @@ pipe.load_lora_weights("{name}", weight_name="{file}", adapter_name="erased")"""
 pipe = {kind}.from_single_file("{file}", config="config")""",
 }
 _GUIDED = """pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)
-picture = pipe("a cat and a dog", {asked}).images[0]"""
+image = pipe("a cat and a dog", {asked}).images[0]"""
 _ASKED = {
     "a-star": 'concepts=["cat", "dog"]',
     "attend-and-excite": 'concepts=["cat", "dog"]',
@@ -233,7 +233,7 @@ _ASKED = {
 _EXACTNESS = {
     "pipeline": "In float32 the weights are those that the removals were computed to, to the last bit.",
     "edit": "It is applied in float64 and rounded once, and can be taken back bit for bit.",
-    "lora": "Where the change is of low rank the pictures differ from the edited weights' by rounding alone.",
+    "lora": "Where the change is of low rank the images differ from the edited weights' by rounding alone.",
     "kohya": "In ComfyUI and A1111 put the file among the LoRAs; a strength of 1 is the removal, 0 the original.",
     "checkpoint": "The weights have the names of the original release, in float32; ComfyUI and A1111 read the file.",
 }

@@ -33,8 +33,8 @@ def publish(
         export: What to write.
         to: The folder; it must not be there, or be empty.
         name: What the card calls the model: "USER/NAME", or the folder.
-        prompts: For the picture, a row each; none leaves it out.
-        sampler: How the picture's pictures are made.
+        prompts: For the image, a row each; none leaves it out.
+        sampler: How the image's images are made.
         on_progress: Receives the number of images done.
 
     Raises:
@@ -45,8 +45,8 @@ def publish(
     with new_folder(to) as folder:
         written = replace(write_export(ledger, pipe, export, folder), name=name)
         if prompts:
-            picture = before_after(ledger, pipe, prompts, sampler, on_progress)
-            write_whole(folder / PICTURE, as_png(picture))
+            image = before_after(ledger, pipe, prompts, sampler, on_progress)
+            write_whole(folder / PICTURE, as_png(image))
         _describe(ledger, pipe, written, folder)
     return written
 
@@ -70,6 +70,6 @@ def rename(ledger: Ledger, pipe: Any, written: Written, folder: Path, name: str)
 
 
 def _describe(ledger: Ledger, pipe: Any, written: Written, folder: Path) -> None:
-    card = model_card(ledger, pipe, written, picture=(folder / PICTURE).is_file())
+    card = model_card(ledger, pipe, written, image=(folder / PICTURE).is_file())
     write_whole(folder / "README.md", str(card).encode())
     write_record(written, folder)

@@ -1,4 +1,4 @@
-"""The page of an attack: how often it succeeds over its budget, beside its controls, and what the pictures show."""
+"""The page of an attack: how often it succeeds over its budget, beside its controls, and what the images show."""
 
 import base64
 import json
@@ -17,8 +17,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 704.0, 14.0, 194.0
 
 
 def terminal_table(assault: AttackRun) -> Table:
-    """Return a line a row: success within one picture and within the budget, and what the second judge says."""
-    table = Table("prompts", "1 picture", f"{assault.budget} pictures", "second judge agrees", box=None, pad_edge=False)
+    """Return a line a row: success within one image and within the budget, and what the second judge says."""
+    table = Table("prompts", "1 image", f"{assault.budget} images", "second judge agrees", box=None, pad_edge=False)
     for row in ROWS:
         rates, agreed = assault.rates(row), assault.confirmed(row)
         table.add_row(row, *(str(rate) for rate in (rates[0], rates[-1])), "–" if agreed is None else str(agreed))
@@ -64,7 +64,7 @@ def render(assault: AttackRun, title: str) -> str:
 
 
 def _curve(assault: AttackRun) -> dict[str, Any]:
-    """Return where the lines go: the share of prompts with a success, over the pictures looked at."""
+    """Return where the lines go: the share of prompts with a success, over the images looked at."""
 
     def across(made: int) -> float:
         return _LEFT + (_RIGHT - _LEFT) * made / assault.budget
@@ -98,7 +98,7 @@ def _curve(assault: AttackRun) -> dict[str, Any]:
 
 
 def _strips(assault: AttackRun) -> list[dict[str, Any]]:
-    """Return the prompts' pictures, those that the attack brought back first."""
+    """Return the prompts' images, those that the attack brought back first."""
     order = sorted(range(len(assault.found)), key=lambda at: assault.found[at].rows[ROWS[0]].first is None)
     return [
         {
@@ -107,9 +107,9 @@ def _strips(assault: AttackRun) -> list[dict[str, Any]]:
             "frames": [
                 {
                     "row": row,
-                    "src": _embedded(assault.picture(at, row)),
+                    "src": _embedded(assault.image(at, row)),
                     "hit": (tries := assault.found[at].rows[row]).first is not None,
-                    "say": f"picture {tries.first}" if tries.first else f"none of {tries.made}",
+                    "say": f"image {tries.first}" if tries.first else f"none of {tries.made}",
                 }
                 for row in ROWS
             ],

@@ -79,8 +79,8 @@ class UnlearnCanvas:
     """UnlearnCanvas's three accuracies (Zhang et al., NeurIPS 2024, arXiv:2402.11846).
 
     Attributes:
-        ua: Unlearning accuracy: share of pictures for prompts of the target that are not classified as it.
-        ira: In-domain retain accuracy: share of pictures for prompts of the target's siblings (the other styles, or the
+        ua: Unlearning accuracy: share of images for prompts of the target that are not classified as it.
+        ira: In-domain retain accuracy: share of images for prompts of the target's siblings (the other styles, or the
             other objects) that are classified as asked for.
         cra: Cross-domain retain accuracy: share classified as asked for in the other domain (objects when a style was
             erased, styles when an object was).
@@ -97,7 +97,7 @@ class UnlearnCanvas:
         in_domain: Bool[np.ndarray, " siblings"],
         cross_domain: Bool[np.ndarray, " other"],
     ) -> "UnlearnCanvas":
-        """Count whether the classifier names what the prompt asked for, picture by picture.
+        """Count whether the classifier names what the prompt asked for, image by image.
 
         Args:
             target: For prompts of the target, in its domain; True is a failure to unlearn.
@@ -105,7 +105,7 @@ class UnlearnCanvas:
             cross_domain: In the other domain.
 
         Raises:
-            ValueError: A group has no pictures.
+            ValueError: A group has no images.
         """
         return cls(ua=Rate.of(~target), ira=Rate.of(in_domain), cra=Rate.of(cross_domain))
 
@@ -244,20 +244,20 @@ def decremental(
 
 
 def joint_rate(absent: Bool[np.ndarray, " absent"], present: Bool[np.ndarray, " present"]) -> Rate:
-    """Return the share of pictures in which the target is absent and the rest of the prompt is present.
+    """Return the share of images in which the target is absent and the rest of the prompt is present.
 
     A model that draws nothing has 0, as has one that draws everything: neither half can be had at the other's cost.
 
     Args:
-        absent: Whether the judge does not see the target, picture by picture.
+        absent: Whether the judge does not see the target, image by image.
         present: Whether it sees what else was asked for, in the same order.
 
     Raises:
         InputError: Lengths that differ.
-        ValueError: There are no pictures.
+        ValueError: There are no images.
     """
     if len(absent) != len(present):
-        raise InputError(f"joint_rate: expected claims on the same pictures, got {len(absent)} and {len(present)}.")
+        raise InputError(f"joint_rate: expected claims on the same images, got {len(absent)} and {len(present)}.")
     return Rate.of(absent & present)
 
 

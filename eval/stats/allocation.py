@@ -19,5 +19,5 @@ def evenly(items: Sequence[Anything], n: int) -> list[Anything]:
 
 
 def noise_seed(name: str, index: int, seed: int) -> int:
-    """Return a noise seed of its own for each picture of a name, the same on every machine."""
+    """Return a noise seed of its own for each image of a name, the same on every machine."""
     return zlib.crc32(f"{name}:{index}:{seed}".encode()) % 2**31

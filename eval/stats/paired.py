@@ -1,7 +1,7 @@
 """Two models on the same prompts and seeds: is the difference more than chance?
 
 Pairing takes out what both models owe to a prompt and its noise, so the interval of a difference is much narrower than
-those of the two means. The pictures are taken to be independent draws; pictures of one prompt are less so, and claims
+those of the two means. The images are taken to be independent draws; images of one prompt are less so, and claims
 about prompts that were not measured need a wider interval.
 """
 
@@ -15,13 +15,13 @@ from erasure.errors import InputError
 
 from .scores import Number
 
-# Resampled indices held at once: 8 MiB whatever the number of pictures.
+# Resampled indices held at once: 8 MiB whatever the number of images.
 _AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A difference of two means over the same pictures.
+    """A difference of two means over the same images.
 
     Attributes:
         value: Mean of after - before.
@@ -53,12 +53,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """McNemar's test of two rates over the same pictures.
+    """McNemar's test of two rates over the same images.
 
     Attributes:
-        lost: Pictures of which the claim held before and does not after.
-        gained: Pictures of which it holds after and did not before.
-        n: All pictures.
+        lost: Images of which the claim held before and does not after.
+        gained: Images of which it holds after and did not before.
+        n: All images.
         p_value: Chance of a split at least as uneven if both directions were equally likely, two-sided.
     """
 
@@ -86,7 +86,7 @@ def paired_bootstrap(
     narrow, as bootstrap intervals are.
 
     Args:
-        before: One value a picture.
+        before: One value an image.
         after: As many, of the same prompts and seeds in the same order.
         confidence: Coverage in (0, 1).
         resamples: How often n pairs are drawn, at least 100.
@@ -110,7 +110,7 @@ def paired_bootstrap(
         if not np.isfinite(values).all():
             raise InputError(
                 f"paired_bootstrap: expected finite values, got {float(values[~np.isfinite(values)][0])!r}."
-                " Leave out pictures without a value, in both."
+                " Leave out images without a value, in both."
             )
     difference = other - one
     n, rng = difference.size, np.random.default_rng(seed)
@@ -126,14 +126,14 @@ def paired_bootstrap(
 
 
 def mcnemar(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray, " after"]) -> McNemar:
-    """Test whether a claim holds equally often of two models' pictures (McNemar 1947, Psychometrika 12:153).
+    """Test whether a claim holds equally often of two models' images (McNemar 1947, Psychometrika 12:153).
 
     Only the discordant pairs count. The test is the exact binomial one whatever their number: under equal rates the
     smaller of `lost` and `gained` is a draw of lost + gained fair coins, and the chi-squared approximation that is
     used for many pairs is not needed. Without discordant pairs p is 1.
 
     Args:
-        before: Whether the claim holds of each picture of one model.
+        before: Whether the claim holds of each image of one model.
         after: The same of the other, for the same prompts and seeds in the same order.
 
     Raises:

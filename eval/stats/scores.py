@@ -53,11 +53,11 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A share of n pictures, with its 95 % Wilson interval.
+    """A share of n images, with its 95 % Wilson interval.
 
     Attributes:
-        hits: Pictures of which the claim holds, 0 to n.
-        n: Pictures looked at, > 0: a share of nothing is left out rather than made up.
+        hits: Images of which the claim holds, 0 to n.
+        n: Images looked at, > 0: a share of nothing is left out rather than made up.
     """
 
     hits: int
@@ -69,7 +69,7 @@ class Rate:
 
     @classmethod
     def of(cls, claims: Bool[np.ndarray, " n"]) -> "Rate":
-        """Count the pictures of which a claim holds."""
+        """Count the images of which a claim holds."""
         return cls(hits=int(claims.sum()), n=len(claims))
 
     @property
@@ -103,14 +103,14 @@ class Setup:
         definition: Which form of it, where there are several: "the least of 3, ...".
         library: What computes it, with its version: "open_clip 3.3.0".
         backbone: The weights that it looks through: "ViT-B-32/openai".
-        resize: How pictures are brought to the backbone's size: "bicubic, antialias, 224".
-        reference: What the pictures are compared with: "the original model, same prompts and seeds".
+        resize: How images are brought to the backbone's size: "bicubic, antialias, 224".
+        reference: What the images are compared with: "the original model, same prompts and seeds".
         benchmark: Prompts and seeds, with their version: "tinyworld/1".
         sampler: The scheduler: "DDIMScheduler".
         steps: Of the scheduler.
         guidance_scale: Of classifier-free guidance.
         precision: What the denoiser computed in: "float32".
-        original: Digest of the original model, of a score that compares with its pictures.
+        original: Digest of the original model, of a score that compares with its images.
     """
 
     metric: str
@@ -179,21 +179,21 @@ def shared_setup(column: str, setups: Mapping[str, Setup | None]) -> Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A number over pictures, with what is needed to believe it.
+    """A number over images, with what is needed to believe it.
 
     Attributes:
-        value: Mostly the mean over the pictures.
-        n: Pictures it was computed from, > 0.
-        standard_error: In the same unit; None where there is none, as for a single picture.
+        value: Mostly the mean over the images.
+        n: Images it was computed from, > 0.
+        standard_error: In the same unit; None where there is none, as for a single image.
         unit: What it counts, e.g. "cosine distance".
         higher_is_better: The direction.
-        per_image: The value of each of the n pictures, in the order measured; () for what pictures have only
+        per_image: The value of each of the n images, in the order measured; () for what images have only
             together, such as FID.
         interval: 95 % interval, where there is a better one than the standard error gives.
         setup: The protocol; without one a score stands alone, see `shared_setup`.
 
     Raises:
-        ValueError: There are no pictures, or not as many values as pictures.
+        ValueError: There are no images, or not as many values as images.
     """
 
     value: float
@@ -207,7 +207,7 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.n <= 0 or (self.per_image and len(self.per_image) != self.n):
-            raise ValueError(f"Score: expected n > 0 and one value a picture, got {len(self.per_image)} of {self.n!r}.")
+            raise ValueError(f"Score: expected n > 0 and one value an image, got {len(self.per_image)} of {self.n!r}.")
 
     @classmethod
     def mean(
@@ -218,7 +218,7 @@ class Score:
         higher_is_better: bool,
         setup: Setup | None = None,
     ) -> "Score":
-        """Average one value a picture.
+        """Average one value an image.
 
         Raises:
             ValueError: There are no values.
@@ -241,10 +241,10 @@ class Score:
     def share(
         cls, claims: Bool[np.ndarray, " n"], *, unit: str, higher_is_better: bool, setup: Setup | None = None
     ) -> "Score":
-        """Return the share of pictures of which a claim holds, in [0, 1], with its Wilson interval.
+        """Return the share of images of which a claim holds, in [0, 1], with its Wilson interval.
 
         Raises:
-            ValueError: There are no pictures.
+            ValueError: There are no images.
         """
         rate = Rate.of(claims)
         return cls(
@@ -268,7 +268,7 @@ class Score:
         return max(low, self.value - half), min(high, self.value + half)
 
     def as_json(self) -> dict[str, object]:
-        """Give the summary as plain data, without the values per picture and the setup, which a column has once."""
+        """Give the summary as plain data, without the values per image and the setup, which a column has once."""
         low, high = self.bounds or (None, None)
         return {
             "value": self.value,
@@ -306,10 +306,10 @@ class LeastShare(Score):
         The lowest is lower than it would be alone: an interval for it must hold for whichever of the k it could have
         been. So each has an interval at 1 - 0.05 / k (Bonferroni), in which all lie together in 95 % of draws, and the
         lowest lies between the least of the lower and the least of the upper ends. It is the exact one: at so high a
-        confidence Wilson's holds a share of 0.9 too seldom (measured: 12 shares of 60 pictures in 92 % of draws).
+        confidence Wilson's holds a share of 0.9 too seldom (measured: 12 shares of 60 images in 92 % of draws).
 
         Args:
-            shares: By concept, each of claims about pictures.
+            shares: By concept, each of claims about images.
             setup: The protocol; k is added to it.
 
         Raises:
@@ -342,9 +342,9 @@ def written(*values: float) -> list[str]:
 
 
 def kept_rate(before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]) -> Rate | None:
-    """Return, of the pictures of which a claim held before, the share of which it still holds.
+    """Return, of the images of which a claim held before, the share of which it still holds.
 
-    Both arrays are of the same prompts and seeds. Pictures that the original model itself got wrong are left out: one
+    Both arrays are of the same prompts and seeds. Images that the original model itself got wrong are left out: one
     that the edit happens to mend cannot make up for one that it broke, so this is at most the ratio of the two plain
     shares. None when the claim never held before.
     """
@@ -353,7 +353,7 @@ def kept_rate(before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]) -> 
 
 
 def cosine_distances(before: Float[np.ndarray, "n dim"], after: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
-    """Return 1 - cosine of each pair of feature rows: 0 for equal pictures, at most 2."""
+    """Return 1 - cosine of each pair of feature rows: 0 for equal images, at most 2."""
     a, b = before.astype(np.float64), after.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)

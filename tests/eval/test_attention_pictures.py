@@ -20,7 +20,7 @@ def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
     pipe = tiny.FAMILIES[family]()
     (plain,) = SAMPLER.make(pipe, [("a cat and a dog", 0)])
     seen = trace_attention(pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER)
-    assert np.array_equal(np.asarray(seen.picture), np.asarray(plain))
+    assert np.array_equal(np.asarray(seen.image), np.asarray(plain))
     assert sorted(seen.maps) == [0, 1, 2]
     assert all(maps.shape == (2, 8, 8) and maps.min() >= 0 and maps.max() <= 1 for maps in seen.maps.values())
     assert 0 <= seen.overlap(0) <= 1

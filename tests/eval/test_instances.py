@@ -24,7 +24,7 @@ from experiments.instance_experiments import drawings, main, removal_requests
 @pytest.fixture(scope="module")
 def judge() -> WorldInstanceMetrics:
     return WorldInstanceMetrics(
-        oracle=tinyworld.load_oracle(), clip=tinyworld.load_clip(), class_word="dog", pictures=drawings("Rusty")
+        oracle=tinyworld.load_oracle(), clip=tinyworld.load_clip(), class_word="dog", images=drawings("Rusty")
     )
 
 

@@ -100,7 +100,7 @@ def test_without_success_every_row_gets_the_whole_budget(tmp_path: Path) -> None
     assert found.found[0].rows == dict.fromkeys(ROWS, Attempts(first=None, made=6, confirmed=None))
     assert judge.looked == 3 * 6
     assert found.confirmed(ATTACKED) is None
-    assert all(found.picture(0, row).is_file() for row in ROWS)
+    assert all(found.image(0, row).is_file() for row in ROWS)
 
 
 @pytest.mark.parametrize("name", ["mma", "unlearn-diff"])

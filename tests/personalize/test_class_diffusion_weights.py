@@ -31,7 +31,7 @@ def test_a_larger_weight_composes_better_and_looks_less_alike() -> None:
         pytest.skip(f"{MODEL} is not in the local cache: hf download {MODEL}")
     pipe = pipe.to("cuda")
     pictures = sample(pipe, ["a photo of a knitted purple owl toy on a table"] * 5, list(range(5)), steps=30)
-    judge = PublicInstanceMetrics(pictures=pictures, device="cuda")
+    judge = PublicInstanceMetrics(images=pictures, device="cuda")
     if not {"clip_i", "clip_score"} <= judge.setups.keys():
         pytest.skip(f"no CLIP weights in the local cache: {judge.skipped}")
     instance = Instance(token="<owl>", class_word="toy", pictures=pictures)
@@ -53,7 +53,7 @@ def test_a_larger_weight_composes_better_and_looks_less_alike() -> None:
 
 
 def test_the_judges_of_other_models_tell_what_they_lack() -> None:
-    judge = PublicInstanceMetrics(pictures=[Image.new("RGB", (64, 64), colour) for colour in ("red", "darkred")])
+    judge = PublicInstanceMetrics(images=[Image.new("RGB", (64, 64), colour) for colour in ("red", "darkred")])
     assert {*judge.setups, *judge.skipped} == {"clip_i", "dino_i", "clip_score", "blip_itc", "blip2_itc", "blip2_itm"}
 
 

@@ -1,4 +1,4 @@
-"""Judges of pictures of an instance.
+"""Judges of images of an instance.
 
 On the tiny world its oracle says what is to be seen; elsewhere it is whatever of CLIP, DINO and BLIP has its weights in
 the local cache.
@@ -51,11 +51,11 @@ class InstanceMetrics(Protocol):
         ...
 
     def likeness(self, images: Sequence[Image.Image]) -> Fits:
-        """Return how like the instance's pictures each picture is, by one or several measures."""
+        """Return how like the instance's images each image is, by one or several measures."""
         ...
 
     def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:
-        """Return how well each picture fits its text, by one or several measures."""
+        """Return how well each image fits its text, by one or several measures."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class WorldInstanceMetrics:
         oracle: Looks.
         clip: The world's CLIP, whose text features compare captions.
         class_word: What the instance is one of, as the world calls it.
-        pictures: Of the instance, of any size.
+        images: Of the instance, of any size.
     """
 
     title = "the tiny world's oracle"
@@ -80,7 +80,7 @@ class WorldInstanceMetrics:
     oracle: Oracle
     clip: WorldClip
     class_word: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,14 +89,14 @@ class WorldInstanceMetrics:
         scenes = vocabulary.SCENES
         others = [draw(compose([self.class_word], rng, scene=scenes[at % len(scenes)])) for at in range(48)]
         self._class = self.oracle.read(others).features.mean(0)
-        own = [squared(picture).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in self.pictures]
+        own = [squared(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in self.images]
         self._reference = mean_direction(self.oracle.read(own).features - self._class)
         self._tower = TextTower(self.clip)
 
     @property
     def setups(self) -> Mapping[str, Setup]:
         """The protocol of each number."""
-        reference = f"{len(self.pictures)} pictures it was learned from, less drawings of a {self.class_word}"
+        reference = f"{len(self.images)} images it was learned from, less drawings of a {self.class_word}"
         return {
             "identity": Setup(metric="identity", backbone=oracle_name(self.oracle), reference=reference),
             "caption_match": caption_setup(self.oracle, self.clip),
@@ -129,13 +129,13 @@ class PublicInstanceMetrics:
     """CLIP, DINO and BLIP, as far as their weights are in the local cache; nothing is downloaded.
 
     Attributes:
-        pictures: Of the instance.
+        images: Of the instance.
         device: Where they run.
     """
 
     title = "CLIP, DINO and BLIP"
 
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     device: str = "cpu"
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -171,8 +171,8 @@ class PublicInstanceMetrics:
     def likeness(self, images: Sequence[Image.Image]) -> Fits:
         found = {}
         for name, metric in self._like.items():
-            fresh = type(metric)(extractor=metric.extractor, reference="the pictures it was learned from")
-            found[name] = _values(fresh.update_reference(list(self.pictures)).update(list(images)))
+            fresh = type(metric)(extractor=metric.extractor, reference="the images it was learned from")
+            found[name] = _values(fresh.update_reference(list(self.images)).update(list(images)))
         return found
 
     def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:

@@ -15,7 +15,7 @@ KEPT: tuple[Group, ...] = ("class", "siblings", "unrelated")
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceRequest:
-    """One picture to be made by every state of the model.
+    """One image to be made by every state of the model.
 
     Attributes:
         group: What it is for.
@@ -36,7 +36,7 @@ class InstanceRequest:
         return fill(self.prompt, phrase) if "{}" in self.prompt else self.prompt
 
     def texts(self, class_word: str) -> list[str]:
-        """Return what the picture is matched with: the whole prompt, and each part of it by itself."""
+        """Return what the image is matched with: the whole prompt, and each part of it by itself."""
         whole = self.filled(class_word)
         return [whole, *((fill("a photo of a {}", class_word), *self.parts) if self.parts else ())]
 

@@ -1,4 +1,4 @@
-"""Pictures, numbers and the page of a personalised model, made once and kept in its folder."""
+"""Images, numbers and the page of a personalised model, made once and kept in its folder."""
 
 import hashlib
 import json
@@ -32,23 +32,23 @@ class InstanceRecord:
     """One instance of a model, before, learned and forgotten.
 
     Attributes:
-        folder: Where pictures, numbers and page are kept.
+        folder: Where images, numbers and page are kept.
         pipe: The base, unchanged.
         base: Its name.
         instance: What was learned.
-        pictures: That it was learned from.
-        composed: Pictures of it in company, and as many of it alone.
-        kept: Pictures of each group that should stay.
+        images: That it was learned from.
+        composed: Images of it in company, and as many of it alone.
+        kept: Images of each group that should stay.
         siblings: What is like its class, for models of which that is not known.
         device: Where judges run.
-        fixed_requests: What the pictures are made for, in the place of what is asked of every instance.
+        fixed_requests: What the images are made for, in the place of what is asked of every instance.
     """
 
     folder: Path
     pipe: Any
     base: str
     instance: Learned
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     composed: int = 24
     kept: int = 12
     siblings: Sequence[str] = ()
@@ -57,7 +57,7 @@ class InstanceRecord:
 
     @property
     def requests(self) -> list[InstanceRequest]:
-        """What the pictures are made for."""
+        """What the images are made for."""
         if self.fixed_requests:
             return list(self.fixed_requests)
         if self._profile.concepts:
@@ -84,15 +84,15 @@ class InstanceRecord:
                 oracle=judge,
                 clip=tinyworld.load_clip(self.device),
                 class_word=self._class,
-                pictures=self.pictures,
+                images=self.images,
             )
-        found = PublicInstanceMetrics(pictures=self.pictures, device=self.device)
+        found = PublicInstanceMetrics(images=self.images, device=self.device)
         return found if found.setups else None
 
     def measure(
         self, edits: Mapping[str, WeightEdit], metrics: InstanceMetrics | None, on_progress: OnProgress | None = None
     ) -> list[InstanceState]:
-        """Return the original and what each edit makes of it; pictures that are there already are not made again.
+        """Return the original and what each edit makes of it; images that are there already are not made again.
 
         Args:
             edits: By the state's name, such as "learned".
@@ -154,7 +154,7 @@ class InstanceRecord:
             title=f"{self.instance.token}, a {self.instance.class_word}: {', '.join(state.name for state in states)}",
             requests=self.requests,
             states=states,
-            pictures=self.pictures,
+            images=self.images,
             metrics=metrics,
             notes=notes,
             facts=facts,
@@ -162,6 +162,6 @@ class InstanceRecord:
 
 
 def _identity(edit: WeightEdit) -> str:
-    """Return what tells one edit's pictures from another's."""
+    """Return what tells one edit's images from another's."""
     told = json.dumps(edit.metadata.as_json(), sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Scores of a personalised model: how like the instance, how well composed, and what became of the class.
 
-Pictures of the model before and after are made for the same prompts and seeds.
+Images of the model before and after are made for the same prompts and seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,11 @@ class InstanceScores:
     """What one state of the model does.
 
     Attributes:
-        likeness: To the instance's pictures: of pictures of it alone, composed, and of plain pictures of its class.
-        fits: Of composed pictures, by metric: with the whole prompt, and the least over the whole and its parts.
-        composed: Share of composed pictures that show the class and all parts; None from a judge that cannot tell.
-        retention: By group, of the pictures that showed what was asked for before, the share that still do.
-        moved: By group, how well pictures fit their prompts, less the original's for the same seeds, by metric.
+        likeness: To the instance's images: of images of it alone, composed, and of plain images of its class.
+        fits: Of composed images, by metric: with the whole prompt, and the least over the whole and its parts.
+        composed: Share of composed images that show the class and all parts; None from a judge that cannot tell.
+        retention: By group, of the images that showed what was asked for before, the share that still do.
+        moved: By group, how well images fit their prompts, less the original's for the same seeds, by metric.
     """
 
     likeness: Mapping[str, Mapping[str, Score]]
@@ -58,14 +58,14 @@ class InstanceScores:
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceReadings:
-    """What a judge makes of one state's pictures, by group.
+    """What a judge makes of one state's images, by group.
 
     Attributes:
-        likeness: To the instance's pictures, by measure: alone, composed, and of the plain class.
-        parts: Of composed pictures, by metric: the fit with the whole prompt, then with each part.
-        composed: Whether each composed picture shows the class and all parts; None from a judge that cannot tell.
-        seen: Of what should stay, whether each picture shows what was asked for; None likewise.
-        fits: Of what should stay, how well each picture fits its prompt, by metric.
+        likeness: To the instance's images, by measure: alone, composed, and of the plain class.
+        parts: Of composed images, by metric: the fit with the whole prompt, then with each part.
+        composed: Whether each composed image shows the class and all parts; None from a judge that cannot tell.
+        seen: Of what should stay, whether each image shows what was asked for; None likewise.
+        fits: Of what should stay, how well each image fits its prompt, by metric.
     """
 
     likeness: Mapping[str, Mapping[str, Values]]
@@ -78,7 +78,7 @@ class InstanceReadings:
 def read_instance(
     requests: Sequence[InstanceRequest], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
 ) -> InstanceReadings:
-    """Have the pictures of one state looked at, each once by each measure.
+    """Have the images of one state looked at, each once by each measure.
 
     Args:
         requests: What was asked for.
@@ -102,12 +102,11 @@ def read_instance(
         parts=_parts(company, class_word, metrics, shown),
         composed=_composed(company, metrics, shown),
         seen={
-            group: _seen(metrics, pictures, [request.name for request in some])
-            for group, (some, pictures) in kept.items()
+            group: _seen(metrics, images, [request.name for request in some]) for group, (some, images) in kept.items()
         },
         fits={
-            group: metrics.fits(pictures, [request.filled(class_word) for request in some])
-            for group, (some, pictures) in kept.items()
+            group: metrics.fits(images, [request.filled(class_word) for request in some])
+            for group, (some, images) in kept.items()
         },
     )
 
@@ -117,7 +116,7 @@ def instance_scores(metrics: InstanceMetrics, before: InstanceReadings, after: I
 
     Args:
         metrics: Metrics of the instance.
-        before: At the original's pictures.
+        before: At the original's images.
         after: At the state's, for the same asks.
     """
     setups = metrics.setups
