@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import InputError, unknown_name
 from .base import Backbone
 from .conditioning import Conditioning
+from .joint_attention import is_joint, watch
 from .schedule import Timestep
 
 Maps = Float[Tensor, "batch heads pixels tokens"]
@@ -28,7 +29,8 @@ Implementation = Literal["one-hot", "softmax"]
 
 def cross_attention_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Return the layers that attend to text, by full name ("unet.….attn2"), in the order of the backbone."""
-    names = [site.module.rpartition(".")[0] for site in backbone.sites(("cross.k",)).values() if site.reads]
+    keys = backbone.sites(("cross.k", "joint.text.k")).values()
+    names = dict.fromkeys(site.module.rpartition(".")[0] for site in keys)
     return {name: _submodule(backbone, name) for name in names}
 
 
@@ -101,8 +103,9 @@ def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -
     with ExitStack() as hooks:
         for name, layer in layers_named(backbone, layers).items():
 
-            def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                kept[name] = reduce(name, output)
+            def keep(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                # Joint attention returns the image's part first.
+                kept[name] = reduce(name, output[0] if isinstance(output, tuple) else output)
 
             hooks.callback(layer.register_forward_hook(keep).remove)
         yield kept
@@ -212,6 +215,9 @@ class MapCapture:
 
     def _watch(self, name: str, attention: nn.Module, hooks: ExitStack) -> None:
         """Hook one layer: its mask on the way in, its queries and keys as they are made, the maps on the way out."""
+        if is_joint(attention):
+            watch(name, attention, hooks, lambda _, seen, text: self._keep(name, self._joint_maps(seen, text)))
+            return
         seen: dict[str, Tensor] = {}
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -233,11 +239,8 @@ class MapCapture:
                     " Unfuse the projections first."
                 )
             maps = self._maps(module, seen)
-            self.maps.pop(name, None)  # so that the order is that of this pass
-            self.maps[name] = maps if self.reduce is None else self.reduce(name, maps)
             seen.clear()
-            if self._ends_early and len(self.maps) == len(self.layers):
-                raise _EnoughError
+            self._keep(name, maps)
 
         for handle in (
             attention.register_forward_pre_hook(enter, with_kwargs=True),
@@ -246,6 +249,19 @@ class MapCapture:
             attention.register_forward_hook(leave),
         ):
             hooks.callback(handle.remove)
+
+    def _keep(self, name: str, maps: Maps) -> None:
+        self.maps.pop(name, None)  # so that the order is that of this pass
+        self.maps[name] = maps if self.reduce is None else self.reduce(name, maps)
+        if self._ends_early and len(self.maps) == len(self.layers):
+            raise _EnoughError
+
+    def _joint_maps(self, seen: Mapping[str, Tensor], text: range) -> Maps:
+        """Return the columns of the text's tokens; the image's tokens take the rest of each pixel's attention."""
+        query, key = at_least_float32(seen["query"]), at_least_float32(seen["key"])
+        columns = self._columns(len(key), len(text)) + text.start
+        compute = one_hot_columns if self.implementation == "one-hot" else softmax_columns
+        return compute(query, key, columns)
 
     def _maps(self, attention: Any, seen: Mapping[str, Tensor]) -> Maps:
         """Return the wanted columns of one layer, computed in float32 or better."""

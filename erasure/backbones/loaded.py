@@ -174,6 +174,11 @@ def called_denoiser(pipe: Any) -> nn.Module:
     return found if found is not None else pipe.transformer
 
 
+def denoiser_of(pipe: Any) -> nn.Module:
+    """Return the pipeline's UNet or transformer."""
+    return unwrapped(called_denoiser(pipe))
+
+
 def spread_step(entries: int) -> int:
     """Return the distance between the entries of a tensor that the fingerprint has."""
     return -(-entries // _FINGERPRINT_VALUES)

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones.attention import MapCapture, average_maps
-from ..backbones.loaded import unwrapped
+from ..backbones.loaded import denoiser_of
+from ..backbones.map_layers import downsampling_of, map_layers
 from ..errors import InputError
 from ..losses.attention import competing, smoothed, soft_iou
 from .steps import Denoising, Latents, around_each_step
@@ -28,8 +29,6 @@ Positions = Sequence[Sequence[int]]
 Normalisation = Literal["softmax_100", "raw", "max", "sum"]
 Schedule = Literal["sqrt", "constant", "half"]
 
-# 512 pixels give maps of 16 x 16 there, Stable Diffusion's best for layout (Hertz et al., arXiv:2208.01626).
-_DOWNSAMPLING = 4
 # Keeps small gradients of a float16 denoiser from becoming zero on their way back.
 _LOSS_SCALE = 2.0**10
 
@@ -97,7 +96,7 @@ class MapReading:
             Stable Diffusion 1.x, or those of the "prompt", as for 2.x.
         smooth: Blur the maps over 3 x 3 pixels.
         layers: Names of the denoiser's cross-attention layers, all of one size, such as
-            "up_blocks.1.attentions.0.transformer_blocks.0.attn2"; None is what `map_layers` says.
+            "up_blocks.1.attentions.0.transformer_blocks.0.…"; None takes those of `map_layers`.
     """
 
     normalise: Normalisation = "softmax_100"
@@ -221,7 +220,7 @@ class AttentionGuidance(MapReading, ABC):
         if self.alpha == 0:
             yield
             return
-        denoiser = unwrapped(pipe.unet)
+        denoiser = denoiser_of(pipe)
         run = _Run(self, denoiser, named, on_guided)
         required = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
         try:
@@ -357,58 +356,10 @@ def mean_overlap(maps: ConceptMaps) -> float:
     return float(sum(soft_iou(maps[one], maps[other]) for one, other in pairs)) / len(pairs) if pairs else 0.0
 
 
-def map_layers(denoiser: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
-    """Return the cross-attention layers whose maps guide, by their names in the denoiser.
-
-    By default those at a quarter of the latents' size: 16 x 16 in the down and up blocks of Stable Diffusion 1.x at
-    512 pixels. Where the middle block is of that size too (SDXL), the up blocks are left out, so that the pass ends
-    early. A denoiser without such layers is read where its maps are finest, on the way up, if it has any there: these
-    know most of the picture.
-
-    Raises:
-        InputError: A name that is no cross-attention layer of the denoiser, or layers of several sizes.
-    """
-    known = {name: module for name, module in denoiser.named_modules() if name.endswith("attn2")}
-    if names is not None:
-        missing = [name for name in names if name not in known]
-        if missing or not names:
-            raise InputError(
-                f"layers: expected cross-attention layers of the denoiser, got {missing or list(names)}."
-                f" It has {', '.join(known)}."
-            )
-        sizes = {downsampling_of(name, denoiser) for name in names}
-        if len(sizes) > 1:
-            raise InputError(f"layers: expected layers of one size, got {list(names)}. Choose those of one block.")
-        return {name: known[name] for name in names}
-    size = {name: downsampling_of(name, denoiser) for name in known}
-    at_quarter = [name for name in known if size[name] == _DOWNSAMPLING]
-    if any(not name.startswith("mid_block") for name in at_quarter):
-        if any(name.startswith("mid_block") for name in at_quarter):
-            at_quarter = [name for name in at_quarter if not name.startswith("up_blocks")]
-        return {name: known[name] for name in at_quarter}
-    finest = [name for name in known if size[name] == min(size.values())]
-    on_the_way_up = [name for name in finest if name.startswith("up_blocks")]
-    return {name: known[name] for name in on_the_way_up or finest}
-
-
 def within(shares: tuple[float, float], step: int, total: int) -> bool:
     """Whether a step is in a part of a schedule that is given by its shares."""
     start, end = shares
     return start * total <= step < end * total
-
-
-def downsampling_of(layer: str, denoiser: nn.Module) -> int:
-    """Return how many latents a layer's pixel stands for along a side, from where it is in the UNet.
-
-    By name rather than by the number of pixels, which does not tell two sizes apart for some aspect ratios.
-    """
-    blocks = len(denoiser.get_submodule("down_blocks")._modules)
-    block, _, rest = layer.partition(".")
-    at = {"mid_block": blocks - 1}.get(block)
-    if at is None:
-        place = int(rest.partition(".")[0])
-        at = place if block == "down_blocks" else blocks - 1 - place
-    return 2**at
 
 
 def _norms(latents: Latents) -> Float[Tensor, " n"]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..backbones import backbone_of
 from ..backbones.conditioning import Conditioning, without_phrases, words_of
-from ..backbones.loaded import unwrapped
+from ..backbones.loaded import denoiser_of
 from ..errors import InputError
 from ..losses.attention import Rule, leak, regions
 from ..registry import Exactness
@@ -235,7 +235,7 @@ class _Removal:
         self.named = named
         self.states = states
         self.backbone = backbone_of(pipe)
-        self.denoiser = unwrapped(pipe.unet)
+        self.denoiser = denoiser_of(pipe)
         self.capture = settings.capture(self.denoiser)
         self.names = {name: self.backbone.encode([name]) for name in settings.concepts}
         self.scheduler: Any = None

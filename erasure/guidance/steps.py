@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..backbones.loaded import called_denoiser
 from ..errors import InputError
 
 Latents = Float[Tensor, "n c h w"]
@@ -146,6 +147,11 @@ def around_each_step(
         after: Called after it.
         stepped: Called after the scheduler's step.
     """
+    if not hasattr(pipe.scheduler, "scale_model_input"):
+        raise InputError(
+            f"guidance: expected a pipeline whose scheduler scales the denoiser's input, got {type(pipe).__name__} with"
+            f" {type(pipe.scheduler).__name__}. Flow matching is not covered yet."
+        )
     link = _Link.of(pipe)
     hook = _Hook(rows=rows, before=before, after=after, stepped=stepped)
     link.hooks.append(hook)
@@ -219,9 +225,10 @@ class _Link:
                 return
             scheduler = pipe.scheduler
             own = {name: vars(scheduler)[name] for name in _SHADOWED if name in vars(scheduler)}
+            denoiser = called_denoiser(pipe)
             handles = [
-                pipe.unet.register_forward_pre_hook(self._enter, with_kwargs=True),
-                pipe.unet.register_forward_hook(self._leave),
+                denoiser.register_forward_pre_hook(self._enter, with_kwargs=True),
+                denoiser.register_forward_hook(self._leave),
             ]
             try:
                 for name in _SHADOWED:

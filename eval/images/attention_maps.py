@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.backbones.loaded import unwrapped
+from erasure.backbones.loaded import denoiser_of
 from erasure.errors import InputError
 from erasure.guidance import Applicable
 from erasure.guidance.attention import MapReading, mean_overlap
@@ -74,7 +74,7 @@ def trace_attention(
 
 @contextmanager
 def _watching(pipe: Any, concepts: Sequence[str], maps: dict[int, Tensor]) -> Iterator[None]:
-    denoiser = unwrapped(pipe.unet)
+    denoiser = denoiser_of(pipe)
     capture = _SHOWN.capture(denoiser)
     with named_prompts(pipe, concepts) as named:
 

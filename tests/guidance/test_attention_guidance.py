@@ -10,10 +10,11 @@ from torch import Tensor
 
 from erasure import tinyworld
 from erasure.backbones.attention import MapCapture, average_maps
+from erasure.backbones.map_layers import downsampling_of, map_layers
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStar, AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite
-from erasure.guidance.attention import GuidedStep, Named, downsampling_of, map_layers
+from erasure.guidance.attention import GuidedStep, Named
 from erasure.guidance.steps import Denoising, around_each_step
 from erasure.losses.attention import segregation
 from erasure.sampling import sample
