@@ -14,10 +14,11 @@ from PIL.Image import Image
 
 from erasure import tinyworld
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.images.ledger_images import Pair, Sampler, as_png
+from erasure.eval.images.ledger_images import as_png
 from erasure.eval.images.store import ImageStore, Manifest, generate
 from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
 from erasure.profile import profile_of
+from erasure.sampling import Pair, SamplingSettings
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 
@@ -48,7 +49,7 @@ def generation(options: Any) -> dict[str, Any]:
     pipe = tinyworld.load()
     names = vocabulary.concepts()
     prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.pictures)]
-    sampler = Sampler(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
+    sampler = SamplingSettings(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
     raw_seconds, store_seconds = [], []
     for repeat in range(options.repeats + 1):
         seeds = [repeat * options.pictures + i for i in range(options.pictures)]

@@ -21,9 +21,9 @@ from accelerate import PartialState
 from PIL import Image
 
 from erasure import tinyworld
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.images.store import ImageStore, generate
 from erasure.profile import profile_of
+from erasure.sampling import SamplingSettings
 from erasure.tinyworld import vocabulary
 
 from .record import arguments, spread, write_run
@@ -95,7 +95,7 @@ def work(options: argparse.Namespace) -> None:
     state = PartialState(cpu=True)
     pipe, names = tinyworld.load(), vocabulary.concepts()
     prompts = [vocabulary.prompts_for(names[at % len(names)], 1)[0] for at in range(options.pictures)]
-    sampler = Sampler(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
+    sampler = SamplingSettings(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
     state.wait_for_everyone()
     start = time.perf_counter()
     generate(pipe, prompts, list(range(options.pictures)), options.worker, sampler=sampler)

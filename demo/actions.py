@@ -16,9 +16,9 @@ from erasure.io.files import make_folder, write_whole
 from erasure.ledger import Entry, Ledger
 from erasure.progress import staged
 from erasure.runs import configs, removal, schema
+from erasure.sampling import Pair, SamplingSettings, sample_pairs
 
 from ..eval.images.attention_maps import attention_sheet, trace_attention
-from ..eval.images.ledger_images import Pair, Sampler
 from ..eval.judges.readings import read
 from ..eval.protocols import sources
 from ..eval.protocols.evaluate import evaluate, write_scores
@@ -121,7 +121,9 @@ def _run(studio: Studio, wish: Wish) -> schema.Run:
     )
 
 
-def compare(studio: Studio, session: Session, pairs: Sequence[Pair], sampler: Sampler, track: Track) -> Comparison:
+def compare(
+    studio: Studio, session: Session, pairs: Sequence[Pair], sampler: SamplingSettings, track: Track
+) -> Comparison:
     """Draw by the original and by what stands, and have both read; the session keeps it.
 
     Raises:
@@ -135,7 +137,7 @@ def compare(studio: Studio, session: Session, pairs: Sequence[Pair], sampler: Sa
         if ledger is not None and standing:
             track.say("putting the removals together")
             with ledger.applied_to(studio.pipe):
-                after = sampler.make(studio.pipe, pairs, staged(track.report, "drawing what is left"))
+                after = sample_pairs(studio.pipe, pairs, sampler, staged(track.report, "drawing what is left"))
         track.say("reading the pictures")
         judge = studio.judge()
         kept = [name for concept in standing for name in concept.preserve]

@@ -17,10 +17,10 @@ from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
+from erasure.sampling import Pair, SamplingSettings, sample_pairs
 from erasure.suggestions import what_to_draw, what_to_keep
 
 from ..eval.images.attention_maps import AttentionTrace
-from ..eval.images.ledger_images import Pair, Sampler
 from ..eval.judges.readings import Seen
 
 _REMEMBERED = 256
@@ -100,13 +100,13 @@ class Studio:
         return self.profile.concepts
 
     @cached_property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> SamplingSettings:
         """How it samples if nobody says otherwise."""
         # On a CPU a batch of a large model takes minutes, in which nothing could be told or stopped.
         batch = self.profile.sampling.batch_size or (4 if self.device != "cpu" else 1)
-        return Sampler(**own_sampling(self.name, MeasureSettings(batch_size=batch)))
+        return own_sampling(self.name, MeasureSettings(batch_size=batch))
 
-    def sampling(self, steps: int, guidance_scale: float) -> Sampler:
+    def sampling(self, steps: int, guidance_scale: float) -> SamplingSettings:
         """Return its sampler with other steps and guidance."""
         return replace(self.sampler, steps=steps, guidance_scale=guidance_scale)
 
@@ -128,7 +128,9 @@ class Studio:
         states = backbone_of(self.pipe).encode(prompts)
         return tuple(prompt for row, prompt in enumerate(prompts) if states.is_cut(row))
 
-    def originals(self, pairs: Sequence[Pair], sampler: Sampler, on_progress: OnProgress | None) -> list[Image]:
+    def originals(
+        self, pairs: Sequence[Pair], sampler: SamplingSettings, on_progress: OnProgress | None
+    ) -> list[Image]:
         """Return the original's pictures, those that are not remembered made anew; the caller holds the lock.
 
         Args:
@@ -138,7 +140,7 @@ class Studio:
         """
         keys = [(*pair, sampler.steps, sampler.guidance_scale) for pair in pairs]
         missing = [(key, pair) for key, pair in zip(keys, pairs, strict=True) if key not in self._originals]
-        made = sampler.make(self.pipe, [pair for _, pair in missing], on_progress)
+        made = sample_pairs(self.pipe, [pair for _, pair in missing], sampler, on_progress)
         fresh = dict(zip((key for key, _ in missing), made, strict=True))
         found = [fresh[key] if key in fresh else self._originals[key] for key in keys]
         for key, image in zip(keys, found, strict=True):

@@ -3,12 +3,15 @@
 import copy
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, overload
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, overload
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float, UInt8
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from .backbones import backbone_of
@@ -16,99 +19,113 @@ from .backbones.base import Backbone
 from .backbones.conditioning import Conditioning, concatenate, reading
 from .backbones.schedule import Timestep
 from .errors import InputError
+from .profile import profile_of
 from .progress import OnProgress, Progress
+from .registry import Settings
 
 logger = logging.getLogger(__name__)
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 Latents = Float[Tensor, "n c h w"]
+Pair = tuple[str, int]
+"""Prompt and seed of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Settings):
+    """Settings of the sampling of images; the same in every call, record and command.
+
+    Attributes:
+        steps: Number of steps of the pipeline's own scheduler, >= 1.
+        guidance_scale: Scale of classifier-free guidance; 1 or less samples without it.
+        batch_size: Number of images sampled together, >= 1.
+        negative_prompt: Prompt in the place of the unconditional one; "" is the pipeline's own.
+        height: Height in pixels; None is the model's own.
+        width: Width in pixels; None is the model's own.
+    """
+
+    name: ClassVar[str] = "sampling"
+
+    steps: Annotated[int, Field(ge=1)] = 25
+    guidance_scale: float = 7.5
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    negative_prompt: str = ""
+    height: Annotated[int, Field(ge=1)] | None = None
+    width: Annotated[int, Field(ge=1)] | None = None
+
+    @classmethod
+    def of(cls, model: str | DiffusionPipeline, **changes: Any) -> "SamplingSettings":
+        """Return the sampling defaults of a model with some changes; a change of None keeps the default."""
+        defaults = profile_of(model).sampling
+        own = {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
+        return cls(**{**own, **{name: value for name, value in changes.items() if value is not None}})
+
+    def as_settings(self) -> dict[str, Any]:
+        """Return the fields by name, without a size that is the model's own."""
+        return {name: value for name, value in super().as_settings().items() if value is not None}
 
 
 @overload
 def sample(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
+    settings: SamplingSettings | None = ...,
     *,
-    steps: int = ...,
-    guidance_scale: float = ...,
-    negative_prompt: str = ...,
-    batch_size: int = ...,
-    height: int | None = ...,
-    width: int | None = ...,
     output: Literal["pil"] = ...,
     on_progress: OnProgress | None = ...,
 ) -> list[Image.Image]: ...
 @overload
 def sample(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
+    settings: SamplingSettings | None = ...,
     *,
-    steps: int = ...,
-    guidance_scale: float = ...,
-    negative_prompt: str = ...,
-    batch_size: int = ...,
-    height: int | None = ...,
-    width: int | None = ...,
     output: Literal["uint8"],
     on_progress: OnProgress | None = ...,
 ) -> Pictures: ...
 @overload
 def sample(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
+    settings: SamplingSettings | None = ...,
     *,
-    steps: int = ...,
-    guidance_scale: float = ...,
-    negative_prompt: str = ...,
-    batch_size: int = ...,
-    height: int | None = ...,
-    width: int | None = ...,
     output: Literal["latents"],
     on_progress: OnProgress | None = ...,
 ) -> Latents: ...
 def sample(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str] | Conditioning,
     seeds: Sequence[int],
+    settings: SamplingSettings | None = None,
     *,
-    steps: int = 25,
-    guidance_scale: float = 4.0,
-    negative_prompt: str = "",
-    batch_size: int = 16,
-    height: int | None = None,
-    width: int | None = None,
     output: Literal["pil", "uint8", "latents"] = "pil",
     on_progress: OnProgress | None = None,
 ) -> list[Image.Image] | Pictures | Latents:
-    """Return one picture for each pair of a prompt and a seed.
+    """Return one image for each pair of a prompt and a seed.
 
-    The noise of each picture comes from its own CPU generator, so it is bit-equal whatever the batch, the device and
-    the dtype, also for samplers that add noise on the way. Each distinct prompt is encoded once. The pictures are made
-    by the pipeline's own call on a shallow copy with a scheduler of its own: the pipeline is left as it was, and
-    whatever is applied to it (an edit, a guidance) is in force. So is its safety checker, if it has one.
+    The noise of each image comes from its own CPU generator, so it is bit-equal whatever the batch, the device and the
+    dtype, also for samplers that add noise on the way. Each distinct prompt is encoded once. The images are made by the
+    pipeline's own call on a shallow copy with a scheduler of its own: the pipeline is left as it was, and an edit or a
+    guidance that is applied to it is in force. So is its safety checker, if it has one.
 
     Args:
-        pipe: A loaded diffusers pipeline.
-        prompts: One for each picture; or text states, a row for each.
-        seeds: As many; any integer from 0 on is a seed.
-        steps: Of the pipeline's own scheduler.
-        guidance_scale: Of classifier-free guidance; 1 or less samples without it.
-        negative_prompt: Takes the place of the unconditional prompt; "" is the pipeline's own.
-        batch_size: How many pictures are made at once.
-        height: In pixels; None is the model's own.
-        width: In pixels; None is the model's own.
+        pipe: Loaded diffusers pipeline.
+        prompts: Prompt of each image; or encoded prompts, a row for each image.
+        seeds: Seed of each image, >= 0.
+        settings: Sampling settings; None takes the defaults of the model's profile.
         output: "pil"; "uint8" in [0, 255]; or "latents", on the CPU and as the denoiser left them.
         on_progress: Receives the number of images done after each batch.
 
     Raises:
         InputError: Lengths that differ, or a setting that is out of range.
     """
-    _check(prompts, seeds, steps=steps, batch_size=batch_size)
+    settings = settings or SamplingSettings.of(pipe)
+    _check(prompts, seeds)
     backbone = backbone_of(pipe)
-    shape = backbone.latent_shape(height, width)
+    shape = backbone.latent_shape(settings.height, settings.width)
     if not len(prompts):
         return _nothing(pipe, shape, output)
     runner = _runner(pipe)
@@ -117,26 +134,28 @@ def sample(
     else:
         distinct = list(dict.fromkeys(prompts))
         states, row_of = backbone.encode(distinct), [distinct.index(prompt) for prompt in prompts]
-    guided = guidance_scale > 1
-    negative = (backbone.encode([negative_prompt]) if negative_prompt else backbone.unconditional()) if guided else None
+    guided = settings.guidance_scale > 1
+    negative = _negative(backbone, settings.negative_prompt) if guided else None
     results: list[Any] = []
-    for start in range(0, len(prompts), batch_size):
-        rows = row_of[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
+    for start in range(0, len(prompts), settings.batch_size):
+        rows = row_of[start : start + settings.batch_size]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
         read = states.select(rows)
         others = negative.expand(len(rows)) if negative is not None else None
         start_latents = noise(generators, shape).to(backbone.device, backbone.dtype)
         with reading(read):
             called = runner(
                 generator=generators,
-                num_inference_steps=steps,
-                height=height,
-                width=width,
+                num_inference_steps=settings.steps,
+                height=settings.height,
+                width=settings.width,
                 output_type="latent" if output == "latents" else "np",
-                **backbone.call_arguments(start_latents, read, others, guidance_scale),
+                **backbone.call_arguments(start_latents, read, others, settings.guidance_scale),
             )
         results.append(
-            backbone.unpacked(called.images, height, width).cpu() if output == "latents" else _as_uint8(called.images)
+            backbone.unpacked(called.images, settings.height, settings.width).cpu()
+            if output == "latents"
+            else _as_uint8(called.images)
         )
         if on_progress is not None:
             on_progress(Progress(done=start + len(rows), total=len(prompts), stage="images"))
@@ -145,6 +164,17 @@ def sample(
     if output == "uint8":
         return np.concatenate(results)
     return [Image.fromarray(picture) for batch in results for picture in batch]
+
+
+def sample_pairs(
+    pipe: DiffusionPipeline,
+    pairs: Sequence[Pair],
+    settings: SamplingSettings | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Image.Image]:
+    """Return one image for each pair of a prompt and a seed; see `sample`."""
+    prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
+    return sample(pipe, prompts, seeds, settings, on_progress=on_progress)
 
 
 def grid(prompts: Iterable[str], seeds: Iterable[int]) -> tuple[list[str], list[int]]:
@@ -214,7 +244,7 @@ def scheduled_prediction(backbone: Backbone, latents: Latents, timestep: Timeste
     return backbone.schedule.prediction(output.float(), latents.float(), timestep)
 
 
-def _runner(pipe: Any) -> Any:
+def _runner(pipe: DiffusionPipeline) -> Any:
     """Return a copy that shares the models and may be run: its scheduler, settings and progress bar are its own."""
     runner = copy.copy(pipe)
     runner.scheduler = copy.deepcopy(pipe.scheduler)
@@ -224,12 +254,18 @@ def _runner(pipe: Any) -> Any:
     return runner
 
 
+def _negative(backbone: Backbone, prompt: str) -> Conditioning:
+    return backbone.encode([prompt]) if prompt else backbone.unconditional()
+
+
 def _as_uint8(images: np.ndarray) -> Pictures:
     """Return float pictures in [0, 1] in [0, 255], rounded as diffusers does for PIL."""
     return (images * 255).round().astype(np.uint8)
 
 
-def _nothing(pipe: Any, shape: tuple[int, int, int], output: str) -> list[Image.Image] | Pictures | Latents:
+def _nothing(
+    pipe: DiffusionPipeline, shape: tuple[int, int, int], output: str
+) -> list[Image.Image] | Pictures | Latents:
     channels, height, width = shape
     if output == "latents":
         return torch.empty(0, channels, height, width)
@@ -237,7 +273,7 @@ def _nothing(pipe: Any, shape: tuple[int, int, int], output: str) -> list[Image.
     return np.empty((0, height * scale, width * scale, 3), np.uint8) if output == "uint8" else []
 
 
-def _check(prompts: Sequence[str] | Conditioning, seeds: Sequence[int], *, steps: int, batch_size: int) -> None:
+def _check(prompts: Sequence[str] | Conditioning, seeds: Sequence[int]) -> None:
     if isinstance(prompts, str):
         raise InputError(f"sample.prompts: expected a list of texts, got {prompts!r}. Write [{prompts!r}].")
     if len(prompts) != len(seeds):
@@ -245,6 +281,3 @@ def _check(prompts: Sequence[str] | Conditioning, seeds: Sequence[int], *, steps
             f"sample.seeds: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}."
             " Use grid(prompts, seeds) for every prompt with every seed."
         )
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"sample.{name}: expected at least 1, got {value!r}. Give a positive number.")

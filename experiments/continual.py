@@ -28,7 +28,7 @@ from erasure.backbones.attention import cross_attention_layers
 from erasure.concept import Concept, normalized
 from erasure.edits import WeightEdit
 from erasure.errors import ErasureError, InputError
-from erasure.eval.images.ledger_images import Pictures, Sampler
+from erasure.eval.images.ledger_images import Pictures
 from erasure.eval.metrics.fid import fid
 from erasure.eval.metrics.kid import kid
 from erasure.eval.protocols.plans import PlannedImage, Role, known_images, pairs_of
@@ -192,7 +192,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
             profile_of(DEFAULT_MODEL), name, role, options.pictures, settings, () if role == "removed" else forbidden
         )
     ]
-    sampler = Sampler(**own_sampling(DEFAULT_MODEL, settings))
+    sampler = own_sampling(DEFAULT_MODEL, settings)
     eyes = _Eyes(probes)
     with progress_bars() as on_progress:
         times = _removed(removals, concepts, work / "times.json", on_progress, max(options.points))

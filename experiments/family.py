@@ -22,7 +22,6 @@ from erasure import tinyworld
 from erasure.errors import ErasureError, InputError
 from erasure.eval.attacks import attack_names
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.red_team import ROWS, AttackRun, attack_prompts
 from erasure.eval.protocols.sources import attack_of, judges_of, metrics_of, source_of
@@ -83,7 +82,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
     attacks = [attack_of(name, ()) for name in options.attacks]
     pipe, work = tinyworld.load(), options.work / options.out.name
-    sampler = Sampler(**own_sampling(DEFAULT_MODEL, MeasureSettings()))
+    sampler = own_sampling(DEFAULT_MODEL, MeasureSettings())
     with progress_bars() as on_progress:
         ledger = Ledger.open_or_create(work / "ledger", pipe, DEFAULT_MODEL)
         todo, _ = removal.remaining(run, ledger)

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -296,7 +296,7 @@ def main() -> None:
         "benchmark": f"instances-{options.experiment}",
         "version": VERSION,
         "config": plain_options(options),
-        "sampler": asdict(bench.record(Learned(token=TOKEN, class_word=CLASS)).sampler),
+        "sampler": bench.record(Learned(token=TOKEN, class_word=CLASS)).sampler.as_settings(),
         "model": backbone_of(bench.pipe).fingerprint(),
         **found,
         **provenance(start=began),

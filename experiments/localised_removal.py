@@ -4,7 +4,7 @@ import argparse
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,11 @@ def _removed(
                     **settings,
                 )
                 with removal.applied_to(pipe):
-                    found.append(sample(pipe, [request.prompt], [request.seed], output="uint8", **asdict(SAMPLER)))
+                    found.append(sample(pipe, [request.prompt], [request.seed], SAMPLER, output="uint8"))
                 regions.append(last[-1])
             return {"pixels": torch.from_numpy(np.concatenate(found)), "regions": torch.cat(regions)}
 
-        key = [VERSION, backbone_of(pipe).fingerprint(), "localised", dict(settings), asdict(SAMPLER)]
+        key = [VERSION, backbone_of(pipe).fingerprint(), "localised", dict(settings), SAMPLER.as_settings()]
         kept = stored(work / "pictures", [*key, [asdict(request) for request in part]], make)
         pixels.append(kept["pixels"].numpy())
         acted.append(kept["regions"])
@@ -122,12 +122,12 @@ def _negative(pipe: Any, requests: Sequence[PairRequest], work: Path, on_progres
     for done, request in enumerate(requests, start=1):
 
         def make(request: PairRequest = request) -> dict[str, torch.Tensor]:
-            settings = {**asdict(SAMPLER), "negative_prompt": request.pair[0]}
+            settings = replace(SAMPLER, negative_prompt=request.pair[0])
             return {
-                "pixels": torch.from_numpy(sample(pipe, [request.prompt], [request.seed], output="uint8", **settings))
+                "pixels": torch.from_numpy(sample(pipe, [request.prompt], [request.seed], settings, output="uint8"))
             }
 
-        key = [VERSION, backbone_of(pipe).fingerprint(), "negative", asdict(SAMPLER), asdict(request)]
+        key = [VERSION, backbone_of(pipe).fingerprint(), "negative", SAMPLER.as_settings(), asdict(request)]
         parts.append(stored(work / "pictures", key, make)["pixels"].numpy())
         on_progress(Progress(done, len(requests), "a negative prompt"))
     return np.concatenate(parts)

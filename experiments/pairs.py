@@ -14,7 +14,6 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.metrics.caption_match import captions, text_match
 from erasure.eval.metrics.fid import fid
 from erasure.eval.stats.scores import Rate, Score
@@ -23,7 +22,7 @@ from erasure.guidance.a_star import AStar
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, Progress
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.world import compose, draw
@@ -31,7 +30,7 @@ from erasure.training.replay_memory import stored
 
 VERSION = 1
 SAMPLING = profile_of("tinyworld").sampling
-SAMPLER = Sampler(steps=SAMPLING.steps, guidance_scale=SAMPLING.guidance_scale, batch_size=24)
+SAMPLER = SamplingSettings(steps=SAMPLING.steps, guidance_scale=SAMPLING.guidance_scale, batch_size=24)
 PLAIN = "plain"
 ALL = tuple(vocabulary.OBJECTS)
 
@@ -102,9 +101,9 @@ def sampled(
         def make(part: Sequence[PairRequest] = part) -> dict[str, torch.Tensor]:
             prompts, seeds = [request.prompt for request in part], [request.seed for request in part]
             if guidance is None:
-                return {"pixels": torch.from_numpy(sample(pipe, prompts, seeds, output="uint8", **asdict(SAMPLER)))}
+                return {"pixels": torch.from_numpy(sample(pipe, prompts, seeds, SAMPLER, output="uint8"))}
             with guidance.applied_to(pipe):
-                return {"pixels": torch.from_numpy(sample(pipe, prompts, seeds, output="uint8", **asdict(SAMPLER)))}
+                return {"pixels": torch.from_numpy(sample(pipe, prompts, seeds, SAMPLER, output="uint8"))}
 
         key = [*_key(pipe, guidance), [asdict(request) for request in part]]
         parts.append(stored(work / "pictures", key, make)["pixels"].numpy())
@@ -114,7 +113,7 @@ def sampled(
 
 def _key(pipe: Any, guidance: Applicable | None) -> list[Any]:
     settings = {} if guidance is None else {item.name: getattr(guidance, item.name) for item in _plain_fields(guidance)}
-    return [VERSION, backbone_of(pipe).fingerprint(), type(guidance).__name__, settings, asdict(SAMPLER)]
+    return [VERSION, backbone_of(pipe).fingerprint(), type(guidance).__name__, settings, SAMPLER.as_settings()]
 
 
 def _plain_fields(guidance: Applicable) -> list[Any]:

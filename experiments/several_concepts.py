@@ -133,7 +133,7 @@ def main() -> None:
         "benchmark": f"several-concepts-{experiment.__name__}",
         "version": VERSION,
         "config": plain_options(options),
-        "sampler": asdict(SAMPLER),
+        "sampler": SAMPLER.as_settings(),
         "model": backbone_of(pipe).fingerprint(),
         **results,
         **provenance(start=began),

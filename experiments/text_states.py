@@ -13,7 +13,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.backbones.conditioning import Conditioning
 from erasure.errors import ErasureError
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
 from erasure.profile import DEFAULT_MODEL
@@ -35,7 +33,7 @@ from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.tinyworld import vocabulary
 
 from .experiment import plain_options, write_record
@@ -70,7 +68,7 @@ def main() -> None:
     began = time.perf_counter()
     try:
         make_folder(options.out)
-        sampler = Sampler(**own_sampling(DEFAULT_MODEL, MeasureSettings()))
+        sampler = own_sampling(DEFAULT_MODEL, MeasureSettings())
         with progress_bars() as on_progress:
             rows = measured(tinyworld.load(), options.prompts, sampler, on_progress)
     except ErasureError as error:
@@ -79,14 +77,14 @@ def main() -> None:
         "benchmark": "text-states",
         "version": VERSION,
         "config": {**plain_options(options), "family": list(FAMILY), "safe": SAFE},
-        "sampler": asdict(sampler),
+        "sampler": sampler.as_settings(),
         "rows": rows,
         **provenance(start=began),
     }
     Console().print(str(write_record(record, options.out)), markup=False)
 
 
-def measured(pipe: Any, n: int, sampler: Sampler, on_progress: OnProgress | None) -> dict[str, Any]:
+def measured(pipe: Any, n: int, sampler: SamplingSettings, on_progress: OnProgress | None) -> dict[str, Any]:
     """Return for each exchange how often the concept is seen, and how often the safe one.
 
     Args:
@@ -103,7 +101,6 @@ def measured(pipe: Any, n: int, sampler: Sampler, on_progress: OnProgress | None
     keep = [row for row in range(len(prompts)) if torch.equal(states.eot[row], others.eot[row])]
     states, others, concepts = states.select(keep), others.select(keep), [concepts[row] for row in keep]
     oracle = tinyworld.load_oracle()
-    given = asdict(sampler)
     rows = {}
     count = ProgressCounter(on_progress, len(PARTS) * len(states), "images")
     for part, exchanged in PARTS.items():
@@ -111,7 +108,7 @@ def measured(pipe: Any, n: int, sampler: Sampler, on_progress: OnProgress | None
         images = []
         for start in range(0, len(mixed), sampler.batch_size):
             batch = list(range(start, min(start + sampler.batch_size, len(mixed))))
-            images += sample(pipe, mixed.select(batch), [5_000_000 + row for row in batch], **given)
+            images += sample(pipe, mixed.select(batch), [5_000_000 + row for row in batch], sampler)
             count.add(len(batch))
         reading = oracle.read(images)
         own = np.array([reading.sees(name)[row] for row, name in enumerate(concepts)])

@@ -28,7 +28,7 @@ from erasure.io.files import write_whole
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.data import THINGS, drawings
 from erasure.tinyworld.nouns import box_mask
@@ -139,9 +139,7 @@ def generate(
                 pipe,
                 [a.prompt for a in part],
                 seeds,
-                steps=steps,
-                guidance_scale=guidance,
-                batch_size=BATCH,
+                SamplingSettings(steps=steps, guidance_scale=guidance, batch_size=BATCH),
                 output="uint8",
             )
         )

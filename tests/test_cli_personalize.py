@@ -12,6 +12,7 @@ from erasure import Ledger, load_model, sample, tinyworld
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.personalize.folder import Personalized, read_pictures
+from erasure.sampling import SamplingSettings
 from tests import tiny
 from tests.eval import world
 from tests.test_cli import call, fails
@@ -78,7 +79,10 @@ def test_what_is_learned_stands_wherever_a_model_does(saved: Path, photos: Path,
     assert call("export", tmp_path / "l", tmp_path / "exported", "--no-images").exit_code == 0
     ordinary = DiffusionPipeline.from_pretrained(tmp_path / "exported")
     with Ledger.open(tmp_path / "l").applied_to(pipe):
-        drawn = [sample(each, ["a <biscuit> dog"], [0], steps=1, output="uint8") for each in (pipe, ordinary)]
+        drawn = [
+            sample(each, ["a <biscuit> dog"], [0], SamplingSettings(steps=1, guidance_scale=4.0), output="uint8")
+            for each in (pipe, ordinary)
+        ]
     assert np.array_equal(*drawn)
 
 

@@ -17,13 +17,12 @@ from erasure.concept import Concept
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.sources import metrics_of
 from erasure.eval.protocols.variants import reference_variants
 from erasure.guidance import guidances
 from erasure.loading import attend_by, load_model
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 from tests import tiny
 
@@ -54,7 +53,7 @@ def placed(family: str, device: str, dtype: torch.dtype) -> Any:
 
 
 def latents(pipe: Any) -> torch.Tensor:
-    return sample(pipe, PROMPTS, SEEDS, steps=2, output="latents").float()
+    return sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=2, guidance_scale=4.0), output="latents").float()
 
 
 @placed_families
@@ -104,8 +103,12 @@ def test_a_guidance_acts_in_this_precision(name: str, family: str, device: str, 
 
 @placed_families
 def test_pictures_are_made_and_alike_in_any_precision(family: str, device: str, dtype: torch.dtype) -> None:
-    exact = sample(tiny.FAMILIES[family](), PROMPTS, SEEDS, steps=2, output="uint8")
-    found = sample(placed(family, device, dtype), PROMPTS, SEEDS, steps=2, output="uint8")
+    exact = sample(
+        tiny.FAMILIES[family](), PROMPTS, SEEDS, SamplingSettings(steps=2, guidance_scale=4.0), output="uint8"
+    )
+    found = sample(
+        placed(family, device, dtype), PROMPTS, SEEDS, SamplingSettings(steps=2, guidance_scale=4.0), output="uint8"
+    )
     assert np.abs(found.astype(int) - exact.astype(int)).mean() < (2 if dtype == torch.float32 else 20)
 
 
@@ -116,7 +119,7 @@ def test_every_metric_of_the_tiny_world_is_computed(
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path))
     benchmark = TinyWorld(removed=("cat",), total=20)
     rows = reference_variants(tinyworld.load(device=device, dtype=dtype), ("cat",))
-    found = evaluate(rows, benchmark, metrics_of(benchmark, device), sampler=Sampler(steps=2))
+    found = evaluate(rows, benchmark, metrics_of(benchmark, device), sampler=SamplingSettings(steps=2))
     for row in rows:
         scores = {name: score["value"] for name, score in found.as_json()["rows"][row.name].items() if score}
         assert {"efficacy", "clip_score", "caption_match", "oracle_distance"} <= scores.keys()

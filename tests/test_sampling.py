@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteSchedu
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
-from erasure.sampling import grid, noise, sample, scheduled_prediction, trajectory_latents
+from erasure.sampling import SamplingSettings, grid, noise, sample, scheduled_prediction, trajectory_latents
 from tests.tiny import FAMILIES
 
 PROMPTS = ["a cat", "a dog", "a cat", "a house on the beach", ""]
@@ -29,34 +29,38 @@ def raw(pipe: Any, prompt: str, seed: int, **settings: Any) -> Any:
 
 
 def test_pictures_are_those_of_the_pipeline(pipe: Any) -> None:
-    ours = sample(pipe, PROMPTS, SEEDS, steps=3, batch_size=1, output="latents")
+    ours = sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=3, guidance_scale=4.0, batch_size=1), output="latents")
     for row, prompt, seed in zip(ours, PROMPTS, SEEDS, strict=True):
         theirs = raw(pipe, prompt, seed, guidance_scale=4.0, output_type="latent").images[0]
         torch.testing.assert_close(row, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_negative_prompt_and_no_guidance_reach_the_pipeline(pipe: Any) -> None:
-    ours = sample(pipe, ["a cat"], [7], steps=3, negative_prompt="a dog", output="latents")
+    ours = sample(
+        pipe, ["a cat"], [7], SamplingSettings(steps=3, guidance_scale=4.0, negative_prompt="a dog"), output="latents"
+    )
     theirs = raw(pipe, "a cat", 7, guidance_scale=4.0, negative_prompt="a dog", output_type="latent").images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    ours = sample(pipe, ["a cat"], [7], steps=3, guidance_scale=1.0, output="latents")
+    ours = sample(pipe, ["a cat"], [7], SamplingSettings(steps=3, guidance_scale=1.0), output="latents")
     theirs = raw(pipe, "a cat", 7, guidance_scale=1.0, output_type="latent").images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_do_not_matter_and_repeats_are_equal(pipe: Any) -> None:
-    whole = sample(pipe, PROMPTS, SEEDS, steps=3, output="latents")
-    single = sample(pipe, PROMPTS, SEEDS, steps=3, batch_size=2, output="latents")
+    whole = sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=3, guidance_scale=4.0), output="latents")
+    single = sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=3, guidance_scale=4.0, batch_size=2), output="latents")
     torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-4)
-    assert torch.equal(whole, sample(pipe, PROMPTS, SEEDS, steps=3, output="latents"))
+    assert torch.equal(
+        whole, sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=3, guidance_scale=4.0), output="latents")
+    )
 
 
 @pytest.mark.parametrize("scheduler", [EulerAncestralDiscreteScheduler, DDPMScheduler])
 def test_samplers_that_add_noise_do_not_depend_on_the_batch(scheduler: Any) -> None:
     pipe = FAMILIES["sd1"]()
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    whole = sample(pipe, PROMPTS, SEEDS, steps=3, output="latents")
-    parts = sample(pipe, PROMPTS, SEEDS, steps=3, batch_size=2, output="latents")
+    whole = sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=3, guidance_scale=4.0), output="latents")
+    parts = sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=3, guidance_scale=4.0, batch_size=2), output="latents")
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
 
 
@@ -74,7 +78,7 @@ def test_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
     before, scheduler = dict(vars(pipe)), copy.deepcopy(vars(pipe.scheduler))
     weights = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     state = torch.random.get_rng_state()
-    sample(pipe, PROMPTS, SEEDS, steps=3)
+    sample(pipe, PROMPTS, SEEDS, SamplingSettings(steps=3, guidance_scale=4.0))
     assert vars(pipe) == before
     assert vars(pipe.scheduler).keys() == scheduler.keys()
     for name, value in scheduler.items():
@@ -85,8 +89,8 @@ def test_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
 
 
 def test_outputs_show_the_same_pictures(pipe: Any) -> None:
-    pictures = sample(pipe, PROMPTS[:2], SEEDS[:2], steps=2)
-    array = sample(pipe, PROMPTS[:2], SEEDS[:2], steps=2, output="uint8")
+    pictures = sample(pipe, PROMPTS[:2], SEEDS[:2], SamplingSettings(steps=2, guidance_scale=4.0))
+    array = sample(pipe, PROMPTS[:2], SEEDS[:2], SamplingSettings(steps=2, guidance_scale=4.0), output="uint8")
     assert array.shape == (2, 16, 16, 3)
     assert array.dtype == np.uint8
     assert all(np.array_equal(np.asarray(picture), row) for picture, row in zip(pictures, array, strict=True))
@@ -94,7 +98,9 @@ def test_outputs_show_the_same_pictures(pipe: Any) -> None:
 
 
 def test_a_size_may_be_asked_for(pipe: Any) -> None:
-    assert sample(pipe, ["a cat"], [0], steps=2, height=32, width=16, output="uint8").shape == (1, 32, 16, 3)
+    assert sample(
+        pipe, ["a cat"], [0], SamplingSettings(steps=2, guidance_scale=4.0, height=32, width=16), output="uint8"
+    ).shape == (1, 32, 16, 3)
 
 
 def test_nothing_asked_for_is_nothing(pipe: Any) -> None:
@@ -106,14 +112,20 @@ def test_nothing_asked_for_is_nothing(pipe: Any) -> None:
 def test_each_distinct_prompt_is_encoded_once(pipe: Any) -> None:
     rows = []
     handle = pipe.text_encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    sample(pipe, PROMPTS * 3, SEEDS * 3, steps=2, batch_size=4)
+    sample(pipe, PROMPTS * 3, SEEDS * 3, SamplingSettings(steps=2, guidance_scale=4.0, batch_size=4))
     handle.remove()
     assert sum(rows) == len(set(PROMPTS)) + 1  # and the unconditional one
 
 
 def test_progress_counts_pictures(pipe: Any) -> None:
     seen = []
-    sample(pipe, PROMPTS, SEEDS, steps=1, batch_size=2, on_progress=lambda step: seen.append((step.done, step.total)))
+    sample(
+        pipe,
+        PROMPTS,
+        SEEDS,
+        SamplingSettings(steps=1, guidance_scale=4.0, batch_size=2),
+        on_progress=lambda step: seen.append((step.done, step.total)),
+    )
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -127,8 +139,8 @@ def test_wrong_input_is_named() -> None:
         sample(pipe, ["a", "b"], [0])
     with pytest.raises(InputError, match="expected a list of texts, got 'a cat'"):
         sample(pipe, "a cat", [0])
-    with pytest.raises(InputError, match=r"sample.steps: expected at least 1, got 0"):
-        sample(pipe, ["a"], [0], steps=0)
+    with pytest.raises(InputError, match=r"sampling\.steps: expected a number greater than or equal to 1, got 0"):
+        sample(pipe, ["a"], [0], SamplingSettings(steps=0, guidance_scale=4.0))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])

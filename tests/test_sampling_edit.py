@@ -12,7 +12,7 @@ from erasure.backbones import backbone_of
 from erasure.edits import SamplingEdit, WeightEdit, joint, weights_of
 from erasure.errors import BaseMismatchError, InputError
 from erasure.guidance.localised import LocalisedRemoval
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 from tests import tiny
 
@@ -37,7 +37,9 @@ def closed_form(pipe: Any, *concepts: Concept) -> Edit:
 
 
 def images(pipe: Any) -> Tensor:
-    return sample(pipe, ["a cat and a dog", "a bird"], [0, 1], steps=2, output="latents")
+    return sample(
+        pipe, ["a cat and a dog", "a bird"], [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents"
+    )
 
 
 def images_under(edit: Edit, pipe: Any) -> Tensor:

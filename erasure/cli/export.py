@@ -16,10 +16,10 @@ from .options import AsJson, CommandGroup, Device, Guidance, LedgerFolder, LowMe
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from erasure.eval.images.ledger_images import Sampler
     from erasure.pipelines.export.formats import Export, Written
 
     from ..ledger import Ledger
+    from ..sampling import SamplingSettings
 
 commands = CommandGroup("Export")
 
@@ -125,7 +125,7 @@ def _written(
     to: Path,
     name: str,
     prompts: list[str] | None,
-    sampler: "Sampler",
+    sampler: "SamplingSettings",
 ) -> "Written":
     """Write an export; no prompts (None) are those of the removed and preserved concepts."""
     from erasure.eval.reports.model_card import prompts_of

@@ -1,6 +1,5 @@
 """Commands that sample images: generate, compare, attention."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +35,7 @@ def generate(
     from ..io.files import make_folder, write_whole
     from ..ledger import Ledger
     from ..runs.seeds import read_seeds
+    from ..sampling import sample_pairs
 
     pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
     ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
@@ -49,10 +49,10 @@ def generate(
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
         if offload:
             pipe.enable_model_cpu_offload(device=place)
-        images = sampler.make(pipe, pairs, on_progress)
+        images = sample_pairs(pipe, pairs, sampler, on_progress)
     for (text, seed), image in zip(pairs, images, strict=True):
         path = to / f"{slug(text)}-{seed}.png"
-        facts = {"prompt": text, "seed": seed, "model": source, **asdict(sampler)}
+        facts = {"prompt": text, "seed": seed, "model": source, **sampler.as_settings()}
         write_whole(path, as_png(image, facts))
         out.print(str(path))
 
@@ -75,6 +75,7 @@ def compare(
     from ..io.files import write_whole
     from ..ledger import Ledger
     from ..runs.seeds import read_seeds
+    from ..sampling import sample_pairs
 
     opened = Ledger.open(ledger)
     pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
@@ -82,10 +83,10 @@ def compare(
     opened.check_base(fingerprint_of(pipe), opened.base.name)
     sampler = sampler_of(opened.base.name, steps, guidance_scale)
     with progress_bars(err) as on_progress:
-        columns = [sampler.make(pipe, pairs, staged(on_progress, "images, original"))]
+        columns = [sample_pairs(pipe, pairs, sampler, staged(on_progress, "images, original"))]
         for entry in opened.standing:
             with opened.applied_to(pipe, upto=entry.id):
-                columns.append(sampler.make(pipe, pairs, staged(on_progress, f"images, {entry.id}")))
+                columns.append(sample_pairs(pipe, pairs, sampler, staged(on_progress, f"images, {entry.id}")))
     columns_named = ["original", *headings(opened)]
     captions = [f"{text}, seed {seed}" for text, seed in pairs]
     write_whole(to, as_png(side_by_side(columns_named, captions, list(zip(*columns, strict=True)))))
@@ -126,6 +127,6 @@ def attention(
         for heading, helped in rounds:
             rows.append((heading, trace_attention(pipe, prompt, names, seed, sampler, helped)))
             count.add()
-    facts = {"prompt": prompt, "seed": seed, "model": source, "alpha": alpha, **asdict(sampler)}
+    facts = {"prompt": prompt, "seed": seed, "model": source, "alpha": alpha, **sampler.as_settings()}
     write_whole(to, as_png(attention_sheet(rows, names, columns), facts))
     out.print(str(to))

@@ -13,10 +13,9 @@ from .console import err
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from erasure.eval.images.ledger_images import Sampler
-
     from ..concept import Concept
     from ..ledger import Ledger
+    from ..sampling import SamplingSettings
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -72,15 +71,11 @@ def load_pipe(
         return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)
 
 
-def sampler_of(model: str, steps: int | None, guidance_scale: float | None) -> "Sampler":
-    """Return a sampler with the given settings; None is the default of the model."""
-    from erasure.eval.images.ledger_images import Sampler
+def sampler_of(model: str, steps: int | None, guidance_scale: float | None) -> "SamplingSettings":
+    """Return sampling settings; None is the default of the model."""
+    from ..sampling import SamplingSettings
 
-    from ..runs.sampling import own_sampling
-    from ..runs.schema import MeasureSettings
-
-    own = own_sampling(model, MeasureSettings(steps=steps, guidance_scale=guidance_scale))
-    return Sampler(**own)
+    return SamplingSettings.of(model, steps=steps, guidance_scale=guidance_scale)
 
 
 def fingerprint_of(pipe: "DiffusionPipeline") -> str:

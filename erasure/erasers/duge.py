@@ -27,10 +27,10 @@ from ..losses.attention import map_distance, output_distance
 from ..losses.preservation import prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
 from ..registry import Exactness
-from ..sampling import sample
+from ..sampling import SamplingSettings, sample
 from ..training.context import FitContext
 from ..training.finetune import Preservation, Student, below, finetune
-from ..training.replay_memory import Memory, Sampling, free_of, memory_prompts, remembered
+from ..training.replay_memory import Memory, free_of, memory_prompts, remembered
 from ..training.terms.preservation import Weights, preservations
 from .base import Eraser
 
@@ -228,8 +228,8 @@ class DUGE(Eraser):
         )
 
     @property
-    def _sampling(self) -> Sampling:
-        return Sampling(steps=self.picture_steps, guidance_scale=self.picture_guidance)
+    def _sampling(self) -> SamplingSettings:
+        return SamplingSettings(steps=self.picture_steps, guidance_scale=self.picture_guidance, batch_size=8)
 
     def _which(self, name: str) -> bool:
         component, _, inner = name.partition(".")

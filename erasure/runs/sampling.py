@@ -1,16 +1,11 @@
 """Sampling settings of a measurement."""
 
-from typing import Any
-
-from ..profile import profile_of
+from ..sampling import SamplingSettings
 from .schema import MeasureSettings
 
 
-def own_sampling(model: str, settings: MeasureSettings) -> dict[str, Any]:
-    """Return steps, guidance and batch size, with the model's own where the settings leave them open."""
-    defaults = profile_of(model).sampling
-    return {
-        "steps": settings.steps or defaults.steps,
-        "guidance_scale": defaults.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
-        "batch_size": settings.batch_size,
-    }
+def own_sampling(model: str, settings: MeasureSettings) -> SamplingSettings:
+    """Return the sampling settings of a measurement, with the model's own where it leaves them open."""
+    return SamplingSettings.of(
+        model, steps=settings.steps, guidance_scale=settings.guidance_scale, batch_size=settings.batch_size
+    )

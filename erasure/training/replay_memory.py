@@ -7,7 +7,7 @@ not drift from one removal to the next.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from ..concept import Concept, fill, speaks_of
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
 from ..judge import shows_any
-from ..sampling import sample
+from ..sampling import SamplingSettings, sample
 from .context import FitContext
 
 _THINGS = (
@@ -36,21 +36,6 @@ _THINGS = (
 )
 GENERIC: tuple[str, ...] = tuple(_THINGS.split(", "))
 """What half of a memory is about: everyday things, places and people."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How remembered pictures are made.
-
-    Attributes:
-        steps: Of the pipeline's own scheduler.
-        guidance_scale: Of classifier-free guidance.
-        batch_size: Pictures at once.
-    """
-
-    steps: int = 50
-    guidance_scale: float = 7.5
-    batch_size: int = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +63,7 @@ def remembered(
     context: FitContext,
     prompts: Sequence[str],
     *,
-    sampling: Sampling,
+    sampling: SamplingSettings,
     seed: int,
 ) -> Memory:
     """Return the original model's picture of each prompt, from the context's folder where they are there already.
@@ -100,9 +85,7 @@ def remembered(
                 backbone.pipe,
                 prompts,
                 [seed + at for at in range(len(prompts))],
-                steps=sampling.steps,
-                guidance_scale=sampling.guidance_scale,
-                batch_size=sampling.batch_size,
+                sampling,
                 output="latents",
                 on_progress=context.on_progress,
             )
@@ -110,7 +93,8 @@ def remembered(
 
     with context.original():
         base = backbone.fingerprint()
-    key = [base, list(prompts), asdict(sampling), seed]
+    settings = {name: getattr(sampling, name) for name in ("steps", "guidance_scale", "batch_size")}
+    key = [base, list(prompts), settings, seed]
     return Memory(prompts=tuple(prompts), latents=stored(context.history.memory, key, make)["latents"])
 
 

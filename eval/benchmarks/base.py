@@ -13,8 +13,7 @@ from typing import ClassVar, Literal
 from erasure.concept import normalized
 from erasure.errors import InputError, UnknownNameError, unknown_name
 from erasure.registry import Plugin
-
-from ..images.ledger_images import Pair, Sampler
+from erasure.sampling import Pair, SamplingSettings
 
 Wording = Literal["explicit", "synonym", "combined", "implicit", "paraphrase"]
 
@@ -131,9 +130,9 @@ class Benchmark(Plugin):
         """Name and digest, for a folder."""
         return f"{self.name}-{self.digest}"
 
-    def sampler(self, batch_size: int = 16) -> Sampler:
+    def sampler(self, batch_size: int = 16) -> SamplingSettings:
         """Return steps and guidance as the pictures are to be made; the scheduler is the pipeline's own."""
-        return Sampler(steps=self.steps, guidance_scale=self.guidance_scale, batch_size=batch_size)
+        return SamplingSettings(steps=self.steps, guidance_scale=self.guidance_scale, batch_size=batch_size)
 
     def about(self) -> dict[str, object]:
         """Return what a reader of its numbers has to know, as plain data."""

@@ -17,8 +17,9 @@ from erasure.guidance import Applicable
 from erasure.guidance.attention import MapReading, mean_overlap
 from erasure.guidance.base import named_prompts
 from erasure.guidance.steps import Denoising, around_each_step
+from erasure.sampling import SamplingSettings, sample_pairs
 
-from .ledger_images import Sampler, side_by_side
+from .ledger_images import side_by_side
 
 _COLOUR = np.array([255, 96, 0], dtype=np.float32)
 _SHOWN = MapReading(normalise="raw")  # what the model itself has, before tokens are made to compete
@@ -47,7 +48,7 @@ def trace_attention(
     prompt: str,
     concepts: Sequence[str],
     seed: int,
-    sampler: Sampler,
+    sampler: SamplingSettings,
     guidance: Applicable | None = None,
 ) -> AttentionTrace:
     """Make an image and keep the maps of the denoiser's own passes.
@@ -68,7 +69,7 @@ def trace_attention(
         states.word_positions(0, concept)  # says so where the prompt does not hold it
     maps: dict[int, Tensor] = {}
     with nullcontext() if guidance is None else guidance.applied_to(pipe), _watching(pipe, concepts, maps):
-        (image,) = sampler.make(pipe, [(prompt, seed)])
+        (image,) = sample_pairs(pipe, [(prompt, seed)], sampler)
     return AttentionTrace(image=image, maps=maps)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
 from erasure.progress import OnProgress, ProgressCounter
-from erasure.sampling import sample
-
-Pair = tuple[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """How images are made.
-
-    Attributes:
-        steps: Of the model's own scheduler.
-        guidance_scale: Of classifier-free guidance.
-        batch_size: Images made at once.
-        negative_prompt: Takes the place of the unconditional prompt; "" is the model's own.
-    """
-
-    steps: int = 25
-    guidance_scale: float = 7.5
-    batch_size: int = 16
-    negative_prompt: str = ""
-
-    def make(self, pipe: Any, pairs: Sequence[Pair], on_progress: OnProgress | None = None) -> list[Image.Image]:
-        """Return one image a prompt and seed, by whatever is in force on the pipeline.
-
-        Args:
-            pipe: The pipeline.
-            pairs: Prompts and seeds.
-            on_progress: Receives the number of images done after each batch.
-        """
-        prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
-        return sample(pipe, prompts, seeds, on_progress=on_progress, **asdict(self))
+from erasure.sampling import Pair, SamplingSettings, sample_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +29,7 @@ class Pictures:
     """
 
     folder: Path
-    sampler: Sampler
+    sampler: SamplingSettings
 
     def missing(self, state: str, pairs: Sequence[Pair]) -> list[Pair]:
         """Return the pairs that have no image yet, each once."""
@@ -77,7 +47,7 @@ class Pictures:
         batches = (missing[start : start + size] for start in range(0, len(missing), size))
         count = ProgressCounter(on_progress, len(missing), "images")
         files = ([(self.path(state, pair), pair) for pair in batch] for batch in batches)
-        make_files(pipe, self.sampler, files, {"state": state, **asdict(self.sampler)}, count)
+        make_files(pipe, self.sampler, files, {"state": state, **self.sampler.as_settings()}, count)
 
     def get(self, state: str, pairs: Sequence[Pair]) -> list[Image.Image]:
         """Return images that were made.
@@ -102,7 +72,7 @@ class Pictures:
 
 def make_files(
     pipe: Any,
-    sampler: Sampler,
+    sampler: SamplingSettings,
     batches: Iterable[Sequence[tuple[Path, Pair]]],
     facts: Mapping[str, object],
     count: ProgressCounter,
@@ -122,7 +92,7 @@ def make_files(
     with ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
         for batch in batches:
-            images = sampler.make(pipe, [pair for _, pair in batch])
+            images = sample_pairs(pipe, [pair for _, pair in batch], sampler)
             count.add(len(batch))
             if writing is not None:
                 writing.result()

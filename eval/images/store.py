@@ -21,8 +21,9 @@ from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
 from erasure.progress import OnProgress, ProgressCounter
 from erasure.provenance import provenance
+from erasure.sampling import Pair, SamplingSettings
 
-from .ledger_images import Pair, Sampler, make_files, slug
+from .ledger_images import make_files, slug
 from .pipeline_digest import pipeline_digest
 
 FORMAT = "erasure-images/2"
@@ -57,7 +58,7 @@ class Manifest:
 
     @classmethod
     def of(
-        cls, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, edit: str = ""
+        cls, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sampler: SamplingSettings, edit: str = ""
     ) -> "Manifest":
         """Return what is asked for of a pipeline as it is now.
 
@@ -91,9 +92,9 @@ class Manifest:
             images=tuple((prompt, int(seed)) for prompt, seed in zip(prompts, seeds, strict=True)),
         )
 
-    def sampler(self, batch_size: int) -> Sampler:
+    def sampler(self, batch_size: int) -> SamplingSettings:
         """Return how the images are to be made."""
-        return Sampler(
+        return SamplingSettings(
             steps=self.steps,
             guidance_scale=self.guidance_scale,
             batch_size=batch_size,
@@ -240,7 +241,7 @@ def generate(
     seeds: Sequence[int],
     folder: str | Path,
     *,
-    sampler: Sampler | None = None,
+    sampler: SamplingSettings | None = None,
     edit: str = "",
     on_progress: OnProgress | None = None,
 ) -> ImageStore:
@@ -258,7 +259,7 @@ def generate(
     Raises:
         InputError: Prompts and seeds that cannot be used, or a folder that cannot be filled.
     """
-    sampler = sampler or Sampler()
+    sampler = sampler or SamplingSettings()
     store = ImageStore(folder=Path(folder), manifest=Manifest.of(pipe, prompts, seeds, sampler, edit))
     return fill(pipe, store, batch_size=sampler.batch_size, on_progress=on_progress)
 

@@ -16,9 +16,9 @@ from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
 from erasure.progress import OnProgress, staged
 from erasure.provenance import provenance
+from erasure.sampling import Pair, SamplingSettings
 
 from ..benchmarks import Benchmark, Item
-from ..images.ledger_images import Pair, Sampler
 from ..images.store import ImageStore, check_paired
 from ..metrics.attention_drift import AttentionDrift, DriftPrompt
 from ..stats.allocation import evenly
@@ -119,7 +119,7 @@ def evaluate(
     benchmark: Benchmark,
     metrics: Metrics,
     *,
-    sampler: Sampler,
+    sampler: SamplingSettings,
     on_progress: OnProgress | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Evaluation:
@@ -198,7 +198,7 @@ def drift_prompts(items: Sequence[Item]) -> list[DriftPrompt]:
 
 
 def _drift(
-    row: Variant, asks: Sequence[DriftPrompt], sampler: Sampler, on_progress: OnProgress | None
+    row: Variant, asks: Sequence[DriftPrompt], sampler: SamplingSettings, on_progress: OnProgress | None
 ) -> dict[str, Score]:
     """Return the attention indices of a row's model; none where there are no prompts for them."""
     if not asks:

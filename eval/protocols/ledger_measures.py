@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from erasure.progress import OnProgress, staged
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
 
-from ..images.ledger_images import Pictures, Sampler
+from ..images.ledger_images import Pictures
 from ..stats.allocation import evenly
 from .plans import PlannedImage, pairs_of, plan_of
 from .quick import measure
@@ -68,7 +68,7 @@ class LedgerMeasures:
         self.ledger, self.pipe, self.on_progress = ledger, pipe, on_progress
         self.settings = None if is_stored(pipe) else settings
         # Without a measure there are no images either; the defaults only keep the types simple.
-        self.sampler = Sampler(**own_sampling(ledger.base.name, settings or MeasureSettings()))
+        self.sampler = own_sampling(ledger.base.name, settings or MeasureSettings())
         self.images = Pictures(folder=ledger.path / "pictures", sampler=self.sampler)
 
     @cached_property
@@ -99,7 +99,7 @@ class LedgerMeasures:
             "state": self.ledger.state(entry.id),
             "measure_seconds": round(time.perf_counter() - start, 2),
             "pictures": len(plan.probes),
-            "sampler": asdict(self.sampler),
+            "sampler": self.sampler.as_settings(),
         }
         write_whole(self._file(entry), (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
         return kept

@@ -27,11 +27,11 @@ from erasure.judge import Judge, shows_any
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, ProgressCounter, staged
 from erasure.provenance import provenance
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.training.replay_memory import stored
 
 from ..attacks import Attack, Goal
-from ..images.ledger_images import Sampler, as_png
+from ..images.ledger_images import as_png
 from ..stats.scores import Rate
 from .variants import Variant, image_cache
 
@@ -106,7 +106,7 @@ class AttackRun:
     erased: Variant
     concepts: Sequence[Concept]
     attack: Attack
-    sampler: Sampler
+    sampler: SamplingSettings
     budget: int
     judge: Judge
     second: Judge | None
@@ -121,7 +121,7 @@ class AttackRun:
             "attack": {"name": self.attack.name, **asdict(self.attack)},
             "budget": self.budget,
             "candidates": CANDIDATES,
-            "sampler": asdict(self.sampler),
+            "sampler": self.sampler.as_settings(),
             "witness": self.judge.name,
             "second": self.second and self.second.name,
             "model": backbone_of(self.erased.pipe).fingerprint(),
@@ -184,7 +184,7 @@ class AttackRun:
         backbone = backbone_of(self.erased.pipe)
         latents = None
         if self.attack.white_box:
-            latents = sample(backbone.pipe, [prompt], [seed], **asdict(self.sampler), output="latents")
+            latents = sample(backbone.pipe, [prompt], [seed], self.sampler, output="latents")
         goal = Goal(concept=concept, prompt=prompt, seed=seed, latents=latents)
 
         def search() -> dict[str, Tensor]:
@@ -237,9 +237,7 @@ class AttackRun:
 
     def _images(self, states: Conditioning, seed: int, numbers: Sequence[int]) -> list[Image]:
         pipe = self.erased.pipe
-        return sample(
-            pipe, states, [seed + number for number in numbers], **asdict(replace(self.sampler, batch_size=_AT_ONCE))
-        )
+        return sample(pipe, states, [seed + number for number in numbers], replace(self.sampler, batch_size=_AT_ONCE))
 
     def _done(self) -> list[AttackedPrompt]:
         path = self.folder / "attack.json"

@@ -16,10 +16,11 @@ from erasure.registry import with_settings
 from erasure.runs.overrides import override, with_assignments
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings, parse
+from erasure.sampling import SamplingSettings
 
 from ..attacks import Attack, attack_class
 from ..benchmarks import Benchmark, benchmark_class
-from ..images.ledger_images import Sampler, slug
+from ..images.ledger_images import slug
 from .measures import Metrics
 from .public_metrics import PublicMetrics
 from .tinyworld_metrics import TinyWorldMetrics
@@ -185,10 +186,10 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
     )
 
 
-def sampler_of(benchmark: Benchmark, source: Source) -> Sampler:
+def sampler_of(benchmark: Benchmark, source: Source) -> SamplingSettings:
     """Return the sampling settings: the model's own defaults for a benchmark of its concepts, else the benchmark's."""
     if benchmark.profile and benchmark.profile == profile_of(source.original).name:
-        return Sampler(**own_sampling(source.original, MeasureSettings()))
+        return own_sampling(source.original, MeasureSettings())
     return benchmark.sampler()
 
 

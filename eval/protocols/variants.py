@@ -16,8 +16,8 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.progress import OnProgress
+from erasure.sampling import Pair, SamplingSettings
 
-from ..images.ledger_images import Pair, Sampler
 from ..images.store import ImageStore, Manifest, fill
 
 ERASED, ORIGINAL, NEGATIVE, DESTROYED, GOLD = "erased", "original", "negative_prompt", "destroyed", "gold"
@@ -47,7 +47,7 @@ class Variant:
     negative_prompt: str = ""
     folder: Path | None = None
 
-    def store(self, pairs: Sequence[Pair], sampler: Sampler) -> ImageStore:
+    def store(self, pairs: Sequence[Pair], sampler: SamplingSettings) -> ImageStore:
         """Return where the row's image of each prompt and seed is or will be; none is made."""
         prompts, seeds = [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
         with self.applied():

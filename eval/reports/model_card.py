@@ -18,10 +18,11 @@ from erasure.loading import PERSONALIZED
 from erasure.personalize.folder import Personalized
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, staged
+from erasure.sampling import SamplingSettings, sample_pairs
 
 from ...pipelines.export.folders import folder_of
 from ...pipelines.export.formats import Export, Written
-from ..images.ledger_images import Sampler, side_by_side
+from ..images.ledger_images import side_by_side
 from .card_results import Result, results_of
 
 PICTURE = "before-after.png"
@@ -54,7 +55,7 @@ def before_after(
     ledger: Ledger,
     pipe: Any,
     prompts: Sequence[str],
-    sampler: Sampler,
+    sampler: SamplingSettings,
     on_progress: OnProgress | None = None,
 ) -> Image.Image:
     """Return images of the base and of what stands side by side, seed 0.
@@ -67,9 +68,9 @@ def before_after(
         on_progress: Receives the number of images done.
     """
     pairs = [(prompt, 0) for prompt in prompts]
-    before = sampler.make(pipe, pairs, staged(on_progress, "images before"))
+    before = sample_pairs(pipe, pairs, sampler, staged(on_progress, "images before"))
     with ledger.applied_to(pipe):
-        after = sampler.make(pipe, pairs, staged(on_progress, "images after"))
+        after = sample_pairs(pipe, pairs, sampler, staged(on_progress, "images after"))
     captions = [f"{prompt}, seed 0" for prompt in prompts]
     return side_by_side(["before", "after"], captions, list(zip(before, after, strict=True)))
 

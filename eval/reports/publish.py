@@ -8,9 +8,10 @@ from typing import Any
 from erasure.io.files import new_folder, write_whole
 from erasure.ledger import Ledger
 from erasure.progress import OnProgress
+from erasure.sampling import SamplingSettings
 
 from ...pipelines.export.formats import Export, Written, write_export, write_record
-from ..images.ledger_images import Sampler, as_png
+from ..images.ledger_images import as_png
 from .model_card import PICTURE, before_after, model_card
 
 
@@ -22,7 +23,7 @@ def publish(
     *,
     name: str,
     prompts: Sequence[str],
-    sampler: Sampler,
+    sampler: SamplingSettings,
     on_progress: OnProgress | None = None,
 ) -> Written:
     """Write an export to a new folder, whole or not at all.

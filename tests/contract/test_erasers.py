@@ -18,7 +18,7 @@ from erasure.edits import Edit, WeightEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.progress import Progress
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 from tests import tiny
 
@@ -49,7 +49,11 @@ def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
     """Return the effect of an edit: the change of each weight, and for an edit during sampling its images."""
     if not isinstance(edit, WeightEdit):
         with edit.applied_to(pipe):
-            return {"latents": sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")}
+            return {
+                "latents": sample(
+                    pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents"
+                )
+            }
     weights = backbone_of(pipe).parameters(edit.changes.__contains__)
     return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
 
@@ -86,15 +90,19 @@ def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(nam
     assert {part: pipe.components[part].training for part in training} == training
     assert {k: v.requires_grad for k, v in backbone_of(pipe).parameters(lambda _: True).items()} == requires_grad
     assert all(value.grad is None for value in backbone_of(pipe).parameters(lambda _: True).values())
-    images = sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")
+    images = sample(pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents")
     with edit.applied_to(pipe):
         inside = state_of(pipe)
-        assert not torch.equal(sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")[0], images[0])
+        assert not torch.equal(
+            sample(pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents")[0], images[0]
+        )
     changed = {key for key in before if not torch.equal(before[key], inside[key])}
     if isinstance(edit, WeightEdit):
         assert changed
     assert changed <= set(getattr(edit, "changes", ()))
-    assert torch.equal(sample(pipe, PROMPTS, [0, 1], steps=2, output="latents"), images)
+    assert torch.equal(
+        sample(pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents"), images
+    )
     assert same(before, state_of(pipe))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from erasure.edits import WeightEdit
 from erasure.guidance import Applicable, Guidance, guidances
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 
 KINDS = [pytest.param(kind, id=name) for name, kind in sorted(guidances().items())]
@@ -18,7 +18,7 @@ PROMPTS = ["a cat and a dog", "a tree"]
 
 
 def latents(pipe: Any) -> torch.Tensor:
-    return sample(pipe, PROMPTS, [0, 1], steps=2, output="latents")
+    return sample(pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents")
 
 
 def test_an_edit_is_applied_as_a_guidance_is() -> None:

@@ -21,18 +21,18 @@ from erasure.demo.sessions import Session, Sessions
 from erasure.demo.studio import Studio
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.ledger_measures import LedgerMeasures
 from erasure.pipelines.export.push import Pushed
 from erasure.progress import Progress
 from erasure.runs.schema import MeasureSettings
+from erasure.sampling import SamplingSettings
 from tests import tiny
 from tests.eval import world
 
 UCE = {"rows": "last-subject"}
 ESD = {"steps": 3, "sample_steps": 3, "batch_size": 1, "trajectory_uses": 1}
 PAIRS = [("a cat", 0), ("a dog", 1)]
-SAMPLER = Sampler(steps=1, guidance_scale=2.0)
+SAMPLER = SamplingSettings(steps=1, guidance_scale=2.0)
 
 
 @pytest.fixture(autouse=True)

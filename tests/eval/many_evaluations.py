@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
 from erasure.eval.protocols.variants import ERASED, Variant, destroyed, reference_variants
+from erasure.sampling import SamplingSettings
 from erasure.tinyworld.judge import WorldClip, build
 from tests.eval import world
 
@@ -26,7 +26,7 @@ def scores(folder: Path) -> dict[str, Any]:
     [original, *_] = reference_variants(pipe, ["cat"])
     benchmark = TinyWorld(removed=("cat",), total=20)
     metrics = TinyWorldMetrics(benchmark=benchmark, oracle=world.oracle(), judge=judge)
-    found = evaluate([spoiled, original], benchmark, metrics, sampler=Sampler(steps=2, batch_size=4))
+    found = evaluate([spoiled, original], benchmark, metrics, sampler=SamplingSettings(steps=2, batch_size=4))
     return found.as_json()["rows"]
 
 

@@ -4,14 +4,14 @@ import sys
 
 from accelerate import PartialState
 
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.images.store import generate
 from erasure.progress import Progress
+from erasure.sampling import SamplingSettings
 from tests import tiny
 
 PROMPTS = ["a cat", "a dog", "Null", "a house on the beach", "a cat", "", "a tree"]
 SEEDS = [0, 1, 2, 3, 4, 5, 6]
-SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=2)
+SAMPLER = SamplingSettings(steps=2, guidance_scale=4.0, batch_size=2)
 
 if __name__ == "__main__":
     PartialState(cpu=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from erasure.eval.images.ledger_images import Pair, as_png
+from erasure.eval.images.ledger_images import as_png
 from erasure.eval.images.store import ImageStore, Manifest
+from erasure.sampling import Pair
 
 
 def store_of(folder: Path, images: Sequence[Image], pairs: Sequence[Pair], model: str = "") -> ImageStore:

@@ -8,11 +8,11 @@ from PIL import Image
 from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.eval.images.attention_maps import AttentionTrace, attention_sheet, overlaid, trace_attention
-from erasure.eval.images.ledger_images import Sampler
 from erasure.guidance.a_star import AStar
+from erasure.sampling import SamplingSettings
 from tests import tiny
 
-SAMPLER = Sampler(steps=3, guidance_scale=4.0)
+SAMPLER = SamplingSettings(steps=3, guidance_scale=4.0)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -35,7 +35,7 @@ def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
 def test_a_trained_words_map_is_brightest_on_its_object() -> None:
     """The tiny world's maps lie on their objects: two words of one picture end far apart."""
     seen = trace_attention(
-        tinyworld.load(), "a cat and a dog on a beach", ["cat", "dog"], 3, Sampler(guidance_scale=4.0)
+        tinyworld.load(), "a cat and a dog on a beach", ["cat", "dog"], 3, SamplingSettings(guidance_scale=4.0)
     )
     assert seen.overlap(24) < 0.2 < seen.overlap(0)
 

@@ -20,7 +20,6 @@ from erasure.erasers import make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.features.weights import oracle_name, world_clip_name
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.metrics.caption_match import CaptionMatch
 from erasure.eval.metrics.clip_score import ClipScore
 from erasure.eval.metrics.oracle_distance import OracleDistance
@@ -45,6 +44,7 @@ from erasure.eval.stats.quantiles import clopper_pearson
 from erasure.ledger import Ledger
 from erasure.profile import profile_of
 from erasure.progress import Progress
+from erasure.sampling import SamplingSettings
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.judge import WorldClip, build
 from erasure.tinyworld.world import compose, draw
@@ -53,7 +53,7 @@ from tests.eval import many_evaluations, world
 from tests.eval.processes import in_two_processes
 from tests.eval.stores import store_of
 
-SAMPLER = Sampler(steps=2, guidance_scale=4.0, batch_size=8)
+SAMPLER = SamplingSettings(steps=2, guidance_scale=4.0, batch_size=8)
 BENCHMARK = TinyWorld(removed=("cat", "neon"), total=24)
 
 

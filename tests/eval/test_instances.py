@@ -15,6 +15,7 @@ from erasure.eval.protocols.instances.metrics import WorldInstanceMetrics
 from erasure.eval.protocols.instances.prompts import KEPT, InstanceRequest, class_requests, known_requests
 from erasure.eval.protocols.instances.scores import InstanceScores, instance_scores, read_instance
 from erasure.profile import profile_of
+from erasure.sampling import SamplingSettings
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 from experiments import instance_experiments
@@ -122,7 +123,7 @@ def test_an_experiment_keeps_its_fits_and_names_no_place(
     kept = {"ARMS": ("lambda 0", "lambda 1"), "REMOVALS": ("UCE", "ESD")}
     for table, names in kept.items():
         monkeypatch.setattr(instance_experiments, table, {n: getattr(instance_experiments, table)[n] for n in names})
-    own = {"steps": 2, "guidance_scale": 4.0, "batch_size": 16}
+    own = SamplingSettings(steps=2, guidance_scale=4.0)
     monkeypatch.setattr(instance_record, "own_sampling", lambda base, settings: own)
     few = ["--composed", "2", "--kept", "2", "--steps", "1"]
     arguments = [experiment, *few, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]

@@ -17,7 +17,6 @@ from erasure.eval.benchmarks.coco import Coco
 from erasure.eval.benchmarks.imagenette import Imagenette
 from erasure.eval.benchmarks.sixcd_dual import SixCdDual
 from erasure.eval.features.weights import MissingWeightsError
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols import public_metrics as public
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.measures import Measures
@@ -25,6 +24,7 @@ from erasure.eval.protocols.public_metrics import PublicMetrics
 from erasure.eval.protocols.sources import metrics_of
 from erasure.eval.protocols.variants import reference_variants
 from erasure.eval.stats.scores import Setup
+from erasure.sampling import SamplingSettings
 from tests.eval import world
 from tests.eval.metrics.tiny_judges import mean_colour, open_clip_judge
 from tests.eval.stores import store_of
@@ -155,7 +155,7 @@ def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch:
     judges = PublicMetrics(benchmark=only, clip=None, classifier=Shades(list(only.classes)), features=None)
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     rows = reference_variants(world.pipeline(), ["cat"])
-    found = evaluate(rows, only, judges, sampler=Sampler(steps=2, batch_size=4)).as_json()
+    found = evaluate(rows, only, judges, sampler=SamplingSettings(steps=2, batch_size=4)).as_json()
     assert not any(found["rows"].values())
     assert not any(found["concepts"].values())
     assert found["skipped"]["efficacy"] == "no picture of what should stay could be judged beside it"
@@ -218,7 +218,7 @@ def test_other_seeds_are_drawn_for_distances_that_are_computed_alone(
             rows,
             benchmark,
             judges,
-            sampler=Sampler(steps=2, batch_size=4),
+            sampler=SamplingSettings(steps=2, batch_size=4),
             on_progress=lambda progress: told.append(progress.stage),
         )
         return set(found.scores["original"])

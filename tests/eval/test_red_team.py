@@ -15,7 +15,6 @@ from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.attacks import attack_class
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.protocols.red_team import (
     ATTACKED,
     ORIGINAL,
@@ -30,6 +29,7 @@ from erasure.eval.protocols.sources import attack_of
 from erasure.eval.protocols.variants import ERASED, Variant
 from erasure.eval.reports.red_team_report import render, terminal_table, write_attack_report
 from erasure.progress import Progress
+from erasure.sampling import SamplingSettings, sample_pairs
 from tests.tiny import sd1, text_weights
 
 CAT = Concept(target="cat", kind="unsafe")
@@ -73,7 +73,7 @@ def assault(folder: Path, pipe: Any, *, judge: Any = None, name: str = "mma", **
         "erased": Variant(name=ERASED, pipe=pipe, about="nothing is changed", edit="abc"),
         "concepts": (CAT,),
         "attack": attack_class(name)(**settings[name]),
-        "sampler": Sampler(steps=1, guidance_scale=2.0),
+        "sampler": SamplingSettings(steps=1, guidance_scale=2.0),
         "budget": 6,
         "judge": judge or Bright(),
         "second": Bright(300.0),
@@ -108,7 +108,7 @@ def test_the_attack_on_an_unchanged_model_is_the_attack_on_the_original(name: st
     pipe = sd1()
     probe = assault(tmp_path / "probe", pipe, name=name)
     middle = float(
-        np.mean([np.asarray(image).mean() for image in probe.sampler.make(pipe, [("x", s) for s in range(8)])])
+        np.mean([np.asarray(image).mean() for image in sample_pairs(pipe, [("x", s) for s in range(8)], probe.sampler)])
     )
     found = assault(tmp_path / "one", pipe, name=name, judge=Bright(middle))
     found.run(PROMPTS[:2])

@@ -16,11 +16,10 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from erasure.errors import InputError
-from erasure.eval.images.ledger_images import Sampler
 from erasure.eval.images.pipeline_digest import pipeline_digest
 from erasure.eval.images.store import MANIFEST, ImageStore, Manifest, check_paired, generate
 from erasure.progress import OnProgress, Progress
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 from tests.eval.many_processes import PROMPTS, SAMPLER, SEEDS
 from tests.eval.processes import in_two_processes
@@ -57,7 +56,10 @@ def increments(reports: Sequence[Progress]) -> list[int]:
 
 
 def test_every_row_holds_the_picture_of_its_prompt_and_seed(pipe: Any, full: ImageStore) -> None:
-    expected = [sample(pipe, [p], [s], steps=2, guidance_scale=4.0)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    expected = [
+        sample(pipe, [p], [s], SamplingSettings(steps=2, guidance_scale=4.0))[0]
+        for p, s in zip(PROMPTS, SEEDS, strict=True)
+    ]
     found = pixels(full).astype(int)
     # In batches of two the last bits differ from those of one, which may round to the next of 256 levels.
     assert np.abs(found - np.stack([np.asarray(image) for image in expected])).max() <= 1
@@ -116,9 +118,12 @@ def test_one_lost_and_one_cut_file_are_made_again(pipe: Any, full: ImageStore, t
         ({"prompts": ["a cat", "a dog", "a fox", *PROMPTS[3:]]}, "row 2 .'Null', 2. against .'a fox', 2."),
         ({"seeds": [7, *SEEDS[1:]]}, "row 0 .'a cat', 0. against .'a cat', 7."),
         ({"prompts": PROMPTS[:3], "seeds": SEEDS[:3]}, "7 pictures against 3"),
-        ({"sampler": Sampler(steps=3, guidance_scale=4.0)}, "steps 2 against 3"),
-        ({"sampler": Sampler(steps=2, guidance_scale=5.0)}, "guidance_scale 4.0 against 5.0"),
-        ({"sampler": Sampler(steps=2, guidance_scale=4.0, negative_prompt="a cat")}, "negative_prompt '' against"),
+        ({"sampler": SamplingSettings(steps=3, guidance_scale=4.0)}, "steps 2 against 3"),
+        ({"sampler": SamplingSettings(steps=2, guidance_scale=5.0)}, "guidance_scale 4.0 against 5.0"),
+        (
+            {"sampler": SamplingSettings(steps=2, guidance_scale=4.0, negative_prompt="a cat")},
+            "negative_prompt '' against",
+        ),
         ({"edit": "001-cat"}, "edit '' against '001-cat'"),
     ],
 )
@@ -181,7 +186,7 @@ def checked() -> Any:
 
 
 def test_batch_size_is_no_part_of_the_request(pipe: Any, full: ImageStore) -> None:
-    generate(pipe, PROMPTS, SEEDS, full.folder, sampler=Sampler(steps=2, guidance_scale=4.0, batch_size=5))
+    generate(pipe, PROMPTS, SEEDS, full.folder, sampler=SamplingSettings(steps=2, guidance_scale=4.0, batch_size=5))
 
 
 def test_files_left_over_in_the_folder_are_an_error(pipe: Any, tmp_path: Path) -> None:
@@ -205,7 +210,7 @@ def test_a_picture_of_another_store_under_a_right_name_is_an_error(pipe: Any, tm
 
 
 def test_a_negative_prompt_changes_the_pictures(pipe: Any, full: ImageStore, tmp_path: Path) -> None:
-    sampler = Sampler(steps=2, guidance_scale=4.0, batch_size=2, negative_prompt="a cat")
+    sampler = SamplingSettings(steps=2, guidance_scale=4.0, batch_size=2, negative_prompt="a cat")
     negative = generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=sampler)
     check_paired(full, negative)
     assert not np.array_equal(pixels(full), pixels(negative))
@@ -219,7 +224,7 @@ def test_batches_read_all_pictures_in_order(full: ImageStore) -> None:
 
 
 def test_pairing_is_by_row(pipe: Any) -> None:
-    def store(prompts: list[str], seeds: list[int], sampler: Sampler = SAMPLER, edit: str = "") -> ImageStore:
+    def store(prompts: list[str], seeds: list[int], sampler: SamplingSettings = SAMPLER, edit: str = "") -> ImageStore:
         return ImageStore(folder=Path("nowhere"), manifest=Manifest.of(pipe, prompts, seeds, sampler, edit))
 
     plain = store(["a cat", "a dog"], [0, 1])
@@ -236,7 +241,7 @@ def test_pairing_is_by_row(pipe: Any) -> None:
         with pytest.raises(InputError, match="expected the same"):
             check_paired(plain, other, same_prompts=False)
     with pytest.raises(InputError, match="steps 2 against 9"):
-        check_paired(plain, store(["a cat", "a dog"], [0, 1], Sampler(steps=9, guidance_scale=4.0)))
+        check_paired(plain, store(["a cat", "a dog"], [0, 1], SamplingSettings(steps=9, guidance_scale=4.0)))
 
 
 def test_requests_that_cannot_be_met(pipe: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.eval.images.ledger_images import Sampler
+from erasure.sampling import SamplingSettings
 from experiments import text_states
 from experiments.text_states import PARTS, mixture
 
@@ -36,7 +36,7 @@ def test_states_are_exchanged_where_it_is_said_and_nowhere_else() -> None:
 
 
 def test_where_all_is_exchanged_the_safe_one_is_drawn(tmp_path: Path) -> None:
-    rows = text_states.measured(tinyworld.load(), 2, Sampler(steps=10, guidance_scale=4.0), lambda *_: None)
+    rows = text_states.measured(tinyworld.load(), 2, SamplingSettings(steps=10, guidance_scale=4.0), lambda *_: None)
     assert rows["nothing"]["concept"]["value"] > 0.5 > rows["nothing"]["safe"]["value"]
     both = rows["the concept's tokens, and from end of text on"]
     assert both["safe"]["value"] > 0.5 > both["concept"]["value"]

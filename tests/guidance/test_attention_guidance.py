@@ -17,7 +17,7 @@ from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.attention import GuidedStep, Named
 from erasure.guidance.steps import Denoising, around_each_step
 from erasure.losses.attention import segregation
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 
 PROMPTS = ["a cat and a dog", "a bird beside a cat"]
@@ -26,7 +26,13 @@ CONCEPTS = ("cat", "dog", "bird")
 
 def latents(pipe: Any, prompts: list[str] | None = None, **kwargs: Any) -> Tensor:
     prompts = PROMPTS if prompts is None else prompts
-    return sample(pipe, prompts, range(len(prompts)), steps=3, output="latents", **kwargs)
+    return sample(
+        pipe,
+        prompts,
+        range(len(prompts)),
+        SamplingSettings(**{"steps": 3, "guidance_scale": 4.0, **kwargs}),
+        output="latents",
+    )
 
 
 def narrow_sd15() -> UNet2DConditionModel:
@@ -183,7 +189,7 @@ def test_the_loss_falls_in_nearly_every_step_of_a_trained_model() -> None:
         refined: dict[str, Any] = {"refine_at": tuple(range(10)), "refine_updates": 2}
         guidance = AStar(concepts=("cat", "dog"), alpha=5.0, retention_scale=0.0, on_guided=steps.append, **refined)
         with guidance.applied_to(pipe):
-            sample(pipe, ["a cat and a dog"], [seed], steps=10, output="latents")
+            sample(pipe, ["a cat and a dog"], [seed], SamplingSettings(steps=10, guidance_scale=4.0), output="latents")
         falls += [step.last_loss[0] < step.loss[0] for step in steps]
     assert len(falls) == 30
     assert sum(falls) >= 29
@@ -194,7 +200,7 @@ def guided(pipe: Any, prompts: list[str] | None = None, n: int = 3, **settings: 
     prompts = PROMPTS[:1] if prompts is None else prompts
     steps: list[GuidedStep] = []
     with AStar(concepts=CONCEPTS, on_guided=steps.append, **settings).applied_to(pipe):
-        sample(pipe, prompts, range(len(prompts)), steps=n, output="latents")
+        sample(pipe, prompts, range(len(prompts)), SamplingSettings(steps=n, guidance_scale=4.0), output="latents")
     return steps
 
 

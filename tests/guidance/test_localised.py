@@ -11,14 +11,20 @@ from torch import Tensor
 from erasure.errors import InputError
 from erasure.guidance.attention import Named
 from erasure.guidance.localised import LeakLoss, LocalisedRemoval
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 
 PROMPT = "a photo of a cat and a dog"
 
 
 def latents(pipe: Any, prompts: list[str], **kwargs: Any) -> Tensor:
-    return sample(pipe, prompts, range(len(prompts)), steps=4, output="latents", **kwargs)
+    return sample(
+        pipe,
+        prompts,
+        range(len(prompts)),
+        SamplingSettings(**{"steps": 4, "guidance_scale": 4.0, **kwargs}),
+        output="latents",
+    )
 
 
 def with_masks(pipe: Any, prompts: list[str], **settings: Any) -> tuple[Tensor, list[Tensor]]:
@@ -47,11 +53,11 @@ def test_outside_of_the_region_the_picture_stays_what_it_was(family: str, schedu
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_outside_of_the_region_no_pixel_changes(family: str) -> None:
     pipe = tiny.FAMILIES[family]()
-    (before,) = sample(pipe, [PROMPT], [0], steps=4, output="uint8")
+    (before,) = sample(pipe, [PROMPT], [0], SamplingSettings(steps=4, guidance_scale=4.0), output="uint8")
     masks: list[Tensor] = []
     removal = LocalisedRemoval(concepts=("cat",), region="otsu", grow=0, on_masks=lambda _, mask: masks.append(mask))
     with removal.applied_to(pipe):
-        (after,) = sample(pipe, [PROMPT], [0], steps=4, output="uint8")
+        (after,) = sample(pipe, [PROMPT], [0], SamplingSettings(steps=4, guidance_scale=4.0), output="uint8")
     outside = ~masks[-1][0].numpy().repeat(2, 0).repeat(2, 1)
     assert abs(after[outside].astype(int) - before[outside]).max() <= 1  # rounding of the combined predictions
     assert abs(after[~outside].astype(int) - before[~outside]).max() > 1
@@ -112,8 +118,13 @@ def test_the_force_is_the_specified_one(guidance_scale: float) -> None:
     for scale in (1.0, 2.0):
         removal = LocalisedRemoval(concepts=("cat",), anchor=None, scale=scale, outside="free", region_threshold=1e-6)
         with removal.applied_to(pipe):
-            one = sample(pipe, [PROMPT], [0], steps=1, guidance_scale=guidance_scale, output="latents")
-        moved.append(one - sample(pipe, [PROMPT], [0], steps=1, guidance_scale=guidance_scale, output="latents"))
+            one = sample(
+                pipe, [PROMPT], [0], SamplingSettings(steps=1, guidance_scale=guidance_scale), output="latents"
+            )
+        moved.append(
+            one
+            - sample(pipe, [PROMPT], [0], SamplingSettings(steps=1, guidance_scale=guidance_scale), output="latents")
+        )
     torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-3, atol=1e-3)
     assert moved[0].abs().max() > 0
 

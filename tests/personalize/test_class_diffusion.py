@@ -21,7 +21,7 @@ from erasure.personalize.class_diffusion import ClassDiffusion, Instance
 from erasure.personalize.forgetting import Forgetting
 from erasure.personalize.formats import CUSTOM_DIFFUSION_FILE, LORA_FILE, custom_diffusion, write_formats
 from erasure.progress import Progress
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.training.finetune import finetune
 from erasure.training.phrase_features import phrase_features
 from tests import tiny
@@ -50,7 +50,9 @@ def rows(edit: WeightEdit) -> dict[str, Tensor]:
 
 
 def drawn(pipe: Any, prompts: list[str]) -> np.ndarray:
-    return sample(pipe, prompts, list(range(len(prompts))), steps=2, output="uint8")
+    return sample(
+        pipe, prompts, list(range(len(prompts))), SamplingSettings(steps=2, guidance_scale=4.0), output="uint8"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ from erasure.eval.protocols.instances.metrics import PublicInstanceMetrics
 from erasure.eval.protocols.instances.prompts import class_requests
 from erasure.eval.protocols.instances.scores import instance_scores, read_instance
 from erasure.personalize.class_diffusion import ClassDiffusion, Instance
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -30,7 +30,12 @@ def test_a_larger_weight_composes_better_and_looks_less_alike() -> None:
     except OSError:
         pytest.skip(f"{MODEL} is not in the local cache: hf download {MODEL}")
     pipe = pipe.to("cuda")
-    pictures = sample(pipe, ["a photo of a knitted purple owl toy on a table"] * 5, list(range(5)), steps=30)
+    pictures = sample(
+        pipe,
+        ["a photo of a knitted purple owl toy on a table"] * 5,
+        list(range(5)),
+        SamplingSettings(steps=30, guidance_scale=4.0),
+    )
     judge = PublicInstanceMetrics(images=pictures, device="cuda")
     if not {"clip_i", "clip_score"} <= judge.setups.keys():
         pytest.skip(f"no CLIP weights in the local cache: {judge.skipped}")
@@ -45,7 +50,9 @@ def test_a_larger_weight_composes_better_and_looks_less_alike() -> None:
         edit = ClassDiffusion(spl_weight=weight).fit(backbone_of(pipe), [instance])
         with edit.applied_to(pipe):
             prompts = [request.filled(instance.phrase) for request in requests]
-            images = sample(pipe, prompts, [request.seed for request in requests], steps=30, guidance_scale=7.5)
+            images = sample(
+                pipe, prompts, [request.seed for request in requests], SamplingSettings(steps=30, guidance_scale=7.5)
+            )
         looks = read_instance(requests, "toy", judge, images)
         found[weight] = instance_scores(judge, looks, looks)
     assert found[100.0].fits["clip_score"]["whole"].value > found[0.0].fits["clip_score"]["whole"].value
@@ -73,6 +80,6 @@ def test_an_instance_is_learned_and_drawn_on_a_gpu(family: str, dtype: torch.dty
     assert np.isfinite(losses).all()
     before = backbone_of(pipe).fingerprint()
     with edit.applied_to(pipe):
-        drawn = sample(pipe, ["a <biscuit> dog"], [0], steps=2, output="uint8")
+        drawn = sample(pipe, ["a <biscuit> dog"], [0], SamplingSettings(steps=2, guidance_scale=4.0), output="uint8")
     assert drawn.std() > 0
     assert backbone_of(pipe).fingerprint() == before

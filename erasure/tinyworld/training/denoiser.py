@@ -15,6 +15,7 @@ from ...backbones import backbone_of
 from ...backbones.attention import AttentionCapture, cross_attention_layers
 from ...losses.grounding import grounding_loss
 from ...progress import OnProgress
+from ...sampling import SamplingSettings
 from .. import models
 from ..data import Drawings
 from ..nouns import nouns_of
@@ -155,7 +156,7 @@ def _write_samples(recipe: Recipe, loop: Loop, parts: TextParts, step: int) -> N
     prompts += [STYLE_PHRASES[s][1].format("a cat") for s in STYLE_PHRASES] + ["a cat and a dog", "a tree and a car"]
     pipe = parts.pipeline(unet.eval())
     pipe.set_progress_bar_config(disable=True)
-    images = sample(pipe, prompts, [7] * len(prompts), steps=20, guidance_scale=4.0)
+    images = sample(pipe, prompts, [7] * len(prompts), SamplingSettings(steps=20, guidance_scale=4.0))
     sheet = Image.new("RGB", (12 * 66, math.ceil(len(prompts) / 12) * 66), "white")
     for i, image in enumerate(images):
         sheet.paste(image, (i % 12 * 66, i // 12 * 66))

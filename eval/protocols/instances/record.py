@@ -18,9 +18,10 @@ from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress, staged
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
+from erasure.sampling import SamplingSettings
 from erasure.tinyworld.oracle import Oracle
 
-from ...images.ledger_images import Pictures, Sampler
+from ...images.ledger_images import Pictures
 from ...reports.instance_report import ORIGINAL, InstanceState, write_instance_report
 from .metrics import InstanceMetrics, PublicInstanceMetrics, WorldInstanceMetrics
 from .prompts import InstanceRequest, class_requests, known_requests
@@ -65,9 +66,9 @@ class InstanceRecord:
         return class_requests(self._class, self.siblings, composed=self.composed, kept=self.kept)
 
     @property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> SamplingSettings:
         """How they are made."""
-        return Sampler(**own_sampling(self.base, MeasureSettings()))
+        return own_sampling(self.base, MeasureSettings())
 
     @property
     def _class(self) -> str:

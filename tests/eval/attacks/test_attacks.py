@@ -19,7 +19,7 @@ from erasure.eval.attacks.ring_a_bell import RingABell, direction
 from erasure.eval.attacks.unlearn_diff import UnlearnDiff, on_simplex
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attention import GuidedStep, Named
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from tests.tiny import FAMILIES, sd1
 
 CAT = Concept(target="cat", aliases=("kitten",))
@@ -180,14 +180,18 @@ def test_the_revival_probe_pulls_the_concepts_attention_and_leaves_nothing_behin
             nullcontext() if attack is None else attack.while_sampling(pipe, aim),
             watch.guiding(pipe, lambda: [row] * 4, on_guided=steps.append),
         ):
-            sample(pipe, states.select([0] * 4), range(4), steps=5, output="latents")
+            sample(
+                pipe, states.select([0] * 4), range(4), SamplingSettings(steps=5, guidance_scale=4.0), output="latents"
+            )
         if method == "a-star":
             return sum(sum(step.terms["retention"]) for step in steps)
         return sum(1 - float(maps.max()) for step in steps for maps in step.maps)
 
-    before = sample(pipe, states, [0], steps=3, output="latents")
+    before = sample(pipe, states, [0], SamplingSettings(steps=3, guidance_scale=4.0), output="latents")
     assert lost(attack) < lost(None)
-    assert torch.equal(sample(pipe, states, [0], steps=3, output="latents"), before)
+    assert torch.equal(
+        sample(pipe, states, [0], SamplingSettings(steps=3, guidance_scale=4.0), output="latents"), before
+    )
 
 
 def test_rows_have_a_place_for_so_many_tokens(small: Backbone) -> None:
