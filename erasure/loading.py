@@ -1,10 +1,10 @@
-"""From a name to a loaded pipeline."""
+"""Loading of a pipeline by its name."""
 
 import logging
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,27 +12,26 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from .backbones.storage import stored_model
 from .errors import InputError, reason, unknown_name
+from .personalize.folder import PERSONALIZED, load_personalized
 from .profile import DEFAULT_MODEL, profile_of
 
 logger = logging.getLogger(__name__)
 
-PERSONALIZED = "personalization.json"
-"""What a folder of a personalised model has."""
-
 Attention = Literal["sdpa", "xformers"]
+Loaded = TypeVar("Loaded")
 
 
 def load_model(
     name: str = DEFAULT_MODEL, *, device: str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
-) -> Any:
-    """Return the pipeline that `name` stands for.
+) -> DiffusionPipeline:
+    """Return the pipeline of a model, given by its name.
 
     Args:
         name: "tinyworld" (the embedded model), a folder in diffusers' layout or of `erasure personalize`, or the id of
             a model on the Hub.
         device: "cpu", "cuda", "cuda:1", "mps".
-        dtype: Of the weights; None is float32.
-        attention: What computes it: "sdpa" or "xformers"; see `attend_by`.
+        dtype: Precision of the weights; None is float32.
+        attention: Implementation of attention: "sdpa" or "xformers"; see `attend_by`.
 
     Raises:
         InputError: The name is none of the three, the folder is not a model, the Hub does not answer, or the attention
@@ -44,11 +43,11 @@ def load_model(
     return pipe
 
 
-def attend_by(pipe: Any, attention: str) -> None:
-    """Have a pipeline compute its attention by torch ("sdpa") or by xformers; maps are captured under either.
+def attend_by(pipe: DiffusionPipeline, attention: str) -> None:
+    """Set the implementation of attention of a pipeline: torch ("sdpa") or xformers; maps are captured under either.
 
     Raises:
-        InputError: xformers is not there, or has no kernel for the device and precision of the pipeline.
+        InputError: xformers is not installed, or has no kernel for the device and precision of the pipeline.
     """
     if attention not in get_args(Attention):
         raise unknown_name("attention", attention, get_args(Attention))
@@ -66,27 +65,25 @@ def attend_by(pipe: Any, attention: str) -> None:
 
 
 def attend_once_by_xformers(device: torch.device | str, dtype: torch.dtype) -> None:
-    """Compute one small attention by xformers; it raises whatever is missing."""
+    """Compute one small attention by xformers, to see whether it works; errors pass through."""
     tokens = torch.ones(1, 4, 1, 40, device=device, dtype=dtype)
     import_module("xformers.ops").memory_efficient_attention(tokens, tokens, tokens).sum().item()
 
 
-def _loaded(name: str, device: str, dtype: torch.dtype) -> Any:
+def _loaded(name: str, device: str, dtype: torch.dtype) -> DiffusionPipeline:
     if (profile := profile_of(name)).folder is not None:
         return profile.load(device=device, dtype=dtype)
     if (Path(name) / PERSONALIZED).is_file():
-        from .personalize.folder import load_personalized  # it loads models itself
-
         return load_personalized(Path(name), lambda base: _loaded(base, device, dtype))
     if Path(name).is_dir():
         return _from_folder(Path(name), dtype).to(device)
     return _from_hub(name, lambda: DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)).to(device)
 
 
-def load_stored(name: str = DEFAULT_MODEL) -> Any:
-    """Return the pipeline that `name` stands for without its weights, which are read from its files when needed.
+def load_stored(name: str = DEFAULT_MODEL) -> DiffusionPipeline:
+    """Return the pipeline of a model without its weights, which are read from its files when needed.
 
-    It serves to fit what reads text states alone, as UCE does, and to export; see `load_model` for names and errors.
+    Edits that depend on text alone can be fitted on it, and exported; see `load_model` for names and errors.
 
     Raises:
         InputError: It is a personalised model, or has weights that are no safetensors files.
@@ -110,7 +107,7 @@ def _check_index(folder: Path) -> None:
         )
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
+def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     _check_index(folder)
     try:
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
@@ -120,8 +117,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def _from_hub(name: str, load: Callable[[], Any]) -> Any:
-    """Return what `load` makes of a Hub id."""
+def _from_hub(name: str, load: Callable[[], Loaded]) -> Loaded:
+    """Load a Hub id, with errors in one line."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
             f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."

@@ -158,7 +158,7 @@ def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:
         "remove", "cat", "--method", "esd", *low
     )
     assert "--low-memory: expected the device cpu, got 'cuda'" in fails("remove", "cat", *low, "--device", "cuda")
-    assert "--low-memory: expected no attention but sdpa, for no pictures are made, got 'xformers'" in fails(
+    assert "--low-memory: expected the attention sdpa, as no images are sampled, got 'xformers'" in fails(
         "remove", "cat", *low, "--attention", "xformers"
     )
     Path("taken").mkdir()

@@ -16,11 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from ..edits import WeightEdit
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
-from ..loading import PERSONALIZED as RECORD
 from .augmentation import squared
 from .class_diffusion import FEWEST, Instance
 
 EDIT = "edit.safetensors"
+PERSONALIZED = "personalization.json"
+"""Record in the folder of a personalised model."""
 _FORMAT = "erasure-personalization/1"
 _KEPT_SIDE = 512  # pixels of the pictures that are kept to compare with
 _MOST_PIXELS = 200_000_000
@@ -77,13 +78,13 @@ class Personalized:
             InputError: It is none of these, or its edit was changed.
         """
         try:
-            data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            data = json.loads((folder / PERSONALIZED).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(
-                f"{folder}: expected what `erasure personalize` writes, got no readable {RECORD} ({error})."
+                f"{folder}: expected what `erasure personalize` writes, got no readable {PERSONALIZED} ({error})."
             ) from None
         if data.get("format") != _FORMAT:
-            raise InputError(f"{folder / RECORD}: expected the format {_FORMAT}, got {data.get('format')!r}.")
+            raise InputError(f"{folder / PERSONALIZED}: expected the format {_FORMAT}, got {data.get('format')!r}.")
         if _sha256(folder / EDIT) != data["sha256"]:
             raise InputError(f"{folder / EDIT}: expected the file that was learned, got another. Learn it again.")
         instances = tuple(Learned(**instance) for instance in data["instances"])
@@ -112,7 +113,7 @@ class Personalized:
             "instances": [asdict(instance) for instance in learned],
             "sha256": _sha256(folder / EDIT),
         }
-        write_whole(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(folder / PERSONALIZED, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         return cls(folder=folder, base=base, instances=learned)
 
 

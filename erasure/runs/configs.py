@@ -1,4 +1,4 @@
-"""Config files and the settings that a method starts from."""
+"""Config files, and the default settings of a method on a model."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -30,19 +30,19 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def starting_settings(method: str, model: str) -> dict[str, Any]:
-    """Return settings to start from: the method's defaults, with those of the model's profile and example config.
+    """Return the default settings of a method, updated by the model's profile and its example config.
 
     Raises:
         UnknownNameError: There is no such eraser.
     """
     kind = eraser_class(method)
-    found = asdict(kind())
+    settings = asdict(kind())
     profile = profile_of(model)
-    found |= profile.settings(method)
+    settings |= profile.settings(method)
     if (example := profile.example(method)) is not None:
-        found |= read_config(example)["eraser"]
-        del found["name"]
-    return found
+        settings |= read_config(example)["eraser"]
+        del settings["name"]
+    return settings
 
 
 def one_line(text: str) -> str:

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..backbones import backbone_of
 from ..backbones.conditioning import tokenized
@@ -12,24 +12,27 @@ from ..backbones.sd import textual_inversion_applied
 from ..concept import Concept, normalized
 from ..errors import ErasureError, InputError, unknown_name
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 def read_concepts(path: Path) -> list[dict[str, Any]]:
-    """Read removal requests, one a line: the concept, and optionally its anchor and what to preserve (`;` between).
+    """Read a CSV list of removal requests: the concept, and optionally its anchor and preserved concepts (`;` between).
 
-    A first line that starts with "concept" or "target" names the columns, else they are concept, anchor, preserve.
+    A first line that starts with "concept" or "target" names the columns; else they are concept, anchor, preserve.
 
     Raises:
-        InputError: It cannot be read, holds no concept, has an unknown column, an empty line between others, or a line
-            without a concept or with one that becomes itself.
+        InputError: The file cannot be read, holds no concept, or has an unknown column, an empty line between others,
+            or a line without a concept or with a concept as its own anchor.
     """
     return [concept for _, concept in _numbered_concepts(path)]
 
 
-def check_phrases(path: Path, pipe: Any) -> None:
-    """Refuse a list of removal requests with a phrase that is longer than what the model reads.
+def check_phrases(path: Path, pipe: "DiffusionPipeline") -> None:
+    """Refuse a list with a phrase that is longer than the input of the text encoder.
 
     Raises:
-        InputError: Names the line.
+        InputError: A phrase is too long; the error names the line.
     """
     tokenizer = next(iter(backbone_of(pipe).tokenizers().values()))
     for number, concept in _numbered_concepts(path):
@@ -40,8 +43,8 @@ def check_phrases(path: Path, pipe: Any) -> None:
             *concept.get("preserve", ()),
         ]
         phrases = [textual_inversion_applied(pipe, name, tokenizer) for name in names if name]
-        ids, found = tokenized(tokenizer, phrases)
-        for phrase, offsets in zip(phrases, found, strict=True):
+        ids, spans = tokenized(tokenizer, phrases)
+        for phrase, offsets in zip(phrases, spans, strict=True):
             if max(end for _, end in offsets) < len(phrase):
                 raise InputError(
                     f"--from {str(path)!r} line {number}: expected phrases of at most {ids.shape[1] - 2} tokens,"
@@ -50,7 +53,7 @@ def check_phrases(path: Path, pipe: Any) -> None:
 
 
 def list_path(name: str) -> Path:
-    """Return the file of a list of removal requests: one that comes with the library, by its name, or a path.
+    """Return the file of a list of removal requests, given by the name of a shipped list or by its path.
 
     Raises:
         InputError: It is neither.
@@ -63,20 +66,20 @@ def list_path(name: str) -> Path:
 
 
 def families_expanded(concepts: Sequence[Any]) -> list[Any]:
-    """Replace a family word ("weapon", "weapons") by the requests of its list; what it was given holds for each."""
+    """Replace a family word ("weapon", "weapons") by the requests of its list, with its other fields for each."""
     known = _lists()
-    found: list[Any] = []
+    expanded: list[Any] = []
     for entry in concepts:
         word = (
             normalized(entry["target"]) if isinstance(entry, Mapping) and isinstance(entry.get("target"), str) else ""
         )
         name = next((name for name in (word, f"{word}s") if name in known), None)
         if name is None:
-            found.append(entry)
+            expanded.append(entry)
         else:
-            given = {key: value for key, value in entry.items() if key not in ("target", "aliases")}
-            found += [{**member, **given} for member in read_concepts(known[name])]
-    return found
+            shared = {key: value for key, value in entry.items() if key not in ("target", "aliases")}
+            expanded += [{**member, **shared} for member in read_concepts(known[name])]
+    return expanded
 
 
 def _lists() -> dict[str, Path]:

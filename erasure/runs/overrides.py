@@ -13,10 +13,10 @@ from .configs import one_line
 
 
 def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
-    """Return the config with one `key.key=value` set; the value is read as YAML.
+    """Return a config with one `key.key=value` set; the value is YAML.
 
     Raises:
-        InputError: It is not an assignment, or its path leads through something that has no keys.
+        InputError: It is not an assignment, or its path leads through a value without keys.
     """
     path, sign, text = assignment.partition("=")
     keys = path.strip().split(".")
@@ -44,11 +44,11 @@ def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
 def with_assignments(
     kind: type[AnySettings], assignments: Sequence[str], start: Mapping[str, Any] | None = None
 ) -> AnySettings:
-    """Return a dataclass of settings from `--set` assignments over those to start from; see `with_settings`.
+    """Return a dataclass of settings from `--set` assignments over initial ones; see `with_settings`.
 
     Raises:
-        UnknownNameError: It has no such setting.
-        InputError: A value that cannot be.
+        UnknownNameError: A setting does not exist.
+        InputError: A value is of the wrong type or out of range.
     """
     config: Mapping[str, Any] = dict(start or {})
     for assignment in assignments:
@@ -56,11 +56,11 @@ def with_assignments(
     return with_settings(kind, config, where="--set ")
 
 
-def _child(place: Any, key: str, assignment: str) -> Any:
+def _child(place: object, key: str, assignment: str) -> Any:
     if not isinstance(place, dict):
         raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
     return place.setdefault(key, {})
 
 
-def _is_index(place: Any, key: str) -> bool:
+def _is_index(place: object, key: str) -> bool:
     return isinstance(place, list) and key.isdigit() and int(key) < len(place)

@@ -13,28 +13,32 @@ from ..provenance import provenance
 from .schema import Run
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from ..ledger import Entry, Ledger
 
 
 def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:
-    """Return the run without what the ledger has removed already, and the names that it had.
+    """Return the run without the concepts that the ledger has removed, and the names of those.
 
-    What is removed, or about to be, leaves every preserve list: it is not kept.
+    A removed concept, and one that the run removes, is taken out of every preserve list.
     """
-    gone = {normalized(name) for entry in ledger.standing for concept in entry.concepts for name in concept.names}
-    todo = tuple(concept for concept in run.concepts if normalized(concept.target) not in gone)
-    leaving = gone | {normalized(name) for concept in todo for name in concept.names}
+    removed = {normalized(name) for entry in ledger.standing for concept in entry.concepts for name in concept.names}
+    todo = tuple(concept for concept in run.concepts if normalized(concept.target) not in removed)
+    leaving = removed | {normalized(name) for concept in todo for name in concept.names}
     todo = tuple(
         replace(concept, preserve=tuple(kept for kept in concept.preserve if normalized(kept) not in leaving))
         for concept in todo
     )
-    return replace(run, concepts=todo), [c.target for c in run.concepts if normalized(c.target) in gone]
+    return replace(run, concepts=todo), [c.target for c in run.concepts if normalized(c.target) in removed]
 
 
-def remove(run: Run, pipe: Any, ledger: "Ledger", *, on_progress: OnProgress | None = None) -> Iterator["Entry"]:
-    """Remove the run's concepts one after another, or together where the method takes a family as one; yield entries.
+def remove(
+    run: Run, pipe: "DiffusionPipeline", ledger: "Ledger", *, on_progress: OnProgress | None = None
+) -> Iterator["Entry"]:
+    """Remove the concepts of a run one after another, or as one entry if the method is `together`; yield the entries.
 
-    Every entry is in the ledger before it is yielded, so what stands is complete wherever the caller stops.
+    An entry is in the ledger before it is yielded, so the ledger is complete wherever the caller stops.
     """
     names = [name for concept in run.concepts for name in (concept.target, *concept.preserve)]
     judge = profile_of(run.model).judge(str(pipe.device), names)
@@ -47,11 +51,11 @@ def check_low_memory(run: Run) -> None:
     """Refuse a run that needs the weights in memory.
 
     Raises:
-        InputError: By its eraser, its attention or its device.
+        InputError: The eraser, the attention or the device does.
     """
     if run.attention != "sdpa":
         raise InputError(
-            f"--low-memory: expected no attention but sdpa, for no pictures are made, got {run.attention!r}."
+            f"--low-memory: expected the attention sdpa, as no images are sampled, got {run.attention!r}."
             " Leave one of them out."
         )
     if run.eraser.depends_on == "weights":
@@ -64,18 +68,22 @@ def check_low_memory(run: Run) -> None:
 
 
 def check_cpu(device: str) -> None:
-    """Refuse a device on which nothing is left on the disk."""
+    """Refuse a device other than the CPU, which alone reads weights from the disk.
+
+    Raises:
+        InputError: It is another device.
+    """
     if device not in ("auto", "cpu"):
         raise InputError(f"--low-memory: expected the device cpu, got {device!r}. Leave one of them out.")
 
 
 def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
-    """Return what one needs to make the run again: settings, versions, device, commit, time and memory.
+    """Return the record of a run: config, versions, device, commit, time and memory.
 
     Args:
-        run: The run, as it was carried out.
-        device: Where.
-        start: `time.perf_counter()` when it began.
+        run: The run, without the concepts that it skipped.
+        device: Device of the model.
+        start: `time.perf_counter()` at its beginning.
     """
-    # a path of this machine means nothing elsewhere
+    # a path of this machine is not reproducible
     return {"config": replace(run, output="").as_json(), **provenance(device=device, start=start)}

@@ -1,33 +1,33 @@
-"""The schema of a run: one config, checked whole, with every problem said at once."""
+"""The schema of a run: one config, validated whole, with all its errors reported at once."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..concept import Concept
 from ..erasers import Eraser, eraser_class
-from ..errors import ErasureError, InputError, unknown_name
+from ..errors import InputError
 from ..loading import Attention
 from ..profile import DEFAULT_MODEL, profile_of
 from .lists import families_expanded, list_path, read_concepts
+from .problems import explained
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
-    """What the quick measure after each removal looks at.
+    """Settings of the quick measure after each removal.
 
     Attributes:
-        per_concept: Pictures for each removed concept.
-        near: Pictures of the concepts most like the removed ones, all together.
-        far: Pictures of everything else, all together.
-        seed: Of prompts and noise.
-        steps: Sampling steps; None is the model's own, 25 where it has none.
-        guidance_scale: Of classifier-free guidance; None is the model's own, 7.5 where it has none.
-        batch_size: Pictures sampled at once. Pictures are equal to the last bit only at equal batch sizes.
+        per_concept: Images of each removed concept, > 0.
+        near: Images of the concepts nearest to the removed ones in all, >= 0.
+        far: Images of all other concepts in all, >= 0.
+        seed: Seed of prompts and noise, >= 0.
+        steps: Number of sampling steps, > 0; None is the default of the model's profile.
+        guidance_scale: Scale of classifier-free guidance, >= 0; None is the default of the model's profile.
+        batch_size: Images sampled at once, > 0. Images are equal to the last bit only at equal batch sizes.
     """
 
     per_concept: Annotated[int, Field(gt=0)] = 20
@@ -41,30 +41,30 @@ class MeasureSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A whole run, with nothing left to be guessed.
+    """A resolved run: a config file with every default filled in.
 
     Attributes:
         model: "tinyworld", a diffusers folder or a Hub id.
         eraser: The method with its settings.
-        concepts: What to remove, one after another in this order.
-        seed: Of the fits.
-        output: The ledger's folder; "" picks a new one under erasure-runs.
-        device: "auto", or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
-        attention: "sdpa" or "xformers", as in `load_model`.
-        measure: What is measured after each removal; None measures nothing.
+        concepts: Concepts to remove, in this order.
+        seed: Seed of the fits, >= 0.
+        output: Folder of the ledger; "" is a new one under erasure-runs.
+        device: "auto" or a device name of torch: "cpu", "cuda", "cuda:1", "mps".
+        attention: Implementation of attention, "sdpa" or "xformers"; see `load_model`.
+        measure: Settings of the measure after each removal; None measures nothing.
     """
 
     model: str
     eraser: Eraser
-    concepts: tuple[Concept, ...]
-    seed: int = 0
+    concepts: Annotated[tuple[Concept, ...], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = 0
     output: str = ""
     device: str = "auto"
     attention: Attention = "sdpa"
     measure: MeasureSettings | None = field(default_factory=MeasureSettings)
 
     def as_json(self) -> dict[str, Any]:
-        """Give the run as the plain data of a config file: reading it back gives an equal run."""
+        """Return the run as the plain data of a config file, which `parse` turns into an equal run."""
         return {
             "model": self.model,
             "eraser": {"name": self.eraser.name, **json.loads(json.dumps(asdict(self.eraser)))},
@@ -78,7 +78,7 @@ class Run:
 
 
 def parse(config: Mapping[str, Any]) -> Run:
-    """Check a config whole and fill in what it leaves open.
+    """Validate a config whole and fill in its defaults.
 
     The model's profile fills in settings of the eraser, and aliases, kind and preserve of concepts that it knows.
 
@@ -87,13 +87,7 @@ def parse(config: Mapping[str, Any]) -> Run:
         UnknownNameError: An eraser that does not exist, or a concept that is not among the model's known ones.
     """
     config = {"model": DEFAULT_MODEL, **config}
-    given = config.get("eraser", {"name": "uce"})
-    settings = dict(given) if isinstance(given, Mapping) else {}
-    name = settings.pop("name", "uce")
-    if not isinstance(given, Mapping) or not isinstance(name, str):
-        raise InputError(
-            f"eraser: expected a name and settings, got {given!r}. Write for example {{name: uce, reg: 0.5}}."
-        )
+    name, settings = _eraser(config)
     if isinstance(config.get("concepts"), str):
         config["concepts"] = read_concepts(list_path(config["concepts"]))
     elif eraser_class(name).together and isinstance(config.get("concepts"), list):
@@ -103,63 +97,45 @@ def parse(config: Mapping[str, Any]) -> Run:
         settings = {**profile.settings(name), **settings}
         if isinstance(config.get("concepts"), list):
             config["concepts"] = profile.completed(config["concepts"])
-    schema = create_model(
-        "Run",
-        __config__=ConfigDict(extra="forbid", strict=True),
-        model=(str, ...),
-        eraser=(eraser_class(name), ...),
-        concepts=(Annotated[tuple[Concept, ...], Field(min_length=1)], ...),
-        seed=(Annotated[int, Field(ge=0)], 0),
-        output=(str, ""),
-        device=(str, "auto"),
-        attention=(Attention, "sdpa"),
-        measure=(MeasureSettings | None, MeasureSettings()),
-    )
+    return _validated({**config, "eraser": settings}, eraser_class(name))
+
+
+def _eraser(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and settings of a config's eraser.
+
+    Raises:
+        InputError: It is not a mapping with a name.
+    """
+    value = config.get("eraser", {"name": "uce"})
+    settings = dict(value) if isinstance(value, Mapping) else {}
+    name = settings.pop("name", "uce")
+    if not isinstance(value, Mapping) or not isinstance(name, str):
+        raise InputError(
+            f"eraser: expected a name and settings, got {value!r}. Write for example {{name: uce, reg: 0.5}}."
+        )
+    return name, settings
+
+
+def _validated(config: Mapping[str, Any], eraser: type[Eraser]) -> Run:
+    schema = _schema(eraser)
     try:
-        text = json.dumps({**config, "eraser": settings})
+        text = json.dumps(config)
     except TypeError as error:
         raise InputError(f"config: expected texts, numbers, lists and keys, got something else ({error}).") from None
     try:
         checked = schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        problems = error.errors()
-        within = {problem["loc"][:-depth] for problem in problems for depth in range(1, len(problem["loc"]) + 1)}
-        # A list whose members are wrong is also said to be too short: they do not count.
-        told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
-        raise InputError(" ".join(_explain(problem, schema) for problem in told)) from None
-    return Run(**{key: getattr(checked, key) for key in type(checked).model_fields})
+        parts = {"concepts": Concept, "measure": MeasureSettings, "eraser": eraser}
+        raise InputError(explained(error, list(schema.model_fields), parts)) from None
+    return Run(**{key: getattr(checked, key) for key in schema.model_fields})
 
 
-def _explain(problem: ErrorDetails, schema: type) -> str:
-    """Say one of pydantic's findings in the words of this project."""
-    where, value = ".".join(map(str, problem["loc"])) or "config", problem["input"]
-    cause = problem.get("ctx", {}).get("error")
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        parent, _, key = where.rpartition(".")
-        known = _keys_at(schema, problem["loc"][:-1])
-        return f"{parent or 'config'}: {unknown_name('key', key, known)}"
-    if problem["type"] in ("missing", "missing_argument"):
-        return f"{where}: expected a value, got none."
-    if isinstance(cause, ErasureError):
-        return f"{where}: {cause}"
-    wanted = problem["msg"].removeprefix("Value error, ")
-    for old, new in (
-        ("Input should be ", "expected "),
-        ("a valid ", "a "),
-        ("expected greater", "expected a number greater"),
-    ):
-        wanted = wanted.replace(old, new)
-    return f"{where}: {wanted}, got {value!r}."
-
-
-def _keys_at(schema: Any, path: Sequence[int | str]) -> list[str]:
-    """Return the keys that the place of a finding knows."""
-    if not path:
-        return list(schema.model_fields)
-    kinds: dict[str, Any] = {
-        "concepts": Concept,
-        "measure": MeasureSettings,
-        "eraser": schema.model_fields["eraser"].annotation,
+def _schema(eraser: type[Eraser]) -> type[BaseModel]:
+    """Return the schema of a run of one eraser: the fields of `Run`, with the settings of that eraser."""
+    hints = get_type_hints(Run, include_extras=True) | {"eraser": eraser}
+    defaults = {
+        item.name: item.default_factory() if item.default_factory is not MISSING else item.default
+        for item in fields(Run)
     }
-    names = [known.name for known in fields(kinds[str(path[0])])]
-    return ["name", *names] if path[0] == "eraser" and "name" not in names else names
+    declared = {name: (hint, ... if defaults[name] is MISSING else defaults[name]) for name, hint in hints.items()}
+    return create_model("RunConfig", __config__=ConfigDict(extra="forbid", strict=True), **declared)

@@ -4,15 +4,15 @@ from ..errors import InputError
 
 
 def read_seeds(text: str, where: str = "--seeds", most: int | None = None) -> list[int]:
-    """Read "0,1,2" and "0-7".
+    """Read a list of seeds.
 
     Args:
-        text: What was given.
-        where: Stands first in what is said of it.
-        most: How many there may be; None sets no limit.
+        text: Seeds and ranges of seeds, separated by commas.
+        where: Name of the option in errors.
+        most: Largest number of seeds; None sets no limit.
 
     Raises:
-        InputError: It is something else, or more.
+        InputError: The text has another form, or too many seeds.
     """
     seeds: list[int] = []
     for part in text.split(","):

@@ -14,8 +14,7 @@ from PIL import Image
 from erasure.backbones import backbone_of
 from erasure.concept import Concept, fill
 from erasure.ledger import Entry, Ledger
-from erasure.loading import PERSONALIZED
-from erasure.personalize.folder import Personalized
+from erasure.personalize.folder import PERSONALIZED, Personalized
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, staged
 from erasure.sampling import SamplingSettings, sample_pairs

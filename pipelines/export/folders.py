@@ -18,7 +18,7 @@ from torch import nn
 from erasure.edits import WeightEdit
 from erasure.errors import InputError
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
-from erasure.loading import PERSONALIZED
+from erasure.personalize.folder import PERSONALIZED
 from erasure.profile import profile_of
 
 # Weights in formats that are not written here: a loader would take them for the edited ones.

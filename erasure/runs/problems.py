@@ -1,0 +1,53 @@
+"""Validation errors of a config as lines of the form "key: expected something, got value"."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ..errors import ErasureError, unknown_name
+
+
+def explained(error: ValidationError, keys: Sequence[str], parts: Mapping[str, type]) -> str:
+    """Return all errors of a config on one line.
+
+    Args:
+        error: Result of the validation.
+        keys: Keys of the config.
+        parts: Dataclasses of the keys that hold further keys.
+    """
+    problems = error.errors()
+    within = {problem["loc"][:-depth] for problem in problems for depth in range(1, len(problem["loc"]) + 1)}
+    # A list with invalid members is also reported as too short.
+    reported = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
+    return " ".join(_line(problem, keys, parts) for problem in reported)
+
+
+def _line(problem: ErrorDetails, keys: Sequence[str], parts: Mapping[str, type]) -> str:
+    where, value = ".".join(map(str, problem["loc"])) or "config", problem["input"]
+    cause = problem.get("ctx", {}).get("error")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        parent, _, key = where.rpartition(".")
+        known = _known_keys(problem["loc"][:-1], keys, parts)
+        return f"{parent or 'config'}: {unknown_name('key', key, known)}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{where}: expected a value, got none."
+    if isinstance(cause, ErasureError):
+        return f"{where}: {cause}"
+    message = problem["msg"].removeprefix("Value error, ")
+    for old, new in (
+        ("Input should be ", "expected "),
+        ("a valid ", "a "),
+        ("expected greater", "expected a number greater"),
+    ):
+        message = message.replace(old, new)
+    return f"{where}: {message}, got {value!r}."
+
+
+def _known_keys(path: Sequence[int | str], keys: Sequence[str], parts: Mapping[str, type]) -> list[str]:
+    """Return the keys that are valid at a path of a config."""
+    if not path:
+        return list(keys)
+    names = [item.name for item in fields(parts[str(path[0])])]
+    return ["name", *names] if path[0] == "eraser" and "name" not in names else names
