@@ -1,1 +1,1 @@
-"""The web demo: what visitors see of the library, and what keeps them apart. Needs the `app` extra."""
+"""The web demo: a page and an API over the library, with one session a visitor. Needs the `app` extra."""

@@ -1,4 +1,4 @@
-"""What a visitor can do, as plain functions: the page and the API call the same."""
+"""Actions of a visitor as plain functions, shared by the page and the API."""
 
 import json
 import time
@@ -29,24 +29,24 @@ from . import limits
 from .forms import offered
 from .jobs import Track
 from .sessions import Session
-from .studio import Attended, Comparison, Studio
+from .studio import Attended, BeforeAfter, Studio
 
 _STEP_MEASURE = schema.MeasureSettings(per_concept=10, near=16, far=20)
-"""Of the erosion curve: a glance after each step, with the intervals of a glance."""
+"""Measure of the erosion curve: few images after each step, with wide intervals."""
 _SHOWN_STEPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What someone wants removed.
+    """A removal request.
 
     Attributes:
-        concepts: The targets, one after another.
-        method: The eraser's name.
-        settings: Of the eraser.
-        anchor: What they become; "" is nothing.
-        preserve: What must stay; None is all else that the tiny world knows, elsewhere what is nearest.
-        kind: Of the targets; None is what the tiny world says, else object.
+        concepts: Target concepts, in this order.
+        method: Name of the eraser.
+        settings: Settings of the eraser, by name.
+        anchor: Anchor concept that replaces the targets; "" is the unconditional prompt.
+        preserve: Concepts that must not change; None is all others that the profile knows, else the nearest ones.
+        kind: Kind of the targets; None is that of the profile, else object.
     """
 
     concepts: Sequence[str]
@@ -59,13 +59,13 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A measure.
+    """Result of a measurement.
 
     Attributes:
-        table: A header and rows, as texts.
-        page: The report.
-        scores: The numbers as JSON.
-        notes: What a reader must know.
+        table: Header and rows, as texts.
+        page: File of the report.
+        scores: File of the scores, JSON.
+        notes: Warnings for the reader.
     """
 
     table: tuple[tuple[str, ...], ...]
@@ -75,25 +75,25 @@ class Report:
 
 
 def erase(studio: Studio, session: Session, wish: Wish, track: Track) -> list[str]:
-    """Remove concepts, each an entry of the session's ledger, and return their names.
+    """Remove concepts, each as an entry of the session's ledger, and return their names.
 
     Raises:
-        InputError: The wish cannot be carried out; what it asked for first may stand already.
-        StoppedError: It was stopped; what was finished before stands.
+        InputError: A concept cannot be removed; entries of the concepts before it stay.
+        StoppedError: The job was stopped; finished entries stay.
     """
     run = _run(studio, wish)
     with track.holding(studio.lock):
         ledger = session.open_ledger(studio.pipe, studio.name)
         run, already = removal.remaining(run, ledger)
         if not run.concepts:
-            raise InputError(f"erase: expected something that is still there, got {', '.join(already)}. Undo it first.")
+            raise InputError(f"erase: expected concepts not removed yet, got {', '.join(already)}. Undo it first.")
         track.say("fitting")
         removed = removal.remove(run, studio.pipe, ledger, on_progress=track.report)
         return [concept.target for entry in _each(removed, track) for concept in entry.concepts]
 
 
 def _each(entries: Iterator[Entry], track: Track) -> Iterator[Entry]:
-    """Give the entries, and stop between two."""
+    """Yield the entries, and stop between two if the job was stopped."""
     for entry in entries:
         yield entry
         track.check()
@@ -102,7 +102,7 @@ def _each(entries: Iterator[Entry], track: Track) -> Iterator[Entry]:
 def _run(studio: Studio, wish: Wish) -> schema.Run:
     targets = limits.names("concepts", wish.concepts)
     if not targets:
-        raise InputError("concepts: expected at least one, got none. Choose or type what to remove.")
+        raise InputError("concepts: expected at least one, got none. Choose or type a concept.")
     shared: dict[str, Any] = {"anchor": limits.name("becomes", wish.anchor)}
     if wish.kind is not None:
         shared["kind"] = wish.kind
@@ -123,28 +123,30 @@ def _run(studio: Studio, wish: Wish) -> schema.Run:
 
 def compare(
     studio: Studio, session: Session, pairs: Sequence[Pair], sampler: SamplingSettings, track: Track
-) -> Comparison:
-    """Draw by the original and by what stands, and have both read; the session keeps it.
+) -> BeforeAfter:
+    """Sample from the original and the edited model, judge both, and store the result in the session.
 
     Raises:
-        StoppedError: It was stopped.
+        StoppedError: The job was stopped.
     """
     with track.holding(studio.lock):
-        before = studio.originals(pairs, sampler, staged(track.report, "drawing the original"))
+        before = studio.originals(pairs, sampler, staged(track.report, "sampling from the original"))
         ledger = session.ledger()
         standing = _removed(ledger)
         after = before
         if ledger is not None and standing:
-            track.say("putting the removals together")
+            track.say("applying the removals")
             with ledger.applied_to(studio.pipe):
-                after = sample_pairs(studio.pipe, pairs, sampler, staged(track.report, "drawing what is left"))
-        track.say("reading the pictures")
+                after = sample_pairs(
+                    studio.pipe, pairs, sampler, staged(track.report, "sampling from the edited model")
+                )
+        track.say("judging the images")
         judge = studio.judge()
         kept = [name for concept in standing for name in concept.preserve]
         cut = studio.cut(list(dict.fromkeys(prompt for prompt, _ in pairs)))
         prompts = [prompt for prompt, _ in pairs]
         seen = read(judge, prompts, before, after, standing, profile=studio.profile, kept=kept)
-    session.compared = Comparison(
+    session.compared = BeforeAfter(
         pairs=tuple(pairs),
         before=tuple(before),
         after=tuple(after),
@@ -156,28 +158,28 @@ def compare(
     return session.compared
 
 
-def first_look(studio: Studio, pairs: Sequence[Pair], track: Track) -> Comparison:
-    """Draw by the original alone: what is there before anything is removed."""
+def first_look(studio: Studio, pairs: Sequence[Pair], track: Track) -> BeforeAfter:
+    """Sample from the original alone, before any removal."""
     with track.holding(studio.lock):
-        before = studio.originals(pairs, studio.sampler, staged(track.report, "drawing"))
-    return Comparison(pairs=tuple(pairs), before=tuple(before), after=None, seen=((),) * len(pairs))
+        before = studio.originals(pairs, studio.sampler, staged(track.report, "sampling"))
+    return BeforeAfter(pairs=tuple(pairs), before=tuple(before), after=None, seen=((),) * len(pairs))
 
 
 def undo(session: Session, entry: str) -> Entry:
-    """Take a removal back.
+    """Undo an entry of the ledger.
 
     Raises:
-        InputError: Nothing was removed.
-        LedgerError: It was undone already, or there is none.
+        InputError: The ledger is empty.
+        LedgerError: The entry does not exist or was undone before.
     """
     return _ledger(session, "undo").undo(limits.name("undo", entry))
 
 
 def verify(studio: Studio, session: Session, track: Track) -> list[str]:
-    """Return what is wrong with the session's ledger, a line each.
+    """Return the mismatches of the session's ledger, one line each.
 
     Raises:
-        InputError: Nothing was removed.
+        InputError: The ledger is empty.
     """
     ledger = _ledger(session, "verify")
     with track.holding(studio.lock):
@@ -186,11 +188,11 @@ def verify(studio: Studio, session: Session, track: Track) -> list[str]:
 
 
 def measure_steps(studio: Studio, session: Session, track: Track) -> list[RemovalRow]:
-    """Measure after each removal that stands and was not measured yet.
+    """Measure after each standing entry that was not measured before.
 
     Raises:
-        InputError: Nothing was removed, or nobody can judge the pictures.
-        StoppedError: It was stopped; what was measured stays.
+        InputError: The ledger is empty, or the model has no judge.
+        StoppedError: The job was stopped; finished measurements stay.
     """
     ledger = _ledger(session, "measure")
     with track.holding(studio.lock):
@@ -204,7 +206,7 @@ def measure_steps(studio: Studio, session: Session, track: Track) -> list[Remova
 
 
 def measured_steps(studio: Studio, session: Session) -> list[RemovalRow]:
-    """Return the removals that stand with what has been measured after each so far."""
+    """Return the standing entries with their measurements so far."""
     ledger = session.ledger()
     return [] if ledger is None else removal_rows(LedgerMeasures(ledger, studio.pipe, _STEP_MEASURE))
 
@@ -212,45 +214,45 @@ def measured_steps(studio: Studio, session: Session) -> list[RemovalRow]:
 def attend(
     studio: Studio, session: Session, prompt: str, concepts: Sequence[str], seed: int, alpha: float, track: Track
 ) -> Attended:
-    """Draw a prompt without and with A-STAR by what stands, and keep where its words look.
+    """Sample a prompt without and with A-STAR from the edited model, and record the attention maps of its words.
 
     Raises:
-        InputError: The prompt does not hold a concept.
-        StoppedError: It was stopped.
+        InputError: The prompt does not contain a word.
+        StoppedError: The job was stopped.
     """
     (text,) = limits.prompts([prompt])
     named = tuple(limits.names("words", concepts, 4))
     if not named:
-        raise InputError("words: expected at least one, got none. Name words of the prompt, with commas.")
+        raise InputError("words: expected at least one, got none. Name words of the prompt, separated by commas.")
     guidance = AStar(concepts=named, alpha=alpha)
     with track.holding(studio.lock), _standing(studio, session):
-        track.say("drawing without A-STAR", 0, 2)
+        track.say("sampling without A-STAR", 0, 2)
         plain = trace_attention(studio.pipe, text, named, seed, studio.sampler)
-        track.say("drawing with A-STAR", 1, 2)
+        track.say("sampling with A-STAR", 1, 2)
         guided = trace_attention(studio.pipe, text, named, seed, studio.sampler, guidance)
     sheet = attention_sheet([("plain", plain), ("A-STAR", guided)], named, _SHOWN_STEPS)
     session.attended = Attended(prompt=text, names=named, plain=plain, guided=guided, sheet=sheet)
     return session.attended
 
 
-def measure(studio: Studio, session: Session, pictures: int, track: Track) -> Report:
-    """Run the quick suite on what stands, beside the original, a negative prompt and a destroyed model.
+def measure(studio: Studio, session: Session, images: int, track: Track) -> Report:
+    """Evaluate the edited model by the quick suite, beside the original, a negative prompt and a destroyed model.
 
     Raises:
-        InputError: Nothing stands, or nobody can judge the pictures.
-        StoppedError: It was stopped; the pictures that were made are used next time.
+        InputError: No entry stands, or the model has no judge.
+        StoppedError: The job was stopped; its images are used by the next one.
     """
     ledger = _ledger(session, "measure")
     if not ledger.standing:
-        raise InputError("measure: expected a removal that stands, got none. Erase a concept first.")
+        raise InputError("measure: expected a standing removal, got none. Erase a concept first.")
     with track.holding(studio.lock):
-        return (_suite if studio.profile.data.benchmark else _ledger_report)(studio, session, ledger, pictures, track)
+        return (_suite if studio.profile.data.benchmark else _ledger_report)(studio, session, ledger, images, track)
 
 
-def _suite(studio: Studio, session: Session, ledger: Ledger, pictures: int, track: Track) -> Report:
+def _suite(studio: Studio, session: Session, ledger: Ledger, images: int, track: Track) -> Report:
     source = sources.source_of(str(session.ledger_folder), lambda name: studio.pipe)
-    benchmark = sources.benchmark_of(studio.profile.data.benchmark, source, settings=[f"total={pictures}"])
-    found = evaluate(
+    benchmark = sources.benchmark_of(studio.profile.data.benchmark, source, settings=[f"total={images}"])
+    results = evaluate(
         source.rows,
         benchmark,
         sources.metrics_of(benchmark, studio.device),
@@ -259,7 +261,7 @@ def _suite(studio: Studio, session: Session, ledger: Ledger, pictures: int, trac
         facts={"device": studio.device},
     )
     track.say("writing the report")
-    scores = found.scores
+    scores = results.scores
     metrics = dict.fromkeys(metric for row in scores.values() for metric in row)
     table = [("", *(name.replace("_", " ") for name in scores))]
     for metric in metrics:
@@ -269,16 +271,16 @@ def _suite(studio: Studio, session: Session, ledger: Ledger, pictures: int, trac
     title = f"Removed: {', '.join(source.removed)}"
     return Report(
         table=tuple(table),
-        page=write_evaluation_report(found, folder, title),
-        scores=write_scores(found, folder),
-        notes=tuple(found.warnings),
+        page=write_evaluation_report(results, folder, title),
+        scores=write_scores(results, folder),
+        notes=tuple(results.warnings),
     )
 
 
-def _ledger_report(studio: Studio, session: Session, ledger: Ledger, pictures: int, track: Track) -> Report:
-    """Measure as `erasure remove` does after its last removal, where there is no benchmark of the model's own words."""
+def _ledger_report(studio: Studio, session: Session, ledger: Ledger, images: int, track: Track) -> Report:
+    """Measure as `erasure remove` does after an entry, for a model without a benchmark."""
     start = time.perf_counter()
-    settings = schema.MeasureSettings(per_concept=max(1, pictures // 4), near=pictures // 2, far=0)
+    settings = schema.MeasureSettings(per_concept=max(1, images // 4), near=images // 2, far=0)
     record = LedgerMeasures(ledger, studio.pipe, settings, track.report)
     if record.skipped is not None:
         raise InputError(f"measure: expected a judge, got {record.skipped}. Put CLIP weights there.")
@@ -291,9 +293,9 @@ def _ledger_report(studio: Studio, session: Session, ledger: Ledger, pictures: i
     make_folder(scores.parent)
     write_whole(scores, (json.dumps(measured, indent=1, ensure_ascii=False) + "\n").encode())
     rows = [
-        (name, _rate(gone["before"]), _rate(gone["efficacy"])) for name, gone in (measured or {})["removed"].items()
+        (name, _rate(rates["before"]), _rate(rates["efficacy"])) for name, rates in (measured or {})["removed"].items()
     ]
-    table = [("share of pictures without it", "original", "now"), *rows]
+    table = [("share of images without the concept", "original", "edited"), *rows]
     return Report(table=tuple(table), page=page, scores=scores)
 
 
@@ -302,7 +304,7 @@ def _rate(rate: Mapping[str, Any]) -> str:
 
 
 def ledger_json(session: Session) -> list[dict[str, Any]]:
-    """Return the session's removals, those undone as well, as plain data."""
+    """Return the entries of the session's ledger, undone ones included, as plain data."""
     ledger = session.ledger()
     if ledger is None:
         return []
@@ -335,8 +337,8 @@ def _removed(ledger: Ledger | None) -> list[Concept]:
     return [] if ledger is None else [concept for entry in ledger.standing for concept in entry.concepts]
 
 
-def _ledger(session: Session, what: str) -> Ledger:
+def _ledger(session: Session, action: str) -> Ledger:
     ledger = session.ledger()
     if ledger is None:
-        raise InputError(f"{what}: expected a removal, got none so far. Erase a concept first.")
+        raise InputError(f"{action}: expected a removal, got none. Erase a concept first.")
     return ledger

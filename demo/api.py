@@ -1,4 +1,4 @@
-"""The same actions for programs: what `gradio_client` calls. Each client has a session of its own."""
+"""The API of the demo, for `gradio_client`: the actions of the page as functions. Each client has its own session."""
 
 import threading
 from collections.abc import Callable
@@ -11,36 +11,37 @@ from gradio.processing_utils import save_file_to_cache
 from erasure.erasers import eraser_names
 
 from . import actions, exports, forms, limits, views
-from .desk import HEAVY, Desk, Said, in_a_line
+from .desk import HEAVY, Desk, ErrorsInALine, in_a_line
 from .jobs import Track
 from .sessions import Session
 
 Result = TypeVar("Result")
 
-
 _LINE = 2000
-
-
-def _plainly(error: Exception) -> gr.Error:
-    return in_a_line(error, _LINE)
+"""Longest error for a program, in characters."""
 
 
 def offer(desk: Desk) -> None:
-    """Offer the API; called while the page is built."""
-    studio = desk.studio
+    """Add the API to the page that is being built."""
+    api = Api(desk)
+    for heavy in (api.erase, api.compare, api.verify, api.attention, api.measure, api.export):
+        gr.api(heavy, api_name=heavy.__name__, **HEAVY)
+    for light in (api.ledger, api.undo, api.suggest, api.methods):
+        gr.api(light, api_name=light.__name__)
 
-    def session_of(request: gr.Request) -> Session:
-        return desk.sessions.of(f"api-{request.session_hash}")
 
-    def done(request: gr.Request, name: str, work: Callable[[Session, Track], Result]) -> Result:
-        """Do something for a client; it ends when the client leaves."""
-        with Said(_plainly):
-            session = session_of(request)
-            stop: threading.Event = session.stop(str(request.session_hash), name)
-            stop.clear()
-            return work(session, Track(stop))
+class Api:
+    """Functions of the API; a docstring is the description that a client reads.
+
+    Args:
+        desk: The page.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._studio = desk, desk.studio
 
     def erase(
+        self,
         request: gr.Request,
         concepts: list[str],
         method: str = "uce",
@@ -48,7 +49,7 @@ def offer(desk: Desk) -> None:
         keep: list[str] | None = None,
         settings: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """Remove concepts one after another and return the ledger. keep=null keeps what the page keeps by default."""
+        """Remove concepts one after another and return the ledger. keep=null preserves what the page preserves."""
 
         def work(session: Session, track: Track) -> list[dict[str, Any]]:
             wish = actions.Wish(
@@ -58,112 +59,123 @@ def offer(desk: Desk) -> None:
                 anchor=becomes,
                 preserve=keep,
             )
-            actions.erase(studio, session, wish, track)
+            actions.erase(self._studio, session, wish, track)
             return actions.ledger_json(session)
 
-        return done(request, "erase", work)
+        return self._run(request, "erase", work)
 
     def compare(
+        self,
         request: gr.Request,
         prompts: list[str],
         seeds: str = "0",
         steps: int | None = None,
         guidance: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Draw by the original and by what is left: for each prompt and seed both pictures (PNG) and readings."""
+        """Sample each prompt with each seed from the original and the edited model: two images (PNG) and readings."""
 
         def work(session: Session, track: Track) -> list[dict[str, Any]]:
-            own = studio.sampler
-            sampler = studio.sampling(
-                limits.whole("steps", own.steps if steps is None else steps, 1, limits.STEPS),
-                limits.number("guidance", own.guidance_scale if guidance is None else guidance, 0, limits.GUIDANCE),
+            default = self._studio.sampler
+            scale = default.guidance_scale if guidance is None else guidance
+            sampler = self._studio.sampling(
+                limits.whole("steps", default.steps if steps is None else steps, 1, limits.STEPS),
+                limits.number("guidance", scale, 0, limits.GUIDANCE),
             )
-            found = actions.compare(studio, session, limits.pairs(prompts, seeds), sampler, track)
+            pairs = limits.pairs(prompts, seeds)
+            comparison = actions.compare(self._studio, session, pairs, sampler, track)
             return [
                 {
                     "prompt": prompt,
                     "seed": seed,
-                    "before": views.whole(found.before[at]),
-                    "after": views.whole((found.after or found.before)[at]),
-                    "readings": [asdict(one) for one in found.seen[at]],
+                    "before": views.whole(comparison.before[i]),
+                    "after": views.whole((comparison.after or comparison.before)[i]),
+                    "readings": [asdict(one) for one in comparison.seen[i]],
                 }
-                for at, (prompt, seed) in enumerate(found.pairs)
+                for i, (prompt, seed) in enumerate(comparison.pairs)
             ]
 
-        return done(request, "compare", work)
+        return self._run(request, "compare", work)
 
-    def ledger(request: gr.Request) -> list[dict[str, Any]]:
-        """Return all removals, those undone as well."""
-        return done(request, "ledger", lambda session, _: actions.ledger_json(session))
+    def ledger(self, request: gr.Request) -> list[dict[str, Any]]:
+        """Return all entries of the ledger, undone ones included."""
+        return self._run(request, "ledger", lambda session, _: actions.ledger_json(session))
 
-    def undo(request: gr.Request, entry: str) -> list[dict[str, Any]]:
-        """Take a removal back by its id, and return the ledger."""
+    def undo(self, request: gr.Request, entry: str) -> list[dict[str, Any]]:
+        """Undo an entry by its id, and return the ledger."""
 
         def work(session: Session, track: Track) -> list[dict[str, Any]]:
             actions.undo(session, entry)
             return actions.ledger_json(session)
 
-        return done(request, "undo", work)
+        return self._run(request, "undo", work)
 
-    def verify(request: gr.Request) -> list[str]:
-        """Return what is wrong with the ledger, a line each; nothing where all is as recorded."""
-        return done(request, "verify", lambda session, track: actions.verify(studio, session, track))
+    def verify(self, request: gr.Request) -> list[str]:
+        """Return the mismatches of the ledger, one a line; an empty list if all is as recorded."""
+        return self._run(request, "verify", lambda session, track: actions.verify(self._studio, session, track))
 
-    def suggest(request: gr.Request, concepts: list[str]) -> dict[str, list[str]]:
-        """Suggest what to keep beside a removal, and prompts that show it."""
-        with Said(_plainly):
+    def suggest(self, request: gr.Request, concepts: list[str]) -> dict[str, list[str]]:
+        """Suggest concepts to preserve beside a removal, and prompts that show it."""
+        with ErrorsInALine(_in_a_long_line):
             targets = limits.names("concepts", concepts)
-            return {"keep": studio.to_keep(targets), "prompts": studio.to_draw(targets)}
+            return {"keep": self._studio.to_keep(targets), "prompts": self._studio.to_draw(targets)}
 
-    def methods(request: gr.Request) -> list[dict[str, Any]]:
-        """Return the erasers with the settings that may be given here."""
+    def methods(self, request: gr.Request) -> list[dict[str, Any]]:
+        """Return the erasers with the settings that a client may set."""
         return [
             {
                 "name": name,
                 "about": forms.summary(name),
-                "settings": [asdict(setting) for setting in forms.offered(name, studio.name)],
+                "settings": [asdict(setting) for setting in forms.offered(name, self._studio.name)],
             }
             for name in eraser_names()
         ]
 
     def attention(
-        request: gr.Request, prompt: str, words: list[str], seed: int = 0, alpha: float = 20.0
+        self, request: gr.Request, prompt: str, words: list[str], seed: int = 0, alpha: float = 20.0
     ) -> dict[str, Any]:
-        """Draw where words look, without and with A-STAR: one picture (PNG) of all words over the steps."""
+        """Return the attention maps of words over the steps, without and with A-STAR, as one image (PNG)."""
 
         def work(session: Session, track: Track) -> dict[str, Any]:
             number = limits.whole("seed", seed, 0, 2**53)
             size = limits.number("alpha", alpha, 0, 100)
-            found = actions.attend(studio, session, prompt, words, number, size, track)
-            return {"words": list(found.names), "sheet": views.whole(found.sheet)}
+            attended = actions.attend(self._studio, session, prompt, words, number, size, track)
+            return {"words": list(attended.names), "sheet": views.whole(attended.sheet)}
 
-        return done(request, "attention", work)
+        return self._run(request, "attention", work)
 
-    def measure(request: gr.Request, pictures: int = limits.PER_MODEL[1]) -> dict[str, Any]:
-        """Run the quick suite on what stands; return its table and the report as HTML."""
+    def measure(self, request: gr.Request, images: int = limits.PER_MODEL[1]) -> dict[str, Any]:
+        """Evaluate the edited model by the quick suite; return its table and the report as HTML."""
 
         def work(session: Session, track: Track) -> dict[str, Any]:
-            found = actions.measure(studio, session, limits.whole("pictures", pictures, *limits.PER_MODEL), track)
+            count = limits.whole("images", images, *limits.PER_MODEL)
+            report = actions.measure(self._studio, session, count, track)
             return {
-                "table": [list(row) for row in found.table],
-                "notes": list(found.notes),
-                "report": found.page.read_text(encoding="utf-8"),
+                "table": [list(row) for row in report.table],
+                "notes": list(report.notes),
+                "report": report.page.read_text(encoding="utf-8"),
             }
 
-        return done(request, "measure", work)
+        return self._run(request, "measure", work)
 
-    def export(request: gr.Request, form: str = "edit") -> dict[str, Any]:
-        """Return what stands as a file: edit, lora, kohya, pipeline, checkpoint or ledger."""
+    def export(self, request: gr.Request, form: str = "edit") -> dict[str, Any]:
+        """Return the standing removals as a file: edit, lora, kohya, pipeline, checkpoint or ledger."""
 
         def work(session: Session, track: Track) -> dict[str, Any]:
-            found = exports.export(studio, session, form, track)
-            served = save_file_to_cache(found.path, cache_dir=desk.key.GRADIO_CACHE)
-            file = gr.FileData(path=served, orig_name=found.path.name).model_dump()
-            return {"file": file, "about": found.about, "card": found.card}
+            exported = exports.export(self._studio, session, form, track)
+            served = save_file_to_cache(exported.path, cache_dir=self._desk.key.GRADIO_CACHE)
+            file = gr.FileData(path=served, orig_name=exported.path.name).model_dump()
+            return {"file": file, "about": exported.about, "card": exported.card}
 
-        return done(request, "export", work)
+        return self._run(request, "export", work)
 
-    for heavy in (erase, compare, verify, attention, measure, export):
-        gr.api(heavy, api_name=heavy.__name__, **HEAVY)
-    for light in (ledger, undo, suggest, methods):
-        gr.api(light, api_name=light.__name__)
+    def _run(self, request: gr.Request, name: str, work: Callable[[Session, Track], Result]) -> Result:
+        """Do the work of a client's call; it ends when the client leaves."""
+        with ErrorsInALine(_in_a_long_line):
+            session = self._desk.sessions.of(f"api-{request.session_hash}")
+            stop: threading.Event = session.stop(str(request.session_hash), name)
+            stop.clear()
+            return work(session, Track(stop))
+
+
+def _in_a_long_line(error: Exception) -> gr.Error:
+    return in_a_line(error, _LINE)

@@ -1,4 +1,4 @@
-"""What the parts of the page have in common: whose page it is, work that can be stopped, and errors in a line."""
+"""The page as its tabs share it: the visitor's session, jobs that can be stopped, and errors on one line."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -26,33 +26,32 @@ logger = logging.getLogger(__name__)
 Updates = dict[Any, Any]
 
 HEAVY: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Whatever draws or fits: one at a time over all visitors; the others wait in the queue."""
+"""Options of an event that samples or fits: one at a time over all visitors; the others wait in the queue."""
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""The page's own events: the API has functions of its own, and the page shows progress itself."""
+"""Options of an event of the page: hidden from the API, and without Gradio's own progress."""
 
 
 _TOAST = 300
-"""Characters of an error on the page, where a list of all that is known is cut."""
+"""Longest error on the page, in characters; a list of known names is cut."""
 
-PICTURE: dict[str, Any] = {
+IMAGE: dict[str, Any] = {
     "type": "pil",
     "interactive": False,
     "buttons": ["download", "fullscreen"],
     "min_width": 150,
 }
-"""How pictures are shown: none of Gradio's buttons that would send one elsewhere."""
+"""Options of an image component: without Gradio's buttons that upload the image."""
 
 
-def file_of(picture: Image) -> Path:
-    """Return a picture as a file among those that Gradio serves, as it is and there whole or not at all.
+def file_of(image: Image) -> Path:
+    """Write an image as a PNG file among those that Gradio serves, atomically.
 
-    Given the picture itself, Gradio writes over the file that an equal one has already, which somebody may be reading
-    just then, and as lossy WebP.
+    Gradio itself would write it as lossy WebP, over the file of an equal image that another request may be reading.
 
     Raises:
-        InputError: The place cannot be written.
+        InputError: The folder cannot be written.
     """
-    content = as_png(picture)
+    content = as_png(image)
     folder = Path(get_upload_folder()) / hash_bytes(content)
     make_folder(folder)
     write_whole(folder / "image.png", content)
@@ -61,13 +60,13 @@ def file_of(picture: Image) -> Path:
 
 @dataclass(kw_only=True)
 class Job:
-    """The three pieces that stand for a job on the page.
+    """The components of a job on the page.
 
     Attributes:
-        name: Tells it from the page's other jobs.
-        button: Starts it.
-        cancel: Stops it; there only while it runs.
-        bar: Shows how far it is.
+        name: Name of the job, unique on the page.
+        button: Button that starts the job.
+        cancel: Button that stops the job; visible while it runs.
+        bar: Progress of the job.
     """
 
     name: str
@@ -77,31 +76,31 @@ class Job:
 
     @classmethod
     def placed(cls, name: str, label: str, *, variant: str = "primary") -> "Job":
-        """Put them on the page, here."""
+        """Place the components at this position of the page."""
         with gr.Row(elem_classes="go"):
             button = gr.Button(label, variant=variant, elem_id=f"{name}-go", scale=3)  # type: ignore[arg-type]
             cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id=f"{name}-cancel", scale=1)
         return cls(name=name, button=button, cancel=cancel, bar=gr.HTML(elem_id=f"{name}-bar"))
 
     def busy(self, shown: str) -> Updates:
-        """Show that it runs."""
+        """Return the updates of a job that runs."""
         return {self.button: gr.update(interactive=False), self.cancel: gr.update(visible=True), self.bar: shown}
 
     def idle(self, shown: str = "") -> Updates:
-        """Show that it does not."""
+        """Return the updates of a job that does not run."""
         return {self.button: gr.update(interactive=True), self.cancel: gr.update(visible=False), self.bar: shown}
 
 
 @dataclass(kw_only=True)
 class Desk:
-    """The page as all of its parts see it.
+    """The page as its tabs share it.
 
     Attributes:
         studio: The model.
-        sessions: The visitors.
-        key: Holds the visitor's secret in their browser, so that a reloaded page finds its ledger.
-        standing: What shows the ledger, and how it is drawn anew after each change.
-        later: Connects events, once all pieces are on the page.
+        sessions: Sessions of the visitors.
+        key: Secret of the visitor, stored in their browser, so that a reloaded page has the same session.
+        standing: Components that show the ledger, each with the function that renders it.
+        later: Functions that connect events once all components are on the page.
     """
 
     studio: Studio
@@ -111,11 +110,11 @@ class Desk:
     later: list[Callable[[], None]] = field(default_factory=list)
 
     def session(self, key: object, request: gr.Request) -> Session:
-        """Return the visitor's session; a page without a key yet is known by its connection."""
+        """Return the session of a visitor: by their key, or by their connection before they have one."""
         return self.sessions.of(f"visitor-{key}" if key else f"page-{request.session_hash}")
 
     def again(self, session: Session) -> Updates:
-        """Return what shows the ledger, drawn anew."""
+        """Return the components that show the ledger, rendered again."""
         return {component: draw(session) for component, draw in self.standing.items()}
 
     def runs(
@@ -128,12 +127,12 @@ class Desk:
     ) -> None:
         """Start a job by its button: `work(session, track, *inputs)`, shown by `show(session, result)`.
 
-        The rest of the page that shows the ledger is drawn anew after it, whatever came of it.
+        The components that show the ledger are rendered again after it, also after an error.
         """
         pieces = [job.button, job.cancel, job.bar]
 
-        def asked(request: gr.Request, key: object) -> Updates:
-            with Said():
+        def started(request: gr.Request, key: object) -> Updates:
+            with ErrorsInALine():
                 self.session(key, request).stop(str(request.session_hash), job.name).clear()
             return job.busy(views.progress(Progress(0, 0, "waiting for a turn")))
 
@@ -142,11 +141,11 @@ class Desk:
             track = Track(session.stop(str(request.session_hash), job.name))
             session.jobs += 1
             try:
-                for found in followed(lambda: work(session, track, *values), track):
-                    if isinstance(found, Progress):
-                        yield {job.bar: views.progress(found)}
+                for item in followed(lambda: work(session, track, *values), track):
+                    if isinstance(item, Progress):
+                        yield {job.bar: views.progress(item)}
                     else:
-                        yield {**job.idle(), **self.again(session), **show(session, found)}
+                        yield {**job.idle(), **self.again(session), **show(session, item)}
             except StoppedError as stopped:
                 yield {**job.idle(views.note(str(stopped))), **self.again(session)}
             except Exception as error:
@@ -160,7 +159,7 @@ class Desk:
             return {job.bar: views.progress(Progress(0, 0, "stopping after this step"))}
 
         def connect() -> None:
-            first = job.button.click(asked, [self.key], pieces, queue=False, **QUIET)
+            first = job.button.click(started, [self.key], pieces, queue=False, **QUIET)
             everything = list(dict.fromkeys([*pieces, *self.standing, *outputs]))
             first.success(running, [self.key, *inputs], everything, **QUIET, **HEAVY)
             job.cancel.click(stopped, [self.key], [job.bar], queue=False, **QUIET)
@@ -168,7 +167,7 @@ class Desk:
         self.later.append(connect)
 
     def _after(self, session: Session) -> Updates:
-        """Return the ledger's pieces after an error, which may be the ledger's own."""
+        """Return the components that show the ledger after an error; none if the ledger itself is damaged."""
         try:
             return self.again(session)
         except ErasureError:
@@ -176,37 +175,37 @@ class Desk:
 
 
 def in_a_line(error: Exception, most: int = _TOAST) -> gr.Error:
-    """Return an error as a line for a visitor; what is our own fault is logged, and named as such."""
+    """Return an error as one line for a visitor; an unexpected error is logged, and reported as a fault of the app."""
     if isinstance(error, ErasureError):
         text = " ".join(str(error).split())
         short, known, _ = text.partition(" Known: ")
-        text = f"{short} Take one that is offered." if known and len(text) > most else text
+        text = f"{short} Choose one of the list." if known and len(text) > most else text
     else:
-        logger.error("a visitor met a fault of ours", exc_info=error)
+        logger.error("unexpected error in a request", exc_info=error)
         text = f"A fault of this app, not yours ({type(error).__name__}). Nothing is lost; try again."
     return gr.Error(text if len(text) <= most else f"{text[: most - 1]}…", print_exception=False, title="")
 
 
 def in_a_toast(error: Exception) -> gr.Error:
-    """Return the same for the page, which takes the text for HTML."""
+    """Return an error as one line for the page, which renders text as HTML."""
     line = in_a_line(error)
     line.message = escape(line.message)
     return line
 
 
 @dataclass(frozen=True)
-class Said:
-    """Turns an error inside a `with` into a line.
+class ErrorsInALine:
+    """Context that turns an error inside it into one line.
 
     Attributes:
-        how: Makes the line.
+        line: Function that turns the error into a line.
     """
 
-    how: Callable[[Exception], gr.Error] = in_a_toast
+    line: Callable[[Exception], gr.Error] = in_a_toast
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
-            raise self.how(error) from error
+            raise self.line(error) from error

@@ -1,4 +1,4 @@
-"""What a visitor takes home: files of the session's own folder, made when they are asked for."""
+"""Exports of a session: files in its own folder, written on request."""
 
 import re
 import secrets
@@ -22,24 +22,24 @@ from .sessions import Session
 from .studio import Studio
 
 FORMS: Mapping[str, str] = {
-    "edit": "what changes, as one safetensors file: exact and small, for erasure.Edit.load",
+    "edit": "the changed weights, as one safetensors file: exact and small, for erasure.WeightEdit.load",
     "lora": "LoRA weights, for load_lora_weights of any diffusers pipeline of this model",
-    "kohya": "LoRA weights under the names that ComfyUI and A1111 read",
+    "kohya": "LoRA weights under the names of ComfyUI and A1111",
     "pipeline": "the whole model with the removals merged in: a diffusers folder with a model card, zipped",
     "checkpoint": "the whole model as one file, for from_single_file, ComfyUI and A1111, with its configs, zipped",
-    "ledger": "the record of every removal with its edit, zipped: verify it, undo one or go on elsewhere",
+    "ledger": "the ledger with the edit of every removal, zipped: verify it, undo one or continue elsewhere",
 }
 _ZIPPED = ("pipeline", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file to take home.
+    """An exported file.
 
     Attributes:
-        path: Where it is.
-        about: What there is to say of it.
-        card: The model card, as Markdown without its picture and its metadata; "" without one.
+        path: Path of the file.
+        about: Notes for the visitor.
+        card: Model card, as Markdown without images and metadata; "" without one.
     """
 
     path: Path
@@ -48,11 +48,11 @@ class Exported:
 
 
 def export(studio: Studio, session: Session, form: str, track: Track) -> Exported:
-    """Write what stands in a form of `FORMS`.
+    """Export the standing removals in a format of `FORMS`.
 
     Raises:
-        UnknownNameError: There is no such form.
-        InputError: Nothing stands, the form cannot hold it, or the folder cannot be written.
+        UnknownNameError: The format does not exist.
+        InputError: No entry stands, the format cannot hold it, or the folder cannot be written.
     """
     if form not in FORMS:
         raise unknown_name("form", str(form)[:40], FORMS)
@@ -67,22 +67,22 @@ def export(studio: Studio, session: Session, form: str, track: Track) -> Exporte
 
 
 def upload(studio: Studio, session: Session, repo: str, token: str, *, private: bool, track: Track) -> str:
-    """Write the whole model and upload it to the Hub in one commit; return the commit's address.
+    """Upload the whole edited model to the Hub in one commit; return the address of the commit.
 
     Args:
         studio: The model.
-        session: The visitor's.
-        repo: "USER/NAME".
-        token: The visitor's own; whoever runs the app is never asked for theirs. It is not kept.
-        private: Whether nobody else may see it.
-        track: Of the job.
+        session: Session of the visitor.
+        repo: Repository, "USER/NAME".
+        token: Token of the visitor, used once and not stored; a token of the server is never used.
+        private: Whether the repository is private.
+        track: Progress of the job.
 
     Raises:
-        InputError: There is no token, nothing stands, or the Hub does not take it.
+        InputError: There is no token, no entry stands, or the Hub refuses the upload.
     """
     name, secret = limits.text("repository", repo), limits.text("token", token)
     if not secret:
-        raise InputError("token: expected one of the Hub with the right to write, got none. Make one in its settings.")
+        raise InputError("token: expected one of the Hub with write access, got none. Create one in its settings.")
     check_push(name, secret)
     ledger, folder = _standing(session), _new_folder(session)
     with track.holding(studio.lock):
@@ -94,27 +94,27 @@ def upload(studio: Studio, session: Session, repo: str, token: str, *, private: 
 
 
 def _published(studio: Studio, ledger: Ledger, form: str, folder: Path, name: str, track: Track) -> Exported:
-    wanted, out = Export(format=form), folder / "model"
+    spec, out = Export(format=form), folder / "model"
     prompts = prompts_of(ledger) if form in _ZIPPED else []
     written = publish(
         ledger,
         studio.pipe,
-        wanted,
+        spec,
         out,
         name=name,
         prompts=prompts,
         sampler=studio.sampler,
-        on_progress=staged(track.report, "drawing for the model card"),
+        on_progress=staged(track.report, "sampling for the model card"),
     )
     card = _readable((out / "README.md").read_text(encoding="utf-8"))
     about = " ".join(written.notes) or "Exact."
     if form in _ZIPPED:
         return Exported(path=_zipped(out, folder / "model.zip"), about=f"{about} Unzip it to use it.", card=card)
-    return Exported(path=out / wanted.file, about=about, card=card)
+    return Exported(path=out / spec.file, about=about, card=card)
 
 
 def _readable(card: str) -> str:
-    """Return a card without the metadata at its head and without pictures, which lie beside it."""
+    """Return a model card without its metadata and its images."""
     text = card.split("---", 2)[-1] if card.startswith("---") else card
     return re.sub(r"!\[[^]]*\]\([^)]*\)", "", text).strip()
 
@@ -122,7 +122,7 @@ def _readable(card: str) -> str:
 def _standing(session: Session) -> Ledger:
     ledger = session.ledger()
     if ledger is None or not ledger.standing:
-        raise InputError("export: expected a removal that stands, got none. Erase a concept first.")
+        raise InputError("export: expected a standing removal, got none. Erase a concept first.")
     return ledger
 
 
@@ -133,12 +133,12 @@ def _new_folder(session: Session) -> Path:
 
 
 def _zipped(source: Path, target: Path, parts: tuple[str, ...] = ()) -> Path:
-    def wanted(file: Path) -> bool:
+    def included(file: Path) -> bool:
         return file.is_file() and (not parts or file.relative_to(source).parts[0] in parts)
 
     try:
         with zipfile.ZipFile(target, "x", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(filter(wanted, source.rglob("*"))):
+            for file in sorted(filter(included, source.rglob("*"))):
                 archive.write(file, Path(target.stem) / file.relative_to(source))
     except OSError as error:
         raise InputError(f"export: expected a folder that can be written, got {reason(error)!r}.") from error

@@ -1,4 +1,4 @@
-"""The settings of the erasers as fields of a form: those that are numbers, choices or switches."""
+"""Settings of the erasers as fields of a form: numbers, choices and switches."""
 
 import re
 import types
@@ -13,15 +13,15 @@ from erasure.runs.configs import starting_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting.
+    """One setting of an eraser.
 
     Attributes:
-        name: The eraser's field.
-        kind: How it is asked for.
-        value: To start from.
-        choices: Of a choice.
-        about: What it does, in a few words.
-        main: Whether it is one of those that a person turns first.
+        name: Field of the eraser.
+        kind: Kind of the form field.
+        value: Default on this model.
+        choices: Values of a choice.
+        about: Description in a few words.
+        main: Whether it is shown first.
     """
 
     name: str
@@ -34,31 +34,31 @@ class Setting:
 
 @cache
 def offered(method: str, model: str) -> tuple[Setting, ...]:
-    """Return the settings of an eraser that may be set from a browser.
-
-    Texts are left out: some of them name files.
+    """Return the settings of an eraser that a visitor may set; texts, which may name files, are left out.
 
     Raises:
-        UnknownNameError: There is no such eraser.
+        UnknownNameError: The eraser does not exist.
     """
     kind = eraser_class(method)
     hints, about = get_type_hints(kind, include_extras=True), described(kind)
     start = starting_settings(method, model)
-    found = []
+    settings = []
     for item in fields(kind):
-        asked, choices = _asked(hints[item.name])
-        if asked is not None and (start[item.name] is None or not isinstance(start[item.name], list | tuple | dict)):
-            found.append(
+        field_kind, choices = _kind_of(hints[item.name])
+        if field_kind is not None and (
+            start[item.name] is None or not isinstance(start[item.name], list | tuple | dict)
+        ):
+            settings.append(
                 Setting(
                     name=item.name,
-                    kind=asked,
+                    kind=field_kind,
                     value=start[item.name],
                     choices=choices,
                     about=_first_words(about.get(item.name, "")),
                     main=item.name in kind.main,
                 )
             )
-    return tuple(sorted(found, key=lambda setting: (not setting.main, _place(kind.main, setting.name))))
+    return tuple(sorted(settings, key=lambda setting: (not setting.main, _place(kind.main, setting.name))))
 
 
 def _place(names: tuple[str, ...], name: str) -> int:
@@ -66,15 +66,15 @@ def _place(names: tuple[str, ...], name: str) -> int:
 
 
 def summary(method: str) -> str:
-    """Return what an eraser does, in one line."""
+    """Return the description of an eraser, in one line."""
     return (eraser_class(method).__doc__ or "").strip().partition("\n")[0]
 
 
-def _asked(hint: Any) -> tuple[Literal["number", "whole", "choice", "switch"] | None, tuple[str, ...]]:
+def _kind_of(hint: Any) -> tuple[Literal["number", "whole", "choice", "switch"] | None, tuple[str, ...]]:
     if get_origin(hint) is Annotated:
-        return _asked(get_args(hint)[0])
+        return _kind_of(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
-        kinds = [_asked(part) for part in get_args(hint) if part is not type(None)]
+        kinds = [_kind_of(part) for part in get_args(hint) if part is not type(None)]
         return next((kind for kind in kinds if kind[0] is not None), (None, ()))
     if get_origin(hint) is Literal:
         return "choice", get_args(hint)
@@ -82,5 +82,5 @@ def _asked(hint: Any) -> tuple[Literal["number", "whole", "choice", "switch"] | 
 
 
 def _first_words(text: str) -> str:
-    """Return what stands before the first stop: a form has little room, and the docs have the rest."""
+    """Return the first phrase of a description, for the little room of a form."""
     return re.split(r"[.;:] |, >|, in [\[(]| \(", text, maxsplit=1)[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Work that takes a while: told of as it goes on, and stopped between two of its steps."""
+"""Jobs: work in a thread, with progress, that can be stopped between two steps."""
 
 import threading
 import time
@@ -12,15 +12,19 @@ from erasure.progress import Progress
 
 Result = TypeVar("Result")
 _LOOK_SECONDS = 0.2
-"""How often the page is told."""
+"""Interval between two updates of the page, in seconds."""
 
 
 class StoppedError(ErasureError):
-    """Someone pressed Cancel, or left."""
+    """The visitor pressed Cancel or left the page."""
 
 
 class Track:
-    """What a job tells of itself, and whether it may go on."""
+    """Progress of a job and its stop signal.
+
+    Args:
+        stop: Event that ends the job.
+    """
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
@@ -29,7 +33,7 @@ class Track:
 
     @property
     def now(self) -> Progress:
-        """The last report; its note is the time that is left."""
+        """The last report, with the remaining time as its note."""
         last = self._now
         if not last.done or last.done >= last.total:
             return last
@@ -41,10 +45,10 @@ class Track:
         self.report(Progress(done, total, stage))
 
     def report(self, progress: Progress) -> None:
-        """Take a report of the job; the receiver for everything that takes an `on_progress`.
+        """Receive a report of the job; the `on_progress` of all its parts.
 
         Raises:
-            StoppedError: The job shall end.
+            StoppedError: The job was stopped.
         """
         stage = {"fit": "fitting"}.get(progress.stage, progress.stage)
         if stage != self._now.stage or progress.done < self._now.done:
@@ -53,13 +57,13 @@ class Track:
         self.check()
 
     def check(self) -> None:
-        """Raise StoppedError if the job shall end."""
+        """Raise StoppedError if the job was stopped."""
         if self.stop.is_set():
-            raise StoppedError("Cancelled. What was finished before stands, nothing is half done.")
+            raise StoppedError("Cancelled. Finished entries stay; nothing is half done.")
 
     @contextmanager
     def holding(self, lock: threading.RLock) -> Iterator[None]:
-        """Hold a lock, and wait for it no longer than the job may go on."""
+        """Hold a lock; waiting for it ends when the job is stopped."""
         while not lock.acquire(timeout=_LOOK_SECONDS):
             self.check()
         try:
@@ -70,7 +74,7 @@ class Track:
 
 
 class _Outcome(Generic[Result]):
-    """What a thread leaves behind."""
+    """Result or error of a thread."""
 
     def __init__(self, work: Callable[[], Result]) -> None:
         self._work = work
@@ -91,12 +95,12 @@ class _Outcome(Generic[Result]):
 
 
 def followed(work: Callable[[], Result], track: Track) -> Iterator[Progress | Result]:
-    """Do the work in a thread; give its progress as it changes, and its result last.
+    """Run the work in a thread; yield its progress, and its result last.
 
-    Whoever stops listening ends the work at its next step.
+    Closing the iterator stops the work at its next step.
 
     Raises:
-        StoppedError: It was stopped.
+        StoppedError: The job was stopped.
     """
     outcome = _Outcome(work)
     thread = threading.Thread(target=outcome.run, daemon=True)

@@ -1,4 +1,4 @@
-"""The page: its head, its parts, and what a visitor finds who comes back."""
+"""The page: its head, its tabs, and the state of a visitor who returns."""
 
 import re
 import secrets
@@ -9,47 +9,35 @@ import gradio as gr
 
 from . import views
 from .api import offer
-from .desk import QUIET, Desk, Said
+from .desk import QUIET, Desk, ErrorsInALine
 from .sessions import Sessions
-from .studio import Comparison, Studio
-from .tabs import (
-    attention as attention_tab,
-)
-from .tabs import (
-    compare as compare_tab,
-)
-from .tabs import (
-    erase as erase_tab,
-)
-from .tabs import (
-    export as export_tab,
-)
-from .tabs import (
-    measure as measure_tab,
-)
-from .tabs import (
-    sequence as sequence_tab,
-)
+from .studio import BeforeAfter, Studio
+from .tabs import attention as attention_tab
+from .tabs import compare as compare_tab
+from .tabs import erase as erase_tab
+from .tabs import export as export_tab
+from .tabs import measure as measure_tab
+from .tabs import sequence as sequence_tab
 
 TITLE = "erasure"
 STYLE = Path(__file__).parent / "style.css"
 SCRIPT = Path(__file__).parent / "slider.js"
 _HEAD = (
-    "<header><h1>erasure</h1><p>Take a concept out of a text-to-image model, and see the same prompts and seeds before"
-    " and after.</p></header>"
+    "<header><h1>erasure</h1><p>Remove a concept from a text-to-image model, and compare images of the same prompts"
+    " and seeds before and after.</p></header>"
 )
 _QUEUE = 20
 _CACHE = (3600, 7200)
-"""How often, and after how many seconds, files made for the page are deleted."""
+"""Interval and age in seconds at which files written for the page are deleted."""
 
 
-def build(studio: Studio, sessions: Sessions, start: Comparison | None = None) -> gr.Blocks:
+def build(studio: Studio, sessions: Sessions, start: BeforeAfter | None = None) -> gr.Blocks:
     """Return the page.
 
     Args:
         studio: The model.
-        sessions: The visitors.
-        start: What a new visitor sees first.
+        sessions: Sessions of the visitors.
+        start: BeforeAfter shown to a new visitor.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_CACHE, fill_width=True) as page:
         desk = Desk(studio=studio, sessions=sessions, key=gr.BrowserState(None, storage_key="erasure-session"))
@@ -75,7 +63,7 @@ def build(studio: Studio, sessions: Sessions, start: Comparison | None = None) -
         def entered(request: gr.Request, key: object) -> dict[Any, Any]:
             known = isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}", key) is not None
             mine = key if known else secrets.token_hex(16)
-            with Said():
+            with ErrorsInALine():
                 session = desk.session(mine, request)
                 shown = erase["start"] if session.compared is None else views.strips(session.compared)
                 return {
@@ -99,8 +87,8 @@ def build(studio: Studio, sessions: Sessions, start: Comparison | None = None) -
     return page
 
 
-def theme() -> Any:
-    """Return the page's colours; its fonts are the system's, so that nothing is fetched."""
+def theme() -> gr.themes.Base:
+    """Return the colours of the page, and system fonts, which need no download."""
     return gr.themes.Default(
         primary_hue=gr.themes.colors.blue,
         secondary_hue=gr.themes.colors.blue,

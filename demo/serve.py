@@ -1,31 +1,43 @@
-"""Starting the demo: everything it writes is in one temporary folder, and it calls nobody."""
+"""The server of the demo. It writes to one temporary folder and makes no connection of its own."""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from erasure.errors import InputError, MissingExtraError
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from gradio import Blocks
+
+    from .studio import BeforeAfter, Studio
+
 _UPLOAD = "1kb"
-"""Nothing is ever uploaded; Gradio's own door for it stays as good as shut."""
+"""Largest upload: the page has none, and Gradio cannot switch it off."""
 
 
 def serve(
-    pipe: Any, name: str, device: str, *, ledger: Path | None = None, share: bool = False, port: int | None = None
-) -> tuple[Any, str]:
-    """Start the demo and return its page, to be closed by `close()`, and its address.
+    pipe: "DiffusionPipeline",
+    name: str,
+    device: str,
+    *,
+    ledger: Path | None = None,
+    share: bool = False,
+    port: int | None = None,
+) -> "tuple[Blocks, str]":
+    """Start the demo; return its page, which `close()` ends, and its address.
 
     Args:
         pipe: The loaded model.
-        name: What loads it.
-        device: Where it is.
-        ledger: One ledger that every visitor works on, made if need be; None gives each visitor their own.
-        share: Ask Gradio for a public address.
-        port: Where it listens; None takes the first free one from 7860.
+        name: Name of the model, as for `load_model`.
+        device: Device of the model.
+        ledger: Ledger shared by all visitors, created if it does not exist; None is one for each.
+        share: Request a public address from Gradio.
+        port: Port of the server; None is the first free one from 7860.
 
     Raises:
         MissingExtraError: Gradio is not installed.
-        InputError: The port is taken, or the ledger would be open to strangers.
+        InputError: The port is taken, or a shared ledger would have a public address.
         LedgerError, BaseMismatchError: The ledger is damaged or of another model.
     """
     if share and ledger is not None:
@@ -66,8 +78,8 @@ def serve(
     return page, public or address
 
 
-def _start(studio: Any) -> Any:
-    """Draw what a new visitor sees first; where a picture takes long, nothing."""
+def _start(studio: "Studio") -> "BeforeAfter | None":
+    """Sample the comparison for a new visitor; None for a model that samples slowly."""
     import threading
 
     from .actions import first_look

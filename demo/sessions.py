@@ -1,4 +1,4 @@
-"""Who is here: each visitor has a ledger and a folder of their own, which go when they have been away for long."""
+"""Sessions: each visitor has a ledger and a folder of their own, deleted after a long absence."""
 
 import atexit
 import secrets
@@ -8,12 +8,15 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from erasure.errors import InputError
 from erasure.ledger import Ledger
 
-from .studio import Attended, Comparison
+from .studio import Attended, BeforeAfter
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 IDLE_SECONDS = 2 * 3600.0
 MOST = 500
@@ -22,27 +25,27 @@ _LONGEST_KEY = 100
 
 @dataclass(kw_only=True)
 class Session:
-    """One visitor.
+    """Session of one visitor.
 
     Attributes:
-        folder: Where all that is theirs is.
-        ledger_folder: Their ledger.
-        seen: When they last asked for something, by `time.monotonic`.
-        compared: What they last compared.
-        attended: Whose attention they last looked at.
-        jobs: How many of their jobs run now.
+        folder: Folder of the session.
+        ledger_folder: Folder of the ledger.
+        seen: Time of the last request, by `time.monotonic`.
+        compared: The last comparison.
+        attended: The last attention maps.
+        jobs: Number of running jobs.
     """
 
     folder: Path
     ledger_folder: Path
     seen: float = field(default_factory=time.monotonic)
-    compared: Comparison | None = None
+    compared: BeforeAfter | None = None
     attended: Attended | None = None
     jobs: int = 0
     _stops: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
 
     def stop(self, page: str, job: str) -> threading.Event:
-        """Return what ends a job of one of the visitor's pages."""
+        """Return the event that ends a job of one of the visitor's pages."""
         return self._stops.setdefault((page, job), threading.Event())
 
     def leave(self, page: str) -> None:
@@ -52,15 +55,15 @@ class Session:
                 stop.set()
 
     def ledger(self) -> Ledger | None:
-        """Return the visitor's ledger, None before the first removal.
+        """Return the ledger; None before the first removal.
 
         Raises:
-            LedgerError: It is damaged.
+            LedgerError: The ledger is damaged.
         """
         return Ledger.open(self.ledger_folder) if (self.ledger_folder / "ledger.json").exists() else None
 
-    def open_ledger(self, pipe: Any, model: str) -> Ledger:
-        """Return the visitor's ledger, made if need be.
+    def open_ledger(self, pipe: "DiffusionPipeline", model: str) -> Ledger:
+        """Return the ledger, created if it does not exist.
 
         Raises:
             LedgerError: Its folder cannot be written, or it is damaged.
@@ -69,10 +72,10 @@ class Session:
 
 
 class Sessions:
-    """All visitors.
+    """Sessions of all visitors.
 
     Args:
-        ledger: The one ledger that every visitor works on; None gives each their own.
+        ledger: Ledger shared by all visitors; None is one for each.
     """
 
     def __init__(self, ledger: Path | None = None) -> None:
@@ -83,13 +86,13 @@ class Sessions:
         atexit.register(self.close)
 
     def of(self, key: str) -> Session:
-        """Return the session of a key, a new one for a new key; whoever has been away for long is forgotten.
+        """Return the session of a key, a new one for a new key; idle sessions are deleted.
 
         Args:
-            key: A secret of the visitor's browser. It only ever finds a session: no path is made from it.
+            key: Secret of the visitor's browser. It identifies a session and is not part of any path.
 
         Raises:
-            InputError: It is no key.
+            InputError: The key has another form.
         """
         if not isinstance(key, str) or not 0 < len(key) <= _LONGEST_KEY:
             raise InputError("session: expected this page's own key, got another. Reload the page.")
@@ -108,7 +111,7 @@ class Sessions:
             session.leave(page)
 
     def end(self, key: str) -> None:
-        """Forget a session and delete its folder."""
+        """Delete a session and its folder."""
         with self._lock:
             self._end(key)
 
@@ -119,8 +122,8 @@ class Sessions:
     def _forget(self, before: float) -> None:
         idle = [key for key, session in self._sessions.items() if not session.jobs]
         by_age = sorted(idle, key=lambda key: self._sessions[key].seen)
-        for at, key in enumerate(by_age):
-            if self._sessions[key].seen < before or len(by_age) - at >= MOST:
+        for i, key in enumerate(by_age):
+            if self._sessions[key].seen < before or len(by_age) - i >= MOST:
                 self._end(key)
 
     def _end(self, key: str) -> None:

@@ -1,7 +1,7 @@
-"""What a Hugging Face Space needs beside `app.py` and a built wheel: `python -m erasure.demo.space owner/name FOLDER`.
+"""Files of a Hugging Face Space beside `app.py` and a built wheel: `python -m erasure.demo.space owner/name FOLDER`.
 
-A Space installs `requirements.txt` before its own files are there, so the wheel is named by the address that it has in
-the Space once it is uploaded.
+A Space installs `requirements.txt` before its other files exist, so the wheel is named by its address in the uploaded
+Space.
 """
 
 import argparse
@@ -29,8 +29,8 @@ Concept erasure for text-to-image diffusion models, on the tiny world that comes
 def main() -> None:
     """Write the two files into a folder that holds the wheel."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("space", metavar="owner/name", help="the Space")
-    parser.add_argument("folder", type=Path, help="holds one wheel of this package")
+    parser.add_argument("space", metavar="owner/name", help="name of the Space")
+    parser.add_argument("folder", type=Path, help="folder with one wheel of this package")
     options = parser.parse_args()
     try:
         write(options.space, options.folder)
@@ -42,7 +42,7 @@ def write(space: str, folder: Path) -> None:
     """Write `requirements.txt` and `README.md`.
 
     Raises:
-        InputError: It is no name of a Space, or the folder does not hold one wheel or cannot be written.
+        InputError: The name is not that of a Space, or the folder does not hold exactly one wheel or cannot be written.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", space):
         raise InputError(f"expected a Space as owner/name, got {space!r}.")

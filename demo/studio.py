@@ -1,4 +1,4 @@
-"""The one loaded model: whoever changes it or draws with it holds the lock, so that edits never meet."""
+"""The one loaded model; a lock is held while it is changed or sampled from."""
 
 import copy
 import threading
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from PIL.Image import Image
 
 from erasure.backbones import backbone_of
@@ -24,21 +25,21 @@ from ..eval.images.attention_maps import AttentionTrace
 from ..eval.judges.readings import Seen
 
 _REMEMBERED = 256
-"""Pictures of the original that are kept, so that nobody waits for them twice."""
+"""Number of images of the original that are cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Pictures before and after.
+class BeforeAfter:
+    """Images of the original and the edited model for the same prompts and seeds.
 
     Attributes:
-        pairs: Prompt and seed of each.
-        before: By the original.
-        after: By what stands; None where nothing was drawn yet.
-        seen: What is read of each.
-        removed: What stood removed.
+        pairs: Prompt and seed of each image.
+        before: Images of the original.
+        after: Images of the edited model; None before the first removal.
+        seen: Readings of each image by the judge.
+        removed: Concepts that were removed.
         judge: Name of the judge; "" for none.
-        cut: Prompts of which the model reads the beginning only.
+        cut: Prompts that are longer than the input of the text encoder.
     """
 
     pairs: tuple[Pair, ...]
@@ -52,14 +53,14 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Attended:
-    """Where words look, with and without A-STAR.
+    """Attention maps of words over the sampling steps, without and with A-STAR.
 
     Attributes:
-        prompt: What was drawn.
-        names: The concepts.
-        plain: Without.
-        guided: With.
-        sheet: All of it in one picture.
+        prompt: Prompt of the image.
+        names: Words of the prompt.
+        plain: Image and maps without A-STAR.
+        guided: Image and maps with A-STAR.
+        sheet: All maps in one image.
     """
 
     prompt: str
@@ -70,19 +71,19 @@ class Attended:
 
 
 class Studio:
-    """The model and what is known of it.
+    """The loaded model with its profile.
 
     Args:
         pipe: The loaded pipeline.
-        name: What loads it.
-        device: Where it is.
+        name: Name of the model, as for `load_model`.
+        device: Device of the model.
     """
 
-    def __init__(self, pipe: Any, name: str, device: str) -> None:
+    def __init__(self, pipe: DiffusionPipeline, name: str, device: str) -> None:
         self.pipe, self.name, self.device = pipe, name, device
         self.lock = threading.RLock()
         self._originals: OrderedDict[tuple[Any, ...], Image] = OrderedDict()
-        # Suggestions are made while others draw. A fast tokenizer serves one thread at a time.
+        # Suggestions are made while other visitors sample. A fast tokenizer serves one thread at a time.
         self._words = copy.copy(pipe)
         for part in ("tokenizer", "tokenizer_2"):
             if getattr(pipe, part, None) is not None:
@@ -101,13 +102,13 @@ class Studio:
 
     @cached_property
     def sampler(self) -> SamplingSettings:
-        """How it samples if nobody says otherwise."""
+        """Default sampling settings of the model on its device."""
         # On a CPU a batch of a large model takes minutes, in which nothing could be told or stopped.
         batch = self.profile.sampling.batch_size or (4 if self.device != "cpu" else 1)
         return own_sampling(self.name, MeasureSettings(batch_size=batch))
 
     def sampling(self, steps: int, guidance_scale: float) -> SamplingSettings:
-        """Return its sampler with other steps and guidance."""
+        """Return the sampler with other steps and guidance scale."""
         return replace(self.sampler, steps=steps, guidance_scale=guidance_scale)
 
     def judge(self) -> Judge | None:
@@ -115,7 +116,7 @@ class Studio:
         return self.profile.judge(self.device)
 
     def to_keep(self, targets: Sequence[str], n: int = 8, *, kind: Kind = "object") -> list[str]:
-        """Suggest what to keep beside a removal."""
+        """Suggest concepts to preserve beside a removal."""
         with self._words_lock:
             return what_to_keep(self._words, self.name, targets, n, kind=kind)
 
@@ -124,28 +125,28 @@ class Studio:
         return what_to_draw(self.name, targets[0], kind=kind) if targets else []
 
     def cut(self, prompts: Sequence[str]) -> tuple[str, ...]:
-        """Return the prompts of which the model reads the beginning only; the caller holds the lock."""
+        """Return the prompts that are longer than the input of the text encoder; the caller holds the lock."""
         states = backbone_of(self.pipe).encode(prompts)
         return tuple(prompt for row, prompt in enumerate(prompts) if states.is_cut(row))
 
     def originals(
         self, pairs: Sequence[Pair], sampler: SamplingSettings, on_progress: OnProgress | None
     ) -> list[Image]:
-        """Return the original's pictures, those that are not remembered made anew; the caller holds the lock.
+        """Return images of the original, from the cache or sampled; the caller holds the lock.
 
         Args:
             pairs: Prompts and seeds.
-            sampler: How they are made.
+            sampler: Sampling settings.
             on_progress: Receives the number of images as they are made.
         """
         keys = [(*pair, sampler.steps, sampler.guidance_scale) for pair in pairs]
         missing = [(key, pair) for key, pair in zip(keys, pairs, strict=True) if key not in self._originals]
-        made = sample_pairs(self.pipe, [pair for _, pair in missing], sampler, on_progress)
-        fresh = dict(zip((key for key, _ in missing), made, strict=True))
-        found = [fresh[key] if key in fresh else self._originals[key] for key in keys]
-        for key, image in zip(keys, found, strict=True):
+        sampled = sample_pairs(self.pipe, [pair for _, pair in missing], sampler, on_progress)
+        fresh = dict(zip((key for key, _ in missing), sampled, strict=True))
+        images = [fresh[key] if key in fresh else self._originals[key] for key in keys]
+        for key, image in zip(keys, images, strict=True):
             self._originals[key] = image
             self._originals.move_to_end(key)
         while len(self._originals) > _REMEMBERED:
             self._originals.popitem(last=False)
-        return found
+        return images

@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML. Every text that a visitor may have written is escaped here."""
+"""Parts of the page as HTML. Every text of a visitor is escaped here."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from ..eval.images.ledger_images import as_png
 from ..eval.judges.readings import Seen
 from ..eval.reports.ledger_report import RemovalRow, erosion_curve
 from .actions import Report
-from .studio import Comparison
+from .studio import BeforeAfter
 
 _LARGEST = 320
 _SHORT = 90
 
 
 def progress(now: Progress) -> str:
-    """Draw a bar with what is being done and how long it will take."""
+    """Render a progress bar with its stage and the remaining time."""
     share = now.done / now.total if now.total else 0.0
     count = f" · {now.done} of {now.total}" if now.total > 1 else ""
     left = f" · {now.note}" if now.note else ""
@@ -36,17 +36,17 @@ def progress(now: Progress) -> str:
 
 
 def note(text: str, kind: str = "plain") -> str:
-    """Say something in a line."""
+    """Render one line of text."""
     return f'<p class="note {kind}" role="status">{escape(text)}</p>' if text else ""
 
 
 def empty(text: str) -> str:
-    """Say what to do where there is nothing yet."""
+    """Render a hint for a part that is empty."""
     return f'<div class="empty"><p>{escape(text)}</p></div>'
 
 
 def state(model: str, ledger: Ledger | None) -> str:
-    """Say which model it is and what is removed from it."""
+    """Render the name of the model and its standing removals."""
     names = [] if ledger is None else [concept.target for entry in ledger.standing for concept in entry.concepts]
     removed = "".join(f"<b>{escape(_cut(name, 24))}</b>" for name in names[:12])
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
@@ -56,31 +56,31 @@ def state(model: str, ledger: Ledger | None) -> str:
     )
 
 
-def strips(seen: Comparison) -> str:
-    """Draw every pair of pictures, those of one prompt together."""
+def strips(seen: BeforeAfter) -> str:
+    """Render every pair of images, grouped by prompt."""
     parts = []
     for prompt in dict.fromkeys(prompt for prompt, _ in seen.pairs):
-        rows = [at for at, pair in enumerate(seen.pairs) if pair[0] == prompt]
-        pairs = "".join(_pair(seen, at) for at in rows)
+        rows = [i for i, pair in enumerate(seen.pairs) if pair[0] == prompt]
+        pairs = "".join(_pair(seen, i) for i in rows)
         parts.append(f'<section><h4>“{escape(_cut(prompt))}”</h4><div class="pairs">{pairs}</div></section>')
     return f'<div class="strips">{"".join(parts)}{_foot(seen)}</div>'
 
 
-def about_pair(seen: Comparison, at: int) -> str:
-    """Say which pair it is and what is read of it."""
-    prompt, seed = seen.pairs[at]
-    readings = "".join(reading(one) for one in seen.seen[at])
+def about_pair(seen: BeforeAfter, i: int) -> str:
+    """Render prompt, seed and readings of a pair."""
+    prompt, seed = seen.pairs[i]
+    readings = "".join(reading(one) for one in seen.seen[i])
     return f'<p class="pair-name">“{escape(_cut(prompt))}” <span>seed {seed}</span> {readings}</p>'
 
 
-def _pair(seen: Comparison, at: int) -> str:
-    prompt, seed = seen.pairs[at]
-    before = _figure(seen.before[at], f"before: {prompt}, seed {seed}", "before")
+def _pair(seen: BeforeAfter, i: int) -> str:
+    prompt, seed = seen.pairs[i]
+    before = _figure(seen.before[i], f"before: {prompt}, seed {seed}", "before")
     if seen.after is None:
-        after = f'<div class="frame none"><span>{"" if at else "press Erase"}</span><small>after</small></div>'
+        after = f'<div class="frame none"><span>{"" if i else "press Erase"}</span><small>after</small></div>'
     else:
-        after = _figure(seen.after[at], f"after: {prompt}, seed {seed}", "after")
-    readings = "".join(reading(one) for one in seen.seen[at])
+        after = _figure(seen.after[i], f"after: {prompt}, seed {seed}", "after")
+    readings = "".join(reading(one) for one in seen.seen[i])
     return (
         f'<figure class="pair"><div class="two">{before}{after}</div>'
         f"<figcaption>{readings}<span>seed {seed}</span></figcaption></figure>"
@@ -93,33 +93,36 @@ def _figure(image: Image, alt: str, under: str) -> str:
     return f'<div class="frame{kind}"><img src="{source}" alt="{said}"><small>{under}</small></div>'
 
 
-def _foot(seen: Comparison) -> str:
+def _foot(seen: BeforeAfter) -> str:
     if seen.after is None:
         return ""
-    cut = "".join(note(f"Only the beginning of “{_cut(prompt, 40)}” is read: it is too long.") for prompt in seen.cut)
+    cut = "".join(
+        note(f"The model reads only the beginning of “{_cut(prompt, 40)}”: the prompt is too long.")
+        for prompt in seen.cut
+    )
     if not seen.removed:
-        return note("Nothing is removed, so both are the original's.") + cut
+        return note("Nothing is removed: both images are of the original.") + cut
     read = (
-        f"Under each pair: how likely it is to show the concept, by {seen.judge}."
+        f"Under each pair: the probability that the image shows the concept, by {seen.judge}."
         if seen.judge
-        else ("There is nobody to read the pictures: no CLIP weights in the local cache.")
+        else ("No judge reads the images: no CLIP weights in the local cache.")
     )
     return note(f"Same prompt, same seed. {read}") + cut
 
 
 def reading(seen: Seen) -> str:
-    """Say how likely a concept is to be there, and was."""
+    """Render the probability that an image shows a concept, after and before."""
     kind = {True: "ok", False: "no", None: "open"}[seen.good]
     return f'<b class="seen {kind}">{escape(_cut(seen.name, 24))} {seen.after:.2f}, was {seen.before:.2f}</b>'
 
 
 def reading_text(seen: Sequence[Seen]) -> str:
-    """Say the same without mark-up."""
+    """Return the readings as plain text."""
     return ", ".join(f"{one.name} {one.after:.2f}, was {one.before:.2f}" for one in seen)
 
 
 def removals(ledger: Ledger | None, rows: Sequence[RemovalRow]) -> str:
-    """Draw the ledger as a table, with what was measured after each removal that stands."""
+    """Render the ledger as a table, with the rates measured after each standing entry."""
     if ledger is None or not ledger.entries:
         return empty("Nothing is removed yet. Add a removal above, or go to Erase.")
     measured = {row.entry.id: row.as_view() for row in rows}
@@ -156,17 +159,19 @@ def _rate(rate: Mapping[str, Any] | None) -> str:
 
 
 def curve(rows: Sequence[RemovalRow]) -> str:
-    """Draw what is gone and what stayed after each removal."""
+    """Render the rates of removed and kept concepts after each entry."""
     drawn = erosion_curve(rows)
     if drawn:
         return f'<div class="strips">{drawn}</div>'
     if len(rows) < 2:
-        return empty("The curve shows what each removal does to the rest. It needs two removals that stand.")
-    return empty("Press “Measure each step” to see what each removal does to the rest.")
+        return empty(
+            "The curve shows the effect of each removal on the other concepts. It needs two standing removals."
+        )
+    return empty("Press “Measure each step” to see the effect of each removal on the other concepts.")
 
 
 def measured(report: Report) -> str:
-    """Draw a measure's table."""
+    """Render the table of a measurement."""
     head, *rows = report.table
     heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     lines = "".join(
@@ -178,25 +183,25 @@ def measured(report: Report) -> str:
 
 
 def framed(page: Path) -> str:
-    """Show a report in a frame of its own, where nothing in it can reach the page."""
+    """Render a report in a sandboxed frame."""
     text = escape(page.read_text(encoding="utf-8"), quote=True)
     return f'<iframe class="report" sandbox title="report" srcdoc="{text}"></iframe>'
 
 
 def embedded(image: Image) -> str:
-    """Return a picture as a data URL, large ones made smaller."""
+    """Return an image as a data URL, reduced if it is large."""
     shown = image.copy()
     shown.thumbnail((_LARGEST, _LARGEST))
     return whole(shown)
 
 
 def whole(image: Image) -> str:
-    """Return a picture as a data URL, as it is."""
+    """Return an image as a data URL, unchanged."""
     return "data:image/png;base64," + base64.b64encode(as_png(image)).decode()
 
 
 def enlarged(image: Image) -> Image:
-    """Return a small picture larger, pixel by pixel, for viewers that would smooth it."""
+    """Return an image enlarged pixel by pixel, for viewers that would smooth it."""
     factor = max(1, 448 // max(1, image.width))
     return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
 

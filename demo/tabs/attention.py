@@ -1,4 +1,4 @@
-"""Attention: where the words of a prompt look while it is drawn, without and with A-STAR."""
+"""Tab "Attention": attention maps of words over the sampling steps, without and with A-STAR."""
 
 from typing import Any
 
@@ -6,25 +6,29 @@ import gradio as gr
 
 from ...eval.images.attention_maps import overlaid
 from .. import actions, limits, views
-from ..desk import PICTURE, QUIET, Desk, Job, Said, file_of
+from ..desk import IMAGE, QUIET, Desk, ErrorsInALine, Job, file_of
 from ..jobs import Track
 from ..sessions import Session
 from ..studio import Attended
 
-_EMPTY = "Name words of the prompt and press Look: their attention is drawn over the picture, step by step."
+_EMPTY = "Name words of the prompt and press Look: their attention maps are shown over the image, step by step."
 
 
 def build(desk: Desk) -> dict[str, Any]:
-    """Put the tab's pieces on the page; return those that a reloaded page must fill again."""
+    """Place the components of the tab; return those that a reloaded page fills again."""
     studio = desk.studio
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
             prompt = gr.Textbox(
                 "a bird and a tree in the snow", label="Prompt", max_lines=3, elem_id="attention-prompt"
             )
-            words = gr.Textbox("bird, tree", label="Words", info="Of the prompt, with commas.", elem_id="words")
+            words = gr.Textbox(
+                "bird, tree", label="Words", info="Words of the prompt, separated by commas.", elem_id="words"
+            )
             seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="attention-seed")
-            alpha = gr.Slider(0, 100, value=20, step=5, label="A-STAR", info="Size of its updates.", elem_id="alpha")
+            alpha = gr.Slider(
+                0, 100, value=20, step=5, label="A-STAR", info="Step size of the updates.", elem_id="alpha"
+            )
             job = Job.placed("attention", "Look")
         with gr.Column(scale=8, min_width=320):
             hint = gr.HTML(views.empty(_EMPTY), elem_id="attention-hint")
@@ -33,9 +37,9 @@ def build(desk: Desk) -> dict[str, Any]:
                     word = gr.Radio([], label="Word", elem_id="word", min_width=200)
                     step = gr.Slider(1, 2, value=1, step=1, label="Step", elem_id="step", min_width=200)
                 with gr.Row(equal_height=True):
-                    plain = gr.Image(label="Without A-STAR", elem_id="plain", **PICTURE)
-                    guided = gr.Image(label="With A-STAR", elem_id="guided", **PICTURE)
-                sheet = gr.Image(label="All words, over the steps", elem_id="sheet", **PICTURE)
+                    plain = gr.Image(label="Without A-STAR", elem_id="plain", **IMAGE)
+                    guided = gr.Image(label="With A-STAR", elem_id="guided", **IMAGE)
+                sheet = gr.Image(label="All words, over the steps", elem_id="sheet", **IMAGE)
     pieces = {"hint": hint, "one": one, "word": word, "step": step, "plain": plain, "guided": guided, "sheet": sheet}
 
     def work(session: Session, track: Track, text: str, named: str, number: float, size: float) -> Attended:
@@ -43,39 +47,41 @@ def build(desk: Desk) -> dict[str, Any]:
         chosen = limits.whole("seed", number, 0, 2**53)
         return actions.attend(studio, session, text, names, chosen, limits.number("A-STAR", size, 0, 100), track)
 
-    def moved(request: gr.Request, key: object, name: str, at: float) -> list[Any]:
-        with Said():
-            found = desk.session(key, request).attended
-            return [gr.skip()] * 2 if found is None else _overlays(found, name, at)
+    def moved(request: gr.Request, key: object, name: str, number: float) -> list[Any]:
+        with ErrorsInALine():
+            attended = desk.session(key, request).attended
+            return [gr.skip()] * 2 if attended is None else _overlays(attended, name, number)
 
-    desk.runs(job, [prompt, words, seed, alpha], list(pieces.values()), work, lambda _, found: filled(pieces, found))
+    desk.runs(
+        job, [prompt, words, seed, alpha], list(pieces.values()), work, lambda _, attended: filled(pieces, attended)
+    )
     for piece in (word, step):
         piece.input(moved, [desk.key, word, step], [plain, guided], queue=False, trigger_mode="always_last", **QUIET)
     return pieces
 
 
-def filled(pieces: dict[str, Any], found: Attended | None) -> dict[Any, Any]:
-    """Return what the tab shows of what was looked at; nothing where nothing was."""
-    if found is None:
+def filled(pieces: dict[str, Any], attended: Attended | None) -> dict[Any, Any]:
+    """Return the updates of the tab for attention maps; none without maps."""
+    if attended is None:
         return {}
-    last = len(found.plain.maps)
-    plain, guided = _overlays(found, found.names[0], last)
+    last = len(attended.plain.maps)
+    plain, guided = _overlays(attended, attended.names[0], last)
     return {
         pieces["hint"]: gr.update(visible=False),
         pieces["one"]: gr.update(visible=True),
-        pieces["word"]: gr.update(choices=list(found.names), value=found.names[0]),
+        pieces["word"]: gr.update(choices=list(attended.names), value=attended.names[0]),
         pieces["step"]: gr.update(maximum=last, value=last),
         pieces["plain"]: plain,
         pieces["guided"]: guided,
-        pieces["sheet"]: file_of(found.sheet),
+        pieces["sheet"]: file_of(attended.sheet),
     }
 
 
-def _overlays(found: Attended, name: str, at: float) -> list[Any]:
-    word = found.names.index(name) if name in found.names else 0
-    pictures = []
-    for seen in (found.plain, found.guided):
+def _overlays(attended: Attended, name: str, number: float) -> list[Any]:
+    word = attended.names.index(name) if name in attended.names else 0
+    overlays = []
+    for seen in (attended.plain, attended.guided):
         steps = sorted(seen.maps)
-        step = steps[min(max(int(at or 1), 1), len(steps)) - 1]
-        pictures.append(file_of(overlaid(views.enlarged(seen.image), seen.maps[step][word])))
-    return pictures
+        step = steps[min(max(int(number or 1), 1), len(steps)) - 1]
+        overlays.append(file_of(overlaid(views.enlarged(seen.image), seen.maps[step][word])))
+    return overlays

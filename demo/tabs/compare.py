@@ -1,4 +1,4 @@
-"""Compare: original and erased side by side, with the same seeds."""
+"""Tab "Compare": images of the original and the edited model side by side, with equal seeds."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ import gradio as gr
 
 from ...eval.images.difference import difference_map
 from .. import actions, limits, views
-from ..desk import PICTURE, QUIET, Desk, Job, Said, file_of
+from ..desk import IMAGE, QUIET, Desk, ErrorsInALine, Job, file_of
 from ..jobs import Track
 from ..sessions import Session
-from ..studio import Comparison
+from ..studio import BeforeAfter
 
-_EMPTY = "Draw some pictures: the same prompts and seeds by the original and by what is left after the removals."
+_EMPTY = "Sample images: the same prompts and seeds from the original and from the edited model."
 
 
 def build(desk: Desk) -> dict[str, Any]:
-    """Put the tab's pieces on the page; return those that a reloaded page must fill again."""
+    """Place the components of the tab; return those that a reloaded page fills again."""
     studio = desk.studio
     start = "\n".join(studio.profile.data.examples)
-    own = studio.sampler
+    default = studio.sampler
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
             prompts = gr.Textbox(
@@ -31,58 +31,58 @@ def build(desk: Desk) -> dict[str, Any]:
                 elem_id="compare-prompts",
             )
             seeds = gr.Textbox("0-3", label="Seeds", info="As in 0,2 or 0-7; every prompt gets each.", elem_id="seeds")
-            steps = gr.Slider(1, limits.STEPS, value=own.steps, step=1, label="Steps", elem_id="steps")
+            steps = gr.Slider(1, limits.STEPS, value=default.steps, step=1, label="Steps", elem_id="steps")
             guidance = gr.Slider(
-                0, limits.GUIDANCE, value=own.guidance_scale, step=0.5, label="Guidance", elem_id="guidance"
+                0, limits.GUIDANCE, value=default.guidance_scale, step=0.5, label="Guidance", elem_id="guidance"
             )
-            job = Job.placed("compare", "Draw both")
+            job = Job.placed("compare", "Sample both")
         with gr.Column(scale=8, min_width=300):
             hint = gr.HTML(views.empty(_EMPTY), elem_id="compare-hint")
             with gr.Group(visible=False) as one:
                 pair = gr.Dropdown([], label="Look at", elem_id="pair")
                 what = gr.HTML(elem_id="compare-what", padding=True)
                 with gr.Row(equal_height=True):
-                    slider = gr.ImageSlider(label="Original | erased: drag", elem_id="slider", **PICTURE)
-                    change = gr.Image(label="Difference", elem_id="difference", **PICTURE)
+                    slider = gr.ImageSlider(label="Original | erased: drag", elem_id="slider", **IMAGE)
+                    change = gr.Image(label="Difference", elem_id="difference", **IMAGE)
                 with gr.Row(equal_height=True):
-                    before = gr.Image(label="Original", elem_id="before", **PICTURE)
-                    after = gr.Image(label="Erased", elem_id="after", **PICTURE)
+                    before = gr.Image(label="Original", elem_id="before", **IMAGE)
+                    after = gr.Image(label="Erased", elem_id="after", **IMAGE)
             grid = gr.HTML(elem_id="grid")
     pieces = {"hint": hint, "one": one, "pair": pair, "what": what, "slider": slider, "change": change}
     pieces |= {"before": before, "after": after, "grid": grid}
 
-    def work(session: Session, track: Track, text: str, numbers: str, many: float, strength: float) -> Comparison:
+    def work(session: Session, track: Track, text: str, numbers: str, many: float, strength: float) -> BeforeAfter:
         pairs = limits.pairs(text, numbers)
         sampler = studio.sampling(
             limits.whole("steps", many, 1, limits.STEPS), limits.number("guidance", strength, 0, limits.GUIDANCE)
         )
         return actions.compare(studio, session, pairs, sampler, track)
 
-    def chosen(request: gr.Request, key: object, at: object) -> list[Any]:
-        with Said():
-            found = desk.session(key, request).compared
-            if found is None or not isinstance(at, int) or not 0 <= at < len(found.pairs):
+    def chosen(request: gr.Request, key: object, i: object) -> list[Any]:
+        with ErrorsInALine():
+            comparison = desk.session(key, request).compared
+            if comparison is None or not isinstance(i, int) or not 0 <= i < len(comparison.pairs):
                 return [gr.skip()] * len(_of_one(pieces))
-            shown = _one(pieces, found, at)
+            shown = _one(pieces, comparison, i)
         return [shown[piece] for piece in _of_one(pieces)]
 
     inputs = [prompts, seeds, steps, guidance]
-    desk.runs(job, inputs, list(pieces.values()), work, lambda _, found: filled(pieces, found))
+    desk.runs(job, inputs, list(pieces.values()), work, lambda _, comparison: filled(pieces, comparison))
     pair.input(chosen, [desk.key, pair], _of_one(pieces), queue=False, **QUIET)
     return pieces
 
 
-def filled(pieces: dict[str, Any], found: Comparison | None) -> dict[Any, Any]:
-    """Return what the tab shows of a comparison; nothing where there is none."""
-    if found is None:
+def filled(pieces: dict[str, Any], comparison: BeforeAfter | None) -> dict[Any, Any]:
+    """Return the updates of the tab for a comparison; none without one."""
+    if comparison is None:
         return {}
-    choices = [(f"{prompt[:70]}, seed {seed}", at) for at, (prompt, seed) in enumerate(found.pairs)]
+    choices = [(f"{prompt[:70]}, seed {seed}", i) for i, (prompt, seed) in enumerate(comparison.pairs)]
     return {
         pieces["hint"]: gr.update(visible=False),
         pieces["one"]: gr.update(visible=True),
         pieces["pair"]: gr.update(choices=choices, value=0),
-        pieces["grid"]: views.strips(found),
-        **_one(pieces, found, 0),
+        pieces["grid"]: views.strips(comparison),
+        **_one(pieces, comparison, 0),
     }
 
 
@@ -90,11 +90,11 @@ def _of_one(pieces: dict[str, Any]) -> list[Any]:
     return [pieces[name] for name in ("what", "slider", "change", "before", "after")]
 
 
-def _one(pieces: dict[str, Any], found: Comparison, at: int) -> dict[Any, Any]:
-    before, after = found.before[at], (found.after or found.before)[at]
-    old, new = (file_of(views.enlarged(picture)) for picture in (before, after))
+def _one(pieces: dict[str, Any], comparison: BeforeAfter, i: int) -> dict[Any, Any]:
+    before, after = comparison.before[i], (comparison.after or comparison.before)[i]
+    old, new = (file_of(views.enlarged(image)) for image in (before, after))
     return {
-        pieces["what"]: views.about_pair(found, at),
+        pieces["what"]: views.about_pair(comparison, i),
         pieces["slider"]: (old, new),
         pieces["change"]: file_of(views.enlarged(difference_map(before, after))),
         pieces["before"]: old,

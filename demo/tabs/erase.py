@@ -1,162 +1,204 @@
-"""Erase: what to remove, how, and what to keep; the pictures before and after beside it."""
+"""Tab "Erase": concepts to remove, the method, and concepts to preserve, beside images before and after."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from erasure.concept import Kind
 from erasure.erasers import eraser_names
 
 from .. import actions, limits, views
-from ..desk import QUIET, Desk, Job, Said
+from ..desk import QUIET, Desk, ErrorsInALine, Job
 from ..forms import Setting, offered, summary
 from ..jobs import Track
 from ..sessions import Session
-from ..studio import Comparison, Studio
+from ..studio import BeforeAfter, Studio
 
 DEFAULT = "uce"
-ALL, ONLY = "all else it knows", "only what I choose"
+ALL, ONLY = "all other known concepts", "only the chosen ones"
 _SEEDS = "0-3"
 
 
-def build(desk: Desk, start: Comparison | None) -> dict[str, Any]:
-    """Put the tab's pieces on the page; return those that a reloaded page must fill again."""
+@dataclass(frozen=True)
+class _RequestFields:
+    """Components that hold the targets of a removal.
+
+    Attributes:
+        concepts: Names of the targets.
+        kind: Kind of the targets.
+        prompts: Prompts of the comparison.
+    """
+
+    concepts: gr.Dropdown
+    kind: gr.Radio
+    prompts: gr.Textbox
+
+
+@dataclass(frozen=True)
+class _ScopeFields:
+    """Components that hold what a target becomes and what is preserved.
+
+    Attributes:
+        anchor: Anchor concept.
+        extent: Choice between all known concepts and chosen ones.
+        keep: Names of the chosen ones.
+    """
+
+    anchor: gr.Dropdown
+    extent: gr.Radio
+    keep: gr.Dropdown
+
+
+def build(desk: Desk, start: BeforeAfter | None) -> dict[str, Any]:
+    """Place the components of the tab; return those that a reloaded page fills again."""
     studio = desk.studio
     first = [studio.profile.data.start] if studio.profile.data.start else []
     with gr.Row(equal_height=False, elem_id="erase-parts"):
         with gr.Column(elem_classes="what"):
-            concepts = gr.Dropdown(
-                list(studio.known),
-                value=first,
-                multiselect=True,
-                allow_custom_value=True,
-                max_choices=limits.CONCEPTS,
-                label="Remove",
-                info="Choose or type one or more; they go one after another.",
-                elem_id="concepts",
-            )
-            kind = gr.Radio(
-                ["object", "style", "identity", "unsafe"],
-                value="object",
-                label="Kind",
-                visible=not studio.known,
-            )
-            prompts = gr.Textbox(
-                "\n".join(studio.to_draw(first)),
-                lines=2,
-                max_lines=limits.PROMPTS,
-                label="Look at",
-                info="Prompts to draw before and after, one a line.",
-                placeholder="a prompt a line",
-                elem_id="look",
-            )
+            request = _place_request(studio, first)
             job = Job.placed("erase", "Erase")
         with gr.Column(elem_classes="seen-there"):
             shown = gr.HTML(_start(start), elem_id="before-after", elem_classes="before-after")
         with gr.Column(elem_classes="how"):
-            method = gr.Radio(
-                [(f"{name}: {summary(name)}", name) for name in _methods()],
-                value=DEFAULT,
-                label="Method",
-                elem_id="method",
-            )
-            fields = {name: _fields(name, studio) for name in _methods()}
-            method.change(_opened, [method], [box for box, _ in fields.values()], queue=False, **QUIET)
-            with gr.Accordion("What it becomes and what stays", open=True):
-                anchor = gr.Dropdown(
-                    list(studio.known),
-                    value=None,
-                    allow_custom_value=True,
-                    label="Becomes",
-                    info="Leave it empty and the concept becomes nothing.",
-                    elem_id="anchor",
-                )
-                scope = gr.Radio(
-                    [ALL, ONLY],
-                    value=ALL if studio.known else ONLY,
-                    label="Keep",
-                    info=_nearest(studio, first, "object"),
-                    visible=bool(studio.known),
-                    elem_id="scope",
-                )
-                keep = gr.Dropdown(
-                    list(studio.known),
-                    value=studio.to_keep(first),
-                    multiselect=True,
-                    allow_custom_value=True,
-                    max_choices=limits.KEPT,
-                    label="Keep these",
-                    info="Suggested: what is nearest. Change it as you like.",
-                    visible=not studio.known,
-                    elem_id="keep",
-                )
-    suggested = gr.State((studio.to_keep(first), studio.to_draw(first)))
-    concepts.change(
-        lambda *values: _suggest(studio, *values),
-        [concepts, kind, keep, prompts, suggested],
-        [scope, keep, prompts, suggested],
-        queue=False,
-        **QUIET,
-    )
-    kind.change(
-        lambda *values: _suggest(studio, *values),
-        [concepts, kind, keep, prompts, suggested],
-        [scope, keep, prompts, suggested],
-        queue=False,
-        **QUIET,
-    )
-    scope.change(lambda chosen: gr.update(visible=chosen == ONLY), [scope], [keep], queue=False, **QUIET)
+            method, settings = _place_method(studio)
+            with gr.Accordion("Anchor and preserved concepts", open=True):
+                scope = _place_scope(studio, first)
+    _connect_suggestions(studio, request, scope, first)
 
-    inputs = [concepts, kind, method, anchor, scope, keep, prompts]
-    settings = [component for _, components in fields.values() for component in components]
-
-    def work(session: Session, track: Track, *values: Any) -> Comparison:
-        wanted, of_kind, by, becomes, keeps, kept, look, *given = values
-        pairs = limits.pairs(look, _SEEDS)
+    def work(session: Session, track: Track, *values: Any) -> BeforeAfter:
+        targets, kind, name, becomes, extent, keep, prompts, *settings = values
+        pairs = limits.pairs(prompts, _SEEDS)
         wish = actions.Wish(
-            concepts=limits.names("concepts", wanted),
-            method=by,
-            settings=_given(by, studio, given),
+            concepts=limits.names("concepts", targets),
+            method=name,
+            settings=_changed_settings(name, studio, settings),
             anchor=becomes or "",
-            preserve=None if keeps == ALL else kept,
-            kind=None if studio.known else of_kind,
+            preserve=None if extent == ALL else keep,
+            kind=None if studio.known else kind,
         )
         actions.erase(studio, session, wish, track)
         return actions.compare(studio, session, pairs, studio.sampler, track)
 
+    inputs = [request.concepts, request.kind, method, scope.anchor, scope.extent, scope.keep, request.prompts]
     desk.runs(
         job,
         [*inputs, *settings],
         [shown],
         work,
-        lambda _, found: {shown: views.strips(found), job.bar: _done(found)},
+        lambda _, comparison: {shown: views.strips(comparison), job.bar: _done(comparison)},
     )
     return {"shown": shown, "start": _start(start)}
 
 
-def _done(found: Comparison) -> str:
-    return views.note(f"Done. Removed now: {', '.join(found.removed)}.", "good")
+def _place_request(studio: Studio, first: list[str]) -> _RequestFields:
+    return _RequestFields(
+        gr.Dropdown(
+            list(studio.known),
+            value=first,
+            multiselect=True,
+            allow_custom_value=True,
+            max_choices=limits.CONCEPTS,
+            label="Remove",
+            info="Choose or type one or more concepts; they are removed one after another.",
+            elem_id="concepts",
+        ),
+        gr.Radio(["object", "style", "identity", "unsafe"], value="object", label="Kind", visible=not studio.known),
+        gr.Textbox(
+            "\n".join(studio.to_draw(first)),
+            lines=2,
+            max_lines=limits.PROMPTS,
+            label="Prompts",
+            info="Prompts to sample before and after, one a line.",
+            placeholder="one prompt a line",
+            elem_id="look",
+        ),
+    )
 
 
-def _start(start: Comparison | None) -> str:
+def _place_method(studio: Studio) -> tuple[gr.Radio, list[Component]]:
+    """Place the choice of the method; return it, and the settings of all methods in order."""
+    method = gr.Radio(
+        [(f"{name}: {summary(name)}", name) for name in _methods()], value=DEFAULT, label="Method", elem_id="method"
+    )
+    fields = {name: _fields(name, studio) for name in _methods()}
+    method.change(_opened, [method], [box for box, _ in fields.values()], queue=False, **QUIET)
+    return method, [component for _, components in fields.values() for component in components]
+
+
+def _place_scope(studio: Studio, first: list[str]) -> _ScopeFields:
+    return _ScopeFields(
+        gr.Dropdown(
+            list(studio.known),
+            value=None,
+            allow_custom_value=True,
+            label="Anchor",
+            info="Concept that replaces the target; default: the unconditional prompt.",
+            elem_id="anchor",
+        ),
+        gr.Radio(
+            [ALL, ONLY],
+            value=ALL if studio.known else ONLY,
+            label="Preserve",
+            info=_nearest(studio, first, "object"),
+            visible=bool(studio.known),
+            elem_id="scope",
+        ),
+        gr.Dropdown(
+            list(studio.known),
+            value=studio.to_keep(first),
+            multiselect=True,
+            allow_custom_value=True,
+            max_choices=limits.KEPT,
+            label="Preserved concepts",
+            info="Suggestion: the nearest concepts.",
+            visible=not studio.known,
+            elem_id="keep",
+        ),
+    )
+
+
+def _connect_suggestions(studio: Studio, request: _RequestFields, scope: _ScopeFields, first: list[str]) -> None:
+    """Update the suggestions when the targets change, and show the chosen concepts when they apply."""
+    suggested = gr.State((studio.to_keep(first), studio.to_draw(first)))
+    for changed in (request.concepts, request.kind):
+        changed.change(
+            lambda *values: _suggest(studio, *values),
+            [request.concepts, request.kind, scope.keep, request.prompts, suggested],
+            [scope.extent, scope.keep, request.prompts, suggested],
+            queue=False,
+            **QUIET,
+        )
+    scope.extent.change(
+        lambda extent: gr.update(visible=extent == ONLY), [scope.extent], [scope.keep], queue=False, **QUIET
+    )
+
+
+def _done(comparison: BeforeAfter) -> str:
+    return views.note(f"Done. Removed now: {', '.join(comparison.removed)}.", "good")
+
+
+def _start(start: BeforeAfter | None) -> str:
     if start is None:
-        return views.empty("Choose what to remove and press Erase: the pictures before and after come here.")
+        return views.empty("Choose concepts and press Erase: images before and after appear here.")
     return views.strips(start)
 
 
-def _fields(method: str, studio: Studio) -> tuple[gr.Column, list[Any]]:
-    """Put the settings of a method on the page: the main ones, and the rest folded away."""
+def _fields(method: str, studio: Studio) -> tuple[gr.Column, list[Component]]:
+    """Place the settings of a method: the main ones, and the others in an accordion."""
     settings = offered(method, studio.name)
     with gr.Column(visible=method == DEFAULT, elem_classes="settings") as box:
         with gr.Row():
             main = {setting.name: _field(method, setting) for setting in settings if setting.main}
         with gr.Accordion("More settings", open=False):
             rest = {setting.name: _field(method, setting) for setting in settings if not setting.main}
-    found = main | rest
-    return box, [found[setting.name] for setting in settings]
+    placed = main | rest
+    return box, [placed[setting.name] for setting in settings]
 
 
-def _field(method: str, setting: Setting) -> Any:
+def _field(method: str, setting: Setting) -> Component:
     shared: dict[str, Any] = {"label": setting.name, "info": setting.about, "elem_id": f"{method}-{setting.name}"}
     if setting.kind == "choice":
         return gr.Dropdown(list(setting.choices), value=setting.value, **shared)
@@ -165,8 +207,8 @@ def _field(method: str, setting: Setting) -> Any:
     return gr.Number(setting.value, precision=0 if setting.kind == "whole" else None, min_width=110, **shared)
 
 
-def _given(method: str, studio: Studio, values: Any) -> dict[str, Any]:
-    """Return the settings of the chosen method out of those of all; one that was left empty keeps its default."""
+def _changed_settings(method: str, studio: Studio, values: Sequence[Any]) -> dict[str, Any]:
+    """Return the settings of a method that differ from their defaults, given the values of all methods in order."""
     rest = list(values)
     for name in _methods():
         settings = offered(name, studio.name)
@@ -181,7 +223,7 @@ def _given(method: str, studio: Studio, values: Any) -> dict[str, Any]:
 
 
 def _methods() -> list[str]:
-    """Return the erasers, the one to start from first."""
+    """Return the names of the erasers, the default first."""
     return sorted(eraser_names(), key=lambda name: name != DEFAULT)
 
 
@@ -189,9 +231,16 @@ def _opened(method: str) -> list[Any]:
     return [gr.update(visible=name == method) for name in _methods()]
 
 
-def _suggest(studio: Studio, concepts: Any, kind: Kind, keep: Any, prompts: str, suggested: Any) -> list[Any]:
-    """Suggest anew what to keep and to draw, where the visitor has not changed the last suggestion."""
-    with Said():
+def _suggest(
+    studio: Studio,
+    concepts: object,
+    kind: Kind,
+    keep: list[str],
+    prompts: str,
+    suggested: tuple[list[str], list[str]],
+) -> list[Any]:
+    """Return new suggestions of concepts and prompts, where the visitor has not changed the last ones."""
+    with ErrorsInALine():
         targets = limits.names("concepts", concepts)
         to_keep, to_draw = studio.to_keep(targets, kind=kind), studio.to_draw(targets, kind=kind)
     return [
@@ -205,6 +254,6 @@ def _suggest(studio: Studio, concepts: Any, kind: Kind, keep: Any, prompts: str,
 def _nearest(studio: Studio, targets: list[str], kind: Kind) -> str:
     near = studio.to_keep(targets, 5, kind=kind)
     if not near:
-        return "What must not change."
+        return "Concepts that must not change."
     known = [name for text in targets if (name := studio.profile.canonical(text))]
     return f"Nearest: {', '.join(near)}; {len(studio.profile.kept_beside(known))} in all."

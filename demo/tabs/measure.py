@@ -1,4 +1,4 @@
-"""Measure: the quick suite on what stands, with its report."""
+"""Tab "Measure": the quick suite on the edited model, with its report."""
 
 from typing import Any
 
@@ -10,26 +10,26 @@ from ..desk import Desk, Job
 from ..jobs import Track
 from ..sessions import Session
 
-_EMPTY = "Remove something first, then press Measure: is it gone, and is the rest still there? It takes some minutes."
+_EMPTY = "Remove a concept first, then press Measure: efficacy and specificity of the removals. It takes some minutes."
 
 
 def build(desk: Desk) -> dict[str, Any]:
-    """Put the tab's pieces on the page."""
+    """Place the components of the tab."""
     low, high = limits.PER_MODEL
     gr.Markdown(
-        "What stands is measured beside the original, the original with a negative prompt, and a destroyed model, on"
-        " the same prompts and seeds. It goes on while you look at the other parts."
+        "The edited model is measured beside the original, the original with a negative prompt, and a destroyed model,"
+        " on the same prompts and seeds. The measurement continues while you use the other tabs."
     )
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
-            pictures = gr.Slider(
+            images = gr.Slider(
                 low,
                 high,
                 value=high,
                 step=4,
-                label="Pictures a model",
-                info=f"{high} is the quick suite; fewer take less time and say less.",
-                elem_id="pictures",
+                label="Images a model",
+                info=f"{high} is the quick suite; fewer take less time and give wider intervals.",
+                elem_id="images",
             )
         with gr.Column(scale=8, min_width=320):
             job = Job.placed("measure", "Measure")
@@ -40,15 +40,15 @@ def build(desk: Desk) -> dict[str, Any]:
     report = gr.HTML(elem_id="report")
 
     def work(session: Session, track: Track, many: float) -> Report:
-        return actions.measure(desk.studio, session, limits.whole("pictures", many, low, high), track)
+        return actions.measure(desk.studio, session, limits.whole("images", many, low, high), track)
 
-    def show(session: Session, found: Report) -> dict[Any, Any]:
+    def show(session: Session, result: Report) -> dict[Any, Any]:
         return {
-            shown: views.measured(found),
-            page: gr.update(value=str(found.page), visible=True),
-            scores: gr.update(value=str(found.scores), visible=True),
-            report: views.framed(found.page),
+            shown: views.measured(result),
+            page: gr.update(value=str(result.page), visible=True),
+            scores: gr.update(value=str(result.scores), visible=True),
+            report: views.framed(result.page),
         }
 
-    desk.runs(job, [pictures], [shown, page, scores, report], work, show)
+    desk.runs(job, [images], [shown, page, scores, report], work, show)
     return {}

@@ -152,10 +152,10 @@ def test_a_stop_between_two_concepts_keeps_the_first(studio, session) -> None:
     stop = threading.Event()
 
     class AfterOne(Track):
-        def say(self, what: str, done: int = 0, total: int = 0) -> None:
+        def check(self) -> None:
             if (session.ledger_folder / "ledger.json").exists() and session.ledger().entries:  # type: ignore[union-attr]
                 self.stop.set()
-            super().say(what, done, total)
+            super().check()
 
     with pytest.raises(StoppedError):
         actions.erase(studio, session, Wish(concepts=["cat", "gun"], settings=UCE), AfterOne(stop))
@@ -186,8 +186,8 @@ def test_a_prompt_that_is_read_in_part_is_named(studio, session) -> None:
 def test_originals_are_made_once(studio, session) -> None:
     told: list[int] = []
     sampler = replace(SAMPLER, guidance_scale=3.0)
-    first = studio.originals(PAIRS, sampler, lambda more, total: told.append(more))
-    again = studio.originals(PAIRS[::-1], sampler, lambda more, total: told.append(more))
+    first = studio.originals(PAIRS, sampler, lambda progress: told.append(progress.done))
+    again = studio.originals(PAIRS[::-1], sampler, lambda progress: told.append(progress.done))
     assert sum(told) == 2
     assert again == first[::-1]
 

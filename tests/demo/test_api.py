@@ -84,7 +84,7 @@ def test_attention_is_a_picture(client: Client) -> None:
         ("/compare", {"prompts": ["a cat"], "steps": 10_000}, "steps: expected a number from 1 to 100"),
         ("/undo", {"entry": "../../etc/passwd"}, "undo: expected a removal, got none so far"),
         ("/export", {"form": "/etc/passwd"}, "Unknown form '/etc/passwd'"),
-        ("/measure", {"pictures": 1_000_000}, "pictures: expected a number from 20 to 80"),
+        ("/measure", {"images": 1_000_000}, "images: expected a number from 20 to 80"),
         ("/attention", {"prompt": "a cat", "words": ["dog"]}, "phrase: expected words of the prompt"),
     ],
 )

@@ -309,8 +309,8 @@ def test_a_measure_is_shown_and_downloaded(visit) -> None:
     page = visit()
     erase(page, "cat")
     part(page, "Measure")
-    page.fill("#pictures input[type=number]", "20")
-    page.press("#pictures input[type=number]", "Tab")
+    page.fill("#images input[type=number]", "20")
+    page.press("#images input[type=number]", "Tab")
     page.click("#measure-go")
     part(page, "Compare")  # it goes on meanwhile
     part(page, "Measure")
@@ -336,7 +336,7 @@ def test_an_export_is_an_edit_that_loads(visit) -> None:
         page.click("#export-file")
     assert download.value.suggested_filename == "edit.safetensors"
     assert Edit.load(download.value.path()).metadata.concepts[0].target == "cat"
-    page.get_by_text("The model card that goes with it").click()
+    page.get_by_text("Model card", exact=True).click()
     expect(page.locator("#card")).to_contain_text("What was removed")
     page.get_by_text("To the Hugging Face Hub").click()
     press(page, "push")
