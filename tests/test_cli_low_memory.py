@@ -136,7 +136,7 @@ def test_an_interruption_leaves_nothing(small: Path, monkeypatch: pytest.MonkeyP
 def test_a_kill_leaves_nothing_under_the_name(small: Path) -> None:
     script = (
         "import os, sys\n"
-        "from erasure.pipelines import folders\n"
+        "from erasure.pipelines.export import folders\n"
         "own = folders.rewrite_tensors\n"
         "def killed(*given, **named):\n"
         "    own(*given, **named)\n"
@@ -154,7 +154,7 @@ def test_a_kill_leaves_nothing_under_the_name(small: Path) -> None:
 
 def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:
     low = ("--model", small, "--low-memory")
-    assert "expected an eraser that reads text alone (uce), got 'esd'" in fails(
+    assert "expected an eraser that reads text alone (localised, uce), got 'esd'" in fails(
         "remove", "cat", "--method", "esd", *low
     )
     assert "--low-memory: expected the device cpu, got 'cuda'" in fails("remove", "cat", *low, "--device", "cuda")
