@@ -221,7 +221,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "model": backbone_of(pipe).fingerprint(),
         "removals": times,
         "points": {str(n): found for n, found in measured.items()},
-        "slope": erosion_slope([measured[n]["ge"] for n in (0, *options.points)], at=[0, *options.points]),
+        "slope": erosion_slope([measured[n]["ge"] for n in (0, *options.points)], steps=[0, *options.points]),
         **provenance(start=began),
     }
 

@@ -1,7 +1,7 @@
 """Published aggregates of erasure scores, by their published names.
 
-Every accuracy here is a fraction in [0, 1]; a percentage is refused, so that the two are never mixed. Where a
-divisor is 0 a harmonic mean is 0, its limit, and a ratio to an original that never shows the concept does not exist.
+Every accuracy is a fraction in [0, 1]; a percentage raises an error. Where a divisor is 0, a harmonic mean is 0, its
+limit; a ratio to an original that never shows the concept is undefined and raises an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def h_o(efficacy: Number, specificity: Number, generality: Number) -> float:
         In [0, 1], higher is better; 0 if any of the three is at its worst.
 
     Raises:
-        InputError: An accuracy that is no fraction.
+        InputError: An accuracy is not a fraction.
     """
     erased, kept, synonyms = _fractions("h_o", efficacy=efficacy, specificity=specificity, generality=generality)
     return _harmonic_mean([1 - erased, kept, 1 - synonyms])
@@ -46,7 +46,7 @@ def h_c(efficacy: Number, specificity: Number) -> float:
         In [0, 1], higher is better.
 
     Raises:
-        InputError: An accuracy that is no fraction.
+        InputError: An accuracy is not a fraction.
     """
     erased, kept = _fractions("h_c", efficacy=efficacy, specificity=specificity)
     return _harmonic_mean([1 - erased, kept])
@@ -97,12 +97,12 @@ class UnlearnCanvas:
         in_domain: Bool[np.ndarray, " siblings"],
         cross_domain: Bool[np.ndarray, " other"],
     ) -> "UnlearnCanvas":
-        """Count whether the classifier names what the prompt asked for, image by image.
+        """Return the accuracies from the classifier's decisions, one an image.
 
         Args:
-            target: For prompts of the target, in its domain; True is a failure to unlearn.
-            in_domain: For prompts of its siblings, in the same domain.
-            cross_domain: In the other domain.
+            target: Decisions for prompts of the target, in its domain; True is a failure to unlearn.
+            in_domain: Decisions for prompts of its siblings, in the same domain.
+            cross_domain: Decisions in the other domain.
 
         Raises:
             ValueError: A group has no images.
@@ -113,13 +113,13 @@ class UnlearnCanvas:
 def unlearning_accuracy(accuracies: Sequence[Number]) -> float:
     """Return UA_n = 1 - mean_{j <= n} acc_n(c_j), DUGE's forgetting of all targets so far (cf. arXiv:2503.13769).
 
-    Compared with the value at the step of removal it shows a target that comes back.
+    A fall below the value at the step of removal shows a target that comes back.
 
     Args:
         accuracies: Accuracy on each of the targets removed so far, after step n, in [0, 1].
 
     Raises:
-        InputError: There are none, or one is no fraction.
+        InputError: There are none, or one is not a fraction.
     """
     return 1 - _mean("unlearning_accuracy", accuracies)
 
@@ -128,10 +128,10 @@ def retention_accuracy(accuracies: Sequence[Number]) -> float:
     """Return RA_n = mean_{x in R} acc_n(x), over concepts that are never erased (cf. arXiv:2503.13769).
 
     Args:
-        accuracies: Accuracy on each of them after step n, in [0, 1]; near and far ones in calls of their own.
+        accuracies: Accuracy on each of them after step n, in [0, 1]; near and far concepts in separate calls.
 
     Raises:
-        InputError: There are none, or one is no fraction.
+        InputError: There are none, or one is not a fraction.
     """
     return _mean("retention_accuracy", accuracies)
 
@@ -139,14 +139,14 @@ def retention_accuracy(accuracies: Sequence[Number]) -> float:
 def generalization_erosion(original: Sequence[Number], accuracies: Sequence[Number]) -> float:
     """Return GE_n = mean_{x in R} max(0, acc_0(x) - acc_n(x)), DUGE's erosion (cf. arXiv:2503.13769).
 
-    What a concept gains makes up for nothing that another loses.
+    A gain on one concept does not offset a loss on another.
 
     Args:
         original: acc_0, accuracy on each concept that is never erased, of the original model, in [0, 1].
         accuracies: acc_n, the same after step n, in the same order.
 
     Raises:
-        InputError: There are none, lengths that differ, or one is no fraction.
+        InputError: There are none, the lengths differ, or one is not a fraction.
     """
     if len(original) != len(accuracies):
         raise InputError(
@@ -160,25 +160,25 @@ def generalization_erosion(original: Sequence[Number], accuracies: Sequence[Numb
     return _mean("generalization_erosion", [max(0.0, before - after) for before, after in pairs])
 
 
-def erosion_slope(erosions: Sequence[Number], at: Sequence[int] | None = None) -> float:
-    """Return the least-squares slope of GE_n over the step n, per step; 0 is a model that stays as it is.
+def erosion_slope(erosions: Sequence[Number], steps: Sequence[int] | None = None) -> float:
+    """Return the least-squares slope of GE_n over the step n, per step; 0 for a model that does not change.
 
     Args:
         erosions: GE of some steps, in [0, 1]; GE_0 = 0 of the original may be the first.
-        at: The step n of each; None takes them for consecutive.
+        steps: Step n of each erosion; default: consecutive steps.
 
     Raises:
-        InputError: There are fewer than two different steps, which have no slope, or one is no fraction.
+        InputError: There are fewer than two different steps, or an erosion is not a fraction.
     """
     heights = np.array([_fractions("erosion_slope", erosion=value)[0] for value in erosions])
-    steps = np.arange(len(heights)) if at is None else np.array(at)
-    if len(steps) != len(heights) or len(set(steps.tolist())) < 2:
+    places = np.arange(len(heights)) if steps is None else np.array(steps)
+    if len(places) != len(heights) or len(set(places.tolist())) < 2:
         raise InputError(
             f"erosion_slope: expected at least two steps, one an erosion, got {len(heights)} erosions at"
-            f" {steps.tolist()}. Report GE alone."
+            f" {places.tolist()}. Report GE alone."
         )
-    steps = steps - steps.mean()
-    return float(steps @ heights / (steps @ steps))
+    places = places - places.mean()
+    return float(places @ heights / (places @ places))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +218,8 @@ def decremental(
         far: Other concepts never erased.
 
     Raises:
-        InputError: Not one target a step, a kept concept that is a target, no kept concepts, a concept without an
-            accuracy, or an accuracy that is no fraction.
+        InputError: The targets are not one a step, a kept concept is a target, there are no kept concepts, a concept
+            has no accuracy, or an accuracy is not a fraction.
     """
     kept = [*near, *far]
     if len(steps) != len(targets) or not targets:
@@ -228,32 +228,32 @@ def decremental(
         raise InputError(f"decremental: expected kept concepts that are never erased, got {erased[0]!r}.")
     if not kept:
         raise InputError("decremental: expected kept concepts, got none. UA without retention says nothing.")
-    for at, accuracies in enumerate([original, *steps]):
-        if missing := [name for name in (*kept, *targets[:at]) if name not in accuracies]:
-            raise InputError(f"decremental: expected an accuracy on {missing[0]!r} after step {at}, got none.")
+    for step, accuracies in enumerate([original, *steps]):
+        if missing := [name for name in (*kept, *targets[:step]) if name not in accuracies]:
+            raise InputError(f"decremental: expected an accuracy on {missing[0]!r} after step {step}, got none.")
     return [
         DecrementalStep(
-            step=at,
-            ua=unlearning_accuracy([accuracies[name] for name in targets[:at]]),
+            step=step,
+            ua=unlearning_accuracy([accuracies[name] for name in targets[:step]]),
             ra_near=retention_accuracy([accuracies[name] for name in near]) if near else None,
             ra_far=retention_accuracy([accuracies[name] for name in far]) if far else None,
             ge=generalization_erosion([original[name] for name in kept], [accuracies[name] for name in kept]),
         )
-        for at, accuracies in enumerate(steps, 1)
+        for step, accuracies in enumerate(steps, 1)
     ]
 
 
 def joint_rate(absent: Bool[np.ndarray, " absent"], present: Bool[np.ndarray, " present"]) -> Rate:
     """Return the share of images in which the target is absent and the rest of the prompt is present.
 
-    A model that draws nothing has 0, as has one that draws everything: neither half can be had at the other's cost.
+    A model that draws nothing has 0, and so has a model that draws everything.
 
     Args:
-        absent: Whether the judge does not see the target, image by image.
-        present: Whether it sees what else was asked for, in the same order.
+        absent: Decisions that the target is absent, one an image.
+        present: Decisions that the rest of the prompt is present, in the same order.
 
     Raises:
-        InputError: Lengths that differ.
+        InputError: The lengths differ.
         ValueError: There are no images.
     """
     if len(absent) != len(present):
@@ -264,14 +264,14 @@ def joint_rate(absent: Bool[np.ndarray, " absent"], present: Bool[np.ndarray, " 
 def relative_retention(original: Number, after: Number) -> float:
     """Return acc_n / acc_0: the accuracy on kept concepts as a multiple of the original model's.
 
-    Above 1 where the edit happens to help. Over the same prompts and seeds `scores.kept_rate` says more.
+    The value exceeds 1 where the edit improves the accuracy. On equal prompts and seeds prefer `scores.kept_rate`.
 
     Args:
         original: acc_0, in (0, 1].
         after: acc_n, in [0, 1].
 
     Raises:
-        InputError: An accuracy that is no fraction, or an original of 0, to which nothing is relative.
+        InputError: An accuracy is not a fraction, or the original's is 0.
     """
     before, now = _fractions("relative_retention", original=original, after=after)
     if before == 0:

@@ -1,8 +1,8 @@
-"""Two models on the same prompts and seeds: is the difference more than chance?
+"""Paired tests of two models on the same prompts and seeds.
 
-Pairing takes out what both models owe to a prompt and its noise, so the interval of a difference is much narrower than
-those of the two means. The images are taken to be independent draws; images of one prompt are less so, and claims
-about prompts that were not measured need a wider interval.
+Pairing removes the variance of prompt and noise, which both models share, so the interval of a difference is much
+narrower than those of the two means. The images are treated as independent draws; images of one prompt are correlated,
+and claims about unmeasured prompts need a wider interval.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Difference:
     confidence: float
 
     def as_json(self) -> dict[str, object]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return {
             "value": self.value,
             "n": self.n,
@@ -56,10 +56,10 @@ class McNemar:
     """McNemar's test of two rates over the same images.
 
     Attributes:
-        lost: Images of which the claim held before and does not after.
-        gained: Images of which it holds after and did not before.
-        n: All images.
-        p_value: Chance of a split at least as uneven if both directions were equally likely, two-sided.
+        lost: Number of images for which the claim held before and does not after.
+        gained: Number of images for which the claim holds after and did not before.
+        n: Number of all images.
+        p_value: Two-sided probability of a split at least as uneven if both directions were equally likely.
     """
 
     lost: int
@@ -68,7 +68,7 @@ class McNemar:
     p_value: float
 
     def as_json(self) -> dict[str, object]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return {"lost": self.lost, "gained": self.gained, "n": self.n, "p_value": self.p_value}
 
 
@@ -86,14 +86,14 @@ def paired_bootstrap(
     narrow, as bootstrap intervals are.
 
     Args:
-        before: One value an image.
-        after: As many, of the same prompts and seeds in the same order.
+        before: Values of one model, one an image.
+        after: Values of the other model, for the same prompts and seeds in the same order.
         confidence: Coverage in (0, 1).
-        resamples: How often n pairs are drawn, at least 100.
-        seed: Of the drawing; equal arguments give equal intervals.
+        resamples: Number of draws of n pairs, >= 100.
+        seed: Seed of the draws; equal arguments give equal intervals.
 
     Raises:
-        InputError: No pairs, lengths that differ, a value that is not finite, or a setting out of range.
+        InputError: There are no pairs, the lengths differ, a value is not finite, or a setting is out of range.
     """
     one, other = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if one.shape != other.shape or one.size == 0:
@@ -126,18 +126,18 @@ def paired_bootstrap(
 
 
 def mcnemar(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray, " after"]) -> McNemar:
-    """Test whether a claim holds equally often of two models' images (McNemar 1947, Psychometrika 12:153).
+    """Test that a claim holds equally often for two models' images (McNemar 1947, Psychometrika 12:153).
 
     Only the discordant pairs count. The test is the exact binomial one whatever their number: under equal rates the
     smaller of `lost` and `gained` is a draw of lost + gained fair coins, and the chi-squared approximation that is
     used for many pairs is not needed. Without discordant pairs p is 1.
 
     Args:
-        before: Whether the claim holds of each image of one model.
-        after: The same of the other, for the same prompts and seeds in the same order.
+        before: Claims about the images of one model, one an image.
+        after: Claims about the other model's images, for the same prompts and seeds in the same order.
 
     Raises:
-        InputError: No pairs, or lengths that differ.
+        InputError: There are no pairs, or the lengths differ.
     """
     if len(before) != len(after) or len(before) == 0:
         raise InputError(

@@ -1,6 +1,6 @@
-"""Quantiles of the beta distribution and what follows from them: exact intervals of shares, Student's t.
+"""Quantiles of the beta distribution, exact intervals of shares, and Student's t.
 
-scipy has them and is no dependency; this is the textbook's way of computing them.
+scipy is not a dependency; these are the textbook's methods.
 """
 
 import math
@@ -42,7 +42,7 @@ def beta_cdf(x: Number, a: Number, b: Number) -> float:
 
 
 def beta_quantile(p: Number, a: Number, b: Number) -> float:
-    """Return the x of which `beta_cdf` is p, by bisection.
+    """Return the x with `beta_cdf(x, a, b)` = p, by bisection.
 
     Args:
         p: In [0, 1].
@@ -62,8 +62,8 @@ def beta_quantile(p: Number, a: Number, b: Number) -> float:
 def clopper_pearson(hits: int, n: int, confidence: Number = 0.95) -> tuple[float, float]:
     """Return the exact interval of a binomial share (Clopper and Pearson 1934, Biometrika 26:404).
 
-    It covers at least as often as it says, whatever the share: so it may be used at confidences close to 1, where
-    Wilson's falls short for shares near 0 and 1.
+    Its coverage is at least the nominal one for every share, also at confidences close to 1, where Wilson's falls
+    short for shares near 0 and 1.
 
     Args:
         hits: Successes, 0 to n.
@@ -78,11 +78,11 @@ def clopper_pearson(hits: int, n: int, confidence: Number = 0.95) -> tuple[float
 
 @lru_cache(maxsize=4096)
 def student_t(degrees: int, confidence: Number = 0.95) -> float:
-    """Return the t within which a share of Student's distribution lies, on both sides of 0.
+    """Return the two-sided quantile t of Student's distribution.
 
     Args:
-        degrees: Of freedom, > 0.
-        confidence: The share, in (0, 1).
+        degrees: Degrees of freedom, > 0.
+        confidence: Share of the distribution within [-t, t], in (0, 1).
     """
     x = beta_quantile(1 - confidence, degrees / 2, 0.5)  # of degrees / (degrees + t^2)
     return math.sqrt(degrees * (1 - x) / x)

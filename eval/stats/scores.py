@@ -1,4 +1,4 @@
-"""Numbers that carry what is needed to believe them: a count, an interval, a unit and a direction."""
+"""Scores: numbers with a count, an interval, a unit, a direction and their protocol."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
         "soft IoU": (0.0, 1.0),
     }
 )
-"""What a mean can be, by its unit: an interval does not leave it."""
+"""Range of a mean by its unit; intervals are cut to it."""
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -56,8 +56,8 @@ class Rate:
     """A share of n images, with its 95 % Wilson interval.
 
     Attributes:
-        hits: Images of which the claim holds, 0 to n.
-        n: Images looked at, > 0: a share of nothing is left out rather than made up.
+        hits: Number of images for which the claim holds, 0 to n.
+        n: Number of images, > 0.
     """
 
     hits: int
@@ -69,7 +69,7 @@ class Rate:
 
     @classmethod
     def of(cls, claims: Bool[np.ndarray, " n"]) -> "Rate":
-        """Count the images of which a claim holds."""
+        """Return the rate of a claim, one decision an image."""
         return cls(hits=int(claims.sum()), n=len(claims))
 
     @property
@@ -83,7 +83,7 @@ class Rate:
         return wilson(self.hits, self.n)
 
     def as_json(self) -> dict[str, object]:
-        """Give value, count and interval as plain data."""
+        """Return value, count and interval as plain data."""
         low, high = self.interval
         return {"value": self.value, "hits": self.hits, "n": self.n, "interval": [low, high]}
 
@@ -94,23 +94,23 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The protocol of a score: all that decides the number besides the model that is judged.
+    """Protocol of a score: everything that decides the number besides the judged model.
 
-    "" and None say that a field has no meaning for the metric, not that it is unknown.
+    "" and None mean that a field does not apply to the metric, not that it is unknown.
 
     Attributes:
-        metric: Its name: "clip_score".
-        definition: Which form of it, where there are several: "the least of 3, ...".
-        library: What computes it, with its version: "open_clip 3.3.0".
-        backbone: The weights that it looks through: "ViT-B-32/openai".
-        resize: How images are brought to the backbone's size: "bicubic, antialias, 224".
-        reference: What the images are compared with: "the original model, same prompts and seeds".
+        metric: Name of the metric: "clip_score".
+        definition: Form of the metric, where there are several: "the least of 3, ...".
+        library: Library that computes it, with its version: "open_clip 3.3.0".
+        backbone: Weights of the network that reads the images: "ViT-B-32/openai".
+        resize: Resizing of the images for that network: "bicubic, antialias, 224".
+        reference: Images compared with: "the original model, same prompts and seeds".
         benchmark: Prompts and seeds, with their version: "tinyworld/1".
-        sampler: The scheduler: "DDIMScheduler".
-        steps: Of the scheduler.
-        guidance_scale: Of classifier-free guidance.
-        precision: What the denoiser computed in: "float32".
-        original: Digest of the original model, of a score that compares with its images.
+        sampler: Class of the scheduler: "DDIMScheduler".
+        steps: Number of sampling steps.
+        guidance_scale: Scale of classifier-free guidance.
+        precision: Data type of the denoiser: "float32".
+        original: Digest of the original model, for a score that compares with its images.
     """
 
     metric: str
@@ -127,7 +127,7 @@ class Setup:
     original: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return asdict(self)
 
     @classmethod
@@ -135,8 +135,8 @@ class Setup:
         """Return the setup whose `as_json` gave `data`.
 
         Raises:
-            InputError: There is no metric.
-            UnknownNameError: A key is no field of a setup.
+            InputError: The metric is missing.
+            UnknownNameError: A key is not a field of a setup.
         """
         known = [item.name for item in fields(cls)]
         for key in data:
@@ -148,11 +148,11 @@ class Setup:
 
 
 def shared_setup(column: str, setups: Mapping[str, Setup | None]) -> Setup:
-    """Return the one protocol of all scores of a column.
+    """Return the protocol that all scores of a column share.
 
     Args:
-        column: Its heading, for the error.
-        setups: By row: the original, each erased model.
+        column: Heading of the column, for the error.
+        setups: Protocol of each row's score, by the row's name.
 
     Raises:
         InputError: There are no rows, a row has no protocol, or two rows have different ones.
@@ -179,21 +179,20 @@ def shared_setup(column: str, setups: Mapping[str, Setup | None]) -> Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A number over images, with what is needed to believe it.
+    """A number over images, with its count, interval, unit, direction and protocol.
 
     Attributes:
-        value: Mostly the mean over the images.
-        n: Images it was computed from, > 0.
-        standard_error: In the same unit; None where there is none, as for a single image.
-        unit: What it counts, e.g. "cosine distance".
-        higher_is_better: The direction.
-        per_image: The value of each of the n images, in the order measured; () for what images have only
-            together, such as FID.
-        interval: 95 % interval, where there is a better one than the standard error gives.
-        setup: The protocol; without one a score stands alone, see `shared_setup`.
+        value: Value, for most metrics the mean over the images.
+        n: Number of images, > 0.
+        standard_error: Standard error in the same unit; None if undefined, as for a single image.
+        unit: Unit, such as "cosine distance".
+        higher_is_better: Direction.
+        per_image: Value of each of the n images, in the order measured; () for metrics of whole sets, such as FID.
+        interval: 95 % interval, where a better one is known than the standard error gives.
+        setup: Protocol; scores without one cannot be compared, see `shared_setup`.
 
     Raises:
-        ValueError: There are no images, or not as many values as images.
+        ValueError: There are no images, or the number of values differs from n.
     """
 
     value: float
@@ -218,7 +217,7 @@ class Score:
         higher_is_better: bool,
         setup: Setup | None = None,
     ) -> "Score":
-        """Average one value an image.
+        """Return the mean of one value an image.
 
         Raises:
             ValueError: There are no values.
@@ -241,7 +240,7 @@ class Score:
     def share(
         cls, claims: Bool[np.ndarray, " n"], *, unit: str, higher_is_better: bool, setup: Setup | None = None
     ) -> "Score":
-        """Return the share of images of which a claim holds, in [0, 1], with its Wilson interval.
+        """Return the share of images for which a claim holds, in [0, 1], with its Wilson interval.
 
         Raises:
             ValueError: There are no images.
@@ -260,7 +259,7 @@ class Score:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """95 % interval: the score's own, else Student's, within what the unit can be; None without either."""
+        """95 % interval: the score's own, else Student's, within the unit's range; None without either."""
         if self.interval is not None or self.standard_error is None or self.n < 2:
             return self.interval
         half = student_t(self.n - 1) * self.standard_error
@@ -268,7 +267,7 @@ class Score:
         return max(low, self.value - half), min(high, self.value + half)
 
     def as_json(self) -> dict[str, object]:
-        """Give the summary as plain data, without the values per image and the setup, which a column has once."""
+        """Return the summary as plain data, without the values per image and the protocol."""
         low, high = self.bounds or (None, None)
         return {
             "value": self.value,
@@ -294,7 +293,7 @@ class LeastShare(Score):
     """The lowest of the shares of several concepts.
 
     Attributes:
-        concept: Whose it is.
+        concept: Concept with the lowest share.
     """
 
     concept: str
@@ -303,17 +302,17 @@ class LeastShare(Score):
     def of(cls, shares: Mapping[str, Score], setup: Setup) -> "LeastShare":
         """Return the lowest of k shares.
 
-        The lowest is lower than it would be alone: an interval for it must hold for whichever of the k it could have
-        been. So each has an interval at 1 - 0.05 / k (Bonferroni), in which all lie together in 95 % of draws, and the
-        lowest lies between the least of the lower and the least of the upper ends. It is the exact one: at so high a
-        confidence Wilson's holds a share of 0.9 too seldom (measured: 12 shares of 60 images in 92 % of draws).
+        The minimum of k shares is selected for being low, so its interval is corrected for the selection: each share
+        has an exact interval at 1 - 0.05 / k (Bonferroni), which hold together in 95 % of draws, and the minimum lies
+        between the least of the lower and the least of the upper ends. Wilson's intervals cover too little at so high
+        a confidence (measured: 12 shares of 60 images in 92 % of draws).
 
         Args:
-            shares: By concept, each of claims about images.
-            setup: The protocol; k is added to it.
+            shares: Share of each concept.
+            setup: Protocol; k is added to it.
 
         Raises:
-            ValueError: There are none.
+            ValueError: There are no shares.
         """
         concept, least = min(shares.items(), key=lambda named: named[1].value)
         confidence = 1 - 0.05 / len(shares)
@@ -335,18 +334,18 @@ class LeastShare(Score):
 
 
 def written(*values: float) -> list[str]:
-    """Return numbers of one quantity with equally many decimals: three, or what the largest needs for two digits."""
+    """Return numbers of one quantity as text with equal decimals: three, or as many as give the largest two digits."""
     largest = max(map(abs, values))
     decimals = 3 if largest == 0 else min(max(3, 1 - math.floor(math.log10(largest))), 6)
     return [f"{value:.{decimals}f}" for value in values]
 
 
 def kept_rate(before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]) -> Rate | None:
-    """Return, of the images of which a claim held before, the share of which it still holds.
+    """Return the retention of a claim: among the images for which it held before, the share for which it still does.
 
-    Both arrays are of the same prompts and seeds. Images that the original model itself got wrong are left out: one
-    that the edit happens to mend cannot make up for one that it broke, so this is at most the ratio of the two plain
-    shares. None when the claim never held before.
+    Both arrays are for the same prompts and seeds. Images that the original model got wrong are left out, so an image
+    that the edit improves does not offset one that it breaks; the value is at most the ratio of the two plain shares.
+    None if the claim never held before.
     """
     held = before.astype(bool)
     return Rate.of(after[held].astype(bool)) if held.any() else None
@@ -357,5 +356,5 @@ def cosine_distances(before: Float[np.ndarray, "n dim"], after: Float[np.ndarray
     a, b = before.astype(np.float64), after.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
-    # Equal rows are at distance 0 to the last bit, rows of zeros (which have no direction) among them.
+    # Equal rows have distance 0 to the last bit, rows of zeros (which have no direction) included.
     return np.where((a == b).all(axis=1), 0.0, np.clip(1.0 - cosine, 0.0, 2.0))
