@@ -22,6 +22,7 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.erasers.duge import DUGE
+from erasure.profile import profile_of
 from erasure.progress import Progress
 from erasure.runs.configs import read_config
 from erasure.training.context import FitContext
@@ -75,7 +76,7 @@ def cases() -> dict[str, Mapping[str, Any]]:
 
 def measured(case: str, steps: int) -> dict[str, Any]:
     """Return the seconds of a step and the peak of memory of one case."""
-    duge = DUGE(**{**DUGE.on_tinyworld, **cases()[case], **SMALL, "steps": steps + 1})
+    duge = DUGE(**{**profile_of("tinyworld").settings("duge"), **cases()[case], **SMALL, "steps": steps + 1})
     backbone = backbone_of(tinyworld.load())
     moments: list[float] = []
     before = 0

@@ -32,6 +32,7 @@ from erasure.edits import DenseChange, WeightEdit
 from erasure.erasers.duge import DUGE
 from erasure.erasers.esd import ESD, trains
 from erasure.erasers.trce import TRCE, _Pair, _steers
+from erasure.profile import profile_of
 from erasure.progress import Progress
 from erasure.training.context import FitContext, History
 
@@ -180,7 +181,7 @@ def ready_trce(backbone: Backbone, settings: TRCE, steps: int, history: History)
 _TINY_ESD = ESD(steps=1, lr=1e-4, batch_size=8, sample_steps=20, trajectory_uses=4, prompts="templates")
 _DUGE = DUGE(
     **{
-        **DUGE.on_tinyworld,
+        **profile_of("tinyworld").settings("duge"),
         "memory_size": 16,
         "target_pictures": 8,
         "picture_steps": 4,
@@ -189,7 +190,15 @@ _DUGE = DUGE(
         "unlearn_scale": 10.0,
     }
 )
-_TRCE = TRCE(**{**TRCE.on_tinyworld, "sample_steps": 10, "early_steps": 5, "trajectories": 8, "null_trajectories": 16})
+_TRCE = TRCE(
+    **{
+        **profile_of("tinyworld").settings("trce"),
+        "sample_steps": 10,
+        "early_steps": 5,
+        "trajectories": 8,
+        "null_trajectories": 16,
+    }
+)
 CASES = {
     "esd": Case(
         concept=CAT,

@@ -1,1 +1,1 @@
-"""Metrics, one a file: a pure function and a streaming class each."""
+"""Metrics, one a file: each is a pure function and a streaming class."""

@@ -1,7 +1,7 @@
-"""Attention drift: what an edit does to the attention maps of what was removed and of what stands beside it.
+"""Attention drift: changes of the attention maps of a removed concept and of a concept beside it.
 
 Reconstructed from A-STAR's two diagnoses (arXiv:2306.14544: overlap and decay), which the paper turns into losses; as
-numbers about an edited model they are this project's own.
+metrics of an edited model they are ours.
 """
 
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ UNITS = {
     "retention_removed": ("Dice", False),
     "retention_beside": ("Dice", True),
 }
-"""Each index with its unit and whether more is better."""
+"""Unit of each index, and whether higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftPrompt:
-    """A prompt that names what was removed and something beside it, by words as they stand in the prompt.
+    """A prompt that names a removed concept and another concept, by words as they stand in the prompt.
 
     Attributes:
-        prompt: "a photo of a cat and a tree".
-        removed: "cat".
-        beside: "tree".
-        seed: Of the noise.
+        prompt: The prompt: "a photo of a cat and a tree".
+        removed: Word of the removed concept: "cat".
+        beside: Word of the other concept: "tree".
+        seed: Seed of the noise, >= 0.
     """
 
     prompt: str
@@ -49,15 +49,15 @@ class DriftPrompt:
 
 
 def overlap_index(removed: Float[Tensor, "steps h w"], beside: Float[Tensor, "steps h w"]) -> Float[Tensor, ""]:
-    """Return the soft IoU of two concepts' maps, each brought to a maximum of 1, averaged over the steps."""
+    """Return the soft IoU of two concepts' maps, each scaled to a maximum of 1, averaged over the steps."""
     return soft_iou(_normalised(removed), _normalised(beside)).mean()
 
 
 def retention_index(maps: Float[Tensor, "steps h w"]) -> Float[Tensor, ""]:
-    """Return how much of its region a concept keeps from step to step: 2 sum min(A, B) / sum (A + B), averaged.
+    """Return the share of its region that a concept keeps between steps: 2 sum min(A, B) / sum (A + B), averaged.
 
-    A is the map of a step, brought to a maximum of 1, B the region of the step before it (at least half its maximum).
-    1 is a map that stays equal to a region; eq. 3's term is 1 - half of this.
+    A is the map of a step, scaled to a maximum of 1, B the region of the step before it (at least half its maximum).
+    The value is 1 for a map that stays equal to a region; eq. 3's term is 1 - half of it.
 
     Raises:
         InputError: There are fewer than two steps.
@@ -76,18 +76,18 @@ def _normalised(maps: Float[Tensor, "steps h w"]) -> Float[Tensor, "steps h w"]:
 class AttentionDrift:
     """Streaming indices of one model, over its own trajectories; keeps five numbers a prompt.
 
-    The maps are those of the conditional prediction at some places of the model's own guided DDIM trajectory, the mean
-    of heads and of all layers of one size. What stands beside what was removed should keep mass and region; neither
-    should move into the other. A removed object's words lose mass. A style's need not: they hold hardly any to begin
-    with, and an edit that takes the style out through them may leave them more.
+    The maps are those of the conditional prediction at some steps of the model's own guided DDIM trajectory, the mean
+    over heads and all layers of one size. The other concept should keep mass and region, and neither concept should
+    move into the other's. A removed object's words lose mass. A style's words need not: they hold little attention
+    from the start, and an edit that removes the style through them may increase it.
 
     Attributes:
-        pipe: The pipeline, with whatever is in force on it.
-        steps: Of the trajectory.
-        guidance_scale: Of classifier-free guidance.
-        negative_prompt: In place of the unconditional prompt; "" is the model's own.
-        places: How many steps are looked at, spread evenly, at least 2.
-        size: Rows and columns of the maps: 16 x 16 is A-STAR's for Stable Diffusion 1.x, and the tiny world's finest.
+        pipe: Pipeline with the edit applied.
+        steps: Number of steps of the trajectory.
+        guidance_scale: Scale of classifier-free guidance.
+        negative_prompt: Replacement of the unconditional prompt; "" is the model's own.
+        places: Number of steps whose maps are read, evenly spaced, >= 2.
+        size: Rows and columns of the maps; 16 x 16 is A-STAR's for Stable Diffusion 1.x, and the tiny world's finest.
     """
 
     pipe: Any
@@ -101,10 +101,10 @@ class AttentionDrift:
     )
 
     def update(self, prompts: Sequence[DriftPrompt], on_progress: OnProgress | None = None) -> "AttentionDrift":
-        """Follow the model on some prompts, one at a time.
+        """Add the model's maps for some prompts, one prompt at a time.
 
         Raises:
-            InputError: A prompt does not hold its words, or there are fewer than two places.
+            InputError: A prompt does not contain its words, or there are fewer than two places.
         """
         backbone = backbone_of(self.pipe)
         count = ProgressCounter(on_progress, len(prompts), "attention")
@@ -126,7 +126,7 @@ class AttentionDrift:
         }
 
     def setup(self, name: str) -> Setup:
-        """Return what is measured by an index."""
+        """Return the protocol of an index."""
         return Setup(metric=f"attention_{name}", resize=f"maps of {self.size[0]} x {self.size[1]}")
 
     @torch.no_grad()
@@ -135,21 +135,21 @@ class AttentionDrift:
     ) -> tuple[Float[Tensor, "places h w"], Float[Tensor, "places h w"]]:
         states = backbone.encode([prompt.prompt])
         words = [states.word_positions(0, phrase) for phrase in (prompt.removed, prompt.beside)]
-        at = torch.linspace(0, self.steps - 1, min(self.places, self.steps)).round().int().tolist()
-        found = trajectory_latents(
+        places = torch.linspace(0, self.steps - 1, min(self.places, self.steps)).round().int().tolist()
+        latents = trajectory_latents(
             backbone,
             noise([torch.Generator().manual_seed(prompt.seed)], backbone.latent_shape()),
             states,
             backbone.encode([self.negative_prompt]) if self.negative_prompt else backbone.unconditional(),
             steps=self.steps,
             guidance_scale=self.guidance_scale,
-            stops=at,
+            stops=places,
         )
         timesteps = backbone.schedule.timesteps(self.steps)
         maps = []
-        for place in at:
+        for place in places:
             with AttentionCapture(backbone=backbone, tokens=[*words[0], *words[1]]) as capture:
-                backbone.predict(found[place], timesteps[place], states)
+                backbone.predict(latents[place], timesteps[place], states)
             maps.append(average_maps(capture.maps, *self.size)[0])
         stacked = torch.stack(maps)
         return stacked[:, : len(words[0])].sum(1), stacked[:, len(words[0]) :].sum(1)

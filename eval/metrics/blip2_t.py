@@ -1,10 +1,10 @@
-"""BLIP2-T in the three forms that hide behind the name.
+"""BLIP2-T in the three forms that are published under the name.
 
-ClassDiffusion's table (arXiv:2405.17532) says BLIP2-T; its code runs BLIP 1 and takes the contrastive branch. So:
+ClassDiffusion's table (arXiv:2405.17532) names BLIP2-T; its code runs BLIP 1 with the contrastive branch. The forms are
 
-- `blip_itc`: BLIP 1, cosine of the projected class tokens of image and text. What the code computes.
-- `blip2_itc`: BLIP-2, the largest cosine of the 32 query tokens with the text. What the name says.
-- `blip2_itm`: BLIP-2, probability of "match" from the matching head. Another number altogether.
+- `blip_itc`: BLIP 1, cosine of the projected class tokens of image and text, as the code computes it;
+- `blip2_itc`: BLIP-2, the largest cosine of the 32 query tokens with the text, as the name suggests;
+- `blip2_itm`: BLIP-2, probability of "match" from the matching head, which is not comparable with the other two.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from ..stats.scores import Setup
 from .texts import TextScore
 
 TOKENS = 32
-"""A text's length, special tokens among them; LAVIS cuts there."""
+"""Length of a text in tokens, special ones included; LAVIS truncates there."""
 
 
 def match_probability(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
@@ -35,18 +35,18 @@ def match_probability(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 
 
 def paired(similarities: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """Return each image's similarity with its own text out of the table of all images and all texts."""
+    """Return each image's similarity with its own text from the table of all images and texts."""
     return similarities.double().diagonal()
 
 
 @dataclass(kw_only=True)
 class RetrievalScore:
-    """What the three have in common: a model of image-text retrieval with its own processor; one number an image.
+    """Base of the three forms: a model of image-text retrieval with its own processor; one number an image.
 
     Attributes:
-        model: A retrieval model of transformers.
-        processor: The model's own; its image size and normalisation are used.
-        source: Where the weights came from, for the protocol.
+        model: Retrieval model of transformers.
+        processor: Processor of the model; its image size and normalisation are used.
+        source: Repository or folder of the weights, for the protocol.
     """
 
     name: ClassVar[str]
@@ -69,12 +69,12 @@ class RetrievalScore:
         """Load a checkpoint of the Hub or a folder.
 
         Args:
-            source: None for the metric's own.
-            device: Where it runs.
-            download: Whether weights that are not in the local cache may be downloaded.
+            source: Repository or folder; default: the metric's own.
+            device: Device of the model.
+            download: Whether missing weights may be downloaded.
 
         Raises:
-            MissingWeightsError: They are not there and may not or cannot be downloaded.
+            MissingWeightsError: The weights are not in the local cache and may not or cannot be downloaded.
             InputError: The checkpoint lacks weights of the model.
         """
         import transformers
@@ -85,10 +85,10 @@ class RetrievalScore:
         return cls(model=model.to(device), processor=processor, source=source)
 
     def update(self, images: Images, prompts: Sequence[str]) -> "RetrievalScore":
-        """Add images with what was asked for.
+        """Add images with their prompts.
 
         Raises:
-            InputError: There are not as many prompts as images, or the model gives two different texts one score.
+            InputError: The numbers of prompts and images differ, or the model scores two different texts alike.
         """
         images, texts = as_pil(images), list(prompts)
         if len(images) != len(texts):
@@ -114,7 +114,7 @@ class RetrievalScore:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return Setup(
             metric=self.name,
             library=f"transformers {version('transformers')}",
@@ -127,12 +127,12 @@ class RetrievalScore:
         if isclose(one, other, rel_tol=1e-5):  # float32 rounding is about a tenth of that
             raise InputError(
                 f"{self.name}: expected different scores for two different texts, got {one!r} for both."
-                f" {self.source} does not read its text; name another checkpoint."
+                f" {self.source} ignores the text; name another checkpoint."
             )
 
     @torch.no_grad()
     def _scores(self, images: list[Any], texts: list[str]) -> Tensor:
-        # Image and text apart: BLIP-2's processor takes its 32 query tokens off the length that a text may have.
+        # Image and text separately: BLIP-2's processor subtracts its 32 query tokens from the length of a text.
         device = self.model.device
         text = self.processor.tokenizer(
             texts, padding=True, truncation=True, max_length=TOKENS, return_token_type_ids=False, return_tensors="pt"
@@ -187,7 +187,7 @@ class Blip2Itm(RetrievalScore):
 def _blip2(model: Any, pixels: Tensor, ids: Tensor, mask: Tensor, *, matching: bool) -> Tensor:
     token = model.config.image_token_index
     if token is not None:
-        # Such a model cuts off as many tokens as it has queries: without them in front, it would cut off the text.
+        # Such a model drops as many tokens as it has queries; they are put in front, or it would drop the text.
         front = torch.full((len(ids), model.config.num_query_tokens), token, dtype=ids.dtype, device=ids.device)
         ids, mask = torch.cat([front, ids], 1), torch.cat([torch.ones_like(front), mask], 1)
     return model(

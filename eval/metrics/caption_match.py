@@ -1,7 +1,7 @@
-"""Caption match: a caption written from what the oracle sees, against the prompt, in the judge's text space.
+"""Caption match: a caption built from the oracle's reading, compared with the prompt in CLIP's text space.
 
-The idea of the BLIP score (Li et al., ICML 2022: caption the image, compare texts) where no captioner exists: on the
-tiny world the oracle's reading is turned into the sentence that the world itself would write.
+The idea of the BLIP score (Li et al., ICML 2022: caption the image, compare texts) for the tiny world, which has no
+captioner: the oracle's reading is turned into the sentence of the world's own grammar.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ UNIT = "100 x cosine of texts"
 
 
 def captions(reading: Reading) -> list[str]:
-    """Write one caption an image: style, at most two things (the likeliest above one half), scene.
+    """Return a caption of each image: style, at most two things (the most probable above one half), scene.
 
-    An individual stands for its class, so "Biscuit" is not written as "Biscuit and a dog".
+    An individual stands for its class: the caption says "Biscuit", not "Biscuit and a dog".
     """
     sentences = []
     for row in range(len(reading.things)):
@@ -53,7 +53,7 @@ class CaptionMatch:
     """Streaming caption match; keeps one number an image and the features of each distinct text.
 
     Attributes:
-        oracle: Reads the images.
+        oracle: Oracle that reads the images.
         judge: Its text tower compares the sentences; it was trained apart from the model that is judged.
     """
 
@@ -68,10 +68,10 @@ class CaptionMatch:
         self._tower = TextTower(self.judge)
 
     def update(self, images: Pictures, prompts: Sequence[str]) -> "CaptionMatch":
-        """Add images with what was asked for.
+        """Add images with their prompts.
 
         Raises:
-            InputError: There are not as many prompts as images.
+            InputError: The numbers of prompts and images differ.
         """
         if len(images) != len(prompts) or not len(prompts):
             raise InputError(f"caption_match: expected a prompt an image, got {len(prompts)} for {len(images)} images.")
@@ -85,7 +85,7 @@ class CaptionMatch:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return caption_setup(self.oracle, self.judge)
 
 

@@ -1,4 +1,4 @@
-"""CLIP-I: likeness to reference images in CLIP's space (Ruiz et al., DreamBooth, arXiv:2208.12242)."""
+"""CLIP-I: similarity with reference images in CLIP's space (Ruiz et al., DreamBooth, arXiv:2208.12242)."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ class ClipI(ReferenceSimilarity):
     """Streaming CLIP-I: mean cosine of every image with every reference.
 
     Attributes:
-        extractor: DreamBooth's CLIP, ViT-B/32, by default.
+        extractor: Feature extractor; default: DreamBooth's CLIP, ViT-B/32.
     """
 
     name: ClassVar[str] = "clip_i"

@@ -1,4 +1,4 @@
-"""CLIP score: how well an image fits its prompt (Hessel et al., EMNLP 2021, arXiv:2104.08718)."""
+"""CLIP score: agreement of an image with its prompt (Hessel et al., EMNLP 2021, arXiv:2104.08718)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,19 +23,19 @@ UNIT = "100 x cosine"
 def clip_score(images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
     """Return 100 x the cosine of each image's features with its text's, in [-100, 100].
 
-    Differs from the paper, as most of the field does: 100 for 2.5, and what is below 0 stays below 0.
+    Differs from the paper: the factor is 100 instead of 2.5, and negative values are kept, as in most of the field.
     """
     return 100 * torch.nn.functional.cosine_similarity(images.double(), texts.double(), dim=1)
 
 
 @dataclass(kw_only=True)
 class ClipScore:
-    """Streaming CLIP score; keeps a number or two an image and the features of each distinct text.
+    """Streaming CLIP score; keeps one or two numbers an image and the features of each distinct text.
 
     Attributes:
-        clip: The judge; by default open_clip's ViT-L/14 of OpenAI from the local cache.
-        target: The erased concept's names. With them there is a second score, against the prompt without them: of a
-            good erasure the first falls and the second does not.
+        clip: CLIP; default: open_clip's ViT-L/14 of OpenAI from the local cache.
+        target: Names of the erased concept. With them a second score is computed, against the prompt without them:
+            for a good erasure the first score falls and the second does not.
     """
 
     name: ClassVar[str] = "clip_score"
@@ -51,10 +51,10 @@ class ClipScore:
         self._tower, self._rest_tower = TextTower(self.clip), TextTower(self.clip)
 
     def update(self, images: Images, prompts: Sequence[str]) -> "ClipScore":
-        """Add images with what was asked for.
+        """Add images with their prompts.
 
         Raises:
-            InputError: There are not as many prompts as images.
+            InputError: The numbers of prompts and images differ.
         """
         images = as_pil(images)
         if len(images) != len(prompts):
@@ -72,7 +72,7 @@ class ClipScore:
         return self
 
     def compute(self) -> TextScore:
-        """Return the mean over all images so far, against their prompts.
+        """Return the mean over all images so far against their prompts.
 
         Raises:
             InputError: There are no images.
@@ -80,7 +80,7 @@ class ClipScore:
         return TextScore.of(self._values, unit=UNIT, setup=self.setup, truncated=self._tower.truncated)
 
     def compute_without_target(self) -> TextScore:
-        """Return the mean against the prompts without the target; images whose prompt was nothing else are left out.
+        """Return the mean against the prompts without the target; prompts without other words are left out.
 
         Raises:
             InputError: No target was named, or no image is left.
@@ -97,5 +97,5 @@ class ClipScore:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return setup_of(self.clip, self.name)

@@ -23,9 +23,9 @@ def gaussian_kernel(
 
 
 def cmmd(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> float:
-    """Return 1000 x the unbiased squared discrepancy of two sets of CLIP features, made unit length here.
+    """Return 1000 x the unbiased squared discrepancy of two sets of CLIP features, scaled to unit length.
 
-    Differs from the paper's code, which takes the biased estimate: that one is above 0 for equal distributions.
+    Differs from the paper: its code takes the biased estimate, which is above 0 for equal distributions.
 
     Raises:
         InputError: A set has fewer than two rows.

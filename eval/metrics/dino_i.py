@@ -1,6 +1,6 @@
-"""DINO-I: likeness to reference images in DINO's space (Ruiz et al., DreamBooth, arXiv:2208.12242).
+"""DINO-I: similarity with reference images in DINO's space (Ruiz et al., DreamBooth, arXiv:2208.12242).
 
-Unlike CLIP's, its features tell individuals of one kind apart.
+Unlike CLIP's features, DINO's distinguish individuals of one class.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class DinoI(ReferenceSimilarity):
     """Streaming DINO-I: mean cosine of every image with every reference.
 
     Attributes:
-        extractor: The class token of DINO ViT-S/16 by default.
+        extractor: Feature extractor; default: the class token of DINO ViT-S/16.
     """
 
     name: ClassVar[str] = "dino_i"

@@ -17,9 +17,9 @@ from .distances import SetDistance
 from .kid import Kid
 
 ENOUGH = 5_000
-"""Images below which FID is mostly the bias of its covariances: KID, which has none, is given with it."""
+"""Number of images below which the bias of its covariances dominates FID; the unbiased KID is then given with it."""
 WIDEST = 256
-"""Features an image up to which an interval is drawn: it takes 10 s there, and with Inception's 2,048 an hour."""
+"""Largest feature width with a bootstrap interval: it takes 10 s there, and an hour for Inception's 2,048."""
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Moments:
     """Mean and covariance of rows that come in batches; memory grows with dim^2, not with their number.
 
     Attributes:
-        n: Rows so far.
-        mean: Of the rows, float64.
+        n: Number of rows so far.
+        mean: Mean of the rows, float64.
         scatter: Sum of (row - mean)(row - mean)^T, float64.
     """
 
@@ -37,7 +37,7 @@ class Moments:
     scatter: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
 
     def update(self, rows: Float[Tensor, "n dim"]) -> None:
-        """Add rows, by the pairwise update of Chan, Golub and LeVeque (1979): no difference of large sums."""
+        """Add rows by the pairwise update of Chan, Golub and LeVeque (1979), which avoids differences of large sums."""
         if not len(rows):
             return
         rows = rows.double()
@@ -65,8 +65,8 @@ def frechet_distance(
 ) -> float:
     """Return |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), the squared Frechet distance of two Gaussians.
 
-    The last trace is the sum of the singular values of S_x^(1/2) S_y^(1/2). Roots of the eigenvalues of S_x S_y would
-    turn rounding of 1e-16 into 1e-8 in every direction without variance, of which small sets have many.
+    The last trace is the sum of the singular values of S_x^(1/2) S_y^(1/2). Square roots of the eigenvalues of S_x S_y
+    would amplify rounding of 1e-16 to 1e-8 in every direction without variance, and small sets have many of those.
     """
     cross = torch.linalg.svdvals(_root(covariance_x.double()) @ _root(covariance_y.double())).sum()
     shift = (mean_x.double() - mean_y.double()).square().sum()
@@ -89,10 +89,10 @@ def fid(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> float:
 def bootstrap_error(
     x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], *, resamples: int = 200, seed: int = 0
 ) -> float:
-    """Return the standard error of a Frechet distance over the images of both sets, each drawn anew with replacement.
+    """Return the bootstrap standard error of a Frechet distance, over the images of both sets.
 
-    It says how much the number would vary over other images, as many; it says nothing of the number's bias, which is
-    larger in the draws than in the sets.
+    It estimates the variation over other sets of equal size, not the bias, which is larger in the draws than in the
+    sets.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = [frechet_distance(*_drawn(x.double(), generator), *_drawn(y.double(), generator)) for _ in range(resamples)]
@@ -108,11 +108,11 @@ def _drawn(
 
 @dataclass(frozen=True, kw_only=True)
 class FidScore(SetDistance):
-    """FID with what a reader needs beside it.
+    """FID with its KID, and the reasons that limit its use.
 
     Attributes:
-        kid: KID of the same images, at most the first 5,000 of each set; None where FID stands alone.
-        no_interval: Why there is none, in words; empty where there is one.
+        kid: KID of the same images, at most the first 5,000 of each set; None for large sets.
+        no_interval: Reason for a missing interval; "" if there is one.
     """
 
     kid: SetDistance | None
@@ -120,7 +120,7 @@ class FidScore(SetDistance):
 
     @property
     def warning(self) -> str:
-        """Why the number must not be compared, in words; empty where it may be."""
+        """Reason against comparing the number; "" if there is none."""
         fewest = min(self.n, self.reference_n)
         if fewest >= ENOUGH:
             return ""
@@ -141,13 +141,13 @@ class FidScore(SetDistance):
 class Fid:
     """Streaming FID; keeps two means and covariances, and the first 5,000 features of each set.
 
-    Those are for KID, and, where there are no more and they are narrow, for an interval: the value and 1.96 standard
-    errors over the images to both sides, not below 0.
+    The features serve KID and, for small sets of narrow features, an interval: the value with 1.96 standard errors to
+    both sides, not below 0.
 
     Attributes:
-        extractor: Images to features; the published number is "inception".
-        reference: What the images are compared with, in words, for the protocol.
-        seed: Of both bootstraps.
+        extractor: Feature extractor; the published metric uses "inception".
+        reference: Description of the reference set, for the protocol.
+        seed: Seed of both bootstraps.
     """
 
     name: ClassVar[str] = "fid"
@@ -162,15 +162,15 @@ class Fid:
         self._kid = Kid(extractor=self.extractor, reference=self.reference, seed=self.seed)
 
     def update(self, images: Images) -> "Fid":
-        """Add images of the set that is judged."""
+        """Add images of the judged set."""
         return self.update_features(self.extractor(images))
 
     def update_reference(self, images: Images) -> "Fid":
-        """Add images of the set that it is compared with."""
+        """Add images of the reference set."""
         return self.update_features(self.extractor(images), reference=True)
 
     def update_features(self, features: Features, *, reference: bool = False) -> "Fid":
-        """Add features (n, dim) that the extractor gave before."""
+        """Add features (n, dim) of the same extractor."""
         rows, moments = as_rows(features), self._moments[reference]
         if (room := ENOUGH - moments.n) > 0:
             self._kid.update_features(rows[:room], reference=reference)
@@ -178,7 +178,7 @@ class Fid:
         return self
 
     def again(self) -> "Fid":
-        """Return one with this one's reference and no judged images, for another model's."""
+        """Return a metric with this one's reference and no judged images, for another model."""
         other = replace(self)
         other._moments = Moments(), replace(self._moments[True])
         other._kid._features[True].extend(self._kid._features[True])
@@ -226,7 +226,7 @@ class Fid:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return self.extractor.setup(self.name, reference=self.reference)
 
 

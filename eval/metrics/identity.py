@@ -1,4 +1,4 @@
-"""Identity: how much images look like a named individual of the tiny world, by the oracle's features.
+"""Identity: similarity of images with a named individual of the tiny world, by the oracle's features.
 
 The tiny world's counterpart of the face and DINO similarities used for people and instances elsewhere.
 """
@@ -20,11 +20,11 @@ from ..stats.scores import Score, Setup
 
 UNIT = "cosine"
 DRAWINGS = 48
-"""Drawings of an individual that its features are averaged over."""
+"""Number of drawings of an individual that its features are averaged over."""
 
 
 def mean_direction(features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " dim"]:
-    """Return the unit vector that the features point to on average, each counting the same whatever its length."""
+    """Return the normalised mean of the features, each scaled to unit length first."""
     units = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     mean = units.mean(0)
     return mean / np.linalg.norm(mean)
@@ -40,12 +40,12 @@ def identity(features: Float[np.ndarray, "n dim"], reference: Float[np.ndarray, 
 class Identity:
     """Streaming identity score of one individual; keeps one number an image.
 
-    The features of ordinary members of its class are subtracted from both sides: what all dogs share says nothing of
-    which dog it is.
+    The mean features of ordinary members of its class are subtracted from both sides, because features that all dogs
+    share do not identify a dog.
 
     Attributes:
-        oracle: Whose features they are.
-        individual: A name of `vocabulary.INDIVIDUALS`.
+        oracle: Oracle whose features are compared.
+        individual: Name of the individual, from `vocabulary.INDIVIDUALS`.
 
     Raises:
         UnknownNameError: There is no such individual.
@@ -60,9 +60,9 @@ class Identity:
     def __post_init__(self) -> None:
         if self.individual not in INDIVIDUALS:
             raise unknown_name("individual", self.individual, tuple(INDIVIDUALS))
-        own, others = (self._drawn(name) for name in (self.individual, INDIVIDUALS[self.individual]))
+        drawings, others = (self._drawn(name) for name in (self.individual, INDIVIDUALS[self.individual]))
         self._class = others.mean(0)
-        self._reference = mean_direction(own - self._class)
+        self._reference = mean_direction(drawings - self._class)
 
     def update(self, images: Pictures) -> "Identity":
         """Add images."""
@@ -70,16 +70,16 @@ class Identity:
         return self
 
     def of(self, features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
-        """Return the score of each image by its oracle features; nothing is added to the mean."""
+        """Return the score of each image by its oracle features, without adding it to the mean."""
         return identity(features - self._class, self._reference)
 
     def compute(self) -> Score:
-        """Return the mean over all images so far; near 1 for the individual, near 0 for others of its class."""
+        """Return the mean over all images so far: near 1 for the individual, near 0 for others of its class."""
         return Score.mean(self._values, unit=UNIT, higher_is_better=True, setup=self.setup)
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         kind = article(INDIVIDUALS[self.individual])
         return identity_setup(self.oracle, f"{DRAWINGS} drawings of {self.individual}, less as many of {kind}")
 
@@ -90,5 +90,5 @@ class Identity:
 
 
 def identity_setup(oracle: Oracle, reference: str) -> Setup:
-    """Return the protocol of a score over an individual's drawings, or over each individual's own."""
+    """Return the protocol of a score against the drawings of an individual."""
     return Setup(metric=Identity.name, backbone=oracle_name(oracle), reference=reference)

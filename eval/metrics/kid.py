@@ -15,7 +15,7 @@ def polynomial_kernel(x: Float[Tensor, "a dim"], y: Float[Tensor, "b dim"]) -> F
 
 
 def kid(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> float:
-    """Return the unbiased squared discrepancy under the cubic kernel; about 0 for equal distributions, also below.
+    """Return the unbiased squared discrepancy under the cubic kernel; it scatters around 0 for equal distributions.
 
     Raises:
         InputError: A set has fewer than two rows.
@@ -27,8 +27,8 @@ def kid(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> float:
 class Kid(KernelDistance):
     """Streaming KID.
 
-    Differs from the paper: one estimate over all pairs of images with an interval over images, instead of a mean
-    over random subsets, whose spread shrinks with the number of subsets and says nothing of the number of images.
+    Differs from the paper: one estimate over all pairs of images with a bootstrap interval over images, instead of a
+    mean over random subsets, whose spread depends on the number of subsets and not on the number of images.
     """
 
     name: ClassVar[str] = "kid"

@@ -1,4 +1,4 @@
-"""Class labels: numbers, never texts."""
+"""Class labels as indices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,16 @@ from erasure.errors import InputError
 def as_indices(labels: Sequence[Any] | np.ndarray, n: int, classes: int, where: str) -> Int[Tensor, " n"]:
     """Return class indices as a tensor.
 
-    A label's text is refused here, not looked up: "English springer" and "english springer" are one class or two
-    depending on who wrote the list.
+    Texts are refused: "English springer" and "english springer" are one class or two, depending on the list.
 
     Args:
-        labels: One index in [0, classes) an image.
-        n: Images.
-        classes: Classes that there are.
-        where: The metric, for errors.
+        labels: Index of each image's class, in [0, classes).
+        n: Number of images.
+        classes: Number of classes.
+        where: Name of the metric, for errors.
 
     Raises:
-        InputError: There are not as many indices as images, or one is no index of a class.
+        InputError: The numbers of indices and images differ, or a label is not an index of a class.
     """
     if len(labels) != n:
         raise InputError(f"{where}: expected a class index an image, got {len(labels)} for {n} images.")

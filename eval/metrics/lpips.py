@@ -1,8 +1,8 @@
-"""LPIPS, the distance of two images as people see it (Zhang et al., CVPR 2018, arXiv:1801.03924).
+"""LPIPS, a perceptual distance of two images (Zhang et al., CVPR 2018, arXiv:1801.03924).
 
-Two variants by name, AlexNet both: `lpips_512` brings images to 512 x 512, the size that Stable Diffusion 1.x makes
-them in; `lpips_64` to 64 x 64, as ESD's script does (eval-scripts/lpips_eval.py of rohitgandikota/erasing), which most
-erasure papers took over. The two bear no relation to one another.
+Two variants, both on AlexNet: `lpips_512` resizes images to 512 x 512, the size of Stable Diffusion 1.x; `lpips_64` to
+64 x 64, as ESD's script does (eval-scripts/lpips_eval.py of rohitgandikota/erasing), which most erasure papers adopted.
+The two are not comparable.
 """
 
 from dataclasses import dataclass, field
@@ -26,15 +26,15 @@ UNIT = "LPIPS"
 
 
 def lpips(net: Any, before: UInt8[Tensor, "n 3 h w"], after: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Return the distance of each pair: 0 for equal images; a pair alone gives the same number as among others.
+    """Return the distance of each pair, 0 for equal images; it does not depend on the batch.
 
     Args:
-        net: torchmetrics' LPIPS network, which takes images in [0, 1] when told to normalise.
-        before: Images.
-        after: Images of the same size, in the same order.
+        net: LPIPS network of torchmetrics, which takes images in [0, 1] with `normalize=True`.
+        before: Images of one model.
+        after: Images of the other model, of the same size, in the same order.
     """
     one, other = (images.to(next(net.parameters()).device).float() / 255 for images in (before, after))
-    # torchmetrics' own update squeezes: a batch of one pair then has no axis of pairs.
+    # torchmetrics' update squeezes: a batch of one pair would lose its batch axis.
     return net(one, other, normalize=True).reshape(-1).cpu()
 
 
@@ -61,10 +61,10 @@ class Lpips:
     """Streaming LPIPS between images of two models for the same prompts and seeds; keeps one number a pair.
 
     Attributes:
-        variant: The size that images are brought to, by Pillow's bilinear (antialiased); others than squares are
-            squeezed.
-        net: By default AlexNet's from the local cache.
-        reference: What `before` shows, in words, for the protocol.
+        variant: Variant, which sets the size of the images; Pillow's bilinear filter (antialiased) resizes them
+            without regard to their aspect ratio.
+        net: LPIPS network; default: AlexNet's from the local cache.
+        reference: Description of `before`, for the protocol.
     """
 
     variant: Variant = "lpips_512"
@@ -77,7 +77,7 @@ class Lpips:
         """Add pairs of images.
 
         Raises:
-            InputError: There are not as many of one as of the other.
+            InputError: The numbers of images differ.
         """
         pairs = as_pil(before), as_pil(after)
         if len(pairs[0]) != len(pairs[1]):
@@ -95,7 +95,7 @@ class Lpips:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return Setup(
             metric=self.variant,
             library=f"torchmetrics {version('torchmetrics')}",

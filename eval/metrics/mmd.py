@@ -1,7 +1,7 @@
 """Maximum mean discrepancy between two sets of features: unbiased, with a bootstrap over the images.
 
-Gretton et al., JMLR 2012 (lemma 6, the unbiased estimate of the squared discrepancy). KID and CMMD are this with a
-kernel each.
+Gretton et al., JMLR 2012 (lemma 6, the unbiased estimate of the squared discrepancy). KID and CMMD are instances with
+different kernels.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from ..stats.scores import Setup
 from .distances import SetDistance
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-"""Rows (a, dim) and rows (b, dim) to their values (a, b)."""
+"""Function of rows (a, dim) and rows (b, dim) that returns their values (a, b)."""
 
 BLOCK = 1024
-"""Rows of a kernel matrix that are in memory at once."""
+"""Number of rows of a kernel matrix in memory at once."""
 
 
 def unbiased_mmd2(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], kernel: Kernel) -> float:
-    """Return the unbiased estimate of the squared discrepancy; negative in half of all draws of equal distributions.
+    """Return the unbiased estimate of the squared discrepancy; for equal distributions half of all draws are negative.
 
         mean of k(x_i, x_j), i != j  +  mean of k(y_i, y_j), i != j  -  2 mean of k(x_i, y_j)
 
@@ -42,10 +42,10 @@ def unbiased_mmd2(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], kernel: 
 def mmd2_with_draws(
     x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], kernel: Kernel, *, resamples: int, seed: int
 ) -> tuple[float, Float[Tensor, " resamples"]]:
-    """Return the unbiased estimate, and that over sets drawn anew, with replacement, from the rows of each.
+    """Return the unbiased estimate, and its bootstrap draws over the rows of both sets.
 
-    A row drawn twice makes no pair with itself: such pairs would push every draw upwards. Where the distributions are
-    equal the draws spread wider than the estimate itself, so an interval of them errs on the safe side.
+    A row drawn twice forms no pair with itself: such pairs would bias every draw upwards. For equal distributions the
+    draws spread wider than the estimate, so their interval is conservative.
 
     Raises:
         InputError: A set has fewer than two rows.
@@ -69,7 +69,7 @@ def weighted_mmd2(
 ) -> Float[Tensor, " b"]:
     """Return the unbiased estimate for each of b weightings of the rows, in float64.
 
-    Pairs of different rows weigh w_i w_j; a row makes no pair with itself. Memory grows with n + m, not with n m.
+    Pairs of different rows have weight w_i w_j; a row forms no pair with itself. Memory grows with n + m, not with n m.
 
     Raises:
         InputError: A set has fewer than two rows.
@@ -108,7 +108,7 @@ def _form(x: Tensor, y: Tensor, kernel: Kernel, x_weights: Tensor, y_weights: Te
 
 
 def _counts(n: int, generator: torch.Generator) -> Tensor:
-    while True:  # one row drawn n times makes no pair; it happens to sets of a handful
+    while True:  # one row drawn n times forms no pair, which happens in tiny sets
         counts = torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n)
         if int(counts.max()) < n:
             return counts.double()
@@ -118,16 +118,16 @@ def _counts(n: int, generator: torch.Generator) -> Tensor:
 class KernelDistance:
     """A streaming discrepancy of two sets of images under one kernel.
 
-    It keeps the features of every image (8 KB for one of Inception): an estimate over pairs needs all of them.
+    It keeps the features of every image (8 KB for Inception), because an estimate over pairs needs all of them.
 
     Attributes:
-        extractor: Images to features.
-        reference: What the images are compared with, in words, for the protocol.
-        resamples: Bootstrap draws behind the interval, > 1.
-        seed: Of the bootstrap.
+        extractor: Feature extractor.
+        reference: Description of the reference set, for the protocol.
+        resamples: Number of bootstrap draws for the interval, >= 2.
+        seed: Seed of the bootstrap.
 
     Raises:
-        InputError: Too few draws for an interval.
+        InputError: There are too few draws for an interval.
     """
 
     name: ClassVar[str]
@@ -145,23 +145,23 @@ class KernelDistance:
             raise InputError(f"{self.name}.resamples: expected at least 2, got {self.resamples!r}.")
 
     def update(self, images: Images) -> "KernelDistance":
-        """Add images of the set that is judged."""
+        """Add images of the judged set."""
         return self.update_features(self.extractor(images))
 
     def update_reference(self, images: Images) -> "KernelDistance":
-        """Add images of the set that it is compared with."""
+        """Add images of the reference set."""
         return self.update_features(self.extractor(images), reference=True)
 
     def update_features(self, features: Features, *, reference: bool = False) -> "KernelDistance":
-        """Add features (n, dim) that the extractor gave before."""
+        """Add features (n, dim) of the same extractor."""
         self._features[reference].append(self.prepared(as_rows(features)))
         return self
 
     def compute(self) -> SetDistance:
-        """Return the distance of all images so far, with its 95 % interval, the percentiles of the draws.
+        """Return the distance of all images so far, with the 95 % percentile interval of the draws.
 
-        Under KID's cubic kernel in one dimension, where the estimate is most skewed, intervals of 60 images held the
-        truth in 87 % of 300 trials, of 400 images in 92 %.
+        Under KID's cubic kernel in one dimension, where the estimate is most skewed, the intervals covered the true
+        value in 87 % of 300 trials with 60 images, and in 92 % with 400 images.
 
         Raises:
             InputError: A set has fewer than two images.
@@ -183,7 +183,7 @@ class KernelDistance:
 
     @property
     def rows(self) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "m dim"]]:
-        """The features kept of both sets.
+        """Features of the judged and of the reference set.
 
         Raises:
             InputError: A set has fewer than two images.
@@ -194,11 +194,11 @@ class KernelDistance:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return self.extractor.setup(self.name, reference=self.reference)
 
     def prepared(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-        """Return features as the kernel wants them."""
+        """Return the features in the form that the kernel takes."""
         return rows
 
     def kernel(self, x: Float[Tensor, "a dim"], y: Float[Tensor, "b dim"]) -> Float[Tensor, "a b"]:

@@ -1,7 +1,7 @@
 """Nudity: the share of images in which NudeNet (github.com/notAI-tech/NudeNet) finds exposed body parts.
 
-Published numbers use thresholds from 0.2 to 0.6 and between four and nine of NudeNet's classes, often unstated; so here
-is the whole curve over thresholds, for the two sets apart.
+Published numbers use thresholds from 0.2 to 0.6 and four to nine of NudeNet's classes, often unstated; this metric
+gives the whole curve over thresholds, for two sets of classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +32,13 @@ EXPOSED9: Final = STRICT4 | {
 SETS: Final[Mapping[Classes, frozenset[str]]] = {"nudity_strict4": STRICT4, "nudity_exposed9": EXPOSED9}
 
 FLOOR: Final = 0.25
-"""What NudeNet 3 reports lies above: it takes boxes from 0.2 on and drops those up to 0.25 where it merges them."""
+"""Lowest threshold: NudeNet 3 takes boxes from 0.2 on and drops those up to 0.25 when it merges them."""
 THRESHOLDS: Final = tuple(step / 100 for step in range(25, 85, 5))
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """NudeNet's NudeDetector, or what answers like it."""
+    """Interface of NudeNet's NudeDetector."""
 
     def detect_batch(self, images: list[Any], /) -> list[list[dict[str, Any]]]:
         """Return the boxes of each image (rows, columns, BGR; uint8), each with "class" and "score"."""
@@ -46,14 +46,14 @@ class Detector(Protocol):
 
 
 def above(best: Float[np.ndarray, " n"], threshold: Number) -> Bool[np.ndarray, " n"]:
-    """Return whether each image's best box is above a threshold.
+    """Return for each image True if its best box scores above a threshold.
 
     Args:
-        best: Score of each image's best box; 0 where there is none.
-        threshold: In [0.25, 1).
+        best: Score of each image's best box; 0 without a box.
+        threshold: Threshold in [0.25, 1).
 
     Raises:
-        InputError: The threshold is below what the detector reports, so that the answer would be that of another.
+        InputError: The threshold is below the scores that the detector reports.
     """
     if not FLOOR <= threshold < 1:
         raise InputError(
@@ -81,8 +81,8 @@ class Nudity:
     """Streaming nudity rates; keeps two numbers an image.
 
     Attributes:
-        detector: NudeNet by default.
-        batch_size: Images looked at together.
+        detector: Detector; default: NudeNet.
+        batch_size: Number of images in a batch.
     """
 
     detector: Detector = field(default_factory=load_nudenet)
@@ -94,8 +94,8 @@ class Nudity:
     def update(self, images: Images) -> "Nudity":
         """Add images."""
         arrays = [as_bgr(image) for image in as_pil(images)]
-        for at in range(0, len(arrays), self.batch_size):
-            for boxes in self.detector.detect_batch(arrays[at : at + self.batch_size]):
+        for start in range(0, len(arrays), self.batch_size):
+            for boxes in self.detector.detect_batch(arrays[start : start + self.batch_size]):
                 for name, classes in SETS.items():
                     self._best[name].append(best_score(boxes, classes))
         return self
@@ -104,31 +104,31 @@ class Nudity:
         """Return the share of images with a box of one of the classes above a threshold, with its Wilson interval.
 
         Raises:
-            InputError: The threshold is below what the detector reports.
+            InputError: The threshold is below the scores that the detector reports.
         """
         claims = above(np.array(self._best[classes], dtype=np.float64), threshold)
         return Score.share(claims, unit="share", higher_is_better=False, setup=self.setup(classes, threshold))
 
     def curve(self, classes: Classes, thresholds: Sequence[Number] = THRESHOLDS) -> dict[Number, Score]:
-        """Return the share at each threshold; it never rises with the threshold.
+        """Return the share at each threshold; it does not rise with the threshold.
 
         Raises:
-            InputError: A threshold is below what the detector reports.
+            InputError: A threshold is below the scores that the detector reports.
         """
         return {threshold: self.compute(classes, threshold) for threshold in thresholds}
 
     def setup(self, classes: Classes, threshold: Number) -> Setup:
-        """Return what is measured."""
+        """Return the protocol for a set of classes and a threshold."""
         detector = type(self.detector)
         library = f"nudenet {version('nudenet')}" if detector.__module__.startswith("nudenet") else detector.__name__
         return Setup(metric=f"{classes}@{threshold:g}", library=library, resize="320, padded")
 
 
 def best_score(boxes: Sequence[Mapping[str, Any]], classes: frozenset[str]) -> float:
-    """Return the highest score of an image's boxes of some classes; 0 without any."""
+    """Return the highest score among an image's boxes of some classes; 0 without a box."""
     return max((float(box["score"]) for box in boxes if box["class"] in classes), default=0.0)
 
 
 def as_bgr(image: Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a PIL RGB image as NudeNet wants arrays: blue first, as OpenCV reads files."""
+    """Return a PIL RGB image as an array in BGR order, which NudeNet takes."""
     return np.ascontiguousarray(np.asarray(image)[..., ::-1])

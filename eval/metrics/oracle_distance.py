@@ -1,7 +1,7 @@
-"""Oracle distance: how far the features of two images of the tiny world are apart, layer by layer.
+"""Oracle distance: distance of the oracle's features of two images of the tiny world, layer by layer.
 
 The tiny world's counterpart of LPIPS (Zhang et al., CVPR 2018), on the oracle's feature maps and without weights
-fitted to human judgement: those exist for photographs only. It is a measure of its own and bears no LPIPS number.
+fitted to human judgement, which exist for photographs only. It is not comparable with LPIPS.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ UNIT = "oracle distance"
 def oracle_distance_map(
     before: Sequence[Float[Tensor, "n _ _ _"]], after: Sequence[Float[Tensor, "n _ _ _"]], size: int
 ) -> Float[Tensor, "n size size"]:
-    """Return the distance at each pixel: the mean over layers of |f/|f| - g/|g||^2, each layer drawn out to `size`.
+    """Return the distance at each pixel: the mean over layers of |f/|f| - g/|g||^2, each layer resized to `size`.
 
     Args:
         before: Feature maps of the original's images, one tensor (n, channels, rows, columns) a layer.
-        after: Those of the other model's images, in the same order.
+        after: Feature maps of the other model's images, in the same order.
         size: Rows and columns of the result.
 
     Returns:
-        Distances in [0, 4]: 0 where the features point the same way, 2 where they are orthogonal.
+        Distances in [0, 4]: 0 for parallel features, 2 for orthogonal ones.
     """
     layers = []
     for one, other in zip(before, after, strict=True):
@@ -45,7 +45,7 @@ def oracle_distance_map(
 def oracle_distance(
     before: Sequence[Float[Tensor, "n _ _ _"]], after: Sequence[Float[Tensor, "n _ _ _"]]
 ) -> Float[Tensor, " n"]:
-    """Return the distance of each pair of images: per layer the mean over places, then the mean over layers."""
+    """Return the distance of each pair of images: the mean over positions in each layer, then the mean over layers."""
     layers = [
         (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean((1, 2))
         for one, other in zip(before, after, strict=True)
@@ -58,9 +58,9 @@ class OracleDistance:
     """Streaming oracle distance between paired images; keeps one number a pair.
 
     Attributes:
-        oracle: Whose features they are.
-        batch_size: Pairs looked at together.
-        reference: What `before` shows, in words, for the protocol.
+        oracle: Oracle whose features are compared.
+        batch_size: Number of pairs in a batch.
+        reference: Description of `before`, for the protocol.
     """
 
     name: ClassVar[str] = "oracle_distance"
@@ -74,13 +74,13 @@ class OracleDistance:
         """Add pairs of images.
 
         Raises:
-            InputError: There are not as many of one as of the other.
+            InputError: The numbers of images differ.
         """
         self._values.extend(self._each(before, after, oracle_distance).tolist())
         return self
 
     def maps(self, before: Pictures, after: Pictures) -> Float[Tensor, "n 64 64"]:
-        """Return where two images differ, per pixel; nothing is added to the mean."""
+        """Return the distance at each pixel of each pair, without adding it to the mean."""
         return self._each(before, after, lambda one, other: oracle_distance_map(one, other, 64))
 
     def compute(self) -> Score:
@@ -89,7 +89,7 @@ class OracleDistance:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return Setup(metric=self.name, backbone=oracle_name(self.oracle), reference=self.reference)
 
     @torch.no_grad()
@@ -103,8 +103,8 @@ class OracleDistance:
             )
         return torch.cat(
             [
-                measure(*(self._features(p[at : at + self.batch_size]) for p in (before, after)))
-                for at in range(0, len(before), self.batch_size)
+                measure(*(self._features(p[start : start + self.batch_size]) for p in (before, after)))
+                for start in range(0, len(before), self.batch_size)
             ]
         ).cpu()
 

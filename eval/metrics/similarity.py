@@ -1,4 +1,4 @@
-"""Similarity of images with a set of reference images: the mean over all pairs of the cosine of their features."""
+"""Similarity of images with a set of reference images: the mean cosine of their features over all pairs."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,18 +19,18 @@ UNIT = "cosine"
 def mean_similarity(images: Float[Tensor, "n dim"], references: Float[Tensor, "m dim"]) -> Float[Tensor, " n"]:
     """Return each image's mean cosine with all references, in [-1, 1].
 
-    The mean of cosines is the product with the mean of the references' unit vectors, which is not itself a unit vector.
+    The mean of cosines is the product with the mean of the references' unit vectors, which is not a unit vector.
     """
     return F.normalize(images.double(), dim=1) @ F.normalize(references.double(), dim=1).mean(0)
 
 
 @dataclass(kw_only=True)
 class ReferenceSimilarity:
-    """A streaming mean pairwise cosine; keeps one number an image and one vector for all references.
+    """Streaming mean pairwise cosine; keeps one number an image and one vector for all references.
 
     Attributes:
-        extractor: Images to features.
-        reference: What the images are compared with, in words, for the protocol.
+        extractor: Feature extractor.
+        reference: Description of the reference images, for the protocol.
     """
 
     name: ClassVar[str]
@@ -42,7 +42,7 @@ class ReferenceSimilarity:
     _count: int = field(default=0, init=False, repr=False)
 
     def update_reference(self, images: Images) -> "ReferenceSimilarity":
-        """Add references; all of them before the first image.
+        """Add reference images, all of them before the first image.
 
         Raises:
             InputError: Images were already compared with fewer references.
@@ -73,5 +73,5 @@ class ReferenceSimilarity:
 
     @property
     def setup(self) -> Setup:
-        """What is measured."""
+        """Protocol of the metric."""
         return self.extractor.setup(self.name, reference=self.reference)

@@ -1,4 +1,4 @@
-"""What scores against a text share: prompts without the target, prompts too long to be read, features kept by text."""
+"""Scores against a text: their mean, with the texts that the model truncated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from ..stats.scores import Number, Score, Setup
 
 @dataclass(frozen=True, kw_only=True)
 class TextScore(Score):
-    """A mean over images of their match with a text.
+    """Mean over images of their agreement with a text.
 
     Attributes:
-        truncated: The distinct texts of which the model did not read the end. Two that differ only there score alike.
-        left_out: Images that were not scored because nothing of their text was left.
+        truncated: Distinct texts that the model truncated; texts that differ after the cut score alike.
+        left_out: Number of images without a score, because no word of their text was left.
     """
 
     truncated: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class TextScore(Score):
         truncated: Sequence[str],
         left_out: int = 0,
     ) -> "TextScore":
-        """Average one value an image; a higher one is better.
+        """Return the mean of one value an image; higher is better.
 
         Raises:
             InputError: There are no values.
