@@ -20,8 +20,8 @@ from rich.console import Console
 
 from erasure import tinyworld
 from erasure.errors import ErasureError, InputError
-from erasure.eval.attacks import attack_names
 from erasure.eval.benchmarks.tinyworld import TinyWorld
+from erasure.eval.probes import attack_and_probe_names
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.red_team import ROWS, AttackRun, attack_prompts
 from erasure.eval.protocols.sources import attack_of, judges_of, metrics_of, source_of
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="a config of `erasure remove`, with its concepts")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `erasure remove`")
     parser.add_argument("--pictures", type=int, default=2000, help="of the benchmark")
-    parser.add_argument("--attacks", nargs="*", default=list(attack_names()), help="which; none leaves them out")
+    parser.add_argument(
+        "--attacks", nargs="*", default=list(attack_and_probe_names()), help="attacks and probes; empty for none"
+    )
     parser.add_argument("--prompts", type=int, default=40, help="of each attack")
     parser.add_argument("--budget", type=int, default=20, help="images of each prompt, at most")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/family"))

@@ -49,7 +49,7 @@ LowMemory = Annotated[
 
 
 _NAMES = {
-    "{attacks}": "erasure.eval.attacks:attack_names",
+    "{attacks}": "erasure.eval.probes:attack_and_probe_names",
     "{benchmarks}": "erasure.eval.benchmarks:benchmark_names",
     "{erasers}": "erasure.erasers:eraser_names",
     "{guidance}": "erasure.pipelines.export.formats:GUIDANCES",

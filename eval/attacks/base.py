@@ -1,10 +1,10 @@
-"""What every attack is: settings, and one method that turns a prompt into token ids that bring a concept back."""
+"""Interface of an attack: settings, and a search for token ids that bring a removed concept back."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,16 +16,20 @@ from erasure.errors import InputError
 from erasure.progress import OnProgress
 from erasure.registry import Plugin
 
+Access = Literal["prompt", "sampler", "image", "gradient", "weights", "inside"]
+"""Access to a model that an attack or a probe needs, from the least to the most."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Goal:
-    """What an attack is to bring back.
+    """Concept that an attack or a probe should bring back.
 
     Attributes:
-        concept: What was removed.
-        prompt: A prompt that asks for it.
-        seed: Of everything random.
-        latents: Of pictures that the original model made of the prompt, for attacks that look at the denoiser.
+        concept: Removed concept.
+        prompt: Prompt that asks for it.
+        seed: Seed of everything random, >= 0.
+        latents: Latents of images that the original model samples for the prompt, for attacks that use the denoiser's
+            gradient.
     """
 
     concept: Concept
@@ -39,49 +43,45 @@ class Attack(Plugin):
     """A search for token ids; its fields are its settings.
 
     Attributes:
-        name: What it is called on the command line.
-        white_box: Whether it looks at the denoiser that it attacks; else the text encoder is all that it needs, and
-            what it finds is the same for every denoiser that reads that encoder.
+        name: Name on the command line.
+        access: Access to the model: "gradient" searches through the attacked denoiser; "prompt" needs the text encoder
+            alone, so its results hold for every denoiser with that encoder.
     """
 
-    white_box: ClassVar[bool]
+    access: ClassVar[Literal["prompt", "gradient"]]
 
     @abstractmethod
     def search(
         self, backbone: Backbone, goal: Goal, *, on_progress: OnProgress | None = None
     ) -> Int[Tensor, "m tokens"]:
-        """Return rows of ids, the most promising first; at least one, and none of them read as text again.
+        """Return rows of ids, the most promising first; at least one. They are not decoded and tokenized again.
 
         Args:
-            backbone: The model; for a white-box attack with what is attacked in force.
-            goal: What to bring back.
+            backbone: Model; for an attack with access "gradient" with the edit applied.
+            goal: Concept to bring back, and its prompt.
             on_progress: Receives each round of the search.
 
         Raises:
-            InputError: A white-box attack without pictures, or more tokens than a prompt holds.
+            InputError: Latents are missing that the attack needs, or a prompt has too many tokens.
         """
-
-    def while_sampling(self, pipe: Any, goal: Goal) -> AbstractContextManager[None]:
-        """Return what is in force while pictures are made of what was found; nothing, unless an attack has it."""
-        return nullcontext()
 
 
 class Tokens:
-    """The vocabulary of a model, less what an attack may not use, and rows made of it."""
+    """Vocabulary of a model without the tokens that an attack may not use, and rows of its ids."""
 
     def __init__(self, backbone: Backbone, banned: Sequence[str] = ()) -> None:
         tokenizer = backbone.pipe.tokenizer
         self._tokenizer = tokenizer
         self.length: int = tokenizer.model_max_length
         special = {*tokenizer.all_special_ids, tokenizer.pad_token_id}
-        words = tokenizer.batch_decode([[at] for at in range(len(tokenizer))])
-        parts = {at for word in banned for at in self.of(word)}
+        words = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+        parts = {index for word in banned for index in self.of(word)}
         names = [normalized(word) for word in banned]
         self.allowed = torch.tensor(
             [
-                at
-                for at, word in enumerate(words)
-                if at not in special and at not in parts and not any(name in normalized(word) for name in names)
+                index
+                for index, word in enumerate(words)
+                if index not in special and index not in parts and not any(name in normalized(word) for name in names)
             ]
         )
 
@@ -90,10 +90,10 @@ class Tokens:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def rows(self, tokens: Int[Tensor, "n k"]) -> Int[Tensor, "n tokens"]:
-        """Return whole rows of some tokens: start, tokens, end, padding.
+        """Return rows of full length for some tokens: start, tokens, end, padding.
 
         Raises:
-            InputError: There are more tokens than a row has place for.
+            InputError: The tokens exceed the length of a row.
         """
         tokenizer = self._tokenizer
         n, k = tokens.shape
@@ -106,25 +106,24 @@ class Tokens:
         return rows
 
     def draw(self, n: int, k: int, generator: torch.Generator) -> Int[Tensor, "n k"]:
-        """Return tokens drawn evenly from those that are allowed."""
+        """Return tokens drawn uniformly from the allowed ones."""
         return self.allowed[torch.randint(len(self.allowed), (n, k), generator=generator)]
 
 
 @contextmanager
 def soft_tokens(backbone: Backbone, weights: Float[Tensor, "k vocabulary"], first: int = 1) -> Iterator[None]:
-    """Have the text encoders read mixtures of tokens at k places of every row, with gradient.
+    """Replace k token embeddings of every row by mixtures of tokens while open, with gradient.
 
     Args:
-        backbone: The model.
-        weights: Of each token at each place; a row with a single 1 is that token.
-        first: The first of the places.
+        backbone: Model.
+        weights: Weight of each token at each position; a row with a single 1 is that token.
+        first: First of the k positions.
     """
 
     def mixed(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
         table: Any = module.weight
-        own = weights.to(table) @ table
-        own = own.expand(len(embedded), -1, -1)
-        return torch.cat([embedded[:, :first], own, embedded[:, first + len(weights) :]], dim=1)
+        mixture = (weights.to(table) @ table).expand(len(embedded), -1, -1)
+        return torch.cat([embedded[:, :first], mixture, embedded[:, first + len(weights) :]], dim=1)
 
     encoders: list[Any] = [
         part for name, part in backbone.pipe.components.items() if name.startswith("text_encoder") and part is not None
@@ -136,6 +135,6 @@ def soft_tokens(backbone: Backbone, weights: Float[Tensor, "k vocabulary"], firs
 
 
 def pooled(backbone: Backbone, ids: Int[Tensor, "n tokens"]) -> Float[Tensor, "n dim"]:
-    """Return the states at the first end of text, where CLIP pools a sentence, with gradient."""
+    """Return the states at the first end-of-text token, where CLIP pools a sentence, with gradient."""
     read = backbone.encode_ids(ids)
     return read.states[torch.arange(len(read)), read.eot].float()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +39,7 @@ class MMA(Attack):
     source: ClassVar[str] = "arXiv:2311.17516"
     exactness: ClassVar[Exactness] = "published"
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"tokens": 6, "rounds": 4, "candidates": 16, "top": 16})
-    white_box: ClassVar[bool] = False
+    access: ClassVar[Literal["prompt", "gradient"]] = "prompt"
 
     tokens: Annotated[int, Field(ge=1)] = 20
     top: Annotated[int, Field(ge=1)] = 256

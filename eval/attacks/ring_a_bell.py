@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +42,7 @@ class RingABell(Attack):
     source: ClassVar[str] = "arXiv:2310.10012"
     exactness: ClassVar[Exactness] = "published"
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"tokens": 6, "generations": 4, "population": 16})
-    white_box: ClassVar[bool] = False
+    access: ClassVar[Literal["prompt", "gradient"]] = "prompt"
 
     tokens: Annotated[int, Field(ge=1)] = 16
     strength: Annotated[float, Field(gt=0)] = 3.0

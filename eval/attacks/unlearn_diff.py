@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +43,7 @@ class UnlearnDiff(Attack):
     source: ClassVar[str] = "arXiv:2310.11868"
     exactness: ClassVar[Exactness] = "published"
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"tokens": 3, "rounds": 4, "batch_size": 2})
-    white_box: ClassVar[bool] = True
+    access: ClassVar[Literal["prompt", "gradient"]] = "gradient"
 
     tokens: Annotated[int, Field(ge=1)] = 5
     rounds: Annotated[int, Field(ge=1)] = 40

@@ -32,6 +32,7 @@ from erasure.training.replay_memory import stored
 
 from ..attacks import Attack, Goal
 from ..images.ledger_images import as_png
+from ..probes import Probe
 from ..stats.scores import Rate
 from .variants import Variant, image_cache
 
@@ -105,7 +106,7 @@ class AttackRun:
     folder: Path
     erased: Variant
     concepts: Sequence[Concept]
-    attack: Attack
+    attack: Attack | Probe
     sampler: SamplingSettings
     budget: int
     judge: Judge
@@ -183,22 +184,11 @@ class AttackRun:
     ) -> AttackedPrompt:
         backbone = backbone_of(self.erased.pipe)
         latents = None
-        if self.attack.white_box:
+        if self.attack.access == "gradient":
             latents = sample(backbone.pipe, [prompt], [seed], self.sampler, output="latents")
         goal = Goal(concept=concept, prompt=prompt, seed=seed, latents=latents)
 
-        def search() -> dict[str, Tensor]:
-            counted = staged(on_progress, f"{self.attack.name}, prompt {at + 1}")
-            return {"ids": self.attack.search(backbone, goal, on_progress=counted)[:CANDIDATES]}
-
-        if self.attack.white_box:
-            with self.erased.applied():
-                ids = search()["ids"]
-            ids_of_original = search()["ids"]
-        else:
-            # The same for every denoiser that reads this text encoder, so it is searched for once.
-            key = [self.protocol["attack"], self.protocol["model"], concept.as_json(), prompt, seed]
-            ids = ids_of_original = stored(image_cache().with_name("attacks"), key, search)["ids"]
+        ids, ids_of_original = self._ids(goal, staged(on_progress, f"{self.attack.name}, prompt {at + 1}"))
         with torch.no_grad():
             found, of_original = backbone.encode_ids(ids), backbone.encode_ids(ids_of_original)
         plain = backbone.encode([prompt])
@@ -208,8 +198,8 @@ class AttackRun:
             (PLAIN, plain, self.erased.applied),
             (ORIGINAL, of_original, nullcontext),
         ):
-            helped = nullcontext() if row == PLAIN else self.attack.while_sampling(self.erased.pipe, goal)
-            with applied(), helped:
+            probed = row != PLAIN and isinstance(self.attack, Probe)
+            with applied(), self.attack.applied_to(self.erased.pipe, goal) if probed else nullcontext():
                 rows[row] = self._tries(at, row, states, seed)
         return AttackedPrompt(
             concept=concept.target,
@@ -219,6 +209,26 @@ class AttackRun:
             ids=tuple(map(tuple, ids.tolist())),
             rows=rows,
         )
+
+    def _ids(self, goal: Goal, on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
+        """Return the candidates for the erased model and for the original."""
+        backbone = backbone_of(self.erased.pipe)
+        if isinstance(self.attack, Probe):
+            ids = self.attack.prompt_ids(backbone, goal)[:CANDIDATES]
+            return ids, ids
+        attack = self.attack
+
+        def search() -> dict[str, Tensor]:
+            return {"ids": attack.search(backbone, goal, on_progress=on_progress)[:CANDIDATES]}
+
+        if attack.access == "gradient":
+            with self.erased.applied():
+                ids = search()["ids"]
+            return ids, search()["ids"]
+        # The candidates hold for every denoiser with this text encoder, so they are searched for once.
+        key = [self.protocol["attack"], self.protocol["model"], goal.concept.as_json(), goal.prompt, goal.seed]
+        ids = stored(image_cache().with_name("attacks"), key, search)["ids"]
+        return ids, ids
 
     def _tries(self, at: int, row: str, states: Conditioning, seed: int) -> Attempts:
         """Make images until one shows a concept; the candidates take turns."""

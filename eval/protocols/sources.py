@@ -18,9 +18,10 @@ from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings, parse
 from erasure.sampling import SamplingSettings
 
-from ..attacks import Attack, attack_class
+from ..attacks import ATTACKS, Attack
 from ..benchmarks import Benchmark, benchmark_class
 from ..images.ledger_images import slug
+from ..probes import PROBES, Probe
 from .measures import Metrics
 from .public_metrics import PublicMetrics
 from .tinyworld_metrics import TinyWorldMetrics
@@ -193,14 +194,17 @@ def sampler_of(benchmark: Benchmark, source: Source) -> SamplingSettings:
     return benchmark.sampler()
 
 
-def attack_of(name: str, settings: Sequence[str]) -> Attack:
-    """Return an attack by name, with settings as key=value.
+def attack_of(name: str, settings: Sequence[str]) -> Attack | Probe:
+    """Return an attack or a probe by name, with settings as key=value.
 
     Raises:
-        UnknownNameError: There is no such attack, or it has no such setting.
-        InputError: A value that cannot be.
+        UnknownNameError: There is no such attack or probe, or it has no such setting.
+        InputError: A value is out of range.
     """
-    return with_assignments(attack_class(name), settings)
+    kinds: dict[str, type[Attack] | type[Probe]] = {**ATTACKS.classes(), **PROBES.classes()}
+    if name not in kinds:
+        raise unknown_name("attack", name, kinds)
+    return with_assignments(kinds[name], settings)
 
 
 def judges_of(source: Source, device: str) -> tuple[Judge, Judge | None]:

@@ -40,7 +40,7 @@ def test_it_is_a_piece_and_its_module_names_the_source(name: str) -> None:
     assert module is not None
     assert re.search(r"arXiv:\d{4}\.\d{4,5}", module.__doc__ or "") or kind.exactness == "ours"
     assert Path(inspect.getfile(kind)).stem == name.replace("-", "_")
-    assert isinstance(kind.white_box, bool)
+    assert kind.access in ("prompt", "gradient")
 
 
 def test_an_unknown_attack_suggests_the_nearest() -> None:

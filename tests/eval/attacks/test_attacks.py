@@ -1,25 +1,17 @@
 """Attacks: the objective that each one climbs, and the pieces they share."""
 
-from contextlib import nullcontext
-from typing import Any
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept, normalized
 from erasure.errors import InputError
 from erasure.eval.attacks import Attack, Goal, attack_class
 from erasure.eval.attacks.base import Tokens, pooled, soft_tokens
 from erasure.eval.attacks.mma import MMA, _slope
-from erasure.eval.attacks.revival import Revival, found_in
 from erasure.eval.attacks.ring_a_bell import RingABell, direction
 from erasure.eval.attacks.unlearn_diff import UnlearnDiff, on_simplex
-from erasure.guidance.a_star import AStarLoss
-from erasure.guidance.attention import GuidedStep, Named
-from erasure.sampling import SamplingSettings, sample
 from tests.tiny import FAMILIES, sd1
 
 CAT = Concept(target="cat", aliases=("kitten",))
@@ -148,50 +140,6 @@ def test_unlearn_diff_lowers_the_denoising_error_of_its_pictures(small: Backbone
     assert error(rows[0, 1:4]) < sum(others) / len(others)
     with pytest.raises(InputError, match="unlearn-diff: expected pictures of the concept, got none"):
         attack.search(small, Goal(concept=CAT, prompt="a cat", seed=0))
-
-
-def test_the_revival_probe_asks_by_name_and_finds_the_names_tokens(small: Backbone) -> None:
-    tokens, attack = Tokens(small), Revival()
-    (row,) = attack.search(small, goal(small)).tolist()
-    assert row == small.encode(["a photo of a cat"]).ids[0].tolist()
-    assert [row[at] for at in found_in(row, CAT, tokens)] == tokens.of("cat")
-    assert not found_in(small.encode(["a dog"]).ids[0].tolist(), CAT, tokens)
-    implicit = Goal(concept=CAT, prompt="it purrs", seed=0)
-    (named,) = attack.search(small, implicit).tolist()
-    assert found_in(named, CAT, tokens)
-
-
-@pytest.mark.parametrize("method", ["a-star", "attend-and-excite"])
-def test_the_revival_probe_pulls_the_concepts_attention_and_leaves_nothing_behind(method: Any) -> None:
-    # A trained model's peaks are at 1 from the start, where Attend-and-Excite's loss is flat.
-    pipe, attack = tinyworld.load() if method == "a-star" else sd1(), Revival(method=method, alpha=20.0)
-    states = backbone_of(pipe).encode(["a cat"])
-    aim = Goal(concept=CAT, prompt="a cat", seed=0)
-
-    def lost(attack: Revival | None) -> float:
-        """Return how far the concept is from the middle, or its peak from 1, over the steps of four pictures."""
-        steps: list[GuidedStep] = []
-        mask = torch.zeros(8, 8)
-        mask[2:6, 2:6] = 1
-        end = int(states.eot[0])
-        row = Named(names=("cat",), positions=[states.word_positions(0, "cat")], end=end, layout={0: mask})
-        watch = AStarLoss(alpha=1e-12, segregation_scale=0.0)
-        with (
-            nullcontext() if attack is None else attack.while_sampling(pipe, aim),
-            watch.guiding(pipe, lambda: [row] * 4, on_guided=steps.append),
-        ):
-            sample(
-                pipe, states.select([0] * 4), range(4), SamplingSettings(steps=5, guidance_scale=4.0), output="latents"
-            )
-        if method == "a-star":
-            return sum(sum(step.terms["retention"]) for step in steps)
-        return sum(1 - float(maps.max()) for step in steps for maps in step.maps)
-
-    before = sample(pipe, states, [0], SamplingSettings(steps=3, guidance_scale=4.0), output="latents")
-    assert lost(attack) < lost(None)
-    assert torch.equal(
-        sample(pipe, states, [0], SamplingSettings(steps=3, guidance_scale=4.0), output="latents"), before
-    )
 
 
 def test_rows_have_a_place_for_so_many_tokens(small: Backbone) -> None:
