@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar
 
 from .judge import Judge, among, cached_clips, clip_judge
-from .registry import with_settings
+from .registry import added_modules, with_settings
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,8 @@ class ProfileData:
 class ModelProfile:
     """Profile of a model without one of its own: no concept is known, and CLIP is the judge.
 
-    A world overrides what it knows. Its profile is the module `profile` of its package, found by being there.
+    A world overrides what it knows. Its profile is found in the module `profile` of a package within this one, or in a
+    module that another package adds by an entry point.
 
     Attributes:
         name: Name that loads the model, and of its file under configs/profiles.
@@ -138,7 +140,7 @@ class ModelProfile:
         """Return the known concepts without some of them and without their members."""
         return [name for name in self.concepts if name not in targets and self.member_of(name) not in targets]
 
-    def completed(self, requests: Sequence[Any]) -> list[Any]:
+    def completed(self, requests: Sequence[object]) -> list[object]:
         """Return removal requests with what is known of their concepts filled in; other values stay as they are.
 
         Raises:
@@ -200,27 +202,37 @@ def profile_of(model: "str | DiffusionPipeline") -> ModelProfile:
     Args:
         model: The name that loads it, or the loaded pipeline.
     """
-    if isinstance(model, str):
-        return _profiles().get(model, _GENERAL)
-    source = str(getattr(model, "name_or_path", ""))
-    return next((known for known in _profiles().values() if str(known.folder) == source), _GENERAL)
+    source = model if isinstance(model, str) else str(getattr(model, "name_or_path", ""))
+    for profiles in (_shipped, _added):  # other packages are imported for models of other packages only
+        for profile in profiles():
+            if source == (profile.name if isinstance(model, str) else str(profile.folder)):
+                return profile
+    return _GENERAL
 
 
 _GENERAL = ModelProfile()
 
 
 @cache
-def _profiles() -> dict[str, ModelProfile]:
-    """Return the profiles of the worlds, by name: each package of this one may hold a module `profile`."""
-    package = __package__ or ""
+def _shipped() -> tuple[ModelProfile, ...]:
+    """Return the profiles of this package's worlds: each is the module `profile` of its own package."""
+    package = import_module(__package__ or "")
     worlds = [
-        found.name
-        for found in pkgutil.iter_modules(import_module(package).__path__)
-        if found.ispkg and (Path(__file__).parent / found.name / "profile.py").is_file()
+        info.name
+        for info in pkgutil.iter_modules(package.__path__)
+        if info.ispkg and (Path(__file__).parent / info.name / "profile.py").is_file()
     ]
-    modules = [import_module(f"{package}.{world}.profile") for world in worlds]
-    kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
-    return {kind.name: kind() for kind in kinds if issubclass(kind, ModelProfile) and kind is not ModelProfile}
+    return tuple(_defined_in([import_module(f"{package.__name__}.{world}.profile") for world in worlds]))
+
+
+def _added() -> list[ModelProfile]:
+    """Return the profiles that other packages add by entry points."""
+    return _defined_in(added_modules())
+
+
+def _defined_in(modules: Sequence[ModuleType]) -> list[ModelProfile]:
+    kinds = ((module, kind) for module in modules for kind in vars(module).values() if isinstance(kind, type))
+    return [kind() for module, kind in kinds if issubclass(kind, ModelProfile) and kind.__module__ == module.__name__]
 
 
 def _configs() -> Path:

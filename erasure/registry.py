@@ -148,7 +148,7 @@ def refresh() -> None:
     """Forget which pieces were found, for packages that were installed since."""
     invalidate_caches()
     _classes.cache_clear()
-    _added_modules.cache_clear()
+    added_modules.cache_clear()
 
 
 def with_settings(kind: type[AnySettings], settings: Mapping[str, Any], *, where: str) -> AnySettings:
@@ -186,7 +186,7 @@ def described(kind: type) -> dict[str, str]:
 def _classes(base: type[Plugin], noun: str) -> Mapping[str, type[Any]]:
     package = import_module(base.__module__.rpartition(".")[0])
     kinds: dict[str, type[Plugin]] = {}
-    for module in (*_modules(package), *_added_modules()):
+    for module in (*_modules(package), *added_modules()):
         for _, kind in inspect.getmembers(module, inspect.isclass):
             if not issubclass(kind, base) or inspect.isabstract(kind) or kind.__module__ != module.__name__:
                 continue
@@ -202,7 +202,7 @@ def _modules(package: ModuleType) -> Iterator[ModuleType]:
 
 
 @cache
-def _added_modules() -> tuple[ModuleType, ...]:
+def added_modules() -> tuple[ModuleType, ...]:
     """Return the modules that entry points name, those within a package in its place.
 
     Raises:

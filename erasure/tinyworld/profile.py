@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict, TypeGuard
 
 from .. import tinyworld
 from ..concept import Concept, speaks_of
@@ -41,13 +41,13 @@ class TinyWorldProfile(ModelProfile):
     def siblings(self, name: str) -> tuple[str, ...]:
         return vocabulary.siblings(name)
 
-    def completed(self, requests: Sequence[Any]) -> list[Any]:
+    def completed(self, requests: Sequence[object]) -> list[object]:
         named = [
-            {**request, "target": self._concept(request["target"])} if _has_target(request) else request
+            {**request, "target": self._concept(request["target"])} if _is_request(request) else request
             for request in requests
         ]
-        kept = self.kept_beside([request["target"] for request in named if _has_target(request)])
-        return [self._filled(request, kept) if _has_target(request) else request for request in named]
+        kept = self.kept_beside([request["target"] for request in named if _is_request(request)])
+        return [self._filled(request, kept) if _is_request(request) else request for request in named]
 
     def class_name(self, text: str, siblings: Sequence[str] = ()) -> str:
         if siblings:
@@ -102,12 +102,19 @@ class TinyWorldProfile(ModelProfile):
             raise unknown_name("concept of the tiny world", text, [*self.concepts, *synonyms])
         return name
 
-    def _filled(self, request: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
-        target = request["target"]
+    def _filled(self, request: Mapping[str, object], kept: Sequence[str]) -> dict[str, object]:
+        target = str(request["target"])
         return {"kind": self.kind(target), "aliases": list(self.aliases(target)), "preserve": list(kept), **request}
 
 
-def _has_target(request: Any) -> bool:
+class _Request(TypedDict):
+    """Removal request that names its target; it may have more keys."""
+
+    target: str
+
+
+def _is_request(request: object) -> TypeGuard[_Request]:
+    """Return True for a mapping with a target; the schema refuses anything else."""
     return isinstance(request, Mapping) and isinstance(request.get("target"), str)
 
 

@@ -49,8 +49,8 @@ def named_in(
         kept: Concepts that should stay, for a model whose concepts are not known.
     """
     named = profile.named_in(prompt) or [name for name in kept if speaks_of(prompt, [Concept(target=name)])]
-    gone = [concept.target for concept in removed if concept.target in named or speaks_of(prompt, [concept])]
-    return tuple(dict.fromkeys([*gone, *named]))[:_MOST]
+    removed_names = [concept.target for concept in removed if concept.target in named or speaks_of(prompt, [concept])]
+    return tuple(dict.fromkeys([*removed_names, *named]))[:_MOST]
 
 
 def read(
@@ -77,11 +77,11 @@ def read(
     if judge is None:
         return [()] * len(prompts)
     named = [named_in(prompt, removed, profile=profile, kept=kept) for prompt in prompts]
-    gone = {concept.target for concept in removed}
+    removed_names = {concept.target for concept in removed}
     readings: dict[tuple[int, str], Seen] = {}
     for name in dict.fromkeys(name for names in named for name in names):
         rows = [i for i, names in enumerate(named) if name in names]
         old, new = (judge.probabilities([images[i] for i in rows], name).tolist() for images in (before, after))
         for i, was, now in zip(rows, old, new, strict=True):
-            readings[i, name] = Seen(name=name, before=was, after=now, removed=name in gone)
+            readings[i, name] = Seen(name=name, before=was, after=now, removed=name in removed_names)
     return [tuple(readings[i, name] for name in names) for i, names in enumerate(named)]

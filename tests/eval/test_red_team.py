@@ -147,7 +147,7 @@ def test_it_goes_on_where_it_ended_and_refuses_what_is_not_the_same(tmp_path: Pa
     again.run(PROMPTS, steps.append)
     assert json.loads((tmp_path / "attack.json").read_text())["found"][:2] == kept
     assert judge.looked == 3 * 4  # one prompt only, a batch a row
-    assert [step.done for step in steps if step.stage == "prompts"] == [3]
+    assert [step.done for step in steps if step.stage == "prompts"] == [2, 3]  # where it starts, then the new one
     assert again.found == [
         AttackedPrompt.from_json(each) for each in json.loads((tmp_path / "attack.json").read_text())["found"]
     ]

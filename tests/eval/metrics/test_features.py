@@ -58,7 +58,7 @@ def test_any_function_is_an_extractor() -> None:
     assert given(images).shape == (5, 256)
     judge = extractor("tinyworld-judge")(images)
     torch.testing.assert_close(judge.norm(dim=1), torch.ones(5))
-    with pytest.raises(InputError, match="a row for each of 5 pictures, got 4"):
+    with pytest.raises(InputError, match="a row for each of 5 images, got 4"):
         FunctionExtractor(lambda pictures: torch.zeros(4, 2), "short")(images)
 
 
