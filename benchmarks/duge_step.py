@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from erasure.profile import profile_of
 from erasure.progress import Progress
 from erasure.runs.configs import read_config
 from erasure.training.context import FitContext
-from erasure.training.finetune import finetune
+from erasure.training.finetune import Optimisation, finetune
 
 from .record import arguments, spread, write_run
 
 VERSION = 1
-SMALL = {"memory_size": 16, "target_pictures": 8, "picture_steps": 2, "probe_every": 0, "max_similarity": 1.0}
+SMALL = {"memory_size": 16, "target_images": 8, "image_steps": 2, "probe_every": 0, "max_similarity": 1.0}
 CONCEPT = Concept(target="cat", preserve=("dog", "house"))
 
 
@@ -89,10 +88,16 @@ def measured(case: str, steps: int) -> dict[str, Any]:
             before = resident()  # images are made before the first update
 
     if case.startswith("training"):
-        plain, context = replace(duge, distill=False), FitContext(backbone=backbone)
-        loss = plain._preserving(plain._memory([CONCEPT], context), context)
+        plain, context = duge, FitContext(backbone=backbone)
+        loss = plain._preserving(plain._memory([CONCEPT], context), context, distill=False)
         before = resident()
-        finetune(backbone, plain._which, loss, steps=steps + 1, lr=plain.lr, clip_norm=1.0, on_progress=note)
+        finetune(
+            backbone,
+            plain._trained(backbone).__contains__,
+            loss,
+            Optimisation(steps=steps + 1, lr=plain.lr, clip_norm=1.0),
+            on_progress=note,
+        )
     else:
         duge.fit([CONCEPT], FitContext(backbone=backbone, on_progress=note))
     seconds = [later - earlier for earlier, later in itertools.pairwise(moments)]

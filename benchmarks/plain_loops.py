@@ -14,14 +14,19 @@ from torch.nn import functional as F
 
 from erasure.backbones import Backbone
 from erasure.backbones.conditioning import Conditioning, concatenate
+from erasure.closed_form.sentences import SentencePair
 from erasure.concept import Concept, preserved_templates
 from erasure.edits import EditMetadata
-from erasure.erasers.duge import DUGE, _noised, _uniform
-from erasure.erasers.esd import ESD, _encoded, _pairs, trains
-from erasure.erasers.trce import TRCE, _Pair, _steers
+from erasure.erasers.duge import DUGE
+from erasure.erasers.esd import ESD, trained_by
+from erasure.erasers.trce import TRCE, steered
 from erasure.losses.attention import EPSILON
 from erasure.training.context import FitContext, History
-from erasure.training.finetune import below
+from erasure.training.finetune import below, uniform
+from erasure.training.objectives.guided import prompt_pairs
+from erasure.training.replay import noised
+from erasure.training.steering import planned_latents
+from erasure.training.trajectories import encoded
 
 CAT = Concept(target="cat", preserve=("dog", "house"))
 GUN = Concept(target="gun", anchor="flower", aliases=("pistol",), kind="unsafe")
@@ -68,10 +73,10 @@ def plain_esd(backbone: Backbone, settings: ESD, history: History, at_once: int,
 
     eps(x_t, c) is drawn to eps_0(x_t, "") - eta (eps_0(x_t, c) - eps_0(x_t, "")).
     """
-    student, chosen = student_of(backbone.denoiser, lambda name: trains(settings.variant, name))
-    pairs = _pairs(CAT, settings.prompts)
+    student, chosen = student_of(backbone.denoiser, trained_by(settings.variant, backbone).__contains__)
+    pairs = prompt_pairs(CAT, settings.prompts)
     targets = backbone.encode([target for target, _ in pairs])
-    anchors, empty = _encoded(backbone, [anchor for _, anchor in pairs]), backbone.unconditional()
+    anchors, empty = encoded(backbone, [anchor for _, anchor in pairs]), backbone.unconditional()
     optimiser = torch.optim.Adam(chosen.values(), lr=settings.lr)
     draws, size = generators(2)[0], settings.batch_size
     waiting: list[tuple[Tensor, Tensor, list[int]]] = []
@@ -129,7 +134,7 @@ def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: in
     What attention layers read of the target's prompt is drawn beyond what they read of a prompt without it;
     predictions, readings of keys and values, and weights stay near the original's.
     """
-    student, chosen = student_of(backbone.denoiser, settings._which)
+    student, chosen = student_of(backbone.denoiser, settings._trained(backbone).__contains__)
     target = settings._target(CAT, FitContext(backbone=backbone, history=history))
     memory = settings._memory([CAT], FitContext(backbone=backbone, history=history))
     distinct = list(dict.fromkeys(memory.prompts))
@@ -142,11 +147,11 @@ def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: in
     for _ in range(settings.steps):
         below(1, draws[0])  # the number of the target, of which there is one
         rows = [below(len(target.latents), draws[0]) for _ in range(size)]
-        noisy, timestep, _ = _noised(backbone, target.latents[rows].float(), draws[0])
+        noisy, timestep, _ = noised(backbone, target.latents[rows].float(), draws[0])
         unlearn(backbone, student, settings, noisy, timestep, target, rows, at_once)
         rows = [below(len(memory), draws[1]) for _ in range(size)]
-        dropped = [_uniform(draws[1]) < settings.prompt_dropout for _ in range(size)]
-        noisy, timestep, _ = _noised(backbone, memory.latents[rows].float(), draws[1])
+        dropped = [uniform(draws[1]) < settings.prompt_dropout for _ in range(size)]
+        noisy, timestep, _ = noised(backbone, memory.latents[rows].float(), draws[1])
         asked = [
             0 if drop else 1 + distinct.index(memory.prompts[row]) for row, drop in zip(rows, dropped, strict=True)
         ]
@@ -184,7 +189,7 @@ def unlearn(
     """Add the gradient of the unlearning loss."""
     wanted: dict[str, list[Tensor]] = {}
     for some in parts(len(rows), at_once):
-        spoken, blank = (s.select([rows[at] % len(s) for at in some]) for s in (target.spoken, target.blank))
+        spoken, blank = (s.select([rows[at] % len(s) for at in some]) for s in (target.prompts, target.blanks))
         with torch.no_grad():
             seen = []
             for read in (blank, blank, spoken):  # by the model of now once, by the original twice
@@ -196,7 +201,7 @@ def unlearn(
             wanted.setdefault(name, []).append(beyond)
     sizes = {name: torch.cat(each).square().mean() + EPSILON for name, each in wanted.items()}
     for number, some in enumerate(parts(len(rows), at_once)):
-        spoken = target.spoken.select([rows[at] % len(target.spoken) for at in some])
+        spoken = target.prompts.select([rows[at] % len(target.prompts) for at in some])
         with layers_read(student) as found:
             said(student, noisy[some], timestep[some], spoken)
         distances = [(found[name] - wanted[name][number]).square().mean() / sizes[name] for name in found]
@@ -224,14 +229,14 @@ def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: in
     Predictions for the malicious and the empty prompt are pushed past a hinge between two places that the model before
     the first stage gives; for the empty prompt elsewhere they stay those of the model after it.
     """
-    twins = [_Pair.of(settings.trajectory_frame, name, GUN) for name in GUN.names]
+    twins = [SentencePair.of(settings.trajectory_frame, name, GUN) for name in GUN.names]
     plan = settings._plan(len(twins), 0)
     context = FitContext(backbone=backbone, history=history)
-    latents, nulls = settings._latents([twin.prompt for twin in twins], plan, context)
+    latents, nulls = planned_latents([twin.prompt for twin in twins], plan, context)
     metadata = EditMetadata.of("trce", {}, backbone, [GUN], 0)
     with settings._text([GUN], context, metadata).applied_to(backbone.pipe):
         after_first = copy.deepcopy(backbone.denoiser)
-    student, chosen = student_of(after_first, _steers)
+    student, chosen = student_of(after_first, steered(backbone).__contains__)
     malicious, safe = (backbone.encode([getattr(twin, it) for twin in twins]) for it in ("prompt", "safe_prompt"))
     empty, timesteps = backbone.unconditional(), backbone.schedule.timesteps(settings.sample_steps)
     optimiser = torch.optim.AdamW(chosen.values(), lr=settings.lr, weight_decay=settings.weight_decay)

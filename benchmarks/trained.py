@@ -27,14 +27,16 @@ from torch import Tensor
 
 from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
+from erasure.closed_form.sentences import SentencePair
 from erasure.concept import Concept
 from erasure.edits import DenseChange, WeightEdit
 from erasure.erasers.duge import DUGE
-from erasure.erasers.esd import ESD, trains
-from erasure.erasers.trce import TRCE, _Pair, _steers
+from erasure.erasers.esd import ESD, trained_by
+from erasure.erasers.trce import TRCE, steered
 from erasure.profile import profile_of
 from erasure.progress import Progress
 from erasure.training.context import FitContext, History
+from erasure.training.steering import planned_latents
 
 from .plain_loops import CAT, GUN, Note, plain_duge, plain_esd, plain_trce
 from .record import arguments, peak_mib, reset_peak, resident_mib, write_run
@@ -116,7 +118,7 @@ def measured(case_and_way: str, steps: int, save: Path) -> dict[str, Any]:
         if way == "ours":
             deltas = learned(
                 settings.fit([case.concept], FitContext(backbone=backbone, history=history, on_progress=note)),
-                case.trained,
+                case.trained(backbone).__contains__,
             )
         else:
             at_once = 1 if way == "plain" else settings.batch_size
@@ -144,14 +146,14 @@ class Case:
     Attributes:
         concept: What is removed.
         settings: The eraser.
-        trained: Accepts the full names of the parameters that the loops train.
+        trained: Returns the full names of the parameters that the loops train.
         ready: Returns the eraser for a number of updates, with its images in the history's folder.
         plain: The plain loop.
     """
 
     concept: Concept
     settings: Any
-    trained: Callable[[str], bool]
+    trained: Callable[[Backbone], frozenset[str]]
     ready: Callable[[Backbone, Any, int, History], Any]
     plain: Callable[[Backbone, Any, History, int, Note], dict[str, Tensor]]
 
@@ -173,8 +175,8 @@ def ready_trce(backbone: Backbone, settings: TRCE, steps: int, history: History)
     each = settings.trajectories * len(GUN.names)
     assert visits % each == 0, f"steps: expected whole epochs of {each // settings.batch_size} updates, got {steps}."
     ready = replace(settings, epochs=visits // each)
-    prompts = [_Pair.of(ready.trajectory_frame, name, GUN).prompt for name in GUN.names]
-    ready._latents(prompts, ready._plan(len(GUN.names), 0), FitContext(backbone=backbone, history=history))
+    prompts = [SentencePair.of(ready.trajectory_frame, name, GUN).prompt for name in GUN.names]
+    planned_latents(prompts, ready._plan(len(GUN.names), 0), FitContext(backbone=backbone, history=history))
     return ready
 
 
@@ -183,8 +185,8 @@ _DUGE = DUGE(
     **{
         **profile_of("tinyworld").settings("duge"),
         "memory_size": 16,
-        "target_pictures": 8,
-        "picture_steps": 4,
+        "target_images": 8,
+        "image_steps": 4,
         "probe_every": 0,
         "max_similarity": 1.0,
         "unlearn_scale": 10.0,
@@ -203,19 +205,19 @@ CASES = {
     "esd": Case(
         concept=CAT,
         settings=_TINY_ESD,
-        trained=lambda name: trains("x", name),
+        trained=lambda backbone: trained_by("x", backbone),
         ready=ready_esd,
         plain=plain_esd,
     ),
     "esd, one start code, as published": Case(
         concept=CAT,
         settings=replace(_TINY_ESD, batch_size=1, trajectory_uses=1, prompts="bare"),
-        trained=lambda name: trains("x", name),
+        trained=lambda backbone: trained_by("x", backbone),
         ready=ready_esd,
         plain=plain_esd,
     ),
-    "duge": Case(concept=CAT, settings=_DUGE, trained=_DUGE._which, ready=ready_duge, plain=plain_duge),
-    "trce, stage 2": Case(concept=GUN, settings=_TRCE, trained=_steers, ready=ready_trce, plain=plain_trce),
+    "duge": Case(concept=CAT, settings=_DUGE, trained=_DUGE._trained, ready=ready_duge, plain=plain_duge),
+    "trce, stage 2": Case(concept=GUN, settings=_TRCE, trained=steered, ready=ready_trce, plain=plain_trce),
 }
 
 

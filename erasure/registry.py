@@ -57,6 +57,8 @@ class _Checked(ABCMeta):
 class Settings(ABC, metaclass=_Checked):
     """Base of dataclasses whose fields are checked strictly at construction: the text "1.0" is no number."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
     def as_settings(self) -> dict[str, Any]:
         """Return the fields by name, nested settings in turn; a nested piece has its name among them."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(cast("Any", self)) if field.init}
@@ -188,7 +190,12 @@ def _classes(base: type[Plugin], noun: str) -> Mapping[str, type[Any]]:
     kinds: dict[str, type[Plugin]] = {}
     for module in (*_modules(package), *added_modules()):
         for _, kind in inspect.getmembers(module, inspect.isclass):
-            if not issubclass(kind, base) or inspect.isabstract(kind) or kind.__module__ != module.__name__:
+            if (
+                not issubclass(kind, base)
+                or kind is base
+                or inspect.isabstract(kind)
+                or kind.__module__ != module.__name__
+            ):
                 continue
             if kinds.setdefault(kind.name, kind) is not kind:
                 both = f"{kinds[kind.name].__module__} and {module.__name__}"

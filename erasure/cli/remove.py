@@ -221,9 +221,10 @@ def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:
         )
         becomes = repr(concept.anchor) if concept.anchor else "nothing"
         show.print(f"{concept.target}{aliases}: {concept.kind}, becomes {becomes}, {kept}", style="dim")
-    terms = [name for name, weight in getattr(run.eraser, "preservation", {}).items() if weight]
+    shape = getattr(run.eraser, "shape", None)
+    terms = [term.name for term in shape.terms] if shape is not None else []
     if any(name.startswith("semantic") for name in terms) or getattr(run.eraser, "class_phrases", False):
-        from ..training.terms.preservation import class_phrases
+        from ..training.phrases import class_phrases
 
         phrases = class_phrases(run.concepts)
         some = "; ".join(phrases[:: max(1, len(phrases) // 6)][:6])

@@ -19,8 +19,9 @@ from ..losses.reconstruction import masked_reconstruction
 from ..losses.semantic import Pooling, cosine_preservation
 from ..progress import OnProgress
 from ..sampling import noise
-from ..training.finetune import Loss, Preservation, Student, below, finetune
-from ..training.phrase_features import phrase_features
+from ..training.finetune import Loss, Optimisation, WeightedLoss, below, finetune
+from ..training.phrases import phrase_features
+from ..training.student import Student
 from .augmentation import squared, view_of
 from .class_words import check_class_word
 
@@ -142,14 +143,16 @@ class ClassDiffusion:
                 backbone,
                 set(_projections(backbone)).__contains__,
                 self._reconstruction(backbone, instances),
-                steps=self.steps,
-                lr=self.lr,
-                rank=self.rank,
-                weight_decay=self.weight_decay,
-                clip_norm=self.clip_norm,
-                preservation=[Preservation(loss=self._semantic(backbone, instances), weight=self.spl_weight)],
-                last_rows=dict.fromkeys(tables.values(), len(tokens)),
-                last_rows_lr=self.token_lr,
+                Optimisation(
+                    steps=self.steps,
+                    lr=self.lr,
+                    rank=self.rank,
+                    weight_decay=self.weight_decay,
+                    clip_norm=self.clip_norm,
+                    last_rows=dict.fromkeys(tables.values(), len(tokens)),
+                    last_rows_lr=self.token_lr,
+                ),
+                terms=[WeightedLoss(loss=self._semantic(backbone, instances), weight=self.spl_weight)],
                 on_progress=on_progress,
                 seed=seed,
             )

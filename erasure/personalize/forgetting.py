@@ -20,8 +20,9 @@ from ..edits.tokens import moved_tokens, table_name, tokens_added
 from ..errors import unknown_name
 from ..losses.semantic import cosine_preservation, norm_preservation
 from ..progress import OnProgress
-from ..training.finetune import Student, finetune
-from ..training.phrase_features import phrase_features
+from ..training.finetune import Optimisation, finetune
+from ..training.phrases import phrase_features
+from ..training.student import Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,7 @@ class Forgetting:
                 backbone,
                 lambda name: False,
                 self._loss(backbone, pairs),
-                steps=self.steps,
-                lr=self.lr,
-                optimizer="adam",
-                last_rows=dict.fromkeys(tables, 1),
+                Optimisation(steps=self.steps, lr=self.lr, optimizer="adam", last_rows=dict.fromkeys(tables, 1)),
                 on_progress=on_progress,
                 seed=seed,
             )

@@ -1,7 +1,7 @@
 """The surroundings of a fit: the model, the removals before it, a judge of images, a seed."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,3 +58,31 @@ class FitContext:
     def targets(self) -> tuple[Concept, ...]:
         """Concepts removed so far, in order."""
         return self.history.targets
+
+
+Reference = Callable[[], AbstractContextManager[object]]
+"""Puts the weights of the model that is to be kept in force for the length of a `with`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """One training inside a fit, as objectives, terms, transforms and selectors see it.
+
+    Attributes:
+        context: Surroundings of the fit.
+        concepts: Concepts to remove, with what each preserves.
+        trained: Accepts the full names of the parameters that are trained.
+        reference: Model to be kept; by default the one that the training starts from.
+        batch_size: Latents a step of the objective, > 0.
+    """
+
+    context: FitContext
+    concepts: Sequence[Concept]
+    trained: Callable[[str], bool]
+    reference: Reference = nullcontext
+    batch_size: int = 1
+
+    @property
+    def backbone(self) -> Backbone:
+        """Model under training."""
+        return self.context.backbone

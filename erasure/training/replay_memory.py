@@ -6,6 +6,7 @@ not drift from one removal to the next.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ from torch.nn import functional as F
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning
-from ..concept import Concept, fill, speaks_of
+from ..concept import Concept, fill, preserved_templates, speaks_of
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
 from ..judge import shows_any
 from ..sampling import SamplingSettings, sample
 from .context import FitContext
+
+logger = logging.getLogger(__name__)
 
 _THINGS = (
     "a tree, a house, a car, a boat, a flower, a bird, an umbrella, a castle, a guitar, a mushroom, "
@@ -169,6 +172,47 @@ def similarity(one: Conditioning, other: Conditioning) -> Float[Tensor, "n m"]:
         for part in (one, other)
     ]
     return pooled[0] @ pooled[1].T
+
+
+def replayed(
+    context: FitContext,
+    concepts: Sequence[Concept],
+    size: int,
+    *,
+    each: bool,
+    max_similarity: float,
+    sampling: SamplingSettings,
+    seed: int,
+) -> Memory:
+    """Return the original model's images of what stays, without those that would teach a removed concept again.
+
+    Args:
+        context: Surroundings of the fit.
+        concepts: Concepts of the request at hand.
+        size: Number of images, >= 2, half of them near a request.
+        each: Whether the near half is of the request at hand, in all contexts of its kind; else of the first request.
+        max_similarity: See `free_of`.
+        sampling: Sampling settings.
+        seed: Seed of the first image, >= 0.
+
+    Raises:
+        InputError: No image is left.
+    """
+    removed = [*context.targets, *concepts]
+    if each:
+        contexts = preserved_templates(concepts[0].kind)
+        prompts = memory_prompts(context.backbone, concepts, size, contexts=contexts, without=removed)
+    else:
+        prompts = memory_prompts(context.backbone, removed[:1], size)
+    memory = remembered(context, prompts, sampling=sampling, seed=seed)
+    left = free_of(context, memory, removed, max_similarity=max_similarity)
+    if not len(left):
+        raise InputError(
+            f"memory: expected images that show none of {', '.join(c.target for c in removed)}, got none of"
+            f" {len(memory)}. Raise max_similarity or memory_size."
+        )
+    logger.info("%d of %d memory images are free of what is removed", len(left), len(memory))
+    return left
 
 
 def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *, max_similarity: float) -> Memory:

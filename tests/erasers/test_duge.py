@@ -12,13 +12,15 @@ from erasure.backbones.attention import AttentionCapture, cross_attention_layers
 from erasure.concept import Concept
 from erasure.edits import LowRankChange
 from erasure.erasers import make_eraser
-from erasure.erasers.duge import DUGE, _Look, _noised, _pairs
+from erasure.erasers.duge import DUGE
 from erasure.errors import InputError
 from erasure.ledger import Ledger
 from erasure.runs.configs import read_config
 from erasure.training.context import FitContext, History
-from erasure.training.finetune import Student
+from erasure.training.matching import LayerReading, prompt_turns
+from erasure.training.replay import noised, reading_loss
 from erasure.training.replay_memory import GENERIC, free_of, memory_prompts, nearest, remembered
+from erasure.training.student import Student
 from tests.erasers.test_esd import Untrained
 from tests.tiny import FAMILIES, sd1
 
@@ -46,15 +48,24 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def some_latents(backbone: Backbone, n: int = 2) -> Any:
-    return _noised(backbone, torch.randn(n, *backbone.latent_shape(), generator=generator()), generator(1))[:2]
+    return noised(backbone, torch.randn(n, *backbone.latent_shape(), generator=generator()), generator(1))[:2]
+
+
+def trained(backbone: Backbone, settings: DUGE = QUICK) -> dict[str, torch.nn.Parameter]:
+    return backbone.parameters(settings._trained(backbone).__contains__)
 
 
 def student_of(backbone: Backbone, settings: DUGE = QUICK) -> Student:
-    return Student(backbone, settings._which, settings.rank if settings.trained == "lora" else None, generator())
+    return Student(
+        backbone,
+        settings._trained(backbone).__contains__,
+        settings.rank if settings.trained == "lora" else None,
+        generator(),
+    )
 
 
-def look_at(backbone: Backbone, match: Any = "maps") -> _Look:
-    return _Look(backbone=backbone, match=match, layers=list(cross_attention_layers(backbone)))
+def look_at(backbone: Backbone, match: Any = "maps") -> LayerReading:
+    return LayerReading(backbone=backbone, match=match, layers=list(cross_attention_layers(backbone)))
 
 
 def deltas(edit: Any, backbone: Backbone) -> dict[str, torch.Tensor]:
@@ -68,7 +79,7 @@ def test_equal_models_with_the_empty_prompt_have_no_loss_and_no_gradient(match: 
     empty, look = backbone.unconditional().expand(2), look_at(backbone, match)
     student = student_of(backbone)
     with torch.no_grad():
-        reference = look.at(latents, timestep, empty)
+        reference = look.read(latents, timestep, empty)
     loss = student(look.distance, latents, timestep, empty, reference)
     assert loss.item() == 0
     gradients = torch.autograd.grad(loss, student.trained, allow_unused=True)
@@ -80,7 +91,7 @@ def test_maps_are_distributions_over_all_tokens(backbone: Backbone) -> None:
     latents, timestep = some_latents(backbone)
     layers = list(cross_attention_layers(backbone))
     with torch.no_grad():
-        maps = look_at(backbone).at(latents, timestep, backbone.encode(["a cat", "a dog"]))
+        maps = look_at(backbone).read(latents, timestep, backbone.encode(["a cat", "a dog"]))
     sizes = layer_pixels(backbone)
     assert list(maps) == list(sizes)  # in the order of execution
     assert set(maps) == set(layers)
@@ -109,14 +120,14 @@ def test_the_loss_on_maps_reaches_queries_and_keys_and_not_what_comes_after_the_
     reached = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
     assert all(".attn2." in name for name in gradients)
     assert all(name in reached for name in gradients if "to_q" in name or "to_k" in name)
-    last = next(reversed(look_at(small).at(*some_latents(small), small.encode(["a"] * 2))))
+    last = next(reversed(look_at(small).read(*some_latents(small), small.encode(["a"] * 2))))
     assert not any(name.startswith((f"{last}.to_v", f"{last}.to_out")) for name in reached)
 
 
 def test_what_is_trained(small: Backbone) -> None:
     every = set(small.parameters(lambda _: True))
-    assert {n for n in every if QUICK._which(n)} == {n for n in every if ".attn2." in n}
-    kv = {n for n in every if replace(QUICK, trained="kv")._which(n)}
+    assert {n for n in every if n in QUICK._trained(small)} == {n for n in every if ".attn2." in n}
+    kv = {n for n in every if n in replace(QUICK, trained="kv")._trained(small)}
     assert kv == set(small.sites(reads="text"))
     edit = replace(QUICK, trained="lora", rank=2).fit([CAT], FitContext(backbone=small))
     assert all(isinstance(change, LowRankChange) and change.down.shape[0] == 2 for change in edit.changes.values())
@@ -125,7 +136,7 @@ def test_what_is_trained(small: Backbone) -> None:
 def test_regularisation_starts_at_zero_and_freezes_the_model_when_it_is_all(small: Backbone) -> None:
     memory = QUICK._memory([CAT], FitContext(backbone=small))
     for kind in ("l2-sp", "l1-sp", "ewc"):
-        settings = replace(QUICK, regularisation=kind, fisher_pictures=2)
+        settings = replace(QUICK, regularisation=kind, fisher_images=2)
         loss = settings._regularising(memory, FitContext(backbone=small))(student_of(small), 0, generator())
         assert loss.item() == 0
     moved = [
@@ -142,8 +153,8 @@ def test_regularisation_starts_at_zero_and_freezes_the_model_when_it_is_all(smal
 
 def test_weights_anchored_to_the_base_are_far_from_it_after_an_earlier_removal(small: Backbone) -> None:
     memory = QUICK._memory([CAT], FitContext(backbone=small))
-    name = next(iter(small.parameters(QUICK._which)))
-    history = History(originals={name: small.parameters(QUICK._which)[name].detach() + 1})
+    name = next(iter(trained(small)))
+    history = History(originals={name: trained(small)[name].detach() + 1})
     student = student_of(small)
     for ref, expected in (("prev", 0.0), ("base", None)):
         loss = replace(QUICK, ref_weights=ref)._regularising(memory, FitContext(backbone=small, history=history))(
@@ -158,24 +169,24 @@ def test_prior_preservation_is_the_training_loss_and_distilled_starts_at_zero(ba
     settings = replace(QUICK, prompt_dropout=0.0)
     memory = settings._memory([CAT], FitContext(backbone=backbone))
     with torch.no_grad():
-        found = settings._preserving(memory, FitContext(backbone=backbone))(Untrained(), 0, generator(3))
-        distilled = replace(settings, distill=True)._preserving(memory, FitContext(backbone=backbone))
+        found = settings._preserving(memory, FitContext(backbone=backbone), distill=False)(Untrained(), 0, generator(3))
+        distilled = settings._preserving(memory, FitContext(backbone=backbone), distill=True)
         assert distilled(Untrained(), 0, generator(3)).item() == 0
         draws = generator(3)
         rows = [int(torch.randint(len(memory), (), generator=draws)) for _ in range(settings.batch_size)]
         [torch.rand((), generator=draws) for _ in rows]
         clean = memory.latents[rows].float()
-        noisy, timestep, noise = _noised(backbone, clean, draws)
+        noisy, timestep, noise = noised(backbone, clean, draws)
         predicted = backbone.predict(noisy, timestep, backbone.encode([memory.prompts[row] for row in rows]))
     wanted = backbone.schedule.target(clean, noise, timestep)
     torch.testing.assert_close(found, (predicted - wanted).square().mean())
 
 
 def test_a_fisher_is_positive_and_of_mean_one(small: Backbone) -> None:
-    settings = replace(QUICK, fisher_pictures=3)
+    settings = replace(QUICK, fisher_images=3)
     fisher = settings._fisher(settings._memory([CAT], FitContext(backbone=small)), FitContext(backbone=small))
     values = torch.cat([part.flatten() for part in fisher.values()])
-    assert set(fisher) == set(small.parameters(settings._which))
+    assert set(fisher) == set(trained(small, settings))
     assert values.min() >= 0
     torch.testing.assert_close(values.mean(), torch.tensor(1.0))
 
@@ -189,7 +200,10 @@ def test_the_first_weight_is_calibrated(small: Backbone) -> None:
     settings = replace(QUICK, calibration=2.0)
     context = FitContext(backbone=small)
     memory = settings._memory([CAT], context)
-    erasing, preserving = settings._erasing([CAT], context), settings._preserving(memory, context)
+    erasing, preserving = (
+        settings._erasing([CAT], context),
+        settings._preserving(memory, context, distill=settings.distill),
+    )
     student = student_of(small)
 
     def length(loss: Any, seed: int) -> float:
@@ -261,8 +275,8 @@ def test_the_memory_loses_what_would_teach_the_target_again(small: Backbone) -> 
 
 
 def test_the_memory_is_of_the_original_model(small: Backbone) -> None:
-    name = next(name for name in small.parameters(QUICK._which) if name.endswith("to_out.0.bias"))
-    parameter = small.parameters(QUICK._which)[name]
+    name = next(name for name in trained(small) if name.endswith("to_out.0.bias"))
+    parameter = trained(small)[name]
     before = remembered(FitContext(backbone=small), ["a dog"], sampling=QUICK._sampling, seed=0)
     history = History(originals={name: parameter.detach().clone()})
     parameter.data = parameter.data + 1
@@ -284,7 +298,7 @@ def test_a_damaged_memory_is_named(small: Backbone, tmp_path: Path) -> None:
 
 
 def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
-    settings = replace(QUICK, steps=6, probe_every=2, probe_pictures=4)
+    settings = replace(QUICK, steps=6, probe_every=2, probe_images=4)
     steps: list[Any] = []
     settings.fit(
         [CAT],
@@ -304,7 +318,7 @@ def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
 
 
 def test_layers_above_the_largest_size_are_left_out(small: Backbone) -> None:
-    with pytest.raises(InputError, match=r"duge\.max_pixels: expected at least"):
+    with pytest.raises(InputError, match=r"max_pixels: expected at least"):
         replace(QUICK, max_pixels=1).fit([CAT], FitContext(backbone=small))
     biggest = max(layer_pixels(small).values())
     plain, same = (
@@ -327,24 +341,24 @@ def test_the_extensions_reach_values_and_the_output_projection_of_every_layer(ma
 
 
 def test_what_stands_in_a_targets_place_is_its_context(small: Backbone) -> None:
-    pairs = dict(_pairs(CAT))
+    pairs = dict(prompt_turns(CAT))
     assert pairs["a cat on the beach"] == "on the beach"
     assert pairs["cat"] == ""
     assert {name for prompt in pairs for name in CAT.names if name in prompt} == {"cat", "kitten"}
-    assert len(pairs) == 2 * len({blank for _, blank in _pairs(CAT)} | {1})
-    settings = replace(QUICK, towards="blank", target_pictures=3)
+    assert len(pairs) == 2 * len({blank for _, blank in prompt_turns(CAT)} | {1})
+    settings = replace(QUICK, towards="blank", target_images=3)
     target = settings._target(CAT, FitContext(backbone=small))
     assert len(target.latents) == 3
-    assert len(target.spoken) == len(target.blank) == len(pairs)
-    torch.testing.assert_close(target.blank.states[0], small.unconditional().states[0])
-    assert settings._asked(CAT, 1) == next(iter(list(pairs)[1:]))
+    assert len(target.prompts) == len(target.blanks) == len(pairs)
+    torch.testing.assert_close(target.blanks.states[0], small.unconditional().states[0])
+    assert settings._image_prompt(CAT, 1) == next(iter(list(pairs)[1:]))
     plain = QUICK._target(CAT, FitContext(backbone=small))
-    assert len(plain.blank) == 1
-    assert QUICK._asked(CAT, 1) == "a photo of a cat"
+    assert len(plain.blanks) == 1
+    assert QUICK._image_prompt(CAT, 1) == "a photo of a cat"
 
 
 def test_overshooting_goes_on_beyond_what_is_aimed_at(small: Backbone) -> None:
-    settings = replace(QUICK, match="noise", towards="blank", batch_size=1, target_pictures=1)
+    settings = replace(QUICK, match="noise", towards="blank", batch_size=1, target_images=1)
     with torch.no_grad():
         near, far = (
             replace(settings, overshoot=o)._erasing([CAT], FitContext(backbone=small))(Untrained(), 0, generator())
@@ -357,8 +371,8 @@ def test_overshooting_goes_on_beyond_what_is_aimed_at(small: Backbone) -> None:
 
 def test_overshooting_an_earlier_target_does_not_lead_back_to_it(small: Backbone) -> None:
     """The way is the original's, whatever earlier removals made of it: here they made the model deaf to all text."""
-    settings = replace(QUICK, match="noise", towards="blank", batch_size=1, target_pictures=1)
-    deaf = {name: weight for name, weight in small.parameters(settings._which).items() if "to_v" in name}
+    settings = replace(QUICK, match="noise", towards="blank", batch_size=1, target_images=1)
+    deaf = {name: weight for name, weight in trained(small, settings).items() if "to_v" in name}
     history = History(originals={name: weight.detach().clone() for name, weight in deaf.items()}, targets=(CAT,))
     with torch.no_grad():
         way = replace(settings, overshoot=0.0)._erasing([CAT], FitContext(backbone=small))(Untrained(), 0, generator())
@@ -374,21 +388,21 @@ def test_overshooting_an_earlier_target_does_not_lead_back_to_it(small: Backbone
 def test_what_is_aimed_at_is_the_same_in_fewer_passes(match: Any, again: bool, of: Any, small: Backbone) -> None:
     """The references of separate passes, each with its own prompt; as many as there are models that differ."""
     settings = replace(QUICK, match=match, towards="blank", overshoot=0.5, ref_attention=of)
-    now = {name: weight.detach().clone() for name, weight in small.parameters(settings._which).items()}
+    now = {name: weight.detach().clone() for name, weight in trained(small, settings).items()}
     history = History(originals=now, targets=(BOAT,)) if again else History()
     if again:
-        for weight in small.parameters(settings._which).values():
+        for weight in trained(small, settings).values():
             weight.data.mul_(1.5)
     look, (noisy, timestep) = look_at(small, match), some_latents(small)
     read, blank = small.encode(["a cat", "a black cat"]), small.encode(["", "a house"])
     with torch.no_grad():
         context = FitContext(backbone=small, history=history)
         with context.original():
-            wanted, away = (look.at(noisy, timestep, states) for states in (blank, read))
-        reference = look.at(noisy, timestep, blank) if again and of == "prev" else wanted
+            wanted, away = (look.read(noisy, timestep, states) for states in (blank, read))
+        reference = look.read(noisy, timestep, blank) if again and of == "prev" else wanted
     calls: list[int] = []
     with small.denoiser.register_forward_pre_hook(lambda _, args: calls.append(len(args[0]))):
-        found = settings._aimed_at(look, noisy, timestep, read, blank, context)
+        found = replace(settings._matching(context), reading=look).aims(noisy, timestep, read, blank)
     assert calls == ([4, 2] if again and of == "prev" else [4])
     assert found.keys() == reference.keys()
     for name, value in found.items():
@@ -416,12 +430,12 @@ def test_gradients_agree_with_finite_differences(settings: dict[str, Any], small
         part.double()
     duge = replace(QUICK, prompt_dropout=0.0, **settings)
     memory = duge._memory([CAT], FitContext(backbone=small))
-    names = list(small.parameters(duge._which))
-    weights = {name: small.parameters(duge._which)[name].detach().clone() for name in names}
+    names = list(trained(small, duge))
+    weights = {name: trained(small, duge)[name].detach().clone() for name in names}
     base = {name: weight.clone() for name, weight in weights.items()}
     losses = {
         "unlearning": duge._erasing([CAT], FitContext(backbone=small)),
-        "prior": duge._preserving(memory, FitContext(backbone=small)),
+        "prior": duge._preserving(memory, FitContext(backbone=small), distill=duge.distill),
         "weights": duge._regularising(memory, FitContext(backbone=small)),
     }
     draws = generator(7)
@@ -440,7 +454,7 @@ class Double(Student):
     """A student in float64 on a line through weight space, a little way off the pipeline's own weights."""
 
     def __init__(self, backbone: Backbone, base: Any, weights: Any, way: Any) -> None:
-        super().__init__(backbone, QUICK._which, None, generator())
+        super().__init__(backbone, QUICK._trained(backbone).__contains__, None, generator())
         self.base, self.start, self.way = base, {n: w + 0.01 * way[n] for n, w in weights.items()}, way
         self.now: dict[str, torch.Tensor] = {}
 
@@ -459,7 +473,7 @@ def test_pictures_are_reported_before_the_fit_while_they_are_made(small: Backbon
     steps: list[Any] = []
     QUICK.fit([CAT], FitContext(backbone=small, history=History(memory=tmp_path), on_progress=steps.append))
     made = [step for step in steps if step.stage == "pictures"]
-    assert [step.total for step in made] == [QUICK.memory_size, QUICK.target_pictures]
+    assert [step.total for step in made] == [QUICK.memory_size, QUICK.target_images]
     assert all(step.done == step.total for step in made)
     steps.clear()
     QUICK.fit([CAT], FitContext(backbone=small, history=History(memory=tmp_path), on_progress=steps.append))
@@ -467,7 +481,7 @@ def test_pictures_are_reported_before_the_fit_while_they_are_made(small: Backbon
 
 
 def test_readings_of_what_is_preserved_start_at_zero_and_reach_keys_and_values_alone(small: Backbone) -> None:
-    loss = QUICK._reading([CAT], FitContext(backbone=small))
+    loss = reading_loss([CAT], FitContext(backbone=small))
     student = student_of(small)
     value = loss(student, 0, generator())
     assert value.item() == 0
@@ -483,9 +497,7 @@ def test_readings_of_what_is_preserved_start_at_zero_and_reach_keys_and_values_a
 
 
 def test_readings_are_compared_with_those_of_the_original(small: Backbone) -> None:
-    kv = {
-        name: p for name, p in small.parameters(QUICK._which).items() if name.endswith(("to_k.weight", "to_v.weight"))
-    }
+    kv = {name: p for name, p in trained(small).items() if name.endswith(("to_k.weight", "to_v.weight"))}
     history = History(originals={name: p.detach() / 1.1 for name, p in kv.items()}, targets=(BOAT,))
-    loss = QUICK._reading([CAT], FitContext(backbone=small, history=history))
+    loss = reading_loss([CAT], FitContext(backbone=small, history=history))
     assert loss(student_of(small), 0, generator()).item() == pytest.approx(0.1**2, rel=1e-4)

@@ -11,12 +11,17 @@ from torch import Tensor
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept, templates
 from erasure.edits import DenseChange, LowRankChange, WeightEdit
-from erasure.erasers import esd, make_eraser
-from erasure.erasers.esd import ESD, negatively_guided, trains
+from erasure.erasers import make_eraser
+from erasure.erasers.esd import ESD, trained_by
 from erasure.errors import InputError
 from erasure.sampling import scheduled_prediction
+from erasure.training import trajectories
 from erasure.training.context import FitContext
-from erasure.training.finetune import Student
+from erasure.training.finetune import Loss
+from erasure.training.objectives import guided
+from erasure.training.objectives.guided import negatively_guided, preserved_prompts, prompt_pairs
+from erasure.training.student import Student
+from erasure.training.trajectories import PartialTrajectories
 from tests.tiny import FAMILIES, sd1
 
 CAT = Concept(target="cat", anchor="dog", preserve=("house",), aliases=("kitten",))
@@ -46,12 +51,16 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, tupl
         calls.append((latents, timestep, states.prompts))
         return scheduled_prediction(backbone, latents, timestep, states)
 
-    monkeypatch.setattr(esd, "scheduled_prediction", predict)
+    monkeypatch.setattr(guided, "scheduled_prediction", predict)
     return calls
 
 
+def erasing(settings: ESD, backbone: Backbone, *concepts: Concept) -> Loss:
+    return settings._objective.loss(settings._task(concepts, FitContext(backbone=backbone)))
+
+
 def loss_at_the_start(settings: ESD, backbone: Backbone, concept: Concept = BARE, seed: int = 0) -> Tensor:
-    loss = settings._erasing(backbone, [concept])
+    loss = erasing(settings, backbone, concept)
     with torch.no_grad():
         return loss(Untrained(), 0, torch.Generator().manual_seed(seed))
 
@@ -130,10 +139,7 @@ def test_the_step_goes_down_the_loss_and_all_edits_leave_the_model_alone(backbon
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_variants_train_what_they_name(family: str) -> None:
     backbone = backbone_of(FAMILIES[family]())
-    names = {
-        variant: set(backbone.parameters(lambda name, v=variant: trains(v, name)))
-        for variant in ("x", "x-strict", "u", "full")
-    }
+    names = {variant: trained_by(variant, backbone) for variant in ("x", "x-strict", "u", "full")}
     whole = {name for name in backbone.parameters(lambda name: True) if name.startswith("unet.")}
     assert names["full"] == whole
     assert names["x-strict"] == set(backbone.sites(reads="text"))
@@ -150,7 +156,7 @@ def test_variants_train_what_they_name(family: str) -> None:
 def test_only_declared_parameters_change(variant: Any, rank: int | None) -> None:
     backbone = backbone_of(sd1())
     edit = replace(QUICK, variant=variant, rank=rank).fit([CAT], FitContext(backbone=backbone))
-    expected = backbone.parameters(lambda name: trains(variant, name))
+    expected = backbone.parameters(trained_by(variant, backbone).__contains__)
     assert set(edit.changes) == {name for name, p in expected.items() if rank is None or p.ndim > 1}
     assert {type(change) for change in edit.changes.values()} == {DenseChange if rank is None else LowRankChange}
     with edit.applied_to(backbone.pipe):
@@ -182,10 +188,12 @@ def test_the_same_seed_gives_the_same_edit() -> None:
 def test_latents_lie_at_a_place_of_the_schedule_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(sd1())
     monkeypatch.setattr(
-        esd, "trajectory_latents", lambda *args, stops, **kwargs: {stop: args[1] + stop for stop in stops}
+        trajectories, "trajectory_latents", lambda *args, stops, **kwargs: {stop: args[1] + stop for stop in stops}
     )
-    monkeypatch.setattr(esd, "noise", lambda generators, shape: torch.zeros(len(generators), *shape))
-    latents = esd._PartiallyDenoised(backbone, backbone.encode(["cat"]), QUICK, lambda generator: 0)
+    monkeypatch.setattr(trajectories, "noise", lambda generators, shape: torch.zeros(len(generators), *shape))
+    latents = PartialTrajectories(
+        backbone, backbone.encode(["cat"]), lambda generator: 0, steps=4, guidance_scale=3.0, uses=1, batch_size=1
+    )
     generator = torch.Generator().manual_seed(0)
     seen: Counter[int] = Counter()
     for _ in range(200):
@@ -215,21 +223,21 @@ def test_the_student_denoises_to_its_latents(monkeypatch: pytest.MonkeyPatch) ->
         assert kwargs["guidance_scale"] == 3.0
         return {stop: torch.randn(1, 4, 8, 8) for stop in kwargs["stops"]}
 
-    monkeypatch.setattr(esd, "trajectory_latents", denoised)
-    QUICK._erasing(backbone, [BARE])(Watched(), 0, torch.Generator())
+    monkeypatch.setattr(trajectories, "trajectory_latents", denoised)
+    erasing(QUICK, backbone, BARE)(Watched(), 0, torch.Generator())
     assert within == [True]
 
 
 def test_one_trajectory_feeds_as_many_updates_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(sd1())
     runs: list[int] = []
-    real = esd.trajectory_latents
+    real = trajectories.trajectory_latents
 
     def counted(*args: Any, **kwargs: Any) -> dict[int, Tensor]:
         runs.append(len(kwargs["stops"]))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(esd, "trajectory_latents", counted)
+    monkeypatch.setattr(trajectories, "trajectory_latents", counted)
     replace(QUICK, steps=6, trajectory_uses=3).fit([BARE], FitContext(backbone=backbone))
     assert runs == [3, 3]
     runs.clear()
@@ -240,7 +248,7 @@ def test_one_trajectory_feeds_as_many_updates_as_asked(monkeypatch: pytest.Monke
 def test_a_batch_draws_its_prompts_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(sd1())
     calls = recorded(monkeypatch)
-    loss = replace(QUICK, batch_size=16, prompts="templates")._erasing(backbone, [CAT, Concept(target="gun")])
+    loss = erasing(replace(QUICK, batch_size=16, prompts="templates"), backbone, CAT, Concept(target="gun"))
     with torch.no_grad():
         loss(Untrained(), 0, torch.Generator().manual_seed(0))
     (latents, _, frozen), (_, _, student) = calls
@@ -255,11 +263,11 @@ def test_a_batch_draws_its_prompts_row_by_row(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_templates_speak_of_every_name() -> None:
-    pairs = esd._pairs(CAT, "templates")
+    pairs = prompt_pairs(CAT, "templates")
     assert len(pairs) == 2 * len(templates("object"))
     assert ("a photo of a kitten", "a photo of a dog") in pairs
-    assert ("a photo of a cat", "a photo") in esd._pairs(BARE, "templates")
-    assert esd._pairs(CAT, "bare") == [("cat", "dog")]
+    assert ("a photo of a cat", "a photo") in prompt_pairs(BARE, "templates")
+    assert prompt_pairs(CAT, "bare") == [("cat", "dog")]
 
 
 def test_preserving_keeps_the_predictions_of_what_stays() -> None:
@@ -283,7 +291,7 @@ def test_preserving_keeps_the_predictions_of_what_stays() -> None:
 
 def test_what_another_concept_erases_is_not_preserved() -> None:
     concepts = [Concept(target="cat", preserve=("dog", "house")), Concept(target="dog")]
-    assert esd._kept(concepts, "bare") == ["", "house"]
+    assert preserved_prompts(concepts, "bare") == ["", "house"]
 
 
 def test_wrong_input_is_named() -> None:

@@ -9,22 +9,14 @@ from diffusers import UNet2DConditionModel
 
 from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.sites import unet_role
 from erasure.closed_form.caption_statistics import square_root, statistics
 from erasure.closed_form.problem import Rows, solve
+from erasure.closed_form.sentences import FRAMES, SentencePair, SentenceReader
 from erasure.concept import Concept
 from erasure.edits import DenseChange, MapChange, WeightEdit
 from erasure.erasers import make_eraser
-from erasure.erasers.trce import (
-    FRAMES,
-    TRCE,
-    _Active,
-    _Ahead,
-    _Pair,
-    _Reader,
-    _States,
-    _steers,
-    published_eta,
-)
+from erasure.erasers.trce import TRCE, published_eta, steered
 from erasure.errors import InputError
 from erasure.ledger import Ledger
 from erasure.progress import Progress
@@ -32,7 +24,9 @@ from erasure.runs.lists import list_path, read_concepts
 from erasure.runs.schema import parse
 from erasure.sampling import noise, trajectory_latents
 from erasure.training.context import FitContext
-from erasure.training.finetune import Student
+from erasure.training.steering import HingeCounter, Steering, SteeringPrompts, planned_latents
+from erasure.training.student import Student
+from erasure.training.teacher import Teacher
 from tests.tiny import FAMILIES, WIDTH, sd1, sd2, sdxl, text_weights
 
 GUN = Concept(target="gun", anchor="flower", kind="unsafe", preserve=("house",), aliases=("pistol",))
@@ -156,9 +150,10 @@ def test_on_stable_diffusion_1_stage_one_touches_32_and_stage_two_96_tensors() -
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     sizes = {f"unet.{name}": parameter.numel() for name, parameter in unet.named_parameters()}
     kv = [size for name, size in sizes.items() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
-    steered = [size for name, size in sizes.items() if _steers(name)]
+    roles = {name: unet_role(name.removeprefix("unet.")) for name in sizes}
+    trained = [size for name, size in sizes.items() if roles[name].startswith(("self", "cross.q"))]
     assert (len(kv), sum(kv)) == (32, 19_169_280)
-    assert (len(steered), sum(steered)) == (96, 61_964_480)
+    assert (len(trained), sum(trained)) == (96, 61_964_480)
 
 
 def test_the_first_end_of_text_is_found_by_its_id_and_the_official_count_of_words_often_misses_it() -> None:
@@ -168,7 +163,9 @@ def test_the_first_end_of_text_is_found_by_its_id_and_the_official_count_of_word
     assert len(pairs) == 300
     states = backbone.encode([pair.prompt for pair in pairs])
     end = backbone.pipe.tokenizer.eos_token_id
-    for reader, mode in ((_Reader(backbone, pairs, TRCE(eot_index=mode)), mode) for mode in ("ids", "words")):
+    for reader, mode in (
+        (SentenceReader(backbone, pairs, TRCE(eot_index=mode)._weights), mode) for mode in ("ids", "words")
+    ):
         found = [reader._end(pair.prompt) for pair in pairs]
         right = [ids[at] == end and ids[at - 1] != end for ids, at in zip(states.ids.tolist(), found, strict=True)]
         assert all(right) == (mode == "ids")
@@ -180,7 +177,7 @@ def test_the_first_end_of_text_is_found_by_its_id_and_the_official_count_of_word
 
 def test_roles_are_read_where_the_official_code_reads_them(small: Backbone) -> None:
     settings = replace(TEXT, frames=("a photo of {} today",), weight_start=2.0, weight_last=3.0, weight_term=4.0)
-    reader = _Reader(small, settings._pairs([GUN]), settings)
+    reader = SentenceReader(small, settings._pairs([GUN]), settings._weights)
     rows = reader.rows(statistics(small, CAPTIONS))
     states = small.encode(["a photo of gun today", "a photo of flower today"])
     here = [at for at, label in enumerate(rows.labels) if label == "gun"]
@@ -248,7 +245,7 @@ def test_stage_two_trains_self_attention_and_queries_alone(build: Any) -> None:
     edit = replace(QUICK, stages="visual").fit([GUN], FitContext(backbone=backbone))
     assert edit.changes
     assert all(".attn1." in name or name.endswith("attn2.to_q.weight") for name in edit.changes)
-    assert set(edit.changes) == set(backbone.parameters(_steers))
+    assert set(edit.changes) == steered(backbone)
     moved = [name for name, change in edit.changes.items() if isinstance(change, DenseChange) and change.delta.any()]
     assert moved
 
@@ -265,8 +262,8 @@ def test_the_references_are_of_the_model_before_stage_one_and_the_regulariser_st
     alone = replace(settings, stages="visual", epochs=1)
     plan = alone._plan(2, 0)
     prompts = ["a photo of gun", "a photo of pistol"]
-    malicious, _ = alone._latents(prompts, plan, FitContext(backbone=small))
-    pairs = [_Pair.of("a photo of {}", name, GUN) for name in GUN.names]
+    malicious, _ = planned_latents(prompts, plan, FitContext(backbone=small))
+    pairs = [SentencePair.of("a photo of {}", name, GUN) for name in GUN.names]
     expected = []
     for number, (trajectory, place) in enumerate(plan.malicious):
         z = malicious[number : number + 1].float()
@@ -296,7 +293,7 @@ def test_references_found_ahead_are_those_of_each_step(small: Backbone, monkeypa
     losses: list[list[float]] = []
     passes: list[int] = []
     for at_once in (1, 10):
-        monkeypatch.setattr("erasure.erasers.trce._TAUGHT_AT_ONCE", at_once)
+        monkeypatch.setattr("erasure.training.steering._TAUGHT_AT_ONCE", at_once)
         rows: list[int] = []
         frozen = small.denoiser.register_forward_pre_hook(
             lambda _, args, rows=rows: rows.append(len(args[0])) if not torch.is_grad_enabled() else None
@@ -317,7 +314,7 @@ def test_a_stretch_ahead_is_asked_for_once_and_ends_with_the_plan() -> None:
         asked.append(list(numbers))
         return torch.tensor(list(numbers)).double() ** 2
 
-    ahead = _Ahead(find, 8, 7)
+    ahead = Teacher(find, 8, 7)
     for numbers in ([0, 1, 2], [3, 4, 5], [6, 7], [6, 7], [0]):
         assert ahead(numbers).tolist() == [number**2 for number in numbers]
     assert asked == [[0, 1, 2, 3, 4, 5], [6, 7], [0, 1, 2, 3, 4, 5, 6]]
@@ -325,7 +322,7 @@ def test_a_stretch_ahead_is_asked_for_once_and_ends_with_the_plan() -> None:
 
 def test_latents_stand_at_their_timestep_of_the_trajectory(small: Backbone) -> None:
     plan = QUICK._plan(1, 3)
-    malicious, null = QUICK._latents(["a photo of gun"], plan, FitContext(backbone=small))
+    malicious, null = planned_latents(["a photo of gun"], plan, FitContext(backbone=small))
     start = noise([torch.Generator().manual_seed(40_000_000)], small.latent_shape())
     [(_, place)] = plan.malicious
     whole = trajectory_latents(
@@ -349,11 +346,19 @@ def test_the_same_prompt_as_safe_and_malicious_has_the_loss_of_the_margin_and_no
     pairs = settings._pairs([same])
     assert pairs
     plan = settings._plan(1, 0)
-    latents, _ = settings._latents(["a photo of Gun"], plan, FitContext(backbone=small))
+    latents, _ = planned_latents(["a photo of Gun"], plan, FitContext(backbone=small))
     states = small.encode(["a photo of Gun"])
-    both = _States(malicious=states, safe=states, null=small.unconditional())
-    loss = settings._steering(small, both, latents, plan, {}, _Active())
-    student = Student(small, _steers, None, torch.Generator())
+    both = SteeringPrompts(malicious=states, safe=states, null=small.unconditional())
+    steering = Steering(
+        backbone=small,
+        prompts=both,
+        plan=plan,
+        target_guidance=settings.target_guidance,
+        margin=settings.margin,
+        beta=settings.beta,
+    )
+    loss = steering.loss(latents, {}, HingeCounter())
+    student = Student(small, steered(small).__contains__, None, torch.Generator())
     value = loss(student, 0, torch.Generator())
     assert value.item() == pytest.approx(2 * settings.margin, rel=1e-3)
     gradients = student(torch.autograd.grad, value, student.trained, allow_unused=True)

@@ -22,8 +22,8 @@ from erasure.personalize.forgetting import Forgetting
 from erasure.personalize.formats import CUSTOM_DIFFUSION_FILE, LORA_FILE, custom_diffusion, write_formats
 from erasure.progress import Progress
 from erasure.sampling import SamplingSettings, sample
-from erasure.training.finetune import finetune
-from erasure.training.phrase_features import phrase_features
+from erasure.training.finetune import Optimisation, finetune
+from erasure.training.phrases import phrase_features
 from tests import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)
@@ -84,15 +84,11 @@ def test_a_weight_of_zero_is_custom_diffusion_bit_for_bit() -> None:
     tokens = method._tokens(backbone, [BISCUIT])
     table = table_name(backbone, "text_encoder")
     with tokens_added(pipe, tokens):
-        alone = finetune(  # the reconstruction and no other term
+        alone = finetune(
             backbone,
             lambda name: ".attn2.to_k." in name or ".attn2.to_v." in name,
             method._reconstruction(backbone, [BISCUIT]),
-            steps=3,
-            lr=1e-3,
-            weight_decay=0.01,
-            clip_norm=1.0,
-            last_rows={table: 1},
+            Optimisation(steps=3, lr=1e-3, weight_decay=0.01, clip_norm=1.0, last_rows={table: 1}),
         )
     [word] = moved_tokens(tokens, {"text_encoder": alone.pop(table)})
     assert torch.equal(word.rows["text_encoder"], rows(plain)["<biscuit> text_encoder"])

@@ -11,7 +11,8 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.edits import DenseChange, EditMetadata, LowRankChange, WeightEdit
 from erasure.errors import InputError, SolveError
 from erasure.progress import Progress
-from erasure.training.finetune import Preservation, Student, finetune
+from erasure.training.finetune import Optimisation, WeightedLoss, finetune
+from erasure.training.student import Student
 from tests.tiny import FAMILIES, sd1
 
 
@@ -86,7 +87,7 @@ def key(backbone: Backbone) -> str:
 def test_the_model_is_left_as_it_was_and_the_changes_lower_the_loss(family: str, which: Any, rank: int | None) -> None:
     backbone = backbone_of(FAMILIES[family]())
     before = snapshot(backbone)
-    changes = finetune(backbone, which, noise_loss(backbone), steps=8, lr=1e-2, rank=rank)
+    changes = finetune(backbone, which, noise_loss(backbone), Optimisation(steps=8, lr=1e-2, rank=rank))
     assert_untouched(before, snapshot(backbone))
     names = backbone.parameters(which)
     assert set(changes) == {name for name, p in names.items() if rank is None or p.ndim > 1}
@@ -117,7 +118,7 @@ def test_the_model_is_left_as_it_was_by_an_exception(backbone: Backbone) -> None
         return value
 
     with pytest.raises(ZeroDivisionError):
-        finetune(backbone, keys, loss, steps=5, lr=1e-2)
+        finetune(backbone, keys, loss, Optimisation(steps=5, lr=1e-2))
     assert_untouched(before, snapshot(backbone))
 
 
@@ -133,7 +134,7 @@ def test_inside_the_student_the_model_has_the_trained_weights_and_outside_its_ow
         seen.append((student(current), current()))
         return quadratic(key, torch.zeros_like(original))(student, step, generator)
 
-    finetune(backbone, keys, loss, steps=3, lr=1e-2)
+    finetune(backbone, keys, loss, Optimisation(steps=3, lr=1e-2))
     assert torch.equal(seen[0][0], original)
     assert not torch.equal(seen[-1][0], original)
     assert all(torch.equal(outside, original) for _, outside in seen)
@@ -141,13 +142,15 @@ def test_inside_the_student_the_model_has_the_trained_weights_and_outside_its_ow
 
 def test_a_zero_gradient_changes_nothing(backbone: Backbone, key: str) -> None:
     weight = backbone.parameters(keys)[key].detach().clone()
-    changes = finetune(backbone, lambda name: name == key, quadratic(key, weight), steps=5, lr=1e-2, optimizer="adam")
+    changes = finetune(
+        backbone, lambda name: name == key, quadratic(key, weight), Optimisation(steps=5, lr=1e-2, optimizer="adam")
+    )
     assert changes[key].delta.abs().max() == 0
 
 
 def test_no_steps_change_nothing(backbone: Backbone) -> None:
     for rank in (None, 2):
-        changes = finetune(backbone, everything, noise_loss(backbone), steps=0, lr=1e-3, rank=rank)
+        changes = finetune(backbone, everything, noise_loss(backbone), Optimisation(steps=0, lr=1e-3, rank=rank))
         weights = backbone.parameters(everything)
         assert all(change.of(weights[name]).abs().max() == 0 for name, change in changes.items())
 
@@ -155,7 +158,9 @@ def test_no_steps_change_nothing(backbone: Backbone) -> None:
 def test_the_first_step_of_adam_is_the_learning_rate_against_the_sign(backbone: Backbone, key: str) -> None:
     weight = backbone.parameters(keys)[key].detach()
     goal = weight + torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    changes = finetune(backbone, lambda name: name == key, quadratic(key, goal), steps=1, lr=1e-3, optimizer="adam")
+    changes = finetune(
+        backbone, lambda name: name == key, quadratic(key, goal), Optimisation(steps=1, lr=1e-3, optimizer="adam")
+    )
     torch.testing.assert_close(changes[key].delta, 1e-3 * (goal - weight).sign(), rtol=1e-3, atol=1e-7)
 
 
@@ -164,8 +169,8 @@ def test_patches_reach_a_goal_of_their_rank(backbone: Backbone, key: str) -> Non
     generator = torch.Generator().manual_seed(1)
     up, down = (torch.randn(shape, generator=generator) for shape in ((len(weight), 1), (1, weight.shape[1])))
     goal = weight + up @ down
-    only = {"which": lambda name: name == key, "loss": quadratic(key, goal)}
-    changes = finetune(backbone, **only, steps=600, lr=2e-2, rank=1)
+    optimisation = Optimisation(steps=600, lr=2e-2, rank=1)
+    changes = finetune(backbone, lambda name: name == key, quadratic(key, goal), optimisation)
     assert changes[key].up.shape == (len(weight), 1)
     torch.testing.assert_close(applied_weight(backbone, changes, key), goal, rtol=0, atol=1e-2)
 
@@ -173,7 +178,7 @@ def test_patches_reach_a_goal_of_their_rank(backbone: Backbone, key: str) -> Non
 @pytest.mark.parametrize("rank", [None, 2])
 def test_the_same_seed_gives_the_same_changes(backbone: Backbone, rank: int | None) -> None:
     def fit(seed: int) -> list[Tensor]:
-        changes = finetune(backbone, keys, noise_loss(backbone), steps=3, lr=1e-3, rank=rank, seed=seed)
+        changes = finetune(backbone, keys, noise_loss(backbone), Optimisation(steps=3, lr=1e-3, rank=rank), seed=seed)
         return [
             change.of(weight)
             for change, weight in zip(changes.values(), backbone.parameters(keys).values(), strict=True)
@@ -191,7 +196,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(backbone: Backbone) -
     for checkpointed in (False, True):
         unet: Any = backbone.component("unet")
         unet.enable_gradient_checkpointing() if checkpointed else unet.disable_gradient_checkpointing()
-        fits.append(finetune(backbone, everything, noise_loss(backbone), steps=2, lr=1e-2, optimizer="adam"))
+        fits.append(
+            finetune(backbone, everything, noise_loss(backbone), Optimisation(steps=2, lr=1e-2, optimizer="adam"))
+        )
     for name, change in fits[0].items():
         torch.testing.assert_close(change.delta, fits[1][name].delta, rtol=1e-3, atol=1e-4)
 
@@ -201,9 +208,9 @@ def test_preservation_pulls_against_the_loss(backbone: Backbone, key: str) -> No
     goal = weight + 1
 
     def shift(scale: float) -> float:
-        keep = Preservation(loss=quadratic(key, weight), weight=scale)
+        keep = WeightedLoss(loss=quadratic(key, weight), weight=scale)
         changes = finetune(
-            backbone, lambda name: name == key, quadratic(key, goal), steps=400, lr=2e-2, preservation=[keep]
+            backbone, lambda name: name == key, quadratic(key, goal), Optimisation(steps=400, lr=2e-2), terms=[keep]
         )
         return changes[key].delta.mean().item()
 
@@ -214,20 +221,20 @@ def test_preservation_pulls_against_the_loss(backbone: Backbone, key: str) -> No
 
 
 def test_a_preservation_term_leaves_the_draws_of_the_loss_as_they_were(backbone: Backbone, key: str) -> None:
-    def draws(preservation: list[Preservation]) -> list[float]:
+    def draws(preservation: list[WeightedLoss]) -> list[float]:
         seen: list[float] = []
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Tensor:
             seen.append(torch.rand((), generator=generator).item())
             return student.weights()[key].sum()
 
-        finetune(backbone, keys, loss, steps=3, lr=1e-3, preservation=preservation)
+        finetune(backbone, keys, loss, Optimisation(steps=3, lr=1e-3), terms=preservation)
         return seen
 
     def drawing(student: Student, step: int, generator: torch.Generator) -> Tensor:
         return student.weights()[key].sum() * torch.rand((), generator=generator)
 
-    assert draws([]) == draws([Preservation(loss=drawing, weight=1.0)])
+    assert draws([]) == draws([WeightedLoss(loss=drawing, weight=1.0)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -235,7 +242,9 @@ def test_a_preservation_term_leaves_the_draws_of_the_loss_as_they_were(backbone:
 def test_half_precision_models_learn_steps_below_their_resolution(dtype: torch.dtype, rank: int | None) -> None:
     backbone = backbone_of(sd1())
     backbone.pipe.to(dtype)
-    changes = finetune(backbone, keys, noise_loss(backbone), steps=4, lr=1e-6, rank=rank, optimizer="adam")
+    changes = finetune(
+        backbone, keys, noise_loss(backbone), Optimisation(steps=4, lr=1e-6, rank=rank, optimizer="adam")
+    )
     weights = backbone.parameters(keys)
     for name, change in changes.items():
         delta = change.of(weights[name])
@@ -246,7 +255,7 @@ def test_half_precision_models_learn_steps_below_their_resolution(dtype: torch.d
 
 def test_steps_are_reported(backbone: Backbone) -> None:
     seen: list[Progress] = []
-    finetune(backbone, keys, noise_loss(backbone), steps=3, lr=1e-3, on_progress=seen.append)
+    finetune(backbone, keys, noise_loss(backbone), Optimisation(steps=3, lr=1e-3), on_progress=seen.append)
     assert [(step.done, step.total) for step in seen] == [(1, 3), (2, 3), (3, 3)]
     assert all(step.loss is not None and step.loss > 0 for step in seen)
 
@@ -254,12 +263,14 @@ def test_steps_are_reported(backbone: Backbone) -> None:
 def test_wrong_input_is_named(backbone: Backbone, key: str) -> None:
     loss = noise_loss(backbone)
     with pytest.raises(InputError, match="expected parameters to train, got none"):
-        finetune(backbone, lambda name: False, loss, steps=1, lr=1e-3)
+        finetune(backbone, lambda name: False, loss, Optimisation(steps=1, lr=1e-3))
     with pytest.raises(InputError, match=r"finetune.lr: expected a number > 0, got 0"):
-        finetune(backbone, keys, loss, steps=1, lr=0.0)
+        finetune(backbone, keys, loss, Optimisation(steps=1, lr=0.0))
     with pytest.raises(InputError, match=r"finetune.rank: expected at least 1, got 0"):
-        finetune(backbone, keys, loss, steps=1, lr=1e-3, rank=0)
+        finetune(backbone, keys, loss, Optimisation(steps=1, lr=1e-3, rank=0))
     with pytest.raises(InputError, match=r"finetune.steps: expected at least 0, got -1"):
-        finetune(backbone, keys, loss, steps=-1, lr=1e-3)
+        finetune(backbone, keys, loss, Optimisation(steps=-1, lr=1e-3))
     with pytest.raises(SolveError, match="expected a finite loss, got nan at step 1"):
-        finetune(backbone, keys, lambda student, *_: student.weights()[key].sum() * torch.nan, steps=1, lr=1e-3)
+        finetune(
+            backbone, keys, lambda student, *_: student.weights()[key].sum() * torch.nan, Optimisation(steps=1, lr=1e-3)
+        )

@@ -12,10 +12,14 @@ from erasure.concept import Concept
 from erasure.edits.changes import exchanged
 from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError
-from erasure.training.context import FitContext
-from erasure.training.finetune import Student, finetune
-from erasure.training.terms import preservation
-from erasure.training.terms.preservation import attention_retention, class_phrases, preservations, reaches
+from erasure.training import trajectories
+from erasure.training.context import FitContext, Reference, TrainingTask
+from erasure.training.finetune import Optimisation, finetune
+from erasure.training.phrases import class_phrases
+from erasure.training.shape import Shape
+from erasure.training.student import Student
+from erasure.training.terms import TERMS
+from erasure.training.terms.attention import AttentionRetention
 from tests import tiny
 
 CAT = Concept(target="cat", preserve=("dog", "bird"))
@@ -25,8 +29,17 @@ TRAINED = ("duge", "esd", "trce")
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample fewer and shorter trajectories: their number is not what is tested."""
-    for name, value in (("_TRAJECTORIES", 2), ("_PLACES", 2), ("_SAMPLE_STEPS", 3)):
-        monkeypatch.setattr(preservation, name, value)
+    monkeypatch.setattr("erasure.training.terms.attention.POOL_SIZE", 2)
+    monkeypatch.setattr("erasure.training.terms.semantic_noise.POOL_SIZE", 2)
+    for name, value in (("_STOPS", 2), ("_SAMPLE_STEPS", 3)):
+        monkeypatch.setattr(trajectories, name, value)
+
+
+def task_of(
+    backbone: Any, part: str = ".attn2.to_k.", concept: Concept = CAT, reference: Reference = nullcontext
+) -> TrainingTask:
+    context = FitContext(backbone=backbone)
+    return TrainingTask(context=context, concepts=[concept], trained=lambda name: part in name, reference=reference)
 
 
 def student_of(backbone: Any) -> Student:
@@ -37,7 +50,7 @@ def test_the_original_holds_its_own_regions_and_a_changed_model_less() -> None:
     """In [0.5, 1] a concept; the gradient reaches queries and keys and not the last layer's values."""
     pipe = tinyworld.load()
     backbone = backbone_of(pipe)
-    loss = attention_retention(backbone, [CAT], nullcontext)
+    loss = AttentionRetention().loss(task_of(backbone))
     student = student_of(backbone)
     own = loss(student, 0, torch.Generator().manual_seed(0))
     assert 0.5 <= float(own) < 0.8
@@ -62,10 +75,10 @@ def test_training_on_it_alone_brings_the_maps_back() -> None:
         with exchanged(keys, weights), torch.no_grad():
             return sum(float(loss(student_of(backbone), 0, draws)) for _ in range(10)) / 10
 
-    loss = attention_retention(backbone, [CAT], lambda: exchanged(keys, original))
+    loss = AttentionRetention().loss(task_of(backbone, reference=lambda: exchanged(keys, original)))
     before = lost(harmed)
     with exchanged(keys, harmed):
-        changes = finetune(backbone, lambda name: ".attn2.to_k." in name, loss, steps=24, lr=3e-3)
+        changes = finetune(backbone, lambda name: ".attn2.to_k." in name, loss, Optimisation(steps=24, lr=3e-3))
     learned = {name: harmed[name] + changes[name].of(harmed[name]).float() for name in harmed}
     assert lost(original) < lost(learned) < before - 0.02
 
@@ -81,10 +94,10 @@ def test_every_trained_eraser_takes_it_and_a_weight_of_zero_is_none(name: str, f
         weights = backbone.parameters(edit.changes.__contains__)
         return {key: change.of(weights[key].detach()) for key, change in edit.changes.items()}
 
-    plain, none = learned(), learned(preservation={"attention": 0.0})
+    plain, none = learned(), learned(shape=Shape(keep={"attention": 0.0}))
     assert all(torch.equal(plain[key], none[key]) for key in plain)
     for term in ("attention", "semantic-noise", *(() if name == "trce" else ("semantic-kv",))):
-        held = learned(preservation={term: 100.0})
+        held = learned(shape=Shape(keep={term: 100.0}))
         assert not all(torch.equal(plain[key], held[key]) for key in plain)
 
 
@@ -105,7 +118,7 @@ def test_phrases_speak_of_the_class_and_the_siblings_and_never_of_what_goes() ->
 def test_semantic_terms_are_zero_at_the_reference_and_have_a_gradient_beyond(term: Any, family: str) -> None:
     backbone = backbone_of(tiny.FAMILIES[family]())
     part = "token_embedding" if term == "semantic-text" else ".attn2.to_k."
-    (kept,) = preservations({term: 2.0}, backbone, [CAT], trained=lambda name: part in name)
+    (kept,) = Shape(keep={term: 2.0}).weighted(task_of(backbone, part))
     assert kept.weight == 2.0
     student = Student(backbone, lambda name: part in name, None, torch.Generator())
     draws = torch.Generator().manual_seed(0)
@@ -122,30 +135,31 @@ def test_semantic_terms_are_zero_at_the_reference_and_have_a_gradient_beyond(ter
 def test_a_term_that_the_trained_weights_do_not_reach_is_refused() -> None:
     backbone = backbone_of(tiny.sd1())
     keys = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    assert reaches("semantic-kv", [keys])
-    assert reaches("semantic-noise", [keys])
-    assert reaches("attention", [keys])
-    assert not reaches("semantic-text", [keys])
-    assert reaches("semantic-text", ["text_encoder.text_model.embeddings.token_embedding.weight"])
-    message = r"preservation\.semantic-kv: expected trained weights .* Use attention or semantic-noise\."
+    assert TERMS.get("semantic-kv").reaches([keys], backbone)
+    assert TERMS.get("semantic-noise").reaches([keys], backbone)
+    assert TERMS.get("attention").reaches([keys], backbone)
+    assert not TERMS.get("semantic-text").reaches([keys], backbone)
+    table = "text_encoder.text_model.embeddings.token_embedding.weight"
+    assert TERMS.get("semantic-text").reaches([table], backbone)
+    message = r"shape\.keep\.semantic-kv: expected trained weights .* Use attention or semantic-noise\."
     with pytest.raises(InputError, match=message):
-        preservations({"semantic-kv": 1.0}, backbone, [CAT], trained=lambda name: ".attn1." in name)
-    with pytest.raises(InputError, match=r"preservation\.semantic-text"):
-        make_eraser("esd", **eraser_class("esd").quick, preservation={"semantic-text": 1.0}).fit(
+        Shape(keep={"semantic-kv": 1.0}).weighted(task_of(backbone, ".attn1."))
+    with pytest.raises(InputError, match=r"shape\.keep\.semantic-text"):
+        make_eraser("esd", **eraser_class("esd").quick, shape=Shape(keep={"semantic-text": 1.0})).fit(
             [CAT], FitContext(backbone=backbone)
         )
 
 
 def test_wrong_requests_are_named() -> None:
-    backbone = backbone_of(tiny.sd1())
+    alone = task_of(backbone_of(tiny.sd1()), "", Concept(target="cat"))
     with pytest.raises(
-        InputError, match=r"preservation.attention: expected concepts that preserve something, got none"
+        InputError, match=r"shape\.keep\.attention: expected concepts that preserve something, got none"
     ):
-        preservations({"attention": 1.0}, backbone, [Concept(target="cat")], trained=lambda _: True)
-    assert preservations({"attention": 0.0}, backbone, [Concept(target="cat")], trained=lambda _: True) == []
+        Shape(keep={"attention": 1.0}).weighted(alone)
+    assert Shape(keep={"attention": 0.0}).weighted(alone) == []
     with pytest.raises(InputError, match="semantic-kv: expected concepts that preserve something, got none"):
-        preservations({"semantic-kv": 1.0}, backbone, [Concept(target="cat")], trained=lambda _: True)
-    with pytest.raises(InputError, match="preservation"):
-        make_eraser("esd", preservation={"attentoin": 1.0})
-    with pytest.raises(InputError, match=r"preservation\.attention: expected a number greater than or equal to 0"):
-        make_eraser("esd", preservation={"attention": -1.0})
+        Shape(keep={"semantic-kv": 1.0}).weighted(alone)
+    with pytest.raises(InputError, match="Did you mean 'attention'"):
+        make_eraser("esd", shape={"keep": {"attentoin": 1.0}})
+    with pytest.raises(InputError, match="expected a number greater than or equal to 0"):
+        make_eraser("esd", shape={"keep": {"attention": -1.0}})

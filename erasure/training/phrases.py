@@ -1,5 +1,6 @@
-"""What a text encoder makes of a whole phrase: the feature that semantic preservation compares."""
+"""Phrases about the class of a concept, and the text features that semantic preservation compares."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..backbones.base import Backbone
+from ..concept import CLASS_TEMPLATES, Concept, fill, speaks_of, templates
 from ..errors import InputError
 from ..losses.semantic import Pooling, pooled_position
 
@@ -35,3 +37,19 @@ def phrase_features(
     at = pooled_position(read.ids, end, pooling).to(read.states.device)
     own = read.states[torch.arange(len(read), device=at.device), at, : first.config.hidden_size]
     return [own] if read.pooled is None else [own, read.pooled]
+
+
+def class_phrases(concepts: Sequence[Concept]) -> list[str]:
+    """Return phrases about the classes that must stay: the anchor of each concept and the names that it preserves.
+
+    Each name stands in the templates of its kind, with adjectives, in places and doing things. Phrases that speak of
+    a removed concept are left out.
+    """
+    phrases: list[str] = []
+    for concept in concepts:
+        names: list[str] = [name for name in (concept.anchor, *concept.preserve) if name]
+        for name in dict.fromkeys(names):
+            phrases += [fill(template, name) for template in templates(concept.kind)]
+            if concept.kind in ("object", "identity"):
+                phrases += [fill(template, name) for template in CLASS_TEMPLATES]
+    return [phrase for phrase in dict.fromkeys(phrases) if not speaks_of(phrase, concepts)]

@@ -1,0 +1,17 @@
+"""The interface of an objective: the main loss of a trained eraser."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from ...registry import Plugin
+from ..context import TrainingTask
+from ..finetune import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Plugin):
+    """The main loss of a trained eraser: where the predictions for the target should go."""
+
+    @abstractmethod
+    def loss(self, task: TrainingTask) -> Loss:
+        """Return the loss."""

@@ -1,0 +1,57 @@
+"""The interface of a selector: the weights that a training may change."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ...registry import Plugin
+from ..context import TrainingTask
+from ..finetune import Gradient, StepMap
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """Weights that a training may change.
+
+    Attributes:
+        names: Full parameter names, a subset of those that the eraser trains.
+        masks: Tensors of 0 and 1 by parameter name that broadcast to the weight, by entry or by row; a weight without
+            one is trained whole.
+    """
+
+    names: frozenset[str]
+    masks: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
+
+    def limit(self) -> StepMap | None:
+        """Return the map that keeps the optimiser's step inside the masks; None without masks.
+
+        A patch takes masks of rows, on its left factor.
+        """
+        if not self.masks:
+            return None
+
+        def inside(step: Gradient) -> Gradient:
+            return {
+                leaf: change * self.masks[leaf.name].to(change)
+                if leaf.name in self.masks and leaf.part != "down"
+                else change
+                for leaf, change in step.items()
+            }
+
+        return inside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector(Plugin):
+    """A choice of weights among those that an eraser trains."""
+
+    @abstractmethod
+    def selected(self, task: TrainingTask) -> Selection:
+        """Return the selection, which is not empty.
+
+        Raises:
+            InputError: Nothing that the eraser trains is selected.
+        """

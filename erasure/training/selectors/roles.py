@@ -1,0 +1,35 @@
+"""Selection by the role of a weight in the denoiser."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...errors import InputError
+from ...registry import Exactness
+from ..context import TrainingTask
+from .base import Selection, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles(Selector):
+    """The weights of some roles, such as the keys and values of cross-attention.
+
+    Attributes:
+        roles: Roles of `erasure.backbones.sites`; "cross" includes "cross.k".
+    """
+
+    name: ClassVar[str] = "roles"
+    source: ClassVar[str] = "ours"
+    exactness: ClassVar[Exactness] = "ours"
+
+    roles: tuple[str, ...] = ("cross", "joint", "shared")
+
+    def selected(self, task: TrainingTask) -> Selection:
+        sites = task.backbone.sites(self.roles)
+        names = frozenset(task.backbone.parameters(lambda name: task.trained(name) and name in sites))
+        if not names:
+            trained = {task.backbone.sites()[name].role for name in task.backbone.sites() if task.trained(name)}
+            raise InputError(
+                f"roles.roles: expected roles of weights that are trained, got {self.roles!r}."
+                f" Use {', '.join(sorted(trained)) or 'another eraser'}."
+            )
+        return Selection(names=names)

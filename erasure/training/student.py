@@ -1,0 +1,154 @@
+"""The student: the weights under training, beside the pipeline's own."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..backbones.base import Backbone
+from ..edits import DenseChange, LowRankChange
+from ..errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Leaf(NamedTuple):
+    """Address of one tensor that the optimiser moves.
+
+    Attributes:
+        name: Full parameter name.
+        part: The whole weight, a factor of its patch, or its last rows.
+    """
+
+    name: str
+    part: Literal["weight", "up", "down", "rows"]
+
+
+class Student:
+    """The weights under training, dense or as low-rank patches of the pipeline's."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        which: Callable[[str], bool],
+        rank: int | None,
+        generator: torch.Generator,
+        last_rows: Mapping[str, int] | None = None,
+    ) -> None:
+        last_rows = last_rows or {}
+        self._originals = {
+            name: parameter
+            for name, parameter in backbone.parameters(lambda name: which(name) or name in last_rows).items()
+            if rank is None or parameter.ndim > 1  # a vector has no low rank
+        }
+        if not self._originals:
+            raise InputError("finetune.which: expected parameters to train, got none. Choose names that the model has.")
+        self._dense: dict[str, Tensor] = {}
+        self._ups: dict[str, Tensor] = {}
+        self._downs: dict[str, Tensor] = {}
+        self._tails: dict[str, Tensor] = {}
+        for name, original in self._originals.items():
+            if name in last_rows:
+                self._tails[name] = original[-last_rows[name] :].detach().float().clone().requires_grad_()
+            elif rank is None:
+                self._dense[name] = original.detach().float().clone().requires_grad_()
+            else:
+                rows, columns = original.flatten(1).shape
+                down = torch.randn(rank, columns, generator=generator) / rank  # as LoRA: the patch starts at zero
+                self._downs[name] = down.to(original.device).requires_grad_()
+                self._ups[name] = torch.zeros(rows, rank, device=original.device, requires_grad=True)
+        self._scope = _Scope(backbone, self._originals)
+
+    def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return `function(*args, **kwargs)` computed while the pipeline's models have the student's weights."""
+        return functional_call(self._scope, self.weights(), (function, args, kwargs))
+
+    @property
+    def leaves(self) -> dict[Leaf, Tensor]:
+        """The tensors that the optimiser moves, float32: weights, factors of patches, then last rows."""
+        return {
+            **{Leaf(name, "weight"): leaf for name, leaf in self._dense.items()},
+            **{Leaf(name, "up"): leaf for name, leaf in self._ups.items()},
+            **{Leaf(name, "down"): leaf for name, leaf in self._downs.items()},
+            **{Leaf(name, "rows"): leaf for name, leaf in self._tails.items()},
+        }
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The tensors that the optimiser moves, in the order of `leaves`."""
+        return list(self.leaves.values())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by full parameter name, with gradient, in the dtype of the model."""
+        dense = {name: weight.to(self._originals[name].dtype) for name, weight in self._dense.items()}
+        patched = {
+            name: (original.float() + (self._ups[name] @ self._downs[name]).view_as(original)).to(original.dtype)
+            for name, original in self._originals.items()
+            if name in self._ups
+        }
+        grown = {
+            name: torch.cat([self._originals[name][: -len(tail)], tail.to(self._originals[name].dtype)])
+            for name, tail in self._tails.items()
+        }
+        return dense | patched | grown
+
+    def shifts(self) -> dict[str, Float[Tensor, "..."]]:
+        """Return the change of each weight, by full parameter name, float32 with gradient.
+
+        A parameter that is trained in its last rows has the change of those rows alone.
+        """
+        return {name: self._shift(name, original) for name, original in self._originals.items()}
+
+    def _shift(self, name: str, original: Tensor) -> Tensor:
+        if name in self._dense:
+            return self._dense[name] - original.float()
+        if name in self._tails:
+            return self._tails[name] - original[-len(self._tails[name]) :].float()
+        return (self._ups[name] @ self._downs[name]).view_as(original)
+
+    def changes(self) -> dict[str, DenseChange | LowRankChange]:
+        """Return the learned changes, by full parameter name, as float32 on the CPU; see `shifts` for last rows."""
+        return {
+            name: (
+                LowRankChange(up=self._ups[name].detach().cpu(), down=self._downs[name].detach().cpu())
+                if name in self._ups
+                else DenseChange(delta=self._shift(name, original).detach().cpu())
+            )
+            for name, original in self._originals.items()
+        }
+
+
+@contextmanager
+def at_rest(backbone: Backbone) -> Iterator[None]:
+    """Keep the pipeline's modules from collecting gradients and from dropping out; restore both on exit."""
+    roots = [part for part in backbone.pipe.components.values() if isinstance(part, nn.Module)]
+    modules = {module: module.training for root in roots for module in root.modules()}
+    parameters = {parameter: parameter.requires_grad for root in roots for parameter in root.parameters()}
+    try:
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modules.items():
+            module.training = training
+        for parameter, required in parameters.items():
+            parameter.requires_grad_(required)
+
+
+class _Scope(nn.Module):
+    """Holds the models under the first part of their parameters' full names; its forward runs any function."""
+
+    def __init__(self, backbone: Backbone, names: Iterable[str]) -> None:
+        super().__init__()
+        for component in dict.fromkeys(name.partition(".")[0] for name in names):
+            self.add_module(component, backbone.component(component))
+
+    def forward(self, function: Callable[..., R], args: tuple[object, ...], kwargs: dict[str, object]) -> R:
+        return function(*args, **kwargs)

@@ -1,0 +1,125 @@
+"""Latents on the way from noise to images, sampled by the model that is in force."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..backbones.base import Backbone
+from ..backbones.conditioning import Conditioning, concatenate
+from ..backbones.schedule import Timestep
+from ..sampling import noise, trajectory_latents
+
+Latents = Float[Tensor, "n c h w"]
+
+# Enough that no single trajectory is learned by heart, few enough to be sampled in a moment beside the training.
+POOL_SIZE = 16
+_STOPS, _SAMPLE_STEPS, _GUIDANCE_SCALE = 4, 20, 4.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrajectoryPoints:
+    """Noisy latents of trajectories, each with its timestep and prompt.
+
+    Attributes:
+        latents: Latents, float32 on the model's device.
+        timesteps: Timestep of each.
+        conditioning: Encoded prompt of each, a row for each latent.
+    """
+
+    latents: Latents
+    timesteps: Int[Tensor, " n"] | Float[Tensor, " n"]
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def select(self, rows: Sequence[int]) -> tuple[Latents, Timestep, Conditioning]:
+        """Return the latents at `rows` with their timesteps and prompts, as `Backbone.predict` takes them."""
+        return self.latents[list(rows)], self.timesteps[list(rows)], self.conditioning.select(list(rows))
+
+
+def trajectory_points(backbone: Backbone, prompts: Sequence[str], generator: torch.Generator) -> TrajectoryPoints:
+    """Return the latents at four random steps of a guided trajectory for each prompt, one step after another."""
+    read = backbone.encode(list(prompts))
+    stops = torch.randperm(_SAMPLE_STEPS, generator=generator)[:_STOPS].tolist()
+    latents = trajectory_latents(
+        backbone,
+        noise([generator] * len(prompts), backbone.latent_shape()),
+        read,
+        backbone.unconditional(),
+        steps=_SAMPLE_STEPS,
+        guidance_scale=_GUIDANCE_SCALE,
+        stops=stops,
+    )
+    timesteps = backbone.schedule.timesteps(_SAMPLE_STEPS)
+    return TrajectoryPoints(
+        latents=torch.cat([latents[stop] for stop in stops]),
+        timesteps=torch.cat([timesteps[stop].repeat(len(prompts)) for stop in stops]).to(backbone.device),
+        conditioning=read.select(list(range(len(prompts))) * _STOPS),
+    )
+
+
+class PartialTrajectories:
+    """Latents of fresh trajectories at random steps, a batch at a time.
+
+    One partial denoising feeds `uses` batches: it runs to the least noisy of as many random steps, and leaves its
+    latents at each.
+
+    Args:
+        backbone: Model.
+        conditioning: Encoded prompts.
+        draw: Returns the row of a random prompt.
+        steps: Steps of the whole schedule, > 0.
+        guidance_scale: Scale of classifier-free guidance.
+        uses: Batches of one partial denoising, > 0.
+        batch_size: Latents a batch, > 0.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        conditioning: Conditioning,
+        draw: Callable[[torch.Generator], int],
+        *,
+        steps: int,
+        guidance_scale: float,
+        uses: int,
+        batch_size: int,
+    ) -> None:
+        self._backbone, self._conditioning, self._draw = backbone, conditioning, draw
+        self._steps, self._guidance_scale, self._batch_size = steps, guidance_scale, batch_size
+        self._uses = min(uses, steps)
+        self._unconditional = backbone.unconditional()
+        self._timesteps = backbone.schedule.timesteps(steps).to(backbone.device)
+        self._ready: deque[tuple[Latents, Timestep, list[int]]] = deque()
+
+    def next(self, generator: torch.Generator) -> tuple[Latents, Timestep, list[int]]:
+        """Return latents, their timestep, and the row of each latent's prompt."""
+        if not self._ready:
+            self._ready.extend(self._sampled(generator))
+        return self._ready.popleft()
+
+    def _sampled(self, generator: torch.Generator) -> list[tuple[Latents, Timestep, list[int]]]:
+        rows = [self._draw(generator) for _ in range(self._batch_size)]
+        stops = torch.randperm(self._steps, generator=generator)[: self._uses].tolist()
+        latents = trajectory_latents(
+            self._backbone,
+            noise([generator] * self._batch_size, self._backbone.latent_shape()),
+            self._conditioning.select(rows),
+            self._unconditional,
+            steps=self._steps,
+            guidance_scale=self._guidance_scale,
+            stops=stops,
+        )
+        return [(latents[stop], self._timesteps[stop], rows) for stop in stops]
+
+
+def encoded(backbone: Backbone, prompts: Sequence[str]) -> Conditioning:
+    """Return the encoded prompts, "" being the model's own unconditional prompt."""
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for prompt in prompts if prompt))}
+    parts = [backbone.unconditional(), *([backbone.encode(list(distinct))] if distinct else [])]
+    return concatenate(parts).select([distinct[prompt] + 1 if prompt else 0 for prompt in prompts])
