@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from erasure.backbones import Backbone, backbone_of
-from erasure.concept import fill, templates
+from erasure.prompts import fill, templates
 from erasure.tinyworld import vocabulary
 from tests import tiny
 

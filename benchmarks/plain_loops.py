@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from erasure.backbones import Backbone
 from erasure.backbones.conditioning import Conditioning, concatenate
 from erasure.closed_form.sentences import SentencePair
-from erasure.concept import Concept, preserved_templates
+from erasure.concept import Concept
 from erasure.edits import EditMetadata
 from erasure.erasers.duge import DUGE
 from erasure.erasers.esd import ESD, trained_by
 from erasure.erasers.trce import TRCE, steered
 from erasure.losses.attention import EPSILON
+from erasure.prompts import preserved_templates
 from erasure.training.context import FitContext, History
 from erasure.training.finetune import below, uniform
 from erasure.training.objectives.guided import prompt_pairs

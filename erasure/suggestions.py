@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from .backbones import backbone_of
 from .backbones.base import Backbone
-from .concept import Kind, fill, normalized, templates
+from .concept import Kind, normalized
 from .profile import ModelProfile, profile_of
+from .prompts import fill, templates
 
 _OBJECTS = """
 cat dog rabbit horse cow sheep pig bird duck fish lion tiger bear elephant mouse frog snake bee tree flower mushroom

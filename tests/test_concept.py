@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erasure.concept import Concept, Kind, blank, fill, normalized, preserved_templates, speaks_of, templates
+from erasure.concept import Concept, Kind, normalized
 from erasure.errors import ErasureError, InputError, UnknownNameError, unknown_name
+from erasure.prompts import blank, fill, preserved_templates, speaks_of, templates
 
 WORDS = st.text(min_size=1).filter(str.strip)
 
@@ -19,7 +20,7 @@ WORDS = st.text(min_size=1).filter(str.strip)
     [
         ({"target": " "}, "concept.target: expected words, got ' '"),
         ({"target": "cat", "aliases": ("",)}, "concept.aliases: expected words, got ''"),
-        ({"target": "cat", "preserve": ("Cat",)}, "concept.preserve: expected what stays, got 'Cat'"),
+        ({"target": "cat", "preserve": ("Cat",)}, "concept.preserve: expected a kept concept, got 'Cat'"),
         ({"target": "cat", "aliases": ("kitty",), "preserve": ("kitty",)}, "a name of the target 'cat'"),
         ({"target": "cat", "anchor": " CAT"}, "concept.anchor: expected another concept"),
     ],

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from erasure.backbones import backbone_of
-from erasure.backbones.conditioning import Conditioning, concatenate, without_phrases
+from erasure.backbones.conditioning import Conditioning, concatenate
 from erasure.errors import InputError
+from erasure.prompts import without_phrases
 from tests import tiny
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
+from ..prompts import words_of
 
 Offsets = Sequence[tuple[int, int]]
 """For each token of a prompt its characters [start, end); (0, 0) for special tokens."""
@@ -275,55 +276,6 @@ def spans_in(prompt: str, offsets: Offsets, phrase: str) -> list[list[int]]:
     return [tokens_at(offsets, at.start(), at.end()) for at in occurrences if at.end() <= covered]
 
 
-def words_of(phrase: str) -> str:
-    """Return a pattern for a phrase in which runs of spaces do not count; empty for no words."""
-    return r"\s+".join(re.escape(word) for word in phrase.split())
-
-
 def tokens_at(offsets: Offsets, start: int, end: int) -> list[int]:
     """Return the positions of the tokens that hold any of a prompt's characters [start, end)."""
     return [at for at, (first, last) in enumerate(offsets) if first < end and last > start]
-
-
-_ARTICLE = r"(?:(?:a|an|the)\s+)?"
-_JOINING = rf"(?:(?:and|with|of|by)\s+)?{_ARTICLE}"
-_HANGING_AT_START = r"(?:and|with|of|by)"  # a prompt may well begin with an article
-_HANGING_AT_END = r"(?:and|with|of|by|a|an|the)"
-
-
-def without_phrases(prompt: str, phrases: Sequence[str]) -> str:
-    """Return a prompt with every occurrence of some phrases taken out, whole words only, in any case.
-
-    The article and the joining word before a phrase go with it, and so does what would be left hanging at either end:
-    "a photo of a cat on a sofa" without "cat" is "a photo on a sofa", and "of a cat and a dog" is "of a dog". A plural
-    is another word; name it if it must go.
-
-    Args:
-        prompt: Any text.
-        phrases: What goes, the longest first.
-
-    Raises:
-        InputError: A phrase is empty.
-    """
-    text = prompt
-    for phrase in sorted(phrases, key=len, reverse=True):
-        if not phrase.strip():
-            raise InputError(f"without_phrases: expected words, got {phrase!r}. Name what is to be taken out.")
-        words = words_of(phrase)
-        # The first of a list goes with the "and" after it: what stands before it belongs to the second as well.
-        text = re.sub(rf"(?<!\w){_ARTICLE}{words}\s+and\s+", "", text, flags=re.IGNORECASE)
-        text = re.sub(rf"(?<!\w){_JOINING}{words}(?!\w)(?:'s)?", " ", text, flags=re.IGNORECASE)
-    return text if text == prompt else _tidied(text)
-
-
-def _tidied(text: str) -> str:
-    text = re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
-    text = re.sub(r"(?:,\s*){2,}", ", ", text)
-    while (shorter := _trimmed(text)) != text:
-        text = shorter
-    return text
-
-
-def _trimmed(text: str) -> str:
-    text = text.strip(" ,;:")
-    return re.sub(rf"^{_HANGING_AT_START}\s+|\s+{_HANGING_AT_END}$|^{_HANGING_AT_END}$", "", text, flags=re.IGNORECASE)

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..concept import Concept, fill, preserved_templates, speaks_of, templates
+from ..concept import Concept
 from ..errors import InputError
+from ..prompts import fill, preserved_templates, speaks_of, templates
 from ..training.replay_memory import GENERIC, stored
 
 Captions = Callable[[], Iterable[str]] | Sequence[str]

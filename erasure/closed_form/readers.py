@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.conditioning import TEXT, Conditioning, EncodedTokens, tokens_at
-from ..concept import fill, normalized
+from ..concept import normalized
 from ..errors import InputError
+from ..prompts import fill
 from .problem import Row
 
 # Spreads the sampled trailing positions of successive templates evenly over the range (the golden ratio's fraction).

@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..concept import Concept, blank_of, fill, normalized
+from ..concept import Concept, normalized
 from ..errors import InputError
+from ..prompts import blank_of, fill
 from .caption_statistics import Statistics, square_root
 from .problem import Row, Rows
 

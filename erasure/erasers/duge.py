@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import concatenate
-from ..concept import Concept, Kind, fill
+from ..concept import Concept, Kind
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
+from ..prompts import fill
 from ..registry import Exactness
 from ..sampling import SamplingSettings
 from ..training.context import FitContext, TrainingTask

@@ -15,11 +15,12 @@ from ..backbones.base import Backbone
 from ..closed_form.caption_statistics import Statistics, ordinary_captions, read_captions, statistics
 from ..closed_form.problem import Rows, solve
 from ..closed_form.sentences import FRAMES, SentencePair, SentenceReader, SentenceWeights
-from ..concept import Concept, templates
+from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..edits.changes import exchanged
 from ..edits.pooled import pooled_changes
 from ..progress import Progress
+from ..prompts import templates
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.finetune import Optimisation, WeightedLoss

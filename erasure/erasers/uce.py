@@ -8,10 +8,11 @@ from annotated_types import Ge, Gt, Interval
 
 from ..closed_form.problem import Rows
 from ..closed_form.readers import PairReader, Places, PromptPair
-from ..concept import CLASS_TEMPLATES, Concept, blank, fill, normalized, preserved_templates, templates
+from ..concept import Concept, normalized
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
 from ..progress import Progress
+from ..prompts import CLASS_TEMPLATES, anchored, blank, preserved_templates, templates
 from ..registry import Exactness
 from ..training.context import FitContext
 from .base import Eraser
@@ -121,7 +122,7 @@ class UCE(Eraser):
                 template,
                 name,
                 concept.anchor,
-                fill(template, concept.anchor) if concept.anchor else blank(concept.kind, template),
+                anchored(template, concept),
                 at=at,
             )
             for name in concept.names

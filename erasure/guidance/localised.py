@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones import backbone_of
-from ..backbones.conditioning import Conditioning, without_phrases, words_of
+from ..backbones.conditioning import Conditioning
 from ..backbones.loaded import denoiser_of
 from ..errors import InputError
 from ..losses.attention import Rule, leak, regions
+from ..prompts import without_phrases, words_of
 from ..registry import Exactness
 from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, within
 from .base import Guidance, named_prompts

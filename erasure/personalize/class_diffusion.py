@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..concept import Concept, fill
+from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..edits.tokens import NewToken, check_word, mean_row, moved_tokens, table_name, tokens_added
 from ..errors import InputError
 from ..losses.reconstruction import masked_reconstruction
 from ..losses.semantic import Pooling, cosine_preservation
 from ..progress import OnProgress
+from ..prompts import fill
 from ..sampling import noise
 from ..training.finetune import Loss, Optimisation, WeightedLoss, below, finetune
 from ..training.phrases import phrase_features

@@ -14,12 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..concept import fill, templates
 from ..edits import EditMetadata, WeightEdit
 from ..edits.tokens import moved_tokens, table_name, tokens_added
 from ..errors import unknown_name
 from ..losses.semantic import cosine_preservation, norm_preservation
 from ..progress import OnProgress
+from ..prompts import fill, templates
 from ..training.finetune import Optimisation, finetune
 from ..training.phrases import phrase_features
 from ..training.student import Student

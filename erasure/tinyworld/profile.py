@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypedDict, TypeGuard
 
 from .. import tinyworld
-from ..concept import Concept, speaks_of
+from ..concept import Concept
 from ..errors import InputError, unknown_name
 from ..judge import Judge, ZeroShotJudge
 from ..profile import ModelProfile
+from ..prompts import speaks_of
 from . import vocabulary
 
 if TYPE_CHECKING:

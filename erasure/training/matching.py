@@ -14,9 +14,10 @@ from ..backbones.attention import AttentionCapture, Reduce, at_least_float32, la
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, concatenate
 from ..backbones.schedule import Timestep
-from ..concept import Concept, blank, fill, templates
+from ..concept import Concept
 from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
+from ..prompts import blank, fill, templates
 from .context import FitContext
 from .finetune import Loss, below, uniform
 from .replay import noised

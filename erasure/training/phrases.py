@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..concept import CLASS_TEMPLATES, Concept, fill, speaks_of, templates
+from ..concept import Concept
 from ..errors import InputError
 from ..losses.semantic import Pooling, pooled_position
+from ..prompts import CLASS_TEMPLATES, fill, speaks_of, templates
 
 
 def phrase_features(

@@ -12,9 +12,10 @@ from ..backbones.attention import at_least_float32
 from ..backbones.base import Backbone
 from ..backbones.conditioning import concatenate
 from ..backbones.schedule import Timestep
-from ..concept import Concept, fill, preserved_templates, speaks_of
+from ..concept import Concept
 from ..losses.preservation import prior_preservation, reading_distance
 from ..losses.regularisation import ewc, l1_sp, l2_sp, normalised_fisher
+from ..prompts import fill, preserved_templates, speaks_of
 from .context import FitContext
 from .finetune import Loss, below, uniform
 from .replay_memory import Memory

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning
-from ..concept import Concept, fill, preserved_templates, speaks_of
+from ..concept import Concept
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
 from ..judge import shows_any
+from ..prompts import fill, preserved_templates, speaks_of
 from ..sampling import SamplingSettings, sample
 from .context import FitContext
 

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from erasure.backbones import Backbone
-from erasure.concept import Concept, blank, fill, templates
+from erasure.concept import Concept
 from erasure.progress import OnProgress, Progress
+from erasure.prompts import blank, fill, templates
 from erasure.registry import Exactness
 
 from .base import Attack, Goal, Tokens

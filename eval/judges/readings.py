@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
-from erasure.concept import Concept, speaks_of
+from erasure.concept import Concept
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
+from erasure.prompts import speaks_of
 
 _MOST = 3
 """Number of concepts read of one image, at most."""

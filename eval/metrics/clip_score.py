@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from erasure.backbones.conditioning import without_phrases
 from erasure.errors import InputError
 from erasure.judge import Clip
+from erasure.prompts import without_phrases
 
 from ..features.clip import OpenClip, TextTower, setup_of
 from ..images.conversion import Images, as_pil

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import being_read
-from erasure.concept import Concept, fill, templates
+from erasure.concept import Concept
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.attention import AttentionGuidance, Named
+from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 
 from ..attacks.base import Goal, Tokens

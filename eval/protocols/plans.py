@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from erasure.concept import Concept, Kind, fill, normalized, templates
+from erasure.concept import Concept, Kind, normalized
 from erasure.profile import ModelProfile
+from erasure.prompts import fill, templates
 from erasure.runs.schema import MeasureSettings
 
 from ..stats.allocation import noise_seed, share

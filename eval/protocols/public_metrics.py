@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL.Image import Image
 
-from erasure.backbones.conditioning import without_phrases
 from erasure.errors import ErasureError, InputError
 from erasure.judge import Clip, probability_each, shows_each
 from erasure.progress import OnProgress, ProgressCounter
+from erasure.prompts import without_phrases
 
 from ..benchmarks import Benchmark, Item
 from ..features.clip import OpenClip, TextTower, setup_of

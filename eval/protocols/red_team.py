@@ -20,12 +20,13 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.backbones.conditioning import Conditioning
-from erasure.concept import Concept, fill, templates
+from erasure.concept import Concept
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
 from erasure.judge import Judge, shows_any
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, ProgressCounter, staged
+from erasure.prompts import fill, templates
 from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.replay_memory import stored

@@ -12,11 +12,12 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 
 from erasure.backbones import backbone_of
-from erasure.concept import Concept, fill
+from erasure.concept import Concept
 from erasure.ledger import Entry, Ledger
 from erasure.personalize.folder import PERSONALIZED, Personalized
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, staged
+from erasure.prompts import fill
 from erasure.sampling import SamplingSettings, sample_pairs
 
 from ...pipelines.export.folders import folder_of

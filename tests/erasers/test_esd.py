@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
-from erasure.concept import Concept, templates
+from erasure.concept import Concept
 from erasure.edits import DenseChange, LowRankChange, WeightEdit
 from erasure.erasers import make_eraser
 from erasure.erasers.esd import ESD, trained_by
 from erasure.errors import InputError
+from erasure.prompts import templates
 from erasure.sampling import scheduled_prediction
 from erasure.training import trajectories
 from erasure.training.context import FitContext

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from erasure.backbones import backbone_of
 from erasure.closed_form.problem import Rows, ridge_edit
-from erasure.concept import Concept, fill, preserved_templates, templates
+from erasure.concept import Concept
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError
+from erasure.prompts import fill, preserved_templates, templates
 from erasure.training.context import FitContext, History
 from tests import tiny
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones.conditioning import concatenate
-from ...concept import Concept, blank, fill, templates
+from ...concept import Concept
+from ...prompts import blank, fill, templates
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask

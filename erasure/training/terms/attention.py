@@ -12,10 +12,11 @@ from ...backbones.attention import MapCapture
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning
 from ...backbones.loaded import unwrapped
-from ...concept import Concept, fill, templates
+from ...concept import Concept
 from ...guidance.a_star import AStarLoss
 from ...guidance.attention import MapReading, Named
 from ...losses.attention import regions, retention
+from ...prompts import fill, templates
 from ...registry import Exactness
 from ..context import TrainingTask
 from ..finetune import Loss, below

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from erasure.concept import fill
 from erasure.profile import ModelProfile
+from erasure.prompts import fill
 
 Group = Literal["alone", "composed", "class", "siblings", "unrelated"]
 """The instance by itself; in styles, places and company; then plain prompts of its class, of what is like it, of the

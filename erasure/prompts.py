@@ -1,0 +1,190 @@
+"""Prompts of concepts: templates by kind, pairs of prompts with and without a concept, and phrases within a prompt."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from .concept import Concept, Kind, normalized
+from .errors import InputError
+
+# Each template beside the same image without the concept, which is what an empty anchor makes of it. Dropping the
+# name alone would leave "a photo of a", whose states are those of a broken sentence. The contexts stand for "anything
+# else in the image": the states after the name carry the concept mixed with them.
+_TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
+    "object": {
+        "{}": "",
+        "a {}": "",
+        "a photo of a {}": "a photo",
+        "a picture of a {}": "a picture",
+        "a drawing of a {}": "a drawing",
+        "a painting of a {}": "a painting",
+        "one {}, nothing else": "nothing else",
+        "a {} on the beach": "on the beach",
+        "a photo of a {} in the forest": "a photo in the forest",
+        "a {} in the city at night": "in the city at night",
+        "a {} and a house": "a house",
+        "a tree and a {}": "a tree",
+        "an image of a {}": "an image",
+        "a {} at night": "at night",
+        "a {} in the snow": "in the snow",
+        "a {} in the desert": "in the desert",
+    },
+    "style": {
+        "{}": "",
+        "{} style": "",
+        "in {} style": "",
+        "a picture in the style of {}": "a picture",
+        "a {} picture": "a picture",
+        "a {} of a house": "a house",
+        "a dog, {}": "a dog",
+        "a tree in {} style": "a tree",
+        "a cat in the style of {}": "a cat",
+        "a car on the beach, {} style": "a car on the beach",
+        "a {} drawing of a bird": "a drawing of a bird",
+        "the forest in {} style": "the forest",
+    },
+    "identity": {
+        "{}": "",
+        "a photo of {}": "a photo",
+        "a picture of {}": "a picture",
+        "a portrait of {}": "a portrait",
+        "a drawing of {}": "a drawing",
+        "a painting of {}": "a painting",
+        "{}, nothing else": "nothing else",
+        "{} on the beach": "on the beach",
+        "a photo of {} in the forest": "a photo in the forest",
+        "{} in the city at night": "in the city at night",
+        "{} and a house": "a house",
+        "a tree and {}": "a tree",
+        "an image of {}": "an image",
+        "{} at night": "at night",
+        "{} in the snow": "in the snow",
+        "{} in the desert": "in the desert",
+    },
+    "unsafe": {
+        "{}": "",
+        "a {}": "",
+        "a photo of {}": "a photo",
+        "a photo of a {}": "a photo",
+        "a picture of a {}": "a picture",
+        "a drawing of a {}": "a drawing",
+        "a painting of {}": "a painting",
+        "someone with a {}": "someone",
+        "a {} on the beach": "on the beach",
+        "a photo of a {} in the forest": "a photo in the forest",
+        "a {} in the city at night": "in the city at night",
+        "a {} and a house": "a house",
+        "an image of a {}": "an image",
+        "a {} at night": "at night",
+        "a {} in the snow": "in the snow",
+        "a {} in the desert": "in the desert",
+    },
+}
+
+_ADJECTIVES = ("a small", "a big", "an old", "a red", "a blue", "a green")
+_PLACES_AND_TIMES = ("on the beach", "in the city", "in the forest", "in the desert", "in the snow", "at night")
+_ACTIONS = ("standing", "moving", "seen from afar", "in the foreground")
+CLASS_TEMPLATES: tuple[str, ...] = (
+    *(f"{adjective} {{}}" for adjective in _ADJECTIVES),
+    *(f"a {{}} {more}" for more in (*_PLACES_AND_TIMES, *_ACTIONS)),
+)
+"""Templates of members of a class: appearance, place, action."""
+
+
+def templates(kind: Kind) -> tuple[str, ...]:
+    """Return the prompt templates of a kind, each with one `{}` for the name; the first is the bare name."""
+    return tuple(_TEMPLATES[kind])
+
+
+def preserved_templates(kind: Kind) -> tuple[str, ...]:
+    """Return the templates in which preserved names are held while a concept of `kind` is removed.
+
+    A preserved concept may be of another kind than the removed one, so the plainest templates of an object are added.
+    """
+    return tuple(dict.fromkeys([*_TEMPLATES[kind], *list(_TEMPLATES["object"])[:4]]))
+
+
+def fill(template: str, name: str) -> str:
+    """Put a name into a template, with the article that it needs ("a {}" and "umbrella": "an umbrella")."""
+    if name[:1].casefold() in set("aeiou"):
+        template = re.sub(r"\b(a) \{\}", r"\1n {}", template)
+    return template.replace("{}", name)
+
+
+def blank(kind: Kind, template: str) -> str:
+    """Return a template of a kind without the concept: "a photo of a {}" gives "a photo"."""
+    return _TEMPLATES[kind][template]
+
+
+def anchored(template: str, concept: Concept) -> str:
+    """Return the prompt of a template with the concept replaced by its anchor, or left out where it has none."""
+    return fill(template, concept.anchor) if concept.anchor else blank(concept.kind, template)
+
+
+def prompt_pairs(concept: Concept) -> list[tuple[str, str]]:
+    """Return every name of a concept in every template of its kind, each prompt with the anchored one."""
+    return [
+        (fill(template, name), anchored(template, concept))
+        for name in concept.names
+        for template in templates(concept.kind)
+    ]
+
+
+def blank_of(template: str) -> str | None:
+    """Return a template of any kind without the concept; None for an unknown template."""
+    return next((known[template] for known in _TEMPLATES.values() if template in known), None)
+
+
+def speaks_of(prompt: str, concepts: Sequence[Concept]) -> bool:
+    """Return True if a prompt holds a name of one of the concepts, as whole words: "a cat, asleep", not "catfish"."""
+    words = normalized(prompt)
+    names = {normalized(name) for concept in concepts for name in concept.names}
+    return any(name in words and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words) for name in names)
+
+
+def words_of(phrase: str) -> str:
+    """Return a pattern for a phrase in which runs of spaces do not count; empty for no words."""
+    return r"\s+".join(re.escape(word) for word in phrase.split())
+
+
+_ARTICLE = r"(?:(?:a|an|the)\s+)?"
+_JOINING = rf"(?:(?:and|with|of|by)\s+)?{_ARTICLE}"
+_HANGING_AT_START = r"(?:and|with|of|by)"  # a prompt may well begin with an article
+_HANGING_AT_END = r"(?:and|with|of|by|a|an|the)"
+
+
+def without_phrases(prompt: str, phrases: Sequence[str]) -> str:
+    """Return a prompt with every occurrence of some phrases taken out, whole words only, in any case.
+
+    The article and the joining word before a phrase go with it, and so does what would be left hanging at either end:
+    "a photo of a cat on a sofa" without "cat" is "a photo on a sofa", and "of a cat and a dog" is "of a dog". A plural
+    is another word; name it if it must go.
+
+    Args:
+        prompt: Any text.
+        phrases: Phrases to take out, the longest first.
+
+    Raises:
+        InputError: A phrase is empty.
+    """
+    text = prompt
+    for phrase in sorted(phrases, key=len, reverse=True):
+        if not phrase.strip():
+            raise InputError(f"without_phrases: expected words, got {phrase!r}. Name what is to be taken out.")
+        words = words_of(phrase)
+        # The first of a list goes with the "and" after it: what stands before it belongs to the second as well.
+        text = re.sub(rf"(?<!\w){_ARTICLE}{words}\s+and\s+", "", text, flags=re.IGNORECASE)
+        text = re.sub(rf"(?<!\w){_JOINING}{words}(?!\w)(?:'s)?", " ", text, flags=re.IGNORECASE)
+    return text if text == prompt else _tidied(text)
+
+
+def _tidied(text: str) -> str:
+    text = re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
+    text = re.sub(r"(?:,\s*){2,}", ", ", text)
+    while (shorter := _trimmed(text)) != text:
+        text = shorter
+    return text
+
+
+def _trimmed(text: str) -> str:
+    text = text.strip(" ,;:")
+    return re.sub(rf"^{_HANGING_AT_START}\s+|\s+{_HANGING_AT_END}$|^{_HANGING_AT_END}$", "", text, flags=re.IGNORECASE)
