@@ -14,8 +14,8 @@ from erasure.progress import staged
 
 from ..eval.reports.model_card import prompts_of
 from ..eval.reports.publish import publish
+from ..io.push import check_push, push
 from ..pipelines.export.formats import Export
-from ..pipelines.export.push import check_push, push
 from . import limits
 from .jobs import Track
 from .sessions import Session

@@ -1,7 +1,8 @@
-"""Guidances as diffusers pipelines: what acts while pictures are made, as the call of an ordinary pipeline."""
+"""Guidances as diffusers pipelines: guidance as a part of the call of an ordinary pipeline."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -17,13 +18,13 @@ from .signatures import with_call
 
 
 class GuidedMixin:
-    """Gives a Stable Diffusion pipeline one of the guidances: its call takes the concepts, and the guidance's settings.
+    """Stable Diffusion with one of the guidances: its call takes the concepts and the settings of the guidance.
 
     The call is that of the base pipeline, with its parameters and results, and these further keyword arguments; without
-    `concepts` it is the base pipeline's call.
+    `concepts` it is the base pipeline's call, with the recorded guidance of an exported model.
 
     Args:
-        concepts: Words or phrases as they stand in the prompts; a prompt that holds none is drawn as by the base.
+        concepts: Words or phrases as they stand in the prompts; a prompt without any is sampled as by the base.
         preserve, anchor, alpha, ...: The settings of the guidance; the signature has them all.
 
     Raises:
@@ -33,6 +34,8 @@ class GuidedMixin:
 
     guidance: Any
     backbone: Any
+    # Settings of the removals of an exported model, which act in every call.
+    recorded: tuple[dict[str, Any], ...] = ()
 
     def __call__(self, *args: Any, concepts: Sequence[str] | None = None, **kwargs: Any) -> Any:
         call: Any = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
@@ -43,12 +46,20 @@ class GuidedMixin:
                     f"concepts: expected the words to act on, got none, but {', '.join(settings)}."
                     " Name them, as in concepts=['cat']."
                 )
-            return call(*args, **kwargs)
+            with self._recorded_in_force():
+                return call(*args, **kwargs)
         if isinstance(concepts, str):
             raise InputError(f"concepts: expected a list of words, got {concepts!r}. Write concepts=[{concepts!r}].")
         lists = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        with self.guidance(concepts=tuple(concepts), **lists).applied_to(self):
+        with self._recorded_in_force(), self.guidance(concepts=tuple(concepts), **lists).applied_to(self):
             return call(*args, **kwargs)
+
+    @contextmanager
+    def _recorded_in_force(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for settings in self.recorded:
+                stack.enter_context(self.guidance(**settings).applied_to(self))
+            yield
 
 
 def _settings(guidance: Any) -> dict[str, Any]:
@@ -67,7 +78,7 @@ def _with_guided_signature(pipeline: Any) -> Any:
 
 @_with_guided_signature
 class StableDiffusionLocalisedPipeline(GuidedMixin, StableDiffusionPipeline):
-    """Text to picture with Stable Diffusion 1.x and 2.x, and removal where a concept is; see `LocalisedRemoval`."""
+    """Text to image with Stable Diffusion 1.x and 2.x, and removal where a concept is; see `LocalisedRemoval`."""
 
     guidance = LocalisedRemoval
     backbone = StableDiffusion
@@ -75,7 +86,7 @@ class StableDiffusionLocalisedPipeline(GuidedMixin, StableDiffusionPipeline):
 
 @_with_guided_signature
 class StableDiffusionXLLocalisedPipeline(GuidedMixin, StableDiffusionXLPipeline):
-    """Text to picture with Stable Diffusion XL, and removal where a concept is; see `LocalisedRemoval`."""
+    """Text to image with Stable Diffusion XL, and removal where a concept is; see `LocalisedRemoval`."""
 
     guidance = LocalisedRemoval
     backbone = StableDiffusionXL
@@ -83,7 +94,7 @@ class StableDiffusionXLLocalisedPipeline(GuidedMixin, StableDiffusionXLPipeline)
 
 @_with_guided_signature
 class StableDiffusionAttendExcitePipeline(GuidedMixin, StableDiffusionPipeline):
-    """Text to picture with Stable Diffusion 1.x and 2.x, and Attend-and-Excite; see `AttendAndExcite`."""
+    """Text to image with Stable Diffusion 1.x and 2.x, and Attend-and-Excite; see `AttendAndExcite`."""
 
     guidance = AttendAndExcite
     backbone = StableDiffusion
@@ -91,7 +102,7 @@ class StableDiffusionAttendExcitePipeline(GuidedMixin, StableDiffusionPipeline):
 
 @_with_guided_signature
 class StableDiffusionXLAttendExcitePipeline(GuidedMixin, StableDiffusionXLPipeline):
-    """Text to picture with Stable Diffusion XL, and Attend-and-Excite; see `AttendAndExcite`."""
+    """Text to image with Stable Diffusion XL, and Attend-and-Excite; see `AttendAndExcite`."""
 
     guidance = AttendAndExcite
     backbone = StableDiffusionXL

@@ -191,7 +191,7 @@ def test_what_cannot_be_exported_is_one_line(ledger: Path, saved: Path, monkeypa
     assert "Unknown format 'onnx'" in fails("export", ledger, "out", "--format", "onnx")
     assert "--private: expected --push USER/REPO beside it" in fails("export", ledger, "out", "--private")
     assert "expected a repository 'USER/NAME'" in fails("export", ledger, "out", "--push", "no-cats")
-    monkeypatch.setattr("erasure.pipelines.export.push.get_token", lambda: None)
+    monkeypatch.setattr("erasure.io.push.get_token", lambda: None)
     assert "expected a login of the Hub, got none" in fails("export", ledger, "out", "--push", "me/no-cats")
     Path("taken").mkdir()
     Path("taken/file").touch()

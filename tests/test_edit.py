@@ -17,7 +17,7 @@ from torch import Tensor
 from erasure.backbones import backbone_of
 from erasure.closed_form.problem import Rows, TextMap, solve
 from erasure.concept import Concept
-from erasure.edits import Change, DenseChange, EditMetadata, LowRankChange, MapChange, SumChange, WeightEdit
+from erasure.edits import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange, WeightEdit
 from erasure.erasers.uce import UCE
 from erasure.errors import BaseMismatchError, ErasureError, InputError
 from erasure.pipelines.export.kohya import kohya_tensors
@@ -474,3 +474,16 @@ def predicted(pipe: Any) -> Tensor:
     backbone = backbone_of(pipe)
     with torch.no_grad():
         return backbone.predict(noise(1, 4, 8, 8), torch.tensor(500), backbone.encode(["a photo of a cat"]))
+
+
+def test_a_folder_of_an_edit_is_read_back_by_folder_and_by_file(tmp_path: Path) -> None:
+    edit = of_every_kind()
+    folder = edit.save_pretrained(tmp_path / "new" / "folder")
+    assert [path.name for path in folder.iterdir()] == ["edit.safetensors"]
+    for source in (folder, str(folder), folder / "edit.safetensors"):
+        assert same(WeightEdit.from_pretrained(source), edit)
+        assert isinstance(Edit.from_pretrained(source), WeightEdit)
+    for source in (tmp_path / "missing", "no id at all"):
+        with pytest.raises(InputError, match="expected a folder, a file or a Hub id") as caught:
+            Edit.from_pretrained(source)
+        assert "\n" not in str(caught.value)

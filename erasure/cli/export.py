@@ -63,8 +63,8 @@ def export(
 ) -> None:
     """Export the standing removals of a ledger for other programs, with a model card; upload them to the Hub."""
     from erasure.eval.reports.publish import rename
+    from erasure.io.push import check_push
     from erasure.pipelines.export.formats import RECORD, Export, already_written, check_standing
-    from erasure.pipelines.export.push import check_push
 
     from ..io.files import check_free
     from ..ledger import Ledger
@@ -139,7 +139,7 @@ def _written(
 
 def _upload(ledger: "Ledger", folder: Path, repo: str, *, private: bool, show: Console) -> dict[str, object]:
     """Upload an export and return its part of the JSON document."""
-    from erasure.pipelines.export.push import push
+    from erasure.io.push import push
 
     removed = ", ".join(map(targets_of, ledger.standing))
     pushed = push(folder, repo, private=private, message=f"{removed} removed")

@@ -131,7 +131,7 @@ def load_edit(
     device: Device = "auto",
 ) -> None:
     """Record an existing edit as an entry: weights in the formats of UCE and ESD, or an edit of this library."""
-    from ..edits import WeightEdit
+    from ..edits import Edit, weights_of
     from ..edits.foreign_weights import import_edit, is_own
     from ..ledger import Ledger
     from ..profile import DEFAULT_MODEL
@@ -151,12 +151,12 @@ def load_edit(
     shared = {} if kind is None else {"kind": kind}
     pipe = load_pipe(name, existing_device(device))
     if is_edit:
-        edit = WeightEdit.load(file)
+        edit: Edit = Edit.load(file)
     else:
         requests = [{"target": target, **shared} for target in removed or []]
         edit = import_edit(file, pipe, parse({"model": name, "concepts": requests}).concepts)
     folder = ledger or new_folder(edit.metadata.concepts)
     opened = Ledger.open_or_create(folder, pipe, lasting_name(name))
     entry = opened.add(edit)
-    out.print(f"{entry.id} {targets_of(entry)}: {entry.method}, {len(edit.changes)} weights")
+    out.print(f"{entry.id} {targets_of(entry)}: {entry.method}, {len(weights_of(edit).changes)} weights")
     out.print(f"ledger: {folder}")

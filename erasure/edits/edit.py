@@ -3,15 +3,23 @@
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, TypeVar
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 
 from ..backbones import backbone_of
 from ..errors import BaseMismatchError, InputError
+from ..io.files import make_folder
+from ..io.push import check_push, push
 from .metadata import EditMetadata, named_model
 from .serialization import EditFile
 from .switch import Switch
+
+FILE = "edit.safetensors"
+"""Name of the file in a folder or repository of one edit."""
 
 AnyEdit = TypeVar("AnyEdit", bound="Edit")
 
@@ -31,6 +39,11 @@ class Edit(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         Edit._kinds.update(dict.fromkeys(cls.formats, cls))
+
+    @classmethod
+    def known_formats(cls) -> tuple[str, ...]:
+        """Return the file formats of all kinds of edits."""
+        return tuple(cls._kinds)
 
     @abstractmethod
     def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> AbstractContextManager[DiffusionPipeline]:
@@ -99,6 +112,59 @@ class Edit(ABC):
         path = Path(path)
         self.as_file(shared).write(path)
         return path
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the edit to a folder, which is made if needed, as `edit.safetensors`; return the path of the folder.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        folder = Path(folder)
+        make_folder(folder)
+        self.save(folder / FILE)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls: type[AnyEdit], source: str | Path) -> AnyEdit:
+        """Return the edit that `save_pretrained` wrote or `push_to_hub` uploaded; nothing in the file is executed.
+
+        Args:
+            source: The folder, the file itself, or a Hub id "owner/name".
+
+        Raises:
+            InputError: There is no edit of this kind, or the Hub cannot be reached.
+        """
+        path = Path(source)
+        if path.is_dir():
+            return cls.load(path / FILE)
+        if path.is_file():
+            return cls.load(path)
+        try:
+            return cls.load(hf_hub_download(str(source), FILE))
+        except (HFValidationError, OSError) as error:
+            raise InputError(
+                f"edit: expected a folder, a file or a Hub id with {FILE}, got {str(source)!r}"
+                f" ({type(error).__name__}). Check the path, or the name and the network."
+            ) from None
+
+    def push_to_hub(
+        self, repo: str, *, private: bool = False, message: str = "Upload an edit", token: str | None = None
+    ) -> str:
+        """Upload the edit to a model repository, as one commit, and return the address of the commit.
+
+        Args:
+            repo: "USER/NAME"; created if missing.
+            private: Whether the repository is private.
+            message: Message of the commit.
+            token: Token of the user; None takes that of the environment (HF_TOKEN) or of the login.
+
+        Raises:
+            InputError: The Hub refuses the upload, or cannot be reached.
+        """
+        check_push(repo, token)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(Path(folder), repo, private=private, message=message, token=token).url
 
     @classmethod
     def load(cls: type[AnyEdit], path: str | Path, *, shared: Path | None = None) -> AnyEdit:

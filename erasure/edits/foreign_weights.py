@@ -13,6 +13,7 @@ from ..backbones import backbone_of
 from ..concept import Concept
 from ..errors import InputError
 from .changes import Change, DenseChange
+from .edit import Edit
 from .metadata import EditMetadata
 from .weight_edit import WeightEdit
 
@@ -26,7 +27,7 @@ def is_own(path: str | Path) -> bool:
         InputError: It is no safetensors file.
     """
     with _opened(Path(path)) as file:
-        return str((file.metadata() or {}).get("format")).startswith("erasure-edit/")
+        return (file.metadata() or {}).get("format") in Edit.known_formats()
 
 
 def import_edit(path: str | Path, pipe: Any, concepts: Sequence[Concept]) -> WeightEdit:

@@ -108,7 +108,7 @@ def joint(edits: Sequence[Edit]) -> Edit:
         BaseMismatchError: Edits with rows were made for different models.
     """
     acting = [edit for edit in edits if isinstance(edit, SamplingEdit)]
-    beneath = [weights for edit in edits if (weights := weights_of(edit)) is not None]
+    beneath = [weights_of(edit) for edit in edits if not isinstance(edit, SamplingEdit) or edit.weights is not None]
     if not acting:
         return WeightEdit.joint(beneath)
     guidances = [guidance for edit in acting for guidance in edit.guidances]
@@ -121,9 +121,12 @@ def joint(edits: Sequence[Edit]) -> Edit:
     )
 
 
-def weights_of(edit: Edit) -> WeightEdit | None:
-    """Return the part of an edit that changes weights; None without one."""
-    return edit if isinstance(edit, WeightEdit) else getattr(edit, "weights", None)
+def weights_of(edit: Edit) -> WeightEdit:
+    """Return the part of an edit that changes weights; without one, an edit that changes nothing."""
+    if isinstance(edit, WeightEdit):
+        return edit
+    beneath = edit.weights if isinstance(edit, SamplingEdit) else None
+    return WeightEdit(changes={}, metadata=edit.metadata) if beneath is None else beneath
 
 
 def recorded_settings(guidance: Guidance) -> dict[str, Any]:

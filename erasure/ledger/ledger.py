@@ -168,7 +168,8 @@ class Ledger:
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
         standing = self.standing if eraser.depends_on == "weights" else ()
         # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
-        beneath = {entry.id: edit for entry in standing if (edit := weights_of(self._load(entry))) is not None}
+        edits = {entry.id: self._load(entry) for entry in standing}
+        beneath = {name: weights_of(edit) for name, edit in edits.items() if not isinstance(edit, SamplingEdit)}
         edit = WeightEdit.joint(list(beneath.values())) if beneath else self._unedited()
         originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
         history = History(
@@ -270,8 +271,7 @@ class Ledger:
             then = [self.entry(name) for name in entry.started_from]
             beneath = (then, [other for other in then if other.state == "standing"])
             sides = (weights_of(self._joint(entries)) if entries else None for entries in beneath)
-            if (edit := weights_of(self._load(entry))) is not None:
-                moves[entry.id] = relative_move(backbone, edit, *sides)
+            moves[entry.id] = relative_move(backbone, weights_of(self._load(entry)), *sides)
         return moves
 
     def verify(self, pipe: DiffusionPipeline | None = None) -> list[str]:

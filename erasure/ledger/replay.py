@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..backbones import backbone_of
-from ..edits import Change
+from ..edits import Change, weights_of
 from ..erasers import Eraser, eraser_names, make_eraser
 from ..errors import InputError
 from ..judge import Judge
@@ -89,7 +89,7 @@ def _eraser(entry: Entry) -> Eraser:
 
 def _check_family(source: Ledger, pipe: Any, name: str) -> None:
     """Refuse a model that has other layers than those that the removals changed."""
-    edit = source.edit()
+    edit = weights_of(source.edit())
     found = backbone_of(pipe).parameters(edit.changes.__contains__)
     for parameter, change in edit.changes.items():
         if parameter not in found or not _fits(change, tuple(found[parameter].shape)):

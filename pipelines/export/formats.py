@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from diffusers import DiffusionPipeline
+
 from erasure.backbones import backbone_of
-from erasure.edits import Lora, WeightEdit
+from erasure.edits import Lora, SamplingEdit, WeightEdit, weights_of
+from erasure.edits.sampling_edit import recorded_settings
 from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.io.tensor_files import write_tensors
@@ -31,6 +34,8 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
 """Methods that act while pictures are made, with their pipelines for one text encoder and for two."""
 
 _STREAMED = ("pipeline", "edit")
+_WITH_GUIDANCE = ("pipeline", "edit")
+"""Formats that can hold a removal during sampling."""
 RECORD = "erasure.json"
 _RECORD_FORMAT = "erasure-export/1"
 
@@ -86,7 +91,7 @@ class Written:
     name: str = ""
 
 
-def write_export(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> Written:
+def write_export(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> Written:
     """Write what stands into a folder.
 
     Args:
@@ -101,6 +106,7 @@ def write_export(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> Wri
         LedgerError: A file of the ledger is missing or was changed.
     """
     check_standing(ledger)
+    check_holds(ledger, export)
     ledger.check_base(backbone_of(pipe).fingerprint(), str(pipe.name_or_path))
     writer, _ = _WRITERS[export.format]
     notes = writer(ledger, pipe, export, folder)
@@ -129,6 +135,30 @@ def check_standing(ledger: Ledger) -> None:
         )
 
 
+def check_holds(ledger: Ledger, export: Export) -> None:
+    """Refuse a format that cannot hold a removal of the ledger.
+
+    Raises:
+        InputError: A removal acts during sampling and the format holds weights alone, or one pipeline cannot hold all.
+    """
+    edit = ledger.edit()
+    if not isinstance(edit, SamplingEdit):
+        return
+    names = ", ".join(f"{entry.id} by {entry.method}" for entry in ledger.during_sampling)
+    if export.format not in _WITH_GUIDANCE:
+        raise InputError(
+            f"{export.format}: expected removals in the weights alone, got {names}, which act during sampling."
+            f" Use --format {' or '.join(_WITH_GUIDANCE)}, or undo them."
+        )
+    recording = [name for name, kinds in GUIDANCES.items() if hasattr(kinds[0], "recorded")]
+    methods = {guidance.name for guidance in edit.guidances} | ({export.guidance} - {None})
+    if export.format == "pipeline" and (len(methods) > 1 or not methods <= set(recording)):
+        raise InputError(
+            f"pipeline: expected guidance by one of {', '.join(recording)}, got {', '.join(sorted(methods))}."
+            " Use --format edit, or undo the others."
+        )
+
+
 def write_record(written: Written, folder: Path) -> None:
     """Write down what the folder holds, with the hash of every file that is there."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / RECORD]
@@ -152,35 +182,54 @@ def already_written(ledger: Ledger, export: Export, folder: Path) -> Written | N
         return None
 
 
-def _pipeline(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+def _pipeline(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
+    edit = ledger.edit()
     with files_of(ledger.base.name, pipe) as files:
-        write_edited(ledger.edit(), pipe, files, folder)
-    if export.guidance is not None:
-        kind = GUIDANCES[export.guidance][backbone_of(pipe).family == "sdxl"]
-        write_whole(folder / "pipeline.py", self_contained(kind).encode())
-    return ()
+        write_edited(weights_of(edit), pipe, files, folder)
+    recorded = edit.guidances if isinstance(edit, SamplingEdit) else ()
+    method = recorded[0].name if recorded else export.guidance
+    if method is None:
+        return ()
+    kind = _pipeline_class(method, pipe)
+    source = self_contained(kind)
+    if not recorded:
+        write_whole(folder / "pipeline.py", source.encode())
+        return ()
+    settings = tuple(map(recorded_settings, recorded))
+    write_whole(folder / "pipeline.py", f"{source}\n\n{kind.__name__}.recorded = {settings!r}\n".encode())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index["_class_name"] = ["pipeline", kind.__name__]  # so that nobody loads the weights without the guidance
+    write_whole(folder / "model_index.json", (json.dumps(index, indent=2) + "\n").encode())
+    names = ", ".join(entry.id for entry in ledger.during_sampling)
+    return (
+        f"The guidance ({names}) is in pipeline.py: load the folder with trust_remote_code=True, which executes it.",
+    )
 
 
-def _edit(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+def _pipeline_class(method: str, pipe: DiffusionPipeline) -> type:
+    return GUIDANCES[method][backbone_of(pipe).family == "sdxl"]
+
+
+def _edit(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     ledger.edit().save(folder / export.file)
     return ()
 
 
-def _lora(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
-    lora = _factors(ledger.edit(), pipe, export)
+def _lora(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
+    lora = _factors(ledger, pipe, export)
     tensors = {_encoder_named(key): factor for key, factor in lora.state_dict.items()}
     write_tensors(folder / export.file, tensors)
     return _cut(lora)
 
 
-def _kohya(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
-    lora = _factors(ledger.edit(), pipe, export)
+def _kohya(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
+    lora = _factors(ledger, pipe, export)
     metadata = kohya_metadata(pipe, rank_of(lora.state_dict))
     write_tensors(folder / export.file, kohya_tensors(lora.state_dict, pipe), metadata)
     return _cut(lora)
 
 
-def _checkpoint(ledger: Ledger, pipe: Any, export: Export, folder: Path) -> tuple[str, ...]:
+def _checkpoint(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     with ledger.applied_to(pipe):
         write_tensors(folder / export.file, checkpoint_tensors(pipe))
     with files_of(ledger.base.name, pipe) as files:
@@ -197,7 +246,9 @@ _WRITERS: Mapping[str, tuple[Callable[[Ledger, Any, Export, Path], tuple[str, ..
 }
 
 
-def _factors(edit: WeightEdit, pipe: Any, export: Export) -> Lora:
+def _factors(ledger: Ledger, pipe: DiffusionPipeline, export: Export) -> Lora:
+    edit = ledger.edit()
+    assert isinstance(edit, WeightEdit)  # noqa: S101 - see check_holds
     try:
         return edit.as_lora(pipe, rank=export.rank)
     except InputError as error:

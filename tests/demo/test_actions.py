@@ -22,7 +22,7 @@ from erasure.demo.studio import Studio
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
 from erasure.eval.protocols.ledger_measures import LedgerMeasures
-from erasure.pipelines.export.push import Pushed
+from erasure.io.push import Pushed
 from erasure.progress import Progress
 from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings

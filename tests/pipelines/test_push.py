@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from erasure.edits import DenseChange, EditMetadata, WeightEdit
 from erasure.errors import InputError
-from erasure.pipelines.export.push import check_push
+from erasure.io.push import check_push
 from tests.pipelines.hub_server import Hub, serving
 
 TOKEN = "hf_notASecretButItMustNotBeSeen"
@@ -16,7 +18,7 @@ PUSH = """
 import sys
 from pathlib import Path
 from erasure.errors import ErasureError
-from erasure.pipelines.push import push
+from erasure.io.push import push
 
 try:
     pushed = push(Path(sys.argv[1]), sys.argv[2], private="private" in sys.argv, message="cat removed")
@@ -112,7 +114,7 @@ def test_a_hub_that_is_not_there_is_one_line(folder: Path) -> None:
 
 
 def test_without_a_login_nothing_is_asked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("erasure.pipelines.export.push.get_token", lambda: None)
+    monkeypatch.setattr("erasure.io.push.get_token", lambda: None)
     with pytest.raises(InputError, match="expected a login of the Hub, got none"):
         check_push("me/erased")
 
@@ -121,3 +123,21 @@ def test_without_a_login_nothing_is_asked(folder: Path, tmp_path: Path, monkeypa
 def test_a_name_that_is_none_is_refused(repo: str) -> None:
     with pytest.raises(InputError, match="expected a repository 'USER/NAME'"):
         check_push(repo)
+
+
+def test_an_edit_is_uploaded_as_one_file(tmp_path: Path) -> None:
+    edit = tmp_path / "own.safetensors"
+    metadata = EditMetadata.unedited("0" * 64, "tiny")
+    WeightEdit(changes={"w": DenseChange(delta=torch.ones(2))}, metadata=metadata).save(edit)
+    script = (
+        "import sys; from erasure import Edit; print(Edit.from_pretrained(sys.argv[1]).push_to_hub(sys.argv[2],"
+        " message='cat removed'))"
+    )
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+    with serving() as hub:
+        environment = {**os.environ, **home, "HF_ENDPOINT": hub.url}
+        command = [sys.executable, "-c", script, str(edit), "me/erased"]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == f"{hub.url}/me/erased/commit/{1:040d}"
+    assert hub.files["me/erased"]["edit.safetensors"] == edit.read_bytes()

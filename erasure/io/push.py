@@ -1,4 +1,4 @@
-"""A folder to the Hugging Face Hub, as one commit."""
+"""Uploads of a folder to the Hugging Face Hub, as one commit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,18 +7,18 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from erasure.errors import InputError
+from ..errors import InputError
 
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What a push did.
+    """The result of an upload.
 
     Attributes:
-        url: Of the commit.
-        left: Files of weights that the repository held before and that this push neither wrote nor deleted.
+        url: Address of the commit.
+        left: Files of weights that the repository held before and that the upload neither wrote nor deleted.
     """
 
     url: str
@@ -26,14 +26,14 @@ class Pushed:
 
 
 def check_push(repo: str, token: str | None = None) -> None:
-    """Refuse what cannot be pushed before time is spent on it: a name that is none, or a user who is not logged in.
+    """Refuse an upload before time is spent on it: an invalid name, or a user who is not logged in.
 
     Args:
         repo: "USER/NAME".
         token: See `push`.
 
     Raises:
-        InputError: Says what is wrong.
+        InputError: The name is invalid, or nobody is logged in.
     """
     try:
         validate_repo_id(repo)
@@ -52,20 +52,20 @@ def push(
     message: str = "Upload an erased model",
     token: str | None = None,
 ) -> Pushed:
-    """Upload a folder to a model repository, which is made if it is not there, in one commit.
+    """Upload a folder to a model repository, which is created if missing, in one commit.
 
-    After an interruption the same call goes on: what the Hub has received already is not sent again, and the commit,
-    which comes last, is there whole or not at all. The token is in no message.
+    After an interruption the same call goes on: files that the Hub has received are not sent again, and the commit,
+    which comes last, is complete or missing. The token is in no message.
 
     Args:
-        folder: What to upload.
+        folder: Folder to upload.
         repo: "USER/NAME".
-        private: Whether nobody else may see it.
-        message: Of the commit.
-        token: Of the user; None is the one that the environment (HF_TOKEN) or login has.
+        private: Whether the repository is private.
+        message: Message of the commit.
+        token: Token of the user; None takes that of the environment (HF_TOKEN) or of the login.
 
     Raises:
-        InputError: The Hub does not take it, or cannot be reached.
+        InputError: The Hub refuses the upload, or cannot be reached.
     """
     check_push(repo, token)
     token = _token(token)
@@ -85,16 +85,16 @@ def push(
     except InputError:
         raise
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        # Of a file that could not be sent only the cause says why.
+        # Only the cause of the error names the reason why a file could not be sent.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        said = " ".join(str(cause).split()).replace(token, "***")
-        raise InputError(f"push: expected the Hub to take {repo!r}, got {said!r}. Run it again to go on.") from None
+        text = " ".join(str(cause).split()).replace(token, "***")
+        raise InputError(f"push: expected the Hub to take {repo!r}, got {text!r}. Run it again to go on.") from None
     left = tuple(name for name in before if name.endswith(_WEIGHTS) and name not in names)
     return Pushed(url=str(commit.commit_url), left=left)
 
 
-def _token(given: str | None) -> str:
-    token = given or get_token()
+def _token(token: str | None) -> str:
+    token = token or get_token()
     if not token:
         raise InputError("push: expected a login of the Hub, got none. Run `hf auth login`, or set HF_TOKEN.")
     return token
