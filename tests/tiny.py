@@ -110,6 +110,7 @@ def text_weights(backbone: Any) -> dict[str, torch.nn.Parameter]:
 FAMILIES: dict[str, Callable[..., Any]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl}
 # Those with a transformer with joint attention.
 JOINT: dict[str, Callable[..., Any]] = {"sd3": sd3, "flux": flux}
+EVERY = {**FAMILIES, **JOINT}
 
 
 @cache

@@ -5,7 +5,7 @@ Objectives and trajectories are written in terms of a schedule, once for models 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,9 @@ class NoiseSchedule(Protocol):
     `output` is a raw output of `Backbone.predict`. `prediction` is the same in the form that losses, guidance and
     steps are computed in: the noise of a discrete schedule, the velocity of flow matching.
     """
+
+    words: ClassVar[str]
+    """Name of the kind of schedule."""
 
     @property
     def total(self) -> int:
@@ -88,6 +91,8 @@ class Discrete:
         prediction_type: The denoiser's output: the noise, or v = sqrt(alpha) eps - sqrt(1 - alpha) x0
             (arXiv:2202.00512).
     """
+
+    words: ClassVar[str] = "discrete timesteps"
 
     alphas_cumprod: Float[Tensor, " t"]
     prediction_type: PredictionType
@@ -156,6 +161,8 @@ class Flow:
             pipeline shifts them.
         total: Timesteps of training, which scale sigma.
     """
+
+    words: ClassVar[str] = "flow matching"
 
     sigmas: Callable[[int], Float[Tensor, " steps"]]
     total: int = 1000

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..backbones.base import Backbone
+from ..backbones.schedule import Discrete, Flow, NoiseSchedule
 from ..concept import Concept
 from ..edits import Edit
 from ..errors import InputError
@@ -27,6 +29,8 @@ class Eraser(Plugin):
 
     depends_on: ClassVar[Literal["text", "weights"]] = "weights"
     together: ClassVar[bool] = False
+    # Noise schedules of the models that the method covers.
+    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete, Flow)
     # The settings that a person turns first.
     main: ClassVar[tuple[str, ...]] = ()
 
@@ -34,6 +38,15 @@ class Eraser(Plugin):
         """Raise InputError if there is nothing to remove."""
         if not concepts:
             raise InputError(f"{self.name}: expected at least one concept, got none. Name what is to be erased.")
+
+    def require_schedule(self, backbone: Backbone) -> None:
+        """Raise InputError if the method does not cover models with the backbone's noise schedule."""
+        if not isinstance(backbone.schedule, self.schedules):
+            covered = " or ".join(schedule.words for schedule in self.schedules)
+            raise InputError(
+                f"{self.name}: expected a model with {covered}, got {backbone.family} with"
+                f" {backbone.schedule.words}. Use another eraser."
+            )
 
     @abstractmethod
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ..backbones.schedule import Discrete, NoiseSchedule
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit
 from ..guidance.localised import LocalisedRemoval
@@ -40,6 +41,7 @@ class Localised(Eraser):
 
     name: ClassVar[str] = "localised"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("scale", "region_threshold", "grow")
 
     scale: Annotated[float, Field(ge=0)] = 0.0
@@ -52,6 +54,7 @@ class Localised(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
         self.require(concepts)
+        self.require_schedule(context.backbone)
         removals = [
             LocalisedRemoval(
                 concepts=concept.names,

@@ -7,9 +7,9 @@ from erasure.backbones.base import Backbone
 from tests import tiny
 
 
-@pytest.fixture(scope="module", params=sorted(tiny.FAMILIES))
+@pytest.fixture(scope="module", params=sorted(tiny.EVERY))
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return backbone_of(tiny.FAMILIES[request.param]())
+    return backbone_of(tiny.EVERY[request.param]())
 
 
 def test_sites_are_the_parameters_of_the_denoiser(backbone: Backbone) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from erasure.edits import WeightEdit
+from erasure.errors import InputError
 from erasure.guidance import Applicable, Guidance, guidances
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny
@@ -50,6 +51,19 @@ def test_it_acts_inside_the_with_alone_and_changes_no_weight(kind: Any, family: 
     assert torch.equal(first[1], before[1])  # a prompt without the concept
     assert torch.equal(latents(pipe), before)
     assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("family", tiny.JOINT)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipeline_of_flow_matching_is_refused_in_one_line(kind: Any, family: str) -> None:
+    pipe = tiny.JOINT[family]()
+    with (
+        pytest.raises(InputError, match="Flow matching is not covered") as caught,
+        kind(concepts=("cat",)).applied_to(pipe),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert "encode_prompt" not in vars(pipe)
 
 
 @pytest.mark.parametrize("kind", KINDS)
