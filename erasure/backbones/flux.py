@@ -99,7 +99,8 @@ class Flux(JointTransformer):
         return self.pipe._unpack_latents(latents, height * factor, width * factor, factor)
 
     def _embeddings(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        states, pooled, _ = self.pipe.encode_prompt(list(prompts), max_sequence_length=self._length)
+        states, pooled, _ = self._encode_prompt(list(prompts), max_sequence_length=self._length)
+        assert states is not None and pooled is not None  # noqa: S101, PT018 - of prompts
         return states, pooled
 
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:

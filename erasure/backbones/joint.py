@@ -102,6 +102,10 @@ class JointTransformer(LoadedModel):
         }
         return Conditioning(prompts=tuple(prompts), streams=streams)
 
+    def _encode_prompt(self, *args: object, **kwargs: object) -> tuple[Tensor | None, ...]:
+        # Of the class: a guidance follows the calls of the instance's.
+        return type(self.pipe).encode_prompt(self.pipe, *args, **kwargs)
+
     def _tokens(self, encoder: str, prompts: Sequence[str], length: int) -> EncodedTokens:
         tokenizer = getattr(self.pipe, _tokenizer_of(encoder))
         ids, offsets = tokenized(tokenizer, prompts, length)

@@ -71,9 +71,10 @@ class StableDiffusion3(JointTransformer):
         return (self._config.in_channels, sides[0], sides[1])
 
     def _embeddings(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        states, _, pooled, _ = self.pipe.encode_prompt(
+        states, _, pooled, _ = self._encode_prompt(
             list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=self._length
         )
+        assert states is not None and pooled is not None  # noqa: S101, PT018 - of prompts
         return states, pooled
 
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
