@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
 
 from diffusers import DiffusionPipeline
 from jaxtyping import Int
@@ -13,6 +13,8 @@ from erasure.backbones import Backbone
 from erasure.registry import Plugin
 
 from ..attacks.base import Access, Goal
+
+AnyProbe = TypeVar("AnyProbe", bound="Probe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Probe(Plugin):
     dose: ClassVar[str]
     dose_unit: ClassVar[str]
 
-    def with_dose(self, dose: float) -> Self:
+    def with_dose(self: AnyProbe, dose: float | int) -> AnyProbe:
         """Return the same probe at another dose.
 
         Raises:
