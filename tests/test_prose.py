@@ -26,6 +26,7 @@ FIELD = re.compile(r"^ {4}(\w+): (.*)$")
 VAGUE = {"at", "found", "asked", "told", "given", "made", "gone", "own", "wanted"}
 PICTURE = re.compile(r"picture", re.IGNORECASE)
 HELP = ("help", "description", "info")
+UNWORDED = re.compile(r"<!-- table .*?<!-- end table -->|```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
 
 
 def sources() -> list[Source]:
@@ -152,7 +153,9 @@ def pictures_in_pages() -> list[Violation]:
         if _draws(page) or page.name == "CHANGELOG.md":
             continue
         line = 1
-        for paragraph in re.split(r"(\n\s*\n)", (ROOT / page).read_text(encoding="utf-8")):
+        # Words of generated tables are checked where they are built; code and links keep their names.
+        text = UNWORDED.sub(lambda m: "\n" * m[0].count("\n"), (ROOT / page).read_text(encoding="utf-8"))
+        for paragraph in re.split(r"(\n\s*\n)", text):
             if "tiny world" not in paragraph.lower():
                 rows = enumerate(paragraph.splitlines())
                 violations += [Violation(page, line + i, row.strip()) for i, row in rows if PICTURE.search(row)]

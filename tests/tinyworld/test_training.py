@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_loads_with_plain_diffusers(trained: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(trained)
-    pipe.drawnprogress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)
     out = pipe("a cat", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
     assert out.shape == (1, 64, 64, 3)
     assert np.isfinite(out).all()
