@@ -1,7 +1,7 @@
 """CLIP for scores: the models of open_clip by name, their protocols, and a cache of text features."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ class OpenClip:
         batch_size: Number of images or texts in one pass.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, device: str = "cpu", batch_size: int = 64) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Callable[..., Tensor], name: str, device: str = "cpu", batch_size: int = 64
+    ) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         self.model, self.tokenizer, self.name = model.eval().to(device), tokenizer, name
         self.device, self.batch_size = torch.device(device), batch_size
         self._preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
-        self._preprocess: Any = image_transform_v2(self._preprocessing, is_train=False)
+        self._preprocess: Callable[..., Tensor] = image_transform_v2(self._preprocessing, is_train=False)
 
     @classmethod
     def load(cls, name: str = DEFAULT, *, device: str = "cpu", download: bool = False) -> "OpenClip":

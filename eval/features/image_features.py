@@ -110,7 +110,7 @@ class FunctionExtractor:
         resize: Description of the resize.
     """
 
-    read: Callable[[list[Image]], Any]
+    read: Callable[[list[Image]], Features]
     backbone: str
     library: str = ""
     resize: str = ""

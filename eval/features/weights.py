@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import torch
@@ -13,6 +13,8 @@ from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.oracle import Oracle
 
 from ..images.pipeline_digest import weights_digest
+
+Loaded = TypeVar("Loaded")
 
 
 class MissingWeightsError(ErasureError, FileNotFoundError):
@@ -46,7 +48,9 @@ def missing_weights(where: str, what: str, fetch: str, error: Exception | None =
     return MissingWeightsError(f"{where}: expected to download the weights {what!r}, got {reason(error)!r}. {fetch}.")
 
 
-def from_hub(load: Callable[..., Any], source: str | Path, where: str, *, download: bool, **options: Any) -> Any:
+def from_hub(
+    load: Callable[..., Loaded], source: str | Path, where: str, *, download: bool, **options: object
+) -> Loaded:
     """Call a `from_pretrained` of transformers on the local cache, or on the network if that is allowed.
 
     Args:
@@ -67,7 +71,13 @@ def from_hub(load: Callable[..., Any], source: str | Path, where: str, *, downlo
 
 
 def model_from_hub(
-    model_class: Any, source: str | Path, where: str, *, download: bool, unused: tuple[str, ...] = (), **options: Any
+    model_class: type,
+    source: str | Path,
+    where: str,
+    *,
+    download: bool,
+    unused: tuple[str, ...] = (),
+    **options: object,
 ) -> Any:
     """Load a model of transformers, every weight of it.
 

@@ -21,7 +21,7 @@ from .labels import as_indices
 
 
 def right_top1(logits: Float[Tensor, "n classes"], right: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Return whether the right class is the best one, and no other is as good."""
+    """Return True for each image whose right class is better than every other."""
     alone = (logits == logits.max(1, keepdim=True).values).sum(1) == 1
     return alone & (logits.argmax(1) == right)
 
@@ -37,8 +37,8 @@ class ClipAccuracy:
 
     Attributes:
         clip: The judge; by default open_clip's ViT-L/14 of OpenAI from the local cache.
-        texts: What an image may be: the target's text, and its anchor's or those of other classes.
-        logit_scale: Of the probabilities, > 0; of the tiny world's CLIP `clip.logit_scale`.
+        texts: Candidate texts: the target's, and its anchor's or those of other classes.
+        logit_scale: Factor of the cosines, > 0; of the tiny world's CLIP `clip.logit_scale`.
 
     Raises:
         InputError: There are fewer than two texts, or two are the same.
