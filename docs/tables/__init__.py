@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from . import evaluations, images, removals, sequences, solves, speed, tinyworld
+from . import evaluations, images, methods, removals, sequences, solves, speed, tinyworld
 
 TABLES: dict[str, Callable[[str, Path], str]] = {
     "removal": removals.removal,
@@ -39,5 +39,6 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "tinyworld-tokens": tinyworld.tinyworld_tokens,
     "tinyworld-attention": tinyworld.tinyworld_attention,
     "settings": removals.settings,
+    "methods": methods.methods,
 }
 """Each table takes the part after its name on the page, and the folder of results."""

@@ -62,8 +62,8 @@ def methods() -> None:
     for name in eraser_names():
         kind = eraser_class(name)
         summary = (getdoc(kind) or "").partition("\n")[0]
-        out.print(Text.assemble((name, "bold"), f"  {summary}"))
-        descriptions = described(kind)
+        out.print(Text.assemble((name, "bold"), f"  {summary} Source: {kind.source}; {kind.exactness}."))
+        descriptions = {key: text for base in reversed(kind.__mro__) for key, text in described(base).items()}
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column()

@@ -16,6 +16,7 @@ from ..edits import Edit, EditMetadata, SamplingEdit
 from ..guidance.localised import LocalisedRemoval
 from ..losses.attention import Rule
 from ..progress import Progress
+from ..registry import Exactness
 from ..training.context import FitContext
 from .base import Eraser
 
@@ -40,6 +41,8 @@ class Localised(Eraser):
     """
 
     name: ClassVar[str] = "localised"
+    source: ClassVar[str] = "ours, built on arXiv:2306.14544 and arXiv:2211.05105"
+    exactness: ClassVar[Exactness] = "ours"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("scale", "region_threshold", "grow")

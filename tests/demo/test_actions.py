@@ -85,7 +85,7 @@ def test_concepts_are_removed_one_after_another_by_their_world_names(studio, ses
     ]
     kept = {name for entry in Ledger.open(session.ledger_folder).entries for c in entry.concepts for name in c.preserve}
     assert {"rabbit", "neon", "beach"} <= kept
-    with pytest.raises(InputError, match=r"still there, got cat\. Undo it first"):
+    with pytest.raises(InputError, match=r"not removed yet, got cat\. Undo it first"):
         actions.erase(studio, session, Wish(concepts=["cat"], settings=UCE), track())
 
 

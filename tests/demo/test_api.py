@@ -82,7 +82,7 @@ def test_attention_is_a_picture(client: Client) -> None:
         ("/compare", {"prompts": ["x" * 5000]}, "prompt: expected at most 1,000 characters, got 5,000"),
         ("/compare", {"prompts": ["a cat"], "seeds": "0-9999"}, "seeds: expected at most 8 seeds"),
         ("/compare", {"prompts": ["a cat"], "steps": 10_000}, "steps: expected a number from 1 to 100"),
-        ("/undo", {"entry": "../../etc/passwd"}, "undo: expected a removal, got none so far"),
+        ("/undo", {"entry": "../../etc/passwd"}, "undo: expected a removal, got none"),
         ("/export", {"form": "/etc/passwd"}, "Unknown form '/etc/passwd'"),
         ("/measure", {"images": 1_000_000}, "images: expected a number from 20 to 80"),
         ("/attention", {"prompt": "a cat", "words": ["dog"]}, "phrase: expected words of the prompt"),

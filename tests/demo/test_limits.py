@@ -34,7 +34,7 @@ def test_other_prompts_are_refused(given: object) -> None:
 
 def test_a_number_of_pictures_is_the_most() -> None:
     assert limits.pairs("a\nb", "0-2") == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
-    with pytest.raises(InputError, match="at most 24 pictures, got 32"):
+    with pytest.raises(InputError, match="at most 24 images, got 32"):
         limits.pairs("a\nb\nc\nd", "0-7")
     for seeds in ("0-8", "0-99999999999", "-1", "a", "", "1-0-2", "²"):
         with pytest.raises(InputError, match=r"^seeds: expected"):
