@@ -41,8 +41,8 @@ class AStarMixin:
         concepts: Words or phrases of the prompt, each a concept. For a list of prompts, a list of them for each.
         token_indices: In the place of `concepts`, the token positions of each concept, a number or several; 0 is the
             start of the text. For a list of prompts, such a list for each.
-        layout: Where concepts are to be, in the order of the concepts or by their words: a box (left, top, right,
-            bottom) in shares of the picture from 0 to 1, or a mask, an image or array that is bright (1) there; None
+        layout: Regions of the concepts, in their order or by their words: a box (left, top, right,
+            bottom) in shares of the image from 0 to 1, or a mask, an image or array that is bright (1) there; None
             leaves a concept free. For a list of prompts, a list of such layouts.
         on_guided: Called after each guided step with a `GuidedStep`.
         alpha, segregation_scale, retention_scale, schedule, ...: The settings of `AStarLoss`.
@@ -122,7 +122,7 @@ class _Prompt:
 
 
 def _one_each(name: str, value: Any, n: int, several: bool) -> list[Any]:
-    """Return what belongs to each of n prompts."""
+    """Return the value of each of n prompts."""
     if isinstance(value, str) or not isinstance(value, Sequence | Mapping) or not len(value):
         raise InputError(f"{name}: expected a list, got {value!r}. Give one entry a concept.")
     if not several:
@@ -188,7 +188,7 @@ def _mask(where: Any) -> Float[Tensor, "h w"]:
     if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise InputError(
             f"layout: expected a box (left, top, right, bottom) in shares from 0 to 1, got {tuple(where)!r}."
-            " Divide pixels by the picture's size."
+            " Divide pixels by the image's size."
         )
     left, top, right, bottom = (round(side * _BOX_SIDE) for side in box)
     mask = torch.zeros(_BOX_SIDE, _BOX_SIDE)
@@ -209,22 +209,22 @@ def _with_signature(pipeline: Any) -> Any:
 
 @_with_signature
 class StableDiffusionAStarPipeline(AStarMixin, StableDiffusionPipeline):
-    """Text to picture with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin` for what it takes."""
+    """Text to image with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin` for what it takes."""
 
 
 @_with_signature
 class StableDiffusionXLAStarPipeline(AStarMixin, StableDiffusionXLPipeline):
-    """Text to picture with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin` for what it takes."""
+    """Text to image with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin` for what it takes."""
 
 
 @_with_signature
 class StableDiffusionAStarImg2ImgPipeline(AStarMixin, StableDiffusionImg2ImgPipeline):
-    """Picture to picture with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin`."""
+    """Image to image with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin`."""
 
 
 @_with_signature
 class StableDiffusionXLAStarImg2ImgPipeline(AStarMixin, StableDiffusionXLImg2ImgPipeline):
-    """Picture to picture with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin`."""
+    """Image to image with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin`."""
 
 
 @_with_signature

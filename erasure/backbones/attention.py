@@ -113,7 +113,7 @@ def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -
 
 @torch.no_grad()
 def layer_pixels(backbone: Backbone) -> dict[str, int]:
-    """Return how many pixels each cross-attention layer looks at, at the model's own image size, by full name.
+    """Return the number of pixels of each cross-attention layer at the model's own image size, by full name.
 
     One pass of the denoiser over an empty latent tells, and no map is made.
     """

@@ -89,8 +89,8 @@ class Backbone(Protocol):
         """Return the states of rows of token ids, which no tokenizer touches again; with gradient.
 
         Args:
-            ids: Of the first tokenizer: start of text, tokens, end of text, and padding to the model's length. A second
-                tokenizer with the same vocabulary pads in its own way.
+            ids: Token ids of the first tokenizer: start of text, tokens, end of text, and padding to the model's
+                length. A second tokenizer with the same vocabulary pads in its own way.
 
         Raises:
             InputError: The rows are not of the model's length, or its tokenizers differ.

@@ -18,7 +18,7 @@ Offsets = Sequence[tuple[int, int]]
 """For each token of a prompt its characters [start, end); (0, 0) for special tokens."""
 
 PADDED: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-"""How diffusers' pipelines ask a tokenizer for a prompt."""
+"""Arguments of a tokenizer in diffusers' pipelines."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,9 +204,9 @@ _READ: ContextVar[Conditioning | None] = ContextVar("being_read", default=None)
 
 
 @contextmanager
-def reading(states: Conditioning) -> Generator[None]:
-    """Let `being_read` tell, for the length of a `with`, which prompts pictures are being made of, a row a picture."""
-    token = _READ.set(states)
+def reading(conditioning: Conditioning) -> Generator[None]:
+    """Have `being_read` return the prompts of the images that are being made, for the length of a `with`."""
+    token = _READ.set(conditioning)
     try:
         yield
     finally:
@@ -214,7 +214,7 @@ def reading(states: Conditioning) -> Generator[None]:
 
 
 def being_read() -> Conditioning | None:
-    """Return what `reading` was given: a pipeline that was handed embeddings does not know their words."""
+    """Return the prompts given to `reading`: a pipeline that was handed embeddings does not know their words."""
     return _READ.get()
 
 

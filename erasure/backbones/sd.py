@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and whatever else has their classes: one CLIP text encoder, one UNet."""
+"""Stable Diffusion 1.x and 2.x, and other models of their classes: one CLIP text encoder, one UNet."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, eq=False)
 class StableDiffusion(LoadedModel):
-    """A backbone of the Stable Diffusion 1.x and 2.x classes; see `Backbone` for what its members give."""
+    """A backbone of the Stable Diffusion 1.x and 2.x classes; see `Backbone` for its members."""
 
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 1.x", "Stable Diffusion 2.x")
     denoiser_name: ClassVar[str] = "unet"
@@ -50,7 +50,7 @@ class StableDiffusion(LoadedModel):
 
     @property
     def family(self) -> str:
-        # 2.x reads the 1024-wide OpenCLIP; a small model of its kind is told by what it predicts.
+        # 2.x reads the 1024-wide OpenCLIP; a small model of its kind is recognised by its v-prediction.
         is_second = self._unet.config.cross_attention_dim == 1024 or self.prediction_type == "v_prediction"
         return "sd2" if is_second else "sd1"
 
@@ -162,7 +162,7 @@ class StableDiffusion(LoadedModel):
 
     @property
     def _masked(self) -> bool:
-        """Whether the encoder leaves padding out.
+        """True if the encoder leaves padding out.
 
         It is attended to, as in training, except by a model whose own configuration asks for a mask.
         """
@@ -170,7 +170,7 @@ class StableDiffusion(LoadedModel):
         return bool(getattr(config, "use_attention_mask", False))
 
     def _reach(self, ids: Int[Tensor, "n tokens"], tokenizer: Any) -> list[int]:
-        """Return for each lot of prompts how many tokens there are up to its last end of text."""
+        """Return for each lot of prompts the number of tokens up to its last end of text."""
         return [int(first_end_of_text(part, tokenizer).max()) + 1 for part in ids.split(self._at_once)]
 
     def _last_states(
@@ -198,7 +198,7 @@ class StableDiffusion(LoadedModel):
         return self._read_by("text_encoder", states)
 
     def _read_by(self, name: str, read: Callable[[Any], Read]) -> Read:
-        """Return what is read by a text encoder."""
+        """Return the result of a function of a text encoder."""
         return read(self.components()[name])
 
     def _added_conditions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:

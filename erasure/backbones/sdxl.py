@@ -21,7 +21,7 @@ from .sites import Role
 
 @dataclass(frozen=True, eq=False)
 class StableDiffusionXL(StableDiffusion):
-    """A backbone of the Stable Diffusion XL classes; see `Backbone` for what its members give."""
+    """A backbone of the Stable Diffusion XL classes; see `Backbone` for its members."""
 
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion XL",)
 
@@ -78,7 +78,7 @@ class StableDiffusionXL(StableDiffusion):
     def _last_states_but_one(
         self, name: str, ids: Int[Tensor, "n tokens"], reach: Sequence[int] | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return what the last layer of an encoder reads, and the sentence vectors of one that gives them."""
+        """Return the input of an encoder's last layer, and its sentence vectors if it has any."""
 
         def states(encoder: Any) -> tuple[Tensor, list[Tensor]]:
             found, pooled = [], []
@@ -110,7 +110,7 @@ class StableDiffusionXL(StableDiffusion):
 
 @contextmanager
 def _last_input(encoder: nn.Module) -> Generator[list[Tensor]]:
-    """Give a list that the states which the encoder's last layer reads are put into."""
+    """Collect the input of the encoder's last layer in a list, for the length of a `with`."""
     read: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A model whose weights stay in their files: enough of it to fit what reads text alone, in little memory.
+"""A model whose weights stay in their files: enough to fit the layers that read text alone, in little memory.
 
 It is a pipeline of diffusers whose modules have names and shapes and no weights. A text encoder is read when prompts
 are encoded, and let go of before the next one. The denoiser is never read whole.
@@ -23,7 +23,7 @@ from .sd import Read, StableDiffusion
 from .sdxl import StableDiffusionXL
 
 _WHOLE_MODEL = "Leave --low-memory out."
-# Names and shapes of these are needed, of what else a pipeline may have not even those.
+# Parts of which names and shapes are needed.
 _SKETCHED = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -39,7 +39,7 @@ class StoredWeights:
     _parts: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, part: str) -> Mapping[str, StoredTensor]:
-        """Return a component's tensors by the names that its files have.
+        """Return a component's tensors by their names in its files.
 
         Raises:
             InputError: A file is missing or damaged.

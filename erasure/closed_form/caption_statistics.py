@@ -1,4 +1,4 @@
-"""Ordinary captions and what their text states look like on the whole: what a closed form keeps in place by."""
+"""Ordinary captions, and the second moment of their text states, which a closed form holds in place."""
 
 import csv
 import hashlib
@@ -30,8 +30,8 @@ class Statistics:
         id: Tells these captions from others.
         states: Sum of e e^T over all tokens of all captions, padding included; float64 on the CPU.
         pooled: Likewise over the sentence vectors, for models that have one.
-        captions: How many captions.
-        tokens: How many tokens.
+        captions: Number of captions.
+        tokens: Number of tokens.
     """
 
     id: str
@@ -49,7 +49,7 @@ def statistics(backbone: Backbone, captions: Captions, *, folder: Path | None = 
     Args:
         backbone: The model whose text encoder reads them.
         captions: Texts, or a function that gives them anew each time.
-        folder: Where they are kept; None keeps nothing.
+        folder: Folder that keeps the statistics; None keeps nothing.
 
     Raises:
         InputError: There are no captions, or the folder cannot be written or holds a damaged file.
@@ -134,6 +134,6 @@ def _summed(backbone: Backbone, captions: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _text_fingerprint(backbone: Backbone) -> str:
-    """Return what tells this text encoder from others: its answer to a few words, to six digits."""
+    """Return a fingerprint of the text encoder: its states of a few words, to six digits."""
     states = backbone.encode(["", "a photo of a house"]).states.float()
     return " ".join(f"{value:.5g}" for value in states[:, ::7, ::5].flatten()[:64].tolist())

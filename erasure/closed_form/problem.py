@@ -71,13 +71,13 @@ class Rows:
     Attributes:
         targets: States c to be moved.
         anchors: States that they become.
-        strengths: How far towards those they are moved: a = c + strength (anchor - c) in the equation; None is 1, all
+        strengths: Share of the way to the anchors: a = c + strength (anchor - c) in the equation; None is 1, all
             the way. Apart from the anchors, which so stay states of the text encoder: float32, and the same for every
             target.
         weights: w, >= 0.
         labels: For each of them the name that is erased, normalised.
         anchor_labels: The name that it becomes; "" is the unconditional prompt.
-        sites: Where in which prompt the state stands, "template|place"; the same for every name.
+        sites: Template and place of each state, "template|place"; the same for every name.
         preserve: States p that keep their outputs.
         preserve_weights: v, >= 0.
         preserve_labels: The name that is preserved.
@@ -190,12 +190,12 @@ class Row:
 
     Attributes:
         label: The name that the prompt was made for, normalised.
-        site: Where in which prompt the state stands, "template|place".
+        site: Template and place of the state, "template|place".
         state: The state.
         weight: Its weight, >= 0.
         anchor_label: The name that it becomes.
         anchor: The state of that; itself for a preserved row.
-        strength: How far it is moved towards the anchor; 1 is all the way.
+        strength: Share of the way to the anchor; 1 is all the way.
     """
 
     label: str
@@ -223,7 +223,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What makes two rows the same row."""
+        """Identity of the row: rows with one key are the same row."""
         return (self.label, self.site, self.anchor_label)
 
 

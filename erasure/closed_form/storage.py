@@ -1,4 +1,4 @@
-"""How the rows of least-squares problems are stored.
+"""Storage of the rows of least-squares problems.
 
 A removal's own states are those of its targets. What they become, and what is preserved, are the same states in one
 removal after another. So these lie in blocks, one for each anchor and each preserved name, and a folder of removals can

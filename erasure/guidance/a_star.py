@@ -17,7 +17,7 @@ _SEGREGATED, _STILL_FALLING = 0.3, 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class AStarLoss(AttentionGuidance):
-    """Each concept owns its region of the picture and keeps it (eq. 4): L = L_seg + L_ret.
+    """Each concept owns its region of the image and keeps it (eq. 4): L = L_seg + L_ret.
 
         L_seg = sum over pairs of  sum min(A_m, A_n) / sum (A_m + A_n)                                  (eq. 2)
         L_ret = sum over concepts of  1 - sum min(A_m, B_m) / sum (A_m + B_m)                           (eq. 3)
@@ -78,7 +78,7 @@ class AStar(AStarLoss, ConceptGuidance):
     """A-STAR on any pipeline: `AStarLoss` for whichever of the concepts a prompt names.
 
     with AStar(concepts=("cat", "dog")).applied_to(pipe):
-        pictures = sample(pipe, prompts, seeds)
+        images = sample(pipe, prompts, seeds)
     """
 
     name: ClassVar[str] = "a-star"

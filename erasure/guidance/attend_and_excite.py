@@ -15,7 +15,7 @@ class AttendAndExcite(ConceptGuidance):
 
     The defaults are the paper's and its code's: the first half of the schedule is guided, and at steps 0, 10 and 20 of
     50 the update is repeated, at most 20 times, until the weakest peak is at least .05, .5 and .8.
-    Differs from the code: the rows of several pictures are guided each by its own loss.
+    Differs from the code: the rows of several images are guided each by its own loss.
 
     Attributes:
         peaks: The peak that ends a refined step, for each of `refine_at`.

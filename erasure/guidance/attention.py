@@ -35,10 +35,10 @@ _LOSS_SCALE = 2.0**10
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """Where the concepts of one prompt are.
+    """Positions of the concepts of one prompt.
 
     Attributes:
-        names: Of the concepts that the prompt holds.
+        names: Names of the concepts that the prompt holds.
         positions: Token positions of each.
         end: Position of the first end-of-text token.
         layout: A mask for each concept that was given one, by the concept's place in `positions`: (height, width) in
@@ -53,18 +53,18 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedStep:
-    """What one step's guidance did, for logs and pictures.
+    """Record of one guided step, for logs and figures.
 
     Attributes:
-        step: Which step of the schedule, from 0.
-        timestep: Of training.
-        loss: The whole loss of each picture before the update.
+        step: Index of the step in the schedule, from 0.
+        timestep: Timestep of the scheduler.
+        loss: The whole loss of each image before the update.
         last_loss: The same where it was last looked at: before the last update of a step that is refined.
-        terms: Each term of it by name, for each picture.
-        overlap: The soft IoU of each picture's concepts before the update, mean over pairs; 0 for a single concept.
-        moved: How far each picture's latents were moved, as a share of their norm.
-        updates: How many updates were made.
-        maps: Each picture's concept maps before the update, (concepts, height, width), after normalisation.
+        terms: Each term of it by name, for each image.
+        overlap: The soft IoU of each image's concepts before the update, mean over pairs; 0 for a single concept.
+        moved: Length of each image's update, as a share of the norm of its latents.
+        updates: Number of updates.
+        maps: Each image's concept maps before the update, (concepts, height, width), after normalisation.
     """
 
     step: int
@@ -85,12 +85,12 @@ Terms = dict[str, Float[Tensor, ""]]
 
 @dataclass(frozen=True, kw_only=True)
 class MapReading:
-    """How concepts' maps are made of a denoiser's cross-attention.
+    """Settings of the concepts' maps, made of a denoiser's cross-attention.
 
     The defaults are those of the public code of Attend-and-Excite; A-STAR's paper is silent about them.
 
     Attributes:
-        normalise: What is made of the probabilities: "softmax_100", tokens compete at each pixel by a softmax over a
+        normalise: Normalisation of the probabilities: "softmax_100", tokens compete at each pixel by a softmax over a
             hundred times their probability; "raw"; "max", each map divided by its own maximum; "sum", by its sum.
         competitors: With "softmax_100", which tokens take part: "all" but the start and the last position, as for
             Stable Diffusion 1.x, or those of the "prompt", as for 2.x.
@@ -133,7 +133,7 @@ class MapReading:
     def attention(
         self, capture: MapCapture, maps: Mapping[str, Tensor], latents: Latents, denoiser: nn.Module
     ) -> Float[Tensor, "batch tokens rows columns"]:
-        """Return what was captured in a pass over latents of this size as pictures, mean over layers."""
+        """Return the captured maps of a pass over latents of this size, mean over layers."""
         downsampling = downsampling_of(next(iter(capture.layers)), denoiser)
         height, width = (ceil(side / downsampling) for side in latents.shape[-2:])
         return average_maps(maps, height, width)
@@ -161,7 +161,7 @@ class AttentionGuidance(MapReading, ABC):
 
     Attributes:
         alpha: Size of the update: latents lose alpha_i times the gradient of their loss.
-        schedule: How alpha falls over the steps: "sqrt" from alpha to alpha times the square root of a half,
+        schedule: Decay of alpha over the steps: "sqrt" from alpha to alpha times the square root of a half,
             "constant", or "half": constant over the first half, then linearly to 0.
         steps_range: The part of the schedule that is guided, as shares of it from 0 to 1.
         clip: Longest update, as a share of the latents' norm; None does not clip.
@@ -185,7 +185,7 @@ class AttentionGuidance(MapReading, ABC):
 
     @abstractmethod
     def terms(self, maps: ConceptMaps, masks: Masks, named: Named) -> Terms:
-        """Return the loss of one picture by its terms.
+        """Return the loss of one image by its terms.
 
         Args:
             maps: One for each concept.
@@ -200,7 +200,7 @@ class AttentionGuidance(MapReading, ABC):
 
     @abstractmethod
     def low_enough(self, terms: Terms, before: Terms | None, concepts: int, step: int) -> bool:
-        """Whether a refined step's loss is; `before` has the terms before the last update."""
+        """Return True if a refined step's loss is low enough; `before` has the terms before the last update."""
 
     @contextmanager
     def guiding(
@@ -214,7 +214,7 @@ class AttentionGuidance(MapReading, ABC):
 
         Args:
             pipe: A diffusers pipeline with a UNet.
-            named: Says where the concepts of each picture's prompt are; asked at every step.
+            named: Says where the concepts of each image's prompt are; asked at every step.
             on_guided: Called after each guided step.
         """
         if self.alpha == 0:
@@ -264,7 +264,7 @@ class _Run:
         self.capture = settings.capture(denoiser)
 
     def rows(self) -> int:
-        """How many pictures are being made; 0 where none of their prompts names a concept."""
+        """Return the number of images; 0 where none of their prompts names a concept."""
         named = self.named()
         return len(named) if any(len(row.positions) for row in named) else 0
 
@@ -295,7 +295,7 @@ class _Run:
     def _gradient(
         self, call: Denoising, latents: Latents, named: Sequence[Named]
     ) -> tuple[list[Tensor | None], list[Terms], Latents]:
-        """Return each picture's concept maps without gradient, the terms of its loss, and the gradient of the sum."""
+        """Return each image's concept maps without gradient, the terms of its loss, and the gradient of the sum."""
         with torch.enable_grad():
             leaf = latents.detach().float().requires_grad_()
             maps = [
@@ -306,7 +306,7 @@ class _Run:
                 {} if found is None else self.settings.terms(found, self._masks_of(at, row, found), row)
                 for at, (found, row) in enumerate(zip(maps, named, strict=True))
             ]
-            # The pictures do not meet in the denoiser: the gradient of the sum is that of each.
+            # The images do not meet in the denoiser: the gradient of the sum is that of each.
             total = torch.stack([value for row in terms for value in row.values()]).sum()
             (gradient,) = torch.autograd.grad(total * _LOSS_SCALE, leaf)
         detached = [{name: value.detach() for name, value in row.items()} for row in terms]
@@ -357,7 +357,7 @@ def mean_overlap(maps: ConceptMaps) -> float:
 
 
 def within(shares: tuple[float, float], step: int, total: int) -> bool:
-    """Whether a step is in a part of a schedule that is given by its shares."""
+    """Return True if a step is in the part of a schedule between two shares of it."""
     start, end = shares
     return start * total <= step < end * total
 

@@ -1,4 +1,4 @@
-"""What every guidance is: a change of the sampling instead of the weights, applied as an edit is."""
+"""Base of the guidances: a change of the sampling instead of the weights, applied as an edit is."""
 
 import inspect
 from abc import abstractmethod
@@ -20,7 +20,7 @@ AnyGuidance = TypeVar("AnyGuidance", bound="Guidance")
 
 @runtime_checkable
 class Applicable(Protocol):
-    """What can be in force on a pipeline for the length of a `with`: an Edit, a Guidance."""
+    """Anything that can be in force on a pipeline for the length of a `with`: an Edit, a Guidance."""
 
     def applied_to(self, pipe: Any) -> AbstractContextManager[Any]:
         """Put it in force; on exit the pipeline is as it was."""
@@ -29,10 +29,10 @@ class Applicable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(Plugin):
-    """A method that acts while pictures are made, with its settings.
+    """A method that acts while images are made, with its settings.
 
     Attributes:
-        name: What it is called; the file's name.
+        name: Name in configs and on the command line; the file's name.
     """
 
     @abstractmethod
@@ -43,7 +43,7 @@ class Guidance(Plugin):
         without it, bit for bit.
 
         Raises:
-            InputError: When a picture is made: from embeddings that were given instead of prompts.
+            InputError: When an image is made: from embeddings that were given instead of prompts.
         """
 
     @classmethod
@@ -60,7 +60,7 @@ class Guidance(Plugin):
 
 
 class Prompts:
-    """The prompts that a pipeline is making pictures of, a row a picture."""
+    """The prompts that a pipeline is making images of, a row an image."""
 
     def __init__(self, pipe: Any) -> None:
         self._backbone = backbone_of(pipe)
@@ -104,7 +104,7 @@ class Prompts:
 
 
 class NamedPrompts:
-    """Where some concepts are in the prompts of the loop that is running."""
+    """Positions of concepts in the prompts of the running loop."""
 
     def __init__(self, prompts: Prompts, concepts: Sequence[str], *, longest: bool = False) -> None:
         self._prompts = prompts
@@ -113,11 +113,11 @@ class NamedPrompts:
         self._last: tuple[Conditioning | None, list[Named]] = (None, [])
 
     def states(self) -> Conditioning | None:
-        """Return the states of the prompts, a row a picture; None where no prompts are known."""
+        """Return the states of the prompts, a row an image; None where no prompts are known."""
         return self._prompts.now()
 
     def __call__(self) -> list[Named]:
-        """Return for each picture where the concepts are in its prompt."""
+        """Return for each image where the concepts are in its prompt."""
         states = self.states()
         if states is not self._last[0]:
             rows = range(0 if states is None else len(states))

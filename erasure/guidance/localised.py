@@ -56,9 +56,9 @@ class LeakLoss(AttentionGuidance):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalisedRemoval(MapReading, Guidance):
-    """Makes a concept's own region of the picture from the prompt without it, and leaves the rest as it would be.
+    """Makes a concept's own region of the image from the prompt without it, and leaves the rest as it would be.
 
-    Beside the picture that is made runs the one that would be made without this, from the same noise. At each step its
+    Beside the image that is made runs the one that would be made without this, from the same noise. At each step its
     maps say where the concept is, B_e, and where its neighbours are, B_n. Inside
 
         M = B_e, grown a little, minus the union of B_n
@@ -66,17 +66,17 @@ class LocalisedRemoval(MapReading, Guidance):
     the prediction is that for the prompt with the concept replaced and without the neighbours, who have regions of
     their own and would be drawn once more, less `scale` times the direction of its name,
     eps_c' - scale (eps_e - eps_u), under the pipeline's own classifier-free guidance; outside, the latents are those of
-    the other picture. An autoencoder spreads what changes inside over the whole picture, so both are decoded and the
-    region is set into the other picture, its edge faded inwards: outside, not a pixel changes. With `outside="free"`
+    the other image. An autoencoder spreads what changes inside over the whole image, so both are decoded and the
+    region is set into the other image, its edge faded inwards: outside, not a pixel changes. With `outside="free"`
     the predictions alone are told apart, neither latents nor pixels: half the cost, and what changes inside spreads.
 
     The specification's force is the second term alone (reconstructed there), which leaves the prompt's own "cat" in
     force. That is why the prompt is changed inside.
 
     Attributes:
-        concepts: What goes, by words as they stand in the prompts; a prompt that names none of them is left alone.
+        concepts: Words of the removed concepts as in the prompts; a prompt that names none of them is left alone.
         preserve: Neighbours whose regions are spared, by words as well.
-        anchor: What stands in the prompt inside the region; "" takes the words out, None leaves the prompt as it is.
+        anchor: Words that replace the concepts inside the region; "" takes them out, None leaves the prompt as it is.
         anchors: Anchors of single concepts, where they differ from `anchor`.
         scale: Strength of the force away from the concept's name.
         outside: Whether the rest is held at the "original" or left "free".
@@ -86,7 +86,7 @@ class LocalisedRemoval(MapReading, Guidance):
         steps_range: The part of the schedule in which it acts, as shares of it from 0 to 1.
         leak_alpha: Size of an update of the latents before each step that pushes the concept out of its neighbours'
             regions (`LeakLoss`); 0 makes none.
-        on_masks: Called at each step with its number and with where each picture was acted on.
+        on_masks: Called at each step with its number and with where each image was acted on.
     """
 
     name: ClassVar[str] = "localised"
@@ -130,7 +130,7 @@ class LocalisedRemoval(MapReading, Guidance):
             hooks = around_each_step(
                 pipe, rows=lambda: len(named()), before=run.before, after=run.after, stepped=run.stepped
             )
-            # The leak comes last, so that the other picture is not moved with this one.
+            # The leak comes last, so that the other image is not moved with this one.
             with run.capture, hooks, run.setting_in(pipe), self._parted(pipe, named):
                 yield pipe
 
@@ -158,7 +158,7 @@ class LocalisedRemoval(MapReading, Guidance):
     def masks(
         self, attention: Float[Tensor, "n tokens h w"], named: Sequence[Named], size: Sequence[int]
     ) -> Bool[Tensor, "n k height width"]:
-        """Return where each of the concepts is pushed away in each picture, at the latents' size."""
+        """Return where each of the concepts is pushed away in each image, at the latents' size."""
         found = torch.zeros(len(named), len(self.concepts), *attention.shape[-2:], device=attention.device)
         for at, (tokens, row) in enumerate(zip(attention, named, strict=True)):
             if not row.positions:
@@ -175,7 +175,7 @@ class LocalisedRemoval(MapReading, Guidance):
         return regions(self.concept_maps(tokens, row), self.region, self.region_threshold)
 
     def replaced_in(self, prompt: str) -> str:
-        """Return what the region is drawn from: a prompt with the concepts replaced, and without their neighbours."""
+        """Return the prompt of the region: the concepts replaced, their neighbours left out."""
         neighbours = [name for name in self.preserve if not self._is_part_of_concept(name, prompt)]
         if neighbours:
             prompt = without_phrases(prompt, neighbours)
@@ -227,7 +227,7 @@ class LocalisedRemoval(MapReading, Guidance):
 
 
 class _Removal:
-    """One loop's removal: the other picture, and where the two may differ."""
+    """One loop's removal: the other image, and where the two may differ."""
 
     def __init__(
         self, settings: LocalisedRemoval, pipe: Any, named: NamedRows, states: Callable[[], Conditioning | None]
@@ -250,7 +250,7 @@ class _Removal:
 
     @torch.no_grad()
     def before(self, call: Denoising) -> Latents:
-        """At the first step, note where both pictures begin."""
+        """At the first step, note where both images begin."""
         if call.first:
             self.original, self.acted, self.scheduler = call.latents, None, None
         return call.latents
@@ -266,7 +266,7 @@ class _Removal:
             return output
         attention = call.conditional(self.settings.attention(self.capture, self.capture.maps, at, self.denoiser))
         masks = self.settings.masks(attention, self.named(), call.latents.shape[-2:])
-        # Early maps are vague: where a later step finds that a neighbour stands, the other picture is taken up again.
+        # Early maps are vague: where a later step finds that a neighbour stands, the other image is taken up again.
         self.acted = masks
         if self.settings.on_masks is not None:
             self.settings.on_masks(call.step, masks.any(1).cpu())
@@ -276,7 +276,7 @@ class _Removal:
 
     @torch.no_grad()
     def stepped(self, call: Denoising, step: Stepping) -> Latents:
-        """Make the other picture's step, and have it outside the region."""
+        """Make the other image's step, and have it outside the region."""
         if self.settings.outside == "free" or self.plain is None or self.changed is None:
             return step.previous
         if self.scheduler is None:
@@ -294,7 +294,7 @@ class _Removal:
 
     @contextmanager
     def setting_in(self, pipe: Any) -> Iterator[None]:
-        """Have the autoencoder give the other picture outside of the region, for the length of a `with`."""
+        """Have the autoencoder give the other image outside of the region, for the length of a `with`."""
         vae, decode = pipe.vae, pipe.vae.decode
 
         @wraps(decode)
@@ -321,7 +321,7 @@ class _Removal:
                 vars(vae)["decode"] = own
 
     def _force(self, call: Denoising, output: Tensor, masks: Bool[Tensor, "n k h w"]) -> Tensor:
-        """Return what is added to the predictions for the prompts."""
+        """Return the change of the predictions for the prompts."""
         settings, bound = self.settings, call.conditional(output)
         inside = masks.any(1, keepdim=True).to(bound)
         force = torch.zeros_like(bound)
@@ -346,7 +346,7 @@ class _Removal:
 
     @staticmethod
     def _predicted(call: Denoising, states: Conditioning) -> Tensor:
-        """Return the prediction for other texts, one for each picture."""
+        """Return the prediction for other texts, one for each image."""
         replaced: dict[str, Any] = {"encoder_hidden_states": states.states}
         if states.pooled is not None:
             replaced["added_cond_kwargs"] = {**call.arguments["added_cond_kwargs"], "text_embeds": states.pooled}
@@ -358,7 +358,7 @@ def _set_in(
     plain: Float[Tensor, "n 3 height width"],
     acted: Bool[Tensor, "n k rows columns"],
 ) -> Float[Tensor, "n 3 height width"]:
-    """Return the plain pictures with the edited ones in the region, faded in from its edge inwards."""
+    """Return the plain images with the edited ones in the region, faded in from its edge inwards."""
     region = acted.any(1, keepdim=True).to(edited)
     size = (edited.shape[-2], edited.shape[-1])
     share = F.interpolate(region, size, mode="bilinear", align_corners=False)
@@ -367,10 +367,10 @@ def _set_in(
 
 
 def _combined_alike(call: Denoising, output: Tensor, prediction: Tensor, other: Tensor) -> Tensor:
-    """Return what the loop would make of another output, from what it made of this one.
+    """Return the loop's prediction for another output, from its prediction for this one.
 
     Classifier-free guidance is a sum of the two halves with weights that the loop knows, u + w (c - u), and some
-    pipelines rescale it: the weights of each picture are found by least squares, exactly but for rounding.
+    pipelines rescale it: the weights of each image are found by least squares, exactly but for rounding.
     """
     if not call.guided:
         return other

@@ -1,4 +1,4 @@
-"""What comes between a pipeline's loop and its denoiser: a hook at every step of any diffusers pipeline.
+"""Hooks between a pipeline's loop and its denoiser, at every step of any diffusers pipeline.
 
 The loop of a pipeline scales its latents (`scheduler.scale_model_input`), asks the denoiser, and hands latents and
 prediction to `scheduler.step`. Whoever changes the latents must reach all three. Here the denoiser is hooked as a
@@ -28,11 +28,11 @@ class Denoising:
     """One call of the denoiser by a pipeline's loop.
 
     Attributes:
-        step: Which step of the schedule, from 0.
-        total: How many the schedule has.
+        step: Index of the step in the schedule, from 0.
+        total: Number of steps of the schedule.
         first: Whether this is the first step of the loop, which may begin in the middle of the schedule.
         timestep: As the loop gave it to the denoiser.
-        latents: Before the scheduler's scaling, one for each picture; as earlier hooks of the same step left them.
+        latents: Before the scheduler's scaling, one for each image; as earlier hooks of the same step left them.
         guided: Whether the denoiser is asked for unconditional predictions as well (classifier-free guidance).
     """
 
@@ -55,7 +55,7 @@ class Denoising:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the loop gives the denoiser for the prompts, by name."""
+        """The denoiser's arguments for the prompts, by name."""
         return self.conditional(dict(self._kwargs))
 
     @property
@@ -72,7 +72,7 @@ class Denoising:
         """Return the denoiser's output for the prompts at other latents, with gradient; no hook is called.
 
         Args:
-            latents: Before scaling, one for each picture.
+            latents: Before scaling, one for each image.
             replaced: The denoiser's arguments that take the place of the loop's.
         """
         sample = self._with_latents(self.conditional(self._sample), latents)
@@ -95,10 +95,10 @@ class Denoising:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepping:
-    """What the scheduler did with a prediction.
+    """Result of the scheduler's step.
 
     Attributes:
-        prediction: What the loop made of the denoiser's output, one row a picture.
+        prediction: The guided prediction that the loop made of the denoiser's output, one row an image.
         previous: The latents after the step.
         scheduler: As it was before the first step of the loop.
         options: The loop's further arguments to the scheduler, with generators as they were before the step.
@@ -142,7 +142,7 @@ def around_each_step(
 
     Args:
         pipe: A diffusers pipeline with a UNet.
-        rows: Says how many pictures are being made; 0 leaves the step alone.
+        rows: Returns the number of images; 0 leaves the step alone.
         before: Called before the denoiser.
         after: Called after it.
         stepped: Called after the scheduler's step.
@@ -186,7 +186,7 @@ _SHADOWED = ("set_timesteps", "scale_model_input", "step")
 
 @dataclass(eq=False)
 class _Link:
-    """What the scheduler's and the denoiser's hooks of one pipeline know together."""
+    """State shared by the hooks of one pipeline's scheduler and denoiser."""
 
     hooks: list[_Hook] = field(default_factory=list)
     users: int = 0
@@ -293,7 +293,7 @@ class _Link:
             return None
         if len(sample) % n or len(unscaled) != len(sample):
             raise InputError(
-                f"guidance: expected the denoiser to be asked for {n} pictures, got {len(sample)} latents."
+                f"guidance: expected the denoiser to be asked for {n} images, got {len(sample)} latents."
                 " Encode the prompts of this call while the guidance is in force."
             )
         timestep = torch.as_tensor(args[0] if args else kwargs["timestep"])
@@ -317,7 +317,7 @@ class _Link:
             return self.scheduler.scale_model_input(latents, timestep)
 
     def after_step(self, result: Any, prediction: Tensor, options: Mapping[str, Any]) -> Any:
-        """Return what the loop gets for the scheduler's result."""
+        """Return the result of the scheduler's step after the hooks."""
         call, self.done = self.done, None
         if call is None:
             return result

@@ -1,4 +1,4 @@
-"""Where the concepts of a prompt are among its tokens."""
+"""Positions of concepts among the tokens of a prompt."""
 
 from collections.abc import Mapping, Sequence
 

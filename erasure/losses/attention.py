@@ -81,7 +81,7 @@ def retention(maps: Float[Tensor, "n k h w"], masks: Float[Tensor, "n k h w"]) -
 
 
 def leak(erased: Float[Tensor, "n h w"], kept: Float[Tensor, "n k h w"]) -> Float[Tensor, " n"]:
-    """Return how much of the kept concepts' regions an erased one is in: sum min(A, B) / sum B, summed over them.
+    """Return the share of the kept concepts' regions that an erased one covers: the sum of sum min(A, B) / sum B.
 
     One-sided, for erasure (reconstructed): `segregation` would also strengthen the erased concept where it is the
     stronger of two, this only pushes it out. The regions get no gradient. 0 for disjoint ones.

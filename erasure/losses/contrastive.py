@@ -1,4 +1,4 @@
-"""Losses between a place to go to and one to get away from."""
+"""Losses between a point to approach and a point to leave."""
 
 import torch
 from jaxtyping import Float

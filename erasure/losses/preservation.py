@@ -1,4 +1,4 @@
-"""What keeps the predictions for everything that is not removed."""
+"""Losses that keep the predictions for everything that is not removed."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ def prior_preservation(predicted: Latents, wanted: Latents) -> Float[Tensor, ""]
     """Return DUGE's prior-preservation loss (arXiv:2503.13769; formula second-hand): the mean squared error.
 
     Args:
-        predicted: The output of the model under training for noised pictures of the memory.
+        predicted: The output of the model under training for noised images of the memory.
         wanted: `NoiseSchedule.target`, the plain form; or the original model's output for the same, the distilled one
             (reconstructed), which varies less and is zero while nothing has moved.
     """
@@ -24,7 +24,7 @@ def prior_preservation(predicted: Latents, wanted: Latents) -> Float[Tensor, ""]
 def reading_distance(
     states: Float[Tensor, "n dim"], weights: Mapping[str, Tensor], originals: Mapping[str, Tensor]
 ) -> Float[Tensor, ""]:
-    """Return how far projections read text states otherwise than they did: |P W'^T - P W^T|^2 / |P W^T|^2, their mean.
+    """Return the mean relative change of the projections of text states, |P W'^T - P W^T|^2 / |P W^T|^2.
 
     Args:
         states: P, what is to be read as before.

@@ -1,4 +1,4 @@
-"""What a model learns pictures by."""
+"""Reconstruction loss of images that a model learns."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +17,7 @@ def masked_reconstruction(
     Args:
         predicted: The denoiser's output.
         wanted: `NoiseSchedule.target`.
-        mask: In [0, 1]: where each picture shows something; not all 0.
+        mask: In [0, 1]: where each image shows something; not all 0.
     """
     errors = mask * (wanted - predicted).square()
     return (errors.sum((1, 2, 3)) / mask.sum((1, 2, 3))).mean()

@@ -1,4 +1,4 @@
-"""What keeps trained weights near a reference.
+"""Penalties on the distance of trained weights to a reference.
 
 DUGE's abstract (arXiv:2503.13769) names a regularisation and does not say which; these are the usual ones: L2-SP and
 L1-SP (Li et al., ICML 2018, arXiv:1802.01483) and EWC (Kirkpatrick et al., arXiv:1612.00796). Each is a mean over all
@@ -31,7 +31,7 @@ def ewc(shifts: Shifts, fisher: Mapping[str, Tensor]) -> Float[Tensor, ""]:
 
 
 def normalised_fisher(squares: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a diagonal Fisher of mean 1 from the mean squared gradients of single pictures.
+    """Return a diagonal Fisher of mean 1 from the mean squared gradients of single images.
 
     With all gradients zero nothing is known of what matters: every weight counts alike.
     """

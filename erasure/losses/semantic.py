@@ -30,7 +30,7 @@ def cosine_preservation(
     Args:
         features: f, one row a phrase.
         reference: f_0, in the same order.
-        weights: Of the phrases, >= 0, not all 0; None weighs them alike.
+        weights: Weights of the phrases, >= 0, not all 0; None weighs them alike.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
     apart = 1 - F.cosine_similarity(features.to(dtype), reference.detach().to(dtype), dim=-1)
@@ -45,7 +45,7 @@ def norm_preservation(features: Float[Tensor, "n dim"], reference: Float[Tensor,
 
 
 def pooled_position(ids: Int[Tensor, "n tokens"], eos_token_id: int, pooling: Pooling = "eos") -> Int[Tensor, " n"]:
-    """Return where a phrase's feature is read.
+    """Return the position at which a phrase's feature is read.
 
     "eos" is the first end of text, as in the paper. "official_argmax" is what the published code does: the largest id,
     which is that of an added token where there is one. A feature read there has not seen the words after it.
@@ -58,10 +58,10 @@ def pooled_position(ids: Int[Tensor, "n tokens"], eos_token_id: int, pooling: Po
 def kv_preservation(
     states: Float[Tensor, "n dim"], weights: Mapping[str, Tensor], originals: Mapping[str, Tensor]
 ) -> Float[Tensor, ""]:
-    """Return how keys and values of some text states turn and grow: 1 - cos plus (norm ratio - 1)^2, mean over layers.
+    """Return the mean change of the keys and values of text states over layers: 1 - cos plus (norm ratio - 1)^2.
 
     Args:
-        states: Of the phrases' words and ends, as the layers read them.
+        states: States of the phrases' words and ends, as the layers read them.
         weights: The projections W by name, each (out, dim), with gradient.
         originals: W_0 by the same names.
     """

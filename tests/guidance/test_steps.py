@@ -193,7 +193,7 @@ def test_rows_are_those_of_the_pictures_being_made() -> None:
     with around_each_step(pipe, rows=lambda: 0, after=lambda _, output: 0 * output):
         assert torch.equal(run(pipe), before)
     with (
-        pytest.raises(InputError, match="expected the denoiser to be asked for 3 pictures, got 4 latents"),
+        pytest.raises(InputError, match="expected the denoiser to be asked for 3 images, got 4 latents"),
         around_each_step(pipe, rows=lambda: 3, after=lambda _, output: output),
     ):
         run(pipe)
