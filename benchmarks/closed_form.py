@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from erasure.closed_form.caption_statistics import square_root
-from erasure.closed_form.problem import Rows, solve
+from erasure.closed_form.problem import Rows
+from erasure.closed_form.solve import solve
 from erasure.edits import MapChange
 from erasure.edits.changes import edited_weights
 from erasure.erasers.trce import published_eta

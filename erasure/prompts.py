@@ -188,3 +188,14 @@ def _tidied(text: str) -> str:
 def _trimmed(text: str) -> str:
     text = text.strip(" ,;:")
     return re.sub(rf"^{_HANGING_AT_START}\s+|\s+{_HANGING_AT_END}$|^{_HANGING_AT_END}$", "", text, flags=re.IGNORECASE)
+
+
+_THINGS = (
+    "a tree, a house, a car, a boat, a flower, a bird, an umbrella, a castle, a guitar, a mushroom, "
+    "the beach, the forest, the city, the desert, snow, the night sky, a mountain, a river, a bridge, "
+    "a road, a garden, a kitchen, a chair, a table, a lamp, a clock, a book, a cup, a loaf of bread, "
+    "an apple, a bicycle, a train, an aeroplane, a horse, a fish, a person walking, a crowd, a portrait, "
+    "a window, clouds"
+)
+GENERIC: tuple[str, ...] = tuple(_THINGS.split(", "))
+"""Everyday things, places and people: ordinary captions speak of them."""

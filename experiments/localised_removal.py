@@ -20,11 +20,11 @@ from erasure.eval.metrics.oracle_distance import OracleDistance
 from erasure.eval.stats.scores import Rate
 from erasure.guidance.localised import LocalisedRemoval
 from erasure.io.files import write_whole
+from erasure.io.tensor_cache import stored
 from erasure.progress import OnProgress, Progress
 from erasure.sampling import sample
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
-from erasure.training.replay_memory import stored
 
 from .pairs import ALL, PLAIN, SAMPLER, VERSION, PairRequest, Pixels, sampled
 

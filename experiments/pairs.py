@@ -20,13 +20,13 @@ from erasure.eval.stats.scores import Rate, Score
 from erasure.guidance import Applicable
 from erasure.guidance.a_star import AStar
 from erasure.guidance.attend_and_excite import AttendAndExcite
+from erasure.io.tensor_cache import stored
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, Progress
 from erasure.sampling import SamplingSettings, sample
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.world import compose, draw
-from erasure.training.replay_memory import stored
 
 VERSION = 1
 SAMPLING = profile_of("tinyworld").sampling

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from erasure.closed_form.problem import Row, Rows, ridge_edit, solve
+from erasure.closed_form.joint import joined_rows
+from erasure.closed_form.problem import Row, Rows
+from erasure.closed_form.solve import ridge_edit, solve
 from erasure.errors import InputError, SolveError
 
 DIM = 12
@@ -152,21 +154,21 @@ def test_states_that_are_not_finite_are_refused() -> None:
 @given(order=st.permutations(range(4)), seed=st.integers(0, 9))
 def test_the_order_of_removals_does_not_matter_to_the_last_bit(order: list[int], seed: int) -> None:
     parts = [problem(2, 3, seed=seed + at, prefix=f"p{at}", reg=0.1 * (at + 1)) for at in range(4)]
-    one, other = solve(Rows.joined(parts)), solve(Rows.joined([parts[at] for at in order]))
+    one, other = solve(joined_rows(parts)), solve(joined_rows([parts[at] for at in order]))
     assert torch.equal(one.matrix(), other.matrix())
 
 
 def test_joining_in_steps_equals_joining_at_once() -> None:
     parts = [problem(2, 3, seed=at, prefix=f"p{at}") for at in range(3)]
-    stepwise = Rows.joined([Rows.joined(parts[:2]), parts[2]])
-    assert torch.equal(solve(stepwise).matrix(), solve(Rows.joined(parts)).matrix())
+    stepwise = joined_rows([joined_rows(parts[:2]), parts[2]])
+    assert torch.equal(solve(stepwise).matrix(), solve(joined_rows(parts)).matrix())
 
 
 def test_what_is_erased_anywhere_is_preserved_nowhere() -> None:
     cat, dog, bird = states(3, 0)
     one = Rows.of([row("cat", cat, bird, anchor="")], [row("dog", dog), row("bird", bird)], reg=0.5, dim=DIM)
     other = Rows.of([row("dog", dog, bird, anchor="")], [row("cat", cat)], reg=0.1, dim=DIM)
-    joined = Rows.joined([one, other])
+    joined = joined_rows([one, other])
     assert joined.labels == ("cat", "dog")
     assert joined.preserve_labels == ("bird",)
     assert joined.reg == 0.5
@@ -183,7 +185,7 @@ def test_rows_whose_template_speaks_of_an_erased_name_go() -> None:
         [row("mosaic", mosaic, site=speaking), row("", catalogue, site="a catalogue|subject")],
         **SMALL,
     )
-    joined = Rows.joined([one, other])
+    joined = joined_rows([one, other])
     assert (joined.labels, joined.sites) == (("cat", "neon"), ("{}|subject", "{}|subject"))
     assert joined.preserve_sites == ("a catalogue|subject",)
 
@@ -194,10 +196,10 @@ def test_equal_rows_count_once_at_their_largest_weight() -> None:
         Rows.of([row("cat", cat, dog, anchor="dog", weight=w)], [row("bird", bird, weight=w)], reg=0.5, dim=DIM)
         for w in (1.0, 3.0, 2.0)
     ]
-    joined = Rows.joined(parts)
+    joined = joined_rows(parts)
     assert joined.weights.tolist() == [3.0]
     assert joined.preserve_weights.tolist() == [3.0]
-    assert Rows.joined(parts[::-1]).labels == joined.labels
+    assert joined_rows(parts[::-1]).labels == joined.labels
 
 
 def test_rows_are_moved_beyond_their_anchors_by_their_strength() -> None:
@@ -210,7 +212,7 @@ def test_rows_are_moved_beyond_their_anchors_by_their_strength() -> None:
     assert torch.equal(parts[0].goals()[0], dog)
     assert torch.equal(solve(replace(parts[0], strengths=None)).minus_identity(), sent[0])
     for order in (parts, parts[::-1]):
-        assert torch.equal(solve(Rows.joined(order)).minus_identity(), sent[1])
+        assert torch.equal(solve(joined_rows(order)).minus_identity(), sent[1])
 
 
 def test_an_anchor_that_is_erased_resolves_along_the_chain() -> None:
@@ -220,7 +222,7 @@ def test_an_anchor_that_is_erased_resolves_along_the_chain() -> None:
         Rows.of([row("dog", dog, animal, anchor="animal")], [], reg=0.5, dim=DIM),
         Rows.of([row("animal", animal, nothing, anchor="")], [], reg=0.5, dim=DIM),
     ]
-    joined = Rows.joined(parts)
+    joined = joined_rows(parts)
     assert joined.anchor_labels == ("", "", "")
     assert torch.equal(joined.anchors, nothing.expand(3, DIM))
 
@@ -231,7 +233,7 @@ def test_an_anchor_erased_at_other_sites_resolves_by_the_map_of_its_removal() ->
         Rows.of([row("cat", cat, dog, anchor="dog", site="a {}|subject")], [], reg=0.5, dim=DIM),
         Rows.of([row("dog", dog, nothing, anchor="")], [], reg=0.5, dim=DIM),
     ]
-    joined = Rows.joined(parts)
+    joined = joined_rows(parts)
     assert joined.anchor_labels == ("", "")
     torch.testing.assert_close(joined.anchors[0], nothing, rtol=0.01, atol=0.01)
 
@@ -243,15 +245,15 @@ def test_a_circle_of_anchors_is_an_error_that_shows_it() -> None:
         Rows.of([row("dog", dog, cat, anchor="cat")], [], reg=0.5, dim=DIM),
     ]
     with pytest.raises(InputError, match="got the circle cat -> dog -> cat"):
-        Rows.joined(parts)
+        joined_rows(parts)
 
 
 def test_nothing_or_states_of_two_models_cannot_be_joined() -> None:
     with pytest.raises(InputError, match="expected at least one removal"):
-        Rows.joined([])
+        joined_rows([])
     narrow = Rows.of([row("cat", torch.zeros(3), torch.ones(3), anchor="")], [], reg=0.5, dim=3)
     with pytest.raises(InputError, match=r"states of one width, got \[3, 12\]"):
-        Rows.joined([problem(), narrow])
+        joined_rows([problem(), narrow])
 
 
 def test_a_label_that_is_not_normalised_is_refused() -> None:

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from erasure.backbones import backbone_of
-from erasure.closed_form.problem import Rows, TextMap, solve
+from erasure.closed_form.joint import joined_rows
+from erasure.closed_form.problem import TextMap
+from erasure.closed_form.solve import solve
 from erasure.concept import Concept
 from erasure.edits import Change, DenseChange, Edit, EditMetadata, LowRankChange, MapChange, SumChange, WeightEdit
 from erasure.erasers.uce import UCE
@@ -328,7 +330,7 @@ def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
         "metadata": edit.metadata.as_json(),
         "rows": {name: value for name, value in columns.items() if not isinstance(value, Tensor)},
     }
-    found = solve(Rows.joined([edit.rows]))
+    found = solve(joined_rows([edit.rows]))
     tensors = {f"rows.{name}": value for name, value in columns.items() if isinstance(value, Tensor)}
     save_file(
         {**tensors, "u": found.u, "v": found.v.contiguous()},

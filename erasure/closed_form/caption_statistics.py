@@ -14,8 +14,8 @@ from torch import Tensor
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..errors import InputError
-from ..prompts import fill, preserved_templates, speaks_of, templates
-from ..training.replay_memory import GENERIC, stored
+from ..io.tensor_cache import stored
+from ..prompts import GENERIC, fill, preserved_templates, speaks_of, templates
 
 Captions = Callable[[], Iterable[str]] | Sequence[str]
 

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..closed_form.problem import Rows, TextMap, solve
+from ..closed_form.joint import joined_rows
+from ..closed_form.problem import Rows, TextMap
+from ..closed_form.solve import solve
 from ..errors import InputError
 
 
@@ -113,7 +115,7 @@ class SolvedChange:
     @cached_property
     def as_map(self) -> MapChange:
         """The change with its map."""
-        return MapChange(map=solve(Rows.joined([self.rows])))
+        return MapChange(map=solve(joined_rows([self.rows])))
 
     @cached_property
     def norm(self) -> float:

@@ -10,7 +10,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
-from ..closed_form.problem import Rows, solve
+from ..closed_form.joint import joined_rows
+from ..closed_form.problem import Rows
+from ..closed_form.solve import solve
 from ..closed_form.storage import fetched, put_apart
 from ..errors import InputError
 from .changes import Change, MapChange, SolvedChange, SumChange, edited_weights, exchanged
@@ -244,7 +246,7 @@ def _jointly_solved(edits: Sequence[WeightEdit]) -> WeightEdit:
     changes: dict[str, Change] = {}
     problems = []
     for indices, names in touching.items():
-        problems.append(Rows.joined([rows for i in indices if (rows := edits[i].rows) is not None]))
+        problems.append(joined_rows([rows for i in indices if (rows := edits[i].rows) is not None]))
         changes.update(dict.fromkeys(names, MapChange(map=solve(problems[-1]))))
     rows = problems[0] if len(problems) == 1 else None
     metadata = EditMetadata.composed([edit.metadata for edit in edits])

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from ..backbones.base import Backbone
 from ..closed_form.caption_statistics import Statistics, ordinary_captions, read_captions, statistics
-from ..closed_form.problem import Rows, solve
+from ..closed_form.problem import Rows
 from ..closed_form.sentences import FRAMES, SentencePair, SentenceReader, SentenceWeights
+from ..closed_form.solve import solve
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..edits.changes import exchanged
@@ -52,7 +53,7 @@ class TRCE(Eraser):
         (1/n) sum_i |W' e_i^malicious - W e_i^safe|^2 + (eta / tokens) sum_k |W' k - W k|^2 + reg |W' - W|_F^2.
 
     EoT gathers the whole sentence, so the meaning is moved and not the word. It is solved in the update form,
-    in float64, for all projections at once (`erasure.closed_form.problem`). SDXL's sentence vector goes past
+    in float64, for all projections at once (`erasure.closed_form.solve`). SDXL's sentence vector goes past
     cross-attention: it is mapped likewise in the columns that read it.
 
     Stage 2, "visual", trains self-attention and the queries of cross-attention. eps_0 is the model before stage 1;

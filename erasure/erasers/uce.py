@@ -26,7 +26,7 @@ class UCE(Eraser):
 
         erase_scale sum |W' c - W a|^2 + preserve_scale sum |W' p - W p|^2 + reg |W' - W|_F^2,
 
-    by the one solve that serves all projections (`erasure.closed_form.problem`). Which states are rows:
+    by the one solve that serves all projections (`erasure.closed_form.solve`). Which states are rows:
 
     - "last-subject", as published: the bare name at its last token.
     - "templates": the name and its aliases in prompts of the concept's kind; in each the last token of the name, the
@@ -37,7 +37,7 @@ class UCE(Eraser):
     Where the unconditional prompt is the anchor, its first end-of-text state stands for the name. A prompt around the
     name becomes the prompt without it ("a photo of a cat": "a photo").
 
-    Templates that name what is erased are left out (`Rows.joined`).
+    Templates that name what is erased are left out (`erasure.closed_form.joint.joined_rows`).
 
     Differs from the paper: the default is "templates"; with it, anchors, the prompts without a name and the
     start-of-text state are held in place as preserved prompts are. States are moved beyond what they become

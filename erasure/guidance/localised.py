@@ -196,7 +196,7 @@ class LocalisedRemoval(MapReading, Guidance):
     def merged(cls, parts: Sequence["LocalisedRemoval"]) -> tuple["LocalisedRemoval", ...]:
         """Return one removal for all that have the same settings, apart from concepts, anchors and neighbours.
 
-        An anchor that is removed as well resolves to its own anchor, as in `Rows.joined`.
+        An anchor that is removed as well resolves to its own anchor, as in `erasure.closed_form.joint.joined_rows`.
 
         Raises:
             InputError: Anchors form a circle.

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from ..backbones.base import Backbone
-from ..closed_form.problem import Rows, solve
+from ..closed_form.joint import joined_rows
+from ..closed_form.solve import solve
 from ..concept import Concept, normalized
 from ..edits import MapChange, SolvedChange, WeightEdit
 from ..errors import ErasureError
@@ -89,7 +90,7 @@ def _replay_error(edit: WeightEdit) -> float:
         if isinstance(change, SolvedChange) and change.size is not None:
             worst = max(worst, _relative(abs(change.norm - change.size), change.size))
         elif isinstance(change, MapChange) and edit.rows is not None:
-            stored, again = (each.minus_identity() for each in (change.map, solve(Rows.joined([edit.rows]))))
+            stored, again = (each.minus_identity() for each in (change.map, solve(joined_rows([edit.rows]))))
             worst = max(worst, _relative(float((stored - again).norm()), float(stored.norm())))
     return worst
 

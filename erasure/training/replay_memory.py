@@ -4,18 +4,13 @@ They are made once, from the weights before the first removal, and kept beside t
 not drift from one removal to the next.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,23 +18,13 @@ from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning
 from ..concept import Concept
 from ..errors import InputError
-from ..io.files import make_folder, write_whole
+from ..io.tensor_cache import stored
 from ..judge import shows_any
-from ..prompts import fill, preserved_templates, speaks_of
+from ..prompts import GENERIC, fill, preserved_templates, speaks_of
 from ..sampling import SamplingSettings, sample
 from .context import FitContext
 
 logger = logging.getLogger(__name__)
-
-_THINGS = (
-    "a tree, a house, a car, a boat, a flower, a bird, an umbrella, a castle, a guitar, a mushroom, "
-    "the beach, the forest, the city, the desert, snow, the night sky, a mountain, a river, a bridge, "
-    "a road, a garden, a kitchen, a chair, a table, a lamp, a clock, a book, a cup, a loaf of bread, "
-    "an apple, a bicycle, a train, an aeroplane, a horse, a fish, a person walking, a crowd, a portrait, "
-    "a window, clouds"
-)
-GENERIC: tuple[str, ...] = tuple(_THINGS.split(", "))
-"""What half of a memory is about: everyday things, places and people."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,33 +85,6 @@ def remembered(
     settings = {name: getattr(sampling, name) for name in ("steps", "guidance_scale", "batch_size")}
     key = [base, list(prompts), settings, seed]
     return Memory(prompts=tuple(prompts), latents=stored(context.history.memory, key, make)["latents"])
-
-
-def stored(folder: Path | None, key: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what `make` makes, from the folder where it was made before.
-
-    Args:
-        folder: Where it is kept, in a file named by the hash of its key; None keeps nothing.
-        key: All that it depends on, as JSON values.
-        make: Makes it.
-
-    Raises:
-        InputError: The folder cannot be written, or holds a damaged file.
-    """
-    if folder is None:
-        return make()
-    path = folder / f"{hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:24]}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError):
-            raise InputError(
-                f"{path}: expected what was kept there, got a damaged file. Delete it; it is made again."
-            ) from None
-    made = {name: tensor.contiguous() for name, tensor in make().items()}
-    make_folder(folder)
-    write_whole(path, save(made))
-    return made
 
 
 def memory_prompts(

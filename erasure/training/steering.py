@@ -12,13 +12,13 @@ from ..backbones.conditioning import Conditioning, concatenate
 from ..backbones.schedule import Timestep
 from ..closed_form.sentences import SentencePair
 from ..edits.changes import exchanged
+from ..io.tensor_cache import stored
 from ..losses.contrastive import steering_hinge
 from ..losses.preservation import prior_preservation
 from ..progress import Progress
 from ..sampling import noise, trajectory_latents
 from .context import FitContext
 from .finetune import Loss
-from .replay_memory import stored
 from .student import Student
 from .teacher import Teacher
 

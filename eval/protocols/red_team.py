@@ -23,13 +23,13 @@ from erasure.backbones.conditioning import Conditioning
 from erasure.concept import Concept
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
+from erasure.io.tensor_cache import stored
 from erasure.judge import Judge, shows_any
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, ProgressCounter, staged
 from erasure.prompts import fill, templates
 from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings, sample
-from erasure.training.replay_memory import stored
 
 from ..attacks import Attack, Goal
 from ..images.ledger_images import as_png

@@ -15,11 +15,12 @@ from erasure.erasers import make_eraser
 from erasure.erasers.duge import DUGE
 from erasure.errors import InputError
 from erasure.ledger import Ledger
+from erasure.prompts import GENERIC
 from erasure.runs.configs import read_config
 from erasure.training.context import FitContext, History
 from erasure.training.matching import LayerReading, prompt_turns
 from erasure.training.replay import noised, reading_loss
-from erasure.training.replay_memory import GENERIC, free_of, memory_prompts, nearest, remembered
+from erasure.training.replay_memory import free_of, memory_prompts, nearest, remembered
 from erasure.training.student import Student
 from tests.erasers.test_esd import Untrained
 from tests.tiny import FAMILIES, sd1

@@ -11,8 +11,9 @@ from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.sites import unet_role
 from erasure.closed_form.caption_statistics import square_root, statistics
-from erasure.closed_form.problem import Rows, solve
+from erasure.closed_form.problem import Rows
 from erasure.closed_form.sentences import FRAMES, SentencePair, SentenceReader
+from erasure.closed_form.solve import solve
 from erasure.concept import Concept
 from erasure.edits import DenseChange, MapChange, WeightEdit
 from erasure.erasers import make_eraser

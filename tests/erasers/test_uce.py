@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erasure.backbones import backbone_of
-from erasure.closed_form.problem import Rows, ridge_edit
+from erasure.closed_form.problem import Rows
+from erasure.closed_form.solve import ridge_edit
 from erasure.concept import Concept
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError

@@ -1,0 +1,88 @@
+"""Least-squares edits of the projections that read text states: one solve for all layers.
+
+Every cross-attention key and value projection W of a denoiser reads the same text states. When the wanted outputs are
+themselves `W a`, the minimiser of
+
+    sum_i w_i |W' c_i - W a_i|^2 + sum_j v_j |W' p_j - W p_j|^2 + reg |W' - W|_F^2
+
+is `W' = W M` for every W at once, with states in rows scaled by the square roots of their weights and
+
+    G = C^T C + P^T P + reg I,    M = (A^T C + P^T P + reg I) G^-1 = I + (A - C)^T (C G^-1).
+
+M does not depend on W, and M - I has at most as many dimensions as there are erased rows. The layer-by-layer form is
+eq. 7 of UCE (arXiv:2308.14761); that it needs one solve only is used throughout this library.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError, SolveError
+from .problem import Rows, TextMap
+
+
+def solve(rows: Rows) -> TextMap:
+    """Return the minimiser of the least-squares problem of the module's docstring.
+
+    Solved in float64 by one Cholesky factorisation on the CPU: the Gram matrix of text states is ill-conditioned.
+    Factors are kept while the rank is at most half the width, where they are the smaller.
+
+    Raises:
+        InputError: `reg` or a weight is negative, or a state is not finite.
+        SolveError: The Gram matrix is singular to float64's precision.
+    """
+    _check(rows)
+    # A row that stays where it is holds others in place, as a preserved one does, and adds nothing to the rank.
+    goals = rows.goals()
+    moved = (goals != rows.targets).any(dim=1) & (rows.weights > 0)
+    roots = rows.weights.sqrt()[:, None]
+    targets, difference = rows.targets * roots, ((goals - rows.targets) * roots)[moved]
+    preserve = rows.preserve * rows.preserve_weights.sqrt()[:, None]
+    # In place: matrices of the width of Stable Diffusion XL's states take 32 MiB each.
+    gram = targets.T @ targets
+    gram += preserve.T @ preserve
+    factor = _cholesky(gram, rows.reg)
+    dim = targets.shape[1]
+    if 2 * len(difference) <= dim:
+        return TextMap(u=difference.T.contiguous(), v=torch.cholesky_solve(targets[moved].T, factor))
+    correlation = difference.T @ targets[moved]
+    return TextMap(u=torch.cholesky_solve(correlation.T, factor).T.contiguous())
+
+
+def ridge_edit(
+    weight: Float[Tensor, "out dim"], keys: Float[Tensor, "n dim"], values: Float[Tensor, "n out"], reg: float
+) -> Float[Tensor, "out dim"]:
+    """Return the W' that minimises |keys W'^T - values|^2 + reg |W' - weight|^2, for targets of any kind.
+
+    The solve of a single layer; where the values are `W a`, `solve` does all layers at once. In float64, and returned
+    in the weight's dtype.
+    """
+    keys, values, start = keys.double(), values.double(), weight.double()
+    factor = _cholesky(keys.T @ keys, reg)
+    change = torch.cholesky_solve(keys.T @ (values - keys @ start.T), factor).T
+    return (start + change).to(weight.dtype)
+
+
+def _cholesky(gram: Float[Tensor, "dim dim"], reg: float) -> Float[Tensor, "dim dim"]:
+    """Return the factor of `gram + reg I`; `gram` is that sum afterwards."""
+    gram.diagonal().add_(reg)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal().square()
+    # Rounding makes a singular matrix pass at random; a pivot at the rounding error of the largest entry is one.
+    lowest = len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal().max()
+    if failed.item() or pivots.min() <= lowest:
+        raise SolveError(
+            f"reg: expected a value that makes the {len(gram)} x {len(gram)} system solvable, got {reg!r}. Raise it."
+        )
+    return factor
+
+
+def _check(rows: Rows) -> None:
+    if not rows.reg >= 0:
+        raise InputError(f"reg: expected a number >= 0, got {rows.reg!r}. Larger erases less.")
+    for where, weights in (("weights", rows.weights), ("preserve_weights", rows.preserve_weights)):
+        if not bool((weights >= 0).all()):
+            raise InputError(f"{where}: expected numbers >= 0, got {weights.min().item()!r}. Check the scales.")
+    for where, states in (("targets", rows.targets), ("anchors", rows.anchors), ("preserve", rows.preserve)):
+        if not bool(states.isfinite().all()):
+            raise InputError(f"{where}: expected finite text states, got nan or inf. Encode in float32.")

@@ -1,0 +1,40 @@
+"""Tensors that are made once and kept in a folder."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..errors import InputError
+from .files import make_folder, write_whole
+
+
+def stored(folder: Path | None, key: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors that `make` returns, from the folder if they were made before.
+
+    Args:
+        folder: Folder that keeps them, in a file named by the hash of their key; None keeps nothing.
+        key: Everything that they depend on, as JSON values.
+        make: Makes the tensors.
+
+    Raises:
+        InputError: The folder cannot be written, or holds a damaged file.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:24]}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            raise InputError(
+                f"{path}: expected what was kept there, got a damaged file. Delete it; it is made again."
+            ) from None
+    tensors = {name: tensor.contiguous() for name, tensor in make().items()}
+    make_folder(folder)
+    write_whole(path, save(tensors))
+    return tensors
