@@ -118,8 +118,8 @@ def test_factors_are_kept_up_to_half_the_width_and_agree_with_the_full_map() -> 
     # Rows of no weight enlarge neither the rank nor the result.
     rows = problem(2)
     padded = Rows.of(
-        [*rows._erased_rows(), *(row(f"idle {at}", states(1, at)[0], states(1, -1)[0], weight=0.0) for at in range(9))],
-        rows._kept_rows(),
+        [*rows.erased_rows(), *(row(f"idle {at}", states(1, at)[0], states(1, -1)[0], weight=0.0) for at in range(9))],
+        rows.kept_rows(),
         reg=rows.reg,
         dim=DIM,
     )
