@@ -14,8 +14,9 @@ from PIL.Image import Image
 
 from erasure import tinyworld
 from erasure.eval.benchmarks.tinyworld import TinyWorld
-from erasure.eval.images.ledger_images import as_png
-from erasure.eval.images.store import ImageStore, Manifest, generate
+from erasure.eval.images.manifest import Manifest
+from erasure.eval.images.png import as_png
+from erasure.eval.images.store import ImageStore, generate
 from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics
 from erasure.profile import profile_of
 from erasure.sampling import Pair, SamplingSettings

@@ -16,7 +16,7 @@ from erasure.errors import ErasureError
 from erasure.io.files import make_folder, write_whole
 from erasure.progress import Progress
 
-from ..eval.images.ledger_images import as_png
+from ..eval.images.png import as_png
 from . import views
 from .jobs import StoppedError, Track, followed
 from .sessions import Session, Sessions

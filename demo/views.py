@@ -11,7 +11,7 @@ from PIL.Image import Image, Resampling
 from erasure.ledger import Entry, Ledger
 from erasure.progress import Progress
 
-from ..eval.images.ledger_images import as_png
+from ..eval.images.png import as_png
 from ..eval.judges.readings import Seen
 from ..eval.reports.ledger_report import RemovalRow, erosion_curve
 from .actions import Report

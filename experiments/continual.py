@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from PIL.Image import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from erasure.backbones.attention import cross_attention_layers
 from erasure.concept import Concept, normalized
 from erasure.edits import WeightEdit
 from erasure.errors import ErasureError, InputError
-from erasure.eval.images.ledger_images import Pictures
+from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.metrics.fid import fid
 from erasure.eval.metrics.kid import kid
 from erasure.eval.protocols.plans import PlannedImage, Role, known_images, pairs_of
@@ -199,12 +200,12 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         weights = _cross_attention(pipe)
         looks, drifts = {}, {}
         for n in (0, *options.points):
-            images = Pictures(folder=(options.work if not n else work) / "pictures", sampler=sampler)
-            state = f"after-{n}"
+            folder = (options.work if not n else work) / "pictures"
+            store = ImageStore.of_state(folder, f"after-{n}", pairs_of(probes), sampler)
             with removals.applied(n):
-                images.make(state, pipe, pairs_of(probes), staged(on_progress, f"images after {n}"))
+                fill(pipe, store, on_progress=staged(on_progress, f"images after {n}"))
                 drifts[n] = _drift(weights, _cross_attention(pipe))
-            looks[n] = eyes.look(images, state)
+            looks[n] = eyes.look(store.images())
     measured = {n: _measured(probes, looks[n], looks[0], targets[:n], drifts[n]) for n in looks}
     return {
         "benchmark": "continual",
@@ -243,8 +244,8 @@ class _Eyes:
         self.probes = probes
         self.oracle, self.judge = tinyworld.load_oracle(), tinyworld.load_clip()
 
-    def look(self, images: Pictures, state: str) -> StateReading:
-        images = images.get(state, pairs_of(self.probes))
+    def look(self, images: Sequence[Image]) -> StateReading:
+        """Return the reading of the images of all probes, in order."""
         reading = self.oracle.read(images)
         names = [probe.name for probe in self.probes]
         seen = np.array([bool(reading.sees(name)[at]) for at, name in enumerate(names)])

@@ -28,7 +28,8 @@ from erasure.backbones import backbone_of
 from erasure.edits import WeightEdit
 from erasure.erasers import make_eraser
 from erasure.errors import ErasureError
-from erasure.eval.images.ledger_images import as_png, side_by_side
+from erasure.eval.images.png import as_png
+from erasure.eval.images.sheets import side_by_side
 from erasure.eval.metrics.identity import Identity
 from erasure.eval.protocols.instances.prompts import KEPT, InstanceRequest, known_requests
 from erasure.eval.protocols.instances.record import InstanceRecord

@@ -15,7 +15,8 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.eval.images.ledger_images import as_png, side_by_side
+from erasure.eval.images.png import as_png
+from erasure.eval.images.sheets import side_by_side
 from erasure.eval.metrics.oracle_distance import OracleDistance
 from erasure.eval.stats.scores import Rate
 from erasure.guidance.localised import LocalisedRemoval

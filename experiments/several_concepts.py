@@ -27,7 +27,8 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.errors import ErasureError
 from erasure.eval.images.attention_maps import trace_attention
-from erasure.eval.images.ledger_images import as_png, side_by_side
+from erasure.eval.images.png import as_png
+from erasure.eval.images.sheets import side_by_side
 from erasure.eval.stats.paired import mcnemar
 from erasure.guidance import Applicable
 from erasure.io.files import make_folder, write_whole

@@ -30,7 +30,7 @@ def generate(
     ] = False,
 ) -> None:
     """Sample images from a model, or from the base of a ledger with its standing removals."""
-    from erasure.eval.images.ledger_images import as_png, slug
+    from erasure.eval.images.png import as_png, slug
 
     from ..io.files import make_folder, write_whole
     from ..ledger import Ledger
@@ -69,7 +69,8 @@ def compare(
     attention: AttentionBy = "sdpa",
 ) -> None:
     """Write images side by side: the original model, then the model after each removal."""
-    from erasure.eval.images.ledger_images import as_png, side_by_side
+    from erasure.eval.images.png import as_png
+    from erasure.eval.images.sheets import side_by_side
     from erasure.eval.protocols.ledger_measures import headings
 
     from ..io.files import write_whole
@@ -108,7 +109,7 @@ def attention(
 ) -> None:
     """Write the cross-attention maps of words over the sampling steps, without and with A-STAR."""
     from erasure.eval.images.attention_maps import attention_sheet, trace_attention
-    from erasure.eval.images.ledger_images import as_png
+    from erasure.eval.images.png import as_png
 
     from ..guidance.a_star import AStar
     from ..io.files import write_whole

@@ -19,7 +19,7 @@ from erasure.guidance.base import named_prompts
 from erasure.guidance.steps import Denoising, around_each_step
 from erasure.sampling import SamplingSettings, sample_pairs
 
-from .ledger_images import side_by_side
+from .sheets import side_by_side
 
 _COLOUR = np.array([255, 96, 0], dtype=np.float32)
 _SHOWN = MapReading(normalise="raw")  # what the model itself has, before tokens are made to compete

@@ -1,19 +1,17 @@
-"""Images for an evaluation: one for each row of prompts and seeds, made once, by one process or by several.
+"""The image store: images of prompts and seeds in a folder, sampled once, by one process or by several.
 
-A store is a folder with a manifest, which says all that decides the images, and a PNG file a row. It is filled in by
-`generate`, which after a kill goes on where it was stopped. A manifest that asks for something else, a file that the
-manifest does not know, and an image that was made for another manifest are errors: what is measured is never a mix.
-Files whose name starts with a dot are ignored: a killed write leaves one.
+A closed store has a manifest, which states all that decides the images, and a PNG file a row. It is filled by `fill`,
+which continues after a kill. Another manifest, a file that the manifest does not list, and an image sampled for another
+manifest are errors, so measurements never mix images. An open store holds the images of one state of a model and grows
+with the requests. Files whose name starts with a dot are ignored: a killed write leaves one.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from erasure.backbones import backbone_of
@@ -23,125 +21,8 @@ from erasure.progress import OnProgress, ProgressCounter
 from erasure.provenance import provenance
 from erasure.sampling import Pair, SamplingSettings
 
-from .ledger_images import make_files, slug
-from .pipeline_digest import pipeline_digest
-
-FORMAT = "erasure-images/2"
-MANIFEST = "manifest.json"
-# The last twelve bytes of every whole PNG file: the empty chunk IEND with its checksum.
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """All that decides the images of a store, but for the last bits that batches, threads and devices change.
-
-    Attributes:
-        precision: What the denoiser computed in: "float32".
-        model: Digest of all that was in force while sampling, edited or not: networks, tokenizers, safety checker.
-        edit: Id of what was in force on the model: an edit, a guidance; "" is nothing.
-        scheduler: Its class as "name", and its settings.
-        steps: Of the scheduler.
-        guidance_scale: Of classifier-free guidance.
-        negative_prompt: In place of the unconditional prompt; "" is the model's own.
-        images: Prompt and seed of each row.
-    """
-
-    precision: str
-    model: str
-    edit: str
-    scheduler: Mapping[str, Any]
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
-    images: tuple[Pair, ...]
-
-    @classmethod
-    def of(
-        cls, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sampler: SamplingSettings, edit: str = ""
-    ) -> "Manifest":
-        """Return what is asked for of a pipeline as it is now.
-
-        Args:
-            pipe: The pipeline, with whatever is in force on it.
-            prompts: One for each image.
-            seeds: As many; any integer from 0 on is a seed.
-            sampler: How they are made; its batch size does not count.
-            edit: Id of what is in force.
-
-        Raises:
-            InputError: There are no prompts, one text instead of a list, lengths that differ, or a negative seed.
-        """
-        if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
-            given = repr(prompts) if isinstance(prompts, str) else len(prompts)
-            raise InputError(
-                f"store: expected a list of prompts and as many seeds, got {given} and {len(seeds)}."
-                " Use sampling.grid(prompts, seeds) for every prompt with every seed."
-            )
-        if negative := [seed for seed in seeds if seed < 0]:
-            raise InputError(f"store: expected seeds from 0 on, got {negative[0]!r}.")
-        settings = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
-        return cls(
-            precision=str(backbone_of(pipe).dtype).removeprefix("torch."),
-            model=pipeline_digest(pipe),
-            edit=edit,
-            scheduler=_plain({"name": type(pipe.scheduler).__name__, **settings}),
-            steps=sampler.steps,
-            guidance_scale=float(sampler.guidance_scale),
-            negative_prompt=sampler.negative_prompt,
-            images=tuple((prompt, int(seed)) for prompt, seed in zip(prompts, seeds, strict=True)),
-        )
-
-    def sampler(self, batch_size: int) -> SamplingSettings:
-        """Return how the images are to be made."""
-        return SamplingSettings(
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            batch_size=batch_size,
-            negative_prompt=self.negative_prompt,
-        )
-
-    @cached_property
-    def id(self) -> str:
-        """Sixteen hexadecimal digits that are the same for the same request, and for no other."""
-        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def as_json(self) -> dict[str, Any]:
-        """Give the fields as plain data, with the file of each row."""
-        images = [
-            {"file": self.file(row), "prompt": prompt, "seed": seed} for row, (prompt, seed) in enumerate(self.images)
-        ]
-        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "images": images}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
-        """Return the manifest whose `as_json` gave `data`.
-
-        Raises:
-            KeyError: A field is missing.
-        """
-        images = tuple((row["prompt"], row["seed"]) for row in data["images"])
-        return cls(**{item.name: data[item.name] for item in fields(cls) if item.name != "images"}, images=images)
-
-    def file(self, row: int) -> str:
-        """Return the file name of a row: for people its prompt, too."""
-        prompt, seed = self.images[row]
-        return f"{row:06d}-{slug(prompt)}-{seed}.png"
-
-    def difference(self, other: "Manifest", but: Sequence[str] = ()) -> str:
-        """Return the first difference in words, this one's value first; "" if there is none.
-
-        Args:
-            other: The one to compare with.
-            but: Fields besides the images that do not count.
-        """
-        for name in (item.name for item in fields(self) if item.name not in (*but, "images")):
-            if getattr(self, name) != getattr(other, name):
-                return f"{name} {getattr(self, name)!r} against {getattr(other, name)!r}"
-        if len(self.images) != len(other.images):
-            return f"{len(self.images)} images against {len(other.images)}"
-        rows = [row for row, (one, two) in enumerate(zip(self.images, other.images, strict=True)) if one != two]
-        return f"row {rows[0]} {self.images[rows[0]]!r} against {other.images[rows[0]]!r}" if rows else ""
+from .manifest import FORMAT, MANIFEST, Manifest, StateImages
+from .png import facts_of, sample_to_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,16 +30,16 @@ class ImageStore:
     """A folder of images, read row by row: memory does not grow with their number.
 
     Attributes:
-        folder: Where they are.
-        manifest: What they are.
+        folder: Folder of the files.
+        manifest: Images of the folder.
     """
 
     folder: Path
-    manifest: Manifest
+    manifest: Manifest | StateImages
 
     @classmethod
     def open(cls, folder: str | Path) -> "ImageStore":
-        """Return the store in a folder, filled or not.
+        """Return the closed store in a folder, filled or not.
 
         Raises:
             InputError: There is no manifest, or none that can be read.
@@ -176,6 +57,18 @@ class ImageStore:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected a manifest, got something else ({error}).") from None
 
+    @classmethod
+    def of_state(cls, folder: Path, state: str, pairs: Sequence[Pair], settings: SamplingSettings) -> "ImageStore":
+        """Return the open store of some images of a state.
+
+        Args:
+            folder: Folder of all states.
+            state: Name of the state, and of its folder.
+            pairs: Prompt and seed of each image.
+            settings: Sampling settings; images sampled otherwise have other files.
+        """
+        return cls(folder=folder / state, manifest=StateImages(state=state, settings=settings, images=tuple(pairs)))
+
     def __len__(self) -> int:
         return len(self.manifest.images)
 
@@ -183,15 +76,19 @@ class ImageStore:
         """Return the image of a row, in RGB.
 
         Raises:
-            InputError: It is missing or damaged, or it was made for another manifest.
+            InputError: It is missing or damaged, or it was sampled for another manifest.
         """
-        if not self._holds(row):
+        if not self.holds(row):
             raise InputError(f"{self.path(row)}: expected an image, got none that is whole. Generate it first.")
         with Image.open(self.path(row)) as image:
             return image.convert("RGB")
 
+    def images(self) -> list[Image.Image]:
+        """Return all images in order; for errors see `__getitem__`."""
+        return [self[row] for row in range(len(self))]
+
     def batches(self, size: int) -> Iterator[list[Image.Image]]:
-        """Give all images in order, `size` at a time; for errors see `__getitem__`."""
+        """Yield all images in order, `size` at a time; for errors see `__getitem__`."""
         for start in range(0, len(self), size):
             yield [self[row] for row in range(start, min(start + size, len(self)))]
 
@@ -200,43 +97,45 @@ class ImageStore:
         return self.folder / self.manifest.file(row)
 
     def missing(self) -> list[int]:
-        """Return the rows that have no whole image yet.
+        """Return the rows without a complete image; of rows with one file, the first.
 
         Raises:
-            InputError: The folder holds a file that the manifest does not know, or an image made for another one.
+            InputError: A closed folder holds a file that its manifest does not list, or an image sampled for another
+                manifest.
         """
-        known = {MANIFEST, *(self.manifest.file(row) for row in range(len(self)))}
-        strangers = sorted(
-            entry.name for entry in self.folder.iterdir() if entry.name not in known and not entry.name.startswith(".")
-        )
-        if strangers:
-            raise InputError(
-                f"{self.folder}: expected the files of its manifest only, got {strangers[0]!r}"
-                f"{f' and {len(strangers) - 1} more' if len(strangers) > 1 else ''}. Move what does not belong here."
-            )
-        return [row for row in range(len(self)) if not self._holds(row)]
+        files = {self.manifest.file(row): row for row in reversed(range(len(self)))}
+        if isinstance(self.manifest, Manifest):
+            self._check_files({MANIFEST, *files})
+        return [row for row in sorted(files.values()) if not self.holds(row)]
 
-    def _holds(self, row: int) -> bool:
-        """Say whether a row's file is there and whole; decoding it is left to who reads it."""
-        path = self.path(row)
-        try:
-            with path.open("rb") as file, Image.open(file) as image:
-                made_for = image.info.get("manifest")
-                file.seek(-len(_PNG_END), 2)
-                if file.read() != _PNG_END:
-                    return False
-        except OSError:  # not there, or no image that PIL knows
-            return False
-        if made_for != self.manifest.id:
+    def _check_files(self, known: set[str]) -> None:
+        names = (entry.name for entry in self.folder.iterdir())
+        if strangers := sorted(name for name in names if name not in known and not name.startswith(".")):
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
             raise InputError(
-                f"{path}: expected an image made for this manifest ({self.manifest.id}), got one for {made_for!r}."
-                " Delete it or choose another folder."
+                f"{self.folder}: expected the files of its manifest only, got {strangers[0]!r}{more}."
+                " Move what does not belong here."
+            )
+
+    def holds(self, row: int) -> bool:
+        """Return True if a row's file is complete; it is not decoded.
+
+        Raises:
+            InputError: The image was sampled for another manifest.
+        """
+        facts = facts_of(self.path(row))
+        if facts is None:
+            return False
+        if isinstance(self.manifest, Manifest) and facts.get("manifest") != self.manifest.id:
+            raise InputError(
+                f"{self.path(row)}: expected an image made for this manifest ({self.manifest.id}), got one for"
+                f" {facts.get('manifest')!r}. Delete it or choose another folder."
             )
         return True
 
 
 def generate(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     folder: str | Path,
@@ -245,16 +144,16 @@ def generate(
     edit: str = "",
     on_progress: OnProgress | None = None,
 ) -> ImageStore:
-    """Return a folder filled with one image for each pair of a prompt and a seed; see `fill`.
+    """Return a closed store filled with one image for each pair of a prompt and a seed; see `fill`.
 
     Args:
-        pipe: A loaded diffusers pipeline on this process's device, with whatever is in force on it.
-        prompts: One for each image.
-        seeds: As many; any integer from 0 on is a seed.
-        folder: Where to; made if it is not there.
-        sampler: How they are made; the default one where None.
-        edit: Id of what is in force on the pipeline, "" for nothing. It tells apart what the weights do not show.
-        on_progress: Receives the number of images that are there.
+        pipe: Loaded diffusers pipeline on this process's device, with the edit applied.
+        prompts: Prompt of each image.
+        seeds: Seed of each image, >= 0.
+        folder: Folder of the store; created if missing.
+        sampler: Sampling settings; default: `SamplingSettings()`.
+        edit: Id of the edit or guidance, "" for none; it distinguishes changes that the weights do not show.
+        on_progress: Receives the number of images in the store.
 
     Raises:
         InputError: Prompts and seeds that cannot be used, or a folder that cannot be filled.
@@ -264,49 +163,66 @@ def generate(
     return fill(pipe, store, batch_size=sampler.batch_size, on_progress=on_progress)
 
 
-def fill(pipe: Any, store: ImageStore, *, batch_size: int, on_progress: OnProgress | None = None) -> ImageStore:
-    """Make the images of a store that are missing, and return it; what is there already is kept.
+def fill(
+    pipe: DiffusionPipeline, store: ImageStore, *, batch_size: int = 16, on_progress: OnProgress | None = None
+) -> ImageStore:
+    """Sample the missing images of a store and return it; existing images are kept.
 
-    The noise of each image comes from its own CPU generator, see `erasure.sampling.sample`. Batches are fixed by the
-    rows, so the same images are made together whatever was interrupted and however many processes share the work:
-    under `accelerate launch` each takes every n-th batch, and all return when the folder is full. Only a batch that was
-    cut short while its files were written is finished in a smaller one.
+    The noise of each image comes from its own CPU generator, see `erasure.sampling.sample`. The batches of a closed
+    store are fixed by its rows, so the same images are sampled together after interruptions and with any number of
+    processes: under `accelerate launch` each process takes every n-th batch, and all return when the folder is full.
+    Only a batch that was cut while its files were written is finished in a smaller one. An open store is filled by one
+    process, in batches of its settings.
 
     Args:
-        pipe: A loaded diffusers pipeline on this process's device, as it was when the manifest was taken.
-        store: What to make, and where; the folder is made if it is not there.
-        batch_size: Images made together.
-        on_progress: Receives the number of images that are there: those that were before, then each batch that this
-            process has made, in the end the images that others made.
+        pipe: Loaded diffusers pipeline on this process's device, in the state of the manifest.
+        store: Store to fill; its folder is created if missing.
+        batch_size: Number of images sampled together in a closed store.
+        on_progress: Receives the number of images done; in a closed store those that existed count, and in the end
+            those of other processes.
 
     Raises:
-        InputError: The folder cannot be written, holds other images or has a manifest that asks for something else;
-            or another process did not make its images.
+        InputError: The folder cannot be written, holds other images or has another manifest, or another process did not
+            sample its images.
     """
+    manifest = store.manifest
+    if isinstance(manifest, StateImages):
+        missing, settings = store.missing(), manifest.settings
+        make_folder(store.folder)
+        count = ProgressCounter(on_progress, len(missing), "images")
+        batches = (missing[i : i + settings.batch_size] for i in range(0, len(missing), settings.batch_size))
+        facts = {"state": manifest.state, **settings.as_settings()}
+        sample_to_files(pipe, settings, _files(store, batches), facts, count)
+        return store
+    return _fill_closed(pipe, store, manifest, batch_size, on_progress)
+
+
+def _fill_closed(
+    pipe: DiffusionPipeline, store: ImageStore, manifest: Manifest, batch_size: int, on_progress: OnProgress | None
+) -> ImageStore:
     from accelerate import PartialState
 
-    processes, manifest = PartialState(), store.manifest
+    processes = PartialState()
     origin = provenance(device=str(backbone_of(pipe).device))
     made_with = {
         **{key: origin[key] for key in ("versions", "device", "threads")},
         "batch_size": batch_size,
         "processes": processes.num_processes,
     }
-    _begin(store, made_with, write=processes.is_main_process)
+    _begin(store, manifest, made_with, write=processes.is_main_process)
     processes.wait_for_everyone()
-    _begin(store, made_with, write=False)
-    there = len(store) - len(store.missing())  # which refuses what does not belong before any image is made
+    _begin(store, manifest, made_with, write=False)
+    present = len(store) - len(store.missing())  # refuses foreign files before any image is sampled
     processes.wait_for_everyone()
 
     count = ProgressCounter(on_progress, len(store), "images")
-    count.add(there)
-    own = range(processes.process_index * batch_size, len(store), processes.num_processes * batch_size)
+    count.add(present)
+    starts = range(processes.process_index * batch_size, len(store), processes.num_processes * batch_size)
     batches = (
-        [row for row in range(start, min(start + batch_size, len(store))) if not store._holds(row)] for start in own
+        [row for row in range(start, min(start + batch_size, len(store))) if not store.holds(row)] for start in starts
     )
-    files = ([(store.path(row), manifest.images[row]) for row in batch] for batch in batches if batch)
-    facts = {"manifest": manifest.id, "made_with": json.dumps(made_with, sort_keys=True)}
-    make_files(pipe, manifest.sampler(batch_size), files, facts, count)
+    facts = {**manifest.facts, "made_with": json.dumps(made_with, sort_keys=True)}
+    sample_to_files(pipe, manifest.sampling(batch_size), _files(store, filter(None, batches)), facts, count)
     processes.wait_for_everyone()
     if missing := store.missing():
         raise InputError(f"{store.folder}: expected all images, got none for row {missing[0]}. Generate again.")
@@ -314,20 +230,24 @@ def fill(pipe: Any, store: ImageStore, *, batch_size: int, on_progress: OnProgre
     return store
 
 
+def _files(store: ImageStore, batches: Iterator[list[int]]) -> Iterator[list[tuple[Path, Pair]]]:
+    return ([(store.path(row), store.manifest.images[row]) for row in batch] for batch in batches)
+
+
 def check_paired(one: ImageStore, other: ImageStore, *, same_prompts: bool = True) -> None:
-    """Check that row i of two stores is the same question to two models, sampled alike.
+    """Check that row i of two closed stores has the same prompt and seed, sampled alike.
 
     The models, their edits and their negative prompts may differ, nothing else.
 
     Args:
         one: Images of one model.
-        other: Images of the other.
-        same_prompts: Whether the prompts must be equal; for an attack, which changes them, the seeds alone are.
+        other: Images of the other model.
+        same_prompts: Whether the prompts must be equal; attacks change them, and the seeds alone must be equal.
 
     Raises:
         InputError: They are not paired; the first difference is named.
     """
-    left, right = one.manifest, other.manifest
+    left, right = closed(one), closed(other)
     if not same_prompts:
         left, right = (replace(it, images=tuple(("", seed) for _, seed in it.images)) for it in (left, right))
     difference = left.difference(right, but=("model", "edit", "negative_prompt"))
@@ -338,22 +258,28 @@ def check_paired(one: ImageStore, other: ImageStore, *, same_prompts: bool = Tru
         )
 
 
-def _begin(store: ImageStore, made_with: Mapping[str, object], *, write: bool) -> None:
-    """Compare the manifest of a folder with what is asked for; where there is none, write it."""
+def closed(store: ImageStore) -> Manifest:
+    """Return the manifest of a closed store.
+
+    Raises:
+        InputError: The store is open.
+    """
+    if not isinstance(store.manifest, Manifest):
+        raise InputError(f"{store.folder}: expected a store with a manifest, got the images of a state.")
+    return store.manifest
+
+
+def _begin(store: ImageStore, manifest: Manifest, made_with: Mapping[str, object], *, write: bool) -> None:
+    """Compare the manifest of a folder with the store's; write it where there is none."""
     path = store.folder / MANIFEST
     if not path.exists():
         if write:
             make_folder(store.folder)
-            content = {"format": FORMAT, "id": store.manifest.id, "made_with": made_with, **store.manifest.as_json()}
+            content = {"format": FORMAT, "id": manifest.id, "made_with": made_with, **manifest.as_json()}
             write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         return
-    if difference := ImageStore.open(store.folder).manifest.difference(store.manifest):
+    if difference := closed(ImageStore.open(store.folder)).difference(manifest):
         raise InputError(
             f"{path}: expected the manifest of what is asked for, got {difference}."
             " Choose another folder, or ask for what this one holds."
         )
-
-
-def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return data as JSON would give it back; what JSON has no word for becomes text."""
-    return json.loads(json.dumps(data, default=str))

@@ -19,7 +19,7 @@ from erasure.provenance import provenance
 from erasure.sampling import Pair, SamplingSettings
 
 from ..benchmarks import Benchmark, Item
-from ..images.store import ImageStore, check_paired
+from ..images.store import ImageStore, check_paired, closed
 from ..metrics.attention_drift import AttentionDrift, DriftPrompt
 from ..stats.allocation import evenly
 from ..stats.paired import mcnemar, paired_bootstrap
@@ -160,10 +160,10 @@ def evaluate(
         found = measured[name]
         drift = _drift(named[name], asks, sampler, staged(on_progress, f"attention, {display_name(name)}"))
         measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
-            benchmark, store.manifest, original.manifest.model
+            benchmark, closed(store), closed(original).model
         )
     alone, backbone = measures[ORIGINAL].alone, backbone_of(named[ORIGINAL].pipe)
-    used, published = original.manifest.scheduler["name"], benchmark.published_scheduler
+    used, published = closed(original).scheduler["name"], benchmark.published_scheduler
     return Evaluation(
         benchmark=benchmark,
         rows=named,
@@ -175,7 +175,7 @@ def evaluate(
             "sampler": used,
             "steps": sampler.steps,
             "guidance_scale": sampler.guidance_scale,
-            "model": original.manifest.model,
+            "model": closed(original).model,
             "fingerprint": backbone.fingerprint(),  # as ledgers name it
         },
         skipped={**metrics.skipped, **alone},

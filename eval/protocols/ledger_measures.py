@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from erasure.progress import OnProgress, staged
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
 
-from ..images.ledger_images import Pictures
+from ..images.store import ImageStore, fill
 from ..stats.allocation import evenly
 from .plans import PlannedImage, pairs_of, plan_of
 from .quick import measure
@@ -69,7 +70,6 @@ class LedgerMeasures:
         self.settings = None if is_stored(pipe) else settings
         # Without a measure there are no images either; the defaults only keep the types simple.
         self.sampler = own_sampling(ledger.base.name, settings or MeasureSettings())
-        self.images = Pictures(folder=ledger.path / "pictures", sampler=self.sampler)
 
     @cached_property
     def skipped(self) -> str | None:
@@ -154,16 +154,12 @@ class LedgerMeasures:
     def _made(self, upto: str | None, pairs: Sequence[tuple[str, int]]) -> list[Image.Image]:
         """Return images of the original (None) or of the model after a removal; those that are missing are made."""
         folder = ORIGINAL if upto is None else f"{upto}-{self.ledger.state(upto)}"
-        missing = self.images.missing(folder, pairs)
-        what = "images of the original" if upto is None else f"images after {upto}"
-
-        counted = staged(self.on_progress, what)
-        if missing and upto is None:
-            self.images.make(folder, self.pipe, missing, counted)
-        elif missing:
-            with self.ledger.applied_to(self.pipe, upto):
-                self.images.make(folder, self.pipe, missing, counted)
-        return self.images.get(folder, pairs)
+        store = ImageStore.of_state(self.ledger.path / "pictures", folder, pairs, self.sampler)
+        if store.missing():
+            what = "images of the original" if upto is None else f"images after {upto}"
+            with nullcontext() if upto is None else self.ledger.applied_to(self.pipe, upto):
+                fill(self.pipe, store, on_progress=staged(self.on_progress, what))
+        return store.images()
 
     def _judge(self) -> Judge | None:
         if self.skipped is not None:

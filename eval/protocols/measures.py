@@ -12,7 +12,8 @@ from erasure.progress import OnProgress
 
 from ..benchmarks import Benchmark, Item
 from ..features.image_features import Extractor
-from ..images.store import ImageStore, Manifest
+from ..images.manifest import Manifest
+from ..images.store import ImageStore
 from ..metrics.fid import Fid, FidScore
 from ..stats.scores import LeastShare, Score, Setup
 

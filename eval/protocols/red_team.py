@@ -32,7 +32,7 @@ from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings, sample
 
 from ..attacks import Attack, Goal
-from ..images.ledger_images import as_png
+from ..images.png import as_png
 from ..probes import Probe
 from ..stats.scores import Rate
 from .variants import Variant, image_cache

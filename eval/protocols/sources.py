@@ -20,7 +20,7 @@ from erasure.sampling import SamplingSettings
 
 from ..attacks import ATTACKS, Attack
 from ..benchmarks import Benchmark, benchmark_class
-from ..images.ledger_images import slug
+from ..images.png import slug
 from ..probes import PROBES, Probe
 from .measures import Metrics
 from .public_metrics import PublicMetrics

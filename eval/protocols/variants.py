@@ -18,7 +18,8 @@ from erasure.backbones import backbone_of
 from erasure.progress import OnProgress
 from erasure.sampling import Pair, SamplingSettings
 
-from ..images.store import ImageStore, Manifest, fill
+from ..images.manifest import Manifest
+from ..images.store import ImageStore, fill
 
 ERASED, ORIGINAL, NEGATIVE, DESTROYED, GOLD = "erased", "original", "negative_prompt", "destroyed", "gold"
 STRENGTH = 1.0

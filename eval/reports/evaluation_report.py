@@ -15,7 +15,7 @@ from rich.table import Table
 from erasure.io.files import make_folder, write_whole
 
 from ..benchmarks import Item
-from ..images.ledger_images import as_png
+from ..images.png import as_png
 from ..metrics.distances import SetDistance
 from ..protocols.evaluate import Evaluation, display_name
 from ..protocols.measures import is_efficacy

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from erasure.io.files import write_whole
 
-from ..images.ledger_images import as_png
+from ..images.png import as_png
 from ..protocols.instances.metrics import InstanceMetrics
 from ..protocols.instances.prompts import KEPT, InstanceRequest
 from ..protocols.instances.scores import InstanceScores

@@ -15,7 +15,7 @@ from PIL import Image
 from erasure.io.files import write_whole
 from erasure.ledger import Entry, Ledger
 
-from ..images.ledger_images import as_png
+from ..images.png import as_png
 from ..protocols.ledger_measures import LedgerMeasures, Strip
 
 # Larger images are embedded at this size: the page is looked at, the files beside it are the originals.

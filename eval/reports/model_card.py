@@ -22,7 +22,7 @@ from erasure.sampling import SamplingSettings, sample_pairs
 
 from ...pipelines.export.folders import folder_of
 from ...pipelines.export.formats import Export, Written
-from ..images.ledger_images import side_by_side
+from ..images.sheets import side_by_side
 from .card_results import Result, results_of
 
 PICTURE = "before-after.png"

@@ -11,7 +11,7 @@ from erasure.progress import OnProgress
 from erasure.sampling import SamplingSettings
 
 from ...pipelines.export.formats import Export, Written, write_export, write_record
-from ..images.ledger_images import as_png
+from ..images.png import as_png
 from .model_card import PICTURE, before_after, model_card
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from erasure.eval.images.ledger_images import as_png
-from erasure.eval.images.store import ImageStore, Manifest
+from erasure.eval.images.manifest import Manifest
+from erasure.eval.images.png import as_png
+from erasure.eval.images.store import ImageStore
 from erasure.sampling import Pair
 
 

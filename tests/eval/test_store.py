@@ -16,8 +16,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from erasure.errors import InputError
+from erasure.eval.images.manifest import MANIFEST, Manifest
 from erasure.eval.images.pipeline_digest import pipeline_digest
-from erasure.eval.images.store import MANIFEST, ImageStore, Manifest, check_paired, generate
+from erasure.eval.images.store import ImageStore, check_paired, generate
 from erasure.progress import OnProgress, Progress
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny
@@ -104,7 +105,7 @@ def test_one_lost_and_one_cut_file_are_made_again(pipe: Any, full: ImageStore, t
     whole = store.path(5).read_bytes()
     store.path(5).write_bytes(whole[: len(whole) // 2])
     assert store.missing() == [3, 5]
-    with pytest.raises(InputError, match="expected a picture, got none that is whole"):
+    with pytest.raises(InputError, match="expected an image, got none that is whole"):
         store[5]
     reports: list[Progress] = []
     store = generate(pipe, PROMPTS, SEEDS, tmp_path, sampler=SAMPLER, on_progress=reports.append)

@@ -21,7 +21,7 @@ from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings
 from erasure.tinyworld.oracle import Oracle
 
-from ...images.ledger_images import Pictures
+from ...images.store import ImageStore, fill
 from ...reports.instance_report import ORIGINAL, InstanceState, write_instance_report
 from .metrics import InstanceMetrics, PublicInstanceMetrics, WorldInstanceMetrics
 from .prompts import InstanceRequest, class_requests, known_requests
@@ -104,19 +104,17 @@ class InstanceRecord:
             InputError: The folder cannot be written.
         """
         requests = self.requests
-        store = Pictures(folder=self.folder / "made", sampler=self.sampler)
         states: list[InstanceState] = []
         before: InstanceReadings | None = None
         for name, edit in [(ORIGINAL, None), *edits.items()]:
             phrase = self._class if edit is None else self.instance.phrase
             pairs = [(request.filled(phrase), request.seed) for request in requests]
             key = name if edit is None else f"{name}-{_identity(edit)}"
-            missing = store.missing(key, pairs)
-            if missing:
-                counted = staged(on_progress, f"images, {name}")
+            store = ImageStore.of_state(self.folder / "made", key, pairs, self.sampler)
+            if store.missing():
                 with nullcontext() if edit is None else edit.applied_to(self.pipe):
-                    store.make(key, self.pipe, missing, counted)
-            images = store.get(key, pairs)
+                    fill(self.pipe, store, on_progress=staged(on_progress, f"images, {name}"))
+            images = store.images()
             scores = None
             if metrics is not None:
                 looks = read_instance(requests, self._class, metrics, images)
