@@ -253,7 +253,7 @@ def _suite(studio: Studio, session: Session, ledger: Ledger, images: int, track:
     source = sources.source_of(str(session.ledger_folder), lambda name: studio.pipe)
     benchmark = sources.benchmark_of(studio.profile.data.benchmark, source, settings=[f"total={images}"])
     results = evaluate(
-        source.rows,
+        source.variants,
         benchmark,
         sources.metrics_of(benchmark, studio.device),
         sampler=sources.sampler_of(benchmark, source),

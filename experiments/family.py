@@ -90,7 +90,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         todo, _ = removal.remaining(run, ledger)
         list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
         source = source_of(str(work / "ledger"), lambda _: pipe)
-        rows = [row for row in source.rows if row.name in (ERASED, ORIGINAL)]
+        rows = [row for row in source.variants if row.name in (ERASED, ORIGINAL)]
         benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
         metrics = metrics_of(benchmark, "cpu")
         found = evaluate(rows, benchmark, metrics, sampler=sampler, on_progress=on_progress).as_json()
@@ -99,7 +99,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         for attack in attacks:
             assault = AttackRun(
                 folder=work / "attacks" / attack.name,
-                erased=source.rows[0],
+                erased=source.variants[0],
                 concepts=run.concepts,
                 attack=attack,
                 sampler=sampler,

@@ -64,7 +64,7 @@ def evaluate(
     folder = to or what.folder / protocol.short
     with progress_bars(err) as on_progress:
         results = evaluated(
-            what.rows,
+            what.variants,
             protocol,
             sources.metrics_of(protocol, place, classifier),
             sampler=sampler,
@@ -142,12 +142,12 @@ def attack(
     what = sources.source_of(
         source, lambda model: load_pipe(model, place, attention), removed=removed or [], original=original
     )
-    if what.rows[0].name != ERASED:
+    if what.variants[0].name != ERASED:
         raise InputError(f"attack: expected a model with removed concepts, got the original {source!r}.")
     decides, second = sources.judges_of(what, place)
     assault = AttackRun(
-        folder=to or what.folder.with_name("attacks") / f"{name}-{what.rows[0].edit or 'model'}",
-        erased=what.rows[0],
+        folder=to or what.folder.with_name("attacks") / f"{name}-{what.variants[0].edit or 'model'}",
+        erased=what.variants[0],
         concepts=what.concepts,
         attack=chosen,
         sampler=sampler_of(what.original, None, None),

@@ -1,7 +1,7 @@
-"""Evaluate a model on a benchmark: the images of each row, the metrics over them, and what differs from the original.
+"""Evaluation on a benchmark: the images of each variant, the metrics over them, and differences from the original.
 
-On the tiny world the oracle and the judge read the images. On other models what is computed depends on the weights
-in the local cache, and what is not computed is listed with the reason.
+On the tiny world the oracle and its CLIP read the images. For other models the metrics depend on the weights in the
+local cache; metrics that are not computed are listed with the reason.
 """
 
 import json
@@ -29,29 +29,29 @@ from .variants import ERASED, ORIGINAL, Variant
 
 FORMAT = "erasure-scores/1"
 DRIFT_PROMPTS = 24
-"""Prompts that name something removed and something beside it whose attention maps are followed, at most."""
+"""Largest number of prompts, each with a removed and another concept, whose attention maps are compared."""
 SEED_SHIFT = 2**30
-"""Added to each seed for the images of the original that sets of images are compared with."""
+"""Offset of the seeds of the original's images that sets are compared with."""
 
 OTHER_SCHEDULER = "sampled with {}; the published numbers of {} are of {}, and these are not to be compared with them"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Every row's numbers, with what is needed to believe and to repeat them.
+    """Results of all variants, with the facts that a repetition needs.
 
     Attributes:
         benchmark: Prompts and seeds.
-        rows: By name, in the order to show them.
-        stores: Their images.
-        measures: Their numbers.
+        variants: Variants by name, in the order of display.
+        stores: Images of each variant.
+        measures: Measures of each variant.
         facts: Versions, machine, commit, seconds.
         skipped: Metrics that were not computed, with the reason.
-        warnings: What a reader must know before comparing a number with another one.
+        warnings: Limits on comparing the numbers with others.
     """
 
     benchmark: Benchmark
-    rows: Mapping[str, Variant]
+    variants: Mapping[str, Variant]
     stores: Mapping[str, ImageStore]
     measures: Mapping[str, Measures]
     facts: Mapping[str, Any]
@@ -60,10 +60,10 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, dict[str, Score]]:
-        """Each row's scores by metric.
+        """Scores of each variant by metric.
 
         Raises:
-            InputError: Two rows measured a metric differently.
+            InputError: Two variants measured a metric differently.
         """
         scores = {name: measures.scores for name, measures in self.measures.items()}
         for metric in dict.fromkeys(metric for row in scores.values() for metric in row):
@@ -72,22 +72,22 @@ class Evaluation:
 
     @property
     def differences(self) -> dict[str, dict[str, Any]]:
-        """What each metric of the judged row, minus the original's, comes to on the same images."""
-        found: dict[str, dict[str, Any]] = {}
+        """Paired difference of each metric between the judged variant and the original."""
+        differences: dict[str, dict[str, Any]] = {}
         if ERASED not in self.measures or ORIGINAL not in self.measures:
-            return found
+            return differences
         after, before = (self.measures[name].columns for name in (ERASED, ORIGINAL))
         for name, column in after.items():
             if name.startswith(("retention", "oracle_distance", "judge_distance")) or not len(column.items):
                 continue  # they compare with the original already
             values = before[name].values
-            found[name] = dict(paired_bootstrap(values, column.values).as_json())
+            differences[name] = dict(paired_bootstrap(values, column.values).as_json())
             if column.unit == "share":
-                found[name]["mcnemar"] = mcnemar(values.astype(bool), column.values.astype(bool)).as_json()
-        return found
+                differences[name]["mcnemar"] = mcnemar(values.astype(bool), column.values.astype(bool)).as_json()
+        return differences
 
     def as_json(self) -> dict[str, Any]:
-        """Give all of it but the images as plain data."""
+        """Return everything except the images as plain data."""
         scores = self.scores
         setups = {
             metric: score.setup.as_json() for row in scores.values() for metric, score in row.items() if score.setup
@@ -96,7 +96,7 @@ class Evaluation:
             "format": FORMAT,
             "protocol": {
                 "benchmark": self.benchmark.about(),
-                "rows": {name: row.about for name, row in self.rows.items()},
+                "rows": {name: variant.about for name, variant in self.variants.items()},
                 "metrics": setups,
                 **self.facts,
             },
@@ -115,7 +115,7 @@ class Evaluation:
 
 
 def evaluate(
-    rows: Sequence[Variant],
+    variants: Sequence[Variant],
     benchmark: Benchmark,
     metrics: Metrics,
     *,
@@ -123,94 +123,107 @@ def evaluate(
     on_progress: OnProgress | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Make the images of every row that are not there yet, and measure them.
+    """Sample the missing images of every variant and measure them.
 
     Args:
-        rows: What to compare; the original must be among them.
+        variants: Models to compare, the original among them.
         benchmark: Prompts and seeds.
-        metrics: What to compute.
-        sampler: Steps, guidance and batch size.
+        metrics: Metrics of the benchmark.
+        sampler: Sampling settings.
         on_progress: Receives the progress of each stage.
-        facts: More about the run, for the protocol.
+        facts: Further facts about the run, for the protocol.
 
     Raises:
-        InputError: There is no original row, two rows are sampled differently, or a folder of images holds something
-            else.
+        InputError: The original is missing, two variants are sampled differently, or a folder holds other images.
     """
-    named = {row.name: row for row in rows}
+    named = {variant.name: variant for variant in variants}
     if ORIGINAL not in named:
         raise InputError(f"evaluate: expected the original among the rows, got {', '.join(named)}.")
     start = time.perf_counter()
-
-    stores = {row.name: row.store(benchmark.pairs, sampler) for row in rows}
-    original = stores[ORIGINAL]
-    for store in stores.values():
-        check_paired(original, store)  # before any image is made
-    for name, store in stores.items():
-        named[name].fill(store, sampler.batch_size, staged(on_progress, f"images, {display_name(name)}"))
+    stores = _stores(named, benchmark, sampler, on_progress)
     if metrics.wants_reference:
-        kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
-        others: list[Pair] = [(prompt, (seed + SEED_SHIFT) % 2**31) for prompt, seed in kept]
-        reference = named[ORIGINAL].store(others, sampler)
-        counted = staged(on_progress, "images, original, other seeds")
-        metrics.prepare(named[ORIGINAL].fill(reference, sampler.batch_size, counted))
+        metrics.prepare(_reference(named[ORIGINAL], benchmark, sampler, on_progress))
+    original, backbone = closed(stores[ORIGINAL]), backbone_of(named[ORIGINAL].pipe)
     measured = metrics.measure(stores, on_progress)
-    measures, asks = {}, drift_prompts(benchmark.items)
+    measures, prompts = {}, drift_prompts(benchmark.items)
     for name, store in stores.items():
-        found = measured[name]
-        drift = _drift(named[name], asks, sampler, staged(on_progress, f"attention, {display_name(name)}"))
-        measures[name] = replace(found, sets={**found.sets, **drift}).of_pictures(
-            benchmark, closed(store), closed(original).model
-        )
-    alone, backbone = measures[ORIGINAL].alone, backbone_of(named[ORIGINAL].pipe)
-    used, published = closed(original).scheduler["name"], benchmark.published_scheduler
+        counted = staged(on_progress, f"attention, {display_name(name)}")
+        sets = {**measured[name].sets, **_drift(named[name], prompts, sampler, counted)}
+        measures[name] = replace(measured[name], sets=sets).of_images(benchmark, closed(store), original.model)
+    unpaired, scheduler = measures[ORIGINAL].unpaired, original.scheduler["name"]
     return Evaluation(
         benchmark=benchmark,
-        rows=named,
+        variants=named,
         stores=stores,
-        measures={name: found.without(alone) for name, found in measures.items()},
+        measures={name: each.without(unpaired) for name, each in measures.items()},
         facts={
             **provenance("open_clip_torch", "torchmetrics", "torchvision", device=str(backbone.device), start=start),
             **(facts or {}),
-            "sampler": used,
+            "sampler": scheduler,
             "steps": sampler.steps,
             "guidance_scale": sampler.guidance_scale,
-            "model": closed(original).model,
+            "model": original.model,
             "fingerprint": backbone.fingerprint(),  # as ledgers name it
         },
-        skipped={**metrics.skipped, **alone},
-        warnings=(
-            *([] if used == published else [OTHER_SCHEDULER.format(used, benchmark.name, published)]),
-            *metrics.warnings,
-            *dict.fromkeys(told for found in measures.values() for told in found.warnings),
-        ),
+        skipped={**metrics.skipped, **unpaired},
+        warnings=_warnings(benchmark, scheduler, metrics, measures),
     )
 
 
+def _stores(
+    variants: Mapping[str, Variant], benchmark: Benchmark, sampler: SamplingSettings, on_progress: OnProgress | None
+) -> dict[str, ImageStore]:
+    """Return the filled store of each variant; that they are paired is checked before any image is sampled."""
+    stores = {name: variant.store(benchmark.pairs, sampler) for name, variant in variants.items()}
+    for store in stores.values():
+        check_paired(stores[ORIGINAL], store)
+    for name, store in stores.items():
+        variants[name].fill(store, sampler.batch_size, staged(on_progress, f"images, {display_name(name)}"))
+    return stores
+
+
+def _reference(
+    original: Variant, benchmark: Benchmark, sampler: SamplingSettings, on_progress: OnProgress | None
+) -> ImageStore:
+    """Return the original's images under other seeds, for distances between sets."""
+    kept = [benchmark.pairs[i] for i in kept_items(benchmark.items)]
+    others: list[Pair] = [(prompt, (seed + SEED_SHIFT) % 2**31) for prompt, seed in kept]
+    counted = staged(on_progress, "images, original, other seeds")
+    return original.fill(original.store(others, sampler), sampler.batch_size, counted)
+
+
+def _warnings(
+    benchmark: Benchmark, scheduler: str, metrics: Metrics, measures: Mapping[str, Measures]
+) -> tuple[str, ...]:
+    published = benchmark.published_scheduler
+    other = [] if scheduler == published else [OTHER_SCHEDULER.format(scheduler, benchmark.name, published)]
+    return (*other, *metrics.warnings, *dict.fromkeys(text for each in measures.values() for text in each.warnings))
+
+
 def drift_prompts(items: Sequence[Item]) -> list[DriftPrompt]:
-    """Return prompts that name something removed and something kept, spread evenly over those of a benchmark."""
-    asks = [
+    """Return prompts that name a removed and a kept concept, evenly spaced over those of a benchmark."""
+    prompts = [
         DriftPrompt(prompt=item.prompt, removed=item.unwanted, beside=item.wanted, seed=item.seed)
         for item in items
         if item.unwanted and item.wanted and item.unwanted in item.prompt and item.wanted in item.prompt
     ]
-    return evenly(asks, DRIFT_PROMPTS)
+    return evenly(prompts, DRIFT_PROMPTS)
 
 
 def _drift(
-    row: Variant, asks: Sequence[DriftPrompt], sampler: SamplingSettings, on_progress: OnProgress | None
+    variant: Variant, prompts: Sequence[DriftPrompt], sampler: SamplingSettings, on_progress: OnProgress | None
 ) -> dict[str, Score]:
-    """Return the attention indices of a row's model; none where there are no prompts for them."""
-    if not asks:
+    """Return the attention indices of a variant; none without prompts for them."""
+    if not prompts:
         return {}
     drift = AttentionDrift(
-        pipe=row.pipe,
+        pipe=variant.pipe,
         steps=sampler.steps,
         guidance_scale=sampler.guidance_scale,
-        negative_prompt=row.negative_prompt,
+        negative_prompt=variant.negative_prompt,
     )
-    with row.applied():
-        drift.update(asks, on_progress)
+    with variant.applied():
+        drift.update(prompts, on_progress)
     return {f"attention_{name}": score for name, score in drift.compute().items()}
 
 
@@ -227,5 +240,5 @@ def write_scores(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def display_name(name: str) -> str:
-    """Return the name of a row or a metric for people."""
+    """Return the name of a variant or a metric for people."""
     return name.replace("_", " ")

@@ -103,7 +103,7 @@ class Measures:
         ]
 
     @property
-    def alone(self) -> dict[str, str]:
+    def unpaired(self) -> dict[str, str]:
         """Scores of how much is gone that have none of what stayed beside them, with the reason.
 
         They are not to be shown: a model that draws nothing any more has the best of them.
@@ -124,7 +124,7 @@ class Measures:
         columns = {name: column for name, column in self.columns.items() if name not in names}
         return replace(self, columns=columns, concepts=concepts)
 
-    def of_pictures(self, benchmark: Benchmark, manifest: Manifest, original: str) -> "Measures":
+    def of_images(self, benchmark: Benchmark, manifest: Manifest, original: str) -> "Measures":
         """Return the same with what made the images in every protocol.
 
         Args:

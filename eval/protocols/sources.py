@@ -1,9 +1,11 @@
-"""From what the command is given to what is evaluated: rows, benchmark, metrics."""
+"""Sources: the variants, the benchmark and the metrics for the arguments of a command."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
@@ -27,25 +29,25 @@ from .public_metrics import PublicMetrics
 from .tinyworld_metrics import TinyWorldMetrics
 from .variants import ERASED, GOLD, Variant, reference_variants
 
-Loader = Callable[[str], Any]
-"""Loads a pipeline by folder or Hub id."""
+Loader = Callable[[str], DiffusionPipeline]
+"""Function that loads a pipeline by folder or Hub id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is evaluated.
+    """Variants to evaluate.
 
     Attributes:
-        title: What it is, for people.
-        rows: The judged model first, if it is not the original itself; then the reference rows.
-        removed: What should be gone.
-        folder: Where its numbers go if nowhere else is named.
-        original: The original's name.
-        concepts: What should be gone, with all that is known of it.
+        title: Title of the report.
+        variants: Judged model first, unless it is the original; then the reference variants.
+        removed: Targets of the removals.
+        folder: Default folder of the results.
+        original: Name of the original model.
+        concepts: Removed concepts.
     """
 
     title: str
-    rows: tuple[Variant, ...]
+    variants: tuple[Variant, ...]
     removed: tuple[str, ...]
     folder: Path
     original: str
@@ -53,69 +55,82 @@ class Source:
 
 
 def source_of(
-    given: str, load: Loader, *, removed: Sequence[str] = (), original: str | None = None, gold: str | None = None
+    name: str, load: Loader, *, removed: Sequence[str] = (), original: str | None = None, gold: str | None = None
 ) -> Source:
-    """Return the rows of a ledger, or of a model beside its original.
+    """Return the variants of a ledger, or of a model and its original.
 
     Args:
-        given: A ledger's folder, or a model.
-        load: Loads a pipeline.
-        removed: What is to be gone; a ledger knows it.
-        original: The model that `given` was made from; a ledger knows it. None is the tiny world, for a model that has
-            its layers.
-        gold: A model trained without what was removed, or a folder of its denoiser alone, which then reads the
-            original's text states and draws through its decoder.
+        name: Folder of a ledger, or a model.
+        load: Function that loads a pipeline.
+        removed: Removed concepts of a model; a ledger records them.
+        original: Original of a model; a ledger records it. Default: the tiny world, for a model that has its layers.
+        gold: Model trained without the removed concepts, or a folder of its denoiser alone, which is then used with the
+            original's text encoder and decoder.
 
     Raises:
-        InputError: Nothing stands in the ledger, or of a model it is not said what is to be gone or what it was made
-            from.
+        InputError: No removal stands in the ledger, or the removed concepts or the original of a model are missing.
     """
-    if (Path(given) / "ledger.json").is_file():
-        ledger = Ledger.open(given)
-        concepts = tuple(concept for entry in ledger.standing for concept in entry.concepts)
-        names = tuple(dict.fromkeys(concept.target for concept in concepts))
-        if not names:
-            raise InputError(f"evaluate: expected a ledger in which a removal stands, got {given!r}. Remove something.")
-        base = ledger.base.name
-        pipe = load(base)
-        judged = Variant(
-            name=ERASED,
-            pipe=pipe,
-            about=f"{given}: {', '.join(f'{e.id} by {e.method}' for e in ledger.standing)}",
-            applied=lambda: ledger.applied_to(pipe),
-            edit=ledger.state(),
-            folder=ledger.path / "evaluations" / "pictures",
-        )
-        rows, folder = [judged, *reference_variants(pipe, names)], ledger.path / "evaluations"
+    if (Path(name) / "ledger.json").is_file():
+        source = _source_of_ledger(name, load)
     else:
-        if not removed:
-            raise InputError(
-                f"evaluate: expected what is to be gone from {given!r}, got nothing. Name it: --removed cat, or give a"
-                " ledger."
-            )
-        names, base = tuple(dict.fromkeys(removed)), original or DEFAULT_MODEL
-        concepts = parse({"model": base, "concepts": [{"target": name} for name in names]}).concepts
-        pipe = load(base)
-        rows = reference_variants(pipe, names)
-        folder = Path("erasure-runs") / f"evaluation-{Path(given).name}-{slug(' '.join(names))}"
-        if given != base:
-            judged = load(given)
-            if original is None and _shapes(judged) != _shapes(pipe):
-                raise InputError(
-                    f"--original: expected the model that {given!r} was made from, got none, and it is not the tiny"
-                    " world. Name it: --original MODEL."
-                )
-            rows.insert(0, Variant(name=ERASED, pipe=judged, about=f"the model {given}"))
-    if gold is not None:
-        never = _with_denoiser(load(base), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
-        rows.append(Variant(name=GOLD, pipe=never, about=f"{gold}: trained without {', '.join(names)}"))
+        source = _source_of_model(name, load, tuple(dict.fromkeys(removed)), original)
+    if gold is None:
+        return source
+    base = load(source.original)
+    pipe = _with_denoiser(base, Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
+    about = f"{gold}: trained without {', '.join(source.removed)}"
+    return replace(source, variants=(*source.variants, Variant(name=GOLD, pipe=pipe, about=about)))
+
+
+def _source_of_ledger(name: str, load: Loader) -> Source:
+    ledger = Ledger.open(name)
+    concepts = tuple(concept for entry in ledger.standing for concept in entry.concepts)
+    targets = tuple(dict.fromkeys(concept.target for concept in concepts))
+    if not targets:
+        raise InputError(f"evaluate: expected a ledger in which a removal stands, got {name!r}. Remove something.")
+    pipe = load(ledger.base.name)
+    erased = Variant(
+        name=ERASED,
+        pipe=pipe,
+        about=f"{name}: {', '.join(f'{e.id} by {e.method}' for e in ledger.standing)}",
+        applied=lambda: ledger.applied_to(pipe),
+        edit=ledger.state(),
+        folder=ledger.path / "evaluations" / "pictures",
+    )
     return Source(
-        title=f"{Path(given).name}: {', '.join(names)}",
-        rows=tuple(rows),
-        removed=names,
-        folder=folder,
-        original=base,
+        title=f"{Path(name).name}: {', '.join(targets)}",
+        variants=(erased, *reference_variants(pipe, targets)),
+        removed=targets,
+        folder=ledger.path / "evaluations",
+        original=ledger.base.name,
         concepts=concepts,
+    )
+
+
+def _source_of_model(name: str, load: Loader, removed: tuple[str, ...], original: str | None) -> Source:
+    if not removed:
+        raise InputError(
+            f"evaluate: expected the concepts removed from {name!r}, got none. Name them: --removed cat, or give a"
+            " ledger."
+        )
+    base = original or DEFAULT_MODEL
+    pipe = load(base)
+    variants = reference_variants(pipe, removed)
+    if name != base:
+        erased = load(name)
+        if original is None and _shapes(erased) != _shapes(pipe):
+            raise InputError(
+                f"--original: expected the model that {name!r} was made from, got none, and it is not the tiny"
+                " world. Name it: --original MODEL."
+            )
+        variants.insert(0, Variant(name=ERASED, pipe=erased, about=f"the model {name}"))
+    return Source(
+        title=f"{Path(name).name}: {', '.join(removed)}",
+        variants=tuple(variants),
+        removed=removed,
+        folder=Path("erasure-runs") / f"evaluation-{Path(name).name}-{slug(' '.join(removed))}",
+        original=base,
+        concepts=parse({"model": base, "concepts": [{"target": target} for target in removed]}).concepts,
     )
 
 
@@ -223,7 +238,7 @@ def judges_of(source: Source, device: str) -> tuple[Judge, Judge | None]:
     return judges[0], judges[1] if len(judges) > 1 else None
 
 
-def _shapes(pipe: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(pipe: DiffusionPipeline) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in backbone_of(pipe).parameters(lambda name: True).items()}
 
 
@@ -231,13 +246,14 @@ def _is_denoiser(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
 
 
-def _with_denoiser(pipe: Any, folder: Path) -> Any:
-    """Put a folder's denoiser into a pipeline.
+def _with_denoiser(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
+    """Replace the denoiser of a pipeline by that of a folder, and return the pipeline.
 
     Raises:
         InputError: The folder holds no denoiser, or one of another shape.
     """
-    before = pipe.unet
+    before: Any = backbone_of(pipe).denoiser
+    component = next(name for name, part in pipe.components.items() if part is before)
     try:
         denoiser = type(before).from_pretrained(folder, torch_dtype=before.dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -248,5 +264,5 @@ def _with_denoiser(pipe: Any, folder: Path) -> Any:
             f"gold: expected a denoiser with the original's layers, got another in {str(folder)!r}."
             " Give the whole model."
         )
-    pipe.register_modules(unet=denoiser.to(before.device).eval().requires_grad_(False))
+    pipe.register_modules(**{component: denoiser.to(before.device).eval().requires_grad_(False)})
     return pipe

@@ -66,7 +66,7 @@ def render(evaluation: Evaluation, title: str) -> str:
     return environment.from_string(text).render(
         title=title,
         subtitle=f"{evaluation.benchmark.id}; model {data['protocol']['fingerprint'][:12]}",
-        rows=[{"name": display_name(name), "about": row.about} for name, row in evaluation.rows.items()],
+        rows=[{"name": display_name(name), "about": row.about} for name, row in evaluation.variants.items()],
         metrics=[_metric_view(metric, scores) for metric in _metrics(scores)],
         skipped=sorted(evaluation.skipped.items()),
         warnings=evaluation.warnings,

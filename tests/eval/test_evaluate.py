@@ -279,7 +279,7 @@ def test_the_worst_failures_come_first(evaluation: Evaluation) -> None:
 def test_concepts_of_all_rows_are_drawn_with_the_judged_rows_intervals(evaluation: Evaluation) -> None:
     page = render(evaluation, "both")
     [removed] = re.findall(r"<h3>Removed: efficacy.*?</svg></div>", page, flags=re.DOTALL)
-    assert removed.count("<circle") == len(BENCHMARK.removed) * len(evaluation.rows)
+    assert removed.count("<circle") == len(BENCHMARK.removed) * len(evaluation.variants)
     assert removed.count('class="whisker erased"') == len(BENCHMARK.removed)
     assert all(f">{name}</text>" in removed for name in BENCHMARK.removed)
 
@@ -501,13 +501,13 @@ def test_a_gold_standard_may_be_a_denoiser_alone(tmp_path: Path) -> None:
         return deepcopy(world.pipeline()) if name == "tinyworld" else DiffusionPipeline.from_pretrained(name)
 
     for folder in ("gold", "whole"):
-        *_, last = source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / folder)).rows
+        *_, last = source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / folder)).variants
         assert last.name == GOLD
         torch.testing.assert_close(last.pipe.unet.conv_in.weight, gold.unet.conv_in.weight)
     pipe = world.pipeline()
     ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tinyworld")
     ledger.remove(pipe, make_eraser("uce"), [Concept(target="cat")])
-    first, *_ = source_of(str(tmp_path / "ledger"), load, gold=str(tmp_path / "gold")).rows
+    first, *_ = source_of(str(tmp_path / "ledger"), load, gold=str(tmp_path / "gold")).variants
     with first.applied() as edited:  # of the ledger's base, not of the gold standard
         assert not torch.equal(edited.unet.conv_in.weight, gold.unet.conv_in.weight)
     (tmp_path / "gold" / "config.json").write_text("{}")
@@ -517,7 +517,7 @@ def test_a_gold_standard_may_be_a_denoiser_alone(tmp_path: Path) -> None:
 
 def test_a_model_of_another_kind_is_not_compared_with_the_tiny_world() -> None:
     models = {"tinyworld": world.pipeline(), "edited": deepcopy(world.pipeline()), "sd": tiny.sd1()}
-    assert source_of("edited", models.__getitem__, removed=["cat"]).rows[0].name == ERASED
+    assert source_of("edited", models.__getitem__, removed=["cat"]).variants[0].name == ERASED
     with pytest.raises(InputError, match="--original: expected the model that 'sd' was made from, got none"):
         source_of("sd", models.__getitem__, removed=["cat"])
     assert source_of("sd", models.__getitem__, removed=["cat"], original="tinyworld").original == "tinyworld"
@@ -555,7 +555,7 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a ledger in which a removal stands"):
         source_of(str(tmp_path / "empty"), load)
     source = source_of("tinyworld", load, removed=["cat"])
-    assert [row.name for row in source.rows] == [ORIGINAL, NEGATIVE, DESTROYED]
+    assert [row.name for row in source.variants] == [ORIGINAL, NEGATIVE, DESTROYED]
     # What another call asks to be gone goes into another folder.
     assert source.folder != source_of("tinyworld", load, removed=["cat", "dog"]).folder
     with pytest.raises(UnknownNameError, match="standard"):

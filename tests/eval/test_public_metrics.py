@@ -144,12 +144,12 @@ def measured(
 
 def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = measured(tmp_path, cifar10(tmp_path), [3, 0, 8, 8], clip=Plain())
-    assert not both.alone
+    assert not both.unpaired
     lines = [["case_number", "prompt", "class", "evaluation_seed"], ["0", "a photo of a cat", "cat", "0"]]
     only = Cifar10Paraphrase(path=written(tmp_path, lines), removed=("cat",))
     gone = measured(tmp_path, only, [0], clip=Plain())
-    assert set(gone.alone) == {"efficacy", "efficacy_explicit", "clip_score_removed"}
-    shown = gone.without(gone.alone)
+    assert set(gone.unpaired) == {"efficacy", "efficacy_explicit", "clip_score_removed"}
+    shown = gone.without(gone.unpaired)
     assert set(shown.scores) == {"clip_score_rest"}  # which is of what stays
     assert not shown.concepts
     judges = PublicMetrics(benchmark=only, clip=None, classifier=Shades(list(only.classes)), features=None)

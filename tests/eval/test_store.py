@@ -118,7 +118,7 @@ def test_one_lost_and_one_cut_file_are_made_again(pipe: Any, full: ImageStore, t
     [
         ({"prompts": ["a cat", "a dog", "a fox", *PROMPTS[3:]]}, "row 2 .'Null', 2. against .'a fox', 2."),
         ({"seeds": [7, *SEEDS[1:]]}, "row 0 .'a cat', 0. against .'a cat', 7."),
-        ({"prompts": PROMPTS[:3], "seeds": SEEDS[:3]}, "7 pictures against 3"),
+        ({"prompts": PROMPTS[:3], "seeds": SEEDS[:3]}, "7 images against 3"),
         ({"sampler": SamplingSettings(steps=3, guidance_scale=4.0)}, "steps 2 against 3"),
         ({"sampler": SamplingSettings(steps=2, guidance_scale=5.0)}, "guidance_scale 4.0 against 5.0"),
         (
