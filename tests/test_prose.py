@@ -26,6 +26,7 @@ FIELD = re.compile(r"^ {4}(\w+): (.*)$")
 VAGUE = {"at", "found", "asked", "told", "given", "made", "gone", "own", "wanted"}
 PICTURE = re.compile(r"picture", re.IGNORECASE)
 HELP = ("help", "description", "info")
+FIELDS = re.compile(r"\{[^{}\n]*\}")  # of f-strings, whose keys are those of stored files
 UNWORDED = re.compile(r"<!-- table .*?<!-- end table -->|```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
 
 
@@ -141,7 +142,8 @@ def _texts_of_pictures(source: Source) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
         if token.type not in (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)):
             continue
-        for offset, row in enumerate(token.string.splitlines()):
+        text = FIELDS.sub("", token.string) if token.type == tokenize.STRING else token.string
+        for offset, row in enumerate(text.splitlines()):
             if PICTURE.search(row) and " " in row.strip() and "tiny world" not in row:
                 yield token.start[0] + offset, row.strip()
 
