@@ -64,12 +64,8 @@ def methods() -> None:
         summary = (getdoc(kind) or "").partition("\n")[0]
         out.print(Text.assemble((name, "bold"), f"  {summary} Source: {kind.source}; {kind.exactness}."))
         descriptions = {key: text for base in reversed(kind.__mro__) for key, text in described(base).items()}
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True)
-        table.add_column()
         for item in fields(kind):
-            table.add_row(f"  eraser.{item.name}={default_text(item)}", descriptions.get(item.name, ""))
-        out.print(table)
+            out.print(f"    eraser.{item.name}={default_text(item)}  {descriptions.get(item.name, '')}")
 
 
 def default_text(item: Field[Any]) -> str:
