@@ -19,7 +19,7 @@ from erasure.progress import OnProgress
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
 from erasure.sampling import Pair, SamplingSettings, sample_pairs
-from erasure.suggestions import what_to_draw, what_to_keep
+from erasure.suggestions import suggested_preserve, suggested_prompts
 
 from ..eval.images.attention_maps import AttentionTrace
 from ..eval.judges.readings import Seen
@@ -118,11 +118,11 @@ class Studio:
     def to_keep(self, targets: Sequence[str], n: int = 8, *, kind: Kind = "object") -> list[str]:
         """Suggest concepts to preserve beside a removal."""
         with self._words_lock:
-            return what_to_keep(self._words, self.name, targets, n, kind=kind)
+            return suggested_preserve(self._words, self.name, targets, n, kind=kind)
 
     def to_draw(self, targets: Sequence[str], *, kind: Kind = "object") -> list[str]:
         """Suggest prompts that show a removal."""
-        return what_to_draw(self.name, targets[0], kind=kind) if targets else []
+        return suggested_prompts(self.name, targets[0], kind=kind) if targets else []
 
     def cut(self, prompts: Sequence[str]) -> tuple[str, ...]:
         """Return the prompts that are longer than the input of the text encoder; the caller holds the lock."""

@@ -135,6 +135,12 @@ class Conditioning:
         return self.streams[TEXT].tokens[0].ends
 
     @property
+    def end_states(self) -> Float[Tensor, "n dim"]:
+        """State of each row at its first end-of-text token, where CLIP pools a sentence."""
+        place = self.states.device
+        return self.states[torch.arange(len(self), device=place), self.eot.to(place)]
+
+    @property
     def offsets(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """For each row and token the characters [start, end) of the prompt; (0, 0) for special tokens."""
         return self.streams[TEXT].tokens[0].offsets

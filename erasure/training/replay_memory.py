@@ -12,12 +12,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..backbones.base import Backbone
-from ..backbones.conditioning import Conditioning
 from ..concept import Concept
 from ..errors import InputError
+from ..graph import ConceptGraph, text_similarity
 from ..io.tensor_cache import stored
 from ..judge import shows_any
 from ..prompts import GENERIC, fill, preserved_templates, speaks_of
@@ -101,7 +100,10 @@ def memory_prompts(
     nothing leaves its half to everyday things. The contexts of near names take turns. None names one of the
     concepts, nor one of `without`.
     """
-    near = [word for word, _ in nearest(backbone, concepts)]
+    targets = [concept.target for concept in concepts]
+    kept = [name for concept in concepts for name in concept.preserve]
+    graph = ConceptGraph.of(backbone, [*targets, *kept])
+    near = [name for name, _ in graph.nearest(targets)]
     close = [
         fill(contexts[(row + turn) % len(contexts)], word)
         for turn in range(len(contexts))
@@ -111,26 +113,6 @@ def memory_prompts(
     free = [[prompt for prompt in half if not speaks_of(prompt, [*concepts, *without])] for half in halves]
     generic, close = free[0], free[1] or free[0]
     return tuple((generic if at % 2 else close)[at // 2 % len(generic if at % 2 else close)] for at in range(total))
-
-
-def nearest(backbone: Backbone, concepts: Sequence[Concept]) -> list[tuple[str, float]]:
-    """Return what the concepts preserve with its largest similarity to one of them, the most similar first."""
-    words = list(dict.fromkeys(word for concept in concepts for word in concept.preserve))
-    if not words:
-        return []
-    targets = [concept.target for concept in concepts]
-    read = [backbone.encode(texts, trailing=False) for texts in (words, targets)]
-    found = similarity(*read).amax(1)
-    return sorted(zip(words, found.tolist(), strict=True), key=lambda pair: -pair[1])
-
-
-def similarity(one: Conditioning, other: Conditioning) -> Float[Tensor, "n m"]:
-    """Return the cosines of two sets of prompts at their first end-of-text token, where CLIP pools a sentence."""
-    pooled = [
-        F.normalize(part.states[torch.arange(len(part)), part.eot.to(part.states.device)].float(), dim=1)
-        for part in (one, other)
-    ]
-    return pooled[0] @ pooled[1].T
 
 
 def replayed(
@@ -182,8 +164,7 @@ def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *,
     """
     backbone, judge = context.backbone, context.judge
     asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
-    read = [backbone.encode(texts, trailing=False) for texts in (memory.prompts, asked)]
-    close = similarity(*read).amax(1) > max_similarity
+    close = text_similarity(backbone, memory.prompts, asked).amax(1) > max_similarity
     keep = [
         not near and not speaks_of(prompt, concepts)
         for near, prompt in zip(close.tolist(), memory.prompts, strict=True)

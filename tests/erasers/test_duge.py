@@ -20,7 +20,7 @@ from erasure.runs.configs import read_config
 from erasure.training.context import FitContext, History
 from erasure.training.matching import LayerReading, prompt_turns
 from erasure.training.replay import noised, reading_loss
-from erasure.training.replay_memory import free_of, memory_prompts, nearest, remembered
+from erasure.training.replay_memory import free_of, memory_prompts, remembered
 from erasure.training.student import Student
 from tests.erasers.test_esd import Untrained
 from tests.tiny import FAMILIES, sd1
@@ -256,7 +256,6 @@ def test_the_memory_is_half_near_and_names_nothing_removed(small: Backbone) -> N
     assert sum(prompt in ("a photo of a dog", "a photo of a house") for prompt in prompts) >= 20
     assert not any("cat" in prompt or "kitten" in prompt for prompt in prompts)
     assert len(GENERIC) >= 30
-    assert {word for word, _ in nearest(small, [CAT])} == {"dog", "house"}
     assert all(
         prompt.removeprefix("a photo of ") in GENERIC for prompt in memory_prompts(small, [Concept(target="x")], 8)
     )
