@@ -157,7 +157,7 @@ def test_the_tiny_worlds_judge_is_a_clip() -> None:
 def test_no_pictures_and_too_few_prompts() -> None:
     clip = open_clip_judge()
     assert ClipScore(clip=clip).update(pictures(1), ["a cat"]).update([], []).compute().n == 1
-    with pytest.raises(InputError, match="a prompt a picture, got 1 for 2"):
+    with pytest.raises(InputError, match="a prompt an image, got 1 for 2"):
         ClipScore(clip=clip).update(pictures(2), ["a cat"])
     with pytest.raises(InputError, match="got none"):
         ClipScore(clip=clip).compute()
