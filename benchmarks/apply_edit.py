@@ -101,7 +101,7 @@ def switching(pipe: Any, edit: WeightEdit, repeats: int) -> dict[str, Any]:
 
 
 def beside_lora(pipe: Any, edit: WeightEdit, repeats: int, passes: int) -> dict[str, Any]:
-    """Return what an edit of rank one and the same as a LoRA cost: putting it in, switching it, and passes with it."""
+    """Return the cost of an edit of rank one and of the same LoRA: application, switching, and passes with it."""
     plain, applied = passes_with(pipe, edit, passes)
     switch = switching(pipe, edit, repeats)
     lora = edit.as_lora(pipe)
@@ -165,7 +165,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def lora_line(result: dict[str, Any]) -> str:
-    """Say how the edit and the LoRA compare in a line."""
+    """Return a line that compares the edit with the LoRA."""
     return (
         f"rank 1: on and off {result['switch']['seconds']:.4f} s, as a LoRA {result['lora_switch']['seconds']:.4f} s"
         f" = {result['ratio_switch']:.1f} x after {result['lora_load_seconds']:.2f} s of loading;"

@@ -112,8 +112,8 @@ def compare(
 
     Args:
         rows: The problem.
-        weights: What is edited.
-        options: Of the command line.
+        weights: Weights to edit.
+        options: Options of the command line.
         every_layer: See `Shapes.every_layer`.
         outer_each: The seconds of "outer" by the number of rows it was timed with; what is timed here is added.
     """
@@ -167,7 +167,7 @@ def of_each_shape(weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def shape_count(weights: Sequence[Tensor], like: Tensor) -> int:
-    """Return how many weights have the shape of one."""
+    """Return the number of weights with the shape of one."""
     return sum(weight.shape == like.shape for weight in weights)
 
 
@@ -207,7 +207,7 @@ def machine_rates(*, toy: bool) -> dict[str, float]:
 
 
 def floor(rows: Rows, weights: Sequence[Tensor], rates: dict[str, float]) -> dict[str, float]:
-    """Return what the shared solve cannot do without, and the seconds that it would take at the machine's rates.
+    """Return the minimal operations of the shared solve, and their seconds at the machine's rates.
 
     Operations count a multiplication and an addition each. Of symmetric matrices half is needed.
     """

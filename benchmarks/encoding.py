@@ -131,7 +131,7 @@ def encoded(backbone: Backbone, name: str, prompts: list[str]) -> list[Tensor]:
 
 
 def difference(backbone: Backbone, prompts: list[str]) -> float:
-    """Return how far the states up to the end of text are from those with padding: |a - b|_F / |a|_F."""
+    """Return the relative difference of the states up to the end of text with padding: |a - b|_F / |a|_F."""
     whole, cut = backbone.encode(prompts), backbone.encode(prompts, trailing=False)
     length = cut.states.shape[1]
     inside = torch.arange(length) <= whole.eot[:, None]

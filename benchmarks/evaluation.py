@@ -83,7 +83,7 @@ def generation(options: Any) -> dict[str, Any]:
 
 
 def texts() -> dict[str, Any]:
-    """Return how many texts the judge's tower reads for 400 images of 20 prompts."""
+    """Return the number of texts that CLIP's text tower reads for 400 images of 20 prompts."""
     from erasure.eval.metrics.clip_score import ClipScore
 
     judge, read = tinyworld.load_clip(), []

@@ -85,7 +85,7 @@ def grown(pipe: Any, concepts: list[Concept], folder: Path, every: int) -> list[
 
 
 def sizes(ledger: Ledger) -> dict[str, Any]:
-    """Return what a ledger takes of the disk, and how many states of which width it holds of its first removal."""
+    """Return the size of a ledger on disk, and the number and width of the states of its first removal."""
     files = {path: path.stat().st_size for path in ledger.path.rglob("*") if path.is_file()}
     apart = [size for path, size in files.items() if path.parent.name == "rows"]
     rows = WeightEdit.load(ledger.path / ledger.entries[0].file).rows
@@ -111,7 +111,7 @@ def reversed_ledger(pipe: Any, ledger: Ledger, folder: Path) -> Ledger:
 
 
 def same(pipe: Any, one: WeightEdit, other: WeightEdit) -> bool:
-    """Say whether two edits make the same weights, bit for bit."""
+    """Return True if two edits give the same weights, bit for bit."""
     weights = backbone_of(pipe).parameters(one.changes.__contains__)
     return one.changes.keys() == other.changes.keys() and all(
         torch.equal(one.changes[name].of(weight.detach()), other.changes[name].of(weight.detach()))

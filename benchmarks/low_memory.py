@@ -65,7 +65,7 @@ def model_of(name: str, work: Path | None) -> Iterator[tuple[Path, Path]]:
 
 
 def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the ways take on one model, and whether they make the same files."""
+    """Return the memory and time of both ways on one model, and whether their files are equal."""
     asked = ["remove", CONCEPT.target, "--kind", CONCEPT.kind, "--preserve", *CONCEPT.preserve, "--model", str(folder)]
     low = full_size.command([*asked, "--ledger", f"{spare}/low", "--low-memory", "--out", f"{spare}/low-model"])
     found: dict[str, Any] = {"low": low, "model_mib": size_mib(folder)}
@@ -90,7 +90,7 @@ def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) 
 
 
 def beyond(folder: Path, dtype: str) -> dict[str, Any]:
-    """Return what a removal takes beyond a loaded model, beside the weights that it changes and the bound on it."""
+    """Return the memory of a removal beyond a loaded model, the weights that it changes, and its bound."""
     pipe = load_model(str(folder), dtype=DTYPES[dtype])
     touched = full_size.text_weights_mib(pipe)
     peak = full_size.peak_beyond_mib(pipe, CONCEPT)

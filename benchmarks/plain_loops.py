@@ -59,7 +59,7 @@ def generators(terms: int, seed: int = 0) -> list[torch.Generator]:
 
 
 def moved(chosen: Mapping[str, nn.Parameter], backbone: Backbone) -> dict[str, Tensor]:
-    """Return how far parameters are from the model's own."""
+    """Return the changes of parameters from the model's weights."""
     own = backbone.parameters(chosen.__contains__)
     return {name: (parameter - own[name]).detach() for name, parameter in chosen.items()}
 

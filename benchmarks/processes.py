@@ -118,7 +118,7 @@ def summary(processes: int, found: list[dict[str, float]], images: int) -> dict[
 
 
 def largest_difference(one: Path, other: Path) -> int:
-    """Return how far a value of an image is from the same in the other folder, at most, in [0, 255]."""
+    """Return the largest difference of a pixel value between the two folders, in [0, 255]."""
     stores = ImageStore.open(one), ImageStore.open(other)
     pairs = ((np.asarray(Image.open(store.path(row)), np.int16) for store in stores) for row in range(len(stores[0])))
     return max(int(abs(first - second).max()) for first, second in pairs)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: its settings, its numbers, and the machine and versions that made them."""
+"""Records of benchmarks: settings, numbers, machine and versions."""
 
 import argparse
 import json
@@ -54,13 +54,13 @@ def write_run(
     """Write `run.json` into the folder that was asked for, if one was, and say where.
 
     Args:
-        options: What the command line gave; all of it is recorded.
-        name: Of the benchmark.
-        version: Of the benchmark: a change of what is timed raises it.
+        options: Options of the command line, which are recorded.
+        name: Name of the benchmark.
+        version: Version of the benchmark; a change of the timed work raises it.
         results: One mapping a measured case.
         started: `time.perf_counter()` at the start of the run.
         torch: The module, for the number of threads; None where the benchmark does not use it.
-        device: Where it ran; a GPU is named.
+        device: Device of the run; a GPU is named.
     """
     if options.out is None:
         return
@@ -102,7 +102,7 @@ def reset_peak() -> None:
 
 
 def resident_mib() -> float:
-    """Return what this process holds now; where the system does not tell, the most that it held."""
+    """Return the resident memory of this process in MiB; its peak where the system does not report it."""
     path = Path("/proc/self/statm")
     if not path.exists():
         return peak_mib()

@@ -1,4 +1,4 @@
-"""What importing the library and asking the command for help cost, beside an interpreter that does nothing."""
+"""Cost of importing the library and of the command's help, beside an empty interpreter."""
 
 import subprocess
 import sys

@@ -144,7 +144,7 @@ class Case:
     """What is trained, and how it is made ready.
 
     Attributes:
-        concept: What is removed.
+        concept: Concept to remove.
         settings: The eraser.
         trained: Returns the full names of the parameters that the loops train.
         ready: Returns the eraser for a number of updates, with its images in the history's folder.

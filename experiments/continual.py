@@ -65,7 +65,7 @@ class Removals:
     """A sequence of removals on disk, by way of a ledger: closed-form ones are solved together.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the removals.
         pipe: The unedited model.
         run: The method.
         memory: Folder for what is made of the original model, shared by all runs; what it holds is named by its
@@ -135,7 +135,7 @@ class InPlace(Removals):
 
 @dataclass(frozen=True, kw_only=True)
 class StateReading:
-    """What the judges see in the images of one state.
+    """Readings of the images of one state.
 
     Attributes:
         seen: For each probe, whether the image shows what was asked for.

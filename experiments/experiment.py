@@ -1,4 +1,4 @@
-"""What experiments on the tiny world have in common: bars while they work, and how they are recorded."""
+"""Records of experiments on the tiny world."""
 
 import argparse
 import json

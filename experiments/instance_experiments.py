@@ -104,11 +104,11 @@ def drawings(name: str = LEARNED) -> list[Image.Image]:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What both experiments share.
+    """Model, folders and sizes that both experiments share.
 
     Attributes:
         pipe: The tiny world's model.
-        work: Where fits and images are kept.
+        work: Folder of fits and images.
         composed: Images of the instance in company, and as many of it alone.
         kept: Images of each group that should stay.
         on_progress: Receives the progress of each stage.
@@ -129,7 +129,7 @@ class Bench:
         return WeightEdit.load(path)
 
     def record(self, instance: Learned) -> InstanceRecord:
-        """Return what makes and judges the images."""
+        """Return the record that samples and measures an instance's images."""
         return InstanceRecord(
             folder=self.work,
             pipe=self.pipe,
@@ -142,7 +142,7 @@ class Bench:
 
 
 def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what each weight of the loss makes of learning Rusty, for each seed, and of forgetting it again."""
+    """Return the results of learning and forgetting Rusty for each weight of the loss and each seed."""
     record = bench.record(Learned(token=TOKEN, class_word=CLASS))
     metrics = record.metrics()
     named = Identity(oracle=tinyworld.load_oracle(), individual=LEARNED)
@@ -190,14 +190,14 @@ def _told(state: InstanceState, requests: Sequence[InstanceRequest], named: Iden
 
 
 def _word(edit: WeightEdit, learned: bool) -> dict[str, Any]:
-    """Return how long the new word's row is, of the edit that learned it."""
+    """Return the norm of the new word's embedding, for an edit that learned it."""
     if not learned:
         return {}
     return {"word_norm": float(edit.tokens[0].rows["text_encoder"].norm())}
 
 
 def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what each eraser, without and with semantic preservation, does to Biscuit, its class and the rest."""
+    """Return the effect of each eraser, without and with semantic preservation, on Biscuit, its class and the rest."""
     requests = removal_requests(bench.composed, bench.kept)
     record = replace(bench.record(Learned(token=REMOVED, class_word=CLASS)), fixed_requests=tuple(requests))
     judge = tinyworld.load_oracle()
@@ -222,7 +222,7 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def removal_requests(removed: int, kept: int) -> list[InstanceRequest]:
-    """Return what is asked of a model without Biscuit: it, its class, what is like it, the rest."""
+    """Return the requests for a model without Biscuit: the individual, its class, its siblings and the rest."""
     others = [
         request
         for request in known_requests(profile_of(DEFAULT_MODEL), CLASS, composed=1, kept=kept, without=(REMOVED,))

@@ -33,7 +33,7 @@ _FILE_IMAGES = 8  # images that one file of removals holds
 
 
 def localised(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
-    """Return what each way of removing the first of two objects does to it, to the other and to the rest."""
+    """Return the effect of each way to remove the first of two objects on it, on the other and on the rest."""
     rng = random.Random("localised removal")
     pairs = rng.sample(list(itertools.permutations(ALL, 2)), options.removals)
     requests = []
@@ -143,7 +143,7 @@ def _left(
     oracle: Oracle,
     distance: OracleDistance,
 ) -> dict[str, Any]:
-    """Return whether the first object is gone and the second kept, of those drawn; and distances by region."""
+    """Return the removal rate of the first object, the retention of the second, and distances by region."""
     reading = oracle.read(after)
     seen = np.array([[reading.sees(name)[at] for name in request.pair] for at, request in enumerate(requests)])
     pixels = np.abs(after.astype(np.float32) - before).mean(-1)

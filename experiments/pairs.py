@@ -42,9 +42,9 @@ class PairRequest:
     """One image to make.
 
     Attributes:
-        prompt: What is asked for.
+        prompt: Prompt.
         pair: The two objects that it names, in order.
-        seed: Of the noise.
+        seed: Seed of the noise, >= 0.
     """
 
     prompt: str
@@ -121,13 +121,13 @@ def _plain_fields(guidance: Applicable) -> list[Any]:
 
 
 def drawings(requests: Sequence[PairRequest]) -> Pixels:
-    """Return what the world itself draws for the asks: both objects, on no scene."""
+    """Return the world's own drawings for the requests: both objects, on no scene."""
     rng = random.Random("drawings of pairs")
     return np.stack([np.asarray(draw(compose(list(request.pair), rng)).convert("RGB")) for request in requests])
 
 
 class PairJudge:
-    """What the judges say of images of pairs."""
+    """Scores of images of pairs by the oracle and the world's CLIP."""
 
     def __init__(self, requests: Sequence[PairRequest]) -> None:
         self.requests = requests

@@ -1,4 +1,4 @@
-"""Which states of the text carry a concept: the words' own, or those from the end of text on, on the tiny world.
+"""Text states that carry a concept on the tiny world: those of its words, or those from the end of text on.
 
     python -m experiments.text_states --out results/text-states-tinyworld
 
@@ -90,7 +90,7 @@ def measured(pipe: Any, n: int, sampler: SamplingSettings, on_progress: OnProgre
     Args:
         pipe: The tiny world's pipeline, or one with its tokenizer.
         n: Prompts of each concept.
-        sampler: How images are made.
+        sampler: Sampling settings.
         on_progress: Receives the number of images as they are made.
     """
     concepts = [name for name in FAMILY for _ in range(n)]

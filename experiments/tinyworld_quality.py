@@ -1,4 +1,4 @@
-"""How good the tiny world's model is, by its oracle: `python -m experiments.tinyworld_quality --out DIR`.
+"""Quality of the tiny world's model, by its oracle: `python -m experiments.tinyworld_quality --out DIR`.
 
 Every prompt, seed and threshold is fixed here; a change of any of them raises VERSION.
 """
@@ -108,7 +108,7 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def hits(requests: Sequence[QualityRequest], reading: Reading) -> NDArray[np.bool_]:
-    """Return whether each image shows all that was wanted."""
+    """Return True for each image that shows everything requested."""
     empty = reading.empty()
     seen = {name: reading.sees(name) for name in {w for a in requests for w in a.wanted if w}}
     return np.array([all(seen[w][i] if w else empty[i] for w in a.wanted) for i, a in enumerate(requests)])
@@ -185,7 +185,7 @@ def _uint8(pixels: Tensor) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[str, Any]:
-    """Return how often the object is drawn from the words' states alone, the trailing ones alone, and when they differ.
+    """Return the share of images with the object for its words' states alone, the trailing ones alone, and mixtures.
 
     "Words alone" takes the states from the first end of text on from the empty prompt; "trailing alone" replaces the
     object's word by "thing" before it; in "they disagree" the words name one object and the trailing states the next.
@@ -231,7 +231,7 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
 
 @torch.no_grad()
 def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
-    """Return how well the maps of an object's word at 16 x 16 overlap the object's true box, beside other words' maps.
+    """Return the overlap of the 16 x 16 maps of an object's word with the object's true box, beside other words' maps.
 
     Drawings of one object in a scene, noised to one timestep; maps of the 16 x 16 layers, mean of heads and layers; a
     map's region is as many of its highest pixels as the box covers, so that a flat map gets no larger region.

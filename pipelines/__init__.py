@@ -1,1 +1,1 @@
-"""What a model looks like to those who only run it: diffusers pipelines and export."""
+"""Pipelines and exports: diffusers pipelines with guidance, and files for other programs."""

@@ -29,10 +29,10 @@ class MMA(Attack):
     Differs from the paper: fewer candidates and rounds; its list of sensitive words is the concept's names.
 
     Attributes:
-        tokens: Length of the prompts.
+        tokens: Length of the prompts in tokens.
         top: Tokens of each place that may be tried.
         candidates: Exchanges a round.
-        rounds: How many.
+        rounds: Number of rounds.
     """
 
     name: ClassVar[str] = "mma"
@@ -76,7 +76,7 @@ class MMA(Attack):
 def _slope(
     backbone: Backbone, rows: Int[Tensor, "1 tokens"], wanted: Float[Tensor, " dim"], k: int
 ) -> Float[Tensor, "k vocabulary"]:
-    """Return how much each token at each place would raise the cosine, to first order."""
+    """Return the first-order change of the cosine for each token at each position."""
     one_hot = F.one_hot(rows[0, 1 : 1 + k], len(backbone.pipe.tokenizer)).float().requires_grad_()
     with torch.enable_grad(), soft_tokens(backbone, one_hot):
         cosine = F.cosine_similarity(pooled(backbone, rows), wanted[None], dim=1).sum()

@@ -32,8 +32,8 @@ class RingABell(Attack):
     population is smaller.
 
     Attributes:
-        tokens: Length of the prompts.
-        strength: Of the direction, > 0 (eta in the paper).
+        tokens: Length of the prompts in tokens.
+        strength: Factor of the direction, > 0 (eta in the paper).
         population: Prompts at once.
         generations: Rounds.
         mutation: Probability that a token is replaced.

@@ -23,8 +23,8 @@ from .base import Attack, Goal, Tokens, soft_tokens
 class UnlearnDiff(Attack):
     """A few tokens before the prompt with which the erased model denoises a picture of the concept best.
 
-    A diffusion model is a classifier: the smaller its denoising error of a picture under a prompt, the likelier the
-    prompt. For pictures that the original model made of the prompt, the mean squared error of the erased model's
+    A diffusion model is a classifier: the smaller its denoising error of an image under a prompt, the likelier the
+    prompt. For images that the original model made of the prompt, the mean squared error of the erased model's
     prediction is minimised over mixtures of tokens at `tokens` places, by AdamW and projection onto the simplex; each
     round's heaviest tokens are one candidate.
 
@@ -34,9 +34,9 @@ class UnlearnDiff(Attack):
     Attributes:
         tokens: Places before the prompt.
         rounds: Updates.
-        lr: Of AdamW.
-        weight_decay: Of AdamW.
-        batch_size: Noised pictures a round.
+        lr: Learning rate of AdamW, > 0.
+        weight_decay: Weight decay of AdamW, >= 0.
+        batch_size: Noised images a round.
     """
 
     name: ClassVar[str] = "unlearn-diff"
@@ -55,7 +55,7 @@ class UnlearnDiff(Attack):
         self, backbone: Backbone, goal: Goal, *, on_progress: OnProgress | None = None
     ) -> Int[Tensor, "m tokens"]:
         if goal.latents is None:
-            raise InputError(f"{self.name}: expected pictures of the concept, got none. Let the original draw.")
+            raise InputError(f"{self.name}: expected images of the concept, got none. Let the original draw.")
         generator = torch.Generator().manual_seed(goal.seed)
         vocabulary = Tokens(backbone)
         prompt = torch.tensor(vocabulary.of(goal.prompt), dtype=torch.long)[: vocabulary.length - 2 - self.tokens]

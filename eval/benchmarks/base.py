@@ -1,4 +1,4 @@
-"""What every benchmark is: rows of prompt and seed with what should be seen, and where they come from."""
+"""Interface of a benchmark: items of prompt and seed with the concepts to judge, and their source."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Wording = Literal["explicit", "synonym", "combined", "implicit", "paraphrase"]
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One picture to be made, and what it is to be judged by.
+    """One image to be made, and what it is to be judged by.
 
     Efficacy is over the items with an `unwanted` concept, retention over those with a `wanted` one, by `group`; the
     joint rate is over those with both.
@@ -53,18 +53,18 @@ class Benchmark(Plugin):
     """A named list of prompts and seeds. The fields of a subclass say which part of it, and where its files are.
 
     Attributes:
-        name: What it is called; the file's name with hyphens.
+        name: Name; the file's name with hyphens.
         version: Raised whenever a prompt, a seed or a role changes.
-        source: Where the prompts come from.
-        licence: Of the prompts.
-        seeds: Where the seeds come from, in words.
-        published_scheduler: The diffusers class that the published numbers were sampled with, or ours. The pictures are
+        source: Origin of the prompts.
+        licence: Licence of the prompts.
+        seeds: Origin of the seeds.
+        published_scheduler: The diffusers class that the published numbers were sampled with, or ours. The images are
             made with the pipeline's own, whatever it is.
-        steps: Of the scheduler.
-        guidance_scale: Of classifier-free guidance.
+        steps: Number of sampling steps.
+        guidance_scale: Scale of classifier-free guidance.
         lists: The fields that take the files of prompts, in order; none where the prompts come with it.
         classes: What `Item.class_index` counts: each class with its index. Only a classifier with these classes at
-            these places can judge the pictures. Empty where no item has an index.
+            these places can judge the images. Empty where no item has an index.
         classifier: The classifier that is taken where none is named: "resnet50"; "" where there is none to take.
         profile: Name of the model profile whose concepts the items ask for and whose judges read them; "" for none.
         suites: Named sizes: the number of images a model, at most; empty where the lists decide it.
@@ -99,17 +99,17 @@ class Benchmark(Plugin):
 
     @property
     def n(self) -> int:
-        """How many pictures it asks of each model."""
+        """Number of images of each model."""
         return len(self.items)
 
     @property
     def unasked(self) -> tuple[str, ...]:
-        """What was removed and no item asks for."""
+        """Removed concepts that no item asks for."""
         return ()
 
     @property
     def pairs(self) -> list[Pair]:
-        """Prompt and seed of each item: row i of the pictures is item i."""
+        """Prompt and seed of each item: row i of the images is item i."""
         return [(item.prompt, item.seed) for item in self.items]
 
     @cached_property
@@ -131,11 +131,11 @@ class Benchmark(Plugin):
         return f"{self.name}-{self.digest}"
 
     def sampler(self, batch_size: int = 16) -> SamplingSettings:
-        """Return steps and guidance as the pictures are to be made; the scheduler is the pipeline's own."""
+        """Return steps and guidance as the images are to be made; the scheduler is the pipeline's own."""
         return SamplingSettings(steps=self.steps, guidance_scale=self.guidance_scale, batch_size=batch_size)
 
     def about(self) -> dict[str, object]:
-        """Return what a reader of its numbers has to know, as plain data."""
+        """Return the description of the benchmark as plain data."""
         return {
             "id": self.id,
             "name": self.name,
@@ -152,7 +152,7 @@ class Benchmark(Plugin):
 
     @property
     def settings(self) -> dict[str, object]:
-        """What was asked for by its fields; files are left out, for a path means nothing elsewhere."""
+        """Settings by field; files are left out, because a path means nothing elsewhere."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if not isinstance(value, Path)}
 
@@ -162,7 +162,7 @@ class LabelledList(Benchmark):
     """A list whose rows say by a label what they ask for, and not what was removed.
 
     Attributes:
-        removed: What was removed, as the list spells it but for case.
+        removed: Targets of the removals, in the list's spelling except for case.
         allow_unlisted: Whether removed names may be missing from the list. A list that asks for none of them measures
             what stays, and nothing that went.
     """
@@ -202,7 +202,7 @@ class LabelledList(Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """What became of the concept that a prompt asks for; its fields are those of an item.
+    """Role of a prompt's concept; its fields are those of an item.
 
     Attributes:
         group: "removed" or "kept".
@@ -230,7 +230,7 @@ def class_index(benchmark: str, classes: Mapping[str, int], label: str) -> tuple
 
 
 def named_in(name: str, prompt: str) -> bool:
-    """Say whether a prompt holds a name, word for word; case, punctuation and a plural s do not count."""
+    """Return True if a prompt contains a name as whole words, regardless of case, punctuation and a plural s."""
     words = normalized("".join(letter if letter.isalnum() else " " for letter in prompt))
     wanted = normalized("".join(letter if letter.isalnum() else " " for letter in name))
     return f" {wanted} " in f" {words} " or f" {wanted}s " in f" {words} "

@@ -70,12 +70,12 @@ class Celebrities(Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class FaceRates:
-    """What a face detector found in pictures of people.
+    """Rates of a face detector on images of people.
 
     Attributes:
-        with_face: Share of all pictures in which there is a face.
-        recognised: Share of all pictures that show whom they were asked for; one without a face does not.
-        recognised_of_faces: Share of the pictures with a face; None if none has one. This is what MACE, SPEED and
+        with_face: Share of all images in which there is a face.
+        recognised: Share of all images that show whom they were asked for; one without a face does not.
+        recognised_of_faces: Share of the images with a face; None if none has one. This is what MACE, SPEED and
             others call accuracy: a model that draws no faces any more is not seen by it, so it never stands alone.
     """
 
@@ -88,14 +88,14 @@ def face_rates(found: Sequence[str | None], asked: Sequence[str]) -> FaceRates:
     """Count what a detector found.
 
     Args:
-        found: The likeliest name of the first face of each picture; None where there is no face.
-        asked: Whom each prompt asked for.
+        found: The likeliest name of the first face of each image; None where there is no face.
+        asked: Name in each prompt.
 
     Raises:
         InputError: Not as many of one as of the other, or none at all.
     """
     if len(found) != len(asked) or not asked:
-        raise InputError(f"face_rates: expected one finding a picture, got {len(found)} for {len(asked)} prompts.")
+        raise InputError(f"face_rates: expected one finding an image, got {len(found)} for {len(asked)} prompts.")
     faces = [name is not None for name in found]
     hits = sum(
         name is not None and normalized(name) == normalized(wanted) for name, wanted in zip(found, asked, strict=True)

@@ -41,7 +41,7 @@ class Cifar10Paraphrase(LabelledList):
     )
     licence: ClassVar[str] = "MIT"
     seeds: ClassVar[str] = "evaluation_seed of each row; 0 to 499 in the paraphrased list"
-    # test_receler.py: LMS "as in ESD and UCE", --ddim_steps 50, --guidance_scale 7.5, one picture a row.
+    # test_receler.py: LMS "as in ESD and UCE", --ddim_steps 50, --guidance_scale 7.5, one image a row.
     published_scheduler: ClassVar[str] = "LMSDiscreteScheduler"
     steps: ClassVar[int] = 50
     guidance_scale: ClassVar[float] = 7.5

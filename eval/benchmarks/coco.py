@@ -1,4 +1,4 @@
-"""COCO-30k: captions of everyday pictures, for what an erasure does to all else."""
+"""COCO-30k: captions of everyday images, for what an erasure does to all else."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -34,7 +34,7 @@ class Imagenette(LabelledList):
     )
     licence: ClassVar[str] = "MIT (ESD, UCE), Apache-2.0 (RECE)"
     seeds: ClassVar[str] = "evaluation_seed of each row; in UCE's list some (prompt, seed) pairs repeat"
-    # eval-scripts/generate-images.py of ESD and UCE; ESD makes ten pictures a row from one seed, we make the first.
+    # eval-scripts/generate-images.py of ESD and UCE; ESD makes ten images a row from one seed, we make the first.
     published_scheduler: ClassVar[str] = "LMSDiscreteScheduler"
     steps: ClassVar[int] = 100
     guidance_scale: ClassVar[float] = 7.5

@@ -51,7 +51,7 @@ def read_list(path: str | Path, columns: Sequence[str], *, limit: int | None = N
     Args:
         path: The file, in UTF-8.
         columns: Those that must be there.
-        limit: How many rows from the top; None reads all.
+        limit: Number of rows from the top; None reads all.
 
     Raises:
         InputError: It cannot be read, a column is missing, a row has more or fewer cells than the header (as where a

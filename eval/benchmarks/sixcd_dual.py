@@ -16,7 +16,7 @@ from .lists import read_list
 class SixCdDual(LabelledList):
     """Ten concepts with ten prompts each, and the same prompts without the concept.
 
-    After a removal the rest of the prompt should still be drawn: the in-prompt CLIP score compares the picture for the
+    After a removal the rest of the prompt should still be drawn: the in-prompt CLIP score compares the image for the
     prompt with the concept with `rest`, the prompt without it. The items are first those with a concept, then those
     without; the two lists are joined by case and seed, never by their order.
 

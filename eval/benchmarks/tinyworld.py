@@ -19,19 +19,19 @@ from .base import Benchmark, Item, Wording, unique_cases
 Tier = Literal["siblings", "co-occurring", "look-alikes", "everything else"]
 TIERS: tuple[Tier, ...] = ("siblings", "co-occurring", "look-alikes", "everything else")
 SUITES: dict[str, int] = {"quick": 80, "standard": 2_000, "full": 8_000}
-"""Pictures a model, at most."""
+"""Images a model, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyWorld(Benchmark):
-    """Half of the pictures ask for what was removed, half for what should have stayed.
+    """Half of the images ask for what was removed, half for what should have stayed.
 
     What was removed is asked for by name; by its synonyms; in "A and B" prompts, in which B should stay (for a style or
     scene B is what is drawn in it); and, for weapons, by hints that name none, only those that no eraser's list holds.
     What should stay is asked for by name, in four tiers, of which a concept is in the first that fits:
 
     - siblings: what is most like something removed (its family, class and individuals, the other styles or scenes);
-    - co-occurring: what shares pictures with it more often than others (its usual scene, a scene's usual objects), and
+    - co-occurring: what shares images with it more often than others (its usual scene, a scene's usual objects), and
       B of the "A and B" prompts;
     - look-alikes in name: one letter apart, or one within the other ("cat", "cart");
     - everything else.
@@ -41,13 +41,13 @@ class TinyWorld(Benchmark):
     smaller suite are among those of a larger one.
 
     Attributes:
-        removed: What was removed, by the world's own names.
-        total: Pictures at most, from 8 on.
-        seed: Of the prompts and of the noise.
+        removed: Targets of the removals, by the world's names.
+        total: Largest number of images, >= 8.
+        seed: Seed of the prompts and of the noise.
 
     Raises:
         UnknownNameError: The world does not know a name.
-        InputError: Nothing was removed, a name is given twice, or too few pictures.
+        InputError: Nothing was removed, a name is given twice, or too few images.
     """
 
     name: ClassVar[str] = "tinyworld"
@@ -74,7 +74,7 @@ class TinyWorld(Benchmark):
                 raise unknown_name("concept of the tiny world", name, words.concepts())
         if not self.removed or len(set(self.removed)) < len(self.removed) or self.total < 8:
             raise InputError(
-                f"tinyworld: expected distinct removed concepts and at least 8 pictures, got {self.removed!r} and"
+                f"tinyworld: expected distinct removed concepts and at least 8 images, got {self.removed!r} and"
                 f" {self.total!r}."
             )
 
@@ -188,7 +188,7 @@ class TinyWorld(Benchmark):
         return [self._item(name, "explicit", at, prompt, group=tier, wanted=name) for at, prompt in drawn]
 
     def _prompts(self, name: str) -> Callable[[int], Sequence[str]]:
-        """Return what draws a number of prompts for a concept.
+        """Return a function that draws a number of prompts for a concept.
 
         Those of styles and scenes have an object in them. Where every object that they may have was removed, they are
         of an empty place.
@@ -249,7 +249,7 @@ def tier_of(name: str, removed: Sequence[str]) -> Tier:
 
 
 def look_alike(one: str, other: str) -> bool:
-    """Say whether two names are one letter apart (changed, added or left out), or one is within the other."""
+    """Return True if two names differ by one letter (changed, added or left out), or one contains the other."""
     short, long = sorted((one.lower(), other.lower()), key=len)
     if short in long:
         return True
@@ -279,12 +279,12 @@ def _empty_scenes(name: str, n: int, seed: int) -> list[str]:
 
 
 def _names(prompt: str, name: str) -> bool:
-    """Say whether a prompt asks for a concept by its name and by no synonym."""
+    """Return True if a prompt contains a concept's name and no synonym."""
     return _any(prompt, (name,)) and not _any(prompt, words.SYNONYMS.get(name, ()))
 
 
 def _any(prompt: str, phrases: Sequence[str]) -> bool:
-    """Say whether a prompt holds any of the phrases, word for word."""
+    """Return True if a prompt contains any of the phrases as whole words."""
     return any(f" {normalized(phrase)} " in f" {normalized(prompt)} " for phrase in phrases)
 
 

@@ -27,7 +27,7 @@ _SHOWN = MapReading(normalise="raw")  # what the model itself has, before tokens
 
 @dataclass(kw_only=True)
 class AttentionTrace:
-    """What was seen of one image.
+    """Attention maps of one sampled image.
 
     Attributes:
         image: As it came out.
@@ -55,11 +55,11 @@ def trace_attention(
 
     Args:
         pipe: The pipeline, with whatever is in force on it.
-        prompt: What to draw.
+        prompt: Prompt.
         concepts: Words or phrases of the prompt.
-        seed: Of the noise.
-        sampler: How the image is made.
-        guidance: In force besides.
+        seed: Seed of the noise, >= 0.
+        sampler: Sampling settings.
+        guidance: Guidance to apply.
 
     Raises:
         InputError: The prompt does not hold a concept.
@@ -94,9 +94,9 @@ def attention_sheet(rows: Sequence[tuple[str, AttentionTrace]], concepts: Sequen
     A map is brought to its own maximum, so brightness compares within a frame only; the last column is the image.
 
     Args:
-        rows: What was watched, each under a heading.
-        concepts: In the order in which they were watched.
-        columns: How many steps are shown, spread evenly, the first and the last among them; at least 2.
+        rows: Heading and trace of each image.
+        concepts: Concepts in the order of the traces.
+        columns: Number of steps shown, evenly spaced from the first to the last, >= 2.
 
     Raises:
         InputError: Fewer than two columns.

@@ -1,4 +1,4 @@
-"""Where two images differ."""
+"""Difference of two images, pixel by pixel."""
 
 import numpy as np
 from jaxtyping import Float

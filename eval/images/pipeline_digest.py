@@ -1,4 +1,4 @@
-"""What tells one pipeline's images from another's: everything in it that has a part in them, to the last byte."""
+"""Digest of a pipeline: every byte that decides its images."""
 
 import hashlib
 import json

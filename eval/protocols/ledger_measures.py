@@ -1,4 +1,4 @@
-"""What is measured and shown of a ledger, kept beside it: readings, images, and what the report is made of."""
+"""Measures and images of a ledger, stored in its folder, and the content of its report."""
 
 import json
 import time
@@ -38,7 +38,7 @@ class Strip:
     """One prompt and seed as the original and the edited models draw it.
 
     Attributes:
-        probe: What was asked for.
+        probe: Planned image.
         images: By column.
         seen: Whether the judge sees it, by column; None without a judge.
     """
@@ -49,7 +49,7 @@ class Strip:
 
 
 def headings(ledger: Ledger) -> list[str]:
-    """Return what to write above the images after each removal that stands."""
+    """Return the heading of the images after each standing removal."""
     return [f"{'+ ' if at else ''}{_targets(entry)} removed" for at, entry in enumerate(ledger.standing)]
 
 
@@ -59,7 +59,7 @@ class LedgerMeasures:
     Args:
         ledger: The ledger.
         pipe: Its unedited base model.
-        settings: What to measure; None measures nothing.
+        settings: Settings of the measure; None measures nothing.
         on_progress: Receives the number of images as they are made.
     """
 
@@ -73,7 +73,7 @@ class LedgerMeasures:
 
     @cached_property
     def skipped(self) -> str | None:
-        """Why nothing is measured; None when it is."""
+        """Reason for measuring nothing; None if the ledger is measured."""
         if is_stored(self.pipe):
             return "a model that stays on the disk makes no images (--low-memory)"
         if self.settings is None:
@@ -105,7 +105,7 @@ class LedgerMeasures:
         return kept
 
     def measured(self, entry: Entry) -> dict[str, Any] | None:
-        """Return what was measured after an entry, if what stood then is what stands up to it now."""
+        """Return the stored measure after an entry; None if the removals up to it have changed since."""
         try:
             kept = json.loads(self._file(entry).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
@@ -169,7 +169,7 @@ class LedgerMeasures:
         return self.profile.judge(str(backbone_of(self.pipe).device), names)
 
     def _removed(self, upto: str | None = None) -> list[Concept]:
-        """Return what stands removed, after an entry or now: a step may be measured when later ones stand already."""
+        """Return the concepts removed up to an entry, or now; later removals may stand already."""
         entries = [entry for entry in self.ledger.standing if upto is None or entry.id <= upto]
         return [concept for entry in entries for concept in entry.concepts]
 

@@ -1,4 +1,4 @@
-"""What is measured of a row: metrics with a value an image, metrics of all images together, each concept's rate."""
+"""Measures of a variant: metrics with a value an image, metrics of whole sets, and a rate for each concept."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -58,11 +58,11 @@ AnyReadings = TypeVar("AnyReadings", bound="Readings")
 
 @dataclass(kw_only=True)
 class Readings:
-    """What was read of one row's images: fields of one number an image; NaN where there is nothing to be read."""
+    """Readings of a variant's images: fields with one number an image; NaN if nothing was read."""
 
     @classmethod
     def none(cls: type[AnyReadings], n: int) -> AnyReadings:
-        """Return those of n images that nobody has looked at yet."""
+        """Return the readings of n images that were not read yet."""
         return cls(**{item.name: np.full(n, np.nan) for item in fields(cls)})
 
 
@@ -74,8 +74,8 @@ class Measures:
         columns: Metrics with a value an image, by name.
         sets: Metrics of all images together, by name.
         concepts: Efficacy or retention of each concept by name.
-        seen: Whether the concept that each item asks for was seen; NaN where nobody looked.
-        probability: How likely that is to who looked, in [0, 1]; NaN where nobody did.
+        seen: Whether the concept of each item was seen; NaN if not read.
+        probability: Probability of the concept according to the reader, in [0, 1]; NaN if not read.
     """
 
     columns: Mapping[str, Column]
@@ -95,7 +95,7 @@ class Measures:
 
     @property
     def warnings(self) -> list[str]:
-        """What must be known of single scores before they are compared."""
+        """Limits on comparing single scores."""
         distances = {name: score for name, score in self.sets.items() if isinstance(score, FidScore)}
         return [
             *(f"{name}: {score.warning}" for name, score in distances.items() if score.warning),
@@ -128,8 +128,8 @@ class Measures:
         """Return the same with what made the images in every protocol.
 
         Args:
-            benchmark: What asked for them.
-            manifest: How they were made.
+            benchmark: Benchmark of the images.
+            manifest: Manifest of the images.
             original: Digest of the original, for the scores that compare with its images.
         """
         made = {
@@ -152,13 +152,13 @@ class Measures:
 
 
 def is_efficacy(score: Score) -> bool:
-    """Say whether a score is of how much is gone; a classifier names its own form of it ("efficacy_top1")."""
+    """Return True if a score is an efficacy; a classifier has its own form of it ("efficacy_top1")."""
     return score.setup is not None and score.setup.metric.startswith("efficacy")
 
 
 @runtime_checkable
 class Metrics(Protocol):
-    """What measures rows on one benchmark."""
+    """Metrics of one benchmark."""
 
     @property
     def skipped(self) -> Mapping[str, str]:
@@ -167,7 +167,7 @@ class Metrics(Protocol):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What a reader must know before comparing the numbers with others, of what was measured so far."""
+        """Limits on comparing the numbers with others, for everything measured so far."""
         ...
 
     @property
@@ -193,9 +193,9 @@ class SetDistances:
     """Distances between sets of images.
 
     Attributes:
-        extractor: Whose features they are.
-        against: What the images are compared with, in words.
-        names: What the Fréchet and the kernel distance are called over these features.
+        extractor: Feature extractor.
+        against: Description of the reference images.
+        names: Names of the Fréchet and the kernel distance over these features.
     """
 
     extractor: Extractor
@@ -212,7 +212,7 @@ class SetDistances:
             self._reference.update_reference(images)
 
     def row(self) -> Fid:
-        """Return what a row's features are added to, batch by batch; beyond 5,000 images it does not grow."""
+        """Return a streaming distance for one variant; beyond 5,000 images its memory does not grow."""
         return self._reference.again()
 
     def scores(self, distance: Fid) -> dict[str, Score]:
@@ -251,8 +251,8 @@ def efficacy_by_wording(
     """Return the efficacy over all removed concepts, a column for each wording of the prompts.
 
     Args:
-        items: What is asked for.
-        unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
+        items: Items of the benchmark.
+        unwanted: Whether each item's removed concept was seen; NaN if not read.
         share: Makes the column of a metric from rows and their values.
     """
     looked = chosen(removed_items(items), lambda i: not np.isnan(unwanted[i]))
@@ -273,10 +273,10 @@ def concept_scores(
     """Return the efficacy of each removed and the retention of each kept concept of which there is an image.
 
     Args:
-        items: What is asked for.
-        unwanted: Whether each item's removed concept was seen; NaN where nobody looked.
-        wanted: The same of what should stay.
-        before: The same of what should stay, in the original's images.
+        items: Items of the benchmark.
+        unwanted: Whether each item's removed concept was seen; NaN if not read.
+        wanted: Whether each item's kept concept was seen; NaN if not read.
+        before: Whether the original's image shows the kept concept.
         share: Makes the column of a metric from rows and their values.
     """
     scores: dict[str, Score] = {}

@@ -20,9 +20,9 @@ class PlannedImage:
 
     Attributes:
         name: The concept asked for.
-        role: What became of it: removed, or kept and near to something removed, or kept and far.
+        role: Role of the concept: removed, or kept and near to a removed concept, or kept and far.
         prompt: It names the concept, and no removed one unless it is one.
-        seed: Of the noise.
+        seed: Seed of the noise, >= 0.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Plan:
     """The images of a measure.
 
     Attributes:
-        probes: What to ask for.
+        probes: Planned images.
         left_out: Concepts that are not asked for, with the reason.
     """
 

@@ -45,13 +45,13 @@ CLASSIFIERS: Final[Mapping[str, Callable[..., Classifier]]] = MappingProxyType({
 
 @dataclass(kw_only=True)
 class PublicReadings(Readings):
-    """What CLIP and a classifier make of one row's images.
+    """Readings of a variant's images by CLIP and a classifier.
 
     Attributes:
         fit: CLIP score against the prompt.
         rest_fit: CLIP score against the prompt without what was removed.
         seen: Whether the classifier takes it for the class that was asked for.
-        probability: How likely that is to it.
+        probability: Probability of the class.
     """
 
     fit: Float[np.ndarray, " n"]
@@ -93,8 +93,8 @@ class PublicMetrics:
         """Return the metrics whose weights are in the local cache; nothing is downloaded.
 
         Args:
-            benchmark: What asks for the images.
-            device: Where the metrics run.
+            benchmark: Benchmark of the images.
+            device: Device of the metrics.
             classifier: An image classifier of the Hub with the benchmark's classes; None is the benchmark's own.
 
         Raises:
@@ -147,12 +147,12 @@ class PublicMetrics:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What must be known of the texts that were read."""
+        """Warnings about truncated texts."""
         return () if self._tower is None else self._tower.warnings
 
     @cached_property
     def _rests(self) -> tuple[str, ...]:
-        """What each prompt says besides what was removed; "" where that is nothing, or all of it."""
+        """Prompt of each item without the removed concepts; "" if no other word is left, or none was removed."""
         names = [*dict.fromkeys(item.unwanted for item in self.benchmark.items if item.unwanted)]
         return tuple(item.rest or _rest(item, [*names, *self.benchmark.unasked]) for item in self.benchmark.items)
 

@@ -19,7 +19,7 @@ from .plans import PlannedImage, Role
 
 @dataclass(frozen=True, kw_only=True)
 class RemovedResult:
-    """What is left of one removed concept.
+    """Measure of one removed concept.
 
     Attributes:
         efficacy: Share of images, for prompts that ask for it, in which the judge does not see it.
@@ -32,7 +32,7 @@ class RemovedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptResult:
-    """What is left of a group of concepts that should stay.
+    """Measure of a group of kept concepts.
 
     Attributes:
         retention: Of the images in which the original shows what was asked for, the share in which the edited model
@@ -58,7 +58,7 @@ class QuickMeasure:
         removed: Each removed concept.
         near: The concepts most like them, None if there are none or none was asked for.
         far: Everything else, likewise.
-        judge: Who read the images.
+        judge: Name of the judge.
         left_out: Concepts that were not asked for, with the reason.
     """
 

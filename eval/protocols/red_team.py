@@ -51,7 +51,7 @@ class Attempts:
 
     Attributes:
         first: The number of the first that does, from 1; None if none did.
-        made: How many were looked at.
+        made: Number of images judged.
         confirmed: Whether the second judge sees it in that image too; None without one, or without a success.
     """
 
@@ -62,15 +62,15 @@ class Attempts:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackedPrompt:
-    """What an attack found for one prompt.
+    """Results of an attack on one prompt.
 
     Attributes:
-        concept: What was to come back.
-        prompt: What asks for it.
-        seed: Of the search and of the first image.
+        concept: Removed concept.
+        prompt: Prompt that asks for it.
+        seed: Seed of the search and of the first image.
         text: The first candidate, decoded for people; decoding may lose what the ids say.
         ids: The candidates.
-        rows: What came of it, by row.
+        rows: Attempts by row.
     """
 
     concept: str
@@ -82,7 +82,7 @@ class AttackedPrompt:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "AttackedPrompt":
-        """Return what `asdict` gave."""
+        """Return the record whose `asdict` gave `data`."""
         rows = {name: Attempts(**tries) for name, tries in data["rows"].items()}
         return cls(**{**data, "ids": tuple(map(tuple, data["ids"])), "rows": rows})
 
@@ -93,15 +93,15 @@ class AttackRun:
 
     Attributes:
         folder: For attack.json and images/.
-        erased: What is attacked.
-        concepts: What was removed: any of them in an image is a success.
+        erased: Attacked model.
+        concepts: Removed concepts; an image with any of them is a success.
         attack: The attack.
-        sampler: How images are made.
+        sampler: Sampling settings.
         budget: Images a prompt and row, at most.
         judge: Judge that decides.
         second: Independent judge of the successes; None leaves that open.
-        model: The original's name.
-        found: What is done.
+        model: Name of the original model.
+        found: Prompts that are done.
     """
 
     folder: Path
@@ -117,7 +117,7 @@ class AttackRun:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """What must be equal for two runs to be one."""
+        """Protocol, which must be equal to continue a run."""
         return {
             "version": VERSION,
             "attack": {"name": self.attack.name, **asdict(self.attack)},
@@ -156,7 +156,7 @@ class AttackRun:
         ]
 
     def confirmed(self, row: str) -> Rate | None:
-        """Return of the successes the share that the second judge sees too; None without any."""
+        """Return the share of the successes that the second judge confirms; None without successes."""
         told = [found.rows[row].confirmed for found in self.found if found.rows[row].confirmed is not None]
         return Rate(hits=sum(map(bool, told)), n=len(told)) if told else None
 

@@ -141,7 +141,7 @@ def benchmark_of(
 
     Args:
         name: See `benchmarks.benchmark_names`.
-        source: What was removed from what.
+        source: Source of the evaluation.
         suite: "quick", "standard" or "full", of the tiny world; None is its quick one.
         lists: Files of prompts, for the benchmarks that read some.
         settings: Its other fields, as key=value.
@@ -180,11 +180,11 @@ def benchmark_of(
 
 
 def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None) -> Metrics:
-    """Return what measures a benchmark.
+    """Return the metrics of a benchmark.
 
     Args:
-        benchmark: What asks for the images.
-        device: Where the metrics run.
+        benchmark: Benchmark of the images.
+        device: Device of the metrics.
         classifier: An image classifier of the Hub in the place of the benchmark's own.
 
     Raises:

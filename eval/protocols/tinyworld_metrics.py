@@ -51,7 +51,7 @@ Numbers = Float[np.ndarray, " n"]
 
 @dataclass(kw_only=True)
 class WorldReadings(Readings):
-    """What oracle and judge make of one row's images.
+    """Readings of a variant's images by the oracle and the world's CLIP.
 
     Attributes:
         unwanted: Whether the removed concept that was asked for is seen.
@@ -78,7 +78,7 @@ class WorldReadings(Readings):
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """What the networks make of some images: each reads them once."""
+    """Outputs of the networks for a batch of images, each computed once."""
 
     reading: Reading
     maps: list[Tensor]
@@ -217,7 +217,7 @@ class TinyWorldMetrics:
 
     @cached_property
     def _individuals(self) -> dict[str, Identity]:
-        """Who is asked for by name, with what they look like."""
+        """Identity metric of each individual that a prompt names."""
         asked = {item.unwanted or item.wanted for item in self.benchmark.items}
         return {name: Identity(oracle=self.oracle, individual=name) for name in INDIVIDUALS if name in asked}
 
@@ -237,6 +237,6 @@ class TinyWorldMetrics:
 
 
 def _of_each(read: Callable[[str], np.ndarray], names: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Return what is read of each image for its own name, NaN where there is none."""
+    """Return the reading of each image for its own name; NaN without a name."""
     found = {name: read(name) for name in set(names) if name}
     return np.array([float(found[name][row]) if name else np.nan for row, name in enumerate(names)])

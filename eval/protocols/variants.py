@@ -33,11 +33,11 @@ class Variant:
     Attributes:
         name: "erased", "original", "negative_prompt", "destroyed", "gold".
         pipe: The pipeline, unedited.
-        about: What it is, in words.
+        about: Description.
         applied: Puts in force what makes the row, and takes it back.
         edit: Id of what is in force, see `store.Manifest`.
         negative_prompt: In place of the unconditional prompt.
-        folder: Where its images are kept; None is the shared cache.
+        folder: Folder of its images; None is the shared cache.
     """
 
     name: str

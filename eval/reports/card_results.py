@@ -1,4 +1,4 @@
-"""What was measured of what stands in a ledger, as a model card tells it: numbers, intervals, protocols."""
+"""Results of the standing removals for a model card: numbers, intervals, protocols."""
 
 import json
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ class Result:
     """One measured number, for the table and for the card's metadata.
 
     Attributes:
-        what: The number's name.
+        what: Name of the number.
         value: The number.
-        bounds: Of its interval; none if it has none.
-        n: Of how many images.
-        protocol: By which rules, for people.
+        bounds: Ends of the interval; () without one.
+        n: Number of images.
+        protocol: Protocol in words.
         beside: The unedited model's number; None where there is none.
-        unit: Of the number.
-        concept: Whose it is, where it is one concept's.
-        setup: The rules in full.
+        unit: Unit of the number.
+        concept: Concept of the number, if it is of one concept.
+        setup: Complete protocol.
     """
 
     what: str
@@ -53,7 +53,7 @@ class Result:
         return f"| {name} | {value}{interval} | {beside} | {self.n:,} | {self.unit} | {self.protocol} |"
 
     def as_eval_result(self) -> EvalResult:
-        """Return what the Hub reads."""
+        """Return the result in the Hub's format."""
         return EvalResult(
             task_type="text-to-image",
             dataset_type="prompts",
@@ -79,7 +79,7 @@ def results_of(ledger: Ledger) -> list[Result]:
 
 
 def _quick(ledger: Ledger) -> list[Result]:
-    """Return what the ledger measured after its last removal, if that is what stands now."""
+    """Return the results of the quick measure after the last removal, if it is up to date."""
     last = ledger.standing[-1]
     found = _read(ledger.path / "measures" / f"{last.id}.json")
     if found is None or found.get("state") != ledger.state(last.id):
@@ -134,7 +134,7 @@ def _evaluations(ledger: Ledger) -> list[Result]:
 
 
 def _attacks(ledger: Ledger) -> list[Result]:
-    """Return how often attacks on what stands now brought something back, within their whole budget."""
+    """Return the success rates of the attacks on the standing removals, within their whole budget."""
     results = []
     for path in sorted((ledger.path / "attacks").glob(f"*-{ledger.state()}/attack.json")):
         found = _read(path)

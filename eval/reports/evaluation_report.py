@@ -227,9 +227,9 @@ def worst_first(failed: Bool[np.ndarray, " n"], probability: Float[np.ndarray, "
     """Return the rows that failed, the ones of which the judge is surest first.
 
     Args:
-        failed: Which did.
-        probability: That the concept is there, of each row.
-        surest: Whether its being there is the failure, or its not being there.
+        failed: Failures among the rows.
+        probability: Probability of the concept in each row.
+        surest: Whether presence is the failure; else absence is.
     """
     rows = np.flatnonzero(failed)
     return rows[np.argsort(-probability[rows] if surest else probability[rows], kind="stable")].tolist()

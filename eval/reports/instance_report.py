@@ -36,9 +36,9 @@ class InstanceState:
 
     Attributes:
         name: "original", "learned" or "forgotten".
-        phrase: What its prompts call the instance.
+        phrase: Phrase of the instance in its prompts.
         images: In the order of the asks.
-        scores: What the judge says; None where there is none.
+        scores: Scores of the state; None without metrics.
     """
 
     name: str
@@ -70,14 +70,14 @@ def write_instance_report(
     """Write the page and return its path.
 
     Args:
-        folder: Where.
-        name: Of the file, without its ending.
-        title: What was learned.
-        requests: What the images were made for.
+        folder: Folder of the page.
+        name: Name of the file, without its suffix.
+        title: Title of the page.
+        requests: Requests of the images.
         states: The original first.
-        images: That the instance was learned from.
+        images: Images that the instance was learned from.
         metrics: Metrics of the images; None if nothing was measured.
-        notes: What a reader must know.
+        notes: Notes for the reader.
         facts: Settings, versions and the like.
 
     Raises:
@@ -115,68 +115,71 @@ _OF = {"alone": "of it alone", "composed": "of it composed", "class": "of its pl
 
 
 def _measures(states: Sequence[InstanceState]) -> list[_Measure]:
-    """Return a line for each thing that there is a number of."""
-    scores = [state.scores for state in states]
-    known = [each for each in scores if each is not None]
+    """Return a line for each number of the states; none unless all states have scores."""
+    known = [state.scores for state in states if state.scores is not None]
     if len(known) < len(states):
         return []
-    first = known[0]
+    return [*_likeness(known), *_composition(known), *_preservation(known)]
 
-    def line(name: str, explained: str, values: Sequence[object], *, before: bool = True) -> _Measure:
-        cells = [str(value) if value is not None and (at or before) else "–" for at, value in enumerate(values)]
-        return _Measure(name=name, explained=explained, cells=tuple(cells))
 
+def _line(name: str, explained: str, values: Sequence[object], *, before: bool = True) -> _Measure:
+    """Return a line of the table; without `before` the original's value is left out."""
+    cells = [str(value) if value is not None and (i or before) else "–" for i, value in enumerate(values)]
+    return _Measure(name=name, explained=explained, cells=tuple(cells))
+
+
+def _likeness(known: Sequence[InstanceScores]) -> list[_Measure]:
     return [
-        *(
-            line(
-                f"likeness {_OF[group]} ({name})",
-                "to the images that it was learned from",
-                [each.likeness[name][group] for each in known],
-            )
-            for name, groups in first.likeness.items()
-            for group in groups
-        ),
-        *(
-            [
-                line(
-                    "composed",
-                    "share of the images in company that show the class and all else that was asked for",
-                    [each.composed for each in known],
-                )
-            ]
-            if first.composed is not None
-            else []
-        ),
-        *(
-            line(
-                f"{'fit to the prompt' if form == 'whole' else 'least fit to a part'} ({name})",
-                "of images in company" if form == "whole" else "the least over the whole prompt and each of its parts",
-                [each.fits[name][form] for each in known],
-            )
-            for name, forms in first.fits.items()
-            for form in forms
-        ),
-        *(
-            line(
-                f"kept: {group}",
-                "of the images in which the original shows what was asked for, the share that still do",
-                [each.retention[group] for each in known],
-                before=False,
-            )
-            for group in KEPT
-            if first.retention.get(group) is not None
-        ),
-        *(
-            line(
-                f"fit of {group} ({name}), moved by",
-                "how well images fit their prompts, less the original's for the same seeds",
-                [each.moved[group][name] for each in known],
-                before=False,
-            )
-            for group, metrics in first.moved.items()
-            for name in metrics
-        ),
+        _line(
+            f"likeness {_OF[group]} ({name})",
+            "to the images that it was learned from",
+            [each.likeness[name][group] for each in known],
+        )
+        for name, groups in known[0].likeness.items()
+        for group in groups
     ]
+
+
+def _composition(known: Sequence[InstanceScores]) -> list[_Measure]:
+    composed = _line(
+        "composed",
+        "share of the images in company that show the class and all else that was asked for",
+        [each.composed for each in known],
+    )
+    fits = [
+        _line(
+            f"{'fit to the prompt' if form == 'whole' else 'least fit to a part'} ({name})",
+            "of images in company" if form == "whole" else "the least over the whole prompt and each of its parts",
+            [each.fits[name][form] for each in known],
+        )
+        for name, forms in known[0].fits.items()
+        for form in forms
+    ]
+    return [*([composed] if known[0].composed is not None else []), *fits]
+
+
+def _preservation(known: Sequence[InstanceScores]) -> list[_Measure]:
+    retention = [
+        _line(
+            f"kept: {group}",
+            "of the images in which the original shows what was asked for, the share that still do",
+            [each.retention[group] for each in known],
+            before=False,
+        )
+        for group in KEPT
+        if known[0].retention.get(group) is not None
+    ]
+    changes = [
+        _line(
+            f"fit of {group} ({name}), moved by",
+            "how well images fit their prompts, less the original's for the same seeds",
+            [each.moved[group][name] for each in known],
+            before=False,
+        )
+        for group, metrics in known[0].moved.items()
+        for name in metrics
+    ]
+    return [*retention, *changes]
 
 
 def _groups(requests: Sequence[InstanceRequest], states: Sequence[InstanceState]) -> list[dict[str, Any]]:

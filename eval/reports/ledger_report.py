@@ -34,7 +34,7 @@ class RemovalRow:
     Attributes:
         entry: The removal.
         approximate: Whether one beneath it was undone.
-        measured: What was measured after it; None if nothing was.
+        measured: Measure after it; None if there is none.
     """
 
     entry: Entry
@@ -42,7 +42,7 @@ class RemovalRow:
     measured: Mapping[str, Any] | None
 
     def as_view(self) -> dict[str, Any]:
-        """Give what the template needs."""
+        """Return the values of the template."""
         measured = self.measured
         anchors = [repr(concept.anchor) if concept.anchor else "nothing" for concept in self.entry.concepts]
         kept: Mapping[str, Any] = measured["kept"] if measured else {}
@@ -79,7 +79,7 @@ def write_report(record: LedgerMeasures, facts: Mapping[str, Any]) -> Path:
 
     Args:
         record: What was measured; images that the page needs are made if they are missing.
-        facts: Of the run, as `erasure.runs.removal.facts` gives them.
+        facts: Facts of the run, from `erasure.runs.removal.facts`.
 
     Raises:
         InputError: The folder cannot be written.

@@ -11,7 +11,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
-from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.ledger import Entry, Ledger
 from erasure.personalize.folder import PERSONALIZED, Personalized
@@ -64,7 +63,7 @@ def before_after(
         ledger: The ledger.
         pipe: Its base.
         prompts: A row each.
-        sampler: How they are made.
+        sampler: Sampling settings.
         on_progress: Receives the number of images done.
     """
     pairs = [(prompt, 0) for prompt in prompts]
@@ -81,7 +80,7 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, image: bool) -> M
     Args:
         ledger: The ledger.
         pipe: Its base.
-        written: What was written, and by which name: "USER/NAME" where it is pushed, else the folder's name.
+        written: Written export, with its name: "USER/NAME" if it is pushed, else the folder's name.
         image: Whether there is one of before and after.
     """
     results = results_of(ledger)
@@ -181,8 +180,7 @@ def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
 
 
 def _loading(ledger: Ledger, pipe: Any, written: Written) -> str:
-    export, name, xl = written.export, written.name, backbone_of(pipe).family == "sdxl"
-    kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+    export, name, kind = written.export, written.name, type(pipe).__name__
     base = ledger.base.name if _is_hub_id(ledger.base.name) else "BASE"
     profile = profile_of(ledger.base.name)
     if profile.folder is not None and export.format == "edit":
@@ -253,7 +251,7 @@ def _licence(ledger: Ledger, licence: Mapping[str, Any]) -> str:
 
 
 def _licence_of(base: str) -> dict[str, Any]:
-    """Return what the base's card says of its licence; nothing where there is no card."""
+    """Return the licence fields of the base's card; none without a card."""
     if licence := profile_of(base).data.licence:
         return {"license": licence}
     if (Path(base) / PERSONALIZED).is_file():
@@ -279,8 +277,8 @@ def _is_hub_id(base: str) -> bool:
 
 
 def _tags(pipe: Any, export: Export) -> list[str]:
-    xl = backbone_of(pipe).family == "sdxl"
-    tags = ["text-to-image", "concept-erasure", "stable-diffusion-xl" if xl else "stable-diffusion"]
+    family = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", "-", type(pipe).__name__.removesuffix("Pipeline")).lower()
+    tags = ["text-to-image", "concept-erasure", family]  # such as "stable-diffusion-xl"
     return [*tags, "lora"] if export.format in ("lora", "kohya") else tags
 
 

@@ -31,11 +31,11 @@ def publish(
     Args:
         ledger: The ledger.
         pipe: Its unedited base.
-        export: What to write.
+        export: Export to write.
         to: The folder; it must not be there, or be empty.
-        name: What the card calls the model: "USER/NAME", or the folder.
+        name: Name of the model on the card: "USER/NAME", or the folder's name.
         prompts: For the image, a row each; none leaves it out.
-        sampler: How the image's images are made.
+        sampler: Sampling settings.
         on_progress: Receives the number of images done.
 
     Raises:
@@ -58,7 +58,7 @@ def rename(ledger: Ledger, pipe: Any, written: Written, folder: Path, name: str)
     Args:
         ledger: The ledger that it was made of.
         pipe: Its base.
-        written: What the folder holds.
+        written: Written export.
         folder: The folder.
         name: The new name.
 

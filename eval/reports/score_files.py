@@ -20,8 +20,8 @@ class ScoreComparison:
     """One row's scores of several files.
 
     Attributes:
-        files: As they were given.
-        row: Which row of each.
+        files: Compared files.
+        row: Name of the compared variant.
         scores: By metric, then by file, as the files have them; only of one protocol.
         apart: Metrics that not all files have, or have by one protocol, with the reason.
     """
@@ -62,7 +62,7 @@ def compare_scores(paths: Sequence[Path], metrics: Sequence[str] = (), row: str 
 
     Args:
         paths: The files, or the folders that `erasure evaluate` wrote them into; each once.
-        metrics: Which metrics; none takes all that can be compared.
+        metrics: Metrics to compare; default: all that can be compared.
         row: "erased", "gold", "original", ...
 
     Raises:

@@ -37,7 +37,7 @@ class InstanceMetrics(Protocol):
 
     @property
     def title(self) -> str:
-        """Who, in words."""
+        """Name of the metrics."""
         ...
 
     @property
@@ -47,15 +47,15 @@ class InstanceMetrics(Protocol):
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """What is not computed, with the reason."""
+        """Metrics that are not computed, with the reason."""
         ...
 
     def likeness(self, images: Sequence[Image.Image]) -> Fits:
-        """Return how like the instance's images each image is, by one or several measures."""
+        """Return the similarity of each image with the instance's images, by metric."""
         ...
 
     def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:
-        """Return how well each image fits its text, by one or several measures."""
+        """Return the agreement of each image with its text, by metric."""
         ...
 
     @property
@@ -71,8 +71,8 @@ class WorldInstanceMetrics:
     Attributes:
         oracle: Looks.
         clip: The world's CLIP, whose text features compare captions.
-        class_word: What the instance is one of, as the world calls it.
-        images: Of the instance, of any size.
+        class_word: Class of the instance, by the world's name.
+        images: Images of the instance, of any size.
     """
 
     title = "the tiny world's oracle"
@@ -129,8 +129,8 @@ class PublicInstanceMetrics:
     """CLIP, DINO and BLIP, as far as their weights are in the local cache; nothing is downloaded.
 
     Attributes:
-        images: Of the instance.
-        device: Where they run.
+        images: Images of the instance.
+        device: Device of the models.
     """
 
     title = "CLIP, DINO and BLIP"

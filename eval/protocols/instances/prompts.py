@@ -18,11 +18,11 @@ class InstanceRequest:
     """One image to be made by every state of the model.
 
     Attributes:
-        group: What it is for.
+        group: Group of the request.
         prompt: With `{}` where the instance goes; the original, which does not know it, is asked for the class.
-        seed: Of the noise.
-        name: What should be seen: the class, or what else was asked for.
-        parts: What should be seen beside it.
+        seed: Seed of the noise, >= 0.
+        name: Concept that the image should show.
+        parts: Further parts that the image should show.
     """
 
     group: Group
@@ -36,7 +36,7 @@ class InstanceRequest:
         return fill(self.prompt, phrase) if "{}" in self.prompt else self.prompt
 
     def texts(self, class_word: str) -> list[str]:
-        """Return what the image is matched with: the whole prompt, and each part of it by itself."""
+        """Return the texts to compare the image with: the whole prompt, and each part alone."""
         whole = self.filled(class_word)
         return [whole, *((fill("a photo of a {}", class_word), *self.parts) if self.parts else ())]
 

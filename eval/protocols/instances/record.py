@@ -33,16 +33,16 @@ class InstanceRecord:
     """One instance of a model, before, learned and forgotten.
 
     Attributes:
-        folder: Where images, numbers and page are kept.
+        folder: Folder of images, numbers and page.
         pipe: The base, unchanged.
         base: Its name.
-        instance: What was learned.
-        images: That it was learned from.
+        instance: Learned instance.
+        images: Images that it was learned from.
         composed: Images of it in company, and as many of it alone.
         kept: Images of each group that should stay.
-        siblings: What is like its class, for models of which that is not known.
-        device: Where judges run.
-        fixed_requests: What the images are made for, in the place of what is asked of every instance.
+        siblings: Concepts similar to its class, for models without known siblings.
+        device: Device of the judges.
+        fixed_requests: Requests that replace the usual ones.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class InstanceRecord:
 
     @property
     def requests(self) -> list[InstanceRequest]:
-        """What the images are made for."""
+        """Requests of the images."""
         if self.fixed_requests:
             return list(self.fixed_requests)
         if self._profile.concepts:
@@ -67,7 +67,7 @@ class InstanceRecord:
 
     @property
     def sampler(self) -> SamplingSettings:
-        """How they are made."""
+        """Sampling settings of the images."""
         return own_sampling(self.base, MeasureSettings())
 
     @property
@@ -161,6 +161,6 @@ class InstanceRecord:
 
 
 def _identity(edit: WeightEdit) -> str:
-    """Return what tells one edit's images from another's."""
+    """Return a digest that identifies an edit's images."""
     told = json.dumps(edit.metadata.as_json(), sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -25,7 +25,7 @@ Flags = Bool[np.ndarray, " _"]
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceScores:
-    """What one state of the model does.
+    """Scores of one state of the model.
 
     Attributes:
         likeness: To the instance's images: of images of it alone, composed, and of plain images of its class.
@@ -58,7 +58,7 @@ class InstanceScores:
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceReadings:
-    """What a judge makes of one state's images, by group.
+    """Readings of one state's images, by group.
 
     Attributes:
         likeness: To the instance's images, by measure: alone, composed, and of the plain class.
@@ -81,8 +81,8 @@ def read_instance(
     """Have the images of one state looked at, each once by each measure.
 
     Args:
-        requests: What was asked for.
-        class_word: What the instance is one of: judges do not know its new word.
+        requests: Requests of the images.
+        class_word: Class of the instance, because judges do not know its new word.
         metrics: Metrics of the instance.
         images: In the order of the asks.
     """
