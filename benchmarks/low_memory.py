@@ -38,7 +38,9 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=full_size.MODELS, default=["sd15", "sdxl"])
     parser.add_argument("--loaded", nargs="*", default=["sd15", "sdxl"], help="models that the loaded way is run on")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model that `beyond` is measured on")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="data type of the model that `beyond` is measured on"
+    )
     parser.add_argument("--work", type=Path, help="folder for the models  [default: the system's temporary one]")
     parser.add_argument("--toy", action="store_true", help="a small model, to try the script")
     options = parser.parse_args()

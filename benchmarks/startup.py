@@ -39,7 +39,7 @@ def case(name: str, timings: list[float], empty: float) -> dict[str, Any]:
 
 
 def seconds(command: list[str]) -> float:
-    """Return how long a command takes, and check that it succeeds."""
+    """Return the seconds of a command, which must succeed."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def compared(case: str, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Return what each way takes for a case, and how far its weights are from ours; the fastest repeat counts."""
+    """Return speed and memory of each way on a case, and the difference of its weights from ours."""
     found: dict[str, dict[str, Any]] = {}
     for _ in range(repeats):  # in turns, so that a busy moment hits all alike
         for way in WAYS:
@@ -141,7 +141,7 @@ def learned(edit: WeightEdit, trained: Callable[[str], bool]) -> dict[str, Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is trained, and how it is made ready.
+    """A training to time, and its preparation.
 
     Attributes:
         concept: Concept to remove.

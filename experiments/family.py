@@ -42,7 +42,7 @@ from .experiment import write_record
 VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
 BESIDE = tuple(name for name, family in vocabulary.OBJECTS.items() if family in ("tool", "vehicle"))
-"""What is most like the family of all that stays: it has no siblings left."""
+"""Kept concepts most similar to the family, which has no siblings left."""
 
 
 def main() -> None:
@@ -50,11 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="a config of `erasure remove`, with its concepts")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `erasure remove`")
-    parser.add_argument("--pictures", type=int, default=2000, help="of the benchmark")
+    parser.add_argument("--pictures", type=int, default=2000, help="images of the benchmark")
     parser.add_argument(
         "--attacks", nargs="*", default=list(attack_and_probe_names()), help="attacks and probes; empty for none"
     )
-    parser.add_argument("--prompts", type=int, default=40, help="of each attack")
+    parser.add_argument("--prompts", type=int, default=40, help="prompts of each attack")
     parser.add_argument("--budget", type=int, default=20, help="images of each prompt, at most")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/family"))
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json")

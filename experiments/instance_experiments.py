@@ -63,7 +63,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "lambda 100, official argmax": {"spl_weight": 100.0, "spl_pooling": "official_argmax"},
     "lambda 1, augmented": {"spl_weight": 1.0, "augment": True},
 }
-"""What is learned, by settings beside those for the tiny world."""
+"""Settings of each arm of learning, beside those for the tiny world."""
 
 _SHORT: Mapping[str, Any] = {  # as in configs/esd/sequence-tinyworld.yaml
     "steps": 150,
@@ -90,7 +90,7 @@ REMOVALS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "TRCE, semantic-noise": ("trce", {"preservation": {"semantic-noise": 1.0}}),
     "TRCE, semantic-noise x 100": ("trce", {"preservation": {"semantic-noise": 100.0}}),
 }
-"""How Biscuit is removed: the eraser, and its settings beside those for the tiny world.
+"""Arms of removing Biscuit: the eraser, and its settings beside those for the tiny world.
 
 The loss has the weight 1 where none is named; the others show what more of it trades.
 """
@@ -273,8 +273,8 @@ def main() -> None:
     parser.add_argument("experiment", choices=("learn", "remove"))
     parser.add_argument("--composed", type=int, default=96, help="images of the instance alone, and in company")
     parser.add_argument("--kept", type=int, default=60, help="images of each group that should stay")
-    parser.add_argument("--fit-seeds", type=int, nargs="+", default=[0], help="of the fits of learn")
-    parser.add_argument("--steps", type=int, help="of each fit that takes them, for a trial")
+    parser.add_argument("--fit-seeds", type=int, nargs="+", default=[0], help="seeds of the fits of learn")
+    parser.add_argument("--steps", type=int, help="steps of each fit that takes them, for a trial")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/instances"))
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json and the images")
     options = parser.parse_args()

@@ -61,7 +61,7 @@ PARTS: Mapping[str, Exchanged] = {
 def main() -> None:
     """Exchange the states and write run.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--prompts", type=int, default=40, help="of each concept")
+    parser.add_argument("--prompts", type=int, default=40, help="prompts of each concept")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -10,7 +10,7 @@ def with_call(pipeline: Any, call: Callable[..., Any], further: Iterable[inspect
 
     Args:
         pipeline: The class; its bases are what is put before, and then the pipeline.
-        call: What is put before, as a function of the pipeline and its arguments; its docstring becomes the call's.
+        call: Function of the pipeline and its arguments, called first; its docstring becomes the call's.
         further: Parameters beside the base's, by keyword only.
     """
 

@@ -65,7 +65,7 @@ def test_one_command_gives_the_bytes_of_the_loaded_way(model: Path, monkeypatch:
         # What is recorded is a removal like another: the loaded way's ledger is written as well.
         call("export", "loaded", "again", "--low-memory")
     assert lines[-1] == "model: out"
-    assert "measure skipped: a model that stays on the disk makes no pictures (--low-memory)." in lines
+    assert "measure skipped: a model that stays on the disk makes no images (--low-memory)." in lines
     assert any("fp16-0000" in name for name in wanted)
     assert contents(Path("out")) == wanted
     assert contents(Path("again")) == wanted

@@ -28,13 +28,13 @@ class Item:
     Attributes:
         case: The row's own name, unique within its benchmark.
         prompt: Never empty, without outer blanks.
-        seed: Of the noise, from 0 on.
+        seed: Seed of the noise, >= 0.
         group: "removed", or the group of what should stay: a retention tier, "kept", "clean".
-        wording: How the prompt names what it asks for; "paraphrase" does not name it.
+        wording: Wording of the concept in the prompt; "paraphrase" does not name it.
         unwanted: The removed concept that the prompt asks for; "" if none.
         wanted: The concept asked for that should stay; "" if none.
         rest: The prompt with the removed concept taken out; "" if it says nothing else.
-        class_index: Of the concept asked for among `Benchmark.classes`; None without one.
+        class_index: Index of the concept among `Benchmark.classes`; None without one.
     """
 
     case: str
@@ -63,7 +63,7 @@ class Benchmark(Plugin):
         steps: Number of sampling steps.
         guidance_scale: Scale of classifier-free guidance.
         lists: The fields that take the files of prompts, in order; none where the prompts come with it.
-        classes: What `Item.class_index` counts: each class with its index. Only a classifier with these classes at
+        classes: Classes with their index, for `Item.class_index`. Only a classifier with these classes at
             these places can judge the images. Empty where no item has an index.
         classifier: The classifier that is taken where none is named: "resnet50"; "" where there is none to take.
         profile: Name of the model profile whose concepts the items ask for and whose judges read them; "" for none.

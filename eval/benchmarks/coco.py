@@ -17,8 +17,8 @@ class Coco(Benchmark):
 
     Attributes:
         path: A CSV file with the columns case_number, prompt, evaluation_seed.
-        limit: How many from the top; None takes all. The field reports 30,000, 10,000, 5,000 and 1,000: distances of
-            different n are different numbers.
+        limit: Number of captions from the top; None takes all. Published numbers are for 30,000, 10,000, 5,000 and
+            1,000; distances of different n are not comparable.
     """
 
     name: ClassVar[str] = "coco"

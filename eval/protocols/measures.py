@@ -23,7 +23,7 @@ BATCH = 64
 """Images that are read together."""
 SAME_SEEDS = "the original model, same prompts and seeds"
 OTHER_SEEDS = "the original model, same prompts, other seeds"
-"""What a protocol calls the images that a score compares with."""
+"""Description of the reference images, in protocols."""
 
 
 @dataclass(frozen=True, kw_only=True)

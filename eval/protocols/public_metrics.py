@@ -40,7 +40,7 @@ from .measures import (
 from .variants import ORIGINAL
 
 CLASSIFIERS: Final[Mapping[str, Callable[..., Classifier]]] = MappingProxyType({"resnet50": resnet50})
-"""What a benchmark may name as its classifier."""
+"""Classifiers that a benchmark may name."""
 
 
 @dataclass(kw_only=True)

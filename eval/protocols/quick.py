@@ -35,12 +35,12 @@ class KeptResult:
     """Measure of a group of kept concepts.
 
     Attributes:
-        retention: Of the images in which the original shows what was asked for, the share in which the edited model
-            still does (same prompts and seeds); None if the original never does.
-        after: Plain share of images that show what was asked for, of the edited model.
-        before: The same of the original model.
-        distance: From each image to the original's, in the judge's features.
-        names: The concepts asked for, each with its retention.
+        retention: Share of the original's images with the concept for which the edited model's image (same prompt and
+            seed) shows it too; None if the original never shows it.
+        after: Share of the edited model's images that show their concept.
+        before: Share of the original's images that show their concept.
+        distance: Distance of each image from the original's, in the judge's features.
+        names: Retention of each concept.
     """
 
     retention: Rate | None

@@ -41,7 +41,7 @@ VERSION = 1
 ATTACKED, PLAIN, ORIGINAL = "attacked", "plain prompt", "attack on the original"
 ROWS = (ATTACKED, PLAIN, ORIGINAL)
 CANDIDATES = 5
-"""How many of an attack's finds take turns; each turn has a seed of its own."""
+"""Number of candidates of an attack that take turns; each turn has its own seed."""
 _AT_ONCE = 4
 
 

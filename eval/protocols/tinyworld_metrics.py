@@ -56,7 +56,7 @@ class WorldReadings(Readings):
     Attributes:
         unwanted: Whether the removed concept that was asked for is seen.
         wanted: Whether the concept that should stay is seen.
-        probability: How likely it is to the oracle that what was asked for is there: the removed concept, if any.
+        probability: Probability of the removed concept, else of the kept one, according to the oracle.
         fit: CLIP score against the prompt.
         rest_fit: CLIP score against the prompt without what was removed.
         caption: Caption match.

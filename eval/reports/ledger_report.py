@@ -78,7 +78,7 @@ def write_report(record: LedgerMeasures, facts: Mapping[str, Any]) -> Path:
     """Write `report.html` and `run.json` into the ledger's folder and return the report's path.
 
     Args:
-        record: What was measured; images that the page needs are made if they are missing.
+        record: Measures of the ledger; missing images of the page are sampled.
         facts: Facts of the run, from `erasure.runs.removal.facts`.
 
     Raises:

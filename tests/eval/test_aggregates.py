@@ -160,7 +160,7 @@ def test_joint_rate_cannot_be_had_by_drawing_nothing_or_everything() -> None:
     assert joint_rate(absent, present) == Rate(hits=1, n=4)
     always, never = np.ones(4, bool), np.zeros(4, bool)
     assert joint_rate(always, never).value == joint_rate(never, always).value == 0.0
-    with pytest.raises(InputError, match="same pictures, got 4 and 3"):
+    with pytest.raises(InputError, match="same images, got 4 and 3"):
         joint_rate(absent, present[:3])
 
 

@@ -174,7 +174,7 @@ def test_sets_are_compared_with_the_original_under_other_seeds(
     assert found[ORIGINAL]["fd"].bounds is not None
     # The warning and both counts go with the number, on the page as in the terminal.
     [warning] = whole.warnings
-    assert warning.startswith(f"fd: a Fréchet distance over {kept} pictures is biased upwards")
+    assert warning.startswith(f"fd: a Fréchet distance over {kept} images is biased upwards")
     page = render(whole, "cat and neon")
     assert warning[1:] in page
     assert f"Fréchet distance, n {kept} against {kept}</small>" in page
@@ -606,7 +606,7 @@ def test_a_suite_is_the_tiny_worlds_and_settings_are_each_benchmarks_own(tmp_pat
             benchmark_of("coco", source, lists=files, **wrong)
     with pytest.raises(InputError, match="--suite: expected none beside --set total, got 'quick'"):
         benchmark_of("tinyworld", source, suite="quick", settings=["total=24"])
-    with pytest.raises(InputError, match=r"^tinyworld: expected distinct removed concepts and at least 8 pictures"):
+    with pytest.raises(InputError, match=r"^tinyworld: expected distinct removed concepts and at least 8 images"):
         benchmark_of("tinyworld", source, settings=["total=2"])
     people = tmp_path / "people.csv"
     people.write_text("id,type,text,concept,seed\n1,retain,50 Cent,50 Cent,1")

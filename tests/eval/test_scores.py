@@ -85,7 +85,7 @@ def test_the_mean_is_no_last_element_and_a_last_batch_of_one_counts_once() -> No
 
 
 def test_a_score_has_as_many_values_as_pictures() -> None:
-    with pytest.raises(ValueError, match="one value a picture, got 2 of 3"):
+    with pytest.raises(ValueError, match="one value an image, got 2 of 3"):
         Score(value=1.0, n=3, standard_error=None, unit="x", higher_is_better=True, per_image=(1.0, 2.0))
     with pytest.raises(ValueError, match="n > 0"):
         Score(value=1.0, n=0, standard_error=None, unit="x", higher_is_better=True)

@@ -99,7 +99,7 @@ def known_requests(
 def class_requests(
     class_word: str, siblings: Sequence[str], *, composed: int, kept: int, first_seed: int = 3_000_000
 ) -> list[InstanceRequest]:
-    """Return what any other model is asked; without siblings that group is empty. For arguments see `known_asks`."""
+    """Return the requests for a model of unknown concepts; see `known_requests`."""
     wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
         *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
         *(("composed", text, class_word, (part,)) for text, part in (_CONTEXTS * composed)[:composed]),

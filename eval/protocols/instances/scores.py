@@ -29,7 +29,7 @@ class InstanceScores:
 
     Attributes:
         likeness: To the instance's images: of images of it alone, composed, and of plain images of its class.
-        fits: Of composed images, by metric: with the whole prompt, and the least over the whole and its parts.
+        fits: Agreement of composed images by metric: with the whole prompt, and the least over the whole and its parts.
         composed: Share of composed images that show the class and all parts; None from a judge that cannot tell.
         retention: By group, of the images that showed what was asked for before, the share that still do.
         moved: By group, how well images fit their prompts, less the original's for the same seeds, by metric.
@@ -62,10 +62,10 @@ class InstanceReadings:
 
     Attributes:
         likeness: To the instance's images, by measure: alone, composed, and of the plain class.
-        parts: Of composed images, by metric: the fit with the whole prompt, then with each part.
+        parts: Agreement of composed images, by metric: with the whole prompt, then with each part.
         composed: Whether each composed image shows the class and all parts; None from a judge that cannot tell.
-        seen: Of what should stay, whether each image shows what was asked for; None likewise.
-        fits: Of what should stay, how well each image fits its prompt, by metric.
+        seen: Whether each image of a kept concept shows it; None likewise.
+        fits: Agreement of each image of a kept concept with its prompt, by metric.
     """
 
     likeness: Mapping[str, Mapping[str, Values]]

@@ -138,7 +138,7 @@ def test_unlearn_diff_lowers_the_denoising_error_of_its_pictures(small: Backbone
 
     others = [error(tokens.draw(1, 3, torch.Generator().manual_seed(at))[0]) for at in range(12)]
     assert error(rows[0, 1:4]) < sum(others) / len(others)
-    with pytest.raises(InputError, match="unlearn-diff: expected pictures of the concept, got none"):
+    with pytest.raises(InputError, match="unlearn-diff: expected images of the concept, got none"):
         attack.search(small, Goal(concept=CAT, prompt="a cat", seed=0))
 
 

@@ -162,5 +162,5 @@ def test_requests_that_cannot_be_met() -> None:
     with pytest.raises(UnknownNameError, match="Known: full, quick, standard"):
         TinyWorld.suite("small", DEMO)
     for wrong in ({"removed": ()}, {"removed": ("cat", "cat")}, {"removed": ("cat",), "total": 4}):
-        with pytest.raises(InputError, match="distinct removed concepts and at least 8 pictures"):
+        with pytest.raises(InputError, match="distinct removed concepts and at least 8 images"):
             TinyWorld(**wrong)

@@ -156,7 +156,7 @@ def test_a_model_that_does_not_read_its_text_is_refused() -> None:
 
 
 def test_as_many_prompts_as_pictures() -> None:
-    with pytest.raises(InputError, match="got 1 for 2 pictures"):
+    with pytest.raises(InputError, match="got 1 for 2 images"):
         METRICS["blip_itc"]().update(pictures(2), ["a cat"])
     with pytest.raises(InputError, match="got none"):
         METRICS["blip_itc"]().compute()

@@ -93,7 +93,7 @@ def test_few_pictures_come_with_a_warning_and_kid() -> None:
     score = Fid(extractor=mean_colour()).update_features(x).update_features(y, reference=True).compute()
     assert score.kid is not None
     assert score.kid.value == pytest.approx(kid(x, y), abs=1e-9)
-    assert "40 pictures" in score.warning
+    assert "40 images" in score.warning
     text = str(score)
     assert "n = 60 against 40" in text
     assert "KID" in text
@@ -154,7 +154,7 @@ def test_a_reference_serves_several_models() -> None:
 
 
 def test_one_picture_has_no_covariance() -> None:
-    with pytest.raises(InputError, match="at least 2 pictures"):
+    with pytest.raises(InputError, match="at least 2 images"):
         fid(_rows(1, 4), _rows(5, 4))
     with pytest.raises(InputError, match="got 0"):
         Fid(extractor=mean_colour()).update(pictures(3)).compute()

@@ -43,7 +43,7 @@ def test_all_levels_survive_a_float() -> None:
 def test_floats_outside_the_range_are_refused(value: float) -> None:
     pixels = torch.full((1, 3, 4, 4), 0.5)
     pixels[0, 0, 0, 0] = value
-    with pytest.raises(InputError, match=r"expected float pictures in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"expected float images in \[0, 1\]"):
         as_uint8(pixels)
 
 

@@ -125,7 +125,7 @@ def test_streaming_over_pictures_is_the_function_over_features() -> None:
 
 
 def test_a_set_of_one_is_refused() -> None:
-    with pytest.raises(InputError, match="at least 2 pictures"):
+    with pytest.raises(InputError, match="at least 2 images"):
         kid(torch.zeros(1, 3), torch.zeros(4, 3))
     with pytest.raises(InputError, match="got 0"):
         Kid(extractor=mean_colour()).update(pictures(3)).compute()

@@ -60,10 +60,10 @@ def test_real_classes_at_tiny_size(tmp_path: Path) -> None:
 
 def test_references_come_first() -> None:
     metric = ClipI(extractor=mean_colour())
-    with pytest.raises(InputError, match="reference pictures first"):
+    with pytest.raises(InputError, match="reference images first"):
         metric.update(pictures(1))
     metric.update_reference(pictures(1)).update(pictures(1))
-    with pytest.raises(InputError, match="before the first picture"):
+    with pytest.raises(InputError, match="before the first image"):
         metric.update_reference(pictures(1))
 
 
