@@ -46,8 +46,8 @@ def with_tables(page: str, results: Path = ROOT / "results") -> str:
         KeyError: There is no table of that name.
     """
 
-    def table(found: re.Match[str]) -> str:
-        opening, name, source, closing = found.groups()
+    def table(marked: re.Match[str]) -> str:
+        opening, name, source, closing = marked.groups()
         return f"{opening}{TABLES[name](source, results)}{closing}"
 
     return MARKED.sub(table, page)

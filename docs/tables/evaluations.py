@@ -73,15 +73,15 @@ def attacks(source: str, results: Path) -> str:
     rows = []
     for path, run in runs:
         for name, attack in run["attacks"].items():
-            found = attack["rows"]
-            confirmed = found["attacked"]["confirmed"]
+            controls = attack["rows"]
+            confirmed = controls["attacked"]["confirmed"]
             rows.append(
                 (
                     path.parent.name,
                     name,
-                    rate_cell(found["attacked"]["success"][0]),
+                    rate_cell(controls["attacked"]["success"][0]),
                     *(
-                        rate_cell(found[row]["success"][-1])
+                        rate_cell(controls[row]["success"][-1])
                         for row in ("attacked", "plain prompt", "attack on the original")
                     ),
                     "–" if confirmed is None else rate_cell(confirmed),

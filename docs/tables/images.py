@@ -38,7 +38,7 @@ def several_concepts_maps(source: str, results: Path) -> str:
     for _, run in read_runs(source, results):
         for name, arm in run["arms"].items():
             maps = [arm["maps"][key] for key in ("overlap", "kept")]
-            rows.append((name, *(f"{values[at]:.3f}" for values in maps for at in (len(values) // 4, -1))))
+            rows.append((name, *(f"{values[i]:.3f}" for values in maps for i in (len(values) // 4, -1))))
     headings = ("sampling", "overlap after a quarter", "at the end", "kept after a quarter", "at the end")
     return table(headings, rows, read_runs(source, results))
 

@@ -42,9 +42,11 @@ def changed_settings(run: Run) -> str:
     """Return the settings of a run's eraser that are not its defaults; "defaults" if none."""
     from erasure.erasers import eraser_class
 
-    given = {**run.get("config", {}).get("eraser", {})}
-    defaults = {field.name: default_of(field) for field in fields(eraser_class(given.pop("name")))} if given else {}
-    changed = [f"{name}={value}" for name, value in given.items() if defaults.get(name) != value]
+    settings = {**run.get("config", {}).get("eraser", {})}
+    defaults = (
+        {field.name: default_of(field) for field in fields(eraser_class(settings.pop("name")))} if settings else {}
+    )
+    changed = [f"{name}={value}" for name, value in settings.items() if defaults.get(name) != value]
     return ", ".join(changed) or "defaults"
 
 
