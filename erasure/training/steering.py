@@ -114,7 +114,9 @@ def _visits(trajectories: Sequence[int], steps: int, generator: torch.Generator)
     return tuple(zip(trajectories, chosen, strict=True))
 
 
-def planned_latents(prompts: Sequence[str], plan: SteeringPlan, context: FitContext) -> tuple[Latents, Latents]:
+def planned_latents(
+    prompts: Sequence[str], plan: SteeringPlan, context: FitContext
+) -> tuple[Float[Tensor, "terms c h w"], Float[Tensor, "nulls c h w"]]:
     """Return the planned latents, float16 on the CPU, in the plan's order: of the terms and of the empty prompt."""
     of_terms = [prompt for prompt in prompts for _ in range(plan.trajectories)]
     of_null = [""] * (1 + max(trajectory for trajectory, _ in plan.null))
