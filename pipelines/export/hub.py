@@ -25,6 +25,26 @@ from erasure.io.files import write_whole
 from .. import a_star, guided
 
 _PACKAGE = ErasureError.__module__.partition(".")[0]
+# Modules that need packages which a self-contained file must not: their parts that such a file uses, without the checks
+# of settings by pydantic. A guidance checks the ranges of its settings itself.
+_STAND_INS = {
+    f"{_PACKAGE}.registry": """
+from abc import ABC
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+Exactness = Literal["published", "reconstructed", "ours"]
+
+
+class Plugin(ABC):
+    \"\"\"Base of all guidances.\"\"\"
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    exactness: ClassVar[Exactness]
+    quick: ClassVar[Mapping[str, Any]] = {}
+"""
+}
 _SHAPED = {"Bool", "Float", "Int", "UInt8"}
 
 PIPELINES: tuple[type, ...] = (
@@ -55,7 +75,8 @@ class _Module:
     @classmethod
     def of(cls, module: ModuleType) -> "_Module":
         """Read a module."""
-        found = cls(name=module.__name__, text=inspect.getsource(module))
+        text = _STAND_INS.get(module.__name__) or inspect.getsource(module)
+        found = cls(name=module.__name__, text=text)
         for node in ast.parse(found.text).body:
             found._note(node, module)
         return found
