@@ -1,4 +1,4 @@
-"""Edits that others published: whole new weights under bare parameter names, as UCE's and ESD's own code saves them."""
+"""Edits by other code: whole new weights under bare parameter names, as the code of UCE and ESD saves them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ METHOD = "imported"
 
 
 def is_own(path: str | Path) -> bool:
-    """Whether a file is an edit of this library.
+    """Return True if a file is an edit of this library.
 
     Raises:
         InputError: It is no safetensors file.
@@ -30,8 +31,8 @@ def is_own(path: str | Path) -> bool:
         return (file.metadata() or {}).get("format") in Edit.known_formats()
 
 
-def import_edit(path: str | Path, pipe: Any, concepts: Sequence[Concept]) -> WeightEdit:
-    """Return what somebody else's file of weights makes of a model, as an edit.
+def import_edit(path: str | Path, pipe: DiffusionPipeline, concepts: Sequence[Concept]) -> WeightEdit:
+    """Return the edit that takes a model to the weights of a file of other code.
 
     The file holds new weights by the names of the denoiser's parameters ("down_blocks.0.….attn2.to_k.weight", as it is
     or after "unet."), or of a text encoder's after its name. The edit is the difference to the model's, and applying it
@@ -40,7 +41,7 @@ def import_edit(path: str | Path, pipe: Any, concepts: Sequence[Concept]) -> Wei
     Args:
         path: The file, safetensors; a pickle would be executed, and is refused.
         pipe: The base that the file was made for, which its authors must have named: the file does not.
-        concepts: What was removed, which the file does not say either.
+        concepts: Removed concepts, which the file does not say either.
 
     Raises:
         InputError: It is no such file, or not of this model.
@@ -92,11 +93,11 @@ def _parameter(
 
 
 def _difference(old: Tensor, new: Tensor) -> DenseChange | None:
-    """Return what takes the old weight to the new one, in float32 where that loses nothing; None if they are equal."""
-    wanted = new.to(old.device, old.dtype)
-    if torch.equal(wanted, old):
+    """Return the change from the old weight to the new one, in float32 where that is exact; None if they are equal."""
+    target = new.to(old.device, old.dtype)
+    if torch.equal(target, old):
         return None
     exact = new.to(old.device).double() - old.double()
     short = exact.float()
-    suffices = torch.equal((old.double() + short.double()).to(old.dtype), wanted)
+    suffices = torch.equal((old.double() + short.double()).to(old.dtype), target)
     return DenseChange(delta=(short if suffices else exact).cpu())

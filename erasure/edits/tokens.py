@@ -4,27 +4,26 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
 from ..backbones.base import Backbone
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from .changes import Change
+from .changes import Change
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NewToken:
-    """A word that a model did not know.
+    """A word that is new to a model.
 
     Attributes:
-        text: As it is written in prompts: "<biscuit>".
-        rows: What it means, by text encoder: "text_encoder", and "text_encoder_2" where there are two.
+        text: Spelling in prompts: "<biscuit>".
+        rows: Embedding by text encoder: "text_encoder", and "text_encoder_2" where there are two.
     """
 
     text: str
@@ -32,7 +31,7 @@ class NewToken:
 
 
 @contextmanager
-def tokens_added(pipe: Any, tokens: Sequence[NewToken]) -> Iterator[None]:
+def tokens_added(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Iterator[None]:
     """Have the pipeline know some new words for the length of a `with`; on exit it is as it was, bit for bit.
 
     The pipeline gets other tokenizers for that time: copies with the words.
@@ -47,8 +46,8 @@ def tokens_added(pipe: Any, tokens: Sequence[NewToken]) -> Iterator[None]:
         undo()
 
 
-def add_tokens(pipe: Any, tokens: Sequence[NewToken]) -> Callable[[], None]:
-    """Teach the pipeline some new words for good, and return what takes them back; see `tokens_added`."""
+def add_tokens(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Callable[[], None]:
+    """Add new words to the pipeline for good, and return the function that removes them; see `tokens_added`."""
     backbone = backbone_of(pipe)
     known = backbone.tokenizers()
     for token in tokens:
@@ -108,7 +107,7 @@ def mean_row(backbone: Backbone, component: str, phrase: str) -> Float[Tensor, "
     return encoder.get_input_embeddings().weight[ids].detach().float().mean(0).cpu()
 
 
-def moved_tokens(tokens: Sequence[NewToken], changes: Mapping[str, "Change"]) -> tuple[NewToken, ...]:
+def moved_tokens(tokens: Sequence[NewToken], changes: Mapping[str, Change]) -> tuple[NewToken, ...]:
     """Return new words with their rows changed.
 
     Args:
@@ -117,30 +116,30 @@ def moved_tokens(tokens: Sequence[NewToken], changes: Mapping[str, "Change"]) ->
     """
     moved = {component: change.of(torch.empty(0)) for component, change in changes.items()}
     return tuple(
-        NewToken(text=token.text, rows={part: (row + moved[part][at]).float() for part, row in token.rows.items()})
-        for at, token in enumerate(tokens)
+        NewToken(text=token.text, rows={part: (row + moved[part][i]).float() for part, row in token.rows.items()})
+        for i, token in enumerate(tokens)
     )
 
 
 def _put(holder: Any, name: str, value: Any) -> Callable[[], None]:
-    """Set an attribute, and return what sets it back."""
+    """Set an attribute, and return the function that restores it."""
     before = getattr(holder, name)
     setattr(holder, name, value)
     return lambda: setattr(holder, name, before)
 
 
 def _grow(encoder: Any, rows: Float[Tensor, "n dim"], end: int) -> list[Callable[[], None]]:
-    """Append rows to an encoder's table, and return what takes them off.
+    """Append rows to an encoder's table, and return the functions that remove them.
 
     An encoder whose configuration has the old number for the end of text reads its sentence vector at the largest id,
     which would be that of a new word; it is told the true end.
     """
     table: nn.Parameter = encoder.get_input_embeddings().weight
-    own = table.data
-    table.data = torch.cat([own, rows.to(own)])
+    original = table.data
+    table.data = torch.cat([original, rows.to(original)])
 
     def shrink() -> None:
-        table.data = own.to(table.device, table.dtype)
+        table.data = original.to(table.device, table.dtype)
 
     readers = [module for module in encoder.modules() if isinstance(module.__dict__.get("eos_token_id"), int)]
     return [

@@ -35,7 +35,7 @@ def problems_of(store: LedgerStore, entry: Entry) -> list[str]:
 
 
 def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None, now: WeightEdit | None) -> float:
-    """Return how far the weights beneath an edit moved, relative to the edit's own change.
+    """Return the move of the weights beneath an edit, relative to the edit's own change.
 
     Args:
         backbone: The base.

@@ -10,7 +10,6 @@ which makes their order irrelevant and undoing one exact, then the changes of tr
 removal was fitted on top of those before it, so undoing one beneath it is an approximation and is labelled so.
 """
 
-import hashlib
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -23,27 +22,24 @@ from diffusers import DiffusionPipeline
 from ..backbones import backbone_of
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights_of
-from ..edits.metadata import named_model, now
+from ..edits.metadata import now
 from ..erasers import Eraser
-from ..errors import BaseMismatchError, ErasureError, LedgerError, unknown_name
+from ..errors import BaseMismatchError, ErasureError, LedgerError
 from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
 from .checks import may_close_circle, problems_of, relative_move
 from .record import FILE, FORMAT, Base, Entry, Origin, Record
 from .store import LedgerStore
+from .view import LedgerView
 
 
-class Ledger:
+class Ledger(LedgerView):
     """An open ledger: the record as last read or written. A change reads the file again first, under a lock.
 
     Attributes:
         path: The folder.
     """
-
-    def __init__(self, store: LedgerStore) -> None:
-        self.path = store.path
-        self._store = store
 
     @classmethod
     def create(
@@ -93,51 +89,6 @@ class Ledger:
         ledger = cls.open(path)
         ledger.check_base(fingerprint, name)
         return ledger
-
-    @property
-    def base(self) -> Base:
-        """The base model."""
-        return self._store.record.base
-
-    @property
-    def origin(self) -> Origin | None:
-        """The ledger that this one was replayed from; None without one."""
-        return self._store.record.origin
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """Every removal ever made, in order."""
-        return self._store.record.entries
-
-    @property
-    def standing(self) -> tuple[Entry, ...]:
-        """The removals that were not undone, in order."""
-        return tuple(entry for entry in self.entries if entry.state == "standing")
-
-    @property
-    def approximate(self) -> tuple[str, ...]:
-        """Ids of standing removals that were fitted on the weights of one that no longer stands."""
-        stands = {entry.id for entry in self.standing}
-        return tuple(e.id for e in self.standing if not e.solved and not stands.issuperset(e.started_from))
-
-    def entry(self, name: str) -> Entry:
-        """Return the removal of an id; "1" is "001".
-
-        Raises:
-            UnknownNameError: There is none.
-        """
-        for entry in self.entries:
-            if entry.id == name.zfill(3):
-                return entry
-        raise unknown_name("ledger entry", name, [entry.id for entry in self.entries])
-
-    def check_base(self, fingerprint: str, name: str = "") -> None:
-        """Raise BaseMismatchError unless a model is the ledger's base."""
-        if fingerprint != self.base.fingerprint:
-            raise BaseMismatchError(
-                f"ledger {str(self.path)!r}: expected its base {named_model(self.base.name, self.base.fingerprint)},"
-                f" got {named_model(name, fingerprint)}. Load that base, or start another ledger."
-            )
 
     def remove(
         self,
@@ -246,13 +197,8 @@ class Ledger:
         with self.edit(upto).applied_to(pipe):
             yield pipe
 
-    def state(self, upto: str | None = None) -> str:
-        """Return a hash of the standing removals: equal for equal files on the same base, and for no others."""
-        parts = [entry.sha256 for entry in self._standing_upto(upto)]
-        return hashlib.sha256("\n".join([self.base.fingerprint, *parts]).encode()).hexdigest()[:16]
-
     def moved(self, pipe: DiffusionPipeline) -> dict[str, float]:
-        """Return how far the weights beneath each approximate removal have moved since it was fitted.
+        """Return the move of the weights beneath each approximate removal since it was fitted, relative to its change.
 
         Args:
             pipe: The unedited base model.
@@ -323,10 +269,6 @@ class Ledger:
         trained = isinstance(edit, WeightEdit) and edit.rows is None
         if not trained and may_close_circle(standing, edit.metadata.concepts):
             joint([*map(self._load, self.standing), edit])
-
-    def _standing_upto(self, upto: str | None) -> list[Entry]:
-        last = None if upto is None else self.entry(upto).id
-        return [entry for entry in self.standing if last is None or entry.id <= last]
 
     def _joint(self, entries: Sequence[Entry]) -> Edit:
         return joint([self._load(entry) for entry in entries])

@@ -1,10 +1,10 @@
-"""The removals of one ledger on another model of the same family: fitted anew on its weights, as a new ledger."""
+"""Replay: the removals of one ledger fitted anew on the weights of another model of the same family."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from ..backbones import backbone_of
 from ..edits import Change, weights_of
@@ -18,30 +18,30 @@ from .record import Entry, Origin
 
 def replay(
     source: Ledger,
-    pipe: Any,
+    pipe: DiffusionPipeline,
     name: str,
     path: str | Path,
     *,
     on_progress: OnProgress | None = None,
     judge: Judge | None = None,
 ) -> tuple[Ledger, Iterator[Entry]]:
-    """Start a ledger of another model with the removals that stand in this one, each fitted on that model's weights.
+    """Start a ledger of another model with the standing removals of this one, each fitted on that model's weights.
 
-    Every removal is checked before the first is made. A replay that was cut short goes on where it stopped.
+    Every removal is checked before the first fit. An interrupted replay continues where it stopped.
 
     Args:
         source: The ledger.
         pipe: The other model, unedited.
-        name: What loads it.
+        name: Argument of `load_model` for it.
         path: The new ledger's folder.
         on_progress: Receives the progress of the fit.
         judge: See `Ledger.remove`.
 
     Returns:
-        The new ledger, and the entries as they are made: each is in the ledger before it is given.
+        The new ledger, and an iterator that makes the entries: each is in the ledger before it is yielded.
 
     Raises:
-        InputError: Nothing stands, a removal cannot be made again, or the model is of another family.
+        InputError: No removal stands, one cannot be made again, or the model is of another family.
         LedgerError: The folder holds another ledger.
     """
     if not source.standing:
@@ -69,7 +69,7 @@ def _made(
     source: Ledger,
     target: Ledger,
     erasers: dict[str, Eraser],
-    pipe: Any,
+    pipe: DiffusionPipeline,
     on_progress: OnProgress | None,
     judge: Judge | None,
 ) -> Iterator[Entry]:
@@ -87,12 +87,12 @@ def _eraser(entry: Entry) -> Eraser:
     return make_eraser(entry.method, **entry.settings)
 
 
-def _check_family(source: Ledger, pipe: Any, name: str) -> None:
+def _check_family(source: Ledger, pipe: DiffusionPipeline, name: str) -> None:
     """Refuse a model that has other layers than those that the removals changed."""
     edit = weights_of(source.edit())
-    found = backbone_of(pipe).parameters(edit.changes.__contains__)
+    parameters = backbone_of(pipe).parameters(edit.changes.__contains__)
     for parameter, change in edit.changes.items():
-        if parameter not in found or not _fits(change, tuple(found[parameter].shape)):
+        if parameter not in parameters or not _fits(change, tuple(parameters[parameter].shape)):
             raise InputError(
                 f"replay: expected a model of the same family as {source.base.name!r}, got {name!r}, which has no"
                 f" {parameter!r} of that shape. Give a model with the same layers."
@@ -100,7 +100,7 @@ def _check_family(source: Ledger, pipe: Any, name: str) -> None:
 
 
 def _fits(change: Change, shape: tuple[int, ...]) -> bool:
-    """Whether a change is one of a weight of that shape; nothing is computed."""
+    """Return True if a change fits a weight of that shape; nothing is computed."""
     try:
         return tuple(change.of(torch.empty(shape, device="meta")).shape) == shape
     except RuntimeError:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from erasure.backbones import backbone_of
@@ -52,31 +53,31 @@ _OPEN_CLIP_LAYER = {
 _MOST_LAYERS = 23
 
 
-def checkpoint_tensors(pipe: Any) -> dict[str, Tensor]:
+def checkpoint_tensors(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """Return a model's weights under the names of a single-file checkpoint; they share the model's memory if they can.
 
     Raises:
         InputError: The model has parts that such a file has no names for.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     unet, vae = unwrapped(pipe.unet), unwrapped(pipe.vae)
     for key, weight in unet.state_dict().items():
-        found[f"model.diffusion_model.{denoiser_name(key, unet.config)}"] = weight
+        tensors[f"model.diffusion_model.{denoiser_name(key, unet.config)}"] = weight
     for key, weight in vae.state_dict().items():
         name = _autoencoder_name(key, len(vae.config.up_block_types))
         # The original's projections there are convolutions over one pixel.
         convolved = "mid.attn_1" in name and weight.ndim == 2
-        found[f"first_stage_model.{name}"] = weight[:, :, None, None] if convolved else weight
-    found.update(_encoders(pipe))
-    return found
+        tensors[f"first_stage_model.{name}"] = weight[:, :, None, None] if convolved else weight
+    tensors.update(_encoders(pipe))
+    return tensors
 
 
 def denoiser_name(name: str, config: Any) -> str:
-    """Return what the original code calls a layer or parameter of the denoiser.
+    """Return the name that the original code gives a layer or parameter of the denoiser.
 
     Args:
         name: diffusers' name: "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k".
-        config: The denoiser's.
+        config: Configuration of the denoiser.
 
     Raises:
         InputError: It has no such layer.
@@ -84,8 +85,8 @@ def denoiser_name(name: str, config: Any) -> str:
     layers = config.layers_per_block
     match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
     if isinstance(layers, int) and match:
-        side, block, kind, at, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-        place = block * (layers + 1) + (layers if kind.endswith("samplers") else at) + (side == "down")
+        side, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+        place = block * (layers + 1) + (layers if kind.endswith("samplers") else index) + (side == "down")
         where = f"{'input' if side == 'down' else 'output'}_blocks.{place}"
         match kind:
             case "resnets":
@@ -117,7 +118,7 @@ def _autoencoder_name(name: str, blocks: int) -> str:
     if match := re.fullmatch(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.+)", name):
         return f"{match[1]}.mid.attn_1.{_replaced(match[2], _AUTOENCODER_ATTENTION)}"
     if match := re.fullmatch(r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name):
-        # The decoder's blocks are counted from the picture.
+        # The decoder's blocks are counted from the image.
         block = int(match[2]) if match[1] == "encoder.down" else blocks - 1 - int(match[2])
         where = f"{match[1]}.{block}"
         match match[3]:
@@ -130,7 +131,7 @@ def _autoencoder_name(name: str, blocks: int) -> str:
     raise _nameless(f"vae.{name}")
 
 
-def _encoders(pipe: Any) -> Iterator[tuple[str, Tensor]]:
+def _encoders(pipe: DiffusionPipeline) -> Iterator[tuple[str, Tensor]]:
     """Give the tensors of the text encoders."""
     first = unwrapped(pipe.text_encoder)
     plain = {key.removeprefix("text_model."): weight for key, weight in first.state_dict().items()}

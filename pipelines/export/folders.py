@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
@@ -45,7 +46,7 @@ def folder_of(name: str) -> Path:
 
 
 @contextmanager
-def files_of(name: str, pipe: Any) -> Iterator[Path]:
+def files_of(name: str, pipe: DiffusionPipeline) -> Iterator[Path]:
     """Give the folder with a model's files, for the length of a `with`; one that has none of its own is written out.
 
     A personalised model is a base and what was learned.
@@ -54,9 +55,9 @@ def files_of(name: str, pipe: Any) -> Iterator[Path]:
         InputError: There is none.
     """
     if (Path(name) / PERSONALIZED).is_file():
-        with TemporaryDirectory() as made:
-            pipe.save_pretrained(made)
-            yield Path(made)
+        with TemporaryDirectory() as folder:
+            pipe.save_pretrained(folder)
+            yield Path(folder)
     else:
         yield folder_of(name)
 
@@ -82,7 +83,7 @@ def copy_configs(source: Path, to: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
-def write_edited(edit: WeightEdit, pipe: Any, source: Path, to: Path) -> None:
+def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Path) -> None:
     """Write a model's files with an edit in them.
 
     Of each file of weights the changed tensors are computed from those of that file. In the main files they are at
@@ -127,13 +128,13 @@ def _is_weights(path: Path) -> bool:
 
 def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path) -> set[str]:
     """Write one file of a component's weights and return the parameters that it changed."""
-    found = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
-    if found:
-        changed = {key: partial(edit.edited, name) for key, name in found.items()}
+    names = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
+    if names:
+        changed = {key: partial(edit.edited, name) for key, name in names.items()}
         rewrite_tensors(path, to, changed, at_least=None if _is_variant(path) else torch.float32)
     else:
         shutil.copyfile(path, to)
-    return set(found.values())
+    return set(names.values())
 
 
 def _parameter(edit: WeightEdit, part: str, key: str) -> str | None:
@@ -143,7 +144,7 @@ def _parameter(edit: WeightEdit, part: str, key: str) -> str | None:
 
 
 def _is_variant(path: Path) -> bool:
-    """Whether a file is of a named variant: "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"."""
+    """Return True for a file of a named variant: "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"."""
     return "." in re.sub(r"-\d+-of-\d+", "", path.stem)
 
 

@@ -1,4 +1,4 @@
-"""What stands in a ledger in the forms that other programs read."""
+"""The standing removals of a ledger in the formats that other programs read."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
     "attend-and-excite": (guided.StableDiffusionAttendExcitePipeline, guided.StableDiffusionXLAttendExcitePipeline),
     "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
 }
-"""Methods that act while pictures are made, with their pipelines for one text encoder and for two."""
+"""Guidances by name, with their pipelines for one text encoder and for two."""
 
 _STREAMED = ("pipeline", "edit")
 _WITH_GUIDANCE = ("pipeline", "edit")
@@ -42,12 +42,12 @@ _RECORD_FORMAT = "erasure-export/1"
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What is asked for.
+    """Format and options of an export.
 
     Attributes:
         format: "pipeline", "edit", "lora", "kohya" or "checkpoint".
-        rank: Of "lora" and "kohya", the most directions a layer gets; None keeps all that a low-rank change has.
-        guidance: Of "pipeline", a method that acts while pictures are made, to be put beside the weights.
+        rank: Largest rank of a layer in "lora" and "kohya"; None keeps all of a low-rank change.
+        guidance: Guidance written beside the weights of "pipeline"; None writes that of the removals alone.
     """
 
     format: str = "pipeline"
@@ -68,20 +68,20 @@ class Export:
 
     @property
     def file(self) -> str:
-        """What to load: a file in the folder, "" where it is the folder itself."""
+        """File to load in the folder; "" for the folder itself."""
         return _WRITERS[self.format][1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        export: What was asked for.
-        state: The ledger's name for what stood.
-        base: The base's fingerprint.
-        notes: What of it is not exact, for people.
-        name: What its card calls the model; "" without one.
+        export: Format and options.
+        state: State of the ledger.
+        base: Fingerprint of the base.
+        notes: Sentences about what is not exact or needs care, for people.
+        name: Name of the model in its card; "" without one.
     """
 
     export: Export
@@ -92,16 +92,16 @@ class Written:
 
 
 def write_export(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> Written:
-    """Write what stands into a folder.
+    """Write the standing removals into a folder.
 
     Args:
         ledger: The ledger.
         pipe: Its unedited base, on the CPU or elsewhere.
-        export: What to write.
+        export: Format and options.
         folder: An empty one.
 
     Raises:
-        InputError: Nothing stands, or the format cannot hold what does.
+        InputError: No removal stands, or the format cannot hold one.
         BaseMismatchError: The pipeline is not the ledger's base.
         LedgerError: A file of the ledger is missing or was changed.
     """
@@ -160,7 +160,7 @@ def check_holds(ledger: Ledger, export: Export) -> None:
 
 
 def write_record(written: Written, folder: Path) -> None:
-    """Write down what the folder holds, with the hash of every file that is there."""
+    """Write a record of the export, with the hash of every file in the folder."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / RECORD]
     files = {str(path.relative_to(folder)): _sha256(path) for path in paths}
     record = {"format": _RECORD_FORMAT, **asdict(written), "files": files}
@@ -168,11 +168,11 @@ def write_record(written: Written, folder: Path) -> None:
 
 
 def already_written(ledger: Ledger, export: Export, folder: Path) -> Written | None:
-    """Return what a folder holds if that is this export of what stands now, whole and unchanged; else None."""
+    """Return the export that a folder holds, if it is complete, unchanged and current; else None."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        asked = {"format": _RECORD_FORMAT, "export": asdict(export), "state": ledger.state()}
-        if asked != {key: record[key] for key in asked}:
+        expected = {"format": _RECORD_FORMAT, "export": asdict(export), "state": ledger.state()}
+        if expected != {key: record[key] for key in expected}:
             return None
         if any(_sha256(folder / name) != sha256 for name, sha256 in record["files"].items()):
             return None
@@ -264,7 +264,7 @@ def _encoder_named(key: str) -> str:
 
 
 def _cut(lora: Lora) -> tuple[str, ...]:
-    """Say how far the factors are from the edit, beyond what float32 takes."""
+    """Return notes about the difference of factors and edit, beyond the rounding of float32."""
     notes = []
     if lora.left_out:
         some = f"{lora.left_out[0]!r}" + (f" and {len(lora.left_out) - 1} more" if len(lora.left_out) > 1 else "")

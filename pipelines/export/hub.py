@@ -59,7 +59,7 @@ PIPELINES: tuple[type, ...] = (
     guided.StableDiffusionAttendExcitePipeline,
     guided.StableDiffusionXLAttendExcitePipeline,
 )
-"""What `python -m erasure.pipelines.export.hub` writes."""
+"""Pipeline classes that `python -m erasure.pipelines.export.hub` writes."""
 
 
 @dataclass(eq=False)
@@ -76,10 +76,10 @@ class _Module:
     def of(cls, module: ModuleType) -> "_Module":
         """Read a module."""
         text = _STAND_INS.get(module.__name__) or inspect.getsource(module)
-        found = cls(name=module.__name__, text=text)
-        for node in ast.parse(found.text).body:
-            found._note(node, module)
-        return found
+        read = cls(name=module.__name__, text=text)
+        for node in ast.parse(read.text).body:
+            read._note(node, module)
+        return read
 
     def _note(self, node: ast.stmt, module: ModuleType) -> None:
         match node:
@@ -120,16 +120,16 @@ def self_contained(pipeline: type) -> str:
             f"hub: expected a pipeline class of {_PACKAGE}, got {pipeline.__qualname__}. Publish its file."
         )
     modules: dict[str, _Module] = {}
-    wanted = list(_followed(pipeline.__module__, pipeline.__name__, modules))
+    needed = list(_followed(pipeline.__module__, pipeline.__name__, modules))
     owner: dict[str, str] = {}
     imports: set[str] = set()
-    for module, name in wanted:
+    for module, name in needed:
         if owner.setdefault(name, module) != module:
             raise InputError(f"hub: expected distinct names, got {name!r} in {owner[name]} and {module}. Rename one.")
         imports |= set(_foreign_of(modules[module], name))
     parts = [_header(pipeline), "\n".join(sorted(imports, key=_import_order))]
     for module in _in_order(modules):
-        chosen = {name for where, name in wanted if where == module.name}
+        chosen = {name for where, name in needed if where == module.name}
         nodes = {id(node): node for name in chosen for node in module.definitions[name]}
         parts += [_source(module, node) for node in sorted(nodes.values(), key=lambda node: node.lineno)]
     return "\n\n\n".join(parts) + "\n"
@@ -146,16 +146,16 @@ def _followed(module: str, name: str, modules: dict[str, _Module]) -> Iterator[t
         seen.add((where, what))
         if where not in modules:
             modules[where] = _Module.of(import_module(where))
-        found = modules[where]
-        if what in found.ours:
-            waiting.append(found.ours[what])
+        source = modules[where]
+        if what in source.ours:
+            waiting.append(source.ours[what])
             continue
-        if what not in found.definitions:
+        if what not in source.definitions:
             raise InputError(f"hub: expected {where} to define {what!r} at its top level. Define it there.")
         yield where, what
-        used = {used for node in found.definitions[what] for used in _names(node)}
-        waiting += [(where, other) for other in sorted(used) if other in found.definitions]
-        waiting += [found.ours[other] for other in sorted(used) if other in found.ours]
+        used = {used for node in source.definitions[what] for used in _names(node)}
+        waiting += [(where, other) for other in sorted(used) if other in source.definitions]
+        waiting += [source.ours[other] for other in sorted(used) if other in source.ours]
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -199,14 +199,18 @@ def _source(module: _Module, node: ast.stmt) -> str:
         starts.append(starts[-1] + len(line.encode()))
     raw = module.text.encode()
 
-    def at(line: int, column: int) -> int:
+    def place(line: int, column: int) -> int:
         return starts[line - 1] + column
 
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
     first = min((decorator.lineno for decorator in decorators), default=node.lineno)
-    begin, end = at(first, 0), at(node.end_lineno or node.lineno, node.end_col_offset or 0)
+    begin, end = place(first, 0), place(node.end_lineno or node.lineno, node.end_col_offset or 0)
     changes = [
-        (at(inner.lineno, inner.col_offset), at(inner.end_lineno or 0, inner.end_col_offset or 0), inner.slice.elts[0])
+        (
+            place(inner.lineno, inner.col_offset),
+            place(inner.end_lineno or 0, inner.end_col_offset or 0),
+            inner.slice.elts[0],
+        )
         for inner in ast.walk(node)
         if isinstance(inner, ast.Subscript)
         and isinstance(inner.value, ast.Name)

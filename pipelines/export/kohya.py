@@ -1,9 +1,9 @@
 """LoRA files under the names of kohya's training scripts, which ComfyUI and A1111 read."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ _FAMILIES = {
 }
 
 
-def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: Any) -> dict[str, Tensor]:
+def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """Return LoRA factors under kohya's names, with an alpha equal to the rank: the factors count as they are.
 
     All layers get the largest rank, smaller ones by zeros, because diffusers reads one alpha for all. For Stable
@@ -36,16 +36,16 @@ def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: Any) -> dict[str, Tens
     Raises:
         InputError: A layer that such files have no name for.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     rank = rank_of(state_dict)
     for module in (key.removesuffix(_DOWN) for key in state_dict if key.endswith(_DOWN)):
         down, up = state_dict[f"{module}{_DOWN}"], state_dict[f"{module}.lora_B.weight"]
         name, lacking = _layer(module, pipe), rank - len(down)
         kernel = [0, 0] * (down.ndim - 2)
-        found[f"{name}.lora_down.weight"] = F.pad(down, [*kernel, 0, 0, 0, lacking])
-        found[f"{name}.lora_up.weight"] = F.pad(up, [*kernel, 0, lacking])
-        found[f"{name}.alpha"] = torch.tensor(float(rank))
-    return found
+        tensors[f"{name}.lora_down.weight"] = F.pad(down, [*kernel, 0, 0, 0, lacking])
+        tensors[f"{name}.lora_up.weight"] = F.pad(up, [*kernel, 0, lacking])
+        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
+    return tensors
 
 
 def rank_of(state_dict: Mapping[str, Tensor]) -> int:
@@ -53,13 +53,13 @@ def rank_of(state_dict: Mapping[str, Tensor]) -> int:
     return max(len(factor) for key, factor in state_dict.items() if key.endswith(_DOWN))
 
 
-def kohya_metadata(pipe: Any, rank: int) -> dict[str, str]:
+def kohya_metadata(pipe: DiffusionPipeline, rank: int) -> dict[str, str]:
     """Return the header of such a file, for factors of that rank."""
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     return {"format": "pt", **_FAMILIES[backbone_of(pipe).family], **network}
 
 
-def _layer(module: str, pipe: Any) -> str:
+def _layer(module: str, pipe: DiffusionPipeline) -> str:
     part, _, name = module.partition(".")
     is_sdxl = backbone_of(pipe).family == "sdxl"
     if part == "unet":

@@ -1,0 +1,74 @@
+"""The record of an open ledger, as it is read: entries, states, the base."""
+
+import hashlib
+
+from ..edits.metadata import named_model
+from ..errors import BaseMismatchError, unknown_name
+from .record import Base, Entry, Origin
+from .store import LedgerStore
+
+
+class LedgerView:
+    """The read side of a ledger, which needs its record alone.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, store: LedgerStore) -> None:
+        self.path = store.path
+        self._store = store
+
+    @property
+    def base(self) -> Base:
+        """The base model."""
+        return self._store.record.base
+
+    @property
+    def origin(self) -> Origin | None:
+        """The ledger that this one was replayed from; None without one."""
+        return self._store.record.origin
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every removal ever made, in order."""
+        return self._store.record.entries
+
+    @property
+    def standing(self) -> tuple[Entry, ...]:
+        """The removals that were not undone, in order."""
+        return tuple(entry for entry in self.entries if entry.state == "standing")
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        """Ids of standing removals that were fitted on the weights of one that no longer stands."""
+        stands = {entry.id for entry in self.standing}
+        return tuple(e.id for e in self.standing if not e.solved and not stands.issuperset(e.started_from))
+
+    def entry(self, name: str) -> Entry:
+        """Return the removal of an id; "1" is "001".
+
+        Raises:
+            UnknownNameError: There is none.
+        """
+        for entry in self.entries:
+            if entry.id == name.zfill(3):
+                return entry
+        raise unknown_name("ledger entry", name, [entry.id for entry in self.entries])
+
+    def check_base(self, fingerprint: str, name: str = "") -> None:
+        """Raise BaseMismatchError unless a model is the ledger's base."""
+        if fingerprint != self.base.fingerprint:
+            raise BaseMismatchError(
+                f"ledger {str(self.path)!r}: expected its base {named_model(self.base.name, self.base.fingerprint)},"
+                f" got {named_model(name, fingerprint)}. Load that base, or start another ledger."
+            )
+
+    def state(self, upto: str | None = None) -> str:
+        """Return a hash of the standing removals: equal for equal files on the same base, and for no others."""
+        parts = [entry.sha256 for entry in self._standing_upto(upto)]
+        return hashlib.sha256("\n".join([self.base.fingerprint, *parts]).encode()).hexdigest()[:16]
+
+    def _standing_upto(self, upto: str | None) -> list[Entry]:
+        last = None if upto is None else self.entry(upto).id
+        return [entry for entry in self.standing if last is None or entry.id <= last]
