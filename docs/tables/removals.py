@@ -53,15 +53,16 @@ def removal_steps(source: str, results: Path) -> str:
 
 def settings(source: str, results: Path) -> str:
     """Return one row a setting of an eraser, a guidance or what learns, from fields and the docstrings that explain."""
-    from erasure.erasers import eraser_class
+    from erasure.erasers import eraser_class, eraser_names
     from erasure.guidance import guidances
     from erasure.personalize.class_diffusion import ClassDiffusion
     from erasure.personalize.forgetting import Forgetting
     from erasure.registry import described
 
     learning = {kind.name: kind for kind in (ClassDiffusion, Forgetting)}
-    known = {**guidances(), **learning}
-    kind: Any = known[source] if source in known else eraser_class(source)
+    erasers = {name: eraser_class(name) for name in eraser_names()}
+    known: dict[str, Any] = {**guidances(), **learning, **erasers}
+    kind = known[source]
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         meanings |= described(base) if is_dataclass(base) else {}
