@@ -9,7 +9,7 @@ from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.eval.images.attention_maps import AttentionTrace, attention_sheet, overlaid, trace_attention
 from erasure.guidance.a_star import AStar
-from erasure.sampling import SamplingSettings
+from erasure.sampling import SamplingSettings, sample_pairs
 from tests import tiny
 
 SAMPLER = SamplingSettings(steps=3, guidance_scale=4.0)
@@ -18,7 +18,7 @@ SAMPLER = SamplingSettings(steps=3, guidance_scale=4.0)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
     pipe = tiny.FAMILIES[family]()
-    (plain,) = SAMPLER.make(pipe, [("a cat and a dog", 0)])
+    (plain,) = sample_pairs(pipe, [("a cat and a dog", 0)], SAMPLER)
     seen = trace_attention(pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER)
     assert np.array_equal(np.asarray(seen.image), np.asarray(plain))
     assert sorted(seen.maps) == [0, 1, 2]
@@ -28,7 +28,7 @@ def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
         pipe, "a cat and a dog", ["cat", "dog"], 0, SAMPLER, AStar(concepts=("cat", "dog"), alpha=500.0)
     )
     assert not torch.equal(guided.maps[2], seen.maps[2])
-    (after,) = SAMPLER.make(pipe, [("a cat and a dog", 0)])
+    (after,) = sample_pairs(pipe, [("a cat and a dog", 0)], SAMPLER)
     assert np.array_equal(np.asarray(after), np.asarray(plain))
 
 
@@ -42,7 +42,7 @@ def test_a_trained_words_map_is_brightest_on_its_object() -> None:
 
 def test_the_sheet_has_a_row_for_each_concept_and_a_column_for_each_step() -> None:
     seen = AttentionTrace(
-        picture=Image.new("RGB", (16, 16), "blue"), maps={step: torch.rand(2, 4, 4) for step in range(9)}
+        image=Image.new("RGB", (16, 16), "blue"), maps={step: torch.rand(2, 4, 4) for step in range(9)}
     )
     sheet = attention_sheet([("plain", seen), ("guided", seen)], ["cat", "dog"], 3)
     cell, gap = 144, 8

@@ -355,11 +355,11 @@ def test_every_picture_and_every_text_is_read_once(
         name: store_of(tmp_path, drawings(n, at), BENCHMARK.pairs, name)
         for at, name in enumerate((ERASED, ORIGINAL, DESTROYED))
     }
-    told: list[int] = []
+    told: list[Progress] = []
     judges.prepare(stores[DESTROYED])
     judges.measure(stores, told.append)
     assert counted == {"oracle": 3 * n, "judge": 4 * n}  # once more as the set to compare with
-    assert sum(told) == 3 * n
+    assert told[-1].done == told[-1].total == 3 * n
     asked = {item.prompt for item in BENCHMARK.items} | {item.rest for item in BENCHMARK.items if item.rest}
     assert len(judges._tower._known) == len(asked)
     assert len(texts) == len(asked) + len(judges._captions._known)
