@@ -39,6 +39,16 @@ In place of the official fifteen, of the same kind: the phrase stands last in mo
 """
 
 
+def published_eta(preserve_scale: float, *, captions: int = 30_000, tokens: int = 77) -> float:
+    """Return `TRCE.eta` for a preserve_scale p of the official configs: p^2 / 30000 for each token of the captions.
+
+    The official script multiplies by p when it builds the statistics and again when it solves. The number of captions
+    of its statistics is not known; 30,000 is suggested by its constant. 0.01 is its value for sexual content, 0.02 for
+    all unsafe content.
+    """
+    return preserve_scale**2 / 30_000 * captions * tokens
+
+
 @dataclass(frozen=True, kw_only=True)
 class SentenceWeights:
     """Weights of the states of a sentence, and of what preserves.

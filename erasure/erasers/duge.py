@@ -12,30 +12,22 @@ from pydantic import Field
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..backbones.conditioning import concatenate
-from ..concept import Concept, Kind
+from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
-from ..prompts import fill
 from ..registry import Exactness
 from ..sampling import SamplingSettings
 from ..training.context import FitContext, TrainingTask
 from ..training.early_stopping import stop_when_gone
 from ..training.finetune import Loss, Optimisation, WeightedLoss
-from ..training.matching import LayerReading, Match, Matching, TargetImages, layers_up_to, prompt_turns
+from ..training.matching import LayerReading, Match, Matching, TargetImages, image_prompt, layers_up_to
 from ..training.replay import Regularisation, anchoring_loss, calibrated, diagonal_fisher, reading_loss, replay_loss
-from ..training.replay_memory import Memory, remembered, replayed
+from ..training.replay_memory import Memory, replayed
+from ..training.selectors.roles import TEXT_ATTENTION, TEXT_KEYS_AND_VALUES
 from ..training.shape import Shape
 from ..training.student import Student
 from .base import Eraser
 
-_PROMPTS: Mapping[Kind, str] = {
-    "object": "a photo of a {}",
-    "style": "a painting in the style of {}",
-    "identity": "a photo of {}",
-    "unsafe": "a photo of {}",
-}
-"""Prompts of the target's own images."""
 _REG_SCALES = {"l2-sp": 25_000.0, "l1-sp": 50.0, "ewc": 1e5}
 _MEMORY_SEED, _TARGET_SEED, _PROBE_SEED = 10_000_000, 20_000_000, 30_000_000
 
@@ -155,30 +147,20 @@ class DUGE(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts)
         if self.overshoot and self.match == "maps":
-            raise InputError(
-                "duge.overshoot: expected 0 where maps are matched, got"
-                f" {self.overshoot!r}. Set match to outputs or noise."
-            )
-        task = TrainingTask(
-            context=context,
-            concepts=concepts,
-            trained=self._trained(context.backbone).__contains__,
-            reference=context.original,
-            batch_size=self.batch_size,
-        )
+            got = f"got {self.overshoot!r}. Set match to outputs or noise."
+            raise InputError(f"duge.overshoot: expected 0 where maps are matched, {got}")
+        trained = self._trained(context.backbone).__contains__
+        task = TrainingTask(context=context, concepts=concepts, trained=trained, reference=context.original)
         memory = self._memory(concepts, context)
         # The distilled form starts at zero, which the first weight cannot be calibrated with.
         plain = self._preserving(memory, context, distill=False)
         erasing = calibrated(self._erasing(concepts, context), plain, self.unlearn_scale, ratio=self.calibration)
+        rank = self.rank if self.trained == "lora" else None
         changes = self.shape.train(
             task,
             erasing,
             Optimisation(
-                steps=self.steps,
-                lr=self.lr,
-                rank=self.rank if self.trained == "lora" else None,
-                weight_decay=self.weight_decay,
-                clip_norm=self.clip_norm,
+                steps=self.steps, lr=self.lr, rank=rank, weight_decay=self.weight_decay, clip_norm=self.clip_norm
             ),
             terms=self._terms(memory, task),
             stop=self._stop(concepts, context),
@@ -189,9 +171,8 @@ class DUGE(Eraser):
     def _trained(self, backbone: Backbone) -> frozenset[str]:
         """Return the full names of the parameters that are trained."""
         if self.trained == "kv":
-            sites = backbone.sites(("cross.k", "cross.v", "joint.text.k", "joint.text.v", "shared.k", "shared.v"))
-            return frozenset(name for name in sites if name.endswith(".weight"))
-        return frozenset(backbone.sites(("cross", "joint", "shared")))
+            return frozenset(name for name in backbone.sites(TEXT_KEYS_AND_VALUES) if name.endswith(".weight"))
+        return frozenset(backbone.sites(TEXT_ATTENTION))
 
     def _terms(self, memory: Memory, task: TrainingTask) -> list[WeightedLoss]:
         """Return L_pr, the reading term and L_reg."""
@@ -240,9 +221,8 @@ class DUGE(Eraser):
 
     def _preserving(self, memory: Memory, context: FitContext, *, distill: bool) -> Loss:
         """Return L_pr on the memory."""
-        return replay_loss(
-            memory, context, batch_size=self.batch_size, prompt_dropout=self.prompt_dropout, distill=distill
-        )
+        batch_size, dropout = self.batch_size, self.prompt_dropout
+        return replay_loss(memory, context, batch_size=batch_size, prompt_dropout=dropout, distill=distill)
 
     def _regularising(self, memory: Memory, context: FitContext) -> Loss:
         """Return L_reg."""
@@ -252,36 +232,17 @@ class DUGE(Eraser):
 
     def _fisher(self, memory: Memory, context: FitContext) -> dict[str, Tensor]:
         """Return the diagonal Fisher of L_pr at the present weights, from one image at a time."""
-        names = self._trained(context.backbone)
-        if self.trained == "lora":
-            names = frozenset(name for name in names if name.endswith(".weight"))
         single = replay_loss(memory, context, batch_size=1, prompt_dropout=0.0, distill=self.distill)
+        matrices = self.trained == "lora"
+        names = {n for n in self._trained(context.backbone) if n.endswith(".weight") or not matrices}
         return diagonal_fisher(context, names.__contains__, single, self.fisher_images)
 
     def _target(self, concept: Concept, context: FitContext) -> TargetImages:
-        """Return images of a target, the prompts that name it, and the prompts in their place."""
-        backbone, pairs = context.backbone, prompt_turns(concept)
-        prompts = [self._image_prompt(concept, i) for i in range(self.target_images)]
-        images = remembered(context, prompts, sampling=self._sampling, seed=_TARGET_SEED)
-        without = [blank for _, blank in pairs] if self.towards == "blank" else [""]
-        return TargetImages(
-            latents=images.latents,
-            prompts=backbone.encode([prompt for prompt, _ in pairs]),
-            blanks=concatenate([backbone.encode([text]) if text else backbone.unconditional() for text in without]),
-        )
-
-    def _image_prompt(self, concept: Concept, i: int) -> str:
-        """Return the prompt of the target's i-th image."""
-        pairs = prompt_turns(concept)
-        return pairs[i % len(pairs)][0] if self.towards == "blank" else fill(_PROMPTS[concept.kind], concept.target)
+        n, sampling, paired = self.target_images, self._sampling, self.towards == "blank"
+        return TargetImages.of(concept, context, n, sampling=sampling, seed=_TARGET_SEED, paired=paired)
 
     def _stop(self, concepts: Sequence[Concept], context: FitContext) -> Callable[[Student, int], bool] | None:
         """Return the early stopping; None where nothing is looked at."""
-        if not self.probe_every:
-            return None
-        probes = [
-            (concept, self._image_prompt(concept, i), _PROBE_SEED + i)
-            for concept in concepts
-            for i in range(max(1, self.probe_images // len(concepts)))
-        ]
+        each, paired = max(1, self.probe_images // len(concepts)), self.towards == "blank"
+        probes = [(c, image_prompt(c, i, paired=paired), _PROBE_SEED + i) for c in concepts for i in range(each)]
         return stop_when_gone(context, probes, self._sampling, every=self.probe_every, share=self.probe_share)

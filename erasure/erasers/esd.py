@@ -19,6 +19,7 @@ from ..sampling import scheduled_prediction
 from ..training.context import FitContext, TrainingTask
 from ..training.finetune import Loss, Optimisation, WeightedLoss, below
 from ..training.objectives.guided import Guided, PromptForm, preserved_prompts
+from ..training.selectors.roles import TEXT_ATTENTION, TEXT_KEYS_AND_VALUES
 from ..training.shape import Shape
 from ..training.student import Student
 from ..training.trajectories import PartialTrajectories, encoded
@@ -26,11 +27,9 @@ from .base import Eraser
 
 Variant = Literal["x", "x-strict", "u", "full"]
 
-_READING = ("cross", "joint", "shared")
-_KEYS_AND_VALUES = ("cross.k", "cross.v", "joint.text.k", "joint.text.v", "shared.k", "shared.v")
 # Left out of ESD-u by the published training script, beside cross-attention: the layers that read the timestep (and, in
 # SDXL, the sentence vector) and the output layers.
-_NOT_IN_U = (*_READING, "time", "pooled", "out")
+_NOT_IN_U = (*TEXT_ATTENTION, "time", "pooled", "out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +140,9 @@ def trained_by(variant: Variant, backbone: Backbone) -> frozenset[str]:
     sites = backbone.sites()
     match variant:
         case "x":
-            return frozenset(name for name, site in sites.items() if has_role(site, _READING))
+            return frozenset(name for name, site in sites.items() if has_role(site, TEXT_ATTENTION))
         case "x-strict":
-            return frozenset(name for name, site in sites.items() if has_role(site, _KEYS_AND_VALUES))
+            return frozenset(name for name, site in sites.items() if has_role(site, TEXT_KEYS_AND_VALUES))
         case "u":
             return frozenset(name for name, site in sites.items() if not has_role(site, _NOT_IN_U))
         case "full":

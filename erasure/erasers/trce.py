@@ -4,7 +4,6 @@ The paper's abstract and its official code (commit 0da9b71, Stable Diffusion 1.4
 formulas are known second-hand. Nothing here is copied from that code, which has no licence.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..backbones.base import Backbone
-from ..closed_form.caption_statistics import Statistics, ordinary_captions, read_captions, statistics
+from ..closed_form.caption_statistics import ordinary_captions, read_captions, statistics
 from ..closed_form.problem import Rows
-from ..closed_form.sentences import FRAMES, SentencePair, SentenceReader, SentenceWeights
+from ..closed_form.sentences import FRAMES, SentencePair, SentenceReader, SentenceWeights, published_eta
 from ..closed_form.solve import solve
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
@@ -28,18 +27,6 @@ from ..training.finetune import Optimisation, WeightedLoss
 from ..training.shape import Shape
 from ..training.steering import HingeCounter, Steering, SteeringPlan, SteeringPrompts, planned_latents
 from .base import Eraser
-
-logger = logging.getLogger(__name__)
-
-
-def published_eta(preserve_scale: float, *, captions: int = 30_000, tokens: int = 77) -> float:
-    """Return `TRCE.eta` for a preserve_scale p of the official configs: p^2 / 30000 for each token of the captions.
-
-    The official script multiplies by p when it builds the statistics and again when it solves. The number of captions
-    of its statistics is not known; 30,000 is suggested by its constant. 0.01 is its value for sexual content, 0.02 for
-    all unsafe content.
-    """
-    return preserve_scale**2 / 30_000 * captions * tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +66,7 @@ class TRCE(Eraser):
         weight_start: Weight of the start-of-text state, >= 0.
         weight_eot: Weight of the first end-of-text state, >= 0.
         weight_last: Weight of the last state of all, times the number of states after the words, >= 0, as in the code.
-        weight_term: Weight of each token of the term, which becomes the safe sentence's last state, >= 0, as in the
-            code.
+        weight_term: Weight of each token of the term, which becomes the safe sentence's last state, >= 0.
         eot_index: Position of the first end of text: by token "ids", or "words", the code's count of words plus one.
         eta: Weight of all tokens of the captions together, against 1 for all sentences, >= 0; see `published_eta`.
         reg: Pull towards the old weights, >= 0.
@@ -163,22 +149,22 @@ class TRCE(Eraser):
         """Return stage 1's least-squares problem for the key and value projections.
 
         Raises:
-            InputError: A sentence without anything in it to become, a phrase that is too long, or captions that cannot
-                be read.
+            InputError: A sentence has no safe form, a phrase is too long, or captions cannot be read.
         """
         return self._problems(concepts, context)[0]
 
     def _text(self, concepts: Sequence[Concept], context: FitContext, metadata: EditMetadata) -> WeightEdit:
         rows, pooled = self._problems(concepts, context)
         edit = WeightEdit.from_rows(rows, list(context.backbone.sites(reads="text")), metadata)
-        if pooled is None:
-            return edit
-        return replace(edit, changes={**edit.changes, **pooled_changes(context.backbone, solve(pooled))})
+        vector = {} if pooled is None else pooled_changes(context.backbone, solve(pooled))
+        return replace(edit, changes={**edit.changes, **vector})
 
     def _problems(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, Rows | None]:
         """Return stage 1's problems: of the key and value projections, and of the sentence vector's readers."""
         reader = SentenceReader(context.backbone, self._pairs(concepts), self._weights)
-        captions = self._statistics(concepts, context)
+        removed = [*context.targets, *concepts]
+        texts = (lambda: read_captions(self.captions)) if self.captions else ordinary_captions(concepts, removed)
+        captions = statistics(context.backbone, texts, folder=context.history.memory)
         return reader.rows(captions), reader.pooled_rows(captions)
 
     @property
@@ -208,16 +194,11 @@ class TRCE(Eraser):
             return self.frames
         return tuple(FRAMES) if self.frames == "captions" and concept.kind == "unsafe" else templates(concept.kind)
 
-    def _statistics(self, concepts: Sequence[Concept], context: FitContext) -> Statistics:
-        removed = [*context.targets, *concepts]
-        captions = (lambda: read_captions(self.captions)) if self.captions else ordinary_captions(concepts, removed)
-        return statistics(context.backbone, captions, folder=context.history.memory)
-
     def _visual(self, text: WeightEdit, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         """Return the edit with the changes that stage 2 learns on top of stage 1."""
         backbone, on_progress, counter = context.backbone, context.on_progress, HingeCounter()
-        pairs = [SentencePair.of(self.trajectory_frame, name, c) for c in concepts for name in c.names]
-        twins = list(dict.fromkeys(pairs))
+        frame = self.trajectory_frame
+        twins = list(dict.fromkeys(SentencePair.of(frame, name, c) for c in concepts for name in c.names))
         plan = self._plan(len(twins), context.seed)
         malicious, null = planned_latents([twin.prompt for twin in twins], plan, context)
         steering = Steering(
@@ -234,15 +215,9 @@ class TRCE(Eraser):
             concepts=concepts,
             trained=steered(backbone).__contains__,
             reference=lambda: exchanged(backbone.parameters(before.__contains__), before),
-            batch_size=self.batch_size,
         )
-        optimisation = Optimisation(
-            steps=plan.steps,
-            lr=self.lr,
-            rank=self.rank,
-            weight_decay=self.weight_decay,
-            clear_gradients=not self.accumulate_forever,
-        )
+        clear, decay, rank = not self.accumulate_forever, self.weight_decay, self.rank
+        optimisation = Optimisation(steps=plan.steps, lr=self.lr, rank=rank, weight_decay=decay, clear_gradients=clear)
         with text.applied_to(backbone.pipe, check=False):
             changes = self.shape.train(
                 task,
@@ -251,7 +226,6 @@ class TRCE(Eraser):
                 terms=[WeightedLoss(loss=steering.preserving(null), weight=self.preserve_weight)],
                 on_progress=on_progress and (lambda progress: on_progress(counter.noted(progress))),
             )
-        logger.info("trce: %s", counter.note())
         return self.shape.finished(replace(text, changes={**text.changes, **changes}), task)
 
     def _plan(self, terms: int, seed: int) -> SteeringPlan:

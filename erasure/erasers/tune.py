@@ -13,6 +13,7 @@ from ..training.context import FitContext, TrainingTask
 from ..training.finetune import Optimisation
 from ..training.objectives import Objective
 from ..training.objectives.guided import Guided
+from ..training.selectors.roles import TEXT_ATTENTION
 from ..training.shape import Shape
 from .base import Eraser
 
@@ -48,7 +49,7 @@ class Tune(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts)
         backbone = context.backbone
-        sites = backbone.sites(("cross", "joint", "shared") if self.shape.sites is None else None)
+        sites = backbone.sites(TEXT_ATTENTION if self.shape.sites is None else None)
         task = TrainingTask(context=context, concepts=concepts, trained=sites.__contains__, batch_size=self.batch_size)
         optimisation = Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, optimizer=self.optimizer)
         changes = self.shape.train(task, self.objective.loss(task), optimisation)

@@ -6,11 +6,11 @@
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from diffusers import DiffusionPipeline
 from PIL import Image, UnidentifiedImageError
 
 from ..edits import WeightEdit
@@ -117,8 +117,8 @@ class Personalized:
         return cls(folder=folder, base=base, instances=learned)
 
 
-def load_personalized(folder: Path, load: Any) -> Any:
-    """Return the pipeline of a folder: its base, which `load` loads by name, and what was learned."""
+def load_personalized(folder: Path, load: Callable[[str], DiffusionPipeline]) -> DiffusionPipeline:
+    """Return the pipeline of a folder: its base, which `load` loads by name, with the learned instances."""
     found = Personalized.open(folder)
     pipe = load(found.base)
     found.edit.merge_into(pipe)

@@ -1,10 +1,10 @@
-"""What was learned, in the formats that diffusers and others load: textual inversion, Custom Diffusion, LoRA."""
+"""Learned instances in the formats that diffusers and others load: textual inversion, Custom Diffusion, LoRA."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import save
 from torch import Tensor
 
@@ -30,14 +30,14 @@ def textual_inversion(edit: WeightEdit) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def custom_diffusion(edit: WeightEdit, pipe: Any) -> dict[str, Tensor]:
-    """Return the changed keys and values as `pipe.unet.load_attn_procs` takes them: whole weights, float32.
+def custom_diffusion(edit: WeightEdit, pipe: DiffusionPipeline) -> dict[str, Tensor]:
+    """Return the changed keys and values as the denoiser's `load_attn_procs` takes them: whole weights, float32.
 
     In diffusers 0.42 that needs `_pipeline=pipe`: without, it reads the file and sets nothing.
 
     Args:
-        edit: Of keys and values of cross-attention alone.
-        pipe: The model that it was made for, unchanged.
+        edit: Edit of keys and values of cross-attention alone.
+        pipe: Model of the edit, unchanged.
 
     Raises:
         InputError: The edit changes something else, or keys and values of some layers only.
@@ -51,14 +51,15 @@ def custom_diffusion(edit: WeightEdit, pipe: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, change in edit.changes.items():
         weight = weights[name].detach().cpu()
-        layer, _, projection = name.removeprefix("unet.").removesuffix(".weight").rpartition(".")
+        layer, _, projection = name.partition(".")[2].removesuffix(".weight").rpartition(".")
         found[f"{layer}.processor.{projection}_custom_diffusion.weight"] = (weight.double() + change.of(weight)).float()
     # The loader wants to hear of every layer; an empty tensor says that a layer is as it was.
-    plain = [name for name in pipe.unet.attn_processors if not any(key.startswith(f"{name}.") for key in found)]
+    layers: Iterable[str] = getattr(backbone.denoiser, "attn_processors", ())
+    plain = [name for name in layers if not any(key.startswith(f"{name}.") for key in found)]
     return {**found, **{name: torch.empty(0) for name in plain}}
 
 
-def write_formats(edit: WeightEdit, pipe: Any, folder: Path) -> list[Path]:
+def write_formats(edit: WeightEdit, pipe: DiffusionPipeline, folder: Path) -> list[Path]:
     """Write what was learned in the formats of others, and return the files."""
     files: dict[str, Mapping[str, Tensor]] = {**textual_inversion(edit)}
     if all(isinstance(change, LowRankChange) for change in edit.changes.values()):

@@ -25,11 +25,11 @@ def stop_when_gone(
         context: Surroundings of the fit.
         probes: Concept, prompt and seed of each image that is looked at.
         sampling: Sampling settings of the images.
-        every: Updates between two looks, > 0.
+        every: Updates between two looks, >= 0; 0 never looks.
         share: Largest share of images that may show their concept, in [0, 1].
     """
     judge = context.judge
-    if judge is None:
+    if judge is None or not every:
         return None
 
     def stop(student: Student, done: int) -> bool:

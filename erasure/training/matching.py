@@ -1,6 +1,6 @@
 """The loss that moves attention or predictions for a target towards those for a prompt without it (DUGE's L_U)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -14,17 +14,26 @@ from ..backbones.attention import AttentionCapture, Reduce, at_least_float32, la
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, concatenate
 from ..backbones.schedule import Timestep
-from ..concept import Concept
+from ..concept import Concept, Kind
 from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
 from ..prompts import blank, fill, templates
+from ..sampling import SamplingSettings
 from .context import FitContext
 from .finetune import Loss, below, uniform
 from .replay import noised
+from .replay_memory import remembered
 from .student import Student
 
 Latents = Float[Tensor, "n c h w"]
 Match = Literal["maps", "outputs", "noise"]
+
+_PROMPTS: Mapping[Kind, str] = {
+    "object": "a photo of a {}",
+    "style": "a painting in the style of {}",
+    "identity": "a photo of {}",
+    "unsafe": "a photo of {}",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +49,37 @@ class TargetImages:
     latents: Latents
     prompts: Conditioning
     blanks: Conditioning
+
+    @classmethod
+    def of(
+        cls,
+        concept: Concept,
+        context: FitContext,
+        count: int,
+        *,
+        sampling: SamplingSettings,
+        seed: int,
+        paired: bool,
+    ) -> "TargetImages":
+        """Return images of a concept, made by the original model.
+
+        Args:
+            concept: Target.
+            context: Surroundings of the fit.
+            count: Number of images, > 0.
+            sampling: Sampling settings.
+            seed: Seed of the first image, >= 0.
+            paired: Whether each prompt has images and a blank of its own; else the blank is the empty prompt.
+        """
+        backbone, pairs = context.backbone, prompt_turns(concept)
+        prompts = [image_prompt(concept, i, paired=paired) for i in range(count)]
+        images = remembered(context, prompts, sampling=sampling, seed=seed)
+        blanks = [blank for _, blank in pairs] if paired else [""]
+        return cls(
+            latents=images.latents,
+            prompts=backbone.encode([prompt for prompt, _ in pairs]),
+            blanks=concatenate([backbone.encode([text]) if text else backbone.unconditional() for text in blanks]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +205,12 @@ def layers_up_to(backbone: Backbone, max_pixels: int | None) -> list[str]:
             " Raise it."
         )
     return layers
+
+
+def image_prompt(concept: Concept, i: int, *, paired: bool) -> str:
+    """Return the prompt of a concept's i-th image; with `paired` its prompts take turns."""
+    pairs = prompt_turns(concept)
+    return pairs[i % len(pairs)][0] if paired else fill(_PROMPTS[concept.kind], concept.target)
 
 
 def prompt_turns(concept: Concept) -> list[tuple[str, str]]:

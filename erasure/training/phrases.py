@@ -35,9 +35,9 @@ def phrase_features(
         raise InputError(f"spl_pooling: expected 'eos' for a model with two text encoders, got {pooling!r}.")
     first: Any = backbone.component("text_encoder")
     end = backbone.tokenizers()["text_encoder"].eos_token_id
-    at = pooled_position(read.ids, end, pooling).to(read.states.device)
-    own = read.states[torch.arange(len(read), device=at.device), at, : first.config.hidden_size]
-    return [own] if read.pooled is None else [own, read.pooled]
+    positions = pooled_position(read.ids, end, pooling).to(read.states.device)
+    pooled = read.states[torch.arange(len(read), device=positions.device), positions, : first.config.hidden_size]
+    return [pooled] if read.pooled is None else [pooled, read.pooled]
 
 
 def class_phrases(concepts: Sequence[Concept]) -> list[str]:

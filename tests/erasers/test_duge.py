@@ -18,7 +18,7 @@ from erasure.ledger import Ledger
 from erasure.prompts import GENERIC
 from erasure.runs.configs import read_config
 from erasure.training.context import FitContext, History
-from erasure.training.matching import LayerReading, prompt_turns
+from erasure.training.matching import LayerReading, image_prompt, prompt_turns
 from erasure.training.replay import noised, reading_loss
 from erasure.training.replay_memory import free_of, memory_prompts, remembered
 from erasure.training.student import Student
@@ -351,10 +351,10 @@ def test_what_stands_in_a_targets_place_is_its_context(small: Backbone) -> None:
     assert len(target.latents) == 3
     assert len(target.prompts) == len(target.blanks) == len(pairs)
     torch.testing.assert_close(target.blanks.states[0], small.unconditional().states[0])
-    assert settings._image_prompt(CAT, 1) == next(iter(list(pairs)[1:]))
+    assert image_prompt(CAT, 1, paired=True) == next(iter(list(pairs)[1:]))
     plain = QUICK._target(CAT, FitContext(backbone=small))
     assert len(plain.blanks) == 1
-    assert QUICK._image_prompt(CAT, 1) == "a photo of a cat"
+    assert image_prompt(CAT, 1, paired=False) == "a photo of a cat"
 
 
 def test_overshooting_goes_on_beyond_what_is_aimed_at(small: Backbone) -> None:

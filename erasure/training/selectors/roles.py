@@ -8,6 +8,11 @@ from ...registry import Exactness
 from ..context import TrainingTask
 from .base import Selection, Selector
 
+TEXT_ATTENTION = ("cross", "joint", "shared")
+"""Roles of the attention that reads text."""
+TEXT_KEYS_AND_VALUES = ("cross.k", "cross.v", "joint.text.k", "joint.text.v", "shared.k", "shared.v")
+"""Roles of the keys and values of that attention."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roles(Selector):
@@ -21,7 +26,7 @@ class Roles(Selector):
     source: ClassVar[str] = "ours"
     exactness: ClassVar[Exactness] = "ours"
 
-    roles: tuple[str, ...] = ("cross", "joint", "shared")
+    roles: tuple[str, ...] = TEXT_ATTENTION
 
     def selected(self, task: TrainingTask) -> Selection:
         sites = task.backbone.sites(self.roles)
