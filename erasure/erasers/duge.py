@@ -178,7 +178,9 @@ class DUGE(Eraser):
         """Return L_pr, the reading term and L_reg."""
         context = task.context
         terms = [WeightedLoss(loss=self._preserving(memory, context, distill=self.distill), weight=self.prior_scale)]
-        if self.reading_scale:
+        # Where no trained weight reads the text states, the term would be a constant.
+        readers = context.backbone.sites(reads="text").keys()
+        if self.reading_scale and not readers.isdisjoint(self._trained(context.backbone)):
             terms.append(WeightedLoss(loss=reading_loss(task.concepts, context), weight=self.reading_scale))
         reg_scale = _REG_SCALES[self.regularisation] if self.reg_scale is None else self.reg_scale
         if reg_scale:
