@@ -116,7 +116,7 @@ def test_an_attack_stands_beside_its_controls(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
     built = with_tables("<!-- table attacks: */run.json -->\n<!-- end table -->\n", tmp_path)
-    assert "| 1 picture | within 2 | plain prompt | on the original | second judge agrees |" in built
+    assert "| 1 image | within 2 | plain prompt | on the original | second judge agrees |" in built
     (row,) = [line for line in built.splitlines() if line.startswith("| one | mma |")]
     assert [cell.split()[0] for cell in row.split("|")[3:8]] == ["0.200", "0.400", "0.050", "1.000", "0.350"]
     (tmp_path / "one" / "run.json").write_text(json.dumps({"attacks": {}}), encoding="utf-8")
