@@ -1,6 +1,7 @@
-"""Concept erasure for text-to-image diffusion models: remove, prove, hand back.
+"""Concept erasure for text-to-image diffusion models: removal, proof, export.
 
-The public names load what they need when they are first used, so that `import erasure` costs next to nothing.
+The public names load their modules when they are first used, so that `import erasure` costs next to nothing. Every
+eraser is a public name, those of other packages too: `erasure.UCE(reg=0.5)`.
 """
 
 from importlib import import_module
@@ -11,10 +12,21 @@ __version__ = "0.1.0"
 # Each public name and the module that defines it.
 _HOMES = {
     "Concept": ".concept",
+    "Conditioning": ".backbones.conditioning",
+    "DUGE": ".erasers.duge",
+    "ESD": ".erasers.esd",
     "Edit": ".edits",
+    "Eraser": ".erasers",
     "ErasureError": ".errors",
     "Ledger": ".ledger",
-    "Conditioning": ".backbones.conditioning",
+    "Localised": ".erasers.localised",
+    "Progress": ".progress",
+    "SamplingEdit": ".edits",
+    "SamplingSettings": ".sampling",
+    "TRCE": ".erasers.trce",
+    "Tune": ".erasers.tune",
+    "UCE": ".erasers.uce",
+    "WeightEdit": ".edits",
     "backbone_of": ".backbones",
     "erase": ".api",
     "eraser_names": ".erasers",
@@ -24,11 +36,22 @@ _HOMES = {
 }
 
 __all__ = [
+    "DUGE",
+    "ESD",
+    "TRCE",
+    "UCE",
     "Concept",
     "Conditioning",
     "Edit",
+    "Eraser",
     "ErasureError",
     "Ledger",
+    "Localised",
+    "Progress",
+    "SamplingEdit",
+    "SamplingSettings",
+    "Tune",
+    "WeightEdit",
     "__version__",
     "backbone_of",
     "erase",
@@ -43,18 +66,30 @@ if TYPE_CHECKING:
     from .backbones import backbone_of
     from .backbones.conditioning import Conditioning
     from .concept import Concept
-    from .edits import Edit
-    from .erasers import eraser_names, make_eraser
+    from .edits import Edit, SamplingEdit, WeightEdit
+    from .erasers import Eraser, eraser_names, make_eraser
+    from .erasers.duge import DUGE
+    from .erasers.esd import ESD
+    from .erasers.localised import Localised
+    from .erasers.trce import TRCE
+    from .erasers.tune import Tune
+    from .erasers.uce import UCE
     from .errors import ErasureError
     from .ledger import Ledger
     from .loading import load_model
-    from .sampling import sample
+    from .progress import Progress
+    from .sampling import SamplingSettings, sample
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    if name[:1].isupper():  # an eraser of another package
+        erasers = import_module(".erasers", __name__).ERASERS.classes().values()
+        added = next((kind for kind in erasers if kind.__name__ == name), None)
+        if added is not None:
+            return added
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

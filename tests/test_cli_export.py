@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from erasure import Edit, Ledger, erase, load_model, tinyworld
+from erasure import UCE, Edit, Ledger, erase, load_model, tinyworld
 from erasure.cli.main import app
 from tests import tiny
 from tests.eval import world
@@ -204,7 +204,7 @@ def test_what_cannot_be_exported_is_one_line(ledger: Path, saved: Path, monkeypa
 
 def test_a_base_that_is_gone_is_one_line(tmp_path: Path) -> None:
     pipe = tiny.sd1()
-    Ledger.open_or_create("here", pipe, str(tmp_path / "gone")).add(erase(pipe, "cat", rows="last-subject"))
+    Ledger.open_or_create("here", pipe, str(tmp_path / "gone")).add(erase(pipe, "cat", eraser=UCE(rows="last-subject")))
     assert f"got '{tmp_path / 'gone'}'. Check the path." in fails("export", "here", "out")
     assert not Path("out").exists()
 
@@ -225,7 +225,7 @@ def test_removals_are_replayed_on_another_model(ledger: Path, tmp_path: Path) ->
 
 def test_a_published_edit_becomes_an_entry(saved: Path) -> None:
     pipe = load_model(str(saved))
-    edit = erase(pipe, "Van Gogh", rows="last-subject")
+    edit = erase(pipe, "Van Gogh", eraser=UCE(rows="last-subject"))
     edit.save("own.safetensors")
     weights = {name: weight.clone() for name, weight in pipe.unet.state_dict().items() if ".attn2.to_v" in name}
     save_file({name: weight + 1 for name, weight in weights.items()}, "esd.safetensors")
@@ -241,7 +241,7 @@ def test_a_published_edit_becomes_an_entry(saved: Path) -> None:
 
 def test_what_cannot_be_loaded_as_an_edit_is_one_line(saved: Path) -> None:
     pipe = load_model(str(saved))
-    erase(pipe, "cat", rows="last-subject").save("own.safetensors")
+    erase(pipe, "cat", eraser=UCE(rows="last-subject")).save("own.safetensors")
     save_file({"some.weight": pipe.unet.conv_in.bias.data}, "other.safetensors")
     Path("esd.pt").write_bytes(b"a pickle")
     assert "expected what was removed" in fails("load-edit", "other.safetensors", "--model", saved)

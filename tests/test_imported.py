@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from erasure import Concept, Ledger, erase
+from erasure import UCE, Concept, Ledger, erase
 from erasure.backbones import backbone_of
 from erasure.edits.foreign_weights import import_edit, is_own
 from erasure.errors import InputError
@@ -18,7 +18,7 @@ GONE = [Concept(target="cat")]
 
 def published(path: Path, pipe, *, prefix: str = "", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Save an erasure as UCE's and ESD's own code does, and return the file's weights."""
-    edit = erase(pipe, "cat", rows="last-subject")
+    edit = erase(pipe, "cat", eraser=UCE(rows="last-subject"))
     parameters = backbone_of(pipe).parameters(edit.changes.__contains__)
     weights = {
         prefix + name.removeprefix("unet."): edit.edited(name, weight.data).to(dtype)
@@ -75,7 +75,7 @@ def test_a_ledger_takes_and_verifies_it(tmp_path: Path) -> None:
 def test_our_own_files_are_told_from_others(tmp_path: Path) -> None:
     pipe = tiny.sd1()
     published(tmp_path / "uce.safetensors", pipe)
-    erase(pipe, "cat", rows="last-subject").save(tmp_path / "own.safetensors")
+    erase(pipe, "cat", eraser=UCE(rows="last-subject")).save(tmp_path / "own.safetensors")
     assert not is_own(tmp_path / "uce.safetensors")
     assert is_own(tmp_path / "own.safetensors")
 

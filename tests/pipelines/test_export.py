@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors import safe_open
 from torch import Tensor
 
-from erasure import Ledger, erase, tinyworld
+from erasure import UCE, Ledger, erase, tinyworld
 from erasure.backbones import backbone_of
 from erasure.edits import DenseChange, WeightEdit
 from erasure.errors import BaseMismatchError, InputError, UnknownNameError
@@ -96,7 +96,7 @@ def ledger_of(pipe: Any, folder: Path, model: Path) -> Ledger:
     """Return a ledger of a saved pipeline with a cat and a style removed."""
     ledger = Ledger.create(folder, backbone_of(pipe).fingerprint(), str(model))
     for target in ("cat", "Van Gogh"):
-        ledger.add(erase(pipe, target, rows="last-subject", preserve=["dog"]))
+        ledger.add(erase(pipe, target, eraser=UCE(rows="last-subject"), preserve=["dog"]))
     return ledger
 
 
@@ -301,7 +301,7 @@ def test_a_trained_change_is_cut_and_says_what_it_misses(tmp_path: Path) -> None
     pipe = tiny.sd1()
     pipe.save_pretrained(tmp_path / "model")
     ledger = ledger_of(pipe, tmp_path / "ledger", tmp_path / "model")
-    edit = erase(pipe, "gun", rows="last-subject")
+    edit = erase(pipe, "gun", eraser=UCE(rows="last-subject"))
     noise = {name: DenseChange(delta=torch.randn(16, tiny.WIDTH)) for name in list(edit.changes)[:2]}
     ledger.add(replace(edit, changes=noise, rows=None))
     missed = []
@@ -317,7 +317,7 @@ def test_a_trained_change_is_cut_and_says_what_it_misses(tmp_path: Path) -> None
 def test_what_a_lora_cannot_hold_is_refused(tmp_path: Path) -> None:
     pipe = tiny.sd1()
     ledger = Ledger.create(tmp_path / "ledger", backbone_of(pipe).fingerprint(), "model")
-    edit = erase(pipe, "gun", rows="last-subject")
+    edit = erase(pipe, "gun", eraser=UCE(rows="last-subject"))
     ledger.add(replace(edit, changes={"unet.conv_in.bias": DenseChange(delta=torch.ones(16))}, rows=None))
     with pytest.raises(InputError, match=r"lora: expected a change of linear or .* Use --format pipeline or edit"):
         write_export(ledger, pipe, Export(format="lora"), tmp_path)
@@ -347,7 +347,7 @@ def test_nothing_that_stands_and_another_base_are_refused(tmp_path: Path) -> Non
     ledger = Ledger.create(tmp_path / "ledger", backbone_of(pipe).fingerprint(), "model")
     with pytest.raises(InputError, match="expected a ledger with a removal that stands"):
         write_export(ledger, pipe, Export(format="edit"), tmp_path)
-    ledger.add(erase(pipe, "cat", rows="last-subject"))
+    ledger.add(erase(pipe, "cat", eraser=UCE(rows="last-subject")))
     with pytest.raises(BaseMismatchError):
         write_export(ledger, tiny.sd1(seed=1), Export(format="edit"), tmp_path)
 
@@ -355,7 +355,7 @@ def test_nothing_that_stands_and_another_base_are_refused(tmp_path: Path) -> Non
 def test_a_record_tells_a_whole_export_from_another_or_a_changed_one(tmp_path: Path) -> None:
     pipe, export = tiny.sd1(), Export(format="edit")
     ledger = Ledger.create(tmp_path / "ledger", backbone_of(pipe).fingerprint(), "model")
-    ledger.add(erase(pipe, "cat", rows="last-subject"))
+    ledger.add(erase(pipe, "cat", eraser=UCE(rows="last-subject")))
     out = tmp_path / "out"
     out.mkdir()
     assert not already_written(ledger, export, out)
@@ -365,7 +365,7 @@ def test_a_record_tells_a_whole_export_from_another_or_a_changed_one(tmp_path: P
     write_record(written, out)  # it does not speak of itself
     assert already_written(ledger, export, out) == written
     assert not already_written(ledger, Export(format="lora"), out)
-    ledger.add(erase(pipe, "gun", rows="last-subject"))
+    ledger.add(erase(pipe, "gun", eraser=UCE(rows="last-subject")))
     assert not already_written(ledger, export, out)
     ledger.undo("2")
     assert already_written(ledger, export, out)
