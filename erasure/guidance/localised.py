@@ -21,37 +21,16 @@ from ..backbones import backbone_of
 from ..backbones.conditioning import Conditioning
 from ..backbones.loaded import denoiser_of
 from ..errors import InputError
-from ..losses.attention import Rule, leak, regions
+from ..losses.attention import Rule, regions
 from ..prompts import without_phrases, words_of
 from ..registry import Exactness
-from .attention import AttentionGuidance, ConceptMaps, MapReading, Masks, Named, Terms, within
+from .attention import MapReading, Named, within
 from .base import Guidance, named_prompts
-from .steps import Denoising, Latents, Stepping, around_each_step, with_first
+from .batches import with_first
+from .leak import LeakLoss
+from .steps import Denoising, Latents, Stepping, around_each_step
 
 NamedRows = Callable[[], Sequence[Named]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeakLoss(AttentionGuidance):
-    """Pushes concepts out of their neighbours' regions: the sum of `leak` over the concepts that go.
-
-    One-sided: A-STAR's segregation would also strengthen a concept that is to go wherever it is the stronger of two.
-
-    Attributes:
-        erased: Names of those that go; the others that a prompt names are their neighbours.
-        region: Rule for the neighbours' regions.
-    """
-
-    erased: tuple[str, ...]
-    region: Rule = "half"
-
-    def terms(self, maps: ConceptMaps, masks: Masks, named: Named) -> Terms:
-        gone = [name in self.erased for name in named.names]
-        kept = regions(maps[[not one for one in gone]], self.region).to(maps.dtype)
-        return {"leak": torch.stack([leak(one[None], kept[None])[0] for one in maps[gone]]).sum()}
-
-    def low_enough(self, terms: Terms, before: Terms | None, concepts: int, step: int) -> bool:
-        return False  # it is never refined
 
 
 @dataclass(frozen=True, kw_only=True)

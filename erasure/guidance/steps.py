@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbones.loaded import called_denoiser
 from ..errors import InputError
+from .batches import rows_of, with_first
 
 Latents = Float[Tensor, "n c h w"]
 
@@ -160,25 +161,6 @@ def around_each_step(
             yield
     finally:
         link.hooks.remove(hook)
-
-
-def rows_of(value: Any, batch: int, part: slice) -> Any:
-    """Return a value of the denoiser's arguments with each tensor of `batch` rows cut to some of them."""
-    if isinstance(value, Tensor):
-        return value[part] if value.ndim > 0 and len(value) == batch else value
-    if isinstance(value, Mapping):
-        return {key: rows_of(inner, batch, part) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(rows_of(inner, batch, part) for inner in value)
-    return value
-
-
-def with_first(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a result of diffusers, a tuple or an output with fields, with its first value changed."""
-    if isinstance(result, tuple):
-        return (change(result[0]), *result[1:])
-    name = next(iter(result))
-    return type(result)(**{**result, name: change(result[name])})
 
 
 _SHADOWED = ("set_timesteps", "scale_model_input", "step")

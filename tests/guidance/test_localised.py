@@ -10,7 +10,8 @@ from torch import Tensor
 
 from erasure.errors import InputError
 from erasure.guidance.attention import Named
-from erasure.guidance.localised import LeakLoss, LocalisedRemoval
+from erasure.guidance.leak import LeakLoss
+from erasure.guidance.localised import LocalisedRemoval
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 

@@ -17,7 +17,8 @@ from diffusers import (
 from torch import Tensor
 
 from erasure.errors import InputError
-from erasure.guidance.steps import Denoising, Stepping, around_each_step, rows_of
+from erasure.guidance.batches import rows_of
+from erasure.guidance.steps import Denoising, Stepping, around_each_step
 from tests import tiny
 
 SCHEDULERS = [
