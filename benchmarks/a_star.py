@@ -46,11 +46,11 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.a_star", "--case", case, "--steps", str(options.steps)]
         command += ["--device", options.device, *(["--toy"] if options.toy else [])]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        ordinary = results[0] if results else found
-        extra = found["seconds"] / ordinary["seconds"] - 1
-        results.append({**found, "extra": extra})
-        print(f"{case}: {found['seconds']:.2f} s a step, {extra:+.2f}, {found['peak_mib']:.0f} MiB above the model")
+        result = json.loads(done.stdout.splitlines()[-1])
+        ordinary = results[0] if results else result
+        extra = result["seconds"] / ordinary["seconds"] - 1
+        results.append({**result, "extra": extra})
+        print(f"{case}: {result['seconds']:.2f} s a step, {extra:+.2f}, {result['peak_mib']:.0f} MiB above the model")
     write_run(
         options, name="a-star", version=VERSION, results=results, started=started, torch=torch, device=options.device
     )
@@ -62,13 +62,17 @@ def measured(case: str, steps: int, device: str, toy: bool) -> dict[str, Any]:
     kind: Any = StableDiffusionAttendAndExcitePipeline if case.endswith("diffusers") else StableDiffusionAStarPipeline
     pipe = kind.from_pipe(base)
     pipe.set_progress_bar_config(disable=True)
-    asked: dict[str, Any] = {"num_inference_steps": steps + 2, "output_type": "latent"}
-    asked["generator"] = torch.Generator().manual_seed(0)
+    arguments: dict[str, Any] = {"num_inference_steps": steps + 2, "output_type": "latent"}
+    arguments["generator"] = torch.Generator().manual_seed(0)
     if case == "A-STAR":
-        asked["concepts"] = CONCEPTS
+        arguments["concepts"] = CONCEPTS
     elif case.endswith("diffusers"):
         size = pipe.unet.config.sample_size // (1 if toy else 4)
-        asked |= {"token_indices": POSITIONS, "attn_res": (size, size), "thresholds": {}}  # an update a step, no more
+        arguments |= {
+            "token_indices": POSITIONS,
+            "attn_res": (size, size),
+            "thresholds": {},
+        }  # an update a step, no more
     moments: list[float] = []
     step = pipe.scheduler.step
 
@@ -83,9 +87,9 @@ def measured(case: str, steps: int, device: str, toy: bool) -> dict[str, Any]:
     if case.endswith("ours"):
         guidance = AttendAndExcite(concepts=tuple(CONCEPTS), steps_range=(0.0, 1.0), refine_at=(), peaks=())
         with guidance.applied_to(pipe):
-            pipe(PROMPT, **asked)
+            pipe(PROMPT, **arguments)
     else:
-        pipe(PROMPT, **asked)
+        pipe(PROMPT, **arguments)
     # The first two moments are of the first step, which also warms up.
     seconds = [later - earlier for earlier, later in itertools.pairwise(moments[1:])]
     return {"case": case, **spread(seconds), "peak_mib": (peak(device) - before) / 2**20}

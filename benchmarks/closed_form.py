@@ -88,9 +88,9 @@ def main() -> None:
         outer_each: dict[int, float] = {}
         for concepts in options.concepts:
             rows = random_rows(concepts, options.preserve, dim=SHAPES[model].dim, reg=options.reg, seed=options.seed)
-            found = compare(rows, weights, options, every_layer=SHAPES[model].every_layer, outer_each=outer_each)
+            measurement = compare(rows, weights, options, every_layer=SHAPES[model].every_layer, outer_each=outer_each)
             peaks = {f"{way}_peak_mib": peak_of(model, way, concepts, options) for way in ("shared", "batched")}
-            results.append({"model": model, **found, **peaks, "floor": floor(rows, weights, rates)})
+            results.append({"model": model, **measurement, **peaks, "floor": floor(rows, weights, rates)})
             print(line(results[-1]))
         if model != "sdxl":
             pairs, tokens = (12, 200) if options.toy else (300, 10_000)
@@ -131,11 +131,11 @@ def compare(
         "batched": difference(shared(rows, some := of_each_shape(weights)), batched(rows, some)),
         "outer": difference(shared(few, weights[:1]), [outer(few, weights[0])]),
     }
-    asked, timed_with = concepts + len(rows.preserve), len(few.targets) + len(rows.preserve)
+    solved, timed_with = concepts + len(rows.preserve), len(few.targets) + len(rows.preserve)
     if timed_with not in outer_each:
         outer_each[timed_with] = outer_seconds(few, weights, every_layer=every_layer)
     # Accumulating is linear in the number of rows, and what is not (one inverse a layer) is a small part.
-    seconds = outer_each[timed_with] * asked / timed_with
+    seconds = outer_each[timed_with] * solved / timed_with
     return {
         "concepts": concepts,
         "preserve": len(rows.preserve),
@@ -147,7 +147,7 @@ def compare(
         "outer_seconds": seconds,
         "outer_timed_with": len(few.targets),
         "every_layer": every_layer,
-        "outer_extrapolated": timed_with < asked,
+        "outer_extrapolated": timed_with < solved,
         "ratio_batched": timings["batched"]["seconds"] / timings["shared"]["seconds"],
         "ratio_outer": seconds / timings["shared"]["seconds"],
         "relative_difference": errors,
@@ -190,8 +190,8 @@ def peak(model: str, way: str, concepts: int, options: argparse.Namespace) -> fl
     reset_peak()
     before = resident_mib()
     some = weights if way == "shared" or SHAPES[model].every_layer else of_each_shape(weights)
-    made = {"shared": shared, "batched": batched}[way](rows, some)
-    others = sum(weight.nbytes for weight in weights) - sum(weight.nbytes for weight in made)
+    weights_made = {"shared": shared, "batched": batched}[way](rows, some)
+    others = sum(weight.nbytes for weight in weights) - sum(weight.nbytes for weight in weights_made)
     return peak_mib() - before + others / 2**20
 
 
@@ -263,7 +263,7 @@ def trce_stage_1(weights: Sequence[Tensor], *, pairs: int, tokens: int, repeats:
         "shared": timed(lambda: shared(problem(), weights), repeats),
         "by_layer": timed(lambda: [by_layer(weight) for weight in weights], max(1, repeats // 2)),
     }
-    wanted = shared(problem(), weights)
+    reference = shared(problem(), weights)
     return {
         "case": "trce stage 1",
         "pairs": pairs,
@@ -272,7 +272,7 @@ def trce_stage_1(weights: Sequence[Tensor], *, pairs: int, tokens: int, repeats:
         **{f"{name}_seconds": timing["seconds"] for name, timing in timings.items()},
         "all_seconds": {name: timing["all_seconds"] for name, timing in timings.items()},
         "ratio": timings["by_layer"]["seconds"] / timings["shared"]["seconds"],
-        "relative_difference": difference(wanted, [by_layer(weight) for weight in weights]),
+        "relative_difference": difference(reference, [by_layer(weight) for weight in weights]),
     }
 
 
@@ -328,9 +328,9 @@ def layer_seconds(rows: Rows, weight: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+def difference(reference: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     """Return the largest |wanted - got|_F / |wanted|_F over the layers."""
-    pairs = zip(wanted, got, strict=True)
+    pairs = zip(reference, got, strict=True)
     return max((torch.linalg.norm(a.double() - b.double()) / torch.linalg.norm(a.double())).item() for a, b in pairs)
 
 
@@ -353,12 +353,12 @@ def random_rows(concepts: int, preserve: int, *, dim: int, reg: float, seed: int
         targets=targets,
         anchors=anchors,
         weights=torch.ones(concepts, dtype=torch.float64),
-        labels=tuple(f"concept {at}" for at in range(concepts)),
-        anchor_labels=tuple(f"anchor {at}" for at in range(concepts)),
+        labels=tuple(f"concept {i}" for i in range(concepts)),
+        anchor_labels=tuple(f"anchor {i}" for i in range(concepts)),
         sites=("bare",) * concepts,
         preserve=kept,
         preserve_weights=torch.ones(preserve, dtype=torch.float64),
-        preserve_labels=tuple(f"kept {at}" for at in range(preserve)),
+        preserve_labels=tuple(f"kept {i}" for i in range(preserve)),
         preserve_sites=("bare",) * preserve,
         reg=reg,
     )

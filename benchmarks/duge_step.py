@@ -51,12 +51,13 @@ def main() -> None:
     for case in cases():
         command = [sys.executable, "-m", "benchmarks.duge_step", "--case", case, "--steps", str(options.steps)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        plain = next((r for r in results if r["case"] == f"training, {found['trained']}"), found)
-        ratios = {f"times_{key}": found[key] / plain[key] for key in ("seconds", "peak_mib")}
-        results.append({**found, **ratios})
+        result = json.loads(done.stdout.splitlines()[-1])
+        plain = next((r for r in results if r["case"] == f"training, {result['trained']}"), result)
+        ratios = {f"times_{key}": result[key] / plain[key] for key in ("seconds", "peak_mib")}
+        results.append({**result, **ratios})
         print(
-            f"{case}: {found['seconds']:.3f} s a step, {found['peak_mib']:.0f} MiB, {ratios['times_seconds']:.2f} times"
+            f"{case}: {result['seconds']:.3f} s a step, {result['peak_mib']:.0f} MiB,"
+            f" {ratios['times_seconds']:.2f} times"
         )
     write_run(options, name="duge-step", version=VERSION, results=results, started=started, torch=torch)
 

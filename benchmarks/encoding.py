@@ -135,8 +135,8 @@ def difference(backbone: Backbone, prompts: list[str]) -> float:
     whole, cut = backbone.encode(prompts), backbone.encode(prompts, trailing=False)
     length = cut.states.shape[1]
     inside = torch.arange(length) <= whole.eot[:, None]
-    wanted, got = whole.states[:, :length][inside], cut.states[inside]
-    return float(torch.linalg.norm(wanted - got) / torch.linalg.norm(wanted))
+    reference, got = whole.states[:, :length][inside], cut.states[inside]
+    return float(torch.linalg.norm(reference - got) / torch.linalg.norm(reference))
 
 
 @contextmanager

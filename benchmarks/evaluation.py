@@ -55,10 +55,10 @@ def generation(options: Any) -> dict[str, Any]:
     for repeat in range(options.repeats + 1):
         seeds = [repeat * options.pictures + i for i in range(options.pictures)]
         start = time.perf_counter()
-        for at in range(0, options.pictures, options.batch):
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + options.batch]]
+        for index in range(0, options.pictures, options.batch):
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[index : index + options.batch]]
             pipe(
-                prompts[at : at + options.batch],
+                prompts[index : index + options.batch],
                 generator=generators,
                 num_inference_steps=options.steps,
                 guidance_scale=4.0,
@@ -119,7 +119,7 @@ def measuring(count: int) -> dict[str, Any]:
     benchmark = TinyWorld(removed=("cat",), total=count)
     metrics = TinyWorldMetrics(benchmark=benchmark, oracle=tinyworld.load_oracle(), judge=tinyworld.load_clip())
     names = [name for name in vocabulary.OBJECTS for _ in range(3)]
-    drawings = [draw(compose([name], random.Random(f"{name}{at}"))) for at, name in enumerate(names)]
+    drawings = [draw(compose([name], random.Random(f"{name}{i}"))) for i, name in enumerate(names)]
     with tempfile.TemporaryDirectory() as folder:
         stores = {name: drawn(Path(folder) / name, drawings, benchmark.pairs) for name in ("erased", "original")}
         first = ImageStore(folder=stores["original"].folder, manifest=stores["original"].manifest)

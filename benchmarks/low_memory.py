@@ -70,25 +70,25 @@ def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) 
     """Return the memory and time of both ways on one model, and whether their files are equal."""
     asked = ["remove", CONCEPT.target, "--kind", CONCEPT.kind, "--preserve", *CONCEPT.preserve, "--model", str(folder)]
     low = full_size.command([*asked, "--ledger", f"{spare}/low", "--low-memory", "--out", f"{spare}/low-model"])
-    found: dict[str, Any] = {"low": low, "model_mib": size_mib(folder)}
+    record: dict[str, Any] = {"low": low, "model_mib": size_mib(folder)}
     if name == "toy" or name in options.loaded:
-        ledger, made = f"{spare}/loaded", f"{spare}/loaded-model"
+        ledger, export_folder = f"{spare}/loaded", f"{spare}/loaded-model"
         parts = [
             full_size.command([*asked, "--ledger", ledger, "--no-measure", "--device", "cpu"]),
-            full_size.command(["export", ledger, made, "--no-images", "--device", "cpu"]),
+            full_size.command(["export", ledger, export_folder, "--no-images", "--device", "cpu"]),
         ]
         loaded = {
             "peak_mib": max(part["peak_mib"] for part in parts),
             "seconds": sum(part["seconds"] for part in parts),
         }
-        found |= {
+        record |= {
             "loaded": loaded,
             "ratio": loaded["peak_mib"] / low["peak_mib"],
-            "same_bytes": weights_of(spare / "low-model") == weights_of(Path(made)),
+            "same_bytes": weights_of(spare / "low-model") == weights_of(Path(export_folder)),
         }
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         over = pool.submit(beyond, folder, options.dtype).result()
-    return found | {"beyond": over}
+    return record | {"beyond": over}
 
 
 def beyond(folder: Path, dtype: str) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def generators(terms: int, seed: int = 0) -> list[torch.Generator]:
 
 def moved(chosen: Mapping[str, nn.Parameter], backbone: Backbone) -> dict[str, Tensor]:
     """Return the changes of parameters from the model's weights."""
-    own = backbone.parameters(chosen.__contains__)
-    return {name: (parameter - own[name]).detach() for name, parameter in chosen.items()}
+    base = backbone.parameters(chosen.__contains__)
+    return {name: (parameter - base[name]).detach() for name, parameter in chosen.items()}
 
 
 def parts(total: int, at_once: int) -> list[list[int]]:
@@ -86,11 +86,11 @@ def plain_esd(backbone: Backbone, settings: ESD, history: History, at_once: int,
             waiting = denoised(backbone, student, settings, targets, empty, draws, at_once)
         x, timestep, rows = waiting.pop(0)
         for some in parts(size, at_once):
-            target, anchor = (states.select([rows[at] for at in some]) for states in (targets, anchors))
+            target, anchor = (states.select([rows[i] for i in some]) for states in (targets, anchors))
             with torch.no_grad():
                 free, bound = (said(backbone.denoiser, x[some], timestep, read) for read in (anchor, target))
-            wanted = free - settings.negative_guidance * (bound - free)
-            (F.mse_loss(said(student, x[some], timestep, target), wanted) * len(some) / size).backward()
+            target_output = free - settings.negative_guidance * (bound - free)
+            (F.mse_loss(said(student, x[some], timestep, target), target_output) * len(some) / size).backward()
         optimiser.step()
         optimiser.zero_grad()
         note()
@@ -114,19 +114,19 @@ def denoised(
     places = torch.randperm(settings.sample_steps, generator=draws)[: settings.trajectory_uses].tolist()
     latents = torch.stack([torch.randn(backbone.latent_shape(), generator=draws) for _ in range(size)])
     timesteps, spacing = backbone.schedule.timesteps(settings.sample_steps), len(alphas) // settings.sample_steps
-    found = {}
+    outputs = {}
     for place in range(max(places) + 1):
-        found[place], t = latents, timesteps[place]
+        outputs[place], t = latents, timesteps[place]
         following = alphas[(t - spacing).clamp(min=0)]
         steps = []
         for some in parts(size, at_once):
-            x, read = latents[some], targets.select([rows[at] for at in some])
+            x, read = latents[some], targets.select([rows[i] for i in some])
             free, bound = (said(student, x, t, each) for each in (empty.expand(len(some)), read))
             noise = free + settings.start_guidance * (bound - free)
             clean = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
             steps.append(following.sqrt() * clean + (1 - following).sqrt() * noise)
         latents = torch.cat(steps)
-    return [(found[place], timesteps[place], rows) for place in places]
+    return [(outputs[place], timesteps[place], rows) for place in places]
 
 
 def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: in
     texts = concatenate([backbone.unconditional(), backbone.encode(distinct)])
     kept = [template.format(name) for name in CAT.preserve for template in preserved_templates(CAT.kind)]
     held = backbone.encode(list(dict.fromkeys(["", *kept]))).states
-    own = {name: parameter.detach() for name, parameter in backbone.parameters(chosen.__contains__).items()}
+    base = {name: parameter.detach() for name, parameter in backbone.parameters(chosen.__contains__).items()}
     optimiser = torch.optim.AdamW(chosen.values(), lr=settings.lr, weight_decay=settings.weight_decay)
     draws, size = generators(4), settings.batch_size
     for _ in range(settings.steps):
@@ -153,22 +153,22 @@ def plain_duge(backbone: Backbone, settings: DUGE, history: History, at_once: in
         rows = [below(len(memory), draws[1]) for _ in range(size)]
         dropped = [uniform(draws[1]) < settings.prompt_dropout for _ in range(size)]
         noisy, timestep, _ = noised(backbone, memory.latents[rows].float(), draws[1])
-        asked = [
+        read_rows = [
             0 if drop else 1 + distinct.index(memory.prompts[row]) for row, drop in zip(rows, dropped, strict=True)
         ]
         for some in parts(size, at_once):
-            read = texts.select([asked[at] for at in some])
+            read = texts.select([read_rows[i] for i in some])
             with torch.no_grad():
-                wanted = said(backbone.denoiser, noisy[some], timestep[some], read)
-            distance = F.mse_loss(said(student, noisy[some], timestep[some], read), wanted)
+                target_output = said(backbone.denoiser, noisy[some], timestep[some], read)
+            distance = F.mse_loss(said(student, noisy[some], timestep[some], read), target_output)
             (settings.prior_scale * distance * len(some) / size).backward()
         states = held[[below(len(held), draws[2]) for _ in range(32)]].flatten(0, 1)
         readings = [
-            (states @ (weight - own[name]).T).square().sum() / (states @ own[name].T).square().sum()
+            (states @ (weight - base[name]).T).square().sum() / (states @ base[name].T).square().sum()
             for name, weight in chosen.items()
         ]
         (settings.reading_scale * torch.stack(readings).mean()).backward()
-        shifts = [(weight - own[name]).flatten() for name, weight in chosen.items()]
+        shifts = [(weight - base[name]).flatten() for name, weight in chosen.items()]
         ((settings.reg_scale or 0.0) * torch.cat(shifts).square().mean()).backward()
         nn.utils.clip_grad_norm_(chosen.values(), settings.clip_norm)
         optimiser.step()
@@ -188,40 +188,40 @@ def unlearn(
     at_once: int,
 ) -> None:
     """Add the gradient of the unlearning loss."""
-    wanted: dict[str, list[Tensor]] = {}
+    target_output: dict[str, list[Tensor]] = {}
     for some in parts(len(rows), at_once):
-        spoken, blank = (s.select([rows[at] % len(s) for at in some]) for s in (target.prompts, target.blanks))
+        spoken, blank = (s.select([rows[i] % len(s) for i in some]) for s in (target.prompts, target.blanks))
         with torch.no_grad():
             seen = []
             for read in (blank, blank, spoken):  # by the model of now once, by the original twice
-                with layers_read(backbone.denoiser) as found:
+                with layers_read(backbone.denoiser) as outputs:
                     said(backbone.denoiser, noisy[some], timestep[some], read)
-                seen.append(found)
+                seen.append(outputs)
         for name, reference in seen[0].items():
             beyond = reference + settings.overshoot * (seen[1][name] - seen[2][name])
-            wanted.setdefault(name, []).append(beyond)
-    sizes = {name: torch.cat(each).square().mean() + EPSILON for name, each in wanted.items()}
+            target_output.setdefault(name, []).append(beyond)
+    sizes = {name: torch.cat(each).square().mean() + EPSILON for name, each in target_output.items()}
     for number, some in enumerate(parts(len(rows), at_once)):
-        spoken = target.prompts.select([rows[at] % len(target.prompts) for at in some])
-        with layers_read(student) as found:
+        spoken = target.prompts.select([rows[i] % len(target.prompts) for i in some])
+        with layers_read(student) as outputs:
             said(student, noisy[some], timestep[some], spoken)
-        distances = [(found[name] - wanted[name][number]).square().mean() / sizes[name] for name in found]
+        distances = [(outputs[name] - target_output[name][number]).square().mean() / sizes[name] for name in outputs]
         ((settings.unlearn_scale or 0.0) * torch.stack(distances).mean() * len(some) / len(rows)).backward()
 
 
 @contextmanager
 def layers_read(denoiser: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Keep the output of each cross-attention layer of a pass."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for name, module in denoiser.named_modules():
             if name.endswith(".attn2"):
 
                 def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                    found[name] = output
+                    outputs[name] = output
 
                 hooks.callback(module.register_forward_hook(keep).remove)
-        yield found
+        yield outputs
 
 
 def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: int, note: Note) -> dict[str, Tensor]:
@@ -244,9 +244,9 @@ def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: in
     for step in range(plan.steps):
         numbers = plan.of_step(step)
         for some in parts(len(numbers), at_once):
-            visits = [plan.malicious[numbers[at]] for at in some]
-            z, t = latents[[numbers[at] for at in some]].float(), timesteps[[place for _, place in visits]]
-            terms = [at // plan.trajectories for at, _ in visits]
+            visits = [plan.malicious[numbers[i]] for i in some]
+            z, t = latents[[numbers[i] for i in some]].float(), timesteps[[place for _, place in visits]]
+            terms = [i // plan.trajectories for i, _ in visits]
             reads = malicious.select(terms), safe.select(terms), empty.expand(len(some))
             with torch.no_grad():
                 of_malicious, of_safe, of_null = (said(backbone.denoiser, z, t, read) for read in reads)
@@ -258,12 +258,12 @@ def plain_trce(backbone: Backbone, settings: TRCE, history: History, at_once: in
                 (settings.beta / 2 * hinge.sum() / len(numbers)).backward()
         size = plan.preserve_batch
         for some in parts(size, at_once):
-            places = [step * size + at for at in some]
-            z, t = nulls[places].float(), timesteps[[plan.null[at][1] for at in places]]
+            places = [step * size + i for i in some]
+            z, t = nulls[places].float(), timesteps[[plan.null[i][1] for i in places]]
             read = empty.expand(len(some))
             with torch.no_grad():
-                wanted = said(after_first, z, t, read)
-            distance = F.mse_loss(said(student, z, t, read), wanted)
+                target_output = said(after_first, z, t, read)
+            distance = F.mse_loss(said(student, z, t, read), target_output)
             (settings.preserve_weight * distance * len(some) / size).backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -55,7 +55,7 @@ def main() -> None:
             for processes in taken:
                 taken[processes].append(launched(processes, Path(folder) / str(processes), options))
             apart = max(apart, largest_difference(Path(folder) / "1", Path(folder) / str(options.processes)))
-    results = [summary(processes, found, options.pictures) for processes, found in taken.items()]
+    results = [summary(processes, measurements, options.pictures) for processes, measurements in taken.items()]
     for result in results:
         result["ratio"] = result["images_per_second"] / results[0]["images_per_second"]
         result["largest_difference"] = apart
@@ -94,7 +94,7 @@ def work(options: argparse.Namespace) -> None:
     """Make this process's share of the images."""
     state = PartialState(cpu=True)
     pipe, names = tinyworld.load(), vocabulary.concepts()
-    prompts = [vocabulary.prompts_for(names[at % len(names)], 1)[0] for at in range(options.pictures)]
+    prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.pictures)]
     sampler = SamplingSettings(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
     state.wait_for_everyone()
     start = time.perf_counter()
@@ -104,16 +104,16 @@ def work(options: argparse.Namespace) -> None:
     state.destroy_process_group()
 
 
-def summary(processes: int, found: list[dict[str, float]], images: int) -> dict[str, Any]:
+def summary(processes: int, measurements: list[dict[str, float]], images: int) -> dict[str, Any]:
     """Return images a second by the median of the repeats."""
-    seconds = spread([each["seconds"] for each in found])
+    seconds = spread([each["seconds"] for each in measurements])
     return {
         "processes": processes,
-        "threads": found[0]["threads"],
+        "threads": measurements[0]["threads"],
         "pictures": images,
         "images_per_second": images / seconds["seconds"],
         **seconds,
-        "start_seconds": spread([each["whole"] - each["seconds"] for each in found])["seconds"],
+        "start_seconds": spread([each["whole"] - each["seconds"] for each in measurements])["seconds"],
     }
 
 

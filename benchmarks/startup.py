@@ -34,8 +34,8 @@ def main() -> None:
 
 def case(name: str, timings: list[float], empty: float) -> dict[str, Any]:
     """Return the median of a command and what it is above the empty interpreter's."""
-    found = spread(timings)
-    return {"case": name, **found, "above_empty_seconds": found["seconds"] - empty}
+    entry = spread(timings)
+    return {"case": name, **entry, "above_empty_seconds": entry["seconds"] - empty}
 
 
 def seconds(command: list[str]) -> float:

@@ -69,27 +69,27 @@ def main() -> None:
 
 def compared(case: str, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
     """Return speed and memory of each way on a case, and the difference of its weights from ours."""
-    found: dict[str, dict[str, Any]] = {}
+    by_way: dict[str, dict[str, Any]] = {}
     for _ in range(repeats):  # in turns, so that a busy moment hits all alike
         for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.trained", "--case", f"{case}:{way}", "--steps", str(steps)]
             saved = folder / f"{case}-{way}.safetensors"
             done = subprocess.run([*command, "--save", str(saved)], check=True, stdout=subprocess.PIPE, text=True)
             got = json.loads(done.stdout.splitlines()[-1])
-            before = found.setdefault(way, {**got, "all_steps_per_second": []})
+            before = by_way.setdefault(way, {**got, "all_steps_per_second": []})
             before["all_steps_per_second"].append(got["steps_per_second"])
             before["steps_per_second"] = max(before["all_steps_per_second"])
             before["difference"] = difference(load_file(folder / f"{case}-ours.safetensors"), load_file(saved))
             assert before["difference"] < SAME, f"{case}: {way} is apart by {before['difference']}"
-    ours = found["ours"]
+    ours = by_way["ours"]
     for way in WAYS:
-        each = found[way]
+        each = by_way[way]
         each["ratio"] = ours["steps_per_second"] / each["steps_per_second"]
         print(
             f"{case}, {way}: {each['steps_per_second']:.2f} steps a second, ours {each['ratio']:.2f} times that,"
             f" {each['peak_mib']:.0f} MiB, weights apart by {each['difference']:.1e} of their change"
         )
-    return {"case": case, "batch_size": CASES[case].settings.batch_size, "ways": found}
+    return {"case": case, "batch_size": CASES[case].settings.batch_size, "ways": by_way}
 
 
 def difference(ours: Deltas, other: Deltas) -> float:

@@ -127,8 +127,8 @@ class InPlace(Removals):
     @contextmanager
     def applied(self, n: int) -> Iterator[None]:
         with ExitStack() as stack:
-            for at in range(1, n + 1):
-                edit = WeightEdit.load(self.folder / f"{at:03d}.safetensors")
+            for i in range(1, n + 1):
+                edit = WeightEdit.load(self.folder / f"{i:03d}.safetensors")
                 stack.enter_context(edit.applied_to(self.pipe, check=False))
             yield
 
@@ -221,7 +221,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "sampler": {"steps": sampler.steps, "guidance_scale": sampler.guidance_scale, "scheduler": "DDIM"},
         "model": backbone_of(pipe).fingerprint(),
         "removals": times,
-        "points": {str(n): found for n, found in measured.items()},
+        "points": {str(n): point for n, point in measured.items()},
         "slope": erosion_slope([measured[n]["ge"] for n in (0, *options.points)], steps=[0, *options.points]),
         **provenance(start=began),
     }
@@ -248,7 +248,7 @@ class _Eyes:
         """Return the reading of the images of all probes, in order."""
         reading = self.oracle.read(images)
         names = [probe.name for probe in self.probes]
-        seen = np.array([bool(reading.sees(name)[at]) for at, name in enumerate(names)])
+        seen = np.array([bool(reading.sees(name)[i]) for i, name in enumerate(names)])
         kept = [image for image, name in zip(images, names, strict=True) if name not in TARGETS]
         return StateReading(seen=seen, features=self.judge.image_features(kept))
 
@@ -256,10 +256,10 @@ class _Eyes:
 def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_progress: OnProgress, n: int) -> list[Any]:
     """Make the removals that are missing up to n, and return each one's times."""
     times = json.loads(file.read_text()) if file.is_file() else []
-    for at in range(len(removals), n):
-        gone = {normalized(name) for concept in concepts[: at + 1] for name in concept.names}
-        kept = tuple(name for name in concepts[at].preserve if normalized(name) not in gone)
-        stage = f"removing {concepts[at].target}"
+    for i in range(len(removals), n):
+        removed_names = {normalized(name) for concept in concepts[: i + 1] for name in concept.names}
+        kept = tuple(name for name in concepts[i].preserve if normalized(name) not in removed_names)
+        stage = f"removing {concepts[i].target}"
         moments: list[float] = []
 
         def noted(progress: Progress, stage: str = stage, moments: list[float] = moments) -> None:
@@ -267,12 +267,12 @@ def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_pro
                 moments.append(time.perf_counter())
             on_progress(replace(progress, stage=stage))
 
-        seconds = removals.add(replace(concepts[at], preserve=kept), noted)
+        seconds = removals.add(replace(concepts[i], preserve=kept), noted)
         training = (moments[-1] - moments[0]) * len(moments) / (len(moments) - 1) if len(moments) > 1 else seconds
         times = [
-            *times[:at],
+            *times[:i],
             {
-                "target": concepts[at].target,
+                "target": concepts[i].target,
                 "updates": len(moments),
                 "training_seconds": round(training, 2),
                 "seconds": round(seconds, 2),
@@ -287,17 +287,17 @@ def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_pro
 
 
 def _measured(
-    probes: Sequence[PlannedImage], look: StateReading, before: StateReading, gone: Sequence[str], drift: float
+    probes: Sequence[PlannedImage], look: StateReading, before: StateReading, removed_names: Sequence[str], drift: float
 ) -> dict[str, Any]:
     """Return DUGE's measures of one state, and what they come from."""
     names = np.array([probe.name for probe in probes])
     rates = {name: Rate.of(look.seen[names == name]) for name in dict.fromkeys(names.tolist())}
     shares = {name: rate.value for name, rate in rates.items()}
     first = {name: Rate.of(before.seen[names == name]).value for name in shares}
-    unseen = Rate.of(~look.seen[np.isin(names, list(gone))]) if gone else None
+    unseen = Rate.of(~look.seen[np.isin(names, list(removed_names))]) if removed_names else None
     distances = {"fd": fid, "kid": kid} if len(look.features) >= 1000 and look is not before else {}
     return {
-        "ua": unlearning_accuracy([shares[name] for name in gone]) if gone else None,
+        "ua": unlearning_accuracy([shares[name] for name in removed_names]) if removed_names else None,
         "ua_interval": list(unseen.interval) if unseen else None,
         "ra_near": retention_accuracy([shares[name] for name in NEAR]),
         "ra_near_interval": list(Rate.of(look.seen[np.isin(names, NEAR)]).interval),

@@ -72,17 +72,17 @@ def draw(groups: Mapping[str, Sequence[Record]], path: Path) -> None:
     figure = Figure(figsize=(11, 7.4), layout="constrained")
     axes = figure.subplots(2, 2).flatten()
     ticks = sorted({int(n) for records in groups.values() for record in records for n in record["points"]})
-    for at, (name, records) in enumerate(groups.items()):
-        colour, style = f"C{at % 10}", ("-", "--", ":", "-.")[at % 4]
+    for i, (name, records) in enumerate(groups.items()):
+        colour, style = f"C{i % 10}", ("-", "--", ":", "-.")[i % 4]
         points = sorted({int(n) for record in records for n in record["points"]})
         for axis, key in zip(axes, PANELS, strict=True):
-            found = [
+            means = [
                 (n, [record["points"][str(n)][key] for record in records if str(n) in record["points"]]) for n in points
             ]
-            found = [(n, [value for value in values if value is not None]) for n, values in found]
-            found = [(n, values) for n, values in found if values]
-            axis.plot([n for n, _ in found], [np.mean(values) for _, values in found], style, color=colour, label=name)
-            for n, values in found:
+            means = [(n, [value for value in values if value is not None]) for n, values in means]
+            means = [(n, values) for n, values in means if values]
+            axis.plot([n for n, _ in means], [np.mean(values) for _, values in means], style, color=colour, label=name)
+            for n, values in means:
                 axis.plot([n] * len(values), values, "o", color=colour, markersize=3.5, alpha=0.6)
     for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
         axis.set_title(title, fontsize=10, loc="left")

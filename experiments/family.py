@@ -93,7 +93,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         rows = [row for row in source.variants if row.name in (ERASED, ORIGINAL)]
         benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
         metrics = metrics_of(benchmark, "cpu")
-        found = evaluate(rows, benchmark, metrics, sampler=sampler, on_progress=on_progress).as_json()
+        results = evaluate(rows, benchmark, metrics, sampler=sampler, on_progress=on_progress).as_json()
         decides, second = judges_of(source, "cpu")
         attacked = {}
         for attack in attacks:
@@ -115,10 +115,10 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "version": VERSION,
         "config": {**run.as_json(), "output": ""},
         "fits": [{"concepts": [c.target for c in e.concepts], "seconds": e.seconds} for e in ledger.standing],
-        "scores": found["rows"],
-        "concepts": found["concepts"],
-        "beside": {row: (rate := beside(concepts)) and rate.as_json() for row, concepts in found["concepts"].items()},
-        "protocol": found["protocol"],
+        "scores": results["rows"],
+        "concepts": results["concepts"],
+        "beside": {row: (rate := beside(concepts)) and rate.as_json() for row, concepts in results["concepts"].items()},
+        "protocol": results["protocol"],
         "attacks": attacked,
         **provenance(start=began),
     }
@@ -126,16 +126,16 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
 
 def beside(concepts: Mapping[str, Any]) -> Rate | None:
     """Return the retention of tools and vehicles together, from that of each; None if the original shows none."""
-    found = [concepts[name] for name in BESIDE if name in concepts]
-    n = sum(each["n"] for each in found)
-    return Rate(hits=sum(round(each["value"] * each["n"]) for each in found), n=n) if n else None
+    results = [concepts[name] for name in BESIDE if name in concepts]
+    n = sum(each["n"] for each in results)
+    return Rate(hits=sum(round(each["value"] * each["n"]) for each in results), n=n) if n else None
 
 
 def summary(record: Mapping[str, Any]) -> str:
     """Return a line a measure and one an attack."""
     scores = record["scores"][ERASED]
-    told = [name for name in scores if name.startswith(("efficacy", "retention"))] + ["clip_score", "fd"]
-    lines = [f"{name}: {scores[name]['value']:.3f} of {scores[name]['n']}" for name in told if scores.get(name)]
+    shown = [name for name in scores if name.startswith(("efficacy", "retention"))] + ["clip_score", "fd"]
+    lines = [f"{name}: {scores[name]['value']:.3f} of {scores[name]['n']}" for name in shown if scores.get(name)]
     for name, attack in record["attacks"].items():
         shares = [f"{row} {attack['rows'][row]['success'][-1]['value']:.3f}" for row in ROWS]
         lines.append(f"{name}: {', '.join(shares)}")

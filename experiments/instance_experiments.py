@@ -150,12 +150,14 @@ def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     shown: dict[str, InstanceState] = {}
     instance = Instance(token=TOKEN, class_word=CLASS, pictures=drawings())
-    given = {} if options.steps is None else {"steps": options.steps}
+    changes = {} if options.steps is None else {"steps": options.steps}
     for seed in options.fit_seeds:
         for arm, settings in ARMS.items():
-            method = ClassDiffusion(**{**profile_of(DEFAULT_MODEL).settings(ClassDiffusion.name), **settings, **given})
+            method = ClassDiffusion(
+                **{**profile_of(DEFAULT_MODEL).settings(ClassDiffusion.name), **settings, **changes}
+            )
             edit = bench.fitted(f"learned {arm}, seed {seed}", partial(method.fit, backbone, [instance], seed=seed))
-            forgetting = partial(Forgetting(**given).fit, backbone, edit, TOKEN)
+            forgetting = partial(Forgetting(**changes).fit, backbone, edit, TOKEN)
             forgotten = bench.fitted(f"forgotten {arm}, seed {seed}", forgetting)
             states = record.measure({arm: edit, f"{arm}, forgotten": forgotten}, metrics, bench.on_progress)
             for state in states:
@@ -205,8 +207,8 @@ def remove(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     shown: dict[str, InstanceState] = {}
     for arm, (name, settings) in REMOVALS.items():
-        given = {} if options.steps is None or "steps" not in settings else {"steps": options.steps}
-        eraser = make_eraser(name, **{**profile_of(DEFAULT_MODEL).settings(name), **settings, **given})
+        changes = {} if options.steps is None or "steps" not in settings else {"steps": options.steps}
+        eraser = make_eraser(name, **{**profile_of(DEFAULT_MODEL).settings(name), **settings, **changes})
         context = partial(FitContext, backbone=backbone_of(bench.pipe))
         edit = bench.fitted(
             arm,
@@ -230,8 +232,8 @@ def removal_requests(removed: int, kept: int) -> list[InstanceRequest]:
     ]
     prompts = vocabulary.prompts_for(REMOVED, removed, seed=1)
     alone = [
-        InstanceRequest(group="alone", prompt=prompt, seed=4_000_000 + at, name=REMOVED)
-        for at, prompt in enumerate(prompts)
+        InstanceRequest(group="alone", prompt=prompt, seed=4_000_000 + i, name=REMOVED)
+        for i, prompt in enumerate(prompts)
     ]
     return [*alone, *others]
 
@@ -252,19 +254,19 @@ def _removed(
 
 def _sheet(path: Path, requests: Sequence[InstanceRequest], states: Sequence[InstanceState]) -> None:
     """Write the first images of each group, a row each, a column a state."""
-    rows = [at for group in ("alone", "composed", *KEPT) for at in _first(requests, group)]
+    rows = [i for group in ("alone", "composed", *KEPT) for i in _first(requests, group)]
     sheet = side_by_side(
         [state.name for state in states],
-        [requests[at].filled(states[-1].phrase) for at in rows],
-        [[state.images[at] for state in states] for at in rows],
+        [requests[i].filled(states[-1].phrase) for i in rows],
+        [[state.images[i] for state in states] for i in rows],
         cell=112,
     )
     write_whole(path, as_png(sheet))
 
 
 def _first(requests: Sequence[InstanceRequest], group: str) -> list[int]:
-    found = [at for at, request in enumerate(requests) if request.group == group]
-    return found[:: max(1, len(found) // 4)][:4] if group == "composed" else found[:2]
+    results = [i for i, request in enumerate(requests) if request.group == group]
+    return results[:: max(1, len(results) // 4)][:4] if group == "composed" else results[:2]
 
 
 def main() -> None:
@@ -290,7 +292,7 @@ def main() -> None:
                 kept=options.kept,
                 on_progress=on_progress,
             )
-            found = {"learn": learn, "remove": remove}[options.experiment](bench, options)
+            results = {"learn": learn, "remove": remove}[options.experiment](bench, options)
     except ErasureError as error:
         sys.exit(f"instance_experiments: {error}")
     record = {
@@ -299,7 +301,7 @@ def main() -> None:
         "config": plain_options(options),
         "sampler": bench.record(Learned(token=TOKEN, class_word=CLASS)).sampler.as_settings(),
         "model": backbone_of(bench.pipe).fingerprint(),
-        **found,
+        **results,
         **provenance(start=began),
     }
     Console().print(str(write_record(record, options.out)), markup=False)

@@ -37,14 +37,14 @@ def localised(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -
     rng = random.Random("localised removal")
     pairs = rng.sample(list(itertools.permutations(ALL, 2)), options.removals)
     requests = []
-    for at, (pair, turn) in enumerate(itertools.product(pairs, range(options.seeds))):
-        scene = vocabulary.SCENE_PHRASES[vocabulary.SCENES[1:][at % (len(vocabulary.SCENES) - 1)]][0]
+    for i, (pair, turn) in enumerate(itertools.product(pairs, range(options.seeds))):
+        scene = vocabulary.SCENE_PHRASES[vocabulary.SCENES[1:][i % (len(vocabulary.SCENES) - 1)]][0]
         words = " and ".join(map(vocabulary.article, pair if turn % 2 else pair[::-1]))
-        requests.append(PairRequest(prompt=f"{words} {scene}", pair=pair, seed=2_000_000 + at))
+        requests.append(PairRequest(prompt=f"{words} {scene}", pair=pair, seed=2_000_000 + i))
     before = sampled(pipe, requests, None, options.work, PLAIN, on_progress)
     oracle = Oracle.load(tinyworld.MODEL / "oracle")
     reading = oracle.read(before)
-    there = np.array([all(reading.sees(name)[at] for name in request.pair) for at, request in enumerate(requests)])
+    there = np.array([all(reading.sees(name)[i] for name in request.pair) for i, request in enumerate(requests)])
     masks = torch.empty(0)
     arms: dict[str, Any] = {}
     shown: dict[str, Pixels] = {PLAIN: before}
@@ -61,8 +61,8 @@ def localised(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -
     rows = np.flatnonzero(there)[:8]
     sheet = side_by_side(
         list(shown),
-        [f"{requests[at].prompt}, seed {requests[at].seed}, without {requests[at].pair[0]}" for at in rows],
-        [[Image.fromarray(pixels[at]) for pixels in shown.values()] for at in rows],
+        [f"{requests[i].prompt}, seed {requests[i].seed}, without {requests[i].pair[0]}" for i in rows],
+        [[Image.fromarray(pixels[i]) for pixels in shown.values()] for i in rows],
         cell=128,
     )
     write_whole(options.out / "pictures.png", as_png(sheet))
@@ -91,11 +91,11 @@ def _removed(
 ) -> tuple[Pixels, torch.Tensor]:
     """Return the images without the first object of each pair, and where they were acted on."""
     pixels, acted = [], []
-    for at in range(0, len(requests), _FILE_IMAGES):
-        part = requests[at : at + _FILE_IMAGES]
+    for i in range(0, len(requests), _FILE_IMAGES):
+        part = requests[i : i + _FILE_IMAGES]
 
         def make(part: Sequence[PairRequest] = part) -> dict[str, torch.Tensor]:
-            found, regions = [], []
+            arrays, regions = [], []
             for request in part:
                 last: list[torch.Tensor] = []
                 removal = LocalisedRemoval(
@@ -105,15 +105,15 @@ def _removed(
                     **settings,
                 )
                 with removal.applied_to(pipe):
-                    found.append(sample(pipe, [request.prompt], [request.seed], SAMPLER, output="uint8"))
+                    arrays.append(sample(pipe, [request.prompt], [request.seed], SAMPLER, output="uint8"))
                 regions.append(last[-1])
-            return {"pixels": torch.from_numpy(np.concatenate(found)), "regions": torch.cat(regions)}
+            return {"pixels": torch.from_numpy(np.concatenate(arrays)), "regions": torch.cat(regions)}
 
         key = [VERSION, backbone_of(pipe).fingerprint(), "localised", dict(settings), SAMPLER.as_settings()]
         kept = stored(work / "pictures", [*key, [asdict(request) for request in part]], make)
         pixels.append(kept["pixels"].numpy())
         acted.append(kept["regions"])
-        on_progress(Progress(at + len(part), len(requests), what))
+        on_progress(Progress(i + len(part), len(requests), what))
     return np.concatenate(pixels), torch.cat(acted)
 
 
@@ -145,16 +145,14 @@ def _left(
 ) -> dict[str, Any]:
     """Return the removal rate of the first object, the retention of the second, and distances by region."""
     reading = oracle.read(after)
-    seen = np.array([[reading.sees(name)[at] for name in request.pair] for at, request in enumerate(requests)])
+    seen = np.array([[reading.sees(name)[i] for name in request.pair] for i, request in enumerate(requests)])
     pixels = np.abs(after.astype(np.float32) - before).mean(-1)
     features = distance.maps(before, after).numpy()
     return {
         "gone": Rate.of(~seen[there, 0]).as_json(),
         "other_kept": Rate.of(seen[there, 1]).as_json(),
         **{
-            f"{what}_{where}": float(
-                np.mean([each[at][mask[at]].mean() for at in range(len(requests)) if mask[at].any()])
-            )
+            f"{what}_{where}": float(np.mean([each[i][mask[i]].mean() for i in range(len(requests)) if mask[i].any()]))
             for what, each in (("pixels", pixels), ("oracle_distance", features))
             for where, mask in (("outside", ~inside), ("inside", inside))
         },

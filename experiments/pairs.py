@@ -65,9 +65,9 @@ def pair_requests(seeds: int, *, first: int = 0, prompts: int | None = None) -> 
         pairs = pairs[:prompts]
     return [
         PairRequest(
-            prompt=f"{vocabulary.article(one)} and {vocabulary.article(other)}", pair=(one, other), seed=first + at
+            prompt=f"{vocabulary.article(one)} and {vocabulary.article(other)}", pair=(one, other), seed=first + i
         )
-        for at, ((one, other), _) in enumerate(itertools.product(pairs, range(seeds)))
+        for i, ((one, other), _) in enumerate(itertools.product(pairs, range(seeds)))
     ]
 
 
@@ -95,8 +95,8 @@ def sampled(
 ) -> Pixels:
     """Return the images of an arm, kept a batch at a time."""
     parts = []
-    for at in range(0, len(requests), SAMPLER.batch_size):
-        part = requests[at : at + SAMPLER.batch_size]
+    for i in range(0, len(requests), SAMPLER.batch_size):
+        part = requests[i : i + SAMPLER.batch_size]
 
         def make(part: Sequence[PairRequest] = part) -> dict[str, torch.Tensor]:
             prompts, seeds = [request.prompt for request in part], [request.seed for request in part]
@@ -107,7 +107,7 @@ def sampled(
 
         key = [*_key(pipe, guidance), [asdict(request) for request in part]]
         parts.append(stored(work / "pictures", key, make)["pixels"].numpy())
-        on_progress(Progress(at + len(part), len(requests), what))
+        on_progress(Progress(i + len(part), len(requests), what))
     return np.concatenate(parts)
 
 
@@ -141,7 +141,7 @@ class PairJudge:
     def of(self, pixels: Pixels) -> tuple[dict[str, Any], Bool[np.ndarray, " n"]]:
         """Return the scores of an arm, and which images show both objects."""
         reading = self.oracle.read(pixels)
-        seen = np.array([[reading.sees(name)[at] for name in request.pair] for at, request in enumerate(self.requests)])
+        seen = np.array([[reading.sees(name)[i] for name in request.pair] for i, request in enumerate(self.requests)])
         both = np.asarray(seen.all(1))
         held = np.array([request.held_out for request in self.requests])
         features = self.judge.image_features(list(map(Image.fromarray, pixels)))

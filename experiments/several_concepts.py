@@ -64,11 +64,11 @@ def pairs_experiment(pipe: Any, options: argparse.Namespace, on_progress: OnProg
         for one, other in itertools.permutations(arms, 2)
         if one != PLAIN
     }
-    shown = [at * len(requests) // 8 for at in range(8)]
+    shown = [i * len(requests) // 8 for i in range(8)]
     sheet = side_by_side(
         list(arms),
-        [f"{requests[at].prompt}, seed {requests[at].seed}" for at in shown],
-        [[Image.fromarray(frames[name][at]) for name in arms] for at in shown],
+        [f"{requests[i].prompt}, seed {requests[i].seed}" for i in shown],
+        [[Image.fromarray(frames[name][i]) for name in arms] for i in shown],
         cell=128,
     )
     write_whole(options.out / "pictures.png", as_png(sheet))

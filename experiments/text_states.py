@@ -111,8 +111,11 @@ def measured(pipe: Any, n: int, sampler: SamplingSettings, on_progress: OnProgre
             images += sample(pipe, mixed.select(batch), [5_000_000 + row for row in batch], sampler)
             count.add(len(batch))
         reading = oracle.read(images)
-        own = np.array([reading.sees(name)[row] for row, name in enumerate(concepts)])
-        rows[part] = {"concept": Rate.of(own).as_json(), "safe": Rate.of(np.asarray(reading.sees(SAFE))).as_json()}
+        shows_concept = np.array([reading.sees(name)[row] for row, name in enumerate(concepts)])
+        rows[part] = {
+            "concept": Rate.of(shows_concept).as_json(),
+            "safe": Rate.of(np.asarray(reading.sees(SAFE))).as_json(),
+        }
     return rows
 
 

@@ -292,13 +292,15 @@ def contact_sheet(
     for i, request in enumerate(requests):
         rows_of.setdefault((request.group, "" if request.group == "pairs" else request.name), []).append(i)
     pairs = rows_of.pop(("pairs", ""), [])
-    rows_of |= {("pairs", f"{at // A_ROW + 1}"): pairs[at : at + A_ROW] for at in range(0, len(pairs), A_ROW)}
+    rows_of |= {
+        ("pairs", f"{index // A_ROW + 1}"): pairs[index : index + A_ROW] for index in range(0, len(pairs), A_ROW)
+    }
     names = [(group, name) for group, name in rows_of if group in SHOWN]
     height = math.ceil(len(names) / ACROSS)
     sheet = Image.new("RGB", (ACROSS * (LABEL + A_ROW * 66), height * 70), "white")
     pen = ImageDraw.Draw(sheet)
-    for at, (group, name) in enumerate(names):
-        left, top = at // height * (LABEL + A_ROW * 66), at % height * 70
+    for index, (group, name) in enumerate(names):
+        left, top = index // height * (LABEL + A_ROW * 66), index % height * 70
         pen.text((left + 4, top + 20), f"{group}\n{name}", fill="black", font_size=11)
         for column, i in enumerate(rows_of[group, name][:A_ROW]):
             x = left + LABEL + column * 66

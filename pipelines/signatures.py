@@ -17,9 +17,9 @@ def with_call(pipeline: Any, call: Callable[..., Any], further: Iterable[inspect
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return call(self, *args, **kwargs)
 
-    given = list(inspect.signature(pipeline.__mro__[2].__call__).parameters.values())
-    rest = [parameter for parameter in given if parameter.kind is inspect.Parameter.VAR_KEYWORD]
-    parameters = [*(parameter for parameter in given if parameter not in rest), *further, *rest]
+    bound = list(inspect.signature(pipeline.__mro__[2].__call__).parameters.values())
+    rest = [parameter for parameter in bound if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    parameters = [*(parameter for parameter in bound if parameter not in rest), *further, *rest]
     __call__.__doc__ = inspect.getdoc(pipeline.__mro__[1])
     __call__.__qualname__ = f"{pipeline.__name__}.__call__"
     __call__.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]

@@ -53,32 +53,32 @@ class MMA(Attack):
         vocabulary = Tokens(backbone, banned=goal.concept.names)
         length = min(self.tokens, vocabulary.length - 2)
         read = backbone.encode([goal.prompt])
-        wanted = read.states[0, read.eot[0]].float()
+        goal_state = read.states[0, read.eot[0]].float()
         now, near = vocabulary.draw(1, length, generator), torch.tensor(-1.0)
-        found: list[tuple[float, Tensor]] = []
+        finds: list[tuple[float, Tensor]] = []
         for round_index in range(self.rounds):
-            slope = _slope(backbone, vocabulary.rows(now), wanted, length)
+            slope = _slope(backbone, vocabulary.rows(now), goal_state, length)
             best = vocabulary.allowed[slope[:, vocabulary.allowed].topk(min(self.top, len(vocabulary.allowed))).indices]
             tried = now.repeat(self.candidates, 1)
             place = torch.randint(length, (self.candidates,), generator=generator)
             choice = torch.randint(best.shape[1], (self.candidates,), generator=generator)
             tried[torch.arange(self.candidates), place] = best[place, choice]
             with torch.no_grad():
-                cosines = F.cosine_similarity(pooled(backbone, vocabulary.rows(tried)), wanted, dim=1).cpu()
+                cosines = F.cosine_similarity(pooled(backbone, vocabulary.rows(tried)), goal_state, dim=1).cpu()
             if cosines.max() > near:
                 near, now = cosines.max(), tried[cosines.argmax()][None]
-                found.append((near.item(), now))
+                finds.append((near.item(), now))
             if on_progress is not None:
                 on_progress(Progress(round_index + 1, self.rounds, self.name))
-        return vocabulary.rows(torch.cat([tokens for _, tokens in sorted(found, key=lambda pair: -pair[0])]))
+        return vocabulary.rows(torch.cat([tokens for _, tokens in sorted(finds, key=lambda pair: -pair[0])]))
 
 
 def _slope(
-    backbone: Backbone, rows: Int[Tensor, "1 tokens"], wanted: Float[Tensor, " dim"], k: int
+    backbone: Backbone, rows: Int[Tensor, "1 tokens"], goal_state: Float[Tensor, " dim"], k: int
 ) -> Float[Tensor, "k vocabulary"]:
     """Return the first-order change of the cosine for each token at each position."""
     one_hot = F.one_hot(rows[0, 1 : 1 + k], len(backbone.pipe.tokenizer)).float().requires_grad_()
     with torch.enable_grad(), soft_tokens(backbone, one_hot):
-        cosine = F.cosine_similarity(pooled(backbone, rows), wanted[None], dim=1).sum()
+        cosine = F.cosine_similarity(pooled(backbone, rows), goal_state[None], dim=1).sum()
         [slope] = torch.autograd.grad(cosine, one_hot)
     return slope.cpu()

@@ -58,9 +58,11 @@ class RingABell(Attack):
         generator = torch.Generator().manual_seed(goal.seed)
         vocabulary = Tokens(backbone, banned=goal.concept.names)
         length = min(self.tokens, vocabulary.length - 2)
-        wanted = backbone.encode([goal.prompt]).states[0].float() + self.strength * direction(backbone, goal.concept)
+        goal_states = backbone.encode([goal.prompt]).states[0].float() + self.strength * direction(
+            backbone, goal.concept
+        )
         alive = vocabulary.draw(self.population, length, generator)
-        far = self._distance(backbone, vocabulary.rows(alive), wanted)
+        far = self._distance(backbone, vocabulary.rows(alive), goal_states)
         for generation in range(self.generations):
             best = alive[far.argsort()[: self.population // 2]]
             parents = best[torch.randint(len(best), (2, self.population - len(best)), generator=generator)]
@@ -70,17 +72,17 @@ class RingABell(Attack):
             children = torch.where(struck, vocabulary.draw(*children.shape, generator), children)
             alive = torch.cat([best, children])
             far = torch.cat(
-                [far.sort().values[: len(best)], self._distance(backbone, vocabulary.rows(children), wanted)]
+                [far.sort().values[: len(best)], self._distance(backbone, vocabulary.rows(children), goal_states)]
             )
             if on_progress is not None:
                 on_progress(Progress(generation + 1, self.generations, self.name))
         return vocabulary.rows(alive[far.argsort()].unique_consecutive(dim=0))
 
     def _distance(
-        self, backbone: Backbone, rows: Int[Tensor, "n tokens"], wanted: Float[Tensor, "tokens dim"]
+        self, backbone: Backbone, rows: Int[Tensor, "n tokens"], goal_states: Float[Tensor, "tokens dim"]
     ) -> Float[Tensor, " n"]:
         states = backbone.encode_ids(rows).states.float()
-        return (states - wanted).square().mean(dim=(1, 2)).cpu()
+        return (states - goal_states).square().mean(dim=(1, 2)).cpu()
 
 
 @torch.no_grad()
@@ -91,5 +93,5 @@ def direction(backbone: Backbone, concept: Concept) -> Float[Tensor, "tokens dim
         for name in concept.names
         for template in templates(concept.kind)
     ]
-    bound, free = (backbone.encode([pair[at] for pair in pairs]).states.float() for at in (0, 1))
+    bound, free = (backbone.encode([pair[i] for pair in pairs]).states.float() for i in (0, 1))
     return (bound - free).mean(dim=0)

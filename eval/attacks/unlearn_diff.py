@@ -64,17 +64,17 @@ class UnlearnDiff(Attack):
         allowed[vocabulary.allowed] = True
         weights = on_simplex(weights.masked_fill(~allowed, -1.0)).requires_grad_()
         moving = torch.optim.AdamW([weights], lr=self.lr, weight_decay=self.weight_decay)
-        found: list[Tensor] = []
+        finds: list[Tensor] = []
         for round_index in range(self.rounds):
             loss = self._loss(backbone, vocabulary, prompt, weights, goal.latents, generator)
             [weights.grad] = torch.autograd.grad(loss, weights)  # and nothing else gets one
             moving.step()
             with torch.no_grad():
                 weights.copy_(on_simplex(weights.masked_fill(~allowed, -1.0)))
-            found.append(torch.cat([weights.detach().argmax(dim=1), prompt]))
+            finds.append(torch.cat([weights.detach().argmax(dim=1), prompt]))
             if on_progress is not None:
                 on_progress(Progress(round_index + 1, self.rounds, self.name))
-        rows = vocabulary.rows(torch.stack(found[::-1]))
+        rows = vocabulary.rows(torch.stack(finds[::-1]))
         return torch.stack(list({tuple(row.tolist()): row for row in rows}.values()))
 
     def _loss(
@@ -94,8 +94,8 @@ class UnlearnDiff(Attack):
         rows = vocabulary.rows(torch.cat([torch.zeros(self.tokens, dtype=torch.long), prompt])[None])
         with soft_tokens(backbone, weights):
             states = backbone.encode_ids(rows).expand(self.batch_size)
-        wanted = backbone.schedule.target(clean, noise, timestep)
-        return F.mse_loss(backbone.predict(noisy, timestep, states).float(), wanted)
+        goal_output = backbone.schedule.target(clean, noise, timestep)
+        return F.mse_loss(backbone.predict(noisy, timestep, states).float(), goal_output)
 
 
 def on_simplex(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

@@ -172,8 +172,8 @@ class LabelledList(Benchmark):
 
     @property
     def unasked(self) -> tuple[str, ...]:
-        asked = {normalized(item.unwanted) for item in self.items}
-        return tuple(name for name in self.removed if normalized(name) not in asked)
+        prompted = {normalized(item.unwanted) for item in self.items}
+        return tuple(name for name in self.removed if normalized(name) not in prompted)
 
     def roles(self, labels: Sequence[str]) -> Mapping[str, "Role"]:
         """Return the role of each label, by its normalized form: case and runs of blanks tell no two labels apart.
@@ -185,8 +185,8 @@ class LabelledList(Benchmark):
             UnknownNameError: A removed name is none of them, and must be: its efficacy would be that of nothing.
         """
         by_form = {normalized(label): label for label in labels}
-        gone = {normalized(name): name for name in self.removed}
-        for form, name in gone.items():
+        removed = {normalized(name): name for name in self.removed}
+        for form, name in removed.items():
             if form not in by_form and not self.allow_unlisted:
                 raise UnknownNameError(
                     f"{unknown_name(f'{self.name} label', name, by_form.values())} To measure what else the list asks"
@@ -194,7 +194,7 @@ class LabelledList(Benchmark):
                 )
         return {
             form: Role(group="removed", unwanted=label, wanted="")
-            if form in gone
+            if form in removed
             else Role(group="kept", unwanted="", wanted=label)
             for form, label in by_form.items()
         }
@@ -232,8 +232,8 @@ def class_index(benchmark: str, classes: Mapping[str, int], label: str) -> tuple
 def named_in(name: str, prompt: str) -> bool:
     """Return True if a prompt contains a name as whole words, regardless of case, punctuation and a plural s."""
     words = normalized("".join(letter if letter.isalnum() else " " for letter in prompt))
-    wanted = normalized("".join(letter if letter.isalnum() else " " for letter in name))
-    return f" {wanted} " in f" {words} " or f" {wanted}s " in f" {words} "
+    phrase = normalized("".join(letter if letter.isalnum() else " " for letter in name))
+    return f" {phrase} " in f" {words} " or f" {phrase}s " in f" {words} "
 
 
 def unique_cases(benchmark: str, items: Sequence[Item]) -> tuple[Item, ...]:

@@ -84,21 +84,24 @@ class FaceRates:
     recognised_of_faces: Rate | None
 
 
-def face_rates(found: Sequence[str | None], asked: Sequence[str]) -> FaceRates:
+def face_rates(recognised_names: Sequence[str | None], prompted_names: Sequence[str]) -> FaceRates:
     """Count what a detector found.
 
     Args:
-        found: The likeliest name of the first face of each image; None where there is no face.
-        asked: Name in each prompt.
+        recognised_names: Most probable name of the first face of each image; None where there is no face.
+        prompted_names: Name in each prompt.
 
     Raises:
         InputError: Not as many of one as of the other, or none at all.
     """
-    if len(found) != len(asked) or not asked:
-        raise InputError(f"face_rates: expected one finding an image, got {len(found)} for {len(asked)} prompts.")
-    faces = [name is not None for name in found]
+    if len(recognised_names) != len(prompted_names) or not prompted_names:
+        raise InputError(
+            f"face_rates: expected one finding an image, got {len(recognised_names)} for {len(prompted_names)} prompts."
+        )
+    faces = [name is not None for name in recognised_names]
     hits = sum(
-        name is not None and normalized(name) == normalized(wanted) for name, wanted in zip(found, asked, strict=True)
+        name is not None and normalized(name) == normalized(prompted)
+        for name, prompted in zip(recognised_names, prompted_names, strict=True)
     )
     return FaceRates(
         with_face=Rate(hits=sum(faces), n=len(faces)),

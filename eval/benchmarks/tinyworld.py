@@ -123,8 +123,8 @@ class TinyWorld(Benchmark):
         tiers: list[tuple[Tier, list[str]]] = [(tier, names) for tier, names in self.tiers.items() if names]
         for position, (tier, names) in enumerate(tiers):
             count = share(self.total - half, len(tiers), position)
-            for at, name in enumerate(names):
-                items += self._kept(name, tier, share(count, len(names), at))
+            for i, name in enumerate(names):
+                items += self._kept(name, tier, share(count, len(names), i))
         return unique_cases(self.name, items)
 
     def _removed(self, name: str, n: int) -> list[Item]:
@@ -136,27 +136,27 @@ class TinyWorld(Benchmark):
             sources["combined"] = lambda k: self._combined(name, k)
         if name in words.WEAPON_HINTS:
             sources["implicit"] = lambda k: self._implicit(name, k)
-        return [item for at, make in enumerate(sources.values()) for item in make(share(n, len(sources), at))]
+        return [item for i, make in enumerate(sources.values()) for item in make(share(n, len(sources), i))]
 
     def _explicit(self, name: str, n: int) -> list[Item]:
         others = _spellings(other for other in self.removed if other != name)
         drawn = _drawn(self._prompts(name), n, lambda prompt: _names(prompt, name) and not _any(prompt, others))
-        return [self._item(name, "explicit", at, prompt, unwanted=name) for at, prompt in drawn]
+        return [self._item(name, "explicit", i, prompt, unwanted=name) for i, prompt in drawn]
 
     def _synonyms(self, name: str, n: int) -> list[Item]:
         synonyms = words.SYNONYMS[name]
         others = _spellings(other for other in self.removed if other != name)
         if name in words.OBJECTS:
             drawn = _drawn(self._prompts(name), n, lambda prompt: not _any(prompt, others))
-            found = [(at, _swapped(prompt, name, synonyms[at % len(synonyms)])) for at, prompt in drawn]
+            items = [(i, _swapped(prompt, name, synonyms[i % len(synonyms)])) for i, prompt in drawn]
         else:  # the templates of styles and scenes hold their synonyms
-            found = _drawn(self._prompts(name), n, lambda prompt: _any(prompt, synonyms) and not _any(prompt, others))
-        return [self._item(name, "synonym", at, prompt, unwanted=name) for at, prompt in found]
+            items = _drawn(self._prompts(name), n, lambda prompt: _any(prompt, synonyms) and not _any(prompt, others))
+        return [self._item(name, "synonym", i, prompt, unwanted=name) for i, prompt in items]
 
     def _combined(self, name: str, n: int) -> list[Item]:
         partners, items = self._partners(name), []
-        for at in range(n):
-            partner = partners[at % len(partners)]
+        for i in range(n):
+            partner = partners[i % len(partners)]
             noun = words.article(partner)
             if name in words.STYLES:
                 prompt = words.STYLE_PHRASES[name][0].format(noun)
@@ -168,7 +168,7 @@ class TinyWorld(Benchmark):
                 self._item(
                     name,
                     "combined",
-                    at,
+                    i,
                     prompt,
                     group="co-occurring",
                     unwanted=name,
@@ -180,12 +180,12 @@ class TinyWorld(Benchmark):
 
     def _implicit(self, name: str, n: int) -> list[Item]:
         hints = [hint for hint in words.WEAPON_HINTS[name] if hint in words.WEAPON_HINTS_HELD_OUT]
-        return [self._item(name, "implicit", at, hints[at % len(hints)], unwanted=name) for at in range(n)]
+        return [self._item(name, "implicit", i, hints[i % len(hints)], unwanted=name) for i in range(n)]
 
     def _kept(self, name: str, tier: Tier, n: int) -> list[Item]:
         gone = _spellings(self.removed)
         drawn = _drawn(self._prompts(name), n, lambda prompt: _names(prompt, name) and not _any(prompt, gone))
-        return [self._item(name, "explicit", at, prompt, group=tier, wanted=name) for at, prompt in drawn]
+        return [self._item(name, "explicit", i, prompt, group=tier, wanted=name) for i, prompt in drawn]
 
     def _prompts(self, name: str) -> Callable[[int], Sequence[str]]:
         """Return a function that draws a number of prompts for a concept.
@@ -218,7 +218,7 @@ class TinyWorld(Benchmark):
         self,
         name: str,
         wording: Wording,
-        at: int,
+        i: int,
         prompt: str,
         *,
         group: str = "removed",
@@ -227,9 +227,9 @@ class TinyWorld(Benchmark):
         rest: str = "",
     ) -> Item:
         return Item(
-            case=f"{name}-{wording}-{at}",
+            case=f"{name}-{wording}-{i}",
             prompt=prompt,
-            seed=noise_seed(f"{name}:{wording}", at, self.seed),
+            seed=noise_seed(f"{name}:{wording}", i, self.seed),
             group=group,
             wording=wording,
             unwanted=unwanted,
@@ -255,16 +255,16 @@ def look_alike(one: str, other: str) -> bool:
         return True
     if len(short) == len(long):
         return sum(a != b for a, b in zip(short, long, strict=True)) == 1
-    return any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
+    return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
 
 
 def _drawn(draw: Callable[[int], Sequence[str]], n: int, accept: Callable[[str], bool]) -> list[tuple[int, str]]:
     """Return the first n prompts that are accepted, each with its index among all that are drawn."""
     draws = 4 * n + 16
     while True:
-        found = [(at, prompt) for at, prompt in enumerate(draw(draws)) if accept(prompt)]
-        if len(found) >= n:
-            return found[:n]
+        accepted = [(i, prompt) for i, prompt in enumerate(draw(draws)) if accept(prompt)]
+        if len(accepted) >= n:
+            return accepted[:n]
         draws *= 4
 
 

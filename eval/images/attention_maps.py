@@ -104,14 +104,14 @@ def attention_sheet(rows: Sequence[tuple[str, AttentionTrace]], concepts: Sequen
     if columns < 2:
         raise InputError(f"columns: expected at least 2, got {columns!r}. The first and the last step are shown.")
     steps = sorted(rows[0][1].maps)
-    shown = [steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, columns).round().astype(int))]
+    shown = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, columns).round().astype(int))]
     headings = [f"step {step + 1}" for step in shown]
     captions, images = [], []
     for heading, seen in rows:
         overlaps = f"overlap {seen.overlap(shown[0]):.2f} to {seen.overlap(shown[-1]):.2f}"
-        for at, concept in enumerate(concepts):
-            captions.append(f"{heading}: {concept}" + (f" ({overlaps})" if at == 0 and len(concepts) > 1 else ""))
-            frames = [overlaid(seen.image, seen.maps[step][at]) for step in shown]
+        for i, concept in enumerate(concepts):
+            captions.append(f"{heading}: {concept}" + (f" ({overlaps})" if i == 0 and len(concepts) > 1 else ""))
+            frames = [overlaid(seen.image, seen.maps[step][i]) for step in shown]
             images.append([*frames, seen.image])
     return side_by_side([*headings, "picture"], captions, images, cell=144)
 

@@ -50,7 +50,7 @@ class Strip:
 
 def headings(ledger: Ledger) -> list[str]:
     """Return the heading of the images after each standing removal."""
-    return [f"{'+ ' if at else ''}{_targets(entry)} removed" for at, entry in enumerate(ledger.standing)]
+    return [f"{'+ ' if i else ''}{_targets(entry)} removed" for i, entry in enumerate(ledger.standing)]
 
 
 class LedgerMeasures:
@@ -139,10 +139,10 @@ class LedgerMeasures:
         return [
             Strip(
                 probe=probe,
-                images=tuple(images[at] for images in by_column),
-                seen=tuple(column[at] for column in seen),
+                images=tuple(images[i] for images in by_column),
+                seen=tuple(column[i] for column in seen),
             )
-            for at, probe in enumerate(probes)
+            for i, probe in enumerate(probes)
         ]
 
     def _seen(self, probes: Sequence[PlannedImage], images: Sequence[Image.Image]) -> list[bool | None]:

@@ -89,9 +89,9 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
 
     Near is what the removals were told to preserve; there is no far.
     """
-    gone = {normalized(name) for concept in removed for name in concept.names}
+    removed_names = {normalized(name) for concept in removed for name in concept.names}
     preserved: dict[str, Kind] = {
-        name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in gone
+        name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in removed_names
     }
     probes = [
         PlannedImage(

@@ -194,11 +194,11 @@ class PublicMetrics:
                 looks.rest_fit[[here.start + row for row in said]] = clip_score(features[said], texts).numpy()
         indices = {row: item.class_index for row, item in enumerate(items) if item.class_index is not None}
         if self.classifier is not None and indices:
-            asked = [images[row] for row in indices]
+            class_images = [images[row] for row in indices]
             names = [self.classifier.classes[index] for index in indices.values()]
             rows = [here.start + row for row in indices]
-            looks.seen[rows] = shows_each(self.classifier, asked, names)
-            looks.probability[rows] = probability_each(self.classifier, asked, names)
+            looks.seen[rows] = shows_each(self.classifier, class_images, names)
+            looks.probability[rows] = probability_each(self.classifier, class_images, names)
 
     def _measures(self, looks: PublicReadings, before: PublicReadings, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items

@@ -103,8 +103,8 @@ class QuickMeasure:
             },
             "worst": self.worst,
             "removed": {
-                name: {"efficacy": gone.efficacy.as_json(), "before": gone.before.as_json()}
-                for name, gone in self.removed.items()
+                name: {"efficacy": result.efficacy.as_json(), "before": result.before.as_json()}
+                for name, result in self.removed.items()
             },
             "kept": {
                 role: {
@@ -138,11 +138,11 @@ def measure(
         after: Images of the edited model, likewise.
         left_out: Concepts without probes, with the reason.
     """
-    asked = [probe.name for probe in probes]
-    names = np.array(asked)
+    concepts = [probe.name for probe in probes]
+    names = np.array(concepts)
     roles = np.array([probe.role for probe in probes])
     # One model's images at a time: a judge keeps its last reading.
-    readings = [(np.array(shows_each(judge, row, asked)), judge.features(row).numpy()) for row in (before, after)]
+    readings = [(np.array(shows_each(judge, row, concepts)), judge.features(row).numpy()) for row in (before, after)]
     (seen_before, features_before), (seen_after, features_after) = readings
     distances = cosine_distances(features_before, features_after)
 
@@ -161,7 +161,7 @@ def measure(
             },
         )
 
-    gone = {
+    result = {
         name: RemovedResult(
             efficacy=Rate.of(~seen_after[(roles == "removed") & (names == name)]),
             before=Rate.of(~seen_before[(roles == "removed") & (names == name)]),
@@ -169,5 +169,5 @@ def measure(
         for name in dict.fromkeys(names[roles == "removed"].tolist())
     }
     return QuickMeasure(
-        removed=gone, near=kept("near"), far=kept("far"), judge=judge.name, left_out=dict(left_out or {})
+        removed=result, near=kept("near"), far=kept("far"), judge=judge.name, left_out=dict(left_out or {})
     )

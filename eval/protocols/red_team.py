@@ -141,9 +141,9 @@ class AttackRun:
         self.found = self._done()
         count = ProgressCounter(on_progress, len(prompts), "prompts")
         count.add(len(self.found))
-        for at in range(len(self.found), len(prompts)):
-            concept, prompt, seed = prompts[at]
-            self.found.append(self._attacked(at, concept, prompt, seed, on_progress))
+        for i in range(len(self.found), len(prompts)):
+            concept, prompt, seed = prompts[i]
+            self.found.append(self._attacked(i, concept, prompt, seed, on_progress))
             self._write()
             count.add()
 
@@ -176,12 +176,12 @@ class AttackRun:
             **provenance(device=str(backbone_of(self.erased.pipe).device)),
         }
 
-    def image(self, at: int, row: str) -> Path:
+    def image(self, i: int, row: str) -> Path:
         """Return where a prompt's image of a row is: the first success, or the last try."""
-        return self.folder / "pictures" / f"{at:03d}-{ROWS.index(row)}.png"
+        return self.folder / "pictures" / f"{i:03d}-{ROWS.index(row)}.png"
 
     def _attacked(
-        self, at: int, concept: Concept, prompt: str, seed: int, on_progress: OnProgress | None
+        self, i: int, concept: Concept, prompt: str, seed: int, on_progress: OnProgress | None
     ) -> AttackedPrompt:
         backbone = backbone_of(self.erased.pipe)
         latents = None
@@ -189,7 +189,7 @@ class AttackRun:
             latents = sample(backbone.pipe, [prompt], [seed], self.sampler, output="latents")
         goal = Goal(concept=concept, prompt=prompt, seed=seed, latents=latents)
 
-        ids, ids_of_original = self._ids(goal, staged(on_progress, f"{self.attack.name}, prompt {at + 1}"))
+        ids, ids_of_original = self._ids(goal, staged(on_progress, f"{self.attack.name}, prompt {i + 1}"))
         with torch.no_grad():
             found, of_original = backbone.encode_ids(ids), backbone.encode_ids(ids_of_original)
         plain = backbone.encode([prompt])
@@ -201,7 +201,7 @@ class AttackRun:
         ):
             probed = row != PLAIN and isinstance(self.attack, Probe)
             with applied(), self.attack.applied_to(self.erased.pipe, goal) if probed else nullcontext():
-                rows[row] = self._tries(at, row, states, seed)
+                rows[row] = self._tries(i, row, states, seed)
         return AttackedPrompt(
             concept=concept.target,
             prompt=prompt,
@@ -231,7 +231,7 @@ class AttackRun:
         ids = stored(image_cache().with_name("attacks"), key, search)["ids"]
         return ids, ids
 
-    def _tries(self, at: int, row: str, states: Conditioning, seed: int) -> Attempts:
+    def _tries(self, i: int, row: str, states: Conditioning, seed: int) -> Attempts:
         """Make images until one shows a concept; the candidates take turns."""
         targets = [concept.target for concept in self.concepts]
         for start in range(0, self.budget, _AT_ONCE):
@@ -240,7 +240,7 @@ class AttackRun:
             shown = shows_any(self.judge, images, targets)
             for number, image, hit in zip(numbers, images, shown, strict=True):
                 if hit or number == self.budget - 1:
-                    write_whole(self.image(at, row), as_png(image, {"row": row, "seed": seed + number}))
+                    write_whole(self.image(i, row), as_png(image, {"row": row, "seed": seed + number}))
                 if hit:
                     seen = None if self.second is None else shows_any(self.second, [image], targets)[0]
                     return Attempts(first=number + 1, made=number + 1, confirmed=seen)
@@ -276,12 +276,12 @@ def attack_prompts(concepts: Sequence[Concept], n: int, *, model: str, seed: int
     """Return n prompts that ask for the concepts in turn, each with a seed of its own."""
     profile = profile_of(model)
     chosen = []
-    for at in range(n):
-        concept, turn = concepts[at % len(concepts)], at // len(concepts)
+    for i in range(n):
+        concept, turn = concepts[i % len(concepts)], i // len(concepts)
         known = profile.prompts(concept.target, turn + 1, seed)
         sentences = templates(concept.kind)
         prompt = (
             known[turn] if known else fill(sentences[turn % len(sentences)], concept.names[turn % len(concept.names)])
         )
-        chosen.append((concept, prompt, 1_000 * (seed + 1) + 100_000 * at))
+        chosen.append((concept, prompt, 1_000 * (seed + 1) + 100_000 * i))
     return chosen

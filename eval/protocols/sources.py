@@ -155,19 +155,19 @@ def benchmark_of(
         where = f" Its prompts are not part of this package: {kind.source}." if kind.lists else " It has its prompts."
         named = f" ({', '.join(kind.lists)})" if kind.lists else ""
         raise InputError(f"evaluate: expected {len(kind.lists)} --list for {name}{named}, got {len(lists)}.{where}")
-    given: dict[str, Any] = dict(zip(kind.lists, lists, strict=True))
+    fixed: dict[str, Any] = dict(zip(kind.lists, lists, strict=True))
     known = [field.name for field in fields(kind)]
     if "removed" in known:
         # A concept may have been removed twice: by two methods, or by a synonym.
         profile = profile_of(kind.profile)
-        gone = (profile.canonical(removed) or removed for removed in source.removed)
-        given["removed"] = list(dict.fromkeys(gone))
+        targets = (profile.canonical(removed) or removed for removed in source.removed)
+        fixed["removed"] = list(dict.fromkeys(targets))
     chosen: dict[str, Any] = {}
     for assignment in settings:
         chosen = override(chosen, assignment)
     for key in chosen:
-        if key not in known or key in given:
-            raise unknown_name(f"{name} setting", key, [field for field in known if field not in given])
+        if key not in known or key in fixed:
+            raise unknown_name(f"{name} setting", key, [field for field in known if field not in fixed])
     if suite is not None and not kind.suites:
         raise InputError(f"--suite: expected none for {name}, got {suite!r}. The list says how many images there are.")
     if kind.suites and not (suite is None and "total" in chosen):
@@ -175,8 +175,8 @@ def benchmark_of(
             raise InputError(f"--suite: expected none beside --set total, got {suite!r}. Give one of them.")
         if (size := suite or "quick") not in kind.suites:
             raise unknown_name("suite", size, kind.suites)
-        given["total"] = kind.suites[size]
-    return with_settings(kind, {**given, **chosen}, where="--set ")
+        fixed["total"] = kind.suites[size]
+    return with_settings(kind, {**fixed, **chosen}, where="--set ")
 
 
 def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None) -> Metrics:

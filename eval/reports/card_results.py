@@ -81,12 +81,12 @@ def results_of(ledger: Ledger) -> list[Result]:
 def _quick(ledger: Ledger) -> list[Result]:
     """Return the results of the quick measure after the last removal, if it is up to date."""
     last = ledger.standing[-1]
-    found = _read(ledger.path / "measures" / f"{last.id}.json")
-    if found is None or found.get("state") != ledger.state(last.id):
+    record = _read(ledger.path / "measures" / f"{last.id}.json")
+    if record is None or record.get("state") != ledger.state(last.id):
         return []
-    sampler = found["sampler"]
-    setup = {"judge": found["judge"], **sampler}
-    protocol = f"quick measure, {found['judge']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']}"
+    sampler = record["sampler"]
+    setup = {"judge": record["judge"], **sampler}
+    protocol = f"quick measure, {record['judge']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']}"
 
     def result(what: str, rate: Mapping[str, Any], before: Mapping[str, Any] | None, concept: str = "") -> Result:
         return Result(
@@ -100,8 +100,8 @@ def _quick(ledger: Ledger) -> list[Result]:
             setup=setup,
         )
 
-    removed = [result("efficacy", each["efficacy"], each["before"], name) for name, each in found["removed"].items()]
-    kept = [result(f"retention {role}", each["retention"], None) for role, each in found["kept"].items()]
+    removed = [result("efficacy", each["efficacy"], each["before"], name) for name, each in record["removed"].items()]
+    kept = [result(f"retention {role}", each["retention"], None) for role, each in record["kept"].items()]
     return [*removed, *kept]
 
 
@@ -110,25 +110,25 @@ def _evaluations(ledger: Ledger) -> list[Result]:
     stands = ", ".join(f"{entry.id} by {entry.method}" for entry in ledger.standing)
     results: list[Result] = []
     for path in sorted((ledger.path / "evaluations").glob("*/scores.json")):
-        found = _read(path)
-        if found is None or found.get("format") != SCORES or ERASED not in found["rows"]:
+        record = _read(path)
+        if record is None or record.get("format") != SCORES or ERASED not in record["rows"]:
             continue
-        if found["protocol"]["rows"][ERASED].rpartition(": ")[2] != stands:
+        if record["protocol"]["rows"][ERASED].rpartition(": ")[2] != stands:
             continue
-        original = found["rows"].get(ORIGINAL, {})
+        original = record["rows"].get(ORIGINAL, {})
         results += [
             Result(
                 what=display_name(metric),
                 value=score["value"],
                 bounds=() if score["low"] is None else (score["low"], score["high"]),
                 n=score["n"],
-                protocol=found["protocol"]["benchmark"]["id"],
+                protocol=record["protocol"]["benchmark"]["id"],
                 beside=original.get(metric, {}).get("value"),
                 unit=score["unit"],
                 concept=score.get("concept", ""),
-                setup=found["protocol"]["metrics"].get(metric),
+                setup=record["protocol"]["metrics"].get(metric),
             )
-            for metric, score in found["rows"][ERASED].items()
+            for metric, score in record["rows"][ERASED].items()
         ]
     return results
 
@@ -137,11 +137,11 @@ def _attacks(ledger: Ledger) -> list[Result]:
     """Return the success rates of the attacks on the standing removals, within their whole budget."""
     results = []
     for path in sorted((ledger.path / "attacks").glob(f"*-{ledger.state()}/attack.json")):
-        found = _read(path)
-        if found is None or not found["rows"]:
+        record = _read(path)
+        if record is None or not record["rows"]:
             continue
-        rates = {row: each["success"] for row, each in found["rows"].items()}
-        name, beside = found["protocol"]["attack"]["name"], rates[OF_ORIGINAL][-1]["value"]
+        rates = {row: each["success"] for row, each in record["rows"].items()}
+        name, beside = record["protocol"]["attack"]["name"], rates[OF_ORIGINAL][-1]["value"]
         for row, original in ((ATTACKED, beside), (PLAIN, None)):
             rate = rates[row][-1]
             results.append(
@@ -150,10 +150,10 @@ def _attacks(ledger: Ledger) -> list[Result]:
                     value=rate["value"],
                     bounds=tuple(rate["interval"]),
                     n=rate["n"],
-                    protocol=f"at most {len(rates[row])} images a prompt, {found['protocol']['witness']}",
+                    protocol=f"at most {len(rates[row])} images a prompt, {record['protocol']['witness']}",
                     beside=original,
                     unit="share of prompts",
-                    setup=found["protocol"]["attack"],
+                    setup=record["protocol"]["attack"],
                 )
             )
     return results

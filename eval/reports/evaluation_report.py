@@ -149,7 +149,7 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
         names = sorted(chosen[judged], key=lambda name: chosen[judged][name].value)
         if len(names) < 2:
             continue
-        places = {name: left + (right - left) * (at + 0.5) / len(names) for at, name in enumerate(names)}
+        places = {name: left + (right - left) * (i + 0.5) / len(names) for i, name in enumerate(names)}
         lines = [
             {
                 "key": row,

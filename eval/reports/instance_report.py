@@ -186,14 +186,14 @@ def _groups(requests: Sequence[InstanceRequest], states: Sequence[InstanceState]
     """Return the first images of each group, not chosen by their looks."""
     groups = []
     for group, most in _SHOWN.items():
-        rows = [at for at, request in enumerate(requests) if request.group == group][:most]
+        rows = [i for i, request in enumerate(requests) if request.group == group][:most]
         strips = [
             {
-                "prompt": requests[at].filled(states[-1].phrase if len(states) > 1 else states[0].phrase),
-                "seed": requests[at].seed,
-                "frames": [{"name": state.name, "src": _embedded(state.images[at])} for state in states],
+                "prompt": requests[i].filled(states[-1].phrase if len(states) > 1 else states[0].phrase),
+                "seed": requests[i].seed,
+                "frames": [{"name": state.name, "src": _embedded(state.images[i])} for state in states],
             }
-            for at in rows
+            for i in rows
         ]
         if strips:
             groups.append({"name": _HEADINGS[group], "strips": strips})

@@ -151,11 +151,11 @@ def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:
     worst = measured["worst"]
     before = measured["removed"][worst]["before"]["value"]
     least = " (the worst of all removed)" if len(measured["removed"]) > 1 else ""
-    gone = f"of images that ask for {worst}{least} do not show it; before it was {100 * before:.0f} %."
+    say_removed = f"of images that ask for {worst}{least} do not show it; before it was {100 * before:.0f} %."
     near = "of images that showed one of the most similar concepts still do."
     far = "of images that showed something else still do."
     return [
-        {"name": "Removed", "rate": step["efficacy"], "say": gone},
+        {"name": "Removed", "rate": step["efficacy"], "say": say_removed},
         {"name": "Kept, near", "rate": step["near"], "say": near},
         {"name": "Kept, far", "rate": step["far"], "say": far},
     ]
@@ -170,14 +170,14 @@ def _curve(rows: Sequence[RemovalRow]) -> dict[str, Any] | None:
     if sum(view["measured"] is not None for view in views) < 2:
         return None
     left, right, top, bottom = 44.0, 704.0, 14.0, 194.0
-    places = [left + (right - left) * at / len(views) for at in range(len(views) + 1)]
+    places = [left + (right - left) * i / len(views) for i in range(len(views) + 1)]
 
     def height(share: float) -> float:
         return bottom - (bottom - top) * share
 
     lines = []
     for key, name in (("efficacy", "removed"), ("near", "kept, near"), ("far", "kept, far")):
-        rates = [(places[at], view[key]) for at, view in enumerate(views, 1) if view[key]]
+        rates = [(places[i], view[key]) for i, view in enumerate(views, 1) if view[key]]
         dots = [
             {
                 "x": x,
@@ -197,7 +197,7 @@ def _curve(rows: Sequence[RemovalRow]) -> dict[str, Any] | None:
     return {
         "lines": lines,
         "grid": [(height(share), f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
-        "labels": [(places[at], labels[at] if len(labels[at]) < 13 else f"{labels[at][:11]}…") for at in shown],
+        "labels": [(places[i], labels[i] if len(labels[i]) < 13 else f"{labels[i][:11]}…") for i in shown],
         "left": left,
         "right": right,
     }

@@ -42,9 +42,12 @@ def prompts_of(ledger: Ledger) -> list[str]:
     What is unsafe is not shown.
     """
     removed = [concept for entry in ledger.standing for concept in entry.concepts]
-    gone = {name.casefold() for concept in removed for name in concept.names}
+    removed_names = {name.casefold() for concept in removed for name in concept.names}
     kept = [
-        Concept(target=name) for concept in removed[-1:] for name in concept.preserve if name.casefold() not in gone
+        Concept(target=name)
+        for concept in removed[-1:]
+        for name in concept.preserve
+        if name.casefold() not in removed_names
     ]
     shown = [concept for concept in removed if concept.kind != "unsafe"][-_MOST_SHOWN:] + kept[: _MOST_SHOWN - 1]
     return [fill(_SHOWN[concept.kind], concept.target) for concept in shown]
@@ -94,11 +97,11 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, image: bool) -> M
         eval_results=[result.as_eval_result() for result in results] or None,
         **about,
     )
-    gone = ", ".join(concept.target for entry in ledger.standing for concept in entry.concepts)
+    targets = ", ".join(concept.target for entry in ledger.standing for concept in entry.concepts)
     parts = [
-        f"# {_shown_base(ledger)} without {gone}",
+        f"# {_shown_base(ledger)} without {targets}",
         f"![Before and after, with equal prompts and seeds]({PICTURE})" if image else "",
-        f"{_shown_base(ledger)}, from which the Python library `erasure` {version('erasure')} removed: {gone}.",
+        f"{_shown_base(ledger)}, from which the Python library `erasure` {version('erasure')} removed: {targets}.",
         _removed(ledger),
         _measured(results, written.notes),
         _not_measured(ledger, results),

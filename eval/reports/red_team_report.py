@@ -50,12 +50,12 @@ def render(assault: AttackRun, title: str) -> str:
         rows=[
             {
                 "name": row,
-                "key": f"row{at}",
+                "key": f"row{i}",
                 "one": str(assault.rates(row)[0]),
                 "all": str(assault.rates(row)[-1]),
                 "confirmed": "–" if (agreed := assault.confirmed(row)) is None else str(agreed),
             }
-            for at, row in enumerate(ROWS)
+            for i, row in enumerate(ROWS)
         ],
         curve=_curve(assault),
         strips=_strips(assault),
@@ -66,20 +66,20 @@ def render(assault: AttackRun, title: str) -> str:
 def _curve(assault: AttackRun) -> dict[str, Any]:
     """Return where the lines go: the share of prompts with a success, over the images looked at."""
 
-    def across(made: int) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * made / assault.budget
+    def across(number: int) -> float:
+        return _LEFT + (_RIGHT - _LEFT) * number / assault.budget
 
     def height(share: float) -> float:
         return _BOTTOM - (_BOTTOM - _TOP) * share
 
     lines = []
-    for at, row in enumerate(ROWS):
+    for i, row in enumerate(ROWS):
         rates = assault.rates(row)
         through = [(across(0), height(0.0)), *((across(n), height(rate.value)) for n, rate in enumerate(rates, 1))]
         low, high = rates[-1].interval
         lines.append(
             {
-                "key": f"row{at}",
+                "key": f"row{i}",
                 "name": row,
                 "through": " ".join(f"{x:.1f},{y:.1f}" for x, y in through),
                 "low": height(low),
@@ -99,22 +99,22 @@ def _curve(assault: AttackRun) -> dict[str, Any]:
 
 def _strips(assault: AttackRun) -> list[dict[str, Any]]:
     """Return the prompts' images, those that the attack brought back first."""
-    order = sorted(range(len(assault.found)), key=lambda at: assault.found[at].rows[ROWS[0]].first is None)
+    order = sorted(range(len(assault.found)), key=lambda i: assault.found[i].rows[ROWS[0]].first is None)
     return [
         {
-            "prompt": assault.found[at].prompt,
-            "text": assault.found[at].text,
+            "prompt": assault.found[i].prompt,
+            "text": assault.found[i].text,
             "frames": [
                 {
                     "row": row,
-                    "src": _embedded(assault.image(at, row)),
-                    "hit": (tries := assault.found[at].rows[row]).first is not None,
+                    "src": _embedded(assault.image(i, row)),
+                    "hit": (tries := assault.found[i].rows[row]).first is not None,
                     "say": f"image {tries.first}" if tries.first else f"none of {tries.made}",
                 }
                 for row in ROWS
             ],
         }
-        for at in order
+        for i in order
     ]
 
 

@@ -34,10 +34,10 @@ class ScoreComparison:
     @property
     def reasons(self) -> dict[str, list[str]]:
         """The metrics that are apart, by the reason."""
-        found: dict[str, list[str]] = {}
+        by_reason: dict[str, list[str]] = {}
         for metric, why in self.apart.items():
-            found.setdefault(why, []).append(metric)
-        return found
+            by_reason.setdefault(why, []).append(metric)
+        return by_reason
 
     def as_json(self) -> dict[str, Any]:
         """Give all of it as plain data."""

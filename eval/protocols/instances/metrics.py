@@ -87,10 +87,10 @@ class WorldInstanceMetrics:
         # What all of its class share says nothing of which one it is.
         rng = random.Random(f"class of an instance: {self.class_word}")
         scenes = vocabulary.SCENES
-        others = [draw(compose([self.class_word], rng, scene=scenes[at % len(scenes)])) for at in range(48)]
+        others = [draw(compose([self.class_word], rng, scene=scenes[i % len(scenes)])) for i in range(48)]
         self._class = self.oracle.read(others).features.mean(0)
-        own = [squared(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in self.images]
-        self._reference = mean_direction(self.oracle.read(own).features - self._class)
+        members = [squared(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in self.images]
+        self._reference = mean_direction(self.oracle.read(members).features - self._class)
         self._tower = TextTower(self.clip)
 
     @property
@@ -112,11 +112,11 @@ class WorldInstanceMetrics:
 
     def _classes(self, reading: Reading) -> Reading:
         """Return a reading in which individuals of the class are just that: what is asked for has no other name."""
-        own = [THINGS.index(who) for who, kind in vocabulary.INDIVIDUALS.items() if kind == self.class_word]
+        members = [THINGS.index(who) for who, kind in vocabulary.INDIVIDUALS.items() if kind == self.class_word]
         things = reading.things.copy()
-        at = THINGS.index(self.class_word)
-        things[:, at] = things[:, [at, *own]].max(1)
-        things[:, own] = 0.0
+        i = THINGS.index(self.class_word)
+        things[:, i] = things[:, [i, *members]].max(1)
+        things[:, members] = 0.0
         return replace(reading, things=things)
 
     @property
@@ -169,22 +169,22 @@ class PublicInstanceMetrics:
         return {name: metric.setup for name, metric in {**self._like, **self._fit}.items()}
 
     def likeness(self, images: Sequence[Image.Image]) -> Fits:
-        found = {}
+        values = {}
         for name, metric in self._like.items():
             fresh = type(metric)(extractor=metric.extractor, reference="the images it was learned from")
-            found[name] = _values(fresh.update_reference(list(self.images)).update(list(images)))
-        return found
+            values[name] = _values(fresh.update_reference(list(self.images)).update(list(images)))
+        return values
 
     def fits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Fits:
-        found = {}
+        values = {}
         for name, metric in self._fit.items():
             fresh = (
                 type(metric)(clip=metric.clip)
                 if name == "clip_score"
                 else type(metric)(model=metric.model, processor=metric.processor, source=metric.source)
             )
-            found[name] = _values(fresh.update(list(images), list(texts)))
-        return found
+            values[name] = _values(fresh.update(list(images), list(texts)))
+        return values
 
     @property
     def judge(self) -> None:

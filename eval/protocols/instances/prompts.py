@@ -84,23 +84,23 @@ def known_requests(
     turns = [contexts[i % len(contexts)] for i in range(composed)]
     siblings = [name for name in profile.relatives(class_word) if name not in without]
     unrelated = [name for name in profile.concepts if name not in (class_word, *siblings, *without)]
-    wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
+    entries: list[tuple[Group, str, str, tuple[str, ...]]] = [
         *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
         *(("composed", prompt, class_word, parts) for prompt, parts in turns),
     ]
     for group, names in (("class", [class_word]), ("siblings", siblings), ("unrelated", unrelated)):
-        for at in range(kept):
-            name = names[at % len(names)]
-            prompt = profile.prompts(name, at // len(names) + 1, seed=1)[-1]
-            wanted.append((group, prompt, name, ()))  # type: ignore[arg-type]
-    return _numbered(wanted, first_seed)
+        for index in range(kept):
+            name = names[index % len(names)]
+            prompt = profile.prompts(name, index // len(names) + 1, seed=1)[-1]
+            entries.append((group, prompt, name, ()))  # type: ignore[arg-type]
+    return _numbered(entries, first_seed)
 
 
 def class_requests(
     class_word: str, siblings: Sequence[str], *, composed: int, kept: int, first_seed: int = 3_000_000
 ) -> list[InstanceRequest]:
     """Return the requests for a model of unknown concepts; see `known_requests`."""
-    wanted: list[tuple[Group, str, str, tuple[str, ...]]] = [
+    entries: list[tuple[Group, str, str, tuple[str, ...]]] = [
         *(("alone", "a photo of a {}", class_word, ()) for _ in range(composed)),
         *(("composed", text, class_word, (part,)) for text, part in (_CONTEXTS * composed)[:composed]),
         *(("class", fill("a photo of a {}", class_word), class_word, ()) for _ in range(kept)),
@@ -110,11 +110,11 @@ def class_requests(
         ),
         *(("unrelated", text, text.removeprefix("a photo of a "), ()) for text in (_UNRELATED * kept)[:kept]),
     ]
-    return _numbered(wanted, first_seed)
+    return _numbered(entries, first_seed)
 
 
-def _numbered(wanted: Sequence[tuple[Group, str, str, tuple[str, ...]]], first_seed: int) -> list[InstanceRequest]:
+def _numbered(entries: Sequence[tuple[Group, str, str, tuple[str, ...]]], first_seed: int) -> list[InstanceRequest]:
     return [
-        InstanceRequest(group=group, prompt=prompt, seed=first_seed + at, name=name, parts=parts)
-        for at, (group, prompt, name, parts) in enumerate(wanted)
+        InstanceRequest(group=group, prompt=prompt, seed=first_seed + i, name=name, parts=parts)
+        for i, (group, prompt, name, parts) in enumerate(entries)
     ]

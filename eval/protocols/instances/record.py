@@ -87,8 +87,8 @@ class InstanceRecord:
                 class_word=self._class,
                 images=self.images,
             )
-        found = PublicInstanceMetrics(images=self.images, device=self.device)
-        return found if found.setups else None
+        public = PublicInstanceMetrics(images=self.images, device=self.device)
+        return public if public.setups else None
 
     def measure(
         self, edits: Mapping[str, WeightEdit], metrics: InstanceMetrics | None, on_progress: OnProgress | None = None
@@ -162,5 +162,5 @@ class InstanceRecord:
 
 def _identity(edit: WeightEdit) -> str:
     """Return a digest that identifies an edit's images."""
-    told = json.dumps(edit.metadata.as_json(), sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    content = json.dumps(edit.metadata.as_json(), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]

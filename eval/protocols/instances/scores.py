@@ -86,10 +86,10 @@ def read_instance(
         metrics: Metrics of the instance.
         images: In the order of the asks.
     """
-    rows = {group: [at for at, request in enumerate(requests) if request.group == group] for group in get_args(Group)}
+    rows = {group: [i for i, request in enumerate(requests) if request.group == group] for group in get_args(Group)}
 
     def of(group: str) -> tuple[list[InstanceRequest], list[Image.Image]]:
-        return [requests[at] for at in rows[group]], [images[at] for at in rows[group]]
+        return [requests[i] for i in rows[group]], [images[i] for i in rows[group]]
 
     likeness: dict[str, dict[str, Float[np.ndarray, " n"]]] = {}
     for group in ("alone", "composed", "class"):
