@@ -286,7 +286,7 @@ def test_concepts_of_all_rows_are_drawn_with_the_judged_rows_intervals(evaluatio
 
 def test_differences_are_a_table(evaluation: Evaluation) -> None:
     page = render(evaluation, "both")
-    [table] = re.findall(r"Against the original, picture by picture.*?</table>", page, flags=re.DOTALL)
+    [table] = re.findall(r"Differences from the original, image by image.*?</table>", page, flags=re.DOTALL)
     assert table.count("<tr><th>") == len(evaluation.differences) + 1  # with its heading
     found = evaluation.differences["efficacy_explicit"]["mcnemar"]
     assert f"{found['lost']} lost, {found['gained']} gained" in table
@@ -355,11 +355,11 @@ def test_every_picture_and_every_text_is_read_once(
         name: store_of(tmp_path, drawings(n, at), BENCHMARK.pairs, name)
         for at, name in enumerate((ERASED, ORIGINAL, DESTROYED))
     }
-    told: list[Progress] = []
+    reports: list[Progress] = []
     judges.prepare(stores[DESTROYED])
-    judges.measure(stores, told.append)
+    judges.measure(stores, reports.append)
     assert counted == {"oracle": 3 * n, "judge": 4 * n}  # once more as the set to compare with
-    assert told[-1].done == told[-1].total == 3 * n
+    assert (reports[-1].done, reports[-1].total) == (3 * n, 3 * n)
     asked = {item.prompt for item in BENCHMARK.items} | {item.rest for item in BENCHMARK.items if item.rest}
     assert len(judges._tower._known) == len(asked)
     assert len(texts) == len(asked) + len(judges._captions._known)
@@ -549,7 +549,7 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
         del name
         return world.pipeline()
 
-    with pytest.raises(InputError, match="expected what is to be gone"):
+    with pytest.raises(InputError, match="expected the concepts removed from"):
         source_of("tinyworld", load)
     Ledger.open_or_create(tmp_path / "empty", world.pipeline(), "tinyworld")
     with pytest.raises(InputError, match="expected a ledger in which a removal stands"):

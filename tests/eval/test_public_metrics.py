@@ -158,7 +158,7 @@ def test_no_erasure_score_without_one_of_what_stays(tmp_path: Path, monkeypatch:
     found = evaluate(rows, only, judges, sampler=SamplingSettings(steps=2, batch_size=4)).as_json()
     assert not any(found["rows"].values())
     assert not any(found["concepts"].values())
-    assert found["skipped"]["efficacy"] == "no picture of what should stay could be judged beside it"
+    assert found["skipped"]["efficacy"] == "no image of what should stay could be judged beside it"
 
 
 def test_each_wording_has_an_efficacy_of_its_own(tmp_path: Path) -> None:
