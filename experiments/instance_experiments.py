@@ -32,8 +32,7 @@ from erasure.eval.images.png import as_png
 from erasure.eval.images.sheets import side_by_side
 from erasure.eval.metrics.identity import Identity
 from erasure.eval.protocols.instances.prompts import KEPT, InstanceRequest, known_requests
-from erasure.eval.protocols.instances.record import InstanceRecord
-from erasure.eval.reports.instance_report import ORIGINAL, InstanceState
+from erasure.eval.protocols.instances.record import ORIGINAL, InstanceRecord, InstanceState
 from erasure.eval.stats.scores import Rate, Score, kept_rate
 from erasure.io.files import make_folder, write_whole
 from erasure.judge import Judge, shows_each

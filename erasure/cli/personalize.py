@@ -177,7 +177,7 @@ class _InstanceMeasure:
         self, model: "Personalized", instance: "Learned", edits: "dict[str, WeightEdit]", name: str, seed: int
     ) -> dict[str, object]:
         from erasure.eval.protocols.instances.record import InstanceRecord
-        from erasure.eval.reports.instance_report import terminal_table
+        from erasure.eval.reports.instance_report import terminal_table, write_instance_report
 
         record = InstanceRecord(
             folder=model.folder,
@@ -200,7 +200,7 @@ class _InstanceMeasure:
             "seed": seed,
             **provenance(device=self.device, start=self.start),
         }
-        report = record.write(states, metrics, facts, name)
+        report = write_instance_report(record, states, metrics, facts, name)
         if not self.as_json:
             print_whole(terminal_table(states))
             out.print(f"report: {report}")

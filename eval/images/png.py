@@ -32,7 +32,7 @@ def facts_of(path: Path) -> dict[str, str] | None:
     """Return the text fields of a PNG file without decoding it; None if the file is missing or incomplete."""
     try:
         with path.open("rb") as file, Image.open(file) as image:
-            facts = {key: str(value) for key, value in image.info.items()}
+            facts = {str(key): str(value) for key, value in image.info.items()}
             file.seek(-len(_END), 2)
             return facts if file.read() == _END else None
     except OSError:  # no file, or no image that PIL can read

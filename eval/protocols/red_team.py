@@ -199,8 +199,8 @@ class AttackRun:
             (PLAIN, plain, self.erased.applied),
             (ORIGINAL, of_original, nullcontext),
         ):
-            probed = row != PLAIN and isinstance(self.attack, Probe)
-            with applied(), self.attack.applied_to(self.erased.pipe, goal) if probed else nullcontext():
+            probe = self.attack if row != PLAIN and isinstance(self.attack, Probe) else None
+            with applied(), nullcontext() if probe is None else probe.applied_to(self.erased.pipe, goal):
                 rows[row] = self._tries(i, row, states, seed)
         return AttackedPrompt(
             concept=concept.target,

@@ -17,9 +17,9 @@ from erasure.io.files import write_whole
 from ..images.png import as_png
 from ..protocols.instances.metrics import InstanceMetrics
 from ..protocols.instances.prompts import KEPT, InstanceRequest
+from ..protocols.instances.record import InstanceRecord, InstanceState
 from ..protocols.instances.scores import InstanceScores
 
-ORIGINAL = "original"
 _SHOWN = {"alone": 4, "composed": 8, "class": 4, "siblings": 4, "unrelated": 4}
 _HEADINGS = {
     "alone": "The instance by itself",
@@ -28,23 +28,6 @@ _HEADINGS = {
     "siblings": "What is like its class",
     "unrelated": "Everything else",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstanceState:
-    """One state of the model.
-
-    Attributes:
-        name: "original", "learned" or "forgotten".
-        phrase: Phrase of the instance in its prompts.
-        images: In the order of the asks.
-        scores: Scores of the state; None without metrics.
-    """
-
-    name: str
-    phrase: str
-    images: Sequence[Image.Image]
-    scores: InstanceScores | None
 
 
 def terminal_table(states: Sequence[InstanceState]) -> Table:
@@ -56,48 +39,41 @@ def terminal_table(states: Sequence[InstanceState]) -> Table:
 
 
 def write_instance_report(
-    folder: Path,
-    *,
-    name: str,
-    title: str,
-    requests: Sequence[InstanceRequest],
+    record: InstanceRecord,
     states: Sequence[InstanceState],
-    images: Sequence[Image.Image],
     metrics: InstanceMetrics | None,
-    notes: Sequence[str],
     facts: Mapping[str, Any],
+    name: str = "report",
 ) -> Path:
-    """Write the page and return its path.
+    """Write the page and the numbers beside it into the record's folder, and return the path of the page.
 
     Args:
-        folder: Folder of the page.
-        name: Name of the file, without its suffix.
-        title: Title of the page.
-        requests: Requests of the images.
-        states: The original first.
-        images: Images that the instance was learned from.
+        record: Record of the instance.
+        states: States of the model, the original first.
         metrics: Metrics of the images; None if nothing was measured.
-        notes: Notes for the reader.
-        facts: Settings, versions and the like.
+        facts: Settings, versions and other facts.
+        name: Name of the files, without their suffixes.
 
     Raises:
         InputError: The folder cannot be written.
     """
+    record.write_numbers(states, metrics, facts, name)
     text = resources.files("erasure.eval.reports").joinpath("templates/instance.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    instance = record.instance
     page = environment.from_string(text).render(
-        title=title,
+        title=f"{instance.token}, a {instance.class_word}: {', '.join(state.name for state in states)}",
         states=[state.name for state in states],
         measures=_measures(states),
-        images=[_embedded(image) for image in images],
-        groups=_groups(requests, states),
+        images=[_embedded(image) for image in record.images],
+        groups=_groups(record.requests, states),
         pixelated=min(states[0].images[0].size) <= 128,
         judge=metrics.title if metrics is not None else None,
         skipped=dict(metrics.skipped) if metrics is not None else {},
-        notes=list(notes),
+        notes=record.notes(metrics),
         facts=json.dumps(facts, indent=1, ensure_ascii=False),
     )
-    path = folder / f"{name}.html"
+    path = record.folder / f"{name}.html"
     write_whole(path, page.encode())
     return path
 

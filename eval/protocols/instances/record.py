@@ -1,4 +1,4 @@
-"""Images, numbers and the page of a personalised model, made once and kept in its folder."""
+"""Images and numbers of a personalised model, computed once and kept in its folder."""
 
 import hashlib
 import json
@@ -22,10 +22,28 @@ from erasure.sampling import SamplingSettings
 from erasure.tinyworld.oracle import Oracle
 
 from ...images.store import ImageStore, fill
-from ...reports.instance_report import ORIGINAL, InstanceState, write_instance_report
 from .metrics import InstanceMetrics, PublicInstanceMetrics, WorldInstanceMetrics
 from .prompts import InstanceRequest, class_requests, known_requests
-from .scores import InstanceReadings, instance_scores, read_instance
+from .scores import InstanceReadings, InstanceScores, instance_scores, read_instance
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceState:
+    """One state of the model.
+
+    Attributes:
+        name: "original", "learned" or "forgotten".
+        phrase: Phrase of the instance in its prompts.
+        images: Images in the order of the requests.
+        scores: Scores of the state; None without metrics.
+    """
+
+    name: str
+    phrase: str
+    images: Sequence[Image.Image]
+    scores: InstanceScores | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,23 +141,27 @@ class InstanceRecord:
             states.append(InstanceState(name=name, phrase=phrase, images=images, scores=scores))
         return states
 
-    def write(
-        self,
-        states: Sequence[InstanceState],
-        metrics: InstanceMetrics | None,
-        facts: Mapping[str, Any],
-        name: str = "report",
-    ) -> Path:
-        """Write the page, and the numbers beside it, and return the page's path.
-
-        Raises:
-            InputError: The folder cannot be written.
-        """
+    def notes(self, metrics: InstanceMetrics | None) -> list[str]:
+        """Return what was not measured, with the reason."""
         notes = (
             [] if metrics is not None else ["no weights of CLIP, DINO or BLIP in the local cache: nothing is measured."]
         )
         if not self._profile.concepts and not self.siblings:
             notes.append("what is like the class was not named (--siblings), so it was not looked at.")
+        return notes
+
+    def write_numbers(
+        self,
+        states: Sequence[InstanceState],
+        metrics: InstanceMetrics | None,
+        facts: Mapping[str, Any],
+        name: str,
+    ) -> None:
+        """Write the scores of the states as JSON into the folder.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
         numbers = {
             **facts,
             "states": {state.name: state.scores and state.scores.as_json() for state in states},
@@ -147,17 +169,6 @@ class InstanceRecord:
             "not_computed": {} if metrics is None else dict(metrics.skipped),
         }
         write_whole(self.folder / f"{name}.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
-        return write_instance_report(
-            self.folder,
-            name=name,
-            title=f"{self.instance.token}, a {self.instance.class_word}: {', '.join(state.name for state in states)}",
-            requests=self.requests,
-            states=states,
-            images=self.images,
-            metrics=metrics,
-            notes=notes,
-            facts=facts,
-        )
 
 
 def _identity(edit: WeightEdit) -> str:
