@@ -1,4 +1,4 @@
-"""Commands about the installation: app, methods, models, doctor."""
+"""Commands about the installation: app, methods, pieces, models, doctor."""
 
 import sys
 from dataclasses import MISSING, Field, fields
@@ -15,8 +15,10 @@ from ..provenance import provenance
 from .console import out
 from .models import existing_device, lasting_name, load_pipe
 from .options import CommandGroup, Device
+from .pieces import pieces
 
 commands = CommandGroup("Set-up")
+commands.command()(pieces)
 
 
 @commands.command("app")
