@@ -9,15 +9,15 @@ from collections.abc import Iterable
 
 
 class ErasureError(Exception):
-    """The root: a front door may catch this and nothing wider."""
+    """Base class of all errors; a front door may catch this and nothing wider."""
 
 
 class InputError(ErasureError, ValueError):
-    """A value that cannot be used as it was given."""
+    """A value that cannot be used."""
 
 
 class UnknownNameError(ErasureError, LookupError):
-    """A name that stands for nothing here."""
+    """An unknown name."""
 
 
 class MissingExtraError(ErasureError, ImportError):
@@ -40,9 +40,9 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
     """Return the error for an unknown `name`, with the nearest known one as a suggestion.
 
     Args:
-        what: What the name should have named, such as "eraser" or "uce setting".
-        name: What was given.
-        known: Every name that would have done.
+        what: Kind of the thing named, such as "eraser" or "uce setting".
+        name: The unknown name.
+        known: Every known name.
     """
     known = sorted(known)
     by_folded = {candidate.casefold(): candidate for candidate in known}
@@ -52,5 +52,5 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of what an error says, or its class where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

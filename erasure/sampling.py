@@ -1,14 +1,14 @@
-"""Prompts and seeds to pictures, the same on every run and in every batch; and the first part of that, for training."""
+"""Sampling of images from prompts and seeds, equal in every run and batch; and of latents on the way, for training."""
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, overload
+from typing import Annotated, Any, ClassVar, Literal, cast, overload
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ImagePipelineOutput
 from jaxtyping import Float, UInt8
 from PIL import Image
 from pydantic import Field
@@ -25,7 +25,7 @@ from .registry import Settings
 
 logger = logging.getLogger(__name__)
 
-Pictures = UInt8[np.ndarray, "n height width 3"]
+ImageArray = UInt8[np.ndarray, "n height width 3"]
 Latents = Float[Tensor, "n c h w"]
 Pair = tuple[str, int]
 """Prompt and seed of an image."""
@@ -54,11 +54,11 @@ class SamplingSettings(Settings):
     width: Annotated[int, Field(ge=1)] | None = None
 
     @classmethod
-    def of(cls, model: str | DiffusionPipeline, **changes: Any) -> "SamplingSettings":
+    def of(cls, model: str | DiffusionPipeline, **changes: int | float | str | None) -> "SamplingSettings":
         """Return the sampling defaults of a model with some changes; a change of None keeps the default."""
         defaults = profile_of(model).sampling
-        own = {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
-        return cls(**{**own, **{name: value for name, value in changes.items() if value is not None}})
+        values: dict[str, object] = {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
+        return cls(**{**values, **{name: value for name, value in changes.items() if value is not None}})  # type: ignore[arg-type]
 
     def as_settings(self) -> dict[str, Any]:
         """Return the fields by name, without a size that is the model's own."""
@@ -84,7 +84,7 @@ def sample(
     *,
     output: Literal["uint8"],
     on_progress: OnProgress | None = ...,
-) -> Pictures: ...
+) -> ImageArray: ...
 @overload
 def sample(
     pipe: DiffusionPipeline,
@@ -103,7 +103,7 @@ def sample(
     *,
     output: Literal["pil", "uint8", "latents"] = "pil",
     on_progress: OnProgress | None = None,
-) -> list[Image.Image] | Pictures | Latents:
+) -> list[Image.Image] | ImageArray | Latents:
     """Return one image for each pair of a prompt and a seed.
 
     The noise of each image comes from its own CPU generator, so it is bit-equal whatever the batch, the device and the
@@ -125,45 +125,63 @@ def sample(
     settings = settings or SamplingSettings.of(pipe)
     _check(prompts, seeds)
     backbone = backbone_of(pipe)
-    shape = backbone.latent_shape(settings.height, settings.width)
     if not len(prompts):
-        return _nothing(pipe, shape, output)
+        return _nothing(pipe, backbone.latent_shape(settings.height, settings.width), output)
     runner = _runner(pipe)
-    if isinstance(prompts, Conditioning):
-        states, row_of = prompts, list(range(len(prompts)))
-    else:
-        distinct = list(dict.fromkeys(prompts))
-        states, row_of = backbone.encode(distinct), [distinct.index(prompt) for prompt in prompts]
-    guided = settings.guidance_scale > 1
-    negative = _negative(backbone, settings.negative_prompt) if guided else None
-    results: list[Any] = []
+    states, row_of = _encoded(backbone, prompts)
+    negative = _negative(backbone, settings.negative_prompt) if settings.guidance_scale > 1 else None
+    latents: list[Latents] = []
+    arrays: list[ImageArray] = []
     for start in range(0, len(prompts), settings.batch_size):
-        rows = row_of[start : start + settings.batch_size]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
-        read = states.select(rows)
-        others = negative.expand(len(rows)) if negative is not None else None
-        start_latents = noise(generators, shape).to(backbone.device, backbone.dtype)
-        with reading(read):
-            called = runner(
-                generator=generators,
-                num_inference_steps=settings.steps,
-                height=settings.height,
-                width=settings.width,
-                output_type="latent" if output == "latents" else "np",
-                **backbone.call_arguments(start_latents, read, others, settings.guidance_scale),
-            )
-        results.append(
-            backbone.unpacked(called.images, settings.height, settings.width).cpu()
-            if output == "latents"
-            else _as_uint8(called.images)
-        )
+        batch = slice(start, start + settings.batch_size)
+        read = states.select(row_of[batch])
+        images = _sampled(runner, backbone, read, negative, seeds[batch], settings, output)
+        if isinstance(images, Tensor):
+            latents.append(images)
+        else:
+            arrays.append(_as_uint8(images))
         if on_progress is not None:
-            on_progress(Progress(done=start + len(rows), total=len(prompts), stage="images"))
+            on_progress(Progress(done=start + len(read), total=len(prompts), stage="images"))
     if output == "latents":
-        return torch.cat(results)
+        return torch.cat(latents)
     if output == "uint8":
-        return np.concatenate(results)
-    return [Image.fromarray(picture) for batch in results for picture in batch]
+        return np.concatenate(arrays)
+    return [Image.fromarray(image) for array in arrays for image in array]
+
+
+def _encoded(backbone: Backbone, prompts: Sequence[str] | Conditioning) -> tuple[Conditioning, list[int]]:
+    """Return the states of the distinct prompts, and the row of each prompt."""
+    if isinstance(prompts, Conditioning):
+        return prompts, list(range(len(prompts)))
+    distinct = list(dict.fromkeys(prompts))
+    return backbone.encode(distinct), [distinct.index(prompt) for prompt in prompts]
+
+
+def _sampled(
+    runner: Callable[..., ImagePipelineOutput],
+    backbone: Backbone,
+    states: Conditioning,
+    negative: Conditioning | None,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    output: str,
+) -> Latents | np.ndarray:
+    """Return the latents of one batch on the CPU, or its images as floats in [0, 1]."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    others = negative.expand(len(seeds)) if negative is not None else None
+    start_latents = noise(generators, backbone.latent_shape(settings.height, settings.width))
+    start_latents = start_latents.to(backbone.device, backbone.dtype)
+    with reading(states):
+        called = runner(
+            generator=generators,
+            num_inference_steps=settings.steps,
+            height=settings.height,
+            width=settings.width,
+            output_type="latent" if output == "latents" else "np",
+            **backbone.call_arguments(start_latents, states, others, settings.guidance_scale),
+        )
+    images = cast("Tensor | np.ndarray", called.images)
+    return backbone.unpacked(images, settings.height, settings.width).cpu() if isinstance(images, Tensor) else images
 
 
 def sample_pairs(
@@ -200,32 +218,32 @@ def trajectory_latents(
     guidance_scale: float,
     stops: Sequence[int],
 ) -> dict[int, Latents]:
-    """Return the latents at some steps of a deterministic trajectory, along `NoiseSchedule.step`.
+    """Return the latents of some steps of a deterministic trajectory, along `NoiseSchedule.step`.
 
     The run ends at the last of them. The schedule is the denoiser's own, whatever scheduler the pipeline has, so the
-    latents are what `Backbone.predict` takes.
+    latents are the input of `Backbone.predict`.
 
     Args:
-        backbone: The denoiser.
+        backbone: Loaded model.
         start: Standard normal noise.
-        states: One row for each latent.
-        unconditional: One row, for classifier-free guidance.
+        states: Text states, one row per latent.
+        unconditional: Unconditional text states, one row, for classifier-free guidance.
         steps: Number of steps of the whole schedule.
-        guidance_scale: Of classifier-free guidance; 1 samples from the conditional prediction alone.
+        guidance_scale: Scale of classifier-free guidance; 1 samples from the conditional prediction alone.
         stops: Steps from 0 (the start) to steps - 1; step i is at timestep `schedule.timesteps(steps)[i]`.
 
     Returns:
-        Float32 latents on the model's device by place.
+        Float32 latents on the model's device, by step.
     """
     schedule = backbone.schedule
     timesteps = schedule.timesteps(steps).to(backbone.device)
     latents = start.to(backbone.device, torch.float32)
     guided = guidance_scale != 1
     read = concatenate([unconditional.expand(len(states)), states]) if guided else states
-    found: dict[int, Latents] = {}
+    latents_by_step: dict[int, Latents] = {}
     for place in range(max(stops) + 1):
         if place in stops:
-            found[place] = latents
+            latents_by_step[place] = latents
         if place == max(stops):
             break
         timestep = timesteps[place]
@@ -235,7 +253,7 @@ def trajectory_latents(
             unconditional_part, conditional = prediction.chunk(2)
             prediction = unconditional_part + guidance_scale * (conditional - unconditional_part)
         latents = schedule.step(prediction, latents, timestep, timesteps[place + 1])
-    return found
+    return latents_by_step
 
 
 def scheduled_prediction(backbone: Backbone, latents: Latents, timestep: Timestep, states: Conditioning) -> Latents:
@@ -244,28 +262,28 @@ def scheduled_prediction(backbone: Backbone, latents: Latents, timestep: Timeste
     return backbone.schedule.prediction(output.float(), latents.float(), timestep)
 
 
-def _runner(pipe: DiffusionPipeline) -> Any:
-    """Return a copy that shares the models and may be run: its scheduler, settings and progress bar are its own."""
+def _runner(pipe: DiffusionPipeline) -> Callable[..., ImagePipelineOutput]:
+    """Return a copy of the pipeline that shares its models but has its own scheduler and progress bar."""
     runner = copy.copy(pipe)
     runner.scheduler = copy.deepcopy(pipe.scheduler)
     runner.set_progress_bar_config(disable=True)
     if getattr(pipe, "safety_checker", None) is not None:
-        logger.warning("sample: the pipeline's safety checker is on; pictures that it rejects come out black.")
-    return runner
+        logger.warning("sample: the pipeline's safety checker is on; images that it rejects come out black.")
+    return cast("Callable[..., ImagePipelineOutput]", runner)
 
 
 def _negative(backbone: Backbone, prompt: str) -> Conditioning:
     return backbone.encode([prompt]) if prompt else backbone.unconditional()
 
 
-def _as_uint8(images: np.ndarray) -> Pictures:
-    """Return float pictures in [0, 1] in [0, 255], rounded as diffusers does for PIL."""
+def _as_uint8(images: np.ndarray) -> ImageArray:
+    """Return float images in [0, 1] as uint8 in [0, 255], rounded as diffusers does for PIL."""
     return (images * 255).round().astype(np.uint8)
 
 
 def _nothing(
     pipe: DiffusionPipeline, shape: tuple[int, int, int], output: str
-) -> list[Image.Image] | Pictures | Latents:
+) -> list[Image.Image] | ImageArray | Latents:
     channels, height, width = shape
     if output == "latents":
         return torch.empty(0, channels, height, width)

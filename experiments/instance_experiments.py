@@ -148,7 +148,7 @@ def learn(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     backbone = backbone_of(bench.pipe)
     rows: dict[str, Any] = {}
     shown: dict[str, InstanceState] = {}
-    instance = Instance(token=TOKEN, class_word=CLASS, pictures=drawings())
+    instance = Instance(token=TOKEN, class_word=CLASS, images=drawings())
     changes = {} if options.steps is None else {"steps": options.steps}
     for seed in options.fit_seeds:
         for arm, settings in ARMS.items():

@@ -11,7 +11,7 @@ from PIL import Image
 from erasure import Ledger, load_model, sample, tinyworld
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
-from erasure.personalize.folder import Personalized, read_pictures
+from erasure.personalize.folder import Personalized, read_images
 from erasure.sampling import SamplingSettings
 from tests import tiny
 from tests.eval import world
@@ -65,7 +65,7 @@ def test_what_is_learned_stands_wherever_a_model_does(saved: Path, photos: Path,
     }
     learned = Personalized.open(out)
     assert learned.base == str(saved.resolve())
-    assert [picture.size for picture in learned.pictures("<biscuit>")] == [(30, 30)] * 3
+    assert [picture.size for picture in learned.images("<biscuit>")] == [(30, 30)] * 3
     pipe = load_model(str(out))
     assert "<biscuit>" in pipe.tokenizer.get_vocab()
     assert (
@@ -154,9 +154,9 @@ def test_wrong_input_is_one_line(saved: Path, photos: Path, tmp_path: Path) -> N
     (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    assert "expected at least 2 pictures" in fails(*asked(images=tmp_path / "one"))
-    assert "expected a folder of pictures" in fails(*asked(images=tmp_path / "none"))
-    assert "expected a picture, got a file that cannot be read" in fails(*asked(images=tmp_path / "bad"))
+    assert "expected at least 2 images" in fails(*asked(images=tmp_path / "one"))
+    assert "expected a folder of images" in fails(*asked(images=tmp_path / "none"))
+    assert "expected an image, got a file that cannot be read" in fails(*asked(images=tmp_path / "bad"))
     assert "new to the model" in fails(*asked(token="a"))
     assert "expected one word" in fails(*asked(token="two words"))
     assert "of one sense, got 'crane'" in fails(*asked(**{"class": "crane"}))
@@ -165,7 +165,7 @@ def test_wrong_input_is_one_line(saved: Path, photos: Path, tmp_path: Path) -> N
     assert "Unknown class of the tiny world 'elephant'" in fails(*asked(model="tinyworld", **{"class": "elephant"}))
     assert "which knows them" in fails(*asked(model="tinyworld"), "--siblings", "cat")
     assert "as often as each other" in fails(*asked(), "--class", "cat")
-    assert "expected what `erasure personalize` writes" in fails("forget", tmp_path / "full")
+    assert "expected a folder written by `erasure personalize`" in fails("forget", tmp_path / "full")
     assert not (tmp_path / "x").exists()
 
 
@@ -176,4 +176,4 @@ def test_a_changed_edit_is_refused_and_pictures_are_upright(saved: Path, photos:
     (out / "edit.safetensors").write_bytes(b"other")
     with pytest.raises(InputError, match="expected the file that was learned"):
         load_model(str(out))
-    assert [picture.size for picture in read_pictures(photos)] == [(40, 30), (40, 30), (30, 40)]
+    assert [picture.size for picture in read_images(photos)] == [(40, 30), (40, 30), (30, 40)]

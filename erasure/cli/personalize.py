@@ -52,7 +52,7 @@ def personalize(
     from ..backbones import backbone_of
     from ..io.files import check_free, make_folder
     from ..personalize.class_diffusion import ClassDiffusion, Instance
-    from ..personalize.folder import Personalized, read_pictures
+    from ..personalize.folder import Personalized, read_images
     from ..personalize.formats import write_formats
     from ..profile import profile_of
     from ..runs.overrides import with_assignments
@@ -66,7 +66,7 @@ def personalize(
     for word in class_words:
         profile_of(model).class_name(word, siblings or [])
     instances = [
-        Instance(token=token, class_word=word, pictures=read_pictures(folder))
+        Instance(token=token, class_word=word, images=read_images(folder))
         for token, word, folder in zip(tokens, class_words, images, strict=True)
     ]
     method = with_assignments(ClassDiffusion, settings or [], profile_of(model).settings(ClassDiffusion.name))
@@ -131,7 +131,7 @@ def forget(
     with progress_bars(err) as on_progress:
         edit = method.fit(backbone_of(pipe), learned.edit, word, on_progress=on_progress)
     instances = [
-        Instance(token=each.token, class_word=each.class_word, pictures=learned.pictures(each.token))
+        Instance(token=each.token, class_word=each.class_word, images=learned.images(each.token))
         for each in learned.instances
     ]
     kept = Personalized.write(folder, edit, learned.base, instances)
@@ -184,7 +184,7 @@ class _InstanceMeasure:
             pipe=self.pipe,
             base=model.base,
             instance=instance,
-            images=model.pictures(instance.token),
+            images=model.images(instance.token),
             composed=self.images,
             kept=max(1, self.images // 2),
             siblings=self.siblings,

@@ -45,7 +45,7 @@ class PromptPair:
     number: int = 0
 
     @classmethod
-    def of(cls, template: str, name: str, anchor: str, anchor_prompt: str, *, at: int = 0) -> "PromptPair":
+    def of(cls, template: str, name: str, anchor: str, anchor_prompt: str, *, number: int = 0) -> "PromptPair":
         """Return the pair of a template with a name in it and the anchor's prompt."""
         prefix, _, suffix = template.partition("{}")
         return cls(
@@ -56,13 +56,13 @@ class PromptPair:
             suffix=suffix,
             anchor_label=normalized(anchor),
             anchor_prompt=anchor_prompt,
-            number=at,
+            number=number,
         )
 
     @classmethod
-    def kept(cls, template: str, name: str, *, at: int = 0) -> "PromptPair":
+    def kept(cls, template: str, name: str, *, number: int = 0) -> "PromptPair":
         """Return the pair of a prompt with itself: its states stay."""
-        return cls.of(template, name, name, fill(template, name), at=at)
+        return cls.of(template, name, name, fill(template, name), number=number)
 
 
 @dataclass(frozen=True, kw_only=True)

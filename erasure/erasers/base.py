@@ -1,4 +1,4 @@
-"""What every eraser is: settings, and one method that turns concepts into an edit."""
+"""Base class of the erasers: settings, and one method that turns concepts into an edit."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ class Eraser(Plugin):
     """A method with its settings: its fields are the keys of a config, its defaults the values of its paper.
 
     Attributes:
-        name: What it is called in a config and on the command line; the file's name.
-        depends_on: What the edit depends on: "weights", the weights that it is fitted on, or "text", text states alone.
-            The latter is the same whatever was removed before, so a ledger need not put that together first, and it
-            can be fitted on a model whose weights stay on the disk.
-        together: Whether several concepts that are asked for at once are removed at once, as one entry of a ledger: the
-            members of a family; else one after another.
+        name: Name in a config and on the command line, equal to the name of the file.
+        depends_on: Inputs of the edit: "weights", the weights that it is fitted on, or "text", text states alone. An
+            edit of text states does not depend on earlier removals, so a ledger need not apply them first, and it can
+            be fitted on a model whose weights stay on the disk.
+        together: Whether several concepts of one request are removed at once, as one entry of a ledger (the members of
+            a family); else one after another.
     """
 
     depends_on: ClassVar[Literal["text", "weights"]] = "weights"

@@ -46,14 +46,14 @@ class UCE(Eraser):
     `rows="last-subject", strength=1, preserve_scale=1`.
 
     Attributes:
-        rows: Which text states are rows.
+        rows: Text states that are rows, see above.
         erase_scale: Weight of an erased prompt, > 0.
         preserve_scale: Weight of a preserved prompt, >= 0; 0 ignores them. 1 in the paper.
-        strength: How far a state is moved towards what it becomes, > 0: 1, as in the paper, is all the way; more makes
-            up for what `reg` and the preserved prompts hold back.
+        strength: Distance that a state is moved towards its anchor, as a share of the whole, > 0; 1 in the paper. More
+            compensates for `reg` and the preserved prompts.
         reg: Pull towards the old weights (lambda in the paper), > 0; larger erases less.
         trailing: Share of a template's weight that its trailing states get, in [0, 1].
-        trailing_states: How many trailing states of a template are rows, >= 1; the first end-of-text state always
+        trailing_states: Number of trailing states of a template that are rows, >= 1; the first end-of-text state always
             is one, the others are spread over the rest, elsewhere in each template. Neighbours differ little, so
             a few of each template cover the range at a fraction of the rows.
         class_phrases: Whether what is preserved is also held in what is said of members of a class ("a small dog",
@@ -96,8 +96,8 @@ class UCE(Eraser):
         if not concepts:
             raise InputError("concepts: expected at least one, got none. Name what is to be erased.")
         erased = [pair for concept in concepts for pair in self._erased_pairs(concept)]
-        gone = {normalized(name) for concept in context.targets for name in concept.names}
-        kept = [pair for concept in concepts for pair in self._kept_pairs(concept) if pair.label not in gone]
+        removed = {normalized(name) for concept in context.targets for name in concept.names}
+        kept = [pair for concept in concepts for pair in self._kept_pairs(concept) if pair.label not in removed]
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
         reader = PairReader(prompts, context.backbone.encode(prompts), self._places)
@@ -123,10 +123,10 @@ class UCE(Eraser):
                 name,
                 concept.anchor,
                 anchored(template, concept),
-                at=at,
+                number=number,
             )
             for name in concept.names
-            for at, template in enumerate(templates(concept.kind))
+            for number, template in enumerate(templates(concept.kind))
         ]
 
     def _kept_pairs(self, concept: Concept) -> list[PromptPair]:
@@ -136,12 +136,12 @@ class UCE(Eraser):
             return [PromptPair.kept("{}", name) for name in concept.preserve]
         held = [*concept.preserve, *([concept.anchor] if concept.anchor else [])]
         named = [
-            PromptPair.kept(template, name, at=at)
+            PromptPair.kept(template, name, number=number)
             for name in held
-            for at, template in enumerate(self._preserved_templates(concept))
+            for number, template in enumerate(self._preserved_templates(concept))
         ]
         blanks = dict.fromkeys(["", *(blank(concept.kind, template) for template in templates(concept.kind))])
-        return [*named, *(PromptPair.kept(prompt, "", at=at) for at, prompt in enumerate(blanks))]
+        return [*named, *(PromptPair.kept(prompt, "", number=number) for number, prompt in enumerate(blanks))]
 
     def _preserved_templates(self, concept: Concept) -> tuple[str, ...]:
         plain = preserved_templates(concept.kind)

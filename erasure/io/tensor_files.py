@@ -36,7 +36,7 @@ _PAGE = 4096  # bytes that a disk reads at least: entries that lie closer are re
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One tensor of a file to be written: what the header says of it, and who writes its bytes."""
+    """One tensor of a file to be written: its header entry, and the function that writes its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -49,12 +49,12 @@ class StoredTensor:
     """One tensor of a file, which stays there until it is read.
 
     Attributes:
-        path: The file.
-        name: Its name there.
-        type_name: What the file calls its type.
-        shape: Its shape.
-        start: Where in the file it begins.
-        size: Its bytes.
+        path: Path of the file.
+        name: Name in the file.
+        type_name: Name of the type in the file.
+        shape: Shape of the tensor.
+        start: Offset of the first byte in the file.
+        size: Size in bytes.
     """
 
     path: Path
@@ -97,8 +97,8 @@ class StoredTensor:
             return self.read().reshape(-1)[::step]
         with self.path.open("rb", buffering=0) as file:
             content = bytearray()
-            for at in range(self.start, self.start + self.size, step * width):
-                file.seek(at)
+            for offset in range(self.start, self.start + self.size, step * width):
+                file.seek(offset)
                 content += file.read(width)
         if len(content) < -(-self.size // (step * width)) * width:
             raise _cut(self.path)
@@ -114,12 +114,12 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     header, start = _header_of(path)
     header.pop("__metadata__", None)
     try:
-        found = {name: _stored(path, name, about, start) for name, about in header.items()}
+        tensors = {name: _stored(path, name, about, start) for name, about in header.items()}
     except (KeyError, TypeError, ValueError):
         raise _no_safetensors(path) from None
-    if any(tensor.start + tensor.size > path.stat().st_size for tensor in found.values()):
+    if any(tensor.start + tensor.size > path.stat().st_size for tensor in tensors.values()):
         raise _cut(path)
-    return found
+    return tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -139,9 +139,8 @@ def rewrite_tensors(
     Args:
         source: The file.
         to: The new file.
-        changed: What each of some tensors becomes; shapes stay.
-        at_least: A precision that narrower ones of the changed tensors are widened to, before they are changed; None
-            leaves each as it is.
+        changed: Function of each tensor to change, by its name; shapes stay.
+        at_least: Precision to which narrower changed tensors are widened before the change; None leaves each as it is.
     """
     metadata = _header_of(source)[0].get("__metadata__", {})
     with source.open("rb") as raw:
@@ -176,7 +175,7 @@ def data_size(path: Path) -> int:
 
 
 def _header_of(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a file's header, in the order of the data, and where the data begins."""
+    """Return a file's header, in the order of the data, and the offset of the data."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -189,7 +188,7 @@ def _header_of(path: Path) -> tuple[dict[str, Any], int]:
         raise _no_safetensors(path) from None
 
 
-def _stored(path: Path, name: str, about: Any, start: int) -> StoredTensor:
+def _stored(path: Path, name: str, about: Mapping[str, Any], start: int) -> StoredTensor:
     low, high = about["data_offsets"]
     return StoredTensor(
         path=path,
@@ -236,8 +235,8 @@ def _content(tensor: Tensor) -> memoryview:
     return flat.numpy().data
 
 
-def _copy(source: BinaryIO, at: int, size: int, target: BinaryIO) -> None:
-    source.seek(at)
+def _copy(source: BinaryIO, start: int, size: int, target: BinaryIO) -> None:
+    source.seek(start)
     left = size
     while left:
         piece = source.read(min(left, _PIECE))

@@ -1,1 +1,1 @@
-"""Learning a concept from a few pictures, and forgetting it again."""
+"""Learning a concept from a few images, and forgetting it again."""

@@ -1,4 +1,4 @@
-"""How a few pictures become many: Custom Diffusion's augmentation, at any size, with the mask of what counts.
+"""Random views of a few images: Custom Diffusion's augmentation, at any size, with the mask of the loss.
 
 Kumari et al., CVPR 2023, arXiv:2212.04488, as its published code has it and ClassDiffusion uses it.
 """
@@ -21,12 +21,12 @@ _FAR_BELOW = 0.6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """A picture as it is shown to the model in training.
+    """Augmented view of an image, with its mask and the start of its prompt.
 
     Attributes:
-        pixels: In [-1, 1]; 0 beside a picture that was shrunk.
-        mask: At the size of the latents, 1 where the picture is, less one latent at each side.
-        prefix: What the prompt begins with to say how large the picture is; "" for nothing.
+        pixels: RGB values in [-1, 1]; 0 around an image that was shrunk.
+        mask: Mask of the loss at the size of the latents: 1 inside the image, one latent from its border; else 0.
+        prefix: Words before the prompt for the size of the image in the view; "" for none.
     """
 
     pixels: Float[Tensor, "3 side side"]
@@ -34,49 +34,49 @@ class View:
     prefix: str
 
 
-def squared(picture: Image.Image) -> Image.Image:
-    """Return the largest square in the middle of a picture, as RGB."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.convert("RGB").crop((left, top, left + side, top + side))
+def squared(image: Image.Image) -> Image.Image:
+    """Return the largest square in the middle of an image, as RGB."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.convert("RGB").crop((left, top, left + side, top + side))
 
 
 def view_of(
-    picture: Image.Image, *, side: int, factor: int, augment: bool, flip: bool, generator: torch.Generator
+    image: Image.Image, *, side: int, factor: int, augment: bool, flip: bool, generator: torch.Generator
 ) -> View:
-    """Return a view of a square picture.
+    """Return a view of a square image.
 
-    Two of three are shrunk to a third of `side` or more and pasted at some place; the others are enlarged to 1.2 to
-    1.4 of it and cut.
+    Two of three are shrunk to between a third of `side` and `side` and pasted at a random position; the others are
+    enlarged to 1.2 to 1.4 of `side` and cropped.
 
     Args:
-        picture: Square, RGB.
-        side: Of the view, in pixels; a multiple of `factor`.
-        factor: Pixels a latent.
-        augment: Whether to; else the view is the whole picture.
+        image: Square RGB image.
+        side: Side of the view in pixels; a multiple of `factor`.
+        factor: Pixels per latent along one side.
+        augment: Whether the view is augmented; else it is the whole image.
         flip: Whether half of the views are mirrored.
-        generator: Of the draws.
+        generator: Generator of the random draws.
     """
     if flip and _uniform(generator) < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     cells = side // factor
     if not augment:
-        return View(pixels=_pixels(picture, side), mask=torch.ones(1, cells, cells), prefix="")
+        return View(pixels=_pixels(image, side), mask=torch.ones(1, cells, cells), prefix="")
     if _uniform(generator) < _SHRUNK:
-        return _pasted(picture, side, factor, generator)
+        return _pasted(image, side, factor, generator)
     low, high = _LARGEST
     size = round(side * (low + (high - low) * _uniform(generator)))
     top, left = below(size - side + 1, generator), below(size - side + 1, generator)
-    pixels = _pixels(picture, size)[:, top : top + side, left : left + side]
+    pixels = _pixels(image, size)[:, top : top + side, left : left + side]
     return View(pixels=pixels, mask=torch.ones(1, cells, cells), prefix=_NEAR[below(2, generator)])
 
 
-def _pasted(picture: Image.Image, side: int, factor: int, generator: torch.Generator) -> View:
+def _pasted(image: Image.Image, side: int, factor: int, generator: torch.Generator) -> View:
     least = max(round(side * _SMALLEST), 3 * factor)  # so that a latent is left inside its margin wherever it lies
     size = min(side, least + below(side - least + 1, generator)) if least < side else side
     top, left = below(side - size + 1, generator), below(side - size + 1, generator)
     pixels = torch.zeros(3, side, side)
-    pixels[:, top : top + size, left : left + size] = _pixels(picture, size)
+    pixels[:, top : top + size, left : left + size] = _pixels(image, size)
     mask = torch.zeros(1, side // factor, side // factor)
     rows, columns = (slice(start // factor + 1, (start + size) // factor - 1) for start in (top, left))
     mask[:, rows, columns] = 1.0
@@ -84,8 +84,8 @@ def _pasted(picture: Image.Image, side: int, factor: int, generator: torch.Gener
     return View(pixels=pixels, mask=mask, prefix=_FAR[below(2, generator)] if far else "")
 
 
-def _pixels(picture: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
-    resized = picture.resize((side, side), Image.Resampling.BILINEAR)
+def _pixels(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
+    resized = image.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 

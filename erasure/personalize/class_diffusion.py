@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,44 +27,44 @@ from .augmentation import squared, view_of
 from .class_words import check_class_word
 
 FEWEST = 2
-"""Pictures below which there is nothing to tell an instance from its surroundings by."""
+"""Least number of images of an instance: with one, it cannot be told from its surroundings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Instance:
-    """Something to be learned.
+    """An instance to learn.
 
     Attributes:
-        token: The new word for it: "<biscuit>" (V* in the paper).
-        class_word: What it is one of: "dog".
-        pictures: Of it, three to seven in the paper; other shapes than squares are cut to one.
-        initializer: The words whose rows the new one starts from, on average; "" is the method's own.
+        token: New word for the instance: "<biscuit>" (V* in the paper).
+        class_word: Class of the instance: "dog".
+        images: Images of the instance, three to seven in the paper; each is cropped to a square.
+        initializer: Words whose mean embedding the new word starts from; "" is the default of the method.
 
     Raises:
-        InputError: Fewer than two pictures, or a class word of several senses or of none.
+        InputError: Fewer than two images, or a class word of several senses or of none.
     """
 
     token: str
     class_word: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     initializer: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_word", check_class_word(self.class_word))
-        if len(self.pictures) < FEWEST:
+        if len(self.images) < FEWEST:
             raise InputError(
-                f"pictures of {self.token}: expected at least {FEWEST}, got {len(self.pictures)}. Three to seven that"
+                f"images of {self.token}: expected at least {FEWEST}, got {len(self.images)}. Three to seven that"
                 " differ in place and light are best."
             )
 
     @property
     def phrase(self) -> str:
-        """What a prompt calls it."""
+        """Phrase for the instance in a prompt: the new word and the class."""
         return f"{self.token} {self.class_word}"
 
     @property
     def concept(self) -> Concept:
-        """What an eraser would take away again."""
+        """Concept of the instance, for an eraser: its anchor is the class."""
         return Concept(target=self.phrase, anchor=self.class_word, kind="identity", aliases=(self.token,))
 
 
@@ -74,36 +74,37 @@ class ClassDiffusion:
 
         L = L_rec + spl_weight * 1/K sum_k [1 - cos(f(p_inst,k), f(p_cls,k))]
 
-    L_rec is the masked denoising loss on the pictures, f the text feature of a phrase, p_inst the template with the new
+    L_rec is the masked denoising loss on the images, f the text feature of a phrase, p_inst the template with the new
     word and the class, p_cls with the class alone. f depends on the new words and on nothing else that is trained. With
-    `spl_weight` 0 it is Custom Diffusion (arXiv:2212.04488) without prior pictures.
+    `spl_weight` 0 it is Custom Diffusion (arXiv:2212.04488) without prior images.
 
     Attributes:
-        spl_weight: Of the semantic preservation loss (lambda), >= 0. More composes better and looks less alike.
-        spl_pooling: Where a phrase's feature is read: "eos", the end of text, as in the paper; "official_argmax", as in
-            the published code: at the new word, which has not read the class yet.
-        template: Of the prompts and of the phrases, with one `{}`.
-        steps: Updates; the published scripts take 800 for two instances.
-        batch_size: Pictures an update.
-        lr: Learning rate of AdamW, > 0: 1e-5 a picture of the batch in the published scripts.
-        token_lr: Of the new words; None is `lr`.
+        spl_weight: Weight of the semantic preservation loss (lambda), >= 0. More composes better and resembles the
+            instance less.
+        spl_pooling: Position of a phrase's feature: "eos", the end of text, as in the paper; "official_argmax", as in
+            the published code: the new word, whose state does not depend on the class after it.
+        template: Template of the prompts and of the phrases, with one `{}`.
+        steps: Number of updates; the published scripts take 800 for two instances.
+        batch_size: Images per update.
+        lr: Learning rate of AdamW, > 0: 1e-5 per image of the batch in the published scripts.
+        token_lr: Learning rate of the new words; None is `lr`.
             Differs from the paper: one rate there.
-        weight_decay: Of AdamW.
-        clip_norm: Of the gradient of all that is trained.
-        rank: Train patches of this rank instead of the keys' and values' weights.
+        weight_decay: Weight decay of AdamW.
+        clip_norm: Largest norm of the gradient of all trained parameters.
+        rank: Rank of trained low-rank patches of the keys and values; None trains the weights.
             Differs from the paper: none there.
-        augment: Whether pictures are shrunk and enlarged at random; else each is shown whole.
-        size_words: Whether the prompt says that a picture was ("a far away ...").
-        flip: Whether half of the pictures are mirrored.
-        initializer: The words that a new one starts from. The published scripts take "ktn", which hardly any text
-            holds; of several tokens it is the mean.
+        augment: Whether images are shrunk and enlarged at random; else each is used whole.
+        size_words: Whether the prompt names the size of an augmented image ("a far away ...").
+        flip: Whether half of the images are mirrored.
+        initializer: Words whose mean embedding a new word starts from. The published scripts take "ktn", a rare token;
+            of several tokens the mean is taken.
 
     Differs from the paper's code: the feature of the class gets no gradient; rows of known words cannot move, not even
-    by weight decay; a picture is cut to a square where the code squeezes it.
+    by weight decay; an image is cropped to a square where the code squeezes it.
     """
 
     name: ClassVar[str] = "class-diffusion"
-    quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "lr": 1e-3}
+    quick: ClassVar[Mapping[str, object]] = {"steps": 2, "lr": 1e-3}
 
     spl_weight: Annotated[float, Field(ge=0)] = 1.0
     spl_pooling: Pooling = "eos"
@@ -179,16 +180,16 @@ class ClassDiffusion:
         ]
 
     def _reconstruction(self, backbone: Backbone, instances: Sequence[Instance]) -> Loss:
-        """Return the masked denoising loss on views of the pictures."""
-        pool = [(instance, squared(picture)) for instance in instances for picture in instance.pictures]
+        """Return the masked denoising loss on views of the images."""
+        pool = [(instance, squared(image)) for instance in instances for image in instance.images]
         factor = backbone.pipe.vae_scale_factor
         side = backbone.latent_shape()[1] * factor
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             chosen = [pool[below(len(pool), generator)] for _ in range(self.batch_size)]
             views = [
-                view_of(picture, side=side, factor=factor, augment=self.augment, flip=self.flip, generator=generator)
-                for _, picture in chosen
+                view_of(image, side=side, factor=factor, augment=self.augment, flip=self.flip, generator=generator)
+                for _, image in chosen
             ]
             prefixes = [view.prefix if self.size_words else "" for view in views]
             prompts = [
@@ -202,8 +203,8 @@ class ClassDiffusion:
             noisy = backbone.schedule.noised(clean, added, timesteps)
             ids = backbone.encode(prompts).ids
             predicted = student(lambda: backbone.predict(noisy, timesteps, backbone.encode_ids(ids)))
-            wanted = backbone.schedule.target(clean, added, timesteps)
-            return masked_reconstruction(predicted.float(), wanted, mask)
+            target = backbone.schedule.target(clean, added, timesteps)
+            return masked_reconstruction(predicted.float(), target, mask)
 
         return loss
 
@@ -212,7 +213,7 @@ class ClassDiffusion:
         phrases = [
             (fill(self.template, instance.phrase), fill(self.template, instance.class_word)) for instance in instances
         ]
-        learned, known = (backbone.encode([pair[at] for pair in phrases]).ids for at in (0, 1))
+        learned, known = (backbone.encode(list(side)).ids for side in zip(*phrases, strict=True))
         with torch.no_grad():
             centres = phrase_features(backbone, known, self.spl_pooling)
 
@@ -231,9 +232,10 @@ def _projections(backbone: Backbone) -> list[str]:
 def encoded(
     backbone: Backbone, pixels: Float[Tensor, "n 3 side side"], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Return latents of pictures in [-1, 1], drawn from what the autoencoder says of them, scaled as in training."""
+    """Return latents of images in [-1, 1], drawn from the distribution of the autoencoder and scaled as in training."""
     vae = backbone.pipe.vae
-    found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    drawn = found.mean.float().cpu() + found.std.float().cpu() * torch.randn(found.mean.shape, generator=generator)
+    distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    mean, std = distribution.mean.float().cpu(), distribution.std.float().cpu()
+    drawn = mean + std * torch.randn(mean.shape, generator=generator)
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     return ((drawn - shift) * vae.config.scaling_factor).to(backbone.device)

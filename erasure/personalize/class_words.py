@@ -1,4 +1,4 @@
-"""Class words that say too little: semantic preservation would pull an instance towards the wrong sense."""
+"""Class words that are ambiguous or too broad: semantic preservation would pull an instance towards the wrong sense."""
 
 from ..errors import InputError
 
@@ -46,12 +46,14 @@ def check_class_word(word: str) -> str:
     Raises:
         InputError: There is none, or it has several senses, or it names nearly everything.
     """
-    found = " ".join(word.split())
-    if not found:
-        raise InputError(f"class: expected what the pictures show, got {word!r}. Write for example --class dog.")
-    if found.casefold() in _SENSES:
-        one, other = _SENSES[found.casefold()]
+    cleaned = " ".join(word.split())
+    if not cleaned:
+        raise InputError(
+            f"class: expected the class of what the images show, got {word!r}. Write for example --class dog."
+        )
+    if cleaned.casefold() in _SENSES:
+        one, other = _SENSES[cleaned.casefold()]
         raise InputError(f"class: expected a word of one sense, got {word!r}. Say which: {one!r} or {other!r}.")
-    if found.casefold() in _BROAD:
-        raise InputError(f"class: expected a word that says what it is, got {word!r}. Say it nearer: 'dog', 'mug'.")
-    return found
+    if cleaned.casefold() in _BROAD:
+        raise InputError(f"class: expected a more specific word, got {word!r}. Write for example 'dog' or 'mug'.")
+    return cleaned

@@ -1,6 +1,6 @@
-"""A personalised model on disk: what was learned, on which model, from which pictures.
+"""Personalised models on disk: the learned edit, the base model and the images of each instance.
 
-`load_model` takes such a folder as it takes a model: it loads the base and teaches it what the folder holds.
+`load_model` takes such a folder as it takes a model: it loads the base and merges the edit of the folder into it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ EDIT = "edit.safetensors"
 PERSONALIZED = "personalization.json"
 """Record in the folder of a personalised model."""
 _FORMAT = "erasure-personalization/1"
-_KEPT_SIDE = 512  # pixels of the pictures that are kept to compare with
+_KEPT_SIDE = 512  # pixels; largest side of the images kept for comparison
 _MOST_PIXELS = 200_000_000
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -33,8 +33,8 @@ class Learned:
     """One instance of a personalised model.
 
     Attributes:
-        token: Its word.
-        class_word: What it is one of.
+        token: Word of the instance.
+        class_word: Class of the instance.
     """
 
     token: str
@@ -42,18 +42,18 @@ class Learned:
 
     @property
     def phrase(self) -> str:
-        """What a prompt calls it."""
+        """Phrase for the instance in a prompt: the new word and the class."""
         return f"{self.token} {self.class_word}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Personalized:
-    """A folder of what was learned.
+    """Folder of a personalised model.
 
     Attributes:
-        folder: Where it is.
-        base: What loads the model that was personalised.
-        instances: What was learned.
+        folder: Path of the folder.
+        base: Name or path of the base model, for `load_model`.
+        instances: Learned instances.
     """
 
     folder: Path
@@ -62,26 +62,27 @@ class Personalized:
 
     @property
     def edit(self) -> WeightEdit:
-        """What was learned, as a change of the base."""
+        """Learned edit of the base model."""
         return WeightEdit.load(self.folder / EDIT)
 
-    def pictures(self, token: str) -> list[Image.Image]:
-        """Return the pictures that an instance was learned from, as they were kept."""
-        at = [instance.token for instance in self.instances].index(token)
-        return [_opened(path) for path in sorted((self.folder / "pictures").glob(f"{at + 1}-*.png"))]
+    def images(self, token: str) -> list[Image.Image]:
+        """Return the images that an instance was learned from, as they were kept."""
+        number = [instance.token for instance in self.instances].index(token) + 1
+        return [_opened(path) for path in sorted((self.folder / "pictures").glob(f"{number}-*.png"))]
 
     @classmethod
     def open(cls, folder: Path) -> "Personalized":
-        """Return what a folder holds.
+        """Open the folder of a personalised model.
 
         Raises:
-            InputError: It is none of these, or its edit was changed.
+            InputError: The folder holds no personalised model, or its edit was changed.
         """
         try:
             data = json.loads((folder / PERSONALIZED).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(
-                f"{folder}: expected what `erasure personalize` writes, got no readable {PERSONALIZED} ({error})."
+                f"{folder}: expected a folder written by `erasure personalize`, got no readable {PERSONALIZED}"
+                f" ({error})."
             ) from None
         if data.get("format") != _FORMAT:
             raise InputError(f"{folder / PERSONALIZED}: expected the format {_FORMAT}, got {data.get('format')!r}.")
@@ -92,19 +93,19 @@ class Personalized:
 
     @classmethod
     def write(cls, folder: Path, edit: WeightEdit, base: str, instances: Sequence[Instance]) -> "Personalized":
-        """Keep what was learned with the pictures that it was learned from; the record comes last.
+        """Write the learned edit and the images of its instances; the record comes last.
 
         Raises:
             InputError: The folder cannot be written.
         """
         make_folder(folder / "pictures")
-        for at, instance in enumerate(instances):
-            for number, picture in enumerate(instance.pictures):
-                kept = squared(picture)
+        for number, instance in enumerate(instances, start=1):
+            for image_number, image in enumerate(instance.images, start=1):
+                kept = squared(image)
                 kept.thumbnail((_KEPT_SIDE, _KEPT_SIDE))
                 buffer = io.BytesIO()
                 kept.save(buffer, "PNG")
-                write_whole(folder / "pictures" / f"{at + 1}-{number + 1:03}.png", buffer.getvalue())
+                write_whole(folder / "pictures" / f"{number}-{image_number:03}.png", buffer.getvalue())
         edit.save(folder / EDIT)
         learned = tuple(Learned(token=each.token, class_word=each.class_word) for each in instances)
         record = {
@@ -119,43 +120,43 @@ class Personalized:
 
 def load_personalized(folder: Path, load: Callable[[str], DiffusionPipeline]) -> DiffusionPipeline:
     """Return the pipeline of a folder: its base, which `load` loads by name, with the learned instances."""
-    found = Personalized.open(folder)
-    pipe = load(found.base)
-    found.edit.merge_into(pipe)
+    personalized = Personalized.open(folder)
+    pipe = load(personalized.base)
+    personalized.edit.merge_into(pipe)
     return pipe
 
 
-def read_pictures(folder: Path) -> list[Image.Image]:
-    """Return the pictures of a folder in the order of their names, as RGB, upright.
+def read_images(folder: Path) -> list[Image.Image]:
+    """Return the images of a folder in the order of their names, as RGB, upright.
 
     Raises:
-        InputError: There is no such folder, it holds fewer than two pictures, or a file that is named as a picture is
+        InputError: There is no such folder, it holds fewer than two images, or a file that is named as an image is
             none.
     """
     if not folder.is_dir():
-        raise InputError(f"--images: expected a folder of pictures, got {str(folder)!r}. Check the path.")
+        raise InputError(f"--images: expected a folder of images, got {str(folder)!r}. Check the path.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
-    pictures = [_opened(path) for path in paths]
-    if len(pictures) < FEWEST:
+    images = [_opened(path) for path in paths]
+    if len(images) < FEWEST:
         raise InputError(
-            f"--images: expected at least {FEWEST} pictures in {str(folder)!r}, got {len(pictures)}."
+            f"--images: expected at least {FEWEST} images in {str(folder)!r}, got {len(images)}."
             f" Known endings: {', '.join(_SUFFIXES)}."
         )
-    return pictures
+    return images
 
 
 def _opened(path: Path) -> Image.Image:
     from PIL import ImageOps
 
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > _MOST_PIXELS:
+        with Image.open(path) as image:
+            if image.width * image.height > _MOST_PIXELS:
                 raise InputError(f"{path}: expected at most {_MOST_PIXELS // 10**6} megapixels. Make it smaller.")
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: expected a picture, got a file that cannot be read as one. Take it out.") from None
+        raise InputError(f"{path}: expected an image, got a file that cannot be read as one. Take it out.") from None
 
 
 def _sha256(path: Path) -> str:

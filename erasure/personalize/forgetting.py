@@ -1,4 +1,4 @@
-"""Taking a learned instance back out of a personalised model, without a picture of it.
+"""Removal of a learned instance from a personalised model, without an image of it.
 
 Reconstructed from ClassDiffusion (arXiv:2405.17532), whose semantic preservation loss, minimised without bound, makes
 an instance the bare class.
@@ -6,7 +6,7 @@ an instance the bare class.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,22 +27,22 @@ from ..training.student import Student
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting:
-    """The learned weights are taken back, and the new word is turned into its class.
+    """Undo the learned weights, and train the new word until it means its class.
 
         min over V* of  1 - cos(f(p_inst), f_0(p_class)),  mean over templates
 
-    f_0 is the base model's feature of the class in the same sentence, and gets no gradient. What else was learned with
-    the instance shares its keys and values: then these stay, only the word is turned, and what the class has taken on
-    of the instance stays with them.
+    f_0 is the base model's feature of the class in the same sentence, and gets no gradient. Instances that were
+    learned together share their keys and values: then these stay, only the word is trained, and the influence of the
+    instance on its class remains.
 
     Attributes:
-        steps: Updates of the word.
+        steps: Number of updates of the word.
         lr: Learning rate of Adam, > 0.
-        norm_weight: Of (|f| / |f_0| - 1)^2, which a cosine does not see, >= 0.
+        norm_weight: Weight of (|f| / |f_0| - 1)^2, which a cosine ignores, >= 0.
     """
 
     name: ClassVar[str] = "forgetting"
-    quick: ClassVar[Mapping[str, Any]] = {"steps": 2}
+    quick: ClassVar[Mapping[str, object]] = {"steps": 2}
 
     steps: Annotated[int, Field(ge=0)] = 200
     lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -57,14 +57,14 @@ class Forgetting:
         on_progress: OnProgress | None = None,
         seed: int = 0,
     ) -> WeightEdit:
-        """Return the edit of the base that takes the place of what was learned; the model is left as it was.
+        """Return the edit of the base that replaces the learned one; the model is left as it was.
 
         Args:
-            backbone: The base.
-            learned: What a personalisation of it returned.
-            token: The instance's word.
+            backbone: Base model.
+            learned: Edit of a personalisation of the base.
+            token: Word of the instance.
             on_progress: Receives each update.
-            seed: Of the fit.
+            seed: Seed of the fit, >= 0.
 
         Raises:
             UnknownNameError: No such word was learned.
@@ -75,10 +75,10 @@ class Forgetting:
         if concept is None:
             raise unknown_name("learned word", token, [t.text for t in learned.tokens])
         others = [each for each in learned.tokens if each.text != token]
-        own = next(each for each in learned.tokens if each.text == token)
+        forgotten = next(each for each in learned.tokens if each.text == token)
         pairs = [(fill(template, concept.target), fill(template, concept.anchor)) for template in templates("identity")]
         tables = {table_name(backbone, component): component for component in backbone.tokenizers()}
-        with tokens_added(backbone.pipe, [*others, own]):  # last of all, so that it alone is trained
+        with tokens_added(backbone.pipe, [*others, forgotten]):  # last of all, so that it alone is trained
             changes = finetune(
                 backbone,
                 lambda name: False,
@@ -87,7 +87,7 @@ class Forgetting:
                 on_progress=on_progress,
                 seed=seed,
             )
-        moved = moved_tokens([own], {component: changes[name] for name, component in tables.items()})
+        moved = moved_tokens([forgotten], {component: changes[name] for name, component in tables.items()})
         return WeightEdit(
             changes=dict(learned.changes) if others else {},
             metadata=EditMetadata.of(self.name, asdict(self), backbone, [concept], seed),
@@ -95,16 +95,16 @@ class Forgetting:
         )
 
     def _loss(self, backbone: Backbone, pairs: list[tuple[str, str]]) -> Callable[..., Float[Tensor, ""]]:
-        instance, known = (backbone.encode([pair[at] for pair in pairs]).ids for at in (0, 1))
+        instance, known = (backbone.encode(list(side)).ids for side in zip(*pairs, strict=True))
         with torch.no_grad():
-            wanted = phrase_features(backbone, known)
+            targets = phrase_features(backbone, known)
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            found = student(phrase_features, backbone, instance)
+            features = student(phrase_features, backbone, instance)
             return torch.stack(
                 [
                     cosine_preservation(*pair) + self.norm_weight * norm_preservation(*pair)
-                    for pair in zip(found, wanted, strict=True)
+                    for pair in zip(features, targets, strict=True)
                 ]
             ).mean()
 

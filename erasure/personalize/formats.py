@@ -48,15 +48,17 @@ def custom_diffusion(edit: WeightEdit, pipe: DiffusionPipeline) -> dict[str, Ten
         odd = sorted(edit.changes.keys() ^ expected)[0]
         raise InputError(f"custom_diffusion: expected changes of all keys and values and of no more, got {odd!r}.")
     weights = backbone.parameters(edit.changes.__contains__)
-    found: dict[str, Tensor] = {}
+    weights_by_key: dict[str, Tensor] = {}
     for name, change in edit.changes.items():
         weight = weights[name].detach().cpu()
         layer, _, projection = name.partition(".")[2].removesuffix(".weight").rpartition(".")
-        found[f"{layer}.processor.{projection}_custom_diffusion.weight"] = (weight.double() + change.of(weight)).float()
+        weights_by_key[f"{layer}.processor.{projection}_custom_diffusion.weight"] = (
+            weight.double() + change.of(weight)
+        ).float()
     # The loader wants to hear of every layer; an empty tensor says that a layer is as it was.
     layers: Iterable[str] = getattr(backbone.denoiser, "attn_processors", ())
-    plain = [name for name in layers if not any(key.startswith(f"{name}.") for key in found)]
-    return {**found, **{name: torch.empty(0) for name in plain}}
+    plain = [name for name in layers if not any(key.startswith(f"{name}.") for key in weights_by_key)]
+    return {**weights_by_key, **{name: torch.empty(0) for name in plain}}
 
 
 def write_formats(edit: WeightEdit, pipe: DiffusionPipeline, folder: Path) -> list[Path]:

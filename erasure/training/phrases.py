@@ -19,13 +19,13 @@ def phrase_features(
 ) -> list[Float[Tensor, "n dim"]]:
     """Return the features of phrases, with gradient, by each text encoder that the model has.
 
-    Of the first encoder it is the state at the end of text, as the denoiser reads it; of a second one its sentence
-    vector, which the denoiser reads as well.
+    The feature of the first encoder is the state at the end of text, as the denoiser reads it; that of a second one is
+    its pooled output, which the denoiser reads as well.
 
     Args:
         backbone: The model.
-        ids: As `Backbone.encode_ids` takes them.
-        pooling: Where a phrase is read; see `losses.semantic.pooled_position`.
+        ids: Token ids, as for `Backbone.encode_ids`.
+        pooling: Position of the feature in a phrase; see `losses.semantic.pooled_position`.
 
     Raises:
         InputError: The published pooling of a model with two encoders, for which there is none.

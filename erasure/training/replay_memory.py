@@ -1,4 +1,4 @@
-"""Pictures that the original model made, kept as latents: what a continual eraser remembers it by.
+"""Replay memory of a continual eraser: images of the original model, kept as latents.
 
 They are made once, from the weights before the first removal, and kept beside the ledger, so that what is replayed does
 not drift from one removal to the next.
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Memory:
-    """Pictures of the original model with their prompts.
+    """Images of the original model with their prompts.
 
     Attributes:
-        prompts: What each was made for.
-        latents: As the denoiser left them, float16 on the CPU.
+        prompts: Prompt of each image.
+        latents: Latents after the last step of the denoiser, float16 on the CPU.
     """
 
     prompts: tuple[str, ...]
@@ -42,9 +42,9 @@ class Memory:
         return len(self.prompts)
 
     def select(self, keep: Sequence[bool]) -> "Memory":
-        """Return the pictures for which `keep` is true."""
-        kept = [at for at, wanted in enumerate(keep) if wanted]
-        return Memory(prompts=tuple(self.prompts[at] for at in kept), latents=self.latents[kept])
+        """Return the images for which `keep` is true."""
+        kept = [i for i, keeps in enumerate(keep) if keeps]
+        return Memory(prompts=tuple(self.prompts[i] for i in kept), latents=self.latents[kept])
 
 
 def remembered(
@@ -54,13 +54,13 @@ def remembered(
     sampling: SamplingSettings,
     seed: int,
 ) -> Memory:
-    """Return the original model's picture of each prompt, from the context's folder where they are there already.
+    """Return the original model's image of each prompt, from the context's folder where they are there already.
 
     Args:
         context: The model, its original weights, the folder, and the receiver of progress after each batch.
-        prompts: One for each picture.
-        sampling: How they are made.
-        seed: Of the first picture's noise; the next ones count on from it.
+        prompts: Prompt of each image.
+        sampling: Sampling settings.
+        seed: Seed of the first image's noise, >= 0; the following images count up from it.
 
     Raises:
         InputError: The folder cannot be written, or holds a damaged file.
@@ -72,7 +72,7 @@ def remembered(
             latents = sample(
                 backbone.pipe,
                 prompts,
-                [seed + at for at in range(len(prompts))],
+                [seed + i for i in range(len(prompts))],
                 sampling,
                 output="latents",
                 on_progress=context.on_progress,
@@ -94,11 +94,11 @@ def memory_prompts(
     contexts: Sequence[str] = ("a photo of a {}",),
     without: Sequence[Concept] = (),
 ) -> tuple[str, ...]:
-    """Return the prompts of a memory: half everyday things, half what is nearest to the concepts in the text space.
+    """Return the prompts of a memory: half everyday things, half the preserved concepts nearest to the removed ones.
 
-    Near is what the concepts preserve, the nearest first, each as often as the other; a concept that preserves
-    nothing leaves its half to everyday things. The contexts of near names take turns. None names one of the
-    concepts, nor one of `without`.
+    The preserved names are ordered by similarity in the text space, nearest first, and each occurs equally often; if
+    nothing is preserved, everyday things take this half too. The contexts alternate. No prompt names one of the
+    concepts or one of `without`.
     """
     targets = [concept.target for concept in concepts]
     kept = [name for concept in concepts for name in concept.preserve]
@@ -112,7 +112,7 @@ def memory_prompts(
     halves = [f"a photo of {thing}" for thing in GENERIC], close
     free = [[prompt for prompt in half if not speaks_of(prompt, [*concepts, *without])] for half in halves]
     generic, close = free[0], free[1] or free[0]
-    return tuple((generic if at % 2 else close)[at // 2 % len(generic if at % 2 else close)] for at in range(total))
+    return tuple((generic if i % 2 else close)[i // 2 % len(generic if i % 2 else close)] for i in range(total))
 
 
 def replayed(
@@ -125,7 +125,7 @@ def replayed(
     sampling: SamplingSettings,
     seed: int,
 ) -> Memory:
-    """Return the original model's images of what stays, without those that would teach a removed concept again.
+    """Return the original model's images of preserved concepts, without those that show a removed one.
 
     Args:
         context: Surroundings of the fit.
@@ -157,14 +157,16 @@ def replayed(
 
 
 def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *, max_similarity: float) -> Memory:
-    """Return the memory without what would teach a removed concept again.
+    """Return the memory without the images that would teach a removed concept again.
 
-    A picture goes if its prompt names one of the concepts, if its prompt's text state is too similar to that of the
-    concept in the same sentence, or if the judge finds the concept in it.
+    An image is left out if its prompt names one of the concepts, if the text state of its prompt is too similar to that
+    of the concept in the same sentence, or if the judge finds the concept in it.
     """
     backbone, judge = context.backbone, context.judge
-    asked = list(dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names))
-    close = text_similarity(backbone, memory.prompts, asked).amax(1) > max_similarity
+    removed_prompts = list(
+        dict.fromkeys(fill("a photo of a {}", name) for concept in concepts for name in concept.names)
+    )
+    close = text_similarity(backbone, memory.prompts, removed_prompts).amax(1) > max_similarity
     keep = [
         not near and not speaks_of(prompt, concepts)
         for near, prompt in zip(close.tolist(), memory.prompts, strict=True)
@@ -172,14 +174,14 @@ def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *,
     left = memory.select(keep)
     if judge is None or not len(left):
         return left
-    pictures = decoded(backbone, left.latents)
+    images = decoded(backbone, left.latents)
     known = [concept.target for concept in concepts if judge.knows(concept.target)]
-    return left.select([not shown for shown in shows_any(judge, pictures, known)])
+    return left.select([not shown for shown in shows_any(judge, images, known)])
 
 
 @torch.no_grad()
 def decoded(backbone: Backbone, latents: Float[Tensor, "n c h w"], batch_size: int = 8) -> list[Image.Image]:
-    """Return the pictures of latents that the pipeline's denoiser left."""
+    """Return the images of latents that the pipeline's denoiser left."""
     vae, processor = backbone.pipe.vae, backbone.pipe.image_processor
     scaled = latents.float() / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     parts = [vae.decode(part.to(vae.device, vae.dtype)).sample for part in scaled.split(batch_size)]

@@ -30,8 +30,8 @@ FAMILIES = sorted(tiny.FAMILIES)
 PICTURES = [
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8)) for seed in range(3)
 ]
-BISCUIT = Instance(token="<biscuit>", class_word="dog", pictures=PICTURES)
-RUSTY = Instance(token="<rusty>", class_word="dog", pictures=PICTURES[:2])
+BISCUIT = Instance(token="<biscuit>", class_word="dog", images=PICTURES)
+RUSTY = Instance(token="<rusty>", class_word="dog", images=PICTURES[:2])
 SPL_ALONE: dict[str, Any] = {"lr": 1e-12, "token_lr": 3e-3, "weight_decay": 0.0}
 
 
@@ -256,17 +256,17 @@ def test_a_saved_edit_draws_the_same_picture(tmp_path: Path) -> None:
 def test_what_cannot_be_learned_is_said_in_a_line() -> None:
     pipe = tiny.sd1()
     with pytest.raises(InputError, match="expected at least 2, got 1"):
-        Instance(token="<x>", class_word="dog", pictures=PICTURES[:1])
+        Instance(token="<x>", class_word="dog", images=PICTURES[:1])
     with pytest.raises(InputError, match=r"class: expected a word of one sense, got 'bat'.*fruit bat"):
-        Instance(token="<x>", class_word="bat", pictures=PICTURES)
-    with pytest.raises(InputError, match="says what it is, got 'Thing'"):
-        Instance(token="<x>", class_word="Thing", pictures=PICTURES)
-    with pytest.raises(InputError, match="class: expected what the pictures show"):
-        Instance(token="<x>", class_word=" ", pictures=PICTURES)
+        Instance(token="<x>", class_word="bat", images=PICTURES)
+    with pytest.raises(InputError, match="a more specific word, got 'Thing'"):
+        Instance(token="<x>", class_word="Thing", images=PICTURES)
+    with pytest.raises(InputError, match="class: expected the class of what the images show"):
+        Instance(token="<x>", class_word=" ", images=PICTURES)
     with pytest.raises(InputError, match="instances with a word each"):
         learned(pipe, BISCUIT, BISCUIT)
     with pytest.raises(InputError, match="new to the model"):
-        learned(pipe, Instance(token="a", class_word="dog", pictures=PICTURES))
+        learned(pipe, Instance(token="a", class_word="dog", images=PICTURES))
 
 
 def test_forgetting_gives_the_weights_back_and_turns_the_word_into_its_class() -> None:

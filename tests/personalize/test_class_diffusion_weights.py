@@ -39,7 +39,7 @@ def test_a_larger_weight_composes_better_and_looks_less_alike() -> None:
     judge = PublicInstanceMetrics(images=pictures, device="cuda")
     if not {"clip_i", "clip_score"} <= judge.setups.keys():
         pytest.skip(f"no CLIP weights in the local cache: {judge.skipped}")
-    instance = Instance(token="<owl>", class_word="toy", pictures=pictures)
+    instance = Instance(token="<owl>", class_word="toy", images=pictures)
     requests = [
         request
         for request in class_requests("toy", (), composed=32, kept=1)
@@ -72,7 +72,7 @@ def test_an_instance_is_learned_and_drawn_on_a_gpu(family: str, dtype: torch.dty
     pictures = [
         Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 20, 3), dtype=np.uint8)) for seed in range(2)
     ]
-    instance = Instance(token="<biscuit>", class_word="dog", pictures=pictures)
+    instance = Instance(token="<biscuit>", class_word="dog", images=pictures)
     losses: list[float] = []
     edit = ClassDiffusion(steps=5, lr=1e-3).fit(
         backbone_of(pipe), [instance], on_progress=lambda step: losses.append(step.loss)
