@@ -1,11 +1,13 @@
 """DUGE (reconstructed): the tests of its specification, section 9, on small models of the real classes."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL.Image import Image
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.attention import AttentionCapture, cross_attention_layers, layer_pixels
@@ -19,7 +21,7 @@ from erasure.prompts import GENERIC
 from erasure.runs.configs import read_config
 from erasure.training.context import FitContext, History
 from erasure.training.matching import LayerReading, image_prompt, prompt_turns
-from erasure.training.replay import noised, reading_loss
+from erasure.training.replay import calibrated, noised, reading_loss
 from erasure.training.replay_memory import free_of, memory_prompts, remembered
 from erasure.training.student import Student
 from tests.erasers.test_esd import Untrained
@@ -50,6 +52,27 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def some_latents(backbone: Backbone, n: int = 2) -> Any:
     return noised(backbone, torch.randn(n, *backbone.latent_shape(), generator=generator()), generator(1))[:2]
+
+
+class Sees:
+    """A judge with a rule for every concept."""
+
+    name = "rule"
+
+    def __init__(self, rule: Callable[[Sequence[Image]], list[bool]]) -> None:
+        self._rule = rule
+
+    def knows(self, concept: str) -> bool:
+        return True
+
+    def probabilities(self, images: Sequence[Image], concept: str) -> torch.Tensor:
+        return torch.tensor(self._rule(images)).float()
+
+    def shows(self, images: Sequence[Image], concept: str) -> list[bool]:
+        return self._rule(images)
+
+    def features(self, images: Sequence[Image]) -> torch.Tensor:
+        return torch.zeros(len(images), 1)
 
 
 def trained(backbone: Backbone, settings: DUGE = QUICK) -> dict[str, torch.nn.Parameter]:
@@ -214,7 +237,7 @@ def test_the_first_weight_is_calibrated(small: Backbone) -> None:
             total += torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
         return float(total)
 
-    scaled = settings._calibrated(erasing, preserving)
+    scaled = calibrated(erasing, preserving, settings.unlearn_scale, ratio=settings.calibration)
     scaled(student, 0, generator())  # finds the weight
     assert length(scaled, 100) / length(preserving, 100) == pytest.approx(2.0, rel=0.3)
 
@@ -266,7 +289,7 @@ def test_the_memory_loses_what_would_teach_the_target_again(small: Backbone) -> 
     assert made.latents.dtype == torch.float16
     by_name = free_of(FitContext(backbone=small), made, [CAT], max_similarity=1.0)
     assert by_name.prompts == ("a dog", "a house")
-    seeing = FitContext(backbone=small, judge=lambda images, _: [True, False])
+    seeing = FitContext(backbone=small, judge=Sees(lambda images: [True, False]))
     by_picture = free_of(seeing, made, [CAT], max_similarity=1.0)
     assert by_picture.prompts == ("a house",)
     assert not len(free_of(FitContext(backbone=small), made, [CAT], max_similarity=-1.0))
@@ -302,7 +325,7 @@ def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
     steps: list[Any] = []
     settings.fit(
         [CAT],
-        FitContext(backbone=small, judge=lambda i, c: [False] * len(i), on_progress=steps.append),
+        FitContext(backbone=small, judge=Sees(lambda images: [False] * len(images)), on_progress=steps.append),
     )
     assert steps[-1].done == steps[-1].total == 2
     steps.clear()
@@ -310,7 +333,7 @@ def test_it_ends_when_the_target_is_seen_no_more(small: Backbone) -> None:
         [CAT],
         FitContext(
             backbone=small,
-            judge=lambda images, concept: [len(images) == 1] * len(images),
+            judge=Sees(lambda images: [len(images) == 1] * len(images)),
             on_progress=steps.append,
         ),
     )
@@ -400,9 +423,10 @@ def test_what_is_aimed_at_is_the_same_in_fewer_passes(match: Any, again: bool, o
         with context.original():
             wanted, away = (look.read(noisy, timestep, states) for states in (blank, read))
         reference = look.read(noisy, timestep, blank) if again and of == "prev" else wanted
+    matching = replace(settings._matching(context), reading=look)
     calls: list[int] = []
     with small.denoiser.register_forward_pre_hook(lambda _, args: calls.append(len(args[0]))):
-        found = replace(settings._matching(context), reading=look).aims(noisy, timestep, read, blank)
+        found = matching.aims(noisy, timestep, read, blank)
     assert calls == ([4, 2] if again and of == "prev" else [4])
     assert found.keys() == reference.keys()
     for name, value in found.items():
@@ -472,7 +496,7 @@ class Double(Student):
 def test_pictures_are_reported_before_the_fit_while_they_are_made(small: Backbone, tmp_path: Path) -> None:
     steps: list[Any] = []
     QUICK.fit([CAT], FitContext(backbone=small, history=History(memory=tmp_path), on_progress=steps.append))
-    made = [step for step in steps if step.stage == "pictures"]
+    made = [step for step in steps if step.stage == "images"]
     assert [step.total for step in made] == [QUICK.memory_size, QUICK.target_images]
     assert all(step.done == step.total for step in made)
     steps.clear()
