@@ -1,0 +1,170 @@
+"""Contract of objectives, terms, transforms, selectors and finishes: a file of a seam is held to it by being there."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from erasure.backbones import Backbone, backbone_of
+from erasure.concept import Concept
+from erasure.edits import WeightEdit
+from erasure.edits.finish import FINISHES
+from erasure.erasers import make_eraser
+from erasure.erasers.tune import Tune
+from erasure.registry import Registry
+from erasure.training.context import FitContext, TrainingTask
+from erasure.training.finetune import GradientMap, Optimisation, finetune
+from erasure.training.objectives import OBJECTIVES
+from erasure.training.selectors import SELECTORS
+from erasure.training.shape import Shape
+from erasure.training.student import Leaf, Student
+from erasure.training.terms import TERMS
+from erasure.training.transforms import TRANSFORMS
+from tests import pieces, tiny
+
+CAT = Concept(target="cat", preserve=("dog", "bird"))
+QUICK = Tune(**{**Tune.quick, "steps": 2, "lr": 1e-3})
+SEAMS = (OBJECTIVES, TERMS, TRANSFORMS, SELECTORS, FINISHES)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    return backbone_of(tiny.sd1())
+
+
+def task_of(backbone: Backbone) -> TrainingTask:
+    sites = backbone.sites(("cross",))
+    return TrainingTask(context=FitContext(backbone=backbone), concepts=[CAT], trained=sites.__contains__)
+
+
+def deltas(edit: WeightEdit, backbone: Backbone) -> dict[str, torch.Tensor]:
+    weights = backbone.parameters(edit.changes.__contains__)
+    return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
+
+
+def gradients(seed: int) -> dict[Leaf, torch.Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    shapes = {Leaf("a", "weight"): (3, 4), Leaf("b", "weight"): (5,), Leaf("c", "up"): (2, 2)}
+    return {leaf: torch.randn(shape, generator=draws) for leaf, shape in shapes.items()}
+
+
+def inner(one: Any, other: Any) -> float:
+    return float(sum((one[leaf] * other[leaf]).sum() for leaf in one))
+
+
+@pytest.mark.parametrize(("seam", "name"), [(seam, name) for seam in SEAMS for name in seam.names()])
+def test_a_piece_documents_itself_and_checks_its_settings(seam: Registry[Any], name: str) -> None:
+    pieces.check(seam.get(name))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_an_objective_is_finite_and_has_a_gradient(name: str, backbone: Backbone) -> None:
+    task = task_of(backbone)
+    loss = OBJECTIVES.make(name).loss(task)
+    student = Student(backbone, task.trained, None, torch.Generator())
+    value = loss(student, 0, torch.Generator().manual_seed(0))
+    found = student(torch.autograd.grad, value, student.trained, allow_unused=True)
+    assert torch.isfinite(value)
+    assert any(gradient is not None and gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS.names())
+def test_a_map_is_homogeneous_keeps_shapes_and_leaves_an_unopposed_gradient(name: str, backbone: Backbone) -> None:
+    transform, (erase, keep) = TRANSFORMS.make(name), (gradients(0), gradients(1))
+    prepared = [transform.prepared(task_of(backbone)) for _ in range(4)]
+    if prepared[0] is None:
+        pytest.skip("the transform has no map of gradients")
+    plain, scaled, zero, opposed = [each for each in prepared if each is not None]
+    once, twice = (
+        each({leaf: s * g for leaf, g in erase.items()}, {leaf: s * g for leaf, g in keep.items()}, 0)[0]
+        for each, s in ((plain, 1.0), (scaled, 4.0))
+    )
+    assert {leaf: g.shape for leaf, g in once.items()} == {leaf: g.shape for leaf, g in erase.items()}
+    for leaf, gradient in once.items():
+        torch.testing.assert_close(4 * gradient, twice[leaf])
+    nothing = {leaf: torch.zeros_like(gradient) for leaf, gradient in keep.items()}
+    assert all(torch.equal(g, erase[leaf]) for leaf, g in zero(erase, nothing, 0)[0].items())
+    if transform.protects:
+        against = {leaf: g - 3 * erase[leaf] for leaf, g in keep.items()}
+        corrected, kept = opposed(erase, against, 0)
+        assert inner(corrected, kept) >= min(0.0, inner(erase, against)) - 1e-4
+
+
+def test_the_opposing_part_of_a_gradient_is_projected_out() -> None:
+    leaf = Leaf("a", "weight")
+    project = TRANSFORMS.make("conflict").prepared(task_of(backbone_of(tiny.sd1())))
+    assert project is not None
+    erase, keep = {leaf: torch.tensor([1.0, -1.0])}, {leaf: torch.tensor([0.0, 2.0])}
+    torch.testing.assert_close(project(erase, keep, 0)[0][leaf], torch.tensor([1.0, 0.0]))
+    assert project.note() == "conflict: cos -0.71, 100% of steps projected"
+
+
+class Unchanged(GradientMap):
+    def __call__(self, erase: Any, keep: Any, step: int) -> Any:
+        return erase, keep
+
+
+def test_a_map_that_changes_nothing_and_limits_of_one_train_the_same(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    fits = []
+    for maps, limits in (((), ()), ((Unchanged(),), (dict,))):
+        loss = OBJECTIVES.make("guided", sample_steps=3).loss(task)
+        fits.append(
+            finetune(backbone, task.trained, loss, Optimisation(steps=3, lr=1e-3), maps=maps, limits=limits, seed=2)
+        )
+    for name, change in fits[0].items():
+        torch.testing.assert_close(change.delta, fits[1][name].delta, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SELECTORS.names())
+def test_a_selection_is_a_part_of_the_trained_weights_and_the_edit_stays_inside(name: str, backbone: Backbone) -> None:
+    task = task_of(backbone)
+    selector = SELECTORS.make(name)
+    selection = selector.selected(task)
+    assert selection.names
+    assert selection.names <= set(backbone.parameters(task.trained))
+    edit = replace(QUICK, shape=Shape(sites=selector)).fit([CAT], task.context)
+    assert set(edit.changes) <= selection.names or name == "roles"
+    for key, delta in deltas(edit, backbone).items():
+        assert key not in selection.masks or not delta[(selection.masks[key] == 0).expand_as(delta)].any()
+
+
+def test_only_the_selected_roles_are_trained(backbone: Backbone) -> None:
+    shape = Shape(sites=SELECTORS.make("roles", roles=["cross.k"]))
+    edit = make_eraser("esd", steps=1, sample_steps=2, lr=1e-3, shape=shape).fit([CAT], FitContext(backbone=backbone))
+    assert set(edit.changes) == set(backbone.sites(("cross.k",)))
+
+
+@pytest.mark.parametrize("name", FINISHES.names())
+def test_a_finish_saves_and_drops_rows_that_its_edit_no_longer_solves(name: str, backbone: Backbone, tmp_path) -> None:
+    edit = make_eraser("uce").fit([CAT], FitContext(backbone=backbone))
+    finished = FINISHES.make(name).applied(edit, backbone)
+    before, after = deltas(edit, backbone), deltas(finished, backbone)
+    same = all(torch.equal(before[key], after[key]) for key in before)
+    assert (finished.rows is not None) == same
+    assert finished.metadata.base_fingerprint == edit.metadata.base_fingerprint
+    loaded = deltas(WeightEdit.load(finished.save(tmp_path / "edit.safetensors")), backbone)
+    assert all(torch.equal(value, loaded[key]) for key, value in after.items())
+
+
+def test_extrapolation_goes_on_and_is_neutral_at_zero(backbone: Backbone) -> None:
+    edit = replace(QUICK, steps=1).fit([CAT], FitContext(backbone=backbone))
+    assert FINISHES.make("extrapolate", factor=0.0).applied(edit, backbone) is edit
+    further = deltas(FINISHES.make("extrapolate", factor=0.5).applied(edit, backbone), backbone)
+    for key, delta in deltas(edit, backbone).items():
+        torch.testing.assert_close(further[key], 1.5 * delta)
+
+
+def test_the_pieces_are_settings_of_the_edit_and_can_be_read_again(backbone: Backbone) -> None:
+    shape = Shape(
+        keep={"semantic-noise": 1.0},
+        gradients=(TRANSFORMS.make("conflict"),),
+        finish=(FINISHES.make("extrapolate", factor=0.1),),
+    )
+    eraser = replace(QUICK, shape=shape)
+    assert make_eraser("tune", **eraser.as_settings()) == eraser
+    reports: list[Any] = []
+    edit = eraser.fit([CAT], FitContext(backbone=backbone, on_progress=reports.append))
+    assert edit.metadata.settings["shape"]["gradients"] == [{"name": "conflict", "per": "all"}]
+    assert reports[-1].note.startswith("conflict: cos")
