@@ -75,19 +75,19 @@ class AStarMixin:
         if concepts is not None and token_indices is not None:
             raise InputError("token_indices: expected either them or concepts, got both. Leave one out.")
         loss = AStarLoss(**settings)
-        given = inspect.signature(call).bind(*args, **kwargs).arguments
-        named = self._named(given, concepts, token_indices, layout)
-        copies = given.get("num_images_per_prompt") or 1
+        bound = inspect.signature(call).bind(*args, **kwargs).arguments
+        named = self._named(bound, concepts, token_indices, layout)
+        copies = bound.get("num_images_per_prompt") or 1
         rows = [row for row in named for _ in range(copies)]
         with loss.guiding(self, lambda: rows, on_guided=on_guided):
             return call(*args, **kwargs)
 
     def _named(
-        self, given: Mapping[str, Any], concepts: Sequence[Any] | None, token_indices: Sequence[Any] | None, layout: Any
+        self, bound: Mapping[str, Any], concepts: Sequence[Any] | None, token_indices: Sequence[Any] | None, layout: Any
     ) -> list[Named]:
         """Return where the concepts of each prompt are."""
-        prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
-        asked = concepts if concepts is not None else token_indices
+        prompt, embeds = bound.get("prompt"), bound.get("prompt_embeds")
+        listed = concepts if concepts is not None else token_indices
         if prompt is None:
             if embeds is None or token_indices is None:
                 raise InputError(
@@ -95,16 +95,16 @@ class AStarMixin:
                 )
             several = len(embeds) > 1
             n, last = len(embeds), embeds.shape[1] - 1
-            found = [_Prompt(text="", offsets=(), end=last)] * n
+            texts = [_Prompt(text="", offsets=(), end=last)] * n
         else:
-            if concepts is not None and given.get("prompt_2") not in (None, prompt):
+            if concepts is not None and bound.get("prompt_2") not in (None, prompt):
                 raise InputError("concepts: expected one prompt, got another prompt_2. Give token_indices instead.")
             several = not isinstance(prompt, str)
-            found = self._read([prompt] if isinstance(prompt, str) else list(prompt))
-        asks = _one_each("concepts" if concepts is not None else "token_indices", asked, len(found), several)
-        layouts = _one_each("layout", layout, len(found), several) if layout is not None else [None] * len(found)
+            texts = self._read([prompt] if isinstance(prompt, str) else list(prompt))
+        asks = _one_each("concepts" if concepts is not None else "token_indices", listed, len(texts), several)
+        layouts = _one_each("layout", layout, len(texts), several) if layout is not None else [None] * len(texts)
         find = _named_by_words if concepts is not None else _named_by_position
-        return [find(text, ask, where) for text, ask, where in zip(found, asks, layouts, strict=True)]
+        return [find(text, ask, where) for text, ask, where in zip(texts, asks, layouts, strict=True)]
 
     def _read(self, prompts: Sequence[str]) -> list["_Prompt"]:
         convert = getattr(self, "maybe_convert_prompt", None)  # writes learned tokens of several vectors out
@@ -146,13 +146,14 @@ def _named_by_words(prompt: _Prompt, words: Sequence[Any], layout: Any) -> Named
 
 
 def _named_by_position(prompt: _Prompt, positions: Sequence[Any], layout: Any) -> Named:
-    lists = [[at] if isinstance(at, int) else list(at) for at in positions]
-    for at in (at for row in lists for at in row):
-        if not 1 <= at < prompt.end:
+    lists = [[position] if isinstance(position, int) else list(position) for position in positions]
+    for position in (position for row in lists for position in row):
+        if not 1 <= position < prompt.end:
             raise InputError(
-                f"token_indices: expected positions from 1 to {prompt.end - 1}, got {at!r}. 0 is the start of the text."
+                f"token_indices: expected positions from 1 to {prompt.end - 1}, got {position!r}."
+                " 0 is the start of the text."
             )
-    names = tuple(str(at) for at in positions)
+    names = tuple(str(position) for position in positions)
     if len(set(names)) < len(names):
         raise InputError(f"token_indices: expected each concept once, got {list(positions)!r}. Name it once.")
     owners(dict(zip(names, lists, strict=True)), prompt.text)
@@ -198,8 +199,8 @@ def _mask(where: Any) -> Float[Tensor, "h w"]:
 
 def _with_signature(pipeline: Any) -> Any:
     """Give a pipeline class a call that shows what it takes, however the base's call changes."""
-    own = inspect.signature(AStarMixin.__call__).parameters
-    further = [own[name] for name in ("concepts", "token_indices", "layout", "on_guided")]
+    parameters = inspect.signature(AStarMixin.__call__).parameters
+    further = [parameters[name] for name in ("concepts", "token_indices", "layout", "on_guided")]
     further += [
         inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=item.type)
         for item in fields(AStarLoss)

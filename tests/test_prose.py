@@ -25,6 +25,7 @@ FIELD_OPENING = re.compile(rf"(?:{QUESTION}|Of\b)")
 FIELD = re.compile(r"^ {4}(\w+): (.*)$")
 VAGUE = {"at", "found", "asked", "told", "given", "made", "gone", "own", "wanted"}
 PICTURE = re.compile(r"picture", re.IGNORECASE)
+PROMPT = re.compile(r'"a black-and-white picture(?: of )?"')  # encoded as it stands: other words, other numbers
 HELP = ("help", "description", "info")
 PROMPTS = Path("erasure/prompts.py")  # its templates are input of the models, "a picture of a {}" among them
 FIELDS = re.compile(r"\{[^{}\n]*\}")  # of f-strings, whose keys are those of stored files
@@ -145,7 +146,7 @@ def _texts_of_pictures(source: Source) -> Iterator[tuple[int, str]]:
             continue
         text = FIELDS.sub("", token.string) if token.type == tokenize.STRING else token.string
         for offset, row in enumerate(text.splitlines()):
-            if PICTURE.search(row) and " " in row.strip() and "tiny world" not in row:
+            if PICTURE.search(PROMPT.sub("", row)) and " " in row.strip() and "tiny world" not in row:
                 yield token.start[0] + offset, row.strip()
 
 

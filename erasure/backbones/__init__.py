@@ -20,9 +20,9 @@ def backbone_of(pipe: Any) -> Backbone:
     Raises:
         InputError: No backbone covers it; the message lists the models that one does.
     """
-    own = getattr(type(pipe), "backbone", None)
-    if own is not None:
-        return own(pipe)
+    declared = getattr(type(pipe), "backbone", None)
+    if declared is not None:
+        return declared(pipe)
     # The more particular first: it is asked before what it refines.
     for family in sorted(_families(), key=lambda kind: -len(kind.__mro__)):
         if family.covers(pipe):
@@ -41,7 +41,7 @@ def families() -> tuple[str, ...]:
 @cache
 def _families() -> tuple[Any, ...]:
     """Return the backbones' classes: those that say which pipelines they cover."""
-    modules = [import_module(f".{found.name}", __name__) for found in pkgutil.iter_modules(__path__)]
+    modules = [import_module(f".{info.name}", __name__) for info in pkgutil.iter_modules(__path__)]
     return tuple(
         kind
         for module in modules

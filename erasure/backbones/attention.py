@@ -117,17 +117,17 @@ def layer_pixels(backbone: Backbone) -> dict[str, int]:
 
     One pass of the denoiser over an empty latent tells, and no map is made.
     """
-    found: dict[str, int] = {}
+    pixels: dict[str, int] = {}
     with ExitStack() as hooks:
         for name, layer in cross_attention_layers(backbone).items():
 
             def note(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                found[name] = output.shape[1]
+                pixels[name] = output.shape[1]
 
             hooks.callback(layer.get_submodule("to_q").register_forward_hook(note).remove)
         latents = torch.zeros(1, *backbone.latent_shape())
         backbone.predict(latents, torch.tensor(0), backbone.unconditional())
-    return found
+    return pixels
 
 
 def average_maps(maps: Mapping[str, Maps], height: int, width: int) -> Float[Tensor, "batch tokens {height} {width}"]:
@@ -136,14 +136,14 @@ def average_maps(maps: Mapping[str, Maps], height: int, width: int) -> Float[Ten
     Raises:
         InputError: No layer has that size.
     """
-    found = [layer.mean(dim=1) for layer in maps.values() if layer.shape[2] == height * width]
-    if not found:
+    averaged = [layer.mean(dim=1) for layer in maps.values() if layer.shape[2] == height * width]
+    if not averaged:
         sizes = sorted({layer.shape[2] for layer in maps.values()})
         raise InputError(
             f"attention.maps: expected a layer of {height} x {width} pixels, got layers of {sizes} pixels."
             " Capture other layers or ask for their size."
         )
-    return torch.stack(found).mean(dim=0).transpose(1, 2).unflatten(2, (height, width))
+    return torch.stack(averaged).mean(dim=0).transpose(1, 2).unflatten(2, (height, width))
 
 
 @dataclass(kw_only=True)

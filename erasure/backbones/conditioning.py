@@ -279,9 +279,9 @@ def spans_in(prompt: str, offsets: Offsets, phrase: str) -> list[list[int]]:
         raise InputError(f"phrase: expected words, got {phrase!r}. Name what to look for in the prompt.")
     occurrences = re.finditer(rf"(?<!\w){words}(?!\w)", prompt, flags=re.IGNORECASE)
     covered = max((end for _, end in offsets), default=0)
-    return [tokens_at(offsets, at.start(), at.end()) for at in occurrences if at.end() <= covered]
+    return [tokens_at(offsets, match.start(), match.end()) for match in occurrences if match.end() <= covered]
 
 
 def tokens_at(offsets: Offsets, start: int, end: int) -> list[int]:
     """Return the positions of the tokens that hold any of a prompt's characters [start, end)."""
-    return [at for at, (first, last) in enumerate(offsets) if first < end and last > start]
+    return [position for position, (first, last) in enumerate(offsets) if first < end and last > start]

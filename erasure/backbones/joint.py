@@ -28,8 +28,8 @@ class JointTransformer(LoadedModel):
 
     def __post_init__(self) -> None:
         if not hasattr(self.pipe.scheduler.config, "base_shift"):  # of flow matching
-            found = type(self.pipe.scheduler).__name__
-            raise InputError(f"scheduler: expected one of flow matching, got {found}. Use the model's own.")
+            class_name = type(self.pipe.scheduler).__name__
+            raise InputError(f"scheduler: expected one of flow matching, got {class_name}. Use the model's own.")
 
     @staticmethod
     def role_of(name: str) -> Role:
@@ -63,8 +63,8 @@ class JointTransformer(LoadedModel):
 
     def text_encoders(self) -> dict[str, nn.Module]:
         names = [name for name in self.pipe.components if name.startswith("text_encoder")]
-        found = {name: getattr(self.pipe, name) for name in names}
-        return {name: unwrapped(module) for name, module in found.items() if module is not None}
+        modules = {name: getattr(self.pipe, name) for name in names}
+        return {name: unwrapped(module) for name, module in modules.items() if module is not None}
 
     def tokenizers(self) -> dict[str, Any]:
         return {name: getattr(self.pipe, _tokenizer_of(name)) for name in self.text_encoders()}

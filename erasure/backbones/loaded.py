@@ -170,8 +170,8 @@ def unwrapped(module: Any) -> Any:
 
 def called_denoiser(pipe: Any) -> nn.Module:
     """Return the denoiser as the pipeline's loop calls it, which torch.compile may have wrapped."""
-    found = getattr(pipe, "unet", None)
-    return found if found is not None else pipe.transformer
+    unet = getattr(pipe, "unet", None)
+    return unet if unet is not None else pipe.transformer
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

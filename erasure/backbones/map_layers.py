@@ -61,11 +61,11 @@ def downsampling_of(layer: str, denoiser: Any) -> int:
         return int(getattr(denoiser.config, "patch_size", None) or 1) * _packing(denoiser)
     blocks = len(denoiser.get_submodule("down_blocks")._modules)
     block, _, rest = layer.partition(".")
-    at = {"mid_block": blocks - 1}.get(block)
-    if at is None:
+    halvings = {"mid_block": blocks - 1}.get(block)
+    if halvings is None:
         place = int(rest.partition(".")[0])
-        at = place if block == "down_blocks" else blocks - 1 - place
-    return 2**at
+        halvings = place if block == "down_blocks" else blocks - 1 - place
+    return 2**halvings
 
 
 def _packing(denoiser: nn.Module) -> int:

@@ -56,12 +56,13 @@ class StableDiffusion(LoadedModel):
 
     @property
     def prediction_type(self) -> PredictionType:
-        found = self.pipe.scheduler.config.prediction_type
-        if found not in ("epsilon", "v_prediction"):
+        prediction_type = self.pipe.scheduler.config.prediction_type
+        if prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(
-                f"scheduler.prediction_type: expected 'epsilon' or 'v_prediction', got {found!r}. Use another."
+                f"scheduler.prediction_type: expected 'epsilon' or 'v_prediction', got {prediction_type!r}."
+                " Use another."
             )
-        return found
+        return prediction_type
 
     @property
     def schedule(self) -> Discrete:

@@ -81,16 +81,16 @@ class StableDiffusionXL(StableDiffusion):
         """Return the input of an encoder's last layer, and its sentence vectors if it has any."""
 
         def states(encoder: Any) -> tuple[Tensor, list[Tensor]]:
-            found, pooled = [], []
+            hidden_states, pooled = [], []
             parts = ids.split(self._at_once)
             for part, end in zip(parts, [ids.shape[1]] * len(parts) if reach is None else reach, strict=True):
                 # Only what is read is kept: the states of all layers are many times as much.
                 with _last_input(encoder) as read:
                     output = encoder(part[:, :end].to(encoder.device), return_dict=True)
-                found.append(read[0].to(self.device, self.dtype))
+                hidden_states.append(read[0].to(self.device, self.dtype))
                 if isinstance(encoder, CLIPTextModelWithProjection):
                     pooled.append(output.text_embeds.to(self.device, self.dtype))
-            return joined(found), pooled
+            return joined(hidden_states), pooled
 
         return self._read_by(name, states)
 

@@ -59,14 +59,14 @@ class StoredWeights:
         stored = self.of(part)
         # transformers' files may call a text encoder's parameters otherwise than the module does.
         names = (key, key.removeprefix("text_model."), f"text_model.{key}")
-        found = next((stored[each] for each in names if each in stored), None)
-        if found is None or found.shape != shape:
-            got = "none" if found is None else f"one of shape {found.shape}"
+        tensor = next((stored[each] for each in names if each in stored), None)
+        if tensor is None or tensor.shape != shape:
+            got = "none" if tensor is None else f"one of shape {tensor.shape}"
             raise InputError(
                 f"model: expected the parameter {name!r} of shape {shape} in {str(self.folder / part)!r}, got {got}."
                 " Save the model again."
             )
-        return found
+        return tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +94,12 @@ class StoredStableDiffusion(StableDiffusion):
         Raises:
             InputError: Some are.
         """
-        found = super().parameters(which)
-        if found:
-            raise InputError(f"model: expected one in memory, got files, for {next(iter(found))!r}. {_WHOLE_MODEL}")
-        return found
+        parameters = super().parameters(which)
+        if parameters:
+            raise InputError(
+                f"model: expected one in memory, got files, for {next(iter(parameters))!r}. {_WHOLE_MODEL}"
+            )
+        return parameters
 
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
         """Raise InputError: there is no denoiser in memory."""
@@ -137,8 +139,8 @@ def stored_model(folder: Path) -> Any:
         parts = {name: kind for name, value in index.items() if (kind := _module_class(value)) is not None}
         for name in parts:
             _check_stored(folder / name)
-        given = {name: _sketch(parts[name], folder / name) if name in _SKETCHED else None for name in parts}
-        pipe = DiffusionPipeline.from_pretrained(folder, **given, local_files_only=True)
+        components = {name: _sketch(parts[name], folder / name) if name in _SKETCHED else None for name in parts}
+        pipe = DiffusionPipeline.from_pretrained(folder, **components, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -159,8 +161,8 @@ def _module_class(value: Any) -> Any:
     if not isinstance(value, list) or value[0] not in ("diffusers", "transformers"):
         # The safety checker's class is in a module of diffusers' pipelines.
         return nn.Module if isinstance(value, list) and str(value[1]).endswith("SafetyChecker") else None
-    found = getattr(import_module(value[0]), value[1])
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    component_class = getattr(import_module(value[0]), value[1])
+    return component_class if isinstance(component_class, type) and issubclass(component_class, nn.Module) else None
 
 
 def _sketch(kind: Any, folder: Path) -> nn.Module:

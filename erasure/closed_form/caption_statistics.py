@@ -60,14 +60,14 @@ def statistics(backbone: Backbone, captions: Captions, *, folder: Path | None = 
         digest.update(caption.encode() + b"\n")
     name = digest.hexdigest()[:16]
     key = ["captions", name, _text_fingerprint(backbone)]
-    found = stored(folder, key, lambda: _summed(backbone, source()))
-    captions_read, tokens = (int(number) for number in found["counts"].tolist())
+    tensors = stored(folder, key, lambda: _summed(backbone, source()))
+    captions_read, tokens = (int(number) for number in tensors["counts"].tolist())
     return Statistics(
-        id=name, states=found["states"], pooled=found.get("pooled"), captions=captions_read, tokens=tokens
+        id=name, states=tensors["states"], pooled=tensors.get("pooled"), captions=captions_read, tokens=tokens
     )
 
 
-def ordinary_captions(concepts: Sequence[Concept], gone: Sequence[Concept]) -> list[str]:
+def ordinary_captions(concepts: Sequence[Concept], removed: Sequence[Concept]) -> list[str]:
     """Return captions of everyday things, and of what the concepts preserve, that name nothing that is removed.
 
     Things come in the templates without an article, preserved names in those that they are held in while a concept of
@@ -80,7 +80,7 @@ def ordinary_captions(concepts: Sequence[Concept], gone: Sequence[Concept]) -> l
         for name in concept.preserve
         for template in preserved_templates(concept.kind)
     ]
-    return [caption for caption in dict.fromkeys(["", *kept, *things]) if not speaks_of(caption, gone)]
+    return [caption for caption in dict.fromkeys(["", *kept, *things]) if not speaks_of(caption, removed)]
 
 
 def read_captions(path: str | Path) -> Iterator[str]:

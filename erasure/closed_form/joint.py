@@ -65,7 +65,7 @@ def _with_anchors_resolved(rows: Sequence[Row]) -> list[Row]:
     """
     becomes = {row.label: row.anchor_label for row in reversed(rows)}
     _refuse_circles(becomes)
-    at = {(row.label, row.site): row for row in reversed(rows)}
+    row_of = {(row.label, row.site): row for row in reversed(rows)}
     maps: dict[str, TextMap] = {}
 
     def resolved(row: Row) -> Row:
@@ -73,12 +73,12 @@ def _with_anchors_resolved(rows: Sequence[Row]) -> list[Row]:
             return row
         label, anchor = row.anchor_label, row.goal
         while label in becomes:
-            if (label, row.site) in at:
-                label, anchor = at[label, row.site].anchor_label, at[label, row.site].goal
+            if (label, row.site) in row_of:
+                label, anchor = row_of[label, row.site].anchor_label, row_of[label, row.site].goal
                 continue
             if label not in maps:
-                own = [other for other in rows if other.label == label]
-                maps[label] = solve(Rows.of(own, [], reg=_RESOLVING_REG, dim=len(anchor)))
+                label_rows = [other for other in rows if other.label == label]
+                maps[label] = solve(Rows.of(label_rows, [], reg=_RESOLVING_REG, dim=len(anchor)))
             label, anchor = becomes[label], maps[label].matrix() @ anchor
         return Row(
             label=row.label, site=row.site, state=row.state, weight=row.weight, anchor_label=label, anchor=anchor

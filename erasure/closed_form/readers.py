@@ -178,8 +178,8 @@ class _PartReader:
         if pair.label == "":
             return 0
         start = len(pair.prefix)
-        found = tokens_at(self._tokens.offsets[row], start, len(self._texts[row]) - len(pair.suffix))
-        return found[0] if found else 0
+        positions = tokens_at(self._tokens.offsets[row], start, len(self._texts[row]) - len(pair.suffix))
+        return positions[0] if positions else 0
 
     def _subject(self, row: int, pair: PromptPair) -> int:
         """Return the position of the name's last token; in a prompt without a name, of the start of text."""

@@ -34,8 +34,8 @@ def packed(rows: Rows) -> dict[str, Tensor]:
     tensors = {"rows.targets": _compact(columns.pop("targets"))}
     for name, labels in _BLOCKS.items():
         states = columns.pop(name.removeprefix("rows."))
-        for at, places in enumerate(_places(columns[labels]).values()):
-            tensors[f"{name}.{at}"] = _compact(_taken(states, places))
+        for i, places in enumerate(_places(columns[labels]).values()):
+            tensors[f"{name}.{i}"] = _compact(_taken(states, places))
     lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
     words = zlib.compress(json.dumps(lists, ensure_ascii=False).encode(), 9)
     return {**tensors, _WORDS: torch.frombuffer(bytearray(words), dtype=torch.uint8)}
@@ -52,8 +52,8 @@ def unpacked(tensors: Mapping[str, Tensor]) -> Rows:
     targets = tensors["rows.targets"].double()
     for name, labels in _BLOCKS.items():
         states = torch.zeros(len(columns[labels]), targets.shape[1], dtype=torch.float64)
-        for at, places in enumerate(_places(columns[labels]).values()):
-            states.numpy()[places] = tensors[f"{name}.{at}"].numpy()
+        for i, places in enumerate(_places(columns[labels]).values()):
+            states.numpy()[places] = tensors[f"{name}.{i}"].numpy()
         columns[name.removeprefix("rows.")] = states
     return Rows(targets=targets, **columns)
 
@@ -104,9 +104,9 @@ def _fetched(digest: str, folder: Path) -> Tensor:
             f"{file}: expected rows that an edit shares with others, got {error.strerror!r}."
             " Load it where it was saved, and save it alone to take it elsewhere."
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise InputError(f"{file}: expected the file with sha256 {digest[:12]}, got {found[:12]}. It was changed.")
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
+        raise InputError(f"{file}: expected the file with sha256 {digest[:12]}, got {actual[:12]}. It was changed.")
     return load(content)["states"]
 
 
@@ -117,8 +117,8 @@ def _file(folder: Path, digest: str) -> Path:
 def _places(labels: Sequence[str]) -> dict[str, list[int]]:
     """Return where each label stands, in the order in which they first do."""
     places: dict[str, list[int]] = {}
-    for at, label in enumerate(labels):
-        places.setdefault(label, []).append(at)
+    for i, label in enumerate(labels):
+        places.setdefault(label, []).append(i)
     return places
 
 

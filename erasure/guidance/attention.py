@@ -287,7 +287,7 @@ class _Run:
             if all(settings.low_enough(now, then, len(row.positions), call.step) for now, then, row in rows if now):
                 break
             latents, updates = self._moved(latents, alpha * gradient), updates + 1
-        self.masks = [{} if found is None else settings.masks(found, call.step) for found in maps]
+        self.masks = [{} if image_maps is None else settings.masks(image_maps, call.step) for image_maps in maps]
         if self.on_guided is not None:
             self.on_guided(_guided(call, *first, terms, latents, updates))
         return latents
@@ -303,22 +303,28 @@ class _Run:
                 for attention, row in zip(self._attention(call, leaf), named, strict=True)
             ]
             terms: list[Terms] = [
-                {} if found is None else self.settings.terms(found, self._masks_of(at, row, found), row)
-                for at, (found, row) in enumerate(zip(maps, named, strict=True))
+                {}
+                if image_maps is None
+                else self.settings.terms(image_maps, self._masks_of(image_index, row, image_maps), row)
+                for image_index, (image_maps, row) in enumerate(zip(maps, named, strict=True))
             ]
             # The images do not meet in the denoiser: the gradient of the sum is that of each.
             total = torch.stack([value for row in terms for value in row.values()]).sum()
             (gradient,) = torch.autograd.grad(total * _LOSS_SCALE, leaf)
         detached = [{name: value.detach() for name, value in row.items()} for row in terms]
-        return [None if found is None else found.detach() for found in maps], detached, gradient / _LOSS_SCALE
+        return (
+            [None if image_maps is None else image_maps.detach() for image_maps in maps],
+            detached,
+            gradient / _LOSS_SCALE,
+        )
 
     def _attention(self, call: Denoising, latents: Latents) -> Float[Tensor, "batch tokens rows columns"]:
         maps = self.capture.read_from(lambda: call.predict(latents))
         return self.settings.attention(self.capture, maps, latents, self.denoiser)
 
-    def _masks_of(self, at: int, named: Named, maps: ConceptMaps) -> Masks:
+    def _masks_of(self, image_index: int, named: Named, maps: ConceptMaps) -> Masks:
         """Return the regions of the step before, with the user's in the place of those that he gave."""
-        return {**self.masks[at], **{place: _resized(mask, maps) for place, mask in named.layout.items()}}
+        return {**self.masks[image_index], **{place: _resized(mask, maps) for place, mask in named.layout.items()}}
 
     def _moved(self, latents: Latents, change: Latents) -> Latents:
         if self.settings.clip is not None:
@@ -336,17 +342,17 @@ def _guided(
     updates: int,
 ) -> GuidedStep:
     names = list(dict.fromkeys(name for row in terms for name in row))
-    found = [torch.empty(0, 1, 1) if row is None else row for row in maps]
+    known_maps = [torch.empty(0, 1, 1) if row is None else row for row in maps]
     return GuidedStep(
         step=call.step,
         timestep=float(call.timestep.reshape(-1)[0]),
         loss=[float(sum(row.values())) for row in terms],
         last_loss=[float(sum(row.values())) for row in last],
         terms={name: [float(row.get(name, 0.0)) for row in terms] for name in names},
-        overlap=[mean_overlap(row) for row in found],
+        overlap=[mean_overlap(row) for row in known_maps],
         moved=(_norms(latents - call.latents) / _norms(call.latents)).tolist(),
         updates=updates,
-        maps=[row.cpu() for row in found],
+        maps=[row.cpu() for row in known_maps],
     )
 
 

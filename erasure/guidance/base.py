@@ -77,19 +77,19 @@ class Prompts:
 
         @wraps(encode)  # so that one guidance inside another finds its parameters
         def noted(*args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(encode).bind(*args, **kwargs)
-            given.apply_defaults()
-            self._encoded = self._repeated(given.arguments["prompt"], given.arguments["num_images_per_prompt"])
+            bound = inspect.signature(encode).bind(*args, **kwargs)
+            bound.apply_defaults()
+            self._encoded = self._repeated(bound.arguments["prompt"], bound.arguments["num_images_per_prompt"])
             return encode(*args, **kwargs)
 
-        own = vars(pipe).get("encode_prompt")
+        shadowed = vars(pipe).get("encode_prompt")
         vars(pipe)["encode_prompt"] = noted
         try:
             yield self
         finally:
             del vars(pipe)["encode_prompt"]
-            if own is not None:
-                vars(pipe)["encode_prompt"] = own
+            if shadowed is not None:
+                vars(pipe)["encode_prompt"] = shadowed
 
     def _repeated(self, prompt: str | Sequence[str] | None, copies: int) -> Conditioning | None:
         if prompt is None:

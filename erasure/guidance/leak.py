@@ -23,9 +23,9 @@ class LeakLoss(AttentionGuidance):
     region: Rule = "half"
 
     def terms(self, maps: ConceptMaps, masks: Masks, named: Named) -> Terms:
-        gone = [name in self.erased for name in named.names]
-        kept = regions(maps[[not one for one in gone]], self.region).to(maps.dtype)
-        return {"leak": torch.stack([leak(one[None], kept[None])[0] for one in maps[gone]]).sum()}
+        erased = [name in self.erased for name in named.names]
+        kept = regions(maps[[not one for one in erased]], self.region).to(maps.dtype)
+        return {"leak": torch.stack([leak(one[None], kept[None])[0] for one in maps[erased]]).sum()}
 
     def low_enough(self, terms: Terms, before: Terms | None, concepts: int, step: int) -> bool:
         return False  # it is never refined

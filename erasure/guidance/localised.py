@@ -138,17 +138,17 @@ class LocalisedRemoval(MapReading, Guidance):
         self, attention: Float[Tensor, "n tokens h w"], named: Sequence[Named], size: Sequence[int]
     ) -> Bool[Tensor, "n k height width"]:
         """Return where each of the concepts is pushed away in each image, at the latents' size."""
-        found = torch.zeros(len(named), len(self.concepts), *attention.shape[-2:], device=attention.device)
-        for at, (tokens, row) in enumerate(zip(attention, named, strict=True)):
+        masks = torch.zeros(len(named), len(self.concepts), *attention.shape[-2:], device=attention.device)
+        for image_index, (tokens, row) in enumerate(zip(attention, named, strict=True)):
             if not row.positions:
                 continue
             held = dict(zip(row.names, self._regions(tokens, row), strict=True))
             spared = [held[name] for name in self.preserve if name in held]
-            for place, name in enumerate(self.concepts):
+            for concept_index, name in enumerate(self.concepts):
                 if name in held:
                     free = [~one for one in spared]
-                    found[at, place] = torch.stack([_grown(held[name], self.grow), *free]).all(0)
-        return F.interpolate(found, (size[0], size[1]), mode="nearest").bool()
+                    masks[image_index, concept_index] = torch.stack([_grown(held[name], self.grow), *free]).all(0)
+        return F.interpolate(masks, (size[0], size[1]), mode="nearest").bool()
 
     def _regions(self, tokens: Float[Tensor, "tokens h w"], row: Named) -> Bool[Tensor, "k h w"]:
         return regions(self.concept_maps(tokens, row), self.region, self.region_threshold)
@@ -238,12 +238,12 @@ class _Removal:
     def after(self, call: Denoising, output: Tensor) -> Tensor:
         """Change the prompts' predictions inside the region; the region is this step's."""
         self.changed = output
-        at = call.latents
+        latents = call.latents
         if self.settings.outside == "original":
-            self.plain, at = call.predict_all(self.original), self.original
+            self.plain, latents = call.predict_all(self.original), self.original
         if not within(self.settings.steps_range, call.step, call.total):
             return output
-        attention = call.conditional(self.settings.attention(self.capture, self.capture.maps, at, self.denoiser))
+        attention = call.conditional(self.settings.attention(self.capture, self.capture.maps, latents, self.denoiser))
         masks = self.settings.masks(attention, self.named(), call.latents.shape[-2:])
         # Early maps are vague: where a later step finds that a neighbour stands, the other image is taken up again.
         self.acted = masks
@@ -290,14 +290,14 @@ class _Removal:
             unedited = plain[0]
             return with_first(decoded, lambda edited: _set_in(edited, unedited, acted))
 
-        own = vars(vae).get("decode")
+        shadowed = vars(vae).get("decode")
         vars(vae)["decode"] = both
         try:
             yield
         finally:
             del vars(vae)["decode"]
-            if own is not None:
-                vars(vae)["decode"] = own
+            if shadowed is not None:
+                vars(vae)["decode"] = shadowed
 
     def _force(self, call: Denoising, output: Tensor, masks: Bool[Tensor, "n k h w"]) -> Tensor:
         """Return the change of the predictions for the prompts."""
@@ -309,10 +309,10 @@ class _Removal:
         if settings.scale:
             n = len(call.latents)
             free = output[:n] if call.guided else self._predicted(call, self.backbone.unconditional().expand(n))
-            for at, (name, states) in enumerate(self.names.items()):
+            for concept_index, (name, states) in enumerate(self.names.items()):
                 if any(name in row.names for row in self.named()):
                     away = self._predicted(call, states.expand(n)) - free
-                    force -= settings.scale * masks[:, at, None].to(bound) * away
+                    force -= settings.scale * masks[:, concept_index, None].to(bound) * away
         return force
 
     def _replaced(self) -> Conditioning:

@@ -206,7 +206,7 @@ class _Link:
                 yield
                 return
             scheduler = pipe.scheduler
-            own = {name: vars(scheduler)[name] for name in _SHADOWED if name in vars(scheduler)}
+            shadowed = {name: vars(scheduler)[name] for name in _SHADOWED if name in vars(scheduler)}
             denoiser = called_denoiser(pipe)
             handles = [
                 denoiser.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -214,12 +214,12 @@ class _Link:
             ]
             try:
                 for name in _SHADOWED:
-                    setattr(scheduler, name, _Shadow(scheduler, name, self, own.get(name)))
+                    setattr(scheduler, name, _Shadow(scheduler, name, self, shadowed.get(name)))
                 yield
             finally:
                 for name in _SHADOWED:
                     vars(scheduler).pop(name, None)
-                vars(scheduler).update(own)
+                vars(scheduler).update(shadowed)
                 for handle in handles:
                     handle.remove()
         finally:
@@ -334,18 +334,18 @@ class _Link:
 class _Shadow:
     """Stands before a scheduler's method on the instance; a deep copy of the scheduler has one of its own."""
 
-    def __init__(self, scheduler: Any, name: str, link: _Link, own: Callable[..., Any] | None) -> None:
-        self.scheduler, self.name, self.link, self.own = scheduler, name, link, own
+    def __init__(self, scheduler: Any, name: str, link: _Link, shadowed: Callable[..., Any] | None) -> None:
+        self.scheduler, self.name, self.link, self.shadowed = scheduler, name, link, shadowed
         # Pipelines look at the signatures of these methods to see what they take.
         self.__signature__ = inspect.signature(self._of_class)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Shadow":
-        return _Shadow(copy.deepcopy(self.scheduler, memo), self.name, self.link, self.own)
+        return _Shadow(copy.deepcopy(self.scheduler, memo), self.name, self.link, self.shadowed)
 
     @property
     def _method(self) -> Callable[..., Any]:
         """The method that was there: the class's, or what somebody else had put in its place."""
-        return self._of_class if self.own is None else self.own
+        return self._of_class if self.shadowed is None else self.shadowed
 
     @property
     def _of_class(self) -> Callable[..., Any]:
@@ -367,11 +367,11 @@ class _Shadow:
 
     def _stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.link.before_step(self.scheduler)
-        given = self.__signature__.bind(*args, **kwargs).arguments
-        options = {key: value for key, value in given.items() if key not in ("model_output", "timestep", "sample")}
+        bound = self.__signature__.bind(*args, **kwargs).arguments
+        options = {key: value for key, value in bound.items() if key not in ("model_output", "timestep", "sample")}
         if "generator" in options:
             options["generator"] = _cloned(options["generator"])
-        return self.link.after_step(self._method(*args, **kwargs), given["model_output"], options)
+        return self.link.after_step(self._method(*args, **kwargs), bound["model_output"], options)
 
 
 def _cloned(generators: Any) -> Any:

@@ -49,11 +49,11 @@ def owners(positions: Mapping[str, Sequence[int]], prompt: str) -> dict[int, str
     """
     owner: dict[int, str] = {}
     for concept, places in positions.items():
-        for at in places:
-            if at in owner:
+        for position in places:
+            if position in owner:
                 raise InputError(
-                    f"concepts: expected concepts of tokens of their own in {prompt!r}, got {owner[at]!r} and"
+                    f"concepts: expected concepts of tokens of their own in {prompt!r}, got {owner[position]!r} and"
                     f" {concept!r}. Name one of them."
                 )
-            owner[at] = concept
+            owner[position] = concept
     return owner

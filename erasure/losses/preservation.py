@@ -10,15 +10,15 @@ from torch.nn import functional as F
 Latents = Float[Tensor, "n c h w"]
 
 
-def prior_preservation(predicted: Latents, wanted: Latents) -> Float[Tensor, ""]:
+def prior_preservation(predicted: Latents, target: Latents) -> Float[Tensor, ""]:
     """Return DUGE's prior-preservation loss (arXiv:2503.13769; formula second-hand): the mean squared error.
 
     Args:
         predicted: The output of the model under training for noised images of the memory.
-        wanted: `NoiseSchedule.target`, the plain form; or the original model's output for the same, the distilled one
+        target: `NoiseSchedule.target`, the plain form; or the original model's output for the same, the distilled one
             (reconstructed), which varies less and is zero while nothing has moved.
     """
-    return F.mse_loss(predicted, wanted)
+    return F.mse_loss(predicted, target)
 
 
 def reading_distance(
