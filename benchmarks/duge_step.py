@@ -67,7 +67,7 @@ def cases() -> dict[str, Mapping[str, Any]]:
     file = Path(__file__).parents[1] / "configs" / "duge" / "specified-tinyworld.yaml"
     specified = {key: value for key, value in read_config(file)["eraser"].items() if key != "name"}
     return {
-        "training, attn2": {"trained": "attn2"},
+        "training, cross": {"trained": "cross"},
         "training, kv": {"trained": "kv"},
         "as specified": specified,
         "default": {},
