@@ -3,15 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..edits.changes import exchanged
+from ..graph import ConceptGraph
 from ..judge import Judge
 from ..progress import OnProgress
+from .phrases import class_phrases
+from .trajectories import POOL_SIZE, TrajectoryPoints, trajectory_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +91,18 @@ class TrainingTask:
     def backbone(self) -> Backbone:
         """Model under training."""
         return self.context.backbone
+
+    @cached_property
+    def graph(self) -> ConceptGraph:
+        """Similarities of the concepts, their preserved names and the earlier targets; computed once."""
+        concepts = [*self.concepts, *self.context.targets]
+        return ConceptGraph.of(self.backbone, [name for c in concepts for name in (*c.names, *c.preserve)])
+
+    @cached_property
+    def pool(self) -> TrajectoryPoints:
+        """Latents on the reference's trajectories of class phrases, for pieces that share them; sampled once."""
+        generator = torch.Generator().manual_seed(self.context.seed)
+        phrases = class_phrases(self.concepts) or [""]
+        prompts = [phrases[i] for i in torch.randint(len(phrases), (POOL_SIZE,), generator=generator).tolist()]
+        with self.reference():
+            return trajectory_points(self.backbone, prompts, generator)

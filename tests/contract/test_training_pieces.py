@@ -168,3 +168,13 @@ def test_the_pieces_are_settings_of_the_edit_and_can_be_read_again(backbone: Bac
     edit = eraser.fit([CAT], FitContext(backbone=backbone, on_progress=reports.append))
     assert edit.metadata.settings["shape"]["gradients"] == [{"name": "conflict", "per": "all"}]
     assert reports[-1].note.startswith("conflict: cos")
+
+
+def test_pieces_share_one_graph_and_one_pool_of_the_reference(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    assert set(task.graph.names) == {"cat", "dog", "bird"}
+    assert task.graph is task.graph
+    assert task.pool is task.pool
+    again = task_of(backbone).pool
+    assert torch.equal(task.pool.latents, again.latents)
+    assert len(again) == len(again.timesteps) == len(again.conditioning)
