@@ -194,6 +194,7 @@ def _classes(base: type[Plugin], noun: str) -> Mapping[str, type[Any]]:
                 not issubclass(kind, base)
                 or kind is base
                 or inspect.isabstract(kind)
+                or not hasattr(kind, "name")  # a base that several pieces share
                 or kind.__module__ != module.__name__
             ):
                 continue

@@ -15,7 +15,7 @@ def check(kind: type[Plugin], *, frozen: bool = True) -> None:
     """Check that a class is a documented dataclass that names itself and its source, with strict settings."""
     assert is_dataclass(kind)
     assert not frozen or kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", kind.name)
+    assert re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", kind.name)
     assert kind.source
     assert kind.exactness in ("published", "reconstructed", "ours")
     documented = {name for base in kind.__mro__ if is_dataclass(base) for name in described(base)}
@@ -30,7 +30,7 @@ def check(kind: type[Plugin], *, frozen: bool = True) -> None:
     if numbers:
         with pytest.raises(InputError) as caught:
             kind(**_settings(kind), **{name: "1.0" for name in numbers if name not in _settings(kind)})
-        assert all(f"{kind.name}.{name}: expected" in str(caught.value) for name in numbers if name not in kind.quick)
+        assert all(f"{kind.name}.{name}" in str(caught.value) for name in numbers if name not in kind.quick)
         assert "\n" not in str(caught.value)
 
 

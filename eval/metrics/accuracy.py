@@ -19,6 +19,7 @@ from torch import Tensor
 from erasure.concept import normalized
 from erasure.errors import InputError, MissingExtraError
 from erasure.judge import Judge, ReadOnce, shows_each
+from erasure.registry import Exactness
 from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.vocabulary import SCENES, STYLES
@@ -27,6 +28,7 @@ from ..features.image_features import processed
 from ..features.weights import from_hub, from_url, model_from_hub, oracle_name
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Score, Setup
+from .base import Feed, Metric
 from .labels import as_indices
 
 IMAGENETTE: Final[Mapping[str, int]] = MappingProxyType(
@@ -128,7 +130,7 @@ def top_k_hits(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k:
 
 
 @dataclass(kw_only=True)
-class Accuracy:
+class Accuracy(Metric):
     """Streaming accuracy; keeps one truth value an image.
 
     Attributes:
@@ -136,6 +138,9 @@ class Accuracy:
     """
 
     name: ClassVar[str] = "accuracy"
+    source: ClassVar[str] = "arXiv:2303.07345"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "labels"
 
     classifier: Classifier
     _hits: list[bool] = field(default_factory=list, init=False, repr=False)

@@ -6,7 +6,7 @@ metrics of an edited model they are ours.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,11 @@ from erasure.backbones.attention import AttentionCapture, average_maps
 from erasure.errors import InputError
 from erasure.losses.attention import binarised, overlap, soft_iou
 from erasure.progress import OnProgress, ProgressCounter
+from erasure.registry import Exactness
 from erasure.sampling import noise, trajectory_latents
 
 from ..stats.scores import Score, Setup
+from .base import Feed, Metric
 
 UNITS = {
     "mass_removed": ("share of attention", False),
@@ -73,7 +75,7 @@ def _normalised(maps: Float[Tensor, "steps h w"]) -> Float[Tensor, "steps h w"]:
 
 
 @dataclass(kw_only=True)
-class AttentionDrift:
+class AttentionDrift(Metric):
     """Streaming indices of one model, over its own trajectories; keeps five numbers a prompt.
 
     The maps are those of the conditional prediction at some steps of the model's own guided DDIM trajectory, the mean
@@ -89,6 +91,11 @@ class AttentionDrift:
         places: Number of steps whose maps are read, evenly spaced, >= 2.
         size: Rows and columns of the maps; 16 x 16 is A-STAR's for Stable Diffusion 1.x, and the tiny world's finest.
     """
+
+    name: ClassVar[str] = "attention"
+    source: ClassVar[str] = "arXiv:2306.14544"
+    exactness: ClassVar[Exactness] = "reconstructed"
+    feed: ClassVar[Feed] = "requests"
 
     pipe: Any
     steps: int = 20
@@ -117,6 +124,9 @@ class AttentionDrift:
             self._values["retention_beside"].append(float(retention_index(beside)))
             count.add()
         return self
+
+    def scores(self) -> dict[str, Score]:
+        return {f"{self.name}_{index}": score for index, score in self.compute().items()}
 
     def compute(self) -> dict[str, Score]:
         """Return the mean of each index over all prompts so far."""

@@ -7,6 +7,7 @@ ClassDiffusion's table (arXiv:2405.17532) names BLIP2-T; its code runs BLIP 1 wi
 - `blip2_itm`: BLIP-2, probability of "match" from the matching head, which is not comparable with the other two.
 """
 
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,11 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from erasure.errors import InputError
+from erasure.registry import Exactness
 
 from ..features.image_features import processed
 from ..features.weights import from_hub, model_from_hub
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Setup
+from .base import Feed, Metric
 from .texts import TextScore
 
 TOKENS = 32
@@ -40,13 +43,13 @@ def paired(similarities: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
 
 
 @dataclass(kw_only=True)
-class RetrievalScore:
+class RetrievalScore(Metric, ABC):
     """Base of the three forms: a model of image-text retrieval with its own processor; one number an image.
 
     Attributes:
         model: Retrieval model of transformers.
         processor: Processor of the model; its image size and normalisation are used.
-        source: Repository or folder of the weights, for the protocol.
+        weights: Repository or folder of the weights, for the protocol.
     """
 
     name: ClassVar[str]
@@ -56,7 +59,7 @@ class RetrievalScore:
 
     model: Any
     processor: Any
-    source: str
+    weights: str
     _values: list[float] = field(default_factory=list, init=False, repr=False)
     _truncated: list[str] = field(default_factory=list, init=False, repr=False)
     _lengths: dict[str, int] = field(default_factory=dict, init=False, repr=False)
@@ -65,11 +68,11 @@ class RetrievalScore:
         self.model.eval()
 
     @classmethod
-    def load(cls, source: str | None = None, *, device: str = "cpu", download: bool = False) -> "RetrievalScore":
+    def load(cls, weights: str | None = None, *, device: str = "cpu", download: bool = False) -> "RetrievalScore":
         """Load a checkpoint of the Hub or a folder.
 
         Args:
-            source: Repository or folder; default: the metric's own.
+            weights: Repository or folder; default: the metric's own.
             device: Device of the model.
             download: Whether missing weights may be downloaded.
 
@@ -79,10 +82,10 @@ class RetrievalScore:
         """
         import transformers
 
-        source = source or cls.default
-        model = model_from_hub(getattr(transformers, cls.model_class), source, cls.name, download=download)
-        processor = from_hub(transformers.AutoProcessor.from_pretrained, source, cls.name, download=download)
-        return cls(model=model.to(device), processor=processor, source=source)
+        weights = weights or cls.default
+        model = model_from_hub(getattr(transformers, cls.model_class), weights, cls.name, download=download)
+        processor = from_hub(transformers.AutoProcessor.from_pretrained, weights, cls.name, download=download)
+        return cls(model=model.to(device), processor=processor, weights=weights)
 
     def update(self, images: Images, prompts: Sequence[str]) -> "RetrievalScore":
         """Add images with their prompts.
@@ -118,7 +121,7 @@ class RetrievalScore:
         return Setup(
             metric=self.name,
             library=f"transformers {version('transformers')}",
-            backbone=self.source,
+            backbone=self.weights,
             resize=processed(self.processor.image_processor),
         )
 
@@ -127,7 +130,7 @@ class RetrievalScore:
         if isclose(one, other, rel_tol=1e-5):  # float32 rounding is about a tenth of that
             raise InputError(
                 f"{self.name}: expected different scores for two different texts, got {one!r} for both."
-                f" {self.source} ignores the text; name another checkpoint."
+                f" {self.weights} ignores the text; name another checkpoint."
             )
 
     @torch.no_grad()
@@ -149,6 +152,9 @@ class BlipItc(RetrievalScore):
     """`blip_itc`: BLIP 1's contrastive branch; no temperature, no softmax."""
 
     name: ClassVar[str] = "blip_itc"
+    source: ClassVar[str] = "arXiv:2405.17532"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "prompts"
     unit: ClassVar[str] = "cosine"
     default: ClassVar[str] = "Salesforce/blip-itm-large-coco"
     model_class: ClassVar[str] = "BlipForImageTextRetrieval"
@@ -163,6 +169,9 @@ class Blip2Itc(RetrievalScore):
     """`blip2_itc`: BLIP-2's contrastive branch, the best of the query tokens; no temperature, no softmax."""
 
     name: ClassVar[str] = "blip2_itc"
+    source: ClassVar[str] = "arXiv:2301.12597"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "prompts"
     unit: ClassVar[str] = "cosine"
     default: ClassVar[str] = "Salesforce/blip2-itm-vit-g"
     model_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
@@ -176,6 +185,9 @@ class Blip2Itm(RetrievalScore):
     """`blip2_itm`: BLIP-2's matching head, mean over the query tokens, one softmax."""
 
     name: ClassVar[str] = "blip2_itm"
+    source: ClassVar[str] = "arXiv:2301.12597"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "prompts"
     unit: ClassVar[str] = "probability"
     default: ClassVar[str] = "Salesforce/blip2-itm-vit-g"
     model_class: ClassVar[str] = "Blip2ForImageTextRetrieval"

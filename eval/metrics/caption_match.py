@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from erasure.errors import InputError
+from erasure.registry import Exactness
 from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.oracle import Oracle, Pictures, Reading
@@ -21,6 +22,7 @@ from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENE_PHRASES, SCENES, STY
 from ..features.clip import TextTower, setup_of
 from ..features.weights import oracle_name
 from ..stats.scores import Score, Setup
+from .base import Feed, Metric
 
 UNIT = "100 x cosine of texts"
 
@@ -49,7 +51,7 @@ def text_match(one: Float[Tensor, "n dim"], other: Float[Tensor, "n dim"]) -> Fl
 
 
 @dataclass(kw_only=True)
-class CaptionMatch:
+class CaptionMatch(Metric):
     """Streaming caption match; keeps one number an image and the features of each distinct text.
 
     Attributes:
@@ -58,6 +60,9 @@ class CaptionMatch:
     """
 
     name: ClassVar[str] = "caption_match"
+    source: ClassVar[str] = "ours"
+    exactness: ClassVar[Exactness] = "ours"
+    feed: ClassVar[Feed] = "prompts"
 
     oracle: Oracle
     judge: WorldClip

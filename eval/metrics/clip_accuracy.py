@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from erasure.errors import InputError
 from erasure.judge import LOGIT_SCALE, Clip, zero_shot_logits
+from erasure.registry import Exactness
 
 from ..features.clip import OpenClip, TextTower, setup_of
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Number, Score
+from .base import Feed, Metric
 from .labels import as_indices
 
 
@@ -32,7 +35,7 @@ def right_prob(logits: Float[Tensor, "n classes"], right: Int[Tensor, " n"]) -> 
 
 
 @dataclass(kw_only=True)
-class ClipAccuracy:
+class ClipAccuracy(Metric):
     """Streaming CLIP accuracy, both forms; keeps two numbers an image.
 
     Attributes:
@@ -43,6 +46,11 @@ class ClipAccuracy:
     Raises:
         InputError: There are fewer than two texts, or two are the same.
     """
+
+    name: ClassVar[str] = "clip_accuracy"
+    source: ClassVar[str] = "arXiv:2303.13516"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "labels"
 
     clip: Clip = field(default_factory=OpenClip.load)
     texts: tuple[str, ...]
@@ -69,6 +77,9 @@ class ClipAccuracy:
             self._top1 += right_top1(logits, indices).tolist()
             self._prob += right_prob(logits, indices).tolist()
         return self
+
+    def scores(self) -> dict[str, Score]:
+        return {f"{self.name}_top1": self.compute_top1(), f"{self.name}_prob": self.compute_prob()}
 
     def compute_top1(self) -> Score:
         """Return `clip_accuracy_top1`, the share of images whose right text is the best."""

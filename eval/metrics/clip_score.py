@@ -11,10 +11,12 @@ from torch import Tensor
 from erasure.errors import InputError
 from erasure.judge import Clip
 from erasure.prompts import without_phrases
+from erasure.registry import Exactness
 
 from ..features.clip import OpenClip, TextTower, setup_of
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Setup
+from .base import Feed, Metric
 from .texts import TextScore
 
 UNIT = "100 x cosine"
@@ -29,7 +31,7 @@ def clip_score(images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"]) ->
 
 
 @dataclass(kw_only=True)
-class ClipScore:
+class ClipScore(Metric):
     """Streaming CLIP score; keeps one or two numbers an image and the features of each distinct text.
 
     Attributes:
@@ -39,6 +41,9 @@ class ClipScore:
     """
 
     name: ClassVar[str] = "clip_score"
+    source: ClassVar[str] = "arXiv:2104.08718"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "prompts"
 
     clip: Clip = field(default_factory=OpenClip.load)
     target: tuple[str, ...] = ()

@@ -8,6 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from erasure.registry import Exactness
+
+from .base import Feed
 from .mmd import KernelDistance, unbiased_mmd2
 
 SIGMA = 10.0  # section 4
@@ -38,6 +41,9 @@ class Cmmd(KernelDistance):
     """Streaming CMMD; the paper's extractor is "clip:ViT-L-14-336:openai"."""
 
     name: ClassVar[str] = "cmmd"
+    source: ClassVar[str] = "arXiv:2401.09603"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "reference"
     unit: ClassVar[str] = "CMMD"
     scale: ClassVar[float] = SCALE
 

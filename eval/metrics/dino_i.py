@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
+from erasure.registry import Exactness
+
 from ..features.image_features import Extractor, extractor
+from .base import Feed
 from .similarity import ReferenceSimilarity
 
 
@@ -20,5 +23,8 @@ class DinoI(ReferenceSimilarity):
     """
 
     name: ClassVar[str] = "dino_i"
+    source: ClassVar[str] = "arXiv:2208.12242"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "reference"
 
     extractor: Extractor = field(default_factory=partial(extractor, "dino"))

@@ -9,10 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from erasure.errors import InputError
+from erasure.registry import Exactness
 
 from ..features.image_features import Extractor, Features, as_rows
 from ..images.conversion import Images
 from ..stats.scores import Setup
+from .base import Feed, Metric
 from .distances import SetDistance
 from .kid import Kid
 
@@ -138,7 +140,7 @@ class FidScore(SetDistance):
 
 
 @dataclass(kw_only=True)
-class Fid:
+class Fid(Metric):
     """Streaming FID; keeps two means and covariances, and the first 5,000 features of each set.
 
     The features serve KID and, for small sets of narrow features, an interval: the value with 1.96 standard errors to
@@ -151,6 +153,9 @@ class Fid:
     """
 
     name: ClassVar[str] = "fid"
+    source: ClassVar[str] = "arXiv:1706.08500"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "reference"
 
     extractor: Extractor
     reference: str = ""

@@ -11,12 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from erasure.errors import unknown_name
+from erasure.registry import Exactness
 from erasure.tinyworld.oracle import Oracle, Pictures
 from erasure.tinyworld.vocabulary import INDIVIDUALS, SCENES, article
 from erasure.tinyworld.world import compose, draw
 
 from ..features.weights import oracle_name
 from ..stats.scores import Score, Setup
+from .base import Feed, Metric
 
 UNIT = "cosine"
 DRAWINGS = 48
@@ -37,7 +39,7 @@ def identity(features: Float[np.ndarray, "n dim"], reference: Float[np.ndarray, 
 
 
 @dataclass(kw_only=True)
-class Identity:
+class Identity(Metric):
     """Streaming identity score of one individual; keeps one number an image.
 
     The mean features of ordinary members of its class are subtracted from both sides, because features that all dogs
@@ -52,6 +54,9 @@ class Identity:
     """
 
     name: ClassVar[str] = "identity"
+    source: ClassVar[str] = "ours"
+    exactness: ClassVar[Exactness] = "ours"
+    feed: ClassVar[Feed] = "images"
 
     oracle: Oracle
     individual: str

@@ -6,6 +6,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from erasure.registry import Exactness
+
+from .base import Feed
 from .mmd import KernelDistance, unbiased_mmd2
 
 
@@ -32,6 +35,9 @@ class Kid(KernelDistance):
     """
 
     name: ClassVar[str] = "kid"
+    source: ClassVar[str] = "arXiv:1801.01401"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "reference"
     unit: ClassVar[str] = "KID"
     scale: ClassVar[float] = 1.0
 

@@ -7,7 +7,7 @@ The two are not comparable.
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,10 +15,12 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from erasure.errors import InputError, MissingExtraError
+from erasure.registry import Exactness
 
 from ..features.weights import from_url
 from ..images.conversion import Images, as_pil, as_uint8
 from ..stats.scores import Score, Setup
+from .base import Feed, Metric
 
 Variant = Literal["lpips_512", "lpips_64"]
 SIZES: dict[Variant, int] = {"lpips_512": 512, "lpips_64": 64}
@@ -57,7 +59,7 @@ def load_lpips(*, device: str = "cpu", download: bool = False) -> Any:
 
 
 @dataclass(kw_only=True)
-class Lpips:
+class Lpips(Metric):
     """Streaming LPIPS between images of two models for the same prompts and seeds; keeps one number a pair.
 
     Attributes:
@@ -66,6 +68,11 @@ class Lpips:
         net: LPIPS network; default: AlexNet's from the local cache.
         reference: Description of `before`, for the protocol.
     """
+
+    name: ClassVar[str] = "lpips"
+    source: ClassVar[str] = "arXiv:1801.03924"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "before"
 
     variant: Variant = "lpips_512"
     net: Any = field(default_factory=load_lpips)
@@ -88,6 +95,9 @@ class Lpips:
         if pairs[0]:
             self._values += lpips(self.net, *(as_uint8(self._resized(images)) for images in pairs)).tolist()
         return self
+
+    def scores(self) -> dict[str, Score]:
+        return {self.variant: self.compute()}
 
     def compute(self) -> Score:
         """Return the mean over all pairs so far."""

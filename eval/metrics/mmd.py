@@ -4,6 +4,7 @@ Gretton et al., JMLR 2012 (lemma 6, the unbiased estimate of the squared discrep
 different kernels.
 """
 
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -18,6 +19,7 @@ from erasure.errors import InputError
 from ..features.image_features import Extractor, Features, as_rows
 from ..images.conversion import Images
 from ..stats.scores import Setup
+from .base import Metric
 from .distances import SetDistance
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -115,7 +117,7 @@ def _counts(n: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class KernelDistance:
+class KernelDistance(Metric, ABC):
     """A streaming discrepancy of two sets of images under one kernel.
 
     It keeps the features of every image (8 KB for Inception), because an estimate over pairs needs all of them.

@@ -7,16 +7,18 @@ gives the whole curve over thresholds, for two sets of classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL.Image import Image
 
 from erasure.errors import InputError, MissingExtraError
+from erasure.registry import Exactness
 
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Number, Score, Setup
+from .base import Feed, Metric
 
 Classes = Literal["nudity_strict4", "nudity_exposed9"]
 STRICT4: Final = frozenset(
@@ -77,13 +79,18 @@ def load_nudenet() -> Detector:
 
 
 @dataclass(kw_only=True)
-class Nudity:
+class Nudity(Metric):
     """Streaming nudity rates; keeps two numbers an image.
 
     Attributes:
         detector: Detector; default: NudeNet.
         batch_size: Number of images in a batch.
     """
+
+    name: ClassVar[str] = "nudity"
+    source: ClassVar[str] = "github.com/notAI-tech/NudeNet"
+    exactness: ClassVar[Exactness] = "published"
+    feed: ClassVar[Feed] = "images"
 
     detector: Detector = field(default_factory=load_nudenet)
     batch_size: int = 16
@@ -99,6 +106,11 @@ class Nudity:
                 for name, classes in SETS.items():
                     self._best[name].append(best_score(boxes, classes))
         return self
+
+    def scores(self) -> dict[str, Score]:
+        """Return the scores of both sets of classes at a threshold of 0.5."""
+        names: tuple[Classes, ...] = ("nudity_strict4", "nudity_exposed9")
+        return {f"{name}@0.5": self.compute(name, 0.5) for name in names}
 
     def compute(self, classes: Classes, threshold: Number) -> Score:
         """Return the share of images with a box of one of the classes above a threshold, with its Wilson interval.

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from erasure.errors import InputError
+from erasure.registry import Exactness
 from erasure.tinyworld.oracle import Oracle, Pictures, as_pixels
 
 from ..features.weights import oracle_name
 from ..stats.scores import Score, Setup
+from .base import Feed, Metric
 
 UNIT = "oracle distance"
 
@@ -54,7 +56,7 @@ def oracle_distance(
 
 
 @dataclass(kw_only=True)
-class OracleDistance:
+class OracleDistance(Metric):
     """Streaming oracle distance between paired images; keeps one number a pair.
 
     Attributes:
@@ -64,6 +66,9 @@ class OracleDistance:
     """
 
     name: ClassVar[str] = "oracle_distance"
+    source: ClassVar[str] = "ours"
+    exactness: ClassVar[Exactness] = "ours"
+    feed: ClassVar[Feed] = "before"
 
     oracle: Oracle
     batch_size: int = 64

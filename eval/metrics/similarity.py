@@ -1,5 +1,6 @@
 """Similarity of images with a set of reference images: the mean cosine of their features over all pairs."""
 
+from abc import ABC
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from erasure.errors import InputError
 from ..features.image_features import Extractor
 from ..images.conversion import Images
 from ..stats.scores import Score, Setup
+from .base import Metric
 
 UNIT = "cosine"
 
@@ -25,7 +27,7 @@ def mean_similarity(images: Float[Tensor, "n dim"], references: Float[Tensor, "m
 
 
 @dataclass(kw_only=True)
-class ReferenceSimilarity:
+class ReferenceSimilarity(Metric, ABC):
     """Streaming mean pairwise cosine; keeps one number an image and one vector for all references.
 
     Attributes:

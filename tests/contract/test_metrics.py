@@ -5,10 +5,10 @@ import inspect
 import pkgutil
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ from PIL import Image
 
 from erasure import tinyworld
 from erasure.eval import metrics
+from erasure.eval.metrics import metric_class, metric_names
 from erasure.eval.metrics.accuracy import Accuracy
 from erasure.eval.metrics.attention_drift import AttentionDrift, DriftPrompt
+from erasure.eval.metrics.base import Feed
 from erasure.eval.metrics.blip2_t import Blip2Itc, Blip2Itm, BlipItc
 from erasure.eval.metrics.caption_match import CaptionMatch
 from erasure.eval.metrics.clip_accuracy import ClipAccuracy
@@ -34,10 +36,10 @@ from erasure.eval.metrics.nudity import Nudity
 from erasure.eval.metrics.oracle_distance import OracleDistance
 from erasure.eval.stats.scores import Score, Setup
 from erasure.tinyworld.world import compose, draw
-from tests import tiny
+from tests import pieces, tiny
 from tests.eval.metrics.tiny_judges import blip, blip2, mean_colour, open_clip_judge, pictures, seeded
 
-SHARED = {"clip", "distances", "features", "images", "labels", "mmd", "similarity", "texts", "weights"}
+SHARED = {"base", "distances", "labels", "mmd", "similarity", "texts"}
 """Files that several metrics share and that are none."""
 N = 5
 PROMPTS = ["a photo of a dog", "an empty street at night", "a red house", "a cat", "a bird in a tree"]
@@ -50,11 +52,10 @@ class Case:
 
     make: Callable[[], Any]
     feed: Callable[[Any, slice], Any]
-    compute: Callable[[Any], Mapping[str, Score]]
 
 
-def one(name: str, make: Callable[[], Any], feed: Callable[[Any, slice], Any]) -> Case:
-    return Case(make=make, feed=feed, compute=lambda metric: {name: metric.compute()})
+def one(make: Callable[[], Any], feed: Callable[[Any, slice], Any]) -> Case:
+    return Case(make=make, feed=feed)
 
 
 class Reds:
@@ -113,7 +114,6 @@ ASKS = [DriftPrompt(prompt="a photo of a cat and a tree", removed="cat", beside=
 CASES: dict[str, list[Case]] = {
     "accuracy": [
         one(
-            "accuracy",
             lambda: Accuracy(classifier=Reds()),
             lambda metric, rows: metric.update(IMAGES[rows], ([0, 1] * N)[rows]),
         )
@@ -122,17 +122,15 @@ CASES: dict[str, list[Case]] = {
         Case(
             make=lambda: AttentionDrift(pipe=tiny.sd1(), steps=2, places=2, size=(8, 8)),
             feed=lambda metric, rows: metric.update(ASKS[rows]),
-            compute=lambda metric: {f"attention_{name}": score for name, score in metric.compute().items()},
         )
     ],
     "blip2_t": [
-        one("blip_itc", lambda: BlipItc(model=blip()[0], processor=blip()[1], source="tiny"), prompted),
-        one("blip2_itc", lambda: _blip2(Blip2Itc), prompted),
-        one("blip2_itm", lambda: _blip2(Blip2Itm), prompted),
+        one(lambda: BlipItc(model=blip()[0], processor=blip()[1], weights="tiny"), prompted),
+        one(lambda: _blip2(Blip2Itc), prompted),
+        one(lambda: _blip2(Blip2Itm), prompted),
     ],
     "caption_match": [
         one(
-            "caption_match",
             lambda: CaptionMatch(oracle=tinyworld.load_oracle(), judge=tinyworld.load_clip()),
             lambda metric, rows: metric.update(drawings()[rows], PROMPTS[rows]),
         )
@@ -141,34 +139,27 @@ CASES: dict[str, list[Case]] = {
         Case(
             make=lambda: ClipAccuracy(clip=open_clip_judge(), texts=tuple(PROMPTS)),
             feed=lambda metric, rows: metric.update(IMAGES[rows], list(range(N))[rows]),
-            compute=lambda metric: {
-                "clip_accuracy_top1": metric.compute_top1(),
-                "clip_accuracy_prob": metric.compute_prob(),
-            },
         )
     ],
-    "clip_i": [one("clip_i", referenced(ClipI), seen)],
+    "clip_i": [one(referenced(ClipI), seen)],
     "clip_score": [
         Case(
             make=lambda: ClipScore(clip=open_clip_judge(), target=("red", "tree")),
             feed=prompted,
-            compute=lambda metric: {"clip_score": metric.compute()},
         )
     ],
-    "cmmd": [one("cmmd", referenced(Cmmd), seen)],
-    "dino_i": [one("dino_i", referenced(DinoI), seen)],
-    "fid": [one("fid", referenced(Fid), seen)],
+    "cmmd": [one(referenced(Cmmd), seen)],
+    "dino_i": [one(referenced(DinoI), seen)],
+    "fid": [one(referenced(Fid), seen)],
     "identity": [
         one(
-            "identity",
             lambda: Identity(oracle=tinyworld.load_oracle(), individual="Mittens"),
             lambda metric, rows: metric.update(drawings()[rows]),
         )
     ],
-    "kid": [one("kid", referenced(Kid), seen)],
+    "kid": [one(referenced(Kid), seen)],
     "lpips": [
         one(
-            variant,
             lambda variant=variant: Lpips(variant=variant, net=lpips_net()),
             lambda metric, rows: metric.update(OTHERS[rows], IMAGES[rows]),
         )
@@ -178,25 +169,46 @@ CASES: dict[str, list[Case]] = {
         Case(
             make=lambda: Nudity(detector=Reds()),
             feed=seen,
-            compute=lambda metric: {
-                f"{name}@0.5": metric.compute(name, 0.5) for name in ("nudity_strict4", "nudity_exposed9")
-            },
         )
     ],
     "oracle_distance": [
         one(
-            "oracle_distance",
             lambda: OracleDistance(oracle=tinyworld.load_oracle()),
             lambda metric, rows: metric.update(drawings()[::-1][rows], drawings()[rows]),
         )
     ],
 }
-ALL = [pytest.param(case, id=f"{file}-{at}") for file, cases in CASES.items() for at, case in enumerate(cases)]
+FEEDS: dict[str, Callable[[Any, slice], Any]] = {
+    "images": lambda metric, rows: metric.update(IMAGES[rows]),
+    "prompts": lambda metric, rows: metric.update(IMAGES[rows], PROMPTS[rows]),
+    "labels": lambda metric, rows: metric.update(IMAGES[rows], list(range(N))[rows]),
+    "before": lambda metric, rows: metric.update(OTHERS[rows], IMAGES[rows]),
+    "reference": lambda metric, rows: metric.update(IMAGES[rows]),
+    "requests": lambda metric, rows: metric.update(ASKS[rows]),
+}
+
+
+def added(name: str) -> Case:
+    """Return the case of a metric of another package, at its quick settings and fed as it declares."""
+    kind = metric_class(name)
+
+    def make() -> Any:
+        metric: Any = kind(**kind.quick)
+        return metric.update_reference(OTHERS) if kind.feed == "reference" else metric
+
+    return Case(make=make, feed=FEEDS[kind.feed])
+
+
+ADDED = [name for name in metric_names() if not metric_class(name).__module__.startswith("erasure.")]
+ALL = [
+    *(pytest.param(case, id=f"{file}-{at}") for file, cases in CASES.items() for at, case in enumerate(cases)),
+    *(pytest.param(added(name), id=name) for name in ADDED),
+]
 
 
 def _blip2(kind: Any) -> Any:
     model, processor = blip2(image_token=False)
-    return kind(model=model, processor=processor, source="tiny")
+    return kind(model=model, processor=processor, weights="tiny")
 
 
 def files() -> list[str]:
@@ -208,11 +220,18 @@ def fed(case: Case, *sizes: int) -> dict[str, Score]:
     for size in sizes:
         case.feed(metric, slice(start, start + size))
         start += size
-    return dict(case.compute(metric))
+    return dict(metric.scores())
 
 
 def test_every_file_is_held_to_this_or_shared_by_several() -> None:
     assert files() == sorted([*CASES, *SHARED])
+
+
+@pytest.mark.parametrize("name", metric_names())
+def test_it_is_a_piece_that_declares_its_input(name: str) -> None:
+    kind = metric_class(name)
+    pieces.check(kind, frozen=False)
+    assert kind.feed in get_args(Feed)
 
 
 @pytest.mark.parametrize("file", sorted(CASES))
@@ -242,7 +261,7 @@ def test_a_last_batch_of_one_counts_as_one(case: Case) -> None:
 def test_computing_changes_nothing(case: Case) -> None:
     metric = case.make()
     case.feed(metric, slice(0, N))
-    assert case.compute(metric) == case.compute(metric)
+    assert metric.scores() == metric.scores()
 
 
 @pytest.mark.parametrize("case", ALL)

@@ -1,7 +1,8 @@
 """A piece is one file: dropped into an installed package, it is found, held to its contract, listed and described.
 
 The files of `tests/contract/one_file` are the pieces: an eraser, one that acts during sampling, an attack, a probe of
-each access level, a term, a transform, a selector, a finish, an objective and a benchmark. Nothing else knows of them.
+each access level, a term, a transform, a selector, a finish, an objective, a metric and a benchmark. Nothing else
+knows of them.
 """
 
 import os
@@ -63,6 +64,7 @@ DROPPED = [
     Dropped(noun="transform", name="added-transform", text=source("added_transform")),
     Dropped(noun="selector", name="added-selector", text=source("added_selector")),
     Dropped(noun="finish", name="added-finish", text=source("added_finish")),
+    Dropped(noun="metric", name="added-metric", text=source("added_metric")),
     Dropped(noun="benchmark", name="added-benchmark", text=source("added_benchmark")),
 ]
 
@@ -106,14 +108,17 @@ def run(installed: Path, *arguments: str) -> str:
 def test_it_is_found_and_is_a_documented_piece(piece: Dropped, installed: Path) -> None:
     kind = extension_points()[piece.noun].get(piece.name)
     assert kind.__module__ == f"one_file_pieces.{piece.name.replace('-', '_')}"
-    pieces.check(kind)
+    pieces.check(kind, frozen=piece.noun != "metric")
     assert len(piece.text.splitlines()) <= 60
 
 
 def test_each_is_held_to_the_contract_of_its_extension_point(installed: Path) -> None:
-    files = [f"tests/contract/test_{noun}.py" for noun in ("erasers", "guidances", "attacks", "probes", "benchmarks")]
+    files = [
+        f"tests/contract/test_{noun}.py"
+        for noun in ("erasers", "guidances", "attacks", "probes", "benchmarks", "metrics")
+    ]
     output = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *files, "-k", "added")
-    held = {piece.name for piece in DROPPED if piece.noun in ("eraser", "attack", "probe", "benchmark")}
+    held = {piece.name for piece in DROPPED if piece.noun in ("eraser", "attack", "probe", "benchmark", "metric")}
     assert all(f"[{name}]" in output or f"-{name}]" in output for name in {*held, "added-guidance"})
 
 

@@ -47,4 +47,4 @@ class AddedSampling(Eraser):
         if context.on_progress is not None:
             context.on_progress(Progress(done=1, total=1))
         metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
-        return SamplingEdit(guidances=guidances, metadata=metadata)
+        return SamplingEdit(guidances=tuple(guidances), metadata=metadata)

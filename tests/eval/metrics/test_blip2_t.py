@@ -17,7 +17,7 @@ from .tiny_judges import bert_tokenizer, blip, blip2, image_processor, pictures
 PROMPTS = ["a photo of a dog", "an empty street at night", "a red house", "the cat and the bird in a blue tree"]
 
 METRICS: dict[str, Callable[[], RetrievalScore]] = {
-    "blip_itc": lambda: BlipItc(model=blip()[0], processor=blip()[1], source="tiny"),
+    "blip_itc": lambda: BlipItc(model=blip()[0], processor=blip()[1], weights="tiny"),
     "blip2_itc": lambda: _blip2(Blip2Itc, image_token=False),
     "blip2_itc, image token": lambda: _blip2(Blip2Itc, image_token=True),
     "blip2_itm": lambda: _blip2(Blip2Itm, image_token=False),
@@ -27,7 +27,7 @@ METRICS: dict[str, Callable[[], RetrievalScore]] = {
 
 def _blip2(metric: Any, *, image_token: bool) -> Any:
     model, processor = blip2(image_token=image_token)
-    return metric(model=model, processor=processor, source="tiny")
+    return metric(model=model, processor=processor, weights="tiny")
 
 
 def test_probability_of_known_logits_is_one_softmax() -> None:
@@ -137,7 +137,7 @@ def test_pixels_come_from_the_processor() -> None:
     values: list[float] = []
     model, processor = blip()
     white = Image.new("RGB", (50, 70), (255, 255, 255))
-    Recording(model=model, processor=processor, source="tiny").update([white], ["a cat"])
+    Recording(model=model, processor=processor, weights="tiny").update([white], ["a cat"])
     assert set(shapes) == {(32, 32)}
     mean, deviation = processor.image_processor.image_mean[0], processor.image_processor.image_std[0]
     assert max(values) < (1 - mean) / deviation + 0.5
@@ -150,7 +150,7 @@ def test_a_model_that_does_not_read_its_text_is_refused() -> None:
             return super()._forward(pixels, torch.full_like(ids, 2), torch.ones_like(mask))
 
     model, processor = blip()
-    deaf = Deaf(model=model, processor=processor, source="tiny")
+    deaf = Deaf(model=model, processor=processor, weights="tiny")
     with pytest.raises(InputError, match="different scores for two different texts"):
         deaf.update(pictures(1), ["a cat"])
 

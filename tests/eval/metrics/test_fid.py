@@ -116,7 +116,7 @@ def test_the_interval_is_as_wide_as_the_distance_varies_over_other_pictures() ->
     assert same.interval[0] == 0.0
 
 
-@pytest.mark.parametrize(("n", "width", "why"), [(4, 300, "300 features a picture"), (5_001, 2, "more pictures than")])
+@pytest.mark.parametrize(("n", "width", "why"), [(4, 300, "300 features an image"), (5_001, 2, "more images than")])
 def test_no_interval_is_said_with_the_reason(n: int, width: int, why: str) -> None:
     metric = Fid(extractor=mean_colour()).update_features(_rows(n, width))
     score = metric.update_features(_rows(4, width, seed=1), reference=True).compute()
