@@ -136,7 +136,7 @@ class Desk:
                 self.session(key, request).stop(str(request.session_hash), job.name).clear()
             return job.busy(views.progress(Progress(0, 0, "waiting for a turn")))
 
-        def running(request: gr.Request, key: object, *values: Any) -> Iterator[Updates]:
+        def running(request: gr.Request, key: object, *values: object) -> Iterator[Updates]:
             session = self.session(key, request)
             track = Track(session.stop(str(request.session_hash), job.name))
             session.jobs += 1

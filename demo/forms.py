@@ -4,7 +4,7 @@ import re
 import types
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 from erasure.erasers import eraser_class
 from erasure.registry import described
@@ -26,7 +26,7 @@ class Setting:
 
     name: str
     kind: Literal["number", "whole", "choice", "switch"]
-    value: Any
+    value: str | int | float | bool | None
     choices: tuple[str, ...]
     about: str
     main: bool
@@ -70,7 +70,7 @@ def summary(method: str) -> str:
     return (eraser_class(method).__doc__ or "").strip().partition("\n")[0]
 
 
-def _kind_of(hint: Any) -> tuple[Literal["number", "whole", "choice", "switch"] | None, tuple[str, ...]]:
+def _kind_of(hint: object) -> tuple[Literal["number", "whole", "choice", "switch"] | None, tuple[str, ...]]:
     if get_origin(hint) is Annotated:
         return _kind_of(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):

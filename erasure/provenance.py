@@ -23,9 +23,9 @@ def provenance(*packages: str, device: str = "cpu", start: float | None = None) 
         device: Device of the run.
         start: `time.perf_counter()` at the start of the run; None leaves out its seconds.
     """
-    torch: Any = sys.modules.get("torch")  # importing it for its number of threads would take seconds
+    torch = sys.modules.get("torch")  # importing it for its number of threads would take seconds
     memory = {"peak_mib": round(peak_mib(), 1)}
-    if device.startswith("cuda"):
+    if torch is not None and device.startswith("cuda"):
         memory["peak_device_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return {
         "versions": versions(*packages),

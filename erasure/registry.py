@@ -111,7 +111,7 @@ class Registry(Generic[AnyPlugin]):
             raise unknown_name(self.noun, name, self.classes())
         return self.classes()[name]
 
-    def make(self, name: str, **settings: Any) -> AnyPlugin:
+    def make(self, name: str, **settings: object) -> AnyPlugin:
         """Return the piece `name` with `settings`, checked strictly; JSON arrays become tuples.
 
         Raises:
@@ -303,7 +303,7 @@ def _required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a setting without its classes: nested pieces as mappings with their names."""
     if isinstance(value, Plugin):
         return {"name": value.name, **value.as_settings()}

@@ -98,7 +98,7 @@ def test_another_family_is_refused_before_anything_is_written(source: Ledger, tm
 
 
 def test_what_cannot_be_made_again_is_refused(source: Ledger, tmp_path: Path) -> None:
-    edit = erase(tiny.sd1(), "rose", rows="last-subject")
+    edit = erase(tiny.sd1(), "rose", eraser=make_eraser("uce", rows="last-subject"))
     source.add(replace(edit, metadata=replace(edit.metadata, method="imported"), rows=None))
     with pytest.raises(InputError, match=r"expected removals by .*uce, got 004 by 'imported'"):
         replay(source, tiny.sd1(seed=1), "other", tmp_path / "new")

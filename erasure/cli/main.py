@@ -17,7 +17,7 @@ from .console import fail
 class _Group(TyperGroup):
     """Turn an error that a user can cause into one line on stderr and exit code 2."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         try:
             return super().invoke(ctx)
         except ErasureError as error:

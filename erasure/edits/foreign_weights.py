@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -64,7 +63,7 @@ def import_edit(path: str | Path, pipe: DiffusionPipeline, concepts: Sequence[Co
     return WeightEdit(changes=changes, metadata=EditMetadata.of(METHOD, settings, backbone, concepts, 0))
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> safe_open:
     if not path.is_file():
         raise InputError(f"load-edit: expected the path of a file, got {str(path)!r}. Check the path.")
     try:

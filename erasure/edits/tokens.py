@@ -4,12 +4,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..backbones import backbone_of
 from ..backbones.base import Backbone
@@ -54,7 +55,7 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Callable[
         check_new(backbone, token)
     undone: list[Callable[[], None]] = []
     for component, tokenizer in known.items() if tokens else ():
-        encoder: Any = backbone.component(component)
+        encoder = _text_encoder(backbone, component)
         rows = torch.stack([token.rows[component] for token in tokens])
         extended = copy.deepcopy(tokenizer)
         extended.add_tokens([token.text for token in tokens])
@@ -89,7 +90,7 @@ def check_word(backbone: Backbone, text: str) -> None:
 
 def table_name(backbone: Backbone, component: str) -> str:
     """Return the full name of the parameter that holds a text encoder's words, a row each."""
-    encoder: Any = backbone.component(component)
+    encoder = _text_encoder(backbone, component)
     table = encoder.get_input_embeddings().weight
     return next(f"{component}.{name}" for name, parameter in encoder.named_parameters() if parameter is table)
 
@@ -103,7 +104,7 @@ def mean_row(backbone: Backbone, component: str, phrase: str) -> Float[Tensor, "
     ids = backbone.tokenizers()[component](phrase, add_special_tokens=False).input_ids
     if not ids:
         raise InputError(f"initializer: expected words, got {phrase!r}. Name what the new word should start from.")
-    encoder: Any = backbone.component(component)
+    encoder = _text_encoder(backbone, component)
     return encoder.get_input_embeddings().weight[ids].detach().float().mean(0).cpu()
 
 
@@ -121,20 +122,24 @@ def moved_tokens(tokens: Sequence[NewToken], changes: Mapping[str, Change]) -> t
     )
 
 
-def _put(holder: Any, name: str, value: Any) -> Callable[[], None]:
+def _text_encoder(backbone: Backbone, component: str) -> PreTrainedModel:
+    return cast("PreTrainedModel", backbone.component(component))
+
+
+def _put(holder: object, name: str, value: object) -> Callable[[], None]:
     """Set an attribute, and return the function that restores it."""
     before = getattr(holder, name)
     setattr(holder, name, value)
     return lambda: setattr(holder, name, before)
 
 
-def _grow(encoder: Any, rows: Float[Tensor, "n dim"], end: int) -> list[Callable[[], None]]:
+def _grow(encoder: PreTrainedModel, rows: Float[Tensor, "n dim"], end: int) -> list[Callable[[], None]]:
     """Append rows to an encoder's table, and return the functions that remove them.
 
     An encoder whose configuration has the old number for the end of text reads its sentence vector at the largest id,
     which would be that of a new word; it is told the true end.
     """
-    table: nn.Parameter = encoder.get_input_embeddings().weight
+    table = cast("nn.Parameter", encoder.get_input_embeddings().weight)
     original = table.data
     table.data = torch.cat([original, rows.to(original)])
 

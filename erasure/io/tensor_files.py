@@ -188,7 +188,9 @@ def _header_of(path: Path) -> tuple[dict[str, Any], int]:
         raise _no_safetensors(path) from None
 
 
-def _stored(path: Path, name: str, about: Mapping[str, Any], start: int) -> StoredTensor:
+def _stored(path: Path, name: str, about: object, start: int) -> StoredTensor:
+    if not isinstance(about, Mapping):
+        raise _no_safetensors(path)
     low, high = about["data_offsets"]
     return StoredTensor(
         path=path,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -29,7 +29,7 @@ def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
             f"--set {path.strip()}: expected a YAML value, got {text!r} ({one_line(str(error))})."
         ) from None
     changed = json.loads(json.dumps(config))
-    place = changed
+    place: object = changed
     for key in keys[:-1]:
         place = place[int(key)] if _is_index(place, key) else _child(place, key, assignment)
     if _is_index(place, keys[-1]):
@@ -56,11 +56,11 @@ def with_assignments(
     return with_settings(kind, config, where="--set ")
 
 
-def _child(place: object, key: str, assignment: str) -> Any:
+def _child(place: object, key: str, assignment: str) -> object:
     if not isinstance(place, dict):
         raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
     return place.setdefault(key, {})
 
 
-def _is_index(place: object, key: str) -> bool:
+def _is_index(place: object, key: str) -> TypeGuard[list[object]]:
     return isinstance(place, list) and key.isdigit() and int(key) < len(place)

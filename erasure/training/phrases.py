@@ -1,11 +1,12 @@
 """Phrases about the class of a concept, and the text features that semantic preservation compares."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..backbones.base import Backbone
 from ..concept import Concept
@@ -33,7 +34,7 @@ def phrase_features(
     read = backbone.encode_ids(ids)
     if read.pooled is not None and pooling != "eos":
         raise InputError(f"spl_pooling: expected 'eos' for a model with two text encoders, got {pooling!r}.")
-    first: Any = backbone.component("text_encoder")
+    first = cast("PreTrainedModel", backbone.component("text_encoder"))
     end = backbone.tokenizers()["text_encoder"].eos_token_id
     positions = pooled_position(read.ids, end, pooling).to(read.states.device)
     pooled = read.states[torch.arange(len(read), device=positions.device), positions, : first.config.hidden_size]

@@ -1,5 +1,0 @@
-"""`python -m erasure.cli` is the `erasure` command."""
-
-from .main import main
-
-main()
