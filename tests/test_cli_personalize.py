@@ -164,7 +164,7 @@ def test_wrong_input_is_one_line(saved: Path, photos: Path, tmp_path: Path) -> N
     assert "class-diffusion setting" in fails(*asked(), "--set", "speed=2")
     assert "Unknown class of the tiny world 'elephant'" in fails(*asked(model="tinyworld", **{"class": "elephant"}))
     assert "which knows them" in fails(*asked(model="tinyworld"), "--siblings", "cat")
-    assert "as often as each other" in fails(*asked(), "--class", "cat")
+    assert "expected as many --images as --class and --token" in fails(*asked(), "--class", "cat")
     assert "expected a folder written by `erasure personalize`" in fails("forget", tmp_path / "full")
     assert not (tmp_path / "x").exists()
 
