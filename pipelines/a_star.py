@@ -1,13 +1,14 @@
 """A-STAR as diffusers pipelines (Agarwal et al., ICCV 2023, arXiv:2306.14544)."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers import (
+    DiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -18,6 +19,7 @@ from diffusers import (
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from erasure.backbones.conditioning import Offsets, first_end_of_text, tokenized
 from erasure.errors import InputError
@@ -25,9 +27,12 @@ from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attention import Named, OnGuided
 from erasure.guidance.words import owners, positions_in
 
-from .signatures import with_call
+from .signatures import Class, with_call
 
 _SETTINGS = tuple(item.name for item in fields(AStarLoss))
+Layout = Sequence[Any] | Mapping[str, Any] | None
+"""Regions of one prompt's concepts, in their order or by their words."""
+
 _BOX_SIDE = 256  # of the mask that a box is drawn into, before it is brought to the size of the maps
 
 
@@ -52,19 +57,19 @@ class AStarMixin:
             ValueError.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
 
     def __call__(
         self,
-        *args: Any,
+        *args: object,
         concepts: Sequence[Any] | None = None,
         token_indices: Sequence[Any] | None = None,
-        layout: Any = None,
+        layout: object = None,
         on_guided: OnGuided | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
-        call: Any = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
-        settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
+        call: Callable[..., Any] = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
+        settings: dict[str, Any] = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
         if concepts is None and token_indices is None:
             if settings or layout is not None or on_guided is not None:
                 raise InputError(
@@ -79,11 +84,15 @@ class AStarMixin:
         named = self._named(bound, concepts, token_indices, layout)
         copies = bound.get("num_images_per_prompt") or 1
         rows = [row for row in named for _ in range(copies)]
-        with loss.guiding(self, lambda: rows, on_guided=on_guided):
+        with loss.guiding(cast(DiffusionPipeline, self), lambda: rows, on_guided=on_guided):
             return call(*args, **kwargs)
 
     def _named(
-        self, bound: Mapping[str, Any], concepts: Sequence[Any] | None, token_indices: Sequence[Any] | None, layout: Any
+        self,
+        bound: Mapping[str, Any],
+        concepts: Sequence[Any] | None,
+        token_indices: Sequence[Any] | None,
+        layout: object,
     ) -> list[Named]:
         """Return where the concepts of each prompt are."""
         prompt, embeds = bound.get("prompt"), bound.get("prompt_embeds")
@@ -121,7 +130,7 @@ class _Prompt:
         self.text, self.offsets, self.end = text, offsets, end
 
 
-def _one_each(name: str, value: Any, n: int, several: bool) -> list[Any]:
+def _one_each(name: str, value: object, n: int, several: bool) -> list[Any]:
     """Return the value of each of n prompts."""
     if isinstance(value, str) or not isinstance(value, Sequence | Mapping) or not len(value):
         raise InputError(f"{name}: expected a list, got {value!r}. Give one entry a concept.")
@@ -132,7 +141,7 @@ def _one_each(name: str, value: Any, n: int, several: bool) -> list[Any]:
     return list(value)
 
 
-def _named_by_words(prompt: _Prompt, words: Sequence[Any], layout: Any) -> Named:
+def _named_by_words(prompt: _Prompt, words: Sequence[Any], layout: Layout) -> Named:
     if isinstance(words, str) or not all(isinstance(word, str) for word in words):
         raise InputError(f"concepts: expected words of the prompt, got {words!r}. Positions go into token_indices.")
     positions = positions_in(prompt.text, prompt.offsets, words)
@@ -145,7 +154,7 @@ def _named_by_words(prompt: _Prompt, words: Sequence[Any], layout: Any) -> Named
     return Named(names=names, positions=list(positions.values()), end=prompt.end, layout=_masks(layout, names))
 
 
-def _named_by_position(prompt: _Prompt, positions: Sequence[Any], layout: Any) -> Named:
+def _named_by_position(prompt: _Prompt, positions: Sequence[Any], layout: Layout) -> Named:
     lists = [[position] if isinstance(position, int) else list(position) for position in positions]
     for position in (position for row in lists for position in row):
         if not 1 <= position < prompt.end:
@@ -160,7 +169,7 @@ def _named_by_position(prompt: _Prompt, positions: Sequence[Any], layout: Any) -
     return Named(names=names, positions=lists, end=prompt.end, layout=_masks(layout, names))
 
 
-def _masks(layout: Any, names: Sequence[str]) -> dict[int, Float[Tensor, "h w"]]:
+def _masks(layout: Layout, names: Sequence[str]) -> dict[int, Float[Tensor, "h w"]]:
     """Return a mask for each concept that was given one, by its place."""
     if layout is None:
         return {}
@@ -174,7 +183,7 @@ def _masks(layout: Any, names: Sequence[str]) -> dict[int, Float[Tensor, "h w"]]
     return {place: _mask(where) for place, where in enumerate(layout) if where is not None}
 
 
-def _mask(where: Any) -> Float[Tensor, "h w"]:
+def _mask(where: Image.Image | np.ndarray | Tensor | Sequence[float | int]) -> Float[Tensor, "h w"]:
     if isinstance(where, Image.Image):
         return torch.from_numpy(np.asarray(where.convert("L"), dtype=np.float32) / 255)
     if isinstance(where, np.ndarray | Tensor):
@@ -197,7 +206,7 @@ def _mask(where: Any) -> Float[Tensor, "h w"]:
     return mask
 
 
-def _with_signature(pipeline: Any) -> Any:
+def _with_signature(pipeline: Class) -> Class:
     """Give a pipeline class a call that shows what it takes, however the base's call changes."""
     parameters = inspect.signature(AStarMixin.__call__).parameters
     further = [parameters[name] for name in ("concepts", "token_indices", "layout", "on_guided")]

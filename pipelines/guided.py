@@ -1,17 +1,18 @@
 """Guidances as diffusers pipelines: guidance as a part of the call of an ordinary pipeline."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from erasure.backbones.sd import StableDiffusion
 from erasure.backbones.sdxl import StableDiffusionXL
 from erasure.errors import InputError
 from erasure.guidance.attend_and_excite import AttendAndExcite
+from erasure.guidance.base import Guidance
 from erasure.guidance.localised import LocalisedRemoval
 
 from .signatures import with_call
@@ -32,14 +33,14 @@ class GuidedMixin:
             ValueError.
     """
 
-    guidance: Any
-    backbone: Any
+    guidance: type[LocalisedRemoval | AttendAndExcite]
+    backbone: type[StableDiffusion]
     # Settings of the removals of an exported model, which act in every call.
     recorded: tuple[dict[str, Any], ...] = ()
 
-    def __call__(self, *args: Any, concepts: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        call: Any = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
-        settings = {name: kwargs.pop(name) for name in _settings(self.guidance) if name in kwargs}
+    def __call__(self, *args: object, concepts: Sequence[str] | None = None, **kwargs: object) -> Any:
+        call: Callable[..., Any] = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
+        settings: dict[str, Any] = {name: kwargs.pop(name) for name in _settings(self.guidance) if name in kwargs}
         if concepts is None:
             if settings:
                 raise InputError(
@@ -50,24 +51,32 @@ class GuidedMixin:
                 return call(*args, **kwargs)
         if isinstance(concepts, str):
             raise InputError(f"concepts: expected a list of words, got {concepts!r}. Write concepts=[{concepts!r}].")
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        with self._recorded_in_force(), self.guidance(concepts=tuple(concepts), **lists).applied_to(self):
+        lists: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+        with (
+            self._recorded_in_force(),
+            self.guidance(concepts=tuple(concepts), **lists).applied_to(cast(DiffusionPipeline, self)),
+        ):
             return call(*args, **kwargs)
 
     @contextmanager
     def _recorded_in_force(self) -> Iterator[None]:
         with ExitStack() as stack:
             for settings in self.recorded:
-                stack.enter_context(self.guidance(**settings).applied_to(self))
+                stack.enter_context(self.guidance(**settings).applied_to(cast(DiffusionPipeline, self)))
             yield
 
 
-def _settings(guidance: Any) -> dict[str, Any]:
+GuidedClass = TypeVar("GuidedClass", bound=type[GuidedMixin])
+
+
+def _settings(guidance: type[Guidance]) -> dict[str, Any]:
     """Return a guidance's settings with their defaults, the concepts apart."""
     return {item.name: item.default for item in fields(guidance) if item.default is not MISSING}
 
 
-def _with_guided_signature(pipeline: Any) -> Any:
+def _with_guided_signature(pipeline: GuidedClass) -> GuidedClass:
     """Give a pipeline class a call that shows what it takes, however the base's call changes."""
     settings = {"concepts": None, **_settings(pipeline.guidance)}
     further = [

@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+Class = TypeVar("Class", bound=type)
 
 
-def with_call(pipeline: Any, call: Callable[..., Any], further: Iterable[inspect.Parameter]) -> Any:
+def with_call(pipeline: Class, call: Callable[..., Any], further: Iterable[inspect.Parameter]) -> Class:
     """Return a pipeline class with a call that has the base's parameters and further ones in its signature.
 
     Args:
@@ -14,7 +16,7 @@ def with_call(pipeline: Any, call: Callable[..., Any], further: Iterable[inspect
         further: Parameters beside the base's, by keyword only.
     """
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: object, *args: object, **kwargs: object) -> object:
         return call(self, *args, **kwargs)
 
     bound = list(inspect.signature(pipeline.__mro__[2].__call__).parameters.values())
@@ -23,5 +25,5 @@ def with_call(pipeline: Any, call: Callable[..., Any], further: Iterable[inspect
     __call__.__doc__ = inspect.getdoc(pipeline.__mro__[1])
     __call__.__qualname__ = f"{pipeline.__name__}.__call__"
     __call__.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    pipeline.__call__ = __call__
+    pipeline.__call__ = __call__  # pyright: ignore[reportAttributeAccessIssue]
     return pipeline

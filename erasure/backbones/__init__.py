@@ -6,13 +6,15 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from diffusers import DiffusionPipeline
+
 from ..errors import InputError
 from .base import Backbone
 
 __all__ = ["Backbone", "backbone_of", "families"]
 
 
-def backbone_of(pipe: Any) -> Backbone:
+def backbone_of(pipe: DiffusionPipeline) -> Backbone:
     """Return the pipeline as erasers see it.
 
     A pipeline class that has a `backbone` is seen by that: those of ours that are written out as one file.

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +104,7 @@ def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -
     with ExitStack() as hooks:
         for name, layer in layers_named(backbone, layers).items():
 
-            def keep(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...], name: str = name) -> None:
                 # Joint attention returns the image's part first.
                 kept[name] = reduce(name, output[0] if isinstance(output, tuple) else output)
 
@@ -121,7 +122,7 @@ def layer_pixels(backbone: Backbone) -> dict[str, int]:
     with ExitStack() as hooks:
         for name, layer in cross_attention_layers(backbone).items():
 
-            def note(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+            def note(module: nn.Module, args: object, output: Tensor, name: str = name) -> None:
                 pixels[name] = output.shape[1]
 
             hooks.callback(layer.get_submodule("to_q").register_forward_hook(note).remove)
@@ -195,7 +196,7 @@ class MapCapture:
     ) -> None:
         self._hooks.close()
 
-    def read_from(self, run: Callable[[], Any]) -> dict[str, Tensor]:
+    def read_from(self, run: Callable[[], object]) -> dict[str, Tensor]:
         """Return the maps of a pass that ends at the last watched layer: what comes after it is not computed.
 
         Maps and their gradients are those of a whole pass.
@@ -226,13 +227,13 @@ class MapCapture:
             if mask is not None:
                 seen["mask"] = mask
 
-        def keep(part: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        def keep(part: str) -> Callable[[nn.Module, object, Tensor], None]:
+            def hook(module: nn.Module, args: object, output: Tensor) -> None:
                 seen[part] = output
 
             return hook
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: Attention, args: object, output: object) -> None:
             if not {"query", "key"} <= seen.keys():
                 raise InputError(
                     f"attention: expected {name} to run its to_q and to_k, got a processor that does not."
@@ -263,7 +264,7 @@ class MapCapture:
         compute = one_hot_columns if self.implementation == "one-hot" else softmax_columns
         return compute(query, key, columns)
 
-    def _maps(self, attention: Any, seen: Mapping[str, Tensor]) -> Maps:
+    def _maps(self, attention: Attention, seen: Mapping[str, Tensor]) -> Maps:
         """Return the wanted columns of one layer, computed in float32 or better."""
         query, key = (seen[part].unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in ("query", "key"))
         query = query if attention.norm_q is None else attention.norm_q(query)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from .conditioning import Conditioning
 from .schedule import NoiseSchedule, Timestep
@@ -20,7 +22,7 @@ class Backbone(Protocol):
     """A loaded diffusers pipeline, wrapped and left unchanged."""
 
     @property
-    def pipe(self) -> Any:
+    def pipe(self) -> DiffusionPipeline:
         """The pipeline itself."""
         ...
 
@@ -66,7 +68,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def tokenizers(self) -> dict[str, Any]:
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         """Return the tokenizer of each text encoder, by the encoder's name as a component."""
         ...
 

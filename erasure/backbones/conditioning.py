@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..prompts import words_of
@@ -249,7 +250,7 @@ def _concatenated(streams: Sequence[Stream]) -> Stream:
 
 
 def tokenized(
-    tokenizer: Any, texts: Sequence[str], length: int | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int | None = None
 ) -> tuple[Tensor, tuple[tuple[tuple[int, int], ...], ...]]:
     """Return ids and character offsets of the texts, padded and cut as diffusers' pipelines do.
 
@@ -264,7 +265,7 @@ def tokenized(
     return batch["input_ids"], offsets
 
 
-def first_end_of_text(ids: Int[Tensor, "n tokens"], tokenizer: Any) -> Int[Tensor, " n"]:
+def first_end_of_text(ids: Int[Tensor, "n tokens"], tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " n"]:
     """Return the position of each row's first end-of-text token, found by its id.
 
     The largest id will not do: tokens that were added after training have larger ones.

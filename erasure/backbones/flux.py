@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import DiffusionPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +31,7 @@ class Flux(JointTransformer):
     covered: ClassVar[tuple[str, ...]] = ("FLUX.1",)
 
     @classmethod
-    def covers(cls, pipe: Any) -> bool:
+    def covers(cls, pipe: DiffusionPipeline) -> bool:
         """Return True if the pipeline has the family's transformer and text encoders."""
         transformer = unwrapped(getattr(pipe, "transformer", None))
         return isinstance(transformer, FluxTransformer2DModel) and hasattr(pipe, "text_encoder_2")
@@ -56,7 +56,7 @@ class Flux(JointTransformer):
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
     ) -> dict[str, Any]:
         # A distilled model is guided by its embedding, any other one by a second pass.
-        distilled = self._config.guidance_embeds
+        distilled = self._config["guidance_embeds"]
         arguments = super().call_arguments(
             self._packed(latents), conditioning, None if distilled else negative, guidance_scale
         )
@@ -77,7 +77,7 @@ class Flux(JointTransformer):
         output = self._transformer(
             hidden_states=self._packed(latents),
             timestep=level,
-            guidance=torch.ones(n, device=self.device) if self._config.guidance_embeds else None,
+            guidance=torch.ones(n, device=self.device) if self._config["guidance_embeds"] else None,
             pooled_projections=conditioning.pooled.to(latents),
             encoder_hidden_states=conditioning.states.to(latents),
             txt_ids=torch.zeros(conditioning.states.shape[1], 3).to(latents),
@@ -88,7 +88,7 @@ class Flux(JointTransformer):
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         sides = self._latent_sides(self.pipe.default_sample_size, height, width, self.packing)
-        return (self._config.in_channels // self.packing**2, sides[0], sides[1])
+        return (self._config["in_channels"] // self.packing**2, sides[0], sides[1])
 
     def _packed(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n tokens dim"]:
         n, channels, height, width = latents.shape

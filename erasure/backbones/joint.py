@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers import ModelMixin
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from .conditioning import POOLED, TEXT, Conditioning, EncodedTokens, Stream, concatenate, first_end_of_text, tokenized
@@ -54,19 +56,19 @@ class JointTransformer(LoadedModel):
         """Set the timesteps of a scheduler as the pipeline does."""
 
     @property
-    def _config(self) -> Any:
-        return self._transformer.config
+    def _config(self) -> Mapping[str, Any]:
+        return unwrapped(self.pipe.transformer).config
 
     @property
-    def _transformer(self) -> Any:
+    def _transformer(self) -> ModelMixin:
         return unwrapped(self.pipe.transformer)
 
-    def text_encoders(self) -> dict[str, nn.Module]:
+    def text_encoders(self) -> dict[str, PreTrainedModel]:
         names = [name for name in self.pipe.components if name.startswith("text_encoder")]
         modules = {name: getattr(self.pipe, name) for name in names}
         return {name: unwrapped(module) for name, module in modules.items() if module is not None}
 
-    def tokenizers(self) -> dict[str, Any]:
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         return {name: getattr(self.pipe, _tokenizer_of(name)) for name in self.text_encoders()}
 
     @property
@@ -118,7 +120,7 @@ class JointTransformer(LoadedModel):
             causal="T5" not in type(module).__name__,
         )
 
-    def _t5_length(self, tokenizer: Any, longest: int) -> int:
+    def _t5_length(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> int:
         """Return the number of T5's tokens, of which the pipeline's call reads at most `longest`."""
         return min(longest, tokenizer.model_max_length)
 

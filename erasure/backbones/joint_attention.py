@@ -46,7 +46,7 @@ def watch(name: str, attention: nn.Module, hooks: ExitStack, leave: Callable[[nn
         running.append((mode, 0 if text is None else text.shape[1]))
         mode.__enter__()
 
-    def finish(module: nn.Module, args: Any, output: Any) -> None:
+    def finish(module: nn.Module, args: object, output: object) -> None:
         mode, length = running.pop()
         mode.__exit__(None, None, None)
         if "key" not in mode.seen or not length:
@@ -72,8 +72,8 @@ class _Interception(TorchFunctionMode):
         self.seen: Seen = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             named = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}

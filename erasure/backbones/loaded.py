@@ -4,17 +4,21 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError, unknown_name
 from .conditioning import Conditioning
 from .sites import Role, Site, has_role, sites_of
+
+Wrapped = TypeVar("Wrapped")
 
 # Prompts at once. A CPU is no faster with more, which take memory: at this number a third of an encoder's own.
 _ENCODED_ON_CPU, _ENCODED = 16, 64
@@ -35,7 +39,7 @@ class LoadedModel(ABC):
     # Streams that the weights of a role read, by role.
     streams: ClassVar[Mapping[Role, str]]
 
-    pipe: Any
+    pipe: DiffusionPipeline
 
     @staticmethod
     @abstractmethod
@@ -43,7 +47,7 @@ class LoadedModel(ABC):
         """Return the role of a parameter, from its name inside the denoiser."""
 
     @abstractmethod
-    def text_encoders(self) -> dict[str, nn.Module]:
+    def text_encoders(self) -> dict[str, PreTrainedModel]:
         """Return the text encoders by name."""
 
     @abstractmethod
@@ -51,18 +55,16 @@ class LoadedModel(ABC):
         """Return the encoded prompts, no two of which are equal."""
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> ModelMixin:
         return unwrapped(getattr(self.pipe, self.denoiser_name))
 
     @property
     def device(self) -> torch.device:
-        module: Any = self.denoiser
-        return module.device
+        return self.denoiser.device
 
     @property
     def dtype(self) -> torch.dtype:
-        module: Any = self.denoiser
-        return module.dtype
+        return self.denoiser.dtype
 
     def components(self) -> dict[str, nn.Module]:
         """Return the modules that an edit may change, by name."""
@@ -150,7 +152,7 @@ class LoadedModel(ABC):
         return _ENCODED_ON_CPU if self.device.type == "cpu" else _ENCODED
 
 
-def textual_inversion_applied(pipe: Any, prompt: str, tokenizer: Any) -> str:
+def textual_inversion_applied(pipe: DiffusionPipeline, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the prompt with learned tokens of several vectors written out, as diffusers' pipelines do."""
     if isinstance(pipe, TextualInversionLoaderMixin):
         return str(pipe.maybe_convert_prompt(prompt, tokenizer))
@@ -163,18 +165,18 @@ def joined(lots: Sequence[Tensor]) -> Float[Tensor, "n tokens dim"]:
     return torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[1])) for states in lots])
 
 
-def unwrapped(module: Any) -> Any:
+def unwrapped(module: Wrapped) -> Wrapped:
     """Return the module that torch.compile wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
-def called_denoiser(pipe: Any) -> nn.Module:
+def called_denoiser(pipe: DiffusionPipeline) -> nn.Module:
     """Return the denoiser as the pipeline's loop calls it, which torch.compile may have wrapped."""
     unet = getattr(pipe, "unet", None)
     return unet if unet is not None else pipe.transformer
 
 
-def denoiser_of(pipe: Any) -> nn.Module:
+def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
     """Return the pipeline's UNet or transformer."""
     return unwrapped(called_denoiser(pipe))
 

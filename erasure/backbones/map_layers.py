@@ -1,7 +1,6 @@
 """The attention layers whose maps show where in the image a word is read, and the size of these maps."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from diffusers import FluxTransformer2DModel
 from torch import nn
@@ -52,7 +51,7 @@ def map_layers(denoiser: nn.Module, names: Sequence[str] | None = None) -> dict[
     return {name: known[name] for name in on_the_way_up or finest}
 
 
-def downsampling_of(layer: str, denoiser: Any) -> int:
+def downsampling_of(layer: str, denoiser: nn.Module) -> int:
     """Return the number of latents along a side that a pixel of an attention layer's maps stands for.
 
     In a UNet by the name of the layer: the number of pixels does not tell two sizes apart for some aspect ratios.

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import CLIPTextModel
+from torch import Tensor
+from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from .conditioning import (
@@ -40,7 +40,7 @@ class StableDiffusion(LoadedModel):
         _ = self.prediction_type  # a scheduler that cannot be used is refused at once
 
     @classmethod
-    def covers(cls, pipe: Any) -> bool:
+    def covers(cls, pipe: DiffusionPipeline) -> bool:
         """Return True if the pipeline has one CLIP text encoder and a UNet with cross-attention."""
         return (
             isinstance(unwrapped(getattr(pipe, "unet", None)), UNet2DConditionModel)
@@ -51,7 +51,7 @@ class StableDiffusion(LoadedModel):
     @property
     def family(self) -> str:
         # 2.x reads the 1024-wide OpenCLIP; a small model of its kind is recognised by its v-prediction.
-        is_second = self._unet.config.cross_attention_dim == 1024 or self.prediction_type == "v_prediction"
+        is_second = self._unet.config["cross_attention_dim"] == 1024 or self.prediction_type == "v_prediction"
         return "sd2" if is_second else "sd1"
 
     @property
@@ -70,17 +70,17 @@ class StableDiffusion(LoadedModel):
         return Discrete(alphas_cumprod=alphas.to(self.device, torch.float32), prediction_type=self.prediction_type)
 
     @property
-    def _unet(self) -> Any:
+    def _unet(self) -> UNet2DConditionModel:
         return unwrapped(self.pipe.unet)
 
     @staticmethod
     def role_of(name: str) -> Role:
         return unet_role(name)
 
-    def text_encoders(self) -> dict[str, nn.Module]:
+    def text_encoders(self) -> dict[str, PreTrainedModel]:
         return {"text_encoder": unwrapped(self.pipe.text_encoder)}
 
-    def tokenizers(self) -> dict[str, Any]:
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         return {"text_encoder": self.pipe.tokenizer}
 
     def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> Conditioning:
@@ -105,8 +105,8 @@ class StableDiffusion(LoadedModel):
         )[0]
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        sides = self._latent_sides(self._unet.config.sample_size, height, width)
-        return (self._unet.config.in_channels, sides[0], sides[1])
+        sides = self._latent_sides(self._unet.config["sample_size"], height, width)
+        return (self._unet.config["in_channels"], sides[0], sides[1])
 
     @torch.no_grad()
     def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> Conditioning:
@@ -167,10 +167,10 @@ class StableDiffusion(LoadedModel):
 
         It is attended to, as in training, except by a model whose own configuration asks for a mask.
         """
-        config: Any = self.components()["text_encoder"].config
+        config = self.text_encoders()["text_encoder"].config
         return bool(getattr(config, "use_attention_mask", False))
 
-    def _reach(self, ids: Int[Tensor, "n tokens"], tokenizer: Any) -> list[int]:
+    def _reach(self, ids: Int[Tensor, "n tokens"], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return for each lot of prompts the number of tokens up to its last end of text."""
         return [int(first_end_of_text(part, tokenizer).max()) + 1 for part in ids.split(self._at_once)]
 
@@ -185,7 +185,7 @@ class StableDiffusion(LoadedModel):
         masks = [None] * len(parts) if mask is None else mask.split(self._at_once)
         ends = [ids.shape[1]] * len(parts) if reach is None else reach
 
-        def states(encoder: Any) -> Tensor:
+        def states(encoder: PreTrainedModel) -> Tensor:
             outputs = (
                 encoder(
                     part[:, :end].to(encoder.device),
@@ -198,9 +198,9 @@ class StableDiffusion(LoadedModel):
 
         return self._read_by("text_encoder", states)
 
-    def _read_by(self, name: str, read: Callable[[Any], Read]) -> Read:
+    def _read_by(self, name: str, read: Callable[[PreTrainedModel], Read]) -> Read:
         """Return the result of a function of a text encoder."""
-        return read(self.components()[name])
+        return read(self.text_encoders()[name])
 
     def _added_conditions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         return None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from diffusers import SD3Transformer2DModel
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +25,7 @@ class StableDiffusion3(JointTransformer):
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 3",)
 
     @classmethod
-    def covers(cls, pipe: Any) -> bool:
+    def covers(cls, pipe: DiffusionPipeline) -> bool:
         """Return True if the pipeline has the family's transformer."""
         return isinstance(unwrapped(getattr(pipe, "transformer", None)), SD3Transformer2DModel)
 
@@ -67,8 +67,8 @@ class StableDiffusion3(JointTransformer):
         )[0]
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        sides = self._latent_sides(self._config.sample_size, height, width, self._config.patch_size)
-        return (self._config.in_channels, sides[0], sides[1])
+        sides = self._latent_sides(self._config["sample_size"], height, width, self._config["patch_size"])
+        return (self._config["in_channels"], sides[0], sides[1])
 
     def _embeddings(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         states, _, pooled, _ = self._encode_prompt(

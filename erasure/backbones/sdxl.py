@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..errors import InputError
@@ -26,7 +26,7 @@ class StableDiffusionXL(StableDiffusion):
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion XL",)
 
     @classmethod
-    def covers(cls, pipe: Any) -> bool:
+    def covers(cls, pipe: DiffusionPipeline) -> bool:
         """Return True if the pipeline has both CLIP text encoders and a UNet."""
         return (
             isinstance(unwrapped(getattr(pipe, "unet", None)), UNet2DConditionModel)
@@ -38,10 +38,10 @@ class StableDiffusionXL(StableDiffusion):
     def family(self) -> str:
         return "sdxl"
 
-    def text_encoders(self) -> dict[str, nn.Module]:
+    def text_encoders(self) -> dict[str, PreTrainedModel]:
         return {**super().text_encoders(), "text_encoder_2": unwrapped(self.pipe.text_encoder_2)}
 
-    def tokenizers(self) -> dict[str, Any]:
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         return {**super().tokenizers(), "text_encoder_2": self.pipe.tokenizer_2}
 
     def unconditional(self) -> Conditioning:
@@ -80,7 +80,7 @@ class StableDiffusionXL(StableDiffusion):
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the input of an encoder's last layer, and its sentence vectors if it has any."""
 
-        def states(encoder: Any) -> tuple[Tensor, list[Tensor]]:
+        def states(encoder: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
             hidden_states, pooled = [], []
             parts = ids.split(self._at_once)
             for part, end in zip(parts, [ids.shape[1]] * len(parts) if reach is None else reach, strict=True):
@@ -96,8 +96,7 @@ class StableDiffusionXL(StableDiffusion):
 
     @property
     def _columns(self) -> Mapping[Role, int]:
-        encoder: Any = self.components()["text_encoder_2"]
-        return {"pooled.in": encoder.config.projection_dim}
+        return {"pooled.in": unwrapped(self.pipe.text_encoder_2).config.projection_dim}
 
     def _added_conditions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         if conditioning.pooled is None:

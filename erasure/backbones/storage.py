@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import InputError, reason
 from ..io.tensor_files import StoredTensor, stored_tensors
+from .conditioning import Conditioning
 from .loaded import spread_step
 from .sd import Read, StableDiffusion
 from .sdxl import StableDiffusionXL
@@ -76,7 +78,7 @@ class StoredStableDiffusion(StableDiffusion):
     covered: ClassVar[tuple[str, ...]] = ()  # no family of its own
 
     @classmethod
-    def covers(cls, pipe: Any) -> bool:
+    def covers(cls, pipe: DiffusionPipeline) -> bool:
         """Return True for a pipeline of `stored_model` that has the family's parts."""
         return is_stored(pipe) and super().covers(pipe)
 
@@ -101,7 +103,7 @@ class StoredStableDiffusion(StableDiffusion):
             )
         return parameters
 
-    def predict(self, latents: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
+    def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """Raise InputError: there is no denoiser in memory."""
         raise InputError(f"model: expected one in memory, got files, to predict with. {_WHOLE_MODEL}")
 
@@ -110,8 +112,8 @@ class StoredStableDiffusion(StableDiffusion):
         # By way of float32, in which a model is loaded, so that no type is rounded otherwise than there.
         return stored.every(spread_step(weight.numel())).to(torch.float32).to(torch.float16)
 
-    def _read_by(self, name: str, read: Callable[[Any], Read]) -> Read:
-        sketch: Any = self.components()[name]
+    def _read_by(self, name: str, read: Callable[[PreTrainedModel], Read]) -> Read:
+        sketch = self.text_encoders()[name]
         # Given its tensors and not its file, which would be mapped into memory beside what is made of it.
         tensors = {key: _widened(stored.read()) for key, stored in self.pipe.stored.of(name).items()}
         loaded = type(sketch).from_pretrained(None, config=sketch.config, state_dict=tensors, dtype=torch.float32)
@@ -128,7 +130,7 @@ class StoredStableDiffusionXL(StoredStableDiffusion, StableDiffusionXL):
     """A backbone of Stable Diffusion XL whose weights stay in their files."""
 
 
-def stored_model(folder: Path) -> Any:
+def stored_model(folder: Path) -> DiffusionPipeline:
     """Return a pipeline whose weights stay in the files of a folder; `backbone_of` knows it.
 
     Raises:
@@ -151,12 +153,12 @@ def stored_model(folder: Path) -> Any:
     return pipe
 
 
-def is_stored(pipe: Any) -> bool:
+def is_stored(pipe: DiffusionPipeline) -> bool:
     """Return True if a pipeline's weights stay in their files."""
     return isinstance(getattr(pipe, "stored", None), StoredWeights)
 
 
-def _module_class(value: Any) -> Any:
+def _module_class(value: object) -> type[nn.Module] | None:
     """Return the class of a component with weights that an index names; None for what else it says."""
     if not isinstance(value, list) or value[0] not in ("diffusers", "transformers"):
         # The safety checker's class is in a module of diffusers' pipelines.

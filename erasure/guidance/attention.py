@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -205,7 +206,7 @@ class AttentionGuidance(MapReading, ABC):
     @contextmanager
     def guiding(
         self,
-        pipe: Any,
+        pipe: DiffusionPipeline,
         named: Callable[[], Sequence[Named]],
         *,
         on_guided: OnGuided | None = None,

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
+
+from diffusers import DiffusionPipeline
 
 from ..backbones import backbone_of
 from ..backbones.conditioning import Conditioning, being_read
@@ -22,7 +24,7 @@ AnyGuidance = TypeVar("AnyGuidance", bound="Guidance")
 class Applicable(Protocol):
     """Anything that can be in force on a pipeline for the length of a `with`: an Edit, a Guidance."""
 
-    def applied_to(self, pipe: Any) -> AbstractContextManager[Any]:
+    def applied_to(self, pipe: DiffusionPipeline) -> AbstractContextManager[object]:
         """Put it in force; on exit the pipeline is as it was."""
         ...
 
@@ -36,7 +38,7 @@ class Guidance(Plugin):
     """
 
     @abstractmethod
-    def applied_to(self, pipe: Any) -> AbstractContextManager[Any]:
+    def applied_to(self, pipe: DiffusionPipeline) -> AbstractContextManager[object]:
         """Have the pipeline sample with this guidance for the length of a `with`; no weight is changed.
 
         The pipeline's own call is guided, and `sample`. Prompts that name none of the guidance's concepts are made as
@@ -62,7 +64,7 @@ class Guidance(Plugin):
 class Prompts:
     """The prompts that a pipeline is making images of, a row an image."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: DiffusionPipeline) -> None:
         self._backbone = backbone_of(pipe)
         self._encoded: Conditioning | None = None
 
@@ -71,12 +73,12 @@ class Prompts:
         return being_read() or self._encoded
 
     @contextmanager
-    def followed(self, pipe: Any) -> Iterator["Prompts"]:
+    def followed(self, pipe: DiffusionPipeline) -> Iterator["Prompts"]:
         """Take note of the prompts that the pipeline's own call encodes, for the length of a `with`."""
         encode = pipe.encode_prompt
 
         @wraps(encode)  # so that one guidance inside another finds its parameters
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noted(*args: object, **kwargs: object) -> object:
             bound = inspect.signature(encode).bind(*args, **kwargs)
             bound.apply_defaults()
             self._encoded = self._repeated(bound.arguments["prompt"], bound.arguments["num_images_per_prompt"])
@@ -129,7 +131,7 @@ class NamedPrompts:
 
 
 @contextmanager
-def named_prompts(pipe: Any, concepts: Sequence[str], *, longest: bool = False) -> Iterator[NamedPrompts]:
+def named_prompts(pipe: DiffusionPipeline, concepts: Sequence[str], *, longest: bool = False) -> Iterator[NamedPrompts]:
     """Follow where the concepts are in each prompt of the pipeline, for the length of a `with`.
 
     Args:
@@ -164,6 +166,6 @@ class ConceptGuidance(AttentionGuidance, Guidance):
     on_guided: OnGuided | None = None
 
     @contextmanager
-    def applied_to(self, pipe: Any) -> Iterator[Any]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
         with named_prompts(pipe, self.concepts) as named, self.guiding(pipe, named, on_guided=self.on_guided):
             yield pipe

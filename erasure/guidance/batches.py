@@ -1,25 +1,45 @@
 """Parts of the denoiser's arguments and results, whatever their types."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
+import torch
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
+Value = TypeVar("Value")
+Output = BaseOutput | tuple[Any, ...]
+"""A result of diffusers: a tuple, or an output with fields."""
 
-def rows_of(value: Any, batch: int, part: slice) -> Any:
+Generators = torch.Generator | Sequence[torch.Generator | None] | None
+"""The generator of a loop, or one for each image."""
+
+
+def rows_of(value: Value, batch: int, part: slice) -> Value:
     """Return a value of the denoiser's arguments with each tensor of `batch` rows cut to some of them."""
+    return cast(Value, _rows_of(value, batch, part))
+
+
+def _rows_of(value: object, batch: int, part: slice) -> object:
     if isinstance(value, Tensor):
         return value[part] if value.ndim > 0 and len(value) == batch else value
     if isinstance(value, Mapping):
-        return {key: rows_of(inner, batch, part) for key, inner in value.items()}
+        return {key: _rows_of(inner, batch, part) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(rows_of(inner, batch, part) for inner in value)
+        return type(value)(_rows_of(inner, batch, part) for inner in value)
     return value
 
 
-def with_first(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a result of diffusers, a tuple or an output with fields, with its first value changed."""
+def with_first(result: Output, change: Callable[[Tensor], Tensor]) -> Output:
+    """Return a result of diffusers with its first value changed."""
     if isinstance(result, tuple):
         return (change(result[0]), *result[1:])
     name = next(iter(result))
     return type(result)(**{**result, name: change(result[name])})
+
+
+def cloned(generators: Generators) -> Generators:
+    """Return generators that draw what these will."""
+    if isinstance(generators, Sequence):
+        return [None if generator is None else generator.clone_state() for generator in generators]
+    return None if generators is None else generators.clone_state()

@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from ..prompts import without_phrases, words_of
 from ..registry import Exactness
 from .attention import MapReading, Named, within
 from .base import Guidance, named_prompts
-from .batches import with_first
+from .batches import Output, with_first
 from .leak import LeakLoss
 from .steps import Denoising, Latents, Stepping, around_each_step
 
@@ -98,7 +99,7 @@ class LocalisedRemoval(MapReading, Guidance):
         self.require_shares("steps_range")
 
     @contextmanager
-    def applied_to(self, pipe: Any) -> Iterator[Any]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
         with named_prompts(pipe, (*self.concepts, *self.preserve), longest=True) as every:
 
             def named() -> Sequence[Named]:
@@ -114,7 +115,7 @@ class LocalisedRemoval(MapReading, Guidance):
                 yield pipe
 
     @contextmanager
-    def _parted(self, pipe: Any, named: NamedRows) -> Iterator[None]:
+    def _parted(self, pipe: DiffusionPipeline, named: NamedRows) -> Iterator[None]:
         loss = LeakLoss(
             erased=self.concepts,
             region=self.region,
@@ -209,7 +210,11 @@ class _Removal:
     """One loop's removal: the other image, and where the two may differ."""
 
     def __init__(
-        self, settings: LocalisedRemoval, pipe: Any, named: NamedRows, states: Callable[[], Conditioning | None]
+        self,
+        settings: LocalisedRemoval,
+        pipe: DiffusionPipeline,
+        named: NamedRows,
+        states: Callable[[], Conditioning | None],
     ) -> None:
         self.settings = settings
         self.named = named
@@ -272,12 +277,12 @@ class _Removal:
         return self.edited
 
     @contextmanager
-    def setting_in(self, pipe: Any) -> Iterator[None]:
+    def setting_in(self, pipe: DiffusionPipeline) -> Iterator[None]:
         """Have the autoencoder give the other image outside of the region, for the length of a `with`."""
         vae, decode = pipe.vae, pipe.vae.decode
 
         @wraps(decode)
-        def both(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def both(z: Tensor, *args: object, **kwargs: object) -> Output:
             decoded = decode(z, *args, **kwargs)
             acted = self.acted
             if self.settings.outside == "free" or acted is None or self.edited.shape != z.shape:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones.loaded import called_denoiser
 from ..errors import InputError
-from .batches import rows_of, with_first
+from .batches import Output, Value, cloned, rows_of, with_first
 
 Latents = Float[Tensor, "n c h w"]
 
@@ -44,13 +45,13 @@ class Denoising:
     latents: Latents
     guided: bool
     _denoiser: nn.Module
-    _scale: Callable[[Tensor, Any], Tensor]
+    _scale: Callable[[Tensor, Tensor], Tensor]
     _sample: Tensor
     _args: tuple[Any, ...]
     _kwargs: Mapping[str, Any]
     _link: "_Link"
 
-    def conditional(self, value: Any) -> Any:
+    def conditional(self, value: Value) -> Value:
         """Return the part of a batch of the denoiser's that belongs to the prompts; tensors inside are found."""
         return rows_of(value, len(self._sample), self._part)
 
@@ -69,7 +70,7 @@ class Denoising:
         """Return latents as the denoiser takes them."""
         return self._scale(latents, self.timestep)
 
-    def predict(self, latents: Latents, **replaced: Any) -> Tensor:
+    def predict(self, latents: Latents, **replaced: object) -> Tensor:
         """Return the denoiser's output for the prompts at other latents, with gradient; no hook is called.
 
         Args:
@@ -129,7 +130,7 @@ class _Hook:
 
 @contextmanager
 def around_each_step(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     *,
     rows: Callable[[], int],
     before: Before | None = None,
@@ -183,7 +184,7 @@ class _Link:
     resting: bool = False
 
     @classmethod
-    def of(cls, pipe: Any) -> "_Link":
+    def of(cls, pipe: DiffusionPipeline) -> "_Link":
         """Return the link that the pipeline's scheduler has already, or a new one."""
         shadow = vars(pipe.scheduler).get("step")
         return shadow.link if isinstance(shadow, _Shadow) else cls()
@@ -198,7 +199,7 @@ class _Link:
             self.resting = before
 
     @contextmanager
-    def connected(self, pipe: Any) -> Iterator[None]:
+    def connected(self, pipe: DiffusionPipeline) -> Iterator[None]:
         """Put the hooks in place, for the first of several users."""
         self.users += 1
         try:
@@ -225,13 +226,15 @@ class _Link:
         finally:
             self.users -= 1
 
-    def begin(self, scheduler: Any) -> None:
+    def begin(self, scheduler: SchedulerMixin) -> None:
         """A new schedule was set."""
         self.scheduler, self.calls, self.first, self.sample, self.updated = scheduler, 0, None, None, None
         self.entered.clear()
         self.done = self.untouched = None
 
-    def _enter(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _enter(
+        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.resting or self.sample is None:
             return None
         sample, args, kwargs = _sample_of(args, kwargs)
@@ -249,7 +252,7 @@ class _Link:
             sample = call._with_latents(sample, torch.cat([call.latents] * repeats))
         return (sample, *args), kwargs
 
-    def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], output: Output) -> Output | None:
         if self.resting or not self.entered:
             return None
         call = self.entered.pop()
@@ -294,11 +297,11 @@ class _Link:
             _link=self,
         )
 
-    def scaled(self, latents: Tensor, timestep: Any) -> Tensor:
+    def scaled(self, latents: Tensor, timestep: Tensor) -> Tensor:
         with self.at_rest():
             return self.scheduler.scale_model_input(latents, timestep)
 
-    def after_step(self, result: Any, prediction: Tensor, options: Mapping[str, Any]) -> Any:
+    def after_step(self, result: Output, prediction: Tensor, options: Mapping[str, Any]) -> Output:
         """Return the result of the scheduler's step after the hooks."""
         call, self.done = self.done, None
         if call is None:
@@ -313,7 +316,7 @@ class _Link:
 
         return with_first(result, changed)
 
-    def before_step(self, scheduler: Any) -> None:
+    def before_step(self, scheduler: SchedulerMixin) -> None:
         """Keep a copy of the scheduler as it is before the first step, for those who make steps of their own."""
         if self.untouched is None and any(hook.stepped for hook in self.hooks):
             with self.at_rest():
@@ -334,7 +337,7 @@ class _Link:
 class _Shadow:
     """Stands before a scheduler's method on the instance; a deep copy of the scheduler has one of its own."""
 
-    def __init__(self, scheduler: Any, name: str, link: _Link, shadowed: Callable[..., Any] | None) -> None:
+    def __init__(self, scheduler: SchedulerMixin, name: str, link: _Link, shadowed: Callable[..., Any] | None) -> None:
         self.scheduler, self.name, self.link, self.shadowed = scheduler, name, link, shadowed
         # Pipelines look at the signatures of these methods to see what they take.
         self.__signature__ = inspect.signature(self._of_class)
@@ -351,7 +354,7 @@ class _Shadow:
     def _of_class(self) -> Callable[..., Any]:
         return getattr(type(self.scheduler), self.name).__get__(self.scheduler)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> object:
         link = self.link
         if self.name == "set_timesteps":
             link.begin(self.scheduler)
@@ -365,20 +368,13 @@ class _Shadow:
             return self._stepped(args, kwargs)
         return self._method(*args, **kwargs)
 
-    def _stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
         self.link.before_step(self.scheduler)
         bound = self.__signature__.bind(*args, **kwargs).arguments
         options = {key: value for key, value in bound.items() if key not in ("model_output", "timestep", "sample")}
         if "generator" in options:
-            options["generator"] = _cloned(options["generator"])
+            options["generator"] = cloned(options["generator"])
         return self.link.after_step(self._method(*args, **kwargs), bound["model_output"], options)
-
-
-def _cloned(generators: Any) -> Any:
-    """Return generators that draw what these will."""
-    if isinstance(generators, list | tuple):
-        return [_cloned(generator) for generator in generators]
-    return None if generators is None else generators.clone_state()
 
 
 def _with_sample(

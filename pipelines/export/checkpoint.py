@@ -72,7 +72,7 @@ def checkpoint_tensors(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     return tensors
 
 
-def denoiser_name(name: str, config: Any) -> str:
+def denoiser_name(name: str, config: Mapping[str, Any]) -> str:
     """Return the name that the original code gives a layer or parameter of the denoiser.
 
     Args:
@@ -82,7 +82,7 @@ def denoiser_name(name: str, config: Any) -> str:
     Raises:
         InputError: It has no such layer.
     """
-    layers = config.layers_per_block
+    layers = config["layers_per_block"]
     match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
     if isinstance(layers, int) and match:
         side, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
@@ -96,7 +96,7 @@ def denoiser_name(name: str, config: Any) -> str:
             case "downsamplers":
                 return f"{where}.0.{rest.replace('conv', 'op', 1)}"
             case _:
-                return f"{where}.{2 if 'CrossAttn' in config.up_block_types[block] else 1}.{rest}"
+                return f"{where}.{2 if 'CrossAttn' in config['up_block_types'][block] else 1}.{rest}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(0|1)\.(.+)", name):
         if match[1] == "resnets":
             return f"middle_block.{2 * int(match[2])}.{_replaced(match[3], _RESNET)}"

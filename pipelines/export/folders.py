@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from torch import nn
+from transformers import PreTrainedModel
 
+from erasure.backbones.loaded import unwrapped
 from erasure.edits import WeightEdit
 from erasure.errors import InputError
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
@@ -103,11 +103,10 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
     written: set[str] = set()
     for name in parts_of(source):
         weights = [path for path in _files(source / name) if path.name.endswith(".safetensors")]
-        part = getattr(pipe, name, None)
-        if not weights and isinstance(part, nn.Module):
-            saved: Any = part
+        part = unwrapped(getattr(pipe, name, None))
+        if not weights and isinstance(part, ModelMixin | PreTrainedModel):
             with edit.applied_to(pipe):
-                saved.save_pretrained(to / name)
+                part.save_pretrained(to / name)
             written |= {key for key in edit.changes if key.partition(".")[0] == name}
         for path in weights:
             written |= _write_weights(edit, name, path, to / path.relative_to(source))
