@@ -125,7 +125,7 @@ def test_the_page_shows_the_original_what_was_learned_and_what_was_forgotten(pho
     scores = json.loads(Path(document["instances"][0]["scores"]).read_text())
     assert list(scores["states"]) == ["original", "learned", "forgotten"]
     assert set(scores["states"]["learned"]["retention"]) == {"class", "siblings", "unrelated"}
-    assert scores["protocol"]["identity"]["reference"].startswith("3 pictures it was learned from")
+    assert scores["protocol"]["identity"]["reference"].startswith("3 images it was learned from")
 
 
 def test_without_weights_to_judge_by_the_page_says_so(saved: Path, photos: Path, tmp_path: Path) -> None:
