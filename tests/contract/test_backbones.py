@@ -11,7 +11,7 @@ from erasure.backbones.attention import AttentionCapture, cross_attention_layers
 from erasure.backbones.base import Backbone
 from erasure.backbones.schedule import NoiseSchedule
 from erasure.errors import InputError, UnknownNameError
-from erasure.sampling import noise, sample, scheduled_prediction, trajectory_latents
+from erasure.sampling import SamplingSettings, noise, sample, scheduled_prediction, trajectory_latents
 from tests import tiny
 
 
@@ -145,7 +145,7 @@ def test_wrapping_and_asking_leave_the_model_as_it_was(backbone: Any) -> None:
 
 def test_the_call_of_the_pipeline_follows_the_schedule(joint: Any) -> None:
     prompts, seeds, scale = ["a cat", "a dog"], [0, 1], 3.0
-    sampled = sample(joint.pipe, prompts, seeds, steps=3, guidance_scale=scale, output="latents")
+    sampled = sample(joint.pipe, prompts, seeds, SamplingSettings(steps=3, guidance_scale=scale), output="latents")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     conditioning, unconditional = joint.encode(prompts), joint.unconditional()
     timesteps = joint.schedule.timesteps(3)
