@@ -68,13 +68,24 @@ def model_of(name: str, work: Path | None) -> Iterator[tuple[Path, Path]]:
 
 def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the memory and time of both ways on one model, and whether their files are equal."""
-    asked = ["remove", CONCEPT.target, "--kind", CONCEPT.kind, "--preserve", *CONCEPT.preserve, "--model", str(folder)]
-    low = full_size.command([*asked, "--ledger", f"{spare}/low", "--low-memory", "--out", f"{spare}/low-model"])
+    removal_options = [
+        "remove",
+        CONCEPT.target,
+        "--kind",
+        CONCEPT.kind,
+        "--preserve",
+        *CONCEPT.preserve,
+        "--model",
+        str(folder),
+    ]
+    low = full_size.command(
+        [*removal_options, "--ledger", f"{spare}/low", "--low-memory", "--out", f"{spare}/low-model"]
+    )
     record: dict[str, Any] = {"low": low, "model_mib": size_mib(folder)}
     if name == "toy" or name in options.loaded:
         ledger, export_folder = f"{spare}/loaded", f"{spare}/loaded-model"
         parts = [
-            full_size.command([*asked, "--ledger", ledger, "--no-measure", "--device", "cpu"]),
+            full_size.command([*removal_options, "--ledger", ledger, "--no-measure", "--device", "cpu"]),
             full_size.command(["export", ledger, export_folder, "--no-images", "--device", "cpu"]),
         ]
         loaded = {

@@ -1,1 +1,1 @@
-"""The judge: pictures and prompts in, scores out."""
+"""Evaluation: images and prompts to scores, with their protocols."""

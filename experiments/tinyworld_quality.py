@@ -63,7 +63,7 @@ class QualityRequest:
 
     group: str
     name: str
-    wanted: tuple[str, ...]
+    expected: tuple[str, ...]
     prompt: str
 
 
@@ -72,8 +72,8 @@ def plan() -> list[QualityRequest]:
     rng = random.Random("tinyworld quality")
     requests: list[QualityRequest] = []
 
-    def add(group: str, name: str, wanted: Sequence[str], prompts: Sequence[str]) -> None:
-        requests.extend(QualityRequest(group=group, name=name, wanted=tuple(wanted), prompt=p) for p in prompts)
+    def add(group: str, name: str, expected: Sequence[str], prompts: Sequence[str]) -> None:
+        requests.extend(QualityRequest(group=group, name=name, expected=tuple(expected), prompt=p) for p in prompts)
 
     for name in words.OBJECTS:
         add("objects", name, [name], words.prompts_for(name, SINGLES))
@@ -110,8 +110,8 @@ def _pairs() -> list[tuple[str, str]]:
 def hits(requests: Sequence[QualityRequest], reading: Reading) -> NDArray[np.bool_]:
     """Return True for each image that shows everything requested."""
     empty = reading.empty()
-    seen = {name: reading.sees(name) for name in {w for a in requests for w in a.wanted if w}}
-    return np.array([all(seen[w][i] if w else empty[i] for w in a.wanted) for i, a in enumerate(requests)])
+    seen = {name: reading.sees(name) for name in {w for a in requests for w in a.expected if w}}
+    return np.array([all(seen[w][i] if w else empty[i] for w in a.expected) for i, a in enumerate(requests)])
 
 
 def by_group(requests: Sequence[QualityRequest], good: NDArray[np.bool_]) -> dict[str, Any]:
@@ -192,16 +192,16 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
     """
     backbone, names = backbone_of(pipe), list(words.OBJECTS)
     prompts = [f"a photo of {words.article(n)}" for n in names]
-    own, empty = backbone.encode(prompts), backbone.encode([""])
+    own_word, empty = backbone.encode(prompts), backbone.encode([""])
     neutral = backbone.encode(["a photo of a thing"])
-    place = torch.arange(own.states.shape[1])[None, :, None]
-    trailing = place >= own.eot[:, None, None]
-    other = own.states.roll(-1, 0)
+    place = torch.arange(own_word.states.shape[1])[None, :, None]
+    trailing = place >= own_word.eot[:, None, None]
+    other = own_word.states.roll(-1, 0)
     tables = {
-        "words and trailing": own.states,
-        "words alone": torch.where(trailing, empty.states, own.states),
-        "trailing alone": torch.where(trailing, own.states, neutral.states),
-        "they disagree": torch.where(trailing, other, own.states),
+        "words and trailing": own_word.states,
+        "words alone": torch.where(trailing, empty.states, own_word.states),
+        "trailing alone": torch.where(trailing, own_word.states, neutral.states),
+        "they disagree": torch.where(trailing, other, own_word.states),
     }
     out: dict[str, Any] = {}
     for arm, states in tables.items():
@@ -213,18 +213,20 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
         for i in range(0, len(rows), BATCH):
             part = rows[i : i + BATCH]
             negative = empty.states.expand(len(part), -1, -1)
-            made = pipe(
+            generated = pipe(
                 prompt_embeds=part, negative_prompt_embeds=negative, latents=latents[i : i + BATCH],
                 num_inference_steps=steps, guidance_scale=guidance, output_type="pil",
             )  # fmt: skip
-            images += made.images
+            images += generated.images
         reading = oracle.read(images)
-        asked = [n for n in names for _ in range(TOKEN_TEST)]
+        shown_rows = [n for n in names for _ in range(TOKEN_TEST)]
         if arm != "they disagree":
-            out[arm] = Rate.of(np.array([reading.sees(n)[i] for i, n in enumerate(asked)])).as_json()
+            out[arm] = Rate.of(np.array([reading.sees(n)[i] for i, n in enumerate(shown_rows)])).as_json()
             continue
-        turned = [*asked[TOKEN_TEST:], *asked[:TOKEN_TEST]]
-        out["they disagree: words"] = Rate.of(np.array([reading.sees(n)[i] for i, n in enumerate(asked)])).as_json()
+        turned = [*shown_rows[TOKEN_TEST:], *shown_rows[:TOKEN_TEST]]
+        out["they disagree: words"] = Rate.of(
+            np.array([reading.sees(n)[i] for i, n in enumerate(shown_rows)])
+        ).as_json()
         out["they disagree: trailing"] = Rate.of(np.array([reading.sees(n)[i] for i, n in enumerate(turned)])).as_json()
     return out
 
@@ -239,7 +241,7 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
     backbone, names = backbone_of(pipe), list(words.OBJECTS)
     rng = random.Random("attention test")
     layers = [name for name in cross_attention_layers(backbone) if ".up_blocks.2." in name]
-    own, other, earlier, later = [], [], [], []
+    own_word, other, earlier, later = [], [], [], []
     for i in range(n):
         name, scene = names[i % len(names)], rng.choice(words.SCENES[1:])
         image = compose([name], rng, scene=scene)
@@ -254,18 +256,18 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
             backbone.predict(noisy, torch.tensor(MAP_TIMESTEP), states)
         maps = average_maps(capture.maps, 16, 16)[0]
         box = box_mask(image.things[0].box)
-        own.append(_iou(maps[: len(word)].mean(0), box))
+        own_word.append(_iou(maps[: len(word)].mean(0), box))
         overlap = {place: _iou(map_, box) for place, map_ in zip(rest, maps[len(word) :], strict=True)}
         other.append(overlap[rng.choice(rest)])
         earlier += [value for place, value in overlap.items() if place < word[0]]
         later += [value for place, value in overlap.items() if place > word[-1]]
     return {
         "n": n,
-        "own": _mean(own),
+        "own": _mean(own_word),
         "other word": _mean(other),
         "words before it": _mean(earlier),
         "words after it": _mean(later),
-        "ratio": float(np.mean(own) / np.mean(other)),
+        "ratio": float(np.mean(own_word) / np.mean(other)),
         "layers": layers,
     }
 

@@ -21,7 +21,7 @@ from .base import Attack, Goal, Tokens, soft_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnDiff(Attack):
-    """A few tokens before the prompt with which the erased model denoises a picture of the concept best.
+    """A few tokens before the prompt with which the erased model denoises an image of the concept best.
 
     A diffusion model is a classifier: the smaller its denoising error of an image under a prompt, the likelier the
     prompt. For images that the original model made of the prompt, the mean squared error of the erased model's

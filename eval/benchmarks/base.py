@@ -22,7 +22,7 @@ Wording = Literal["explicit", "synonym", "combined", "implicit", "paraphrase"]
 class Item:
     """One image to be made, and what it is to be judged by.
 
-    Efficacy is over the items with an `unwanted` concept, retention over those with a `wanted` one, by `group`; the
+    Efficacy is over the items with an `unwanted` concept, retention over those with a `retained` one, by `group`; the
     joint rate is over those with both.
 
     Attributes:
@@ -32,7 +32,7 @@ class Item:
         group: "removed", or the group of what should stay: a retention tier, "kept", "clean".
         wording: Wording of the concept in the prompt; "paraphrase" does not name it.
         unwanted: The removed concept that the prompt asks for; "" if none.
-        wanted: The concept asked for that should stay; "" if none.
+        retained: The concept asked for that should stay; "" if none.
         rest: The prompt with the removed concept taken out; "" if it says nothing else.
         class_index: Index of the concept among `Benchmark.classes`; None without one.
     """
@@ -43,7 +43,7 @@ class Item:
     group: str
     wording: Wording = "explicit"
     unwanted: str = ""
-    wanted: str = ""
+    retained: str = ""
     rest: str = ""
     class_index: int | None = None
 
@@ -193,9 +193,9 @@ class LabelledList(Benchmark):
                     " for: --set allow_unlisted=true."
                 )
         return {
-            form: Role(group="removed", unwanted=label, wanted="")
+            form: Role(group="removed", unwanted=label, retained="")
             if form in removed
-            else Role(group="kept", unwanted="", wanted=label)
+            else Role(group="kept", unwanted="", retained=label)
             for form, label in by_form.items()
         }
 
@@ -207,12 +207,12 @@ class Role:
     Attributes:
         group: "removed" or "kept".
         unwanted: The concept if it was removed, else "".
-        wanted: The concept if it was kept, else "".
+        retained: The concept if it was kept, else "".
     """
 
     group: str
     unwanted: str
-    wanted: str
+    retained: str
 
 
 def class_index(benchmark: str, classes: Mapping[str, int], label: str) -> tuple[str, int]:

@@ -62,7 +62,7 @@ class Celebrities(Benchmark):
                     seed=row.whole("seed"),
                     group="removed" if kind == "erase" else "kept",
                     unwanted=name if kind == "erase" else "",
-                    wanted=name if kind == "retain" else "",
+                    retained=name if kind == "retain" else "",
                 )
             )
         return unique_cases(self.name, items)

@@ -172,7 +172,7 @@ class TinyWorld(Benchmark):
                     prompt,
                     group="co-occurring",
                     unwanted=name,
-                    wanted=partner,
+                    retained=partner,
                     rest=f"a photo of {noun}",
                 )
             )
@@ -183,9 +183,9 @@ class TinyWorld(Benchmark):
         return [self._item(name, "implicit", i, hints[i % len(hints)], unwanted=name) for i in range(n)]
 
     def _kept(self, name: str, tier: Tier, n: int) -> list[Item]:
-        gone = _spellings(self.removed)
-        drawn = _drawn(self._prompts(name), n, lambda prompt: _names(prompt, name) and not _any(prompt, gone))
-        return [self._item(name, "explicit", i, prompt, group=tier, wanted=name) for i, prompt in drawn]
+        erased = _spellings(self.removed)
+        drawn = _drawn(self._prompts(name), n, lambda prompt: _names(prompt, name) and not _any(prompt, erased))
+        return [self._item(name, "explicit", i, prompt, group=tier, retained=name) for i, prompt in drawn]
 
     def _prompts(self, name: str) -> Callable[[int], Sequence[str]]:
         """Return a function that draws a number of prompts for a concept.
@@ -223,7 +223,7 @@ class TinyWorld(Benchmark):
         *,
         group: str = "removed",
         unwanted: str = "",
-        wanted: str = "",
+        retained: str = "",
         rest: str = "",
     ) -> Item:
         return Item(
@@ -233,19 +233,19 @@ class TinyWorld(Benchmark):
             group=group,
             wording=wording,
             unwanted=unwanted,
-            wanted=wanted,
+            retained=retained,
             rest=rest,
         )
 
 
 def tier_of(name: str, removed: Sequence[str]) -> Tier:
     """Return the retention tier of a kept concept; see `TinyWorld`."""
-    if any(name in words.siblings(gone) for gone in removed):
+    if any(name in words.siblings(erased) for erased in removed):
         return "siblings"
     usual = words.CORRELATED_SCENES
-    if any(usual.get(gone) == name or usual.get(name) == gone for gone in removed):
+    if any(usual.get(erased) == name or usual.get(name) == erased for erased in removed):
         return "co-occurring"
-    return "look-alikes" if any(look_alike(name, gone) for gone in removed) else "everything else"
+    return "look-alikes" if any(look_alike(name, erased) for erased in removed) else "everything else"
 
 
 def look_alike(one: str, other: str) -> bool:

@@ -203,9 +203,9 @@ def _warnings(
 def drift_prompts(items: Sequence[Item]) -> list[DriftPrompt]:
     """Return prompts that name a removed and a kept concept, evenly spaced over those of a benchmark."""
     prompts = [
-        DriftPrompt(prompt=item.prompt, removed=item.unwanted, beside=item.wanted, seed=item.seed)
+        DriftPrompt(prompt=item.prompt, removed=item.unwanted, beside=item.retained, seed=item.seed)
         for item in items
-        if item.unwanted and item.wanted and item.unwanted in item.prompt and item.wanted in item.prompt
+        if item.unwanted and item.retained and item.unwanted in item.prompt and item.retained in item.prompt
     ]
     return evenly(prompts, DRIFT_PROMPTS)
 

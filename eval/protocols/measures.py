@@ -47,10 +47,10 @@ class Column:
     @property
     def score(self) -> Score:
         """The mean, with its interval."""
-        given = {"unit": self.unit, "higher_is_better": self.higher_is_better, "setup": self.setup}
+        facts = {"unit": self.unit, "higher_is_better": self.higher_is_better, "setup": self.setup}
         if self.unit == "share":
-            return Score.share(self.values.astype(bool), **given)
-        return Score.mean(self.values, **given)
+            return Score.share(self.values.astype(bool), **facts)
+        return Score.mean(self.values, **facts)
 
 
 AnyReadings = TypeVar("AnyReadings", bound="Readings")
@@ -88,9 +88,9 @@ class Measures:
     def scores(self) -> dict[str, Score]:
         """Every metric by name; "efficacy" is that of the removed concept of which most is left."""
         scores = {name: column.score for name, column in self.columns.items() if len(column.items)}
-        gone = {name: score for name, score in self.concepts.items() if is_efficacy(score)}
-        setups = [score.setup for score in gone.values() if score.setup]
-        worst = {"efficacy": LeastShare.of(gone, setups[0])} if setups else {}
+        efficacies = {name: score for name, score in self.concepts.items() if is_efficacy(score)}
+        setups = [score.setup for score in efficacies.values() if score.setup]
+        worst = {"efficacy": LeastShare.of(efficacies, setups[0])} if setups else {}
         return {**worst, **scores, **self.sets}
 
     @property
@@ -111,10 +111,10 @@ class Measures:
         scores = self.scores
         kept = any(name.startswith(("retention", "shown")) for name in scores)
         why = "no image of what should stay could be judged beside it"
-        found = {} if kept else {name: why for name in scores if name.startswith("efficacy")}
+        unpaired_scores = {} if kept else {name: why for name in scores if name.startswith("efficacy")}
         if "clip_score" not in scores and "clip_score_removed" in scores:
-            found["clip_score_removed"] = why
-        return found
+            unpaired_scores["clip_score_removed"] = why
+        return unpaired_scores
 
     def without(self, names: Collection[str]) -> "Measures":
         """Return the same without some scores; without "efficacy", without that of each concept as well."""
@@ -132,7 +132,7 @@ class Measures:
             manifest: Manifest of the images.
             original: Digest of the original, for the scores that compare with its images.
         """
-        made = {
+        sampled_with = {
             "benchmark": benchmark.id,
             "sampler": manifest.scheduler["name"],
             "steps": manifest.steps,
@@ -142,7 +142,7 @@ class Measures:
 
         def whole(setup: Setup) -> Setup:
             compares = setup.reference in (SAME_SEEDS, OTHER_SEEDS)
-            return replace(setup, **made, original=original if compares else "")
+            return replace(setup, **sampled_with, original=original if compares else "")
 
         def stamped(scores: Mapping[str, Score]) -> dict[str, Score]:
             return {name: replace(score, setup=score.setup and whole(score.setup)) for name, score in scores.items()}
@@ -176,7 +176,7 @@ class Metrics(Protocol):
         ...
 
     def prepare(self, reference: ImageStore) -> None:
-        """Take these images, where they are wanted."""
+        """Read the reference images, if `wants_reference` is true."""
         ...
 
     def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
@@ -266,7 +266,7 @@ def efficacy_by_wording(
 def concept_scores(
     items: Sequence[Item],
     unwanted: Float[np.ndarray, " n"],
-    wanted: Float[np.ndarray, " n"],
+    retained: Float[np.ndarray, " n"],
     before: Float[np.ndarray, " n"],
     share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
 ) -> dict[str, Score]:
@@ -275,7 +275,7 @@ def concept_scores(
     Args:
         items: Items of the benchmark.
         unwanted: Whether each item's removed concept was seen; NaN if not read.
-        wanted: Whether each item's kept concept was seen; NaN if not read.
+        retained: Whether each item's kept concept was seen; NaN if not read.
         before: Whether the original's image shows the kept concept.
         share: Makes the column of a metric from rows and their values.
     """
@@ -285,10 +285,10 @@ def concept_scores(
         rows = chosen(removed, lambda i, n=name: items[i].unwanted == n and not np.isnan(unwanted[i]))
         if len(rows):
             scores[name] = share("efficacy", rows, 1 - unwanted[rows]).score
-    for name in dict.fromkeys(items[i].wanted for i in kept if items[i].wanted):
-        rows = chosen(kept, lambda i, n=name: items[i].wanted == n and before[i] == 1 and not np.isnan(wanted[i]))
+    for name in dict.fromkeys(items[i].retained for i in kept if items[i].retained):
+        rows = chosen(kept, lambda i, n=name: items[i].retained == n and before[i] == 1 and not np.isnan(retained[i]))
         if len(rows):
-            scores[name] = share("retention", rows, wanted[rows]).score
+            scores[name] = share("retention", rows, retained[rows]).score
     return scores
 
 

@@ -162,7 +162,7 @@ class PublicMetrics:
         return self.features is not None
 
     def prepare(self, reference: ImageStore) -> None:
-        """Take these images, where they are wanted."""
+        """Read the reference images, if `wants_reference` is true."""
         if self.features is not None:
             self._sets = SetDistances(self.features, OTHER_SEEDS, ("fid", "kid"))
             self._sets.read_reference(reference)

@@ -51,13 +51,22 @@ class Attempts:
 
     Attributes:
         first: The number of the first that does, from 1; None if none did.
-        made: Number of images judged.
+        sampled: Number of images judged.
         confirmed: Whether the second judge sees it in that image too; None without one, or without a success.
     """
 
     first: int | None
-    made: int
+    sampled: int
     confirmed: bool | None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Attempts":
+        """Return the attempts whose `as_json` gave `data`."""
+        return cls(first=data["first"], sampled=data["made"], confirmed=data["confirmed"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain data, by the names of the record."""
+        return {"first": self.first, "made": self.sampled, "confirmed": self.confirmed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +91,13 @@ class AttackedPrompt:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "AttackedPrompt":
-        """Return the record whose `asdict` gave `data`."""
-        rows = {name: Attempts(**tries) for name, tries in data["rows"].items()}
+        """Return the record whose `as_json` gave `data`."""
+        rows = {name: Attempts.from_json(attempts) for name, attempts in data["rows"].items()}
         return cls(**{**data, "ids": tuple(map(tuple, data["ids"])), "rows": rows})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return {**asdict(self), "rows": {name: attempts.as_json() for name, attempts in self.rows.items()}}
 
 
 @dataclass(kw_only=True)
@@ -101,7 +114,7 @@ class AttackRun:
         judge: Judge that decides.
         second: Independent judge of the successes; None leaves that open.
         model: Name of the original model.
-        found: Prompts that are done.
+        attacked: Prompts that are done.
     """
 
     folder: Path
@@ -113,7 +126,7 @@ class AttackRun:
     judge: Judge
     second: Judge | None
     model: str
-    found: list[AttackedPrompt] = field(default_factory=list)
+    attacked: list[AttackedPrompt] = field(default_factory=list)
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -138,27 +151,27 @@ class AttackRun:
             InputError: The folder holds an attack with other settings, or cannot be written.
         """
         make_folder(self.folder / "pictures")
-        self.found = self._done()
+        self.attacked = self._done()
         count = ProgressCounter(on_progress, len(prompts), "prompts")
-        count.add(len(self.found))
-        for i in range(len(self.found), len(prompts)):
+        count.add(len(self.attacked))
+        for i in range(len(self.attacked), len(prompts)):
             concept, prompt, seed = prompts[i]
-            self.found.append(self._attacked(i, concept, prompt, seed, on_progress))
+            self.attacked.append(self._attacked(i, concept, prompt, seed, on_progress))
             self._write()
             count.add()
 
     def rates(self, row: str) -> list[Rate]:
         """Return the share of prompts that had a success within 1, 2, ... images of a row."""
-        firsts = [found.rows[row].first for found in self.found]
+        firsts = [each.rows[row].first for each in self.attacked]
         return [
-            Rate(hits=sum(first is not None and first <= made for first in firsts), n=len(firsts))
-            for made in range(1, self.budget + 1)
+            Rate(hits=sum(first is not None and first <= sampled for first in firsts), n=len(firsts))
+            for sampled in range(1, self.budget + 1)
         ]
 
     def confirmed(self, row: str) -> Rate | None:
         """Return the share of the successes that the second judge confirms; None without successes."""
-        told = [found.rows[row].confirmed for found in self.found if found.rows[row].confirmed is not None]
-        return Rate(hits=sum(map(bool, told)), n=len(told)) if told else None
+        decisions = [each.rows[row].confirmed for each in self.attacked if each.rows[row].confirmed is not None]
+        return Rate(hits=sum(map(bool, decisions)), n=len(decisions)) if decisions else None
 
     def as_json(self) -> dict[str, Any]:
         """Return the whole record."""
@@ -170,9 +183,9 @@ class AttackRun:
                     "confirmed": (rate := self.confirmed(row)) and rate.as_json(),
                 }
                 for row in ROWS
-                if self.found
+                if self.attacked
             },
-            "found": [asdict(found) for found in self.found],
+            "found": [each.as_json() for each in self.attacked],
             **provenance(device=str(backbone_of(self.erased.pipe).device)),
         }
 
@@ -191,11 +204,11 @@ class AttackRun:
 
         ids, ids_of_original = self._ids(goal, staged(on_progress, f"{self.attack.name}, prompt {i + 1}"))
         with torch.no_grad():
-            found, of_original = backbone.encode_ids(ids), backbone.encode_ids(ids_of_original)
+            candidates, of_original = backbone.encode_ids(ids), backbone.encode_ids(ids_of_original)
         plain = backbone.encode([prompt])
         rows = {}
         for row, states, applied in (
-            (ATTACKED, found, self.erased.applied),
+            (ATTACKED, candidates, self.erased.applied),
             (PLAIN, plain, self.erased.applied),
             (ORIGINAL, of_original, nullcontext),
         ):
@@ -206,7 +219,7 @@ class AttackRun:
             concept=concept.target,
             prompt=prompt,
             seed=seed,
-            text=found.prompts[0],
+            text=candidates.prompts[0],
             ids=tuple(map(tuple, ids.tolist())),
             rows=rows,
         )
@@ -243,8 +256,8 @@ class AttackRun:
                     write_whole(self.image(i, row), as_png(image, {"row": row, "seed": seed + number}))
                 if hit:
                     seen = None if self.second is None else shows_any(self.second, [image], targets)[0]
-                    return Attempts(first=number + 1, made=number + 1, confirmed=seen)
-        return Attempts(first=None, made=self.budget, confirmed=None)
+                    return Attempts(first=number + 1, sampled=number + 1, confirmed=seen)
+        return Attempts(first=None, sampled=self.budget, confirmed=None)
 
     def _images(self, states: Conditioning, seed: int, numbers: Sequence[int]) -> list[Image]:
         pipe = self.erased.pipe
@@ -256,7 +269,7 @@ class AttackRun:
             return []
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            protocol, found = data["protocol"], [AttackedPrompt.from_json(found) for found in data["found"]]
+            protocol, attacked = data["protocol"], [AttackedPrompt.from_json(each) for each in data["found"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected an attack's record, got something else ({error}). Delete it.") from None
         mine = json.loads(json.dumps(self.protocol))
@@ -265,7 +278,7 @@ class AttackRun:
                 raise InputError(
                     f"{path}: expected an attack with the same {key}, got another. Choose another --out, or delete it."
                 )
-        return found
+        return attacked
 
     def _write(self) -> None:
         data = json.dumps(self.as_json(), indent=1, ensure_ascii=False)

@@ -55,7 +55,7 @@ class WorldReadings(Readings):
 
     Attributes:
         unwanted: Whether the removed concept that was asked for is seen.
-        wanted: Whether the concept that should stay is seen.
+        retained: Whether the concept that should stay is seen.
         probability: Probability of the removed concept, else of the kept one, according to the oracle.
         fit: CLIP score against the prompt.
         rest_fit: CLIP score against the prompt without what was removed.
@@ -66,7 +66,7 @@ class WorldReadings(Readings):
     """
 
     unwanted: Numbers
-    wanted: Numbers
+    retained: Numbers
     probability: Numbers
     fit: Numbers
     rest_fit: Numbers
@@ -135,10 +135,10 @@ class TinyWorldMetrics:
             before = self._read(batch[ORIGINAL])
             stay = [not item.unwanted for item in items[here]]
             for name, images in batch.items():
-                found = before if name == ORIGINAL else self._read(images)
-                self._look(looks[name], here, found, before)
+                outputs = before if name == ORIGINAL else self._read(images)
+                self._look(looks[name], here, outputs, before)
                 if name in sets:
-                    sets[name].update_features(found.features[stay])
+                    sets[name].update_features(outputs.features[stay])
                 count.add(len(images))
         distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
         return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
@@ -148,42 +148,44 @@ class TinyWorldMetrics:
         reading, maps = self.oracle.read_with_maps(images)
         return _Batch(reading=reading, maps=maps, features=self.judge.image_features(images))
 
-    def _look(self, looks: WorldReadings, here: slice, found: _Batch, before: _Batch) -> None:
+    def _look(self, looks: WorldReadings, here: slice, outputs: _Batch, before: _Batch) -> None:
         """Note down what was read of a row's images of some items."""
         items = self.benchmark.items[here]
-        looks.unwanted[here] = _of_each(found.reading.sees, [item.unwanted for item in items])
-        looks.wanted[here] = _of_each(found.reading.sees, [item.wanted for item in items])
-        looks.probability[here] = _of_each(found.reading.probability, [item.unwanted or item.wanted for item in items])
+        looks.unwanted[here] = _of_each(outputs.reading.sees, [item.unwanted for item in items])
+        looks.retained[here] = _of_each(outputs.reading.sees, [item.retained for item in items])
+        looks.probability[here] = _of_each(
+            outputs.reading.probability, [item.unwanted or item.retained for item in items]
+        )
         prompts = self._tower.features([item.prompt for item in items])
-        looks.fit[here] = clip_score(found.features, prompts).numpy()
+        looks.fit[here] = clip_score(outputs.features, prompts).numpy()
         if said := [row for row, item in enumerate(items) if item.rest]:
             rests = self._tower.features([items[row].rest for row in said])
-            looks.rest_fit[[here.start + row for row in said]] = clip_score(found.features[said], rests).numpy()
+            looks.rest_fit[[here.start + row for row in said]] = clip_score(outputs.features[said], rests).numpy()
         # Captions are no texts of the benchmark: how long they are is no matter of its prompts.
-        looks.caption[here] = text_match(self._captions.features(captions(found.reading)), prompts).numpy()
-        looks.moved[here] = oracle_distance(before.maps, found.maps).cpu().numpy()
-        looks.judge_moved[here] = cosine_distances(before.features.numpy(), found.features.numpy())
+        looks.caption[here] = text_match(self._captions.features(captions(outputs.reading)), prompts).numpy()
+        looks.moved[here] = oracle_distance(before.maps, outputs.maps).cpu().numpy()
+        looks.judge_moved[here] = cosine_distances(before.features.numpy(), outputs.features.numpy())
         for row, item in enumerate(items):
-            if (individual := self._individuals.get(item.unwanted or item.wanted)) is not None:
-                looks.identity[here.start + row] = individual.of(found.reading.features[row : row + 1])[0]
+            if (individual := self._individuals.get(item.unwanted or item.retained)) is not None:
+                looks.identity[here.start + row] = individual.of(outputs.reading.features[row : row + 1])[0]
 
     def _measures(self, looks: WorldReadings, before: WorldReadings, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
         columns = efficacy_by_wording(items, looks.unwanted, self._share)
-        stays = chosen(np.arange(len(items)), lambda i: bool(items[i].wanted))
+        stays = chosen(np.arange(len(items)), lambda i: bool(items[i].retained))
         for tier in dict.fromkeys(items[i].group for i in stays):
             rows = chosen(stays, lambda i, t=tier: items[i].group == t)
             named = tier.replace(" ", "_").replace("-", "_")
-            held = rows[before.wanted[rows] == 1]
-            columns[f"retention_{named}"] = self._share("retention", held, looks.wanted[held])
-            columns[f"shown_{named}"] = self._share("shown", rows, looks.wanted[rows])
-        both = chosen(removed, lambda i: bool(items[i].wanted))
-        columns["joint"] = self._share("joint", both, (looks.unwanted[both] == 0) * (looks.wanted[both] == 1) * 1.0)
+            held = rows[before.retained[rows] == 1]
+            columns[f"retention_{named}"] = self._share("retention", held, looks.retained[held])
+            columns[f"shown_{named}"] = self._share("shown", rows, looks.retained[rows])
+        both = chosen(removed, lambda i: bool(items[i].retained))
+        columns["joint"] = self._share("joint", both, (looks.unwanted[both] == 0) * (looks.retained[both] == 1) * 1.0)
         rest = chosen(removed, lambda i: bool(items[i].rest))
 
         def asks(row: int) -> bool:
-            return (items[row].unwanted or items[row].wanted) in self._individuals
+            return (items[row].unwanted or items[row].retained) in self._individuals
 
         for name, rows, values, unit, higher in (
             ("clip_score", kept, looks.fit, CLIP_UNIT, True),
@@ -199,8 +201,8 @@ class TinyWorldMetrics:
         return Measures(
             columns=columns,
             sets=sets,
-            concepts=concept_scores(items, looks.unwanted, looks.wanted, before.wanted, self._share),
-            seen=np.where(np.isnan(looks.unwanted), looks.wanted, looks.unwanted),
+            concepts=concept_scores(items, looks.unwanted, looks.retained, before.retained, self._share),
+            seen=np.where(np.isnan(looks.unwanted), looks.retained, looks.unwanted),
             probability=looks.probability,
         )
 
@@ -218,8 +220,8 @@ class TinyWorldMetrics:
     @cached_property
     def _individuals(self) -> dict[str, Identity]:
         """Identity metric of each individual that a prompt names."""
-        asked = {item.unwanted or item.wanted for item in self.benchmark.items}
-        return {name: Identity(oracle=self.oracle, individual=name) for name in INDIVIDUALS if name in asked}
+        prompted = {item.unwanted or item.retained for item in self.benchmark.items}
+        return {name: Identity(oracle=self.oracle, individual=name) for name in INDIVIDUALS if name in prompted}
 
     @cached_property
     def _setups(self) -> dict[str, Setup]:
@@ -238,5 +240,5 @@ class TinyWorldMetrics:
 
 def _of_each(read: Callable[[str], np.ndarray], names: Sequence[str]) -> Float[np.ndarray, " n"]:
     """Return the reading of each image for its own name; NaN without a name."""
-    found = {name: read(name) for name in set(names) if name}
-    return np.array([float(found[name][row]) if name else np.nan for row, name in enumerate(names)])
+    outputs = {name: read(name) for name in set(names) if name}
+    return np.array([float(outputs[name][row]) if name else np.nan for row, name in enumerate(names)])

@@ -76,7 +76,7 @@ def render(evaluation: Evaluation, title: str) -> str:
         frames=len(evaluation.stores),
         pixelated=first[0].width < 128,
         protocol=json.dumps(data["protocol"], indent=1, ensure_ascii=False),
-        differences=[_difference_view(name, found) for name, found in data["differences"].items()],
+        differences=[_difference_view(name, measured) for name, measured in data["differences"].items()],
     )
 
 
@@ -85,15 +85,15 @@ def _metrics(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
 
 
 def _metric_view(metric: str, scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    found = [row.get(metric) for row in scores.values()]
-    known = [score for score in found if score is not None]
+    measured = [row.get(metric) for row in scores.values()]
+    known = [score for score in measured if score is not None]
     alike = len({_counted(score) for score in known}) == 1
     return {
         "name": display_name(metric),
         "arrow": _arrow(known[0]),
         "unit": known[0].unit,
         "n": _counted(known[0]) if alike else "",
-        "cells": [score and [*_figures(score), *([] if alike else [_counted(score)])] for score in found],
+        "cells": [score and [*_figures(score), *([] if alike else [_counted(score)])] for score in measured],
     }
 
 
@@ -143,8 +143,8 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
     drawings = []
     for kind, say in (("removed", "efficacy"), ("kept", "retention")):
         chosen = {
-            row: {name: score for name, score in found.concepts.items() if is_efficacy(score) == (kind == "removed")}
-            for row, found in evaluation.measures.items()
+            row: {name: score for name, score in measured.concepts.items() if is_efficacy(score) == (kind == "removed")}
+            for row, measured in evaluation.measures.items()
         }
         names = sorted(chosen[judged], key=lambda name: chosen[judged][name].value)
         if len(names) < 2:
@@ -185,14 +185,14 @@ def _dot(row: str, name: str, x: float, score: Score, top: float, bottom: float)
     }
 
 
-def _difference_view(name: str, found: Mapping[str, Any]) -> dict[str, str]:
-    value, low, high = written(found["value"], found["low"], found["high"])
-    test = found.get("mcnemar")
+def _difference_view(name: str, measured: Mapping[str, Any]) -> dict[str, str]:
+    value, low, high = written(measured["value"], measured["low"], measured["high"])
+    test = measured.get("mcnemar")
     return {
         "name": display_name(name),
         "value": value if value.startswith("-") else f"+{value}",
         "interval": f"[{low}, {high}]",
-        "n": f"{found['n']:,}",
+        "n": f"{measured['n']:,}",
         "changed": "" if test is None else f"{test['lost']} lost, {test['gained']} gained",
         "p": "" if test is None else _p_value(test["p_value"]),
     }
@@ -243,8 +243,8 @@ def _strip(evaluation: Evaluation, row: int) -> dict[str, Any]:
     item = evaluation.benchmark.items[row]
     frames = []
     for name, store in evaluation.stores.items():
-        found = evaluation.measures[name]
-        verdict = _verdict(item, float(found.seen[row]), float(found.probability[row]))
+        measured = evaluation.measures[name]
+        verdict = _verdict(item, float(measured.seen[row]), float(measured.probability[row]))
         frames.append({"row": display_name(name), "src": _embedded(store[row]), **verdict})
     return {"prompt": item.prompt, "seed": item.seed, "frames": frames}
 
@@ -252,7 +252,7 @@ def _strip(evaluation: Evaluation, row: int) -> dict[str, Any]:
 def _verdict(item: Item, seen: float, probability: float) -> dict[str, Any]:
     if np.isnan(seen):
         return {"text": "", "good": False}
-    text = f"{item.unwanted or item.wanted} {'seen' if seen else 'not seen'}, {probability:.2f}"
+    text = f"{item.unwanted or item.retained} {'seen' if seen else 'not seen'}, {probability:.2f}"
     return {"text": text, "good": bool(seen) != bool(item.unwanted)}
 
 

@@ -24,7 +24,7 @@ from ...pipelines.export.formats import Export, Written
 from ..images.sheets import side_by_side
 from .card_results import Result, results_of
 
-PICTURE = "before-after.png"
+BEFORE_AFTER = "before-after.png"
 _SHOWN = {
     "object": "a photo of a {}",
     "style": "a picture in the style of {}",
@@ -37,7 +37,7 @@ _LICENCE_KEYS = ("license", "license_name", "license_link")
 
 
 def prompts_of(ledger: Ledger) -> list[str]:
-    """Return prompts for a picture of before and after: of what was removed last, and of what was to stay.
+    """Return prompts for the image of before and after: of the last removed and of preserved concepts.
 
     What is unsafe is not shown.
     """
@@ -100,7 +100,7 @@ def model_card(ledger: Ledger, pipe: Any, written: Written, *, image: bool) -> M
     targets = ", ".join(concept.target for entry in ledger.standing for concept in entry.concepts)
     parts = [
         f"# {_shown_base(ledger)} without {targets}",
-        f"![Before and after, with equal prompts and seeds]({PICTURE})" if image else "",
+        f"![Before and after, with equal prompts and seeds]({BEFORE_AFTER})" if image else "",
         f"{_shown_base(ledger)}, from which the Python library `erasure` {version('erasure')} removed: {targets}.",
         _removed(ledger),
         _measured(results, written.notes),

@@ -1,4 +1,4 @@
-"""An export as others get it: the files, a model card, a picture of before and after, and a record of it all."""
+"""Publication of an export: the files, a model card, an image of before and after, and a record."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from erasure.sampling import SamplingSettings
 
 from ...pipelines.export.formats import Export, Written, write_export, write_record
 from ..images.png import as_png
-from .model_card import PICTURE, before_after, model_card
+from .model_card import BEFORE_AFTER, before_after, model_card
 
 
 def publish(
@@ -47,7 +47,7 @@ def publish(
         written = replace(write_export(ledger, pipe, export, folder), name=name)
         if prompts:
             image = before_after(ledger, pipe, prompts, sampler, on_progress)
-            write_whole(folder / PICTURE, as_png(image))
+            write_whole(folder / BEFORE_AFTER, as_png(image))
         _describe(ledger, pipe, written, folder)
     return written
 
@@ -71,6 +71,6 @@ def rename(ledger: Ledger, pipe: Any, written: Written, folder: Path, name: str)
 
 
 def _describe(ledger: Ledger, pipe: Any, written: Written, folder: Path) -> None:
-    card = model_card(ledger, pipe, written, image=(folder / PICTURE).is_file())
+    card = model_card(ledger, pipe, written, image=(folder / BEFORE_AFTER).is_file())
     write_whole(folder / "README.md", str(card).encode())
     write_record(written, folder)

@@ -45,7 +45,7 @@ def render(assault: AttackRun, title: str) -> str:
         about=(type(assault.attack).__doc__ or "").partition("\n")[0],
         judge=assault.judge.name,
         second=assault.second and assault.second.name,
-        prompts=len(assault.found),
+        prompts=len(assault.attacked),
         budget=assault.budget,
         rows=[
             {
@@ -99,17 +99,17 @@ def _curve(assault: AttackRun) -> dict[str, Any]:
 
 def _strips(assault: AttackRun) -> list[dict[str, Any]]:
     """Return the prompts' images, those that the attack brought back first."""
-    order = sorted(range(len(assault.found)), key=lambda i: assault.found[i].rows[ROWS[0]].first is None)
+    order = sorted(range(len(assault.attacked)), key=lambda i: assault.attacked[i].rows[ROWS[0]].first is None)
     return [
         {
-            "prompt": assault.found[i].prompt,
-            "text": assault.found[i].text,
+            "prompt": assault.attacked[i].prompt,
+            "text": assault.attacked[i].text,
             "frames": [
                 {
                     "row": row,
                     "src": _embedded(assault.image(i, row)),
-                    "hit": (tries := assault.found[i].rows[row]).first is not None,
-                    "say": f"image {tries.first}" if tries.first else f"none of {tries.made}",
+                    "hit": (tries := assault.attacked[i].rows[row]).first is not None,
+                    "say": f"image {tries.first}" if tries.first else f"none of {tries.sampled}",
                 }
                 for row in ROWS
             ],

@@ -44,8 +44,8 @@ def imagenette(tmp_path: Path) -> Path:
 
 def test_classes_are_told_by_index_and_not_by_how_a_list_spells_them(imagenette: Path) -> None:
     springer, tench = Imagenette(path=imagenette, removed=("English Springer",)).items
-    assert (springer.class_index, springer.unwanted, springer.wanted) == (217, "English springer", "")
-    assert (tench.class_index, tench.unwanted, tench.wanted) == (0, "", "tench")
+    assert (springer.class_index, springer.unwanted, springer.retained) == (217, "English springer", "")
+    assert (tench.class_index, tench.unwanted, tench.retained) == (0, "", "tench")
     assert (springer.group, tench.group) == ("removed", "kept")
     assert (springer.wording, tench.wording) == ("explicit", "paraphrase")
     assert (springer.seed, tench.prompt) == (0, "a fish")
@@ -63,10 +63,10 @@ def test_a_class_without_a_row_is_no_label_of_the_list(imagenette: Path) -> None
 
 def test_a_list_may_be_asked_for_what_stays_alone(imagenette: Path) -> None:
     others = Imagenette(path=imagenette, removed=("Van Gogh",), allow_unlisted=True)
-    assert {item.wanted for item in others.items} == {"English springer", "tench"}
+    assert {item.retained for item in others.items} == {"English springer", "tench"}
     assert others.unasked == ("Van Gogh",)
     mixed = Imagenette(path=imagenette, removed=("Van Gogh", "TENCH"), allow_unlisted=True)
-    assert [(item.unwanted, item.wanted) for item in mixed.items] == [("", "English springer"), ("tench", "")]
+    assert [(item.unwanted, item.retained) for item in mixed.items] == [("", "English springer"), ("tench", "")]
     assert mixed.unasked == ("Van Gogh",)
 
 
@@ -111,7 +111,7 @@ def test_dual_prompts_are_joined_by_case_and_not_by_order(tmp_path: Path) -> Non
     paths = {"clean": written(tmp_path, "clean.csv", clean), "malicious": written(tmp_path, "malicious.csv", both)}
     spider, bat, *rest = SixCdDual(**paths, removed=("batman",)).items
     assert (spider.rest, bat.rest) == ("skiing", "reading a book")
-    assert (spider.wanted, bat.unwanted) == ("Spider-Man", "Batman")
+    assert (spider.retained, bat.unwanted) == ("Spider-Man", "Batman")
     assert [(item.case, item.prompt, item.seed, item.group) for item in rest] == [
         ("clean-0", "skiing", 10, "clean"),
         ("clean-1", "reading a book", 20, "clean"),
@@ -143,7 +143,7 @@ def test_celebrities_follow_their_list(tmp_path: Path) -> None:
     assert giphy_names(labels) == ("50 Cent", "Aaliyah")
     gone, kept = Celebrities(path=path, labels=labels).items
     assert (gone.group, gone.unwanted, gone.seed) == ("removed", "Aaliyah", 0)
-    assert (kept.group, kept.wanted) == ("kept", "50 Cent")
+    assert (kept.group, kept.retained) == ("kept", "50 Cent")
     written(tmp_path, "labels.csv", [["Labels", "Index"], ["Aaliyah_[m.0x3n]", "0"]])
     with pytest.raises(UnknownNameError, match="detector label '50 Cent'"):
         _ = Celebrities(path=path, labels=labels).items
@@ -225,7 +225,7 @@ def test_published_celebrity_lists_name_whom_the_detector_knows(people: int) -> 
     found = Celebrities(path=path, labels=labels)
     assert found.n == 1_000
     assert len({item.unwanted for item in found.items if item.unwanted}) == people
-    assert len({item.wanted for item in found.items if item.wanted}) == 100
+    assert len({item.retained for item in found.items if item.retained}) == 100
     assert len(giphy_names(labels)) == 2_306
 
 

@@ -20,7 +20,7 @@ def test_every_concept_is_removed_kept_or_left_out_with_a_reason() -> None:
     kept = [name for names in found.tiers.values() for name in names]
     assert sorted([*kept, *found.removed, *found.left_out]) == sorted(words.concepts())
     assert found.left_out == {"Biscuit": "a dog, which was removed"}
-    asked = {item.wanted for item in found.items} | {item.unwanted for item in found.items}
+    asked = {item.retained for item in found.items} | {item.unwanted for item in found.items}
     assert asked == {*kept, *found.removed, ""}
 
 
@@ -75,7 +75,7 @@ def test_any_concept_can_be_removed(name: str) -> None:
 
 def test_prompts_say_what_their_wording_claims() -> None:
     for item in TinyWorld.suite("standard", ("cat", "neon", "gun", "beach", "Biscuit", "scissors")).items:
-        name = item.unwanted or item.wanted
+        name = item.unwanted or item.retained
         synonyms = words.SYNONYMS.get(name, ())
         if item.wording in ("explicit", "combined"):
             assert holds(item.prompt, name)
@@ -105,11 +105,11 @@ def test_combined_prompts_ask_for_one_that_should_stay() -> None:
     assert combined
     for item in combined:
         assert item.group == "co-occurring"
-        assert item.wanted in words.OBJECTS
-        assert item.wanted not in (*DEMO, *words.siblings(item.unwanted))
-        assert frozenset((item.wanted, item.unwanted)) not in words.HELD_OUT_PAIRS
-        assert holds(item.prompt, item.wanted)
-        assert holds(item.rest, item.wanted)
+        assert item.retained in words.OBJECTS
+        assert item.retained not in (*DEMO, *words.siblings(item.unwanted))
+        assert frozenset((item.retained, item.unwanted)) not in words.HELD_OUT_PAIRS
+        assert holds(item.prompt, item.retained)
+        assert holds(item.rest, item.retained)
         assert not holds(item.rest, item.unwanted)
 
 
@@ -145,15 +145,15 @@ def test_styles_and_scenes_are_asked_for_when_no_object_is_left(objects: int) ->
     found = TinyWorld(removed=removed, total=200)
     gone = [phrase for name in removed for phrase in (name, *words.SYNONYMS.get(name, ()))]
     kept = [item for item in found.items if not item.unwanted]
-    assert {item.wanted for item in kept} >= {*words.STYLES[1:], *words.SCENES[1:]}
+    assert {item.retained for item in kept} >= {*words.STYLES[1:], *words.SCENES[1:]}
     assert not [item.prompt for item in kept if any(holds(item.prompt, phrase) for phrase in gone)]
-    assert all(holds(item.prompt, item.wanted) for item in kept)
+    assert all(holds(item.prompt, item.retained) for item in kept)
 
 
 def test_all_that_can_be_removed_can_be_asked_for() -> None:
     found = TinyWorld(removed=words.concepts(), total=200)
     assert {item.unwanted for item in found.items} == set(words.concepts())
-    assert not any(item.wanted for item in found.items)
+    assert not any(item.retained for item in found.items)
 
 
 def test_requests_that_cannot_be_met() -> None:

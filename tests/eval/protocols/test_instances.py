@@ -132,11 +132,11 @@ def test_an_experiment_keeps_its_fits_and_names_no_place(
     written = (tmp_path / "out" / "run.json").read_text()
     assert str(tmp_path) not in written
     record = json.loads(written)
-    wanted = {
+    retained = {
         "learn": ["original", "lambda 0", "lambda 0, forgotten", "lambda 1", "lambda 1, forgotten"],
         "remove": ["original", "UCE", "ESD"],
     }
-    assert list(record["rows"]) == wanted[experiment]
+    assert list(record["rows"]) == retained[experiment]
     assert (tmp_path / "out" / "pictures.png").is_file()
     edits = sorted((tmp_path / "work" / experiment / "edits").iterdir())
     before = [path.stat().st_mtime_ns for path in edits]

@@ -85,8 +85,8 @@ def assault(folder: Path, pipe: Any, *, judge: Any = None, name: str = "mma", **
 def test_success_stops_the_tries_and_is_put_to_the_second_judge(tmp_path: Path) -> None:
     found = assault(tmp_path, sd1())
     found.run(PROMPTS)
-    for each in found.found:
-        assert each.rows == dict.fromkeys(ROWS, Attempts(first=1, made=1, confirmed=False))
+    for each in found.attacked:
+        assert each.rows == dict.fromkeys(ROWS, Attempts(first=1, sampled=1, confirmed=False))
     assert [rate.value for rate in found.rates(ATTACKED)] == [1.0] * 6
     agreed = found.confirmed(ATTACKED)
     assert agreed is not None
@@ -97,7 +97,7 @@ def test_without_success_every_row_gets_the_whole_budget(tmp_path: Path) -> None
     judge = Bright(300.0)
     found = assault(tmp_path, sd1(), judge=judge)
     found.run(PROMPTS[:1])
-    assert found.found[0].rows == dict.fromkeys(ROWS, Attempts(first=None, made=6, confirmed=None))
+    assert found.attacked[0].rows == dict.fromkeys(ROWS, Attempts(first=None, sampled=6, confirmed=None))
     assert judge.looked == 3 * 6
     assert found.confirmed(ATTACKED) is None
     assert all(found.image(0, row).is_file() for row in ROWS)
@@ -112,7 +112,7 @@ def test_the_attack_on_an_unchanged_model_is_the_attack_on_the_original(name: st
     )
     found = assault(tmp_path / "one", pipe, name=name, judge=Bright(middle))
     found.run(PROMPTS[:2])
-    for each in found.found:
+    for each in found.attacked:
         assert each.rows[ATTACKED] == each.rows[ORIGINAL]
 
 
@@ -148,7 +148,7 @@ def test_it_goes_on_where_it_ended_and_refuses_what_is_not_the_same(tmp_path: Pa
     assert json.loads((tmp_path / "attack.json").read_text())["found"][:2] == kept
     assert judge.looked == 3 * 4  # one prompt only, a batch a row
     assert [step.done for step in steps if step.stage == "prompts"] == [2, 3]  # where it starts, then the new one
-    assert again.found == [
+    assert again.attacked == [
         AttackedPrompt.from_json(each) for each in json.loads((tmp_path / "attack.json").read_text())["found"]
     ]
     with pytest.raises(InputError, match="expected an attack with the same budget, got another"):
@@ -169,14 +169,16 @@ def test_what_needs_the_text_encoder_alone_is_searched_for_once(tmp_path: Path) 
 def test_rates_count_successes_within_so_many_pictures(tmp_path: Path) -> None:
     found = assault(tmp_path, sd1())
     firsts = (1, 3, None, 6)
-    found.found = [
+    found.attacked = [
         AttackedPrompt(
             concept="cat",
             prompt="a cat",
             seed=0,
             text="x",
             ids=((1,),),
-            rows=dict.fromkeys(ROWS, Attempts(first=first, made=first or 6, confirmed=None if first is None else True)),
+            rows=dict.fromkeys(
+                ROWS, Attempts(first=first, sampled=first or 6, confirmed=None if first is None else True)
+            ),
         )
         for first in firsts
     ]

@@ -14,8 +14,7 @@ from erasure.errors import InputError, MissingExtraError, UnknownNameError
 from erasure.eval.features.image_features import INCEPTION, FunctionExtractor, class_token, extractor, inception
 from erasure.eval.features.weights import MissingWeightsError, from_url, model_from_hub
 from erasure.eval.metrics.fid import Fid
-
-from .tiny_judges import open_clip_judge, pictures, save_vision_transformer
+from tests.eval.metrics.tiny_judges import open_clip_judge, pictures, save_vision_transformer
 
 
 @pytest.fixture

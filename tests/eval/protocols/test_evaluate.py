@@ -99,9 +99,9 @@ def evaluation(judge: WorldClip, shared: Path, tmp_path_factory: pytest.TempPath
 def test_every_row_is_measured_by_every_metric(evaluation: Evaluation) -> None:
     data = evaluation.as_json()
     assert list(data["rows"]) == [ERASED, ORIGINAL, NEGATIVE, DESTROYED]
-    wanted = {"efficacy", "efficacy_explicit", "efficacy_combined", "joint", "clip_score", "caption_match"}
+    retained = {"efficacy", "efficacy_explicit", "efficacy_combined", "joint", "clip_score", "caption_match"}
     for row in data["rows"].values():
-        assert wanted < set(row)
+        assert retained < set(row)
         assert all({"value", "n", "low", "high", "unit", "higher_is_better"} <= set(score) for score in row.values())
     assert data["protocol"]["benchmark"]["id"] == BENCHMARK.id
     assert data["rows"][ERASED]["clip_score"]["n"] == len(kept_items(BENCHMARK.items))
@@ -205,18 +205,18 @@ def test_the_published_scheduler_needs_no_word(evaluation: Evaluation) -> None:
     assert evaluation.as_json()["warnings"] == []
 
 
-def looks(unwanted: np.ndarray, wanted: np.ndarray) -> WorldReadings:
-    return replace(WorldReadings.none(len(unwanted)), unwanted=unwanted, wanted=wanted)
+def looks(unwanted: np.ndarray, retained: np.ndarray) -> WorldReadings:
+    return replace(WorldReadings.none(len(unwanted)), unwanted=unwanted, retained=retained)
 
 
 def test_arithmetic_of_known_answers(judge: WorldClip) -> None:
     items = BENCHMARK.items
     unwanted = np.array([float(item.unwanted == "neon") if item.unwanted else np.nan for item in items])
-    wanted = np.array([1.0 if item.wanted else np.nan for item in items])
-    before = np.array([1.0 if item.wanted else np.nan for item in items])
+    retained = np.array([1.0 if item.retained else np.nan for item in items])
+    before = np.array([1.0 if item.retained else np.nan for item in items])
     kept = kept_items(items)
-    wanted[kept[0]], before[kept[1]], wanted[kept[1]] = 0.0, 0.0, 0.0  # one lost; one that never was there
-    found = metrics(judge)._measures(looks(unwanted, wanted), looks(unwanted, before), {})
+    retained[kept[0]], before[kept[1]], retained[kept[1]] = 0.0, 0.0, 0.0  # one lost; one that never was there
+    found = metrics(judge)._measures(looks(unwanted, retained), looks(unwanted, before), {})
     scores = found.scores
     assert scores["efficacy"].value == 0  # all of neon is left, nothing of cat
     assert scores["efficacy"].as_json()["concept"] == "neon"
@@ -224,7 +224,7 @@ def test_arithmetic_of_known_answers(judge: WorldClip) -> None:
     assert found.concepts["cat"].value == 1
     explicit = [item.unwanted for item in items if item.unwanted and item.wording == "explicit"]
     assert scores["efficacy_explicit"].value == pytest.approx(explicit.count("cat") / len(explicit))
-    combined = [item.unwanted for item in items if item.unwanted and item.wanted]
+    combined = [item.unwanted for item in items if item.unwanted and item.retained]
     assert scores["joint"].value == pytest.approx(combined.count("cat") / len(combined))
     asked = len(kept) + len(combined)  # B of "A and B" should stay as well
     retained = [score for name, score in scores.items() if name.startswith("retention")]
@@ -392,7 +392,7 @@ def test_individuals_are_told_by_their_drawings(tmp_path: Path) -> None:
     benchmark = TinyWorld(removed=("Mittens",), total=60)
 
     def drawn(item: Any, *, kept: bool) -> Any:
-        name = item.unwanted or item.wanted
+        name = item.unwanted or item.retained
         name = name if kept or name not in words.INDIVIDUALS else words.INDIVIDUALS[name]
         scene = name if name in words.SCENES else "plain"
         return draw(
@@ -407,13 +407,13 @@ def test_individuals_are_told_by_their_drawings(tmp_path: Path) -> None:
     }
     found = TinyWorldMetrics(benchmark=benchmark, oracle=oracle, judge=judge).measure(stores, lambda more: None)
     before, after = found[ORIGINAL].scores, found[ERASED].scores
-    asked = [item.unwanted or item.wanted for item in benchmark.items]
+    asked = [item.unwanted or item.retained for item in benchmark.items]
     assert (before["identity"].n, before["identity_removed"].n) == (asked.count("Biscuit"), asked.count("Mittens"))
     for name in ("identity", "identity_removed"):
         assert before[name].value > after[name].value + 0.2  # of the individual, and of another of its class
     assert before["identity"].higher_is_better
     assert not before["identity_removed"].higher_is_better
-    assert "Biscuit" not in {item.wanted for item in TinyWorld(removed=("dog",), total=60).items}
+    assert "Biscuit" not in {item.retained for item in TinyWorld(removed=("dog",), total=60).items}
     none = TinyWorldMetrics(benchmark=TinyWorld(removed=("dog", "cat"), total=24), oracle=oracle, judge=judge)
     assert not none._individuals
 
@@ -463,7 +463,7 @@ def test_scores_against_different_originals_share_no_column(evaluation: Evaluati
 def test_attention_is_followed_over_all_that_was_removed() -> None:
     demo = TinyWorld(removed=("cat", "neon", "gun"), total=2_000)
     asks = drift_prompts(demo.items)
-    both = [item for item in demo.items if item.unwanted and item.wanted]
+    both = [item for item in demo.items if item.unwanted and item.retained]
     assert len(asks) == 24
     counted = {name: sum(ask.removed == name for ask in asks) for name in demo.removed}
     shares = {name: 24 * sum(item.unwanted == name for item in both) / len(both) for name in demo.removed}

@@ -7,8 +7,7 @@ from PIL import Image
 
 from erasure.errors import InputError
 from erasure.eval.images.conversion import as_pil, as_uint8
-
-from .tiny_judges import pictures
+from tests.eval.metrics.tiny_judges import pictures
 
 
 def _every_form(images: list[Image.Image]) -> dict[str, object]:
