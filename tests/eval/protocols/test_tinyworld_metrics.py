@@ -105,7 +105,7 @@ def test_caption_match_prefers_the_prompt_of_what_is_shown(oracle: Oracle) -> No
     right.update(trees, ["a photo of a tree"] * 12)
     wrong.update(trees, ["a photo of a gun"] * 12)
     assert right.compute().value > wrong.compute().value + 5
-    with pytest.raises(InputError, match="a prompt a picture"):
+    with pytest.raises(InputError, match="a prompt an image"):
         right.update(trees, ["a photo of a tree"])
 
 
