@@ -31,13 +31,13 @@ VERSION = 2
 def main() -> None:
     """Time generation and metrics, print a line each, and write run.json where asked."""
     parser = arguments(__doc__)
-    parser.add_argument("--pictures", type=int, default=64, help="a repeat")
+    parser.add_argument("--images", type=int, default=64, help="number of images in one repeat")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=profile_of("tinyworld").sampling.steps)
     parser.add_argument("--toy", action="store_true", help="few images and steps, to try the script")
     options = parser.parse_args()
     if options.toy:
-        options.pictures, options.batch, options.steps, options.repeats = 4, 2, 2, 2
+        options.images, options.batch, options.steps, options.repeats = 4, 2, 2, 2
     started = time.perf_counter()
     results = [generation(options), texts(), *memory([2_000, 4_000, 8_000, 16_000] if not options.toy else [80, 160])]
     for result in results:
@@ -49,13 +49,13 @@ def generation(options: Any) -> dict[str, Any]:
     """Return images a second of the raw pipeline and of the store, alternating, and their ratio."""
     pipe = tinyworld.load()
     names = vocabulary.concepts()
-    prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.pictures)]
+    prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.images)]
     sampler = SamplingSettings(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
     raw_seconds, store_seconds = [], []
     for repeat in range(options.repeats + 1):
-        seeds = [repeat * options.pictures + i for i in range(options.pictures)]
+        seeds = [repeat * options.images + i for i in range(options.images)]
         start = time.perf_counter()
-        for index in range(0, options.pictures, options.batch):
+        for index in range(0, options.images, options.batch):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[index : index + options.batch]]
             pipe(
                 prompts[index : index + options.batch],
@@ -74,8 +74,8 @@ def generation(options: Any) -> dict[str, Any]:
     raw_all, store_all = spread(raw_seconds), spread(store_seconds)
     return {
         "case": "generation",
-        "raw_images_per_second": options.pictures / raw_all["seconds"],
-        "store_images_per_second": options.pictures / store_all["seconds"],
+        "raw_images_per_second": options.images / raw_all["seconds"],
+        "store_images_per_second": options.images / store_all["seconds"],
         "ratio": raw_all["seconds"] / store_all["seconds"],
         "raw": raw_all,
         "store": store_all,

@@ -34,7 +34,7 @@ VERSION = 1
 def main() -> None:
     """Time one process and several in turns, print a line each, and write run.json where asked."""
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=profile_of("tinyworld").sampling.steps)
     parser.add_argument("--processes", type=int, default=2)
@@ -43,7 +43,7 @@ def main() -> None:
     parser.set_defaults(repeats=3)
     options = parser.parse_args()
     if options.toy:
-        options.pictures, options.batch, options.steps, options.repeats = 4, 2, 2, 1
+        options.images, options.batch, options.steps, options.repeats = 4, 2, 2, 1
     if options.worker:
         work(options)
         return
@@ -55,7 +55,7 @@ def main() -> None:
             for processes in taken:
                 taken[processes].append(launched(processes, Path(folder) / str(processes), options))
             apart = max(apart, largest_difference(Path(folder) / "1", Path(folder) / str(options.processes)))
-    results = [summary(processes, measurements, options.pictures) for processes, measurements in taken.items()]
+    results = [summary(processes, measurements, options.images) for processes, measurements in taken.items()]
     for result in results:
         result["ratio"] = result["images_per_second"] / results[0]["images_per_second"]
         result["largest_difference"] = apart
@@ -75,7 +75,7 @@ def launched(processes: int, folder: Path, options: argparse.Namespace) -> dict[
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["-m", "benchmarks.processes", "--worker", str(folder)]
-    for name in ("pictures", "batch", "steps"):
+    for name in ("images", "batch", "steps"):
         command += [f"--{name}", str(getattr(options, name))]
     threads = max(1, torch.get_num_threads() // processes)
     start = time.perf_counter()
@@ -94,11 +94,11 @@ def work(options: argparse.Namespace) -> None:
     """Make this process's share of the images."""
     state = PartialState(cpu=True)
     pipe, names = tinyworld.load(), vocabulary.concepts()
-    prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.pictures)]
+    prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.images)]
     sampler = SamplingSettings(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
     state.wait_for_everyone()
     start = time.perf_counter()
-    generate(pipe, prompts, list(range(options.pictures)), options.worker, sampler=sampler)
+    generate(pipe, prompts, list(range(options.images)), options.worker, sampler=sampler)
     if state.is_main_process:
         print(json.dumps({"seconds": time.perf_counter() - start, "threads": torch.get_num_threads()}))
     state.destroy_process_group()

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=50, help="images of each concept")
     parser.add_argument("--points", type=int, nargs="+", default=list(POINTS), help="removals after which to measure")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/continual"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.jpg")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

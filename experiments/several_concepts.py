@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="take so many pairs instead of all")
     parser.add_argument("--removals", type=int, default=48, help="pairs of --localised")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/several-concepts"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.png")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args()
     experiment = localised if options.localised else sweep if options.sweep else pairs_experiment
     began = time.perf_counter()

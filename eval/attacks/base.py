@@ -4,11 +4,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from erasure.backbones import Backbone
 from erasure.concept import Concept, normalized
@@ -120,12 +121,12 @@ def soft_tokens(backbone: Backbone, weights: Float[Tensor, "k vocabulary"], firs
         first: First of the k positions.
     """
 
-    def mixed(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
-        table: Any = module.weight
+    def mixed(module: nn.Embedding, args: tuple[object, ...], embedded: Tensor) -> Tensor:
+        table = module.weight
         mixture = (weights.to(table) @ table).expand(len(embedded), -1, -1)
         return torch.cat([embedded[:, :first], mixture, embedded[:, first + len(weights) :]], dim=1)
 
-    encoders: list[Any] = [
+    encoders: list[PreTrainedModel] = [
         part for name, part in backbone.pipe.components.items() if name.startswith("text_encoder") and part is not None
     ]
     with ExitStack() as hooks:

@@ -1,10 +1,10 @@
 """CLIP for scores: the models of open_clip by name, their protocols, and a cache of text features."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,46 @@ from .weights import missing_weights, world_clip_name
 DEFAULT = "ViT-L-14:openai"
 
 
+@runtime_checkable
+class PreprocessedTower(Protocol):
+    """The image tower of an open_clip model.
+
+    Attributes:
+        preprocess_cfg: Settings of its preprocessing, by the names of open_clip's PreprocessCfg.
+    """
+
+    preprocess_cfg: Mapping[str, Any]
+
+
+@runtime_checkable
+class OpenClipModel(Protocol):
+    """The models of open_clip, which have no base class in common.
+
+    Attributes:
+        visual: Image tower.
+        context_length: Length of a text in tokens.
+    """
+
+    visual: PreprocessedTower
+    context_length: int
+
+    def eval(self) -> "OpenClipModel":
+        """Leave training mode."""
+        ...
+
+    def to(self, device: str) -> "OpenClipModel":
+        """Move the weights to a device."""
+        ...
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """Return the features of a batch of images."""
+        ...
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """Return the features of a batch of token ids."""
+        ...
+
+
 class OpenClip:
     """A model of open_clip with its own tokenizer and preprocessing.
 
@@ -33,7 +73,12 @@ class OpenClip:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Callable[..., Tensor], name: str, device: str = "cpu", batch_size: int = 64
+        self,
+        model: OpenClipModel,
+        tokenizer: Callable[..., Tensor],
+        name: str,
+        device: str = "cpu",
+        batch_size: int = 64,
     ) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -88,7 +133,7 @@ class OpenClip:
         except OSError as error:  # a text tower or tokenizer of the Hub, which few models have
             fetch = f"Fetch them: python -c \"import open_clip; open_clip.get_tokenizer('{architecture}')\""
             raise missing_weights(f"clip {name}", f"tokenizer of {architecture}", fetch, error) from error
-        return cls(model, tokenizer, name, device)
+        return cls(cast(OpenClipModel, model), tokenizer, name, device)
 
     @property
     def library(self) -> str:

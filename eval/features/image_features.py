@@ -1,16 +1,18 @@
 """Image features for distances between sets and for similarities, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BatchFeature
 
 from erasure.errors import InputError, MissingExtraError, unknown_name
 from erasure.tinyworld.judge import WorldClip
@@ -193,9 +195,28 @@ def class_token(source: str, *, device: str = "cpu", download: bool = False) -> 
     from transformers import AutoImageProcessor, AutoModel
 
     # A pooling layer on top of the class token is no part of it, and DINO's checkpoints have none.
-    model = model_from_hub(AutoModel, source, source, download=download, unused=("pooler.",))
+    model = model_from_hub(AutoModel, source, source, download=download, unused=("pooler.",), device=device)
     processor = from_hub(AutoImageProcessor.from_pretrained, source, source, download=download)
-    return ClassToken(model.to(device), processor, source)
+    return ClassToken(model, processor, source)
+
+
+@runtime_checkable
+class HubImageProcessor(Protocol):
+    """An image processor of transformers, whose base class declares no settings.
+
+    Attributes:
+        do_resize: Whether images are resized.
+        size: Size after the resize, in pixels by edge.
+        resample: Filter of the resize, a number of PIL.
+    """
+
+    do_resize: bool
+    size: Mapping[str, int]
+    resample: int
+
+    def __call__(self, images: list[Image], *, return_tensors: str) -> BatchFeature:
+        """Return the pixels of some images."""
+        ...
 
 
 class ClassToken:
@@ -207,7 +228,7 @@ class ClassToken:
         source: Repository or folder of the weights.
     """
 
-    def __init__(self, model: Any, processor: Any, source: str) -> None:
+    def __init__(self, model: PreTrainedModel, processor: HubImageProcessor, source: str) -> None:
         self.model, self.processor, self.source = model.eval(), processor, source
 
     @torch.no_grad()
@@ -225,9 +246,11 @@ class ClassToken:
         )
 
 
-def processed(processor: Any) -> str:
+def processed(processor: HubImageProcessor) -> str:
     """Return a description of the resize of an image processor of transformers."""
-    cropped = f", centre {dict(processor.crop_size)}" if getattr(processor, "do_center_crop", False) else ""
+    cropped = (
+        f", centre {dict(getattr(processor, 'crop_size', {}))}" if getattr(processor, "do_center_crop", False) else ""
+    )
     resized = f"{dict(processor.size)}, resample {int(processor.resample)}" if processor.do_resize else "no resize"
     return f"{resized}{cropped}, {type(processor).__name__}"
 

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlparse
 
 import torch
+from transformers import PreTrainedModel
 
 from erasure.errors import ErasureError, InputError, reason
 from erasure.tinyworld.judge import WorldClip
@@ -77,8 +78,9 @@ def model_from_hub(
     *,
     download: bool,
     unused: tuple[str, ...] = (),
+    device: str = "cpu",
     **options: object,
-) -> Any:
+) -> PreTrainedModel:
     """Load a model of transformers, every weight of it.
 
     transformers fills what a checkpoint lacks with random numbers and a warning; a score of those is none.
@@ -89,6 +91,7 @@ def model_from_hub(
         where: Metric or model that needs it, for errors.
         download: Permission to use the network.
         unused: Beginnings of the names of weights that are not used.
+        device: Device of the model.
         options: Passed on.
 
     Raises:
@@ -104,7 +107,7 @@ def model_from_hub(
             f"{where}: expected a checkpoint of {type(model).__name__}, got {str(source)!r} without"
             f" {len(lacking)} of its weights, {lacking[0]!r} among them. Name another checkpoint."
         )
-    return model.eval()
+    return model.eval().to(device)
 
 
 def from_url(url: str, where: str, *, download: bool) -> Path:

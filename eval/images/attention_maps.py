@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -44,7 +44,7 @@ class AttentionTrace:
 
 
 def trace_attention(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompt: str,
     concepts: Sequence[str],
     seed: int,
@@ -74,7 +74,7 @@ def trace_attention(
 
 
 @contextmanager
-def _watching(pipe: Any, concepts: Sequence[str], maps: dict[int, Tensor]) -> Iterator[None]:
+def _watching(pipe: DiffusionPipeline, concepts: Sequence[str], maps: dict[int, Tensor]) -> Iterator[None]:
     denoiser = denoiser_of(pipe)
     capture = _SHOWN.capture(denoiser)
     with named_prompts(pipe, concepts) as named:
@@ -113,7 +113,7 @@ def attention_sheet(rows: Sequence[tuple[str, AttentionTrace]], concepts: Sequen
             captions.append(f"{heading}: {concept}" + (f" ({overlaps})" if i == 0 and len(concepts) > 1 else ""))
             frames = [overlaid(seen.image, seen.maps[step][i]) for step in shown]
             images.append([*frames, seen.image])
-    return side_by_side([*headings, "picture"], captions, images, cell=144)
+    return side_by_side([*headings, "image"], captions, images, cell=144)
 
 
 def overlaid(image: Image.Image, attention: Float[Tensor, "h w"]) -> Image.Image:

@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from erasure.errors import InputError
 
@@ -17,7 +19,14 @@ _NOTES = ("transformers_version", "architectures", "dtype", "torch_dtype")
 _CALLS = ("truncation", "padding")
 
 
-def pipeline_digest(pipe: Any) -> str:
+@runtime_checkable
+class _Configured(Protocol):
+    """A configuration of transformers, or a part of a pipeline that keeps its settings itself."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def pipeline_digest(pipe: DiffusionPipeline) -> str:
     """Return the SHA-256 of all in a pipeline that decides its images, but for its scheduler.
 
     That is every byte of the weights of all its networks (denoiser, text encoders, decoder, safety checker, ...), their
@@ -50,17 +59,17 @@ def _is_setting(name: str, value: object) -> bool:
     return not name.startswith("_") and not isinstance(value, tuple | list)
 
 
-def _contents(name: str, part: Any) -> object:
+def _contents(name: str, part: object) -> object:
     if isinstance(part, nn.Module):
         return {"class": type(part).__name__, "config": _config(part), "weights": _weights(name, part)}
-    if hasattr(part, "get_vocab"):
+    if isinstance(part, PreTrainedTokenizerBase):
         return _tokenizer(part)
     return {"class": type(part).__name__, "settings": _config(part)}
 
 
 def _config(part: object) -> dict[str, object]:
-    config: Any = getattr(part, "config", part)
-    if hasattr(config, "to_dict"):
+    config = getattr(part, "config", part)
+    if isinstance(config, _Configured):
         return _without_notes(config.to_dict())
     return _without_notes(config) if isinstance(config, Mapping) else {}
 
@@ -96,7 +105,7 @@ def _digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer(tokenizer: Any) -> dict[str, object]:
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     rules = {} if fast is None else {k: v for k, v in json.loads(fast.to_str()).items() if k not in _CALLS}
     return {

@@ -6,6 +6,7 @@ ESD's and UCE's object tables have it (arXiv:2303.07345, arXiv:2308.14761), by R
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from erasure.concept import normalized
 from erasure.errors import InputError, MissingExtraError
@@ -24,7 +26,7 @@ from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.oracle import Oracle
 from erasure.tinyworld.vocabulary import SCENES, STYLES
 
-from ..features.image_features import processed
+from ..features.image_features import HubImageProcessor, processed
 from ..features.weights import from_hub, from_url, model_from_hub, oracle_name
 from ..images.conversion import Images, as_pil
 from ..stats.scores import Score, Setup
@@ -191,6 +193,25 @@ def resnet50(*, device: str = "cpu", download: bool = False) -> "ImageNetClassif
     )
 
 
+@runtime_checkable
+class ClassificationPreset(Protocol):
+    """The preprocessing of torchvision's classifiers.
+
+    Attributes:
+        resize_size: Length of the shorter edge after the resize, in pixels.
+        crop_size: Length of an edge of the centre crop, in pixels.
+        interpolation: Interpolation of the resize.
+    """
+
+    resize_size: list[int]
+    crop_size: list[int]
+    interpolation: Enum
+
+    def __call__(self, image: Image, /) -> Tensor:
+        """Return the normalised pixels of an image."""
+        ...
+
+
 class ImageNetClassifier(ClassifierJudge):
     """A classifier of torchvision.
 
@@ -201,7 +222,12 @@ class ImageNetClassifier(ClassifierJudge):
     """
 
     def __init__(
-        self, net: torch.nn.Module, preprocess: Any, classes: tuple[str, ...], backbone: str, k: int = 1
+        self,
+        net: torch.nn.Module,
+        preprocess: ClassificationPreset,
+        classes: tuple[str, ...],
+        backbone: str,
+        k: int = 1,
     ) -> None:
         super().__init__(classes, k)
         self.net, self.preprocess, self.backbone = net.eval(), preprocess, backbone
@@ -234,9 +260,9 @@ def hub_classifier(source: str, *, device: str = "cpu", download: bool = False) 
     """
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    model = model_from_hub(AutoModelForImageClassification, source, source, download=download)
+    model = model_from_hub(AutoModelForImageClassification, source, source, download=download, device=device)
     processor = from_hub(AutoImageProcessor.from_pretrained, source, source, download=download)
-    return HubClassifier(model.to(device), processor, source)
+    return HubClassifier(model, processor, source)
 
 
 class HubClassifier(ClassifierJudge):
@@ -248,9 +274,8 @@ class HubClassifier(ClassifierJudge):
         source: Repository or folder of the weights.
     """
 
-    def __init__(self, model: Any, processor: Any, source: str, k: int = 1) -> None:
-        names = model.config.id2label
-        super().__init__([names[index] for index in range(model.config.num_labels)], k)
+    def __init__(self, model: PreTrainedModel, processor: HubImageProcessor, source: str, k: int = 1) -> None:
+        super().__init__([label for _, label in sorted((model.config.id2label or {}).items())], k)
         self.model, self.processor, self.source = model.eval(), processor, source
 
     @property

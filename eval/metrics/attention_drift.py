@@ -6,9 +6,10 @@ metrics of an edited model they are ours.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
@@ -97,7 +98,7 @@ class AttentionDrift(Metric):
     exactness: ClassVar[Exactness] = "reconstructed"
     feed: ClassVar[Feed] = "requests"
 
-    pipe: Any
+    pipe: DiffusionPipeline
     steps: int = 20
     guidance_scale: float = 4.0
     negative_prompt: str = ""

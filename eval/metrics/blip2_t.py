@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import isclose
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
+from PIL.Image import Image
 from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from erasure.errors import InputError
 from erasure.registry import Exactness
@@ -57,8 +59,8 @@ class RetrievalScore(Metric, ABC):
     default: ClassVar[str]
     model_class: ClassVar[str]
 
-    model: Any
-    processor: Any
+    model: PreTrainedModel
+    processor: ProcessorMixin
     weights: str
     _values: list[float] = field(default_factory=list, init=False, repr=False)
     _truncated: list[str] = field(default_factory=list, init=False, repr=False)
@@ -83,9 +85,10 @@ class RetrievalScore(Metric, ABC):
         import transformers
 
         weights = weights or cls.default
-        model = model_from_hub(getattr(transformers, cls.model_class), weights, cls.name, download=download)
+        model_class = getattr(transformers, cls.model_class)
+        model = model_from_hub(model_class, weights, cls.name, download=download, device=device)
         processor = from_hub(transformers.AutoProcessor.from_pretrained, weights, cls.name, download=download)
-        return cls(model=model.to(device), processor=processor, weights=weights)
+        return cls(model=model, processor=processor, weights=weights)
 
     def update(self, images: Images, prompts: Sequence[str]) -> "RetrievalScore":
         """Add images with their prompts.
@@ -125,7 +128,7 @@ class RetrievalScore(Metric, ABC):
             resize=processed(self.processor.image_processor),
         )
 
-    def _check(self, image: Any) -> None:
+    def _check(self, image: Image) -> None:
         one, other = self._scores([image] * 2, ["a photo of a dog", "an empty street at night"]).tolist()
         if isclose(one, other, rel_tol=1e-5):  # float32 rounding is about a tenth of that
             raise InputError(
@@ -134,7 +137,7 @@ class RetrievalScore(Metric, ABC):
             )
 
     @torch.no_grad()
-    def _scores(self, images: list[Any], texts: list[str]) -> Tensor:
+    def _scores(self, images: list[Image], texts: list[str]) -> Tensor:
         # Image and text separately: BLIP-2's processor subtracts its 32 query tokens from the length of a text.
         device = self.model.device
         text = self.processor.tokenizer(
@@ -196,7 +199,7 @@ class Blip2Itm(RetrievalScore):
         return match_probability(_blip2(self.model, pixels, ids, mask, matching=True))
 
 
-def _blip2(model: Any, pixels: Tensor, ids: Tensor, mask: Tensor, *, matching: bool) -> Tensor:
+def _blip2(model: PreTrainedModel, pixels: Tensor, ids: Tensor, mask: Tensor, *, matching: bool) -> Tensor:
     token = model.config.image_token_index
     if token is not None:
         # Such a model drops as many tokens as it has queries; they are put in front, or it would drop the text.

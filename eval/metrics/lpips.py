@@ -7,12 +7,12 @@ The two are not comparable.
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL.Image import Image, Resampling
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure.errors import InputError, MissingExtraError
 from erasure.registry import Exactness
@@ -27,7 +27,7 @@ SIZES: dict[Variant, int] = {"lpips_512": 512, "lpips_64": 64}
 UNIT = "LPIPS"
 
 
-def lpips(net: Any, before: UInt8[Tensor, "n 3 h w"], after: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+def lpips(net: nn.Module, before: UInt8[Tensor, "n 3 h w"], after: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
     """Return the distance of each pair, 0 for equal images; it does not depend on the batch.
 
     Args:
@@ -40,7 +40,7 @@ def lpips(net: Any, before: UInt8[Tensor, "n 3 h w"], after: UInt8[Tensor, "n 3 
     return net(one, other, normalize=True).reshape(-1).cpu()
 
 
-def load_lpips(*, device: str = "cpu", download: bool = False) -> Any:
+def load_lpips(*, device: str = "cpu", download: bool = False) -> nn.Module:
     """Return torchmetrics' network over AlexNet, with the heads that its package holds.
 
     Raises:
@@ -75,7 +75,7 @@ class Lpips(Metric):
     feed: ClassVar[Feed] = "before"
 
     variant: Variant = "lpips_512"
-    net: Any = field(default_factory=load_lpips)
+    net: nn.Module = field(default_factory=load_lpips)
     reference: str = ""
     _values: list[float] = field(default_factory=list, init=False, repr=False)
 
