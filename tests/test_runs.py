@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from erasure import Concept
 from erasure.backbones import backbone_of
 from erasure.concept import normalized
+from erasure.edits import SamplingEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import ErasureError, InputError, UnknownNameError
 from erasure.ledger import Ledger
@@ -176,6 +177,8 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
     assert file.parent.name == raw["eraser"]["name"]
     if raw["eraser"]["name"] == "esd":
         raw["eraser"] |= {"steps": 1, "sample_steps": 2}
+    if raw["eraser"]["name"] == "tune":
+        raw["eraser"] |= {"steps": 1, "objective": {"name": "guided", "sample_steps": 2}}
     if raw["eraser"]["name"] == "duge":
         raw["eraser"] |= {"steps": 1, "image_steps": 2, "memory_size": 4, "target_images": 2, "max_similarity": 1.0}
     if raw["eraser"]["name"] == "trce":
@@ -186,7 +189,8 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
     ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
     entry = next(removal.remove(run, pipe, ledger))
     assert entry.method == run.eraser.name
-    assert ledger.edit().changes
+    edit = ledger.edit()
+    assert edit.guidances if isinstance(edit, SamplingEdit) else edit.changes
 
 
 def test_there_is_a_config_for_every_eraser_on_the_tiny_world() -> None:
