@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from .errors import InputError, unknown_name
 
@@ -61,7 +61,7 @@ class Concept:
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**asdict(self), "preserve": list(self.preserve), "aliases": list(self.aliases)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Concept":
@@ -77,7 +77,9 @@ class Concept:
                 raise unknown_name("concept field", key, known)
         if "target" not in data:
             raise InputError(f"concept: expected a target, got {dict(data)!r}. Name the concept to erase.")
-        columns: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        columns: dict[str, Any] = {
+            key: tuple(cast("list[object]", value)) if isinstance(value, list) else value for key, value in data.items()
+        }
         return cls(**columns)
 
 

@@ -68,7 +68,7 @@ class ConceptGraph:
             kind: Kind of the concepts, which decides the prompts of "likeness".
         """
         distinct = tuple(dict.fromkeys(names))
-        matrices = {view: _MATRICES[view](encoder, distinct, kind) for view in views if distinct}
+        matrices: dict[View, Tensor] = {view: _MATRICES[view](encoder, distinct, kind) for view in views if distinct}
         return cls(names=distinct, views=MappingProxyType(matrices))
 
     def nearest(self, targets: Sequence[str], n: int | None = None, *, view: View = "text") -> list[tuple[str, float]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPProcessor
+    from transformers import BatchFeature, CLIPModel, CLIPProcessor
 
 Result = TypeVar("Result")
 
@@ -164,6 +164,12 @@ def among(names: Sequence[str], *, named: str, plain: str) -> Callable[[str], tu
     return choices
 
 
+class _Pooled(Protocol):
+    """Output of CLIP, which the stubs of transformers take for a tuple or for one without pooled rows."""
+
+    pooler_output: Tensor
+
+
 class HubClip:
     """CLIP of transformers, loaded when first used.
 
@@ -183,15 +189,17 @@ class HubClip:
         """Return a row of unit length for each image."""
         model, processor = self._parts
         batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        inputs = (processor(images=batch, return_tensors="pt").to(model.device) for batch in batches)
-        return _unit(torch.cat([model.get_image_features(**batch).pooler_output for batch in inputs]))
+        prepared = cast("Callable[..., BatchFeature]", processor)  # whose stubs leave out the common settings
+        inputs = (prepared(images=batch, return_tensors="pt").to(model.device) for batch in batches)
+        return _unit(torch.cat([cast("_Pooled", model.get_image_features(**batch)).pooler_output for batch in inputs]))
 
     @torch.inference_mode()
     def text_features(self, texts: list[str]) -> Float[Tensor, "n dim"]:
         """Return a row of unit length for each text, cut to the model's length."""
         model, processor = self._parts
-        inputs = processor(text=texts, return_tensors="pt", padding=True, truncation=True)
-        return _unit(model.get_text_features(**inputs.to(model.device)).pooler_output)
+        prepared = cast("Callable[..., BatchFeature]", processor)
+        inputs = prepared(text=texts, return_tensors="pt", padding=True, truncation=True).to(model.device)
+        return _unit(cast("_Pooled", model.get_text_features(**inputs)).pooler_output)
 
 
 def clip_judge(source: str, device: str, choices: Callable[[str], tuple[list[str], int]]) -> ZeroShotJudge:
@@ -221,8 +229,9 @@ def load_clip(source: str | Path, device: str) -> "tuple[CLIPModel, CLIPProcesso
     """Load a CLIP model and its processor from the local cache or a folder; nothing is downloaded."""
     from transformers import CLIPModel, CLIPProcessor
 
-    model = CLIPModel.from_pretrained(source, local_files_only=True)
-    return model.to(device).eval(), CLIPProcessor.from_pretrained(source, local_files_only=True)
+    model = CLIPModel.from_pretrained(source, local_files_only=True).eval()
+    cast("torch.nn.Module", model).to(device)  # in place; the stubs of transformers do not bind the method
+    return model, CLIPProcessor.from_pretrained(source, local_files_only=True)
 
 
 def _unit(features: Tensor) -> Float[Tensor, "n dim"]:

@@ -1,7 +1,7 @@
 """Progress of work in stages: the report, a counter that makes reports, and the bar of the terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -61,7 +61,7 @@ class ProgressCounter:
 
 
 @contextmanager
-def progress_bars(console: Console | None = None) -> Iterator[OnProgress]:
+def progress_bars(console: Console | None = None) -> Generator[OnProgress, None, None]:
     """Show one bar a stage on the terminal for the length of a `with`; a finished stage's bar goes away.
 
     Args:

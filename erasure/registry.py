@@ -42,7 +42,8 @@ AnySettings = TypeVar("AnySettings")
 class _Checked(ABCMeta):
     """Metaclass that checks settings before an instance is made."""
 
-    def __call__(cls, *args, **settings):  # no annotations: a type checker then reads the dataclass's own signature
+    # No return annotation: a type checker then reads the dataclass's own signature.
+    def __call__(cls, *args: object, **settings: object):
         if is_dataclass(cls) and not args:
             settings = _checked(cls, settings, _valid, f"{getattr(cls, 'name', cls.__name__)}.")
         return super().__call__(*args, **settings)
@@ -291,7 +292,7 @@ def _adapter(kind: type[Any]) -> SchemaValidator:
         for field in fields(kind)
         if field.init
     }
-    typed = TypedDict(kind.__name__, types)
+    typed = cast("Callable[[str, dict[str, Any]], Any]", TypedDict)(kind.__name__, types)
     typed.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
     try:
         return cast("SchemaValidator", TypeAdapter(typed).validator)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 from gradio.components import Component
@@ -203,8 +203,9 @@ def _field(method: str, setting: Setting) -> Component:
     if setting.kind == "choice":
         return gr.Dropdown(list(setting.choices), value=setting.value, **shared)
     if setting.kind == "switch":
-        return gr.Checkbox(setting.value, **shared)
-    return gr.Number(setting.value, precision=0 if setting.kind == "whole" else None, min_width=110, **shared)
+        return gr.Checkbox(cast("bool", setting.value), **shared)
+    value = cast("float | None", setting.value)
+    return gr.Number(value, precision=0 if setting.kind == "whole" else None, min_width=110, **shared)
 
 
 def _changed_settings(method: str, studio: Studio, values: Sequence[Any]) -> dict[str, Any]:

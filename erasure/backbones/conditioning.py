@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -270,7 +270,7 @@ def first_end_of_text(ids: Int[Tensor, "n tokens"], tokenizer: PreTrainedTokeniz
 
     The largest id will not do: tokens that were added after training have larger ones.
     """
-    return (ids == tokenizer.eos_token_id).int().argmax(dim=1)
+    return (ids == cast("int", tokenizer.eos_token_id)).int().argmax(dim=1)
 
 
 def spans_in(prompt: str, offsets: Offsets, phrase: str) -> list[list[int]]:

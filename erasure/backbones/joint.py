@@ -4,7 +4,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from diffusers import ModelMixin
@@ -106,7 +106,7 @@ class JointTransformer(LoadedModel):
 
     def _encode_prompt(self, *args: object, **kwargs: object) -> tuple[Tensor | None, ...]:
         # Of the class: a guidance follows the calls of the instance's.
-        return type(self.pipe).encode_prompt(self.pipe, *args, **kwargs)
+        return cast("Any", type(self.pipe)).encode_prompt(self.pipe, *args, **kwargs)
 
     def _tokens(self, encoder: str, prompts: Sequence[str], length: int) -> EncodedTokens:
         tokenizer = getattr(self.pipe, _tokenizer_of(encoder))

@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -12,7 +12,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerBase
 
 from ..errors import InputError, unknown_name
 from .conditioning import Conditioning
@@ -45,6 +45,15 @@ class LoadedModel(ABC):
     @abstractmethod
     def role_of(name: str) -> Role:
         """Return the role of a parameter, from its name inside the denoiser."""
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """The model family; see `Backbone`."""
+
+    @abstractmethod
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """Return channels, rows and columns of the latents of an image; see `Backbone`."""
 
     @abstractmethod
     def text_encoders(self) -> dict[str, PreTrainedModel]:
@@ -155,7 +164,7 @@ class LoadedModel(ABC):
 def textual_inversion_applied(pipe: DiffusionPipeline, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the prompt with learned tokens of several vectors written out, as diffusers' pipelines do."""
     if isinstance(pipe, TextualInversionLoaderMixin):
-        return str(pipe.maybe_convert_prompt(prompt, tokenizer))
+        return str(pipe.maybe_convert_prompt(prompt, cast("PreTrainedTokenizer", tokenizer)))
     return prompt
 
 

@@ -46,7 +46,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def unconditional(self) -> Conditioning:
         empty = self.encode([""])
-        if not self.pipe.config.force_zeros_for_empty_prompt or empty.pooled is None:
+        if not self.pipe.config["force_zeros_for_empty_prompt"] or empty.pooled is None:
             return empty
         return empty.with_states(torch.zeros_like(empty.states), torch.zeros_like(empty.pooled))
 

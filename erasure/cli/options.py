@@ -1,12 +1,12 @@
 """Groups of commands, and the options and arguments that several commands share."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 LedgerFolder = Annotated[Path, typer.Argument(metavar="LEDGER", help="Folder of a ledger.")]
 LedgerOrModel = Annotated[
@@ -69,12 +69,14 @@ class LibraryCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         for option in self.params:
-            help_text = getattr(option, "help", None) or ""
+            if not isinstance(option, TyperArgument | TyperOption):
+                continue
+            help_text = option.help or ""
             for key in [key for key in _NAMES if key in help_text]:
                 module, _, function = _NAMES[key].partition(":")
                 names = getattr(import_module(module), function)
-                names = names() if callable(names) else names
-                option.help = help_text = help_text.replace(key, ", ".join(names))
+                listed = cast("Iterable[str]", names() if callable(names) else names)
+                option.help = help_text = help_text.replace(key, ", ".join(listed))
         super().format_help(ctx, formatter)
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
@@ -184,4 +184,4 @@ class Edit(ABC):
         if file.format not in kinds:
             formats = " or ".join(dict.fromkeys(kind.formats[0] for kind in kinds.values()))
             raise InputError(f"{path}: expected an edit of the format {formats}, got {file.format!r}. Check the file.")
-        return kinds[file.format].of_file(file, shared or path.parent.parent / "rows")
+        return cast("AnyEdit", kinds[file.format].of_file(file, shared or path.parent.parent / "rows"))

@@ -60,7 +60,7 @@ def add_tokens(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Callable[
         extended = copy.deepcopy(tokenizer)
         extended.add_tokens([token.text for token in tokens])
         undone.append(_put(pipe, component.replace("text_encoder", "tokenizer"), extended))
-        undone += _grow(encoder, rows, tokenizer.eos_token_id)
+        undone += _grow(encoder, rows, cast("int", tokenizer.eos_token_id))
 
     def undo() -> None:
         for step in reversed(undone):
@@ -105,7 +105,7 @@ def mean_row(backbone: Backbone, component: str, phrase: str) -> Float[Tensor, "
     if not ids:
         raise InputError(f"initializer: expected words, got {phrase!r}. Name what the new word should start from.")
     encoder = _text_encoder(backbone, component)
-    return encoder.get_input_embeddings().weight[ids].detach().float().mean(0).cpu()
+    return cast("nn.Embedding", encoder.get_input_embeddings()).weight[ids].detach().float().mean(0).cpu()
 
 
 def moved_tokens(tokens: Sequence[NewToken], changes: Mapping[str, Change]) -> tuple[NewToken, ...]:

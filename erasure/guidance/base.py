@@ -49,7 +49,7 @@ class Guidance(Plugin):
         """
 
     @classmethod
-    def merged(cls, parts: Sequence[AnyGuidance]) -> tuple[AnyGuidance, ...]:
+    def merged(cls: type[AnyGuidance], parts: Sequence[AnyGuidance]) -> tuple[AnyGuidance, ...]:
         """Return guidances of this class in a form in which all can be in force at once, in order.
 
         They are put in force one inside the other; a class whose guidances act on the same part of the sampling

@@ -373,7 +373,7 @@ def _resolved(name: str, anchors: Mapping[str, str | None]) -> str | None:
     """Return the anchor of a concept; if that is removed as well, its anchor, and so on."""
     passed = [name]
     anchor = anchors[name]
-    while anchor in anchors:
+    while anchor is not None and anchor in anchors:
         if anchor in passed:
             raise InputError(f"localised: expected anchors that stay, got the circle {' -> '.join([*passed, anchor])}.")
         passed.append(anchor)

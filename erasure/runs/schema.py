@@ -137,5 +137,7 @@ def _schema(eraser: type[Eraser]) -> type[BaseModel]:
         item.name: item.default_factory() if item.default_factory is not MISSING else item.default
         for item in fields(Run)
     }
-    declared = {name: (hint, ... if defaults[name] is MISSING else defaults[name]) for name, hint in hints.items()}
+    declared: dict[str, Any] = {
+        name: (hint, ... if defaults[name] is MISSING else defaults[name]) for name, hint in hints.items()
+    }
     return create_model("RunConfig", __config__=ConfigDict(extra="forbid", strict=True), **declared)

@@ -35,7 +35,7 @@ def phrase_features(
     if read.pooled is not None and pooling != "eos":
         raise InputError(f"spl_pooling: expected 'eos' for a model with two text encoders, got {pooling!r}.")
     first = cast("PreTrainedModel", backbone.component("text_encoder"))
-    end = backbone.tokenizers()["text_encoder"].eos_token_id
+    end = cast("int", backbone.tokenizers()["text_encoder"].eos_token_id)
     positions = pooled_position(read.ids, end, pooling).to(read.states.device)
     pooled = read.states[torch.arange(len(read), device=positions.device), positions, : first.config.hidden_size]
     return [pooled] if read.pooled is None else [pooled, read.pooled]

@@ -85,7 +85,7 @@ class OpenClip:
         self.model, self.tokenizer, self.name = model.eval().to(device), tokenizer, name
         self.device, self.batch_size = torch.device(device), batch_size
         self._preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
-        self._preprocess: Callable[..., Tensor] = image_transform_v2(self._preprocessing, is_train=False)
+        self._preprocess = cast("Callable[..., Tensor]", image_transform_v2(self._preprocessing, is_train=False))
 
     @classmethod
     def load(cls, name: str = DEFAULT, *, device: str = "cpu", download: bool = False) -> "OpenClip":

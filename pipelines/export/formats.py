@@ -151,7 +151,9 @@ def check_holds(ledger: Ledger, export: Export) -> None:
             f" Use --format {' or '.join(_WITH_GUIDANCE)}, or undo them."
         )
     recording = [name for name, kinds in GUIDANCES.items() if hasattr(kinds[0], "recorded")]
-    methods = {guidance.name for guidance in edit.guidances} | ({export.guidance} - {None})
+    methods = {guidance.name for guidance in edit.guidances}
+    if export.guidance is not None:
+        methods.add(export.guidance)
     if export.format == "pipeline" and (len(methods) > 1 or not methods <= set(recording)):
         raise InputError(
             f"pipeline: expected guidance by one of {', '.join(recording)}, got {', '.join(sorted(methods))}."
