@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -26,7 +26,7 @@ from ..losses.attention import Rule, regions
 from ..prompts import without_phrases, words_of
 from ..registry import Exactness
 from .attention import MapReading, Named, within
-from .base import Guidance, named_prompts
+from .base import AnyGuidance, Guidance, named_prompts
 from .batches import Output, with_first
 from .leak import LeakLoss
 from .steps import Denoising, Latents, Stepping, around_each_step
@@ -173,7 +173,7 @@ class LocalisedRemoval(MapReading, Guidance):
         return any(re.search(_pattern(concept), prompt, flags=re.IGNORECASE) for concept in longer)
 
     @classmethod
-    def merged(cls, parts: Sequence["LocalisedRemoval"]) -> tuple["LocalisedRemoval", ...]:
+    def merged(cls: type[AnyGuidance], parts: Sequence[AnyGuidance]) -> tuple[AnyGuidance, ...]:
         """Return one removal for all that have the same settings, apart from concepts, anchors and neighbours.
 
         An anchor that is removed as well resolves to its own anchor, as in `erasure.closed_form.joint.joined_rows`.
@@ -181,12 +181,13 @@ class LocalisedRemoval(MapReading, Guidance):
         Raises:
             InputError: Anchors form a circle.
         """
-        plain = [part._without_concepts() for part in parts]
+        removals = cast("Sequence[LocalisedRemoval]", parts)
+        plain = [part._without_concepts() for part in removals]
         kinds = [each for i, each in enumerate(plain) if each not in plain[:i]]
-        removed = {name for part in parts for name in part.concepts}
-        anchors = {name: part.anchors.get(name, part.anchor) for part in parts for name in part.concepts}
-        groups = [[part for part, each in zip(parts, plain, strict=True) if each == kind] for kind in kinds]
-        return tuple(
+        removed = {name for part in removals for name in part.concepts}
+        anchors = {name: part.anchors.get(name, part.anchor) for part in removals for name in part.concepts}
+        groups = [[part for part, each in zip(removals, plain, strict=True) if each == kind] for kind in kinds]
+        merged = tuple(
             replace(
                 group[0],
                 concepts=tuple(dict.fromkeys(name for part in group for name in part.concepts)),
@@ -200,6 +201,7 @@ class LocalisedRemoval(MapReading, Guidance):
             )
             for group in groups
         )
+        return cast("tuple[AnyGuidance, ...]", merged)
 
     def _without_concepts(self) -> "LocalisedRemoval":
         anchor = None if self.anchor is None else ""
