@@ -244,7 +244,7 @@ def test_what_cannot_be_loaded_as_an_edit_is_one_line(saved: Path) -> None:
     erase(pipe, "cat", eraser=UCE(rows="last-subject")).save("own.safetensors")
     save_file({"some.weight": pipe.unet.conv_in.bias.data}, "other.safetensors")
     Path("esd.pt").write_bytes(b"a pickle")
-    assert "expected what was removed" in fails("load-edit", "other.safetensors", "--model", saved)
+    assert "--removed: expected the removed concepts" in fails("load-edit", "other.safetensors", "--model", saved)
     assert "--removed: expected none" in fails("load-edit", "own.safetensors", "--removed", "cat")
     assert "A pickle (.pt, .bin) is not opened" in fails("load-edit", "esd.pt", "--removed", "cat")
     assert "expected names of the model's parameters" in fails(

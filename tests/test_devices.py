@@ -65,7 +65,7 @@ def test_an_eraser_changes_the_weights_where_they_are_and_gives_them_back(
     before, drawn = backbone_of(pipe).fingerprint(), latents(pipe)
     edit = make_eraser(name, **eraser_class(name).quick).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
     with edit.applied_to(pipe):
-        weights = backbone_of(pipe).parameters(edit.changes.__contains__)
+        weights = backbone_of(pipe).parameters(weights_of(edit).changes.__contains__)
         assert {weight.device.type for weight in weights.values()} == {device}
         assert {weight.dtype for weight in weights.values()} == {dtype}
         assert all(torch.isfinite(weight).all() for weight in weights.values())
