@@ -142,7 +142,7 @@ class InstanceRecord:
         return states
 
     def notes(self, metrics: InstanceMetrics | None) -> list[str]:
-        """Return what was not measured, with the reason."""
+        """Return notes on measures that were left out, with the reason."""
         notes = (
             [] if metrics is not None else ["no weights of CLIP, DINO or BLIP in the local cache: nothing is measured."]
         )
