@@ -25,7 +25,8 @@ FIELD_OPENING = re.compile(rf"(?:{QUESTION}|Of\b)")
 FIELD = re.compile(r"^ {4}(\w+): (.*)$")
 VAGUE = {"at", "found", "asked", "told", "given", "made", "gone", "own", "wanted"}
 PICTURE = re.compile(r"picture", re.IGNORECASE)
-PROMPT = re.compile(r'"a black-and-white picture(?: of )?"')  # encoded as it stands: other words, other numbers
+# Encoded as they stand: other words, other numbers.
+PROMPT = re.compile(r'"a black-and-white picture(?: of )?"|"a picture in the style of "?')
 HELP = ("help", "description", "info")
 PROMPTS = Path("erasure/prompts.py")  # its templates are input of the models, "a picture of a {}" among them
 FIELDS = re.compile(r"\{[^{}\n]*\}")  # of f-strings, whose keys are those of stored files
@@ -170,7 +171,6 @@ def pictures_in_pages() -> list[Violation]:
 CHECKS = (docstring_openings, field_openings, vague_names, pictures, pictures_in_pages)
 
 
-@pytest.mark.xfail(strict=False, reason="the redesign is under way")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_prose(check) -> None:
     violations = check()

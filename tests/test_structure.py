@@ -227,7 +227,6 @@ CHECKS = (
 )
 
 
-@pytest.mark.xfail(strict=False, reason="the redesign is under way")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_structure(check) -> None:
     violations = check()

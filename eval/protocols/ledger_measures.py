@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from erasure.backbones import backbone_of
@@ -64,7 +65,11 @@ class LedgerMeasures:
     """
 
     def __init__(
-        self, ledger: Ledger, pipe: Any, settings: MeasureSettings | None, on_progress: OnProgress | None = None
+        self,
+        ledger: Ledger,
+        pipe: DiffusionPipeline,
+        settings: MeasureSettings | None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         self.ledger, self.pipe, self.on_progress = ledger, pipe, on_progress
         self.settings = None if is_stored(pipe) else settings

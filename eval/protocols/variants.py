@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from erasure.backbones import backbone_of
 from erasure.progress import OnProgress
@@ -41,7 +42,7 @@ class Variant:
     """
 
     name: str
-    pipe: Any
+    pipe: DiffusionPipeline
     about: str
     applied: Callable[[], AbstractContextManager[Any]] = nullcontext
     edit: str = ""
@@ -67,7 +68,7 @@ def image_cache() -> Path:
     return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure") / "pictures"
 
 
-def reference_variants(pipe: Any, removed: Sequence[str]) -> list[Variant]:
+def reference_variants(pipe: DiffusionPipeline, removed: Sequence[str]) -> list[Variant]:
     """Return the original, the original with the removed names as negative prompt, and the destroyed model."""
     negative = ", ".join(removed)
     return [
@@ -85,7 +86,7 @@ def reference_variants(pipe: Any, removed: Sequence[str]) -> list[Variant]:
 
 
 @contextmanager
-def destroyed(pipe: Any, strength: float = STRENGTH) -> Iterator[None]:
+def destroyed(pipe: DiffusionPipeline, strength: float = STRENGTH) -> Iterator[None]:
     """Put Gaussian noise on the denoiser's weight tensors of two and more dimensions; on exit they are as before.
 
     Args:

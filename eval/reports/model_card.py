@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 from PIL import Image
@@ -55,7 +56,7 @@ def prompts_of(ledger: Ledger) -> list[str]:
 
 def before_after(
     ledger: Ledger,
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
     sampler: SamplingSettings,
     on_progress: OnProgress | None = None,
@@ -77,7 +78,7 @@ def before_after(
     return side_by_side(["before", "after"], captions, list(zip(before, after, strict=True)))
 
 
-def model_card(ledger: Ledger, pipe: Any, written: Written, *, image: bool) -> ModelCard:
+def model_card(ledger: Ledger, pipe: DiffusionPipeline, written: Written, *, image: bool) -> ModelCard:
     """Return the card of an export.
 
     Args:
@@ -182,7 +183,7 @@ def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
     return "\n".join(["## What was not measured", "", *(f"- {line}" for line in missing)])
 
 
-def _loading(ledger: Ledger, pipe: Any, written: Written) -> str:
+def _loading(ledger: Ledger, pipe: DiffusionPipeline, written: Written) -> str:
     export, name, kind = written.export, written.name, type(pipe).__name__
     base = ledger.base.name if _is_hub_id(ledger.base.name) else "BASE"
     profile = profile_of(ledger.base.name)
@@ -279,7 +280,7 @@ def _is_hub_id(base: str) -> bool:
     return _HUB_ID.fullmatch(base) is not None and not Path(base).is_dir()
 
 
-def _tags(pipe: Any, export: Export) -> list[str]:
+def _tags(pipe: DiffusionPipeline, export: Export) -> list[str]:
     family = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", "-", type(pipe).__name__.removesuffix("Pipeline")).lower()
     tags = ["text-to-image", "concept-erasure", family]  # such as "stable-diffusion-xl"
     return [*tags, "lora"] if export.format in ("lora", "kohya") else tags

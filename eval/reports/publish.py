@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from erasure.io.files import new_folder, write_whole
 from erasure.ledger import Ledger
@@ -17,7 +18,7 @@ from .model_card import BEFORE_AFTER, before_after, model_card
 
 def publish(
     ledger: Ledger,
-    pipe: Any,
+    pipe: DiffusionPipeline,
     export: Export,
     to: Path,
     *,
@@ -52,7 +53,7 @@ def publish(
     return written
 
 
-def rename(ledger: Ledger, pipe: Any, written: Written, folder: Path, name: str) -> Written:
+def rename(ledger: Ledger, pipe: DiffusionPipeline, written: Written, folder: Path, name: str) -> Written:
     """Have the card of an export call the model by another name.
 
     Args:
@@ -70,7 +71,7 @@ def rename(ledger: Ledger, pipe: Any, written: Written, folder: Path, name: str)
     return renamed
 
 
-def _describe(ledger: Ledger, pipe: Any, written: Written, folder: Path) -> None:
+def _describe(ledger: Ledger, pipe: DiffusionPipeline, written: Written, folder: Path) -> None:
     card = model_card(ledger, pipe, written, image=(folder / BEFORE_AFTER).is_file())
     write_whole(folder / "README.md", str(card).encode())
     write_record(written, folder)

@@ -30,6 +30,6 @@ class AddedBenchmark(Benchmark):
 
     def read(self) -> tuple[Item, ...]:
         return (
-            Item(case="target", prompt="a photo of a cat", seed=self.seed, group="removed", unretained="cat"),
+            Item(case="target", prompt="a photo of a cat", seed=self.seed, group="removed", unwanted="cat"),
             Item(case="neighbour", prompt="a photo of a dog", seed=self.seed, group="kept", retained="dog"),
         )
