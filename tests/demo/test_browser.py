@@ -261,7 +261,7 @@ def test_what_is_wrong_is_one_line_in_a_toast_and_the_app_goes_on(visit) -> None
     erase(page, "<img src=x onerror=alert(1)>")
     assert toast(page).startswith("Unknown concept of the tiny world '<img src=x onerror=alert(1)>'.")
     erase(page)
-    assert toast(page) == "concepts: expected at least one, got none. Choose or type what to remove."
+    assert toast(page) == "concepts: expected at least one, got none. Choose or type a concept."
     choose(page, "concepts", "cat")
     page.fill("#look textarea", "x" * 5000)
     press(page, "erase")
@@ -327,7 +327,7 @@ def test_an_export_is_an_edit_that_loads(visit) -> None:
     page = visit()
     part(page, "Export")
     press(page, "export")
-    assert toast(page) == "export: expected a removal that stands, got none. Erase a concept first."
+    assert toast(page) == "export: expected a standing removal, got none. Erase a concept first."
     part(page, "Erase")
     erase(page, "cat")
     part(page, "Export")
