@@ -11,7 +11,7 @@ from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.edits.changes import exchanged
 from erasure.erasers import eraser_class, make_eraser
-from erasure.errors import InputError
+from erasure.errors import InputError, UnknownNameError
 from erasure.training import trajectories
 from erasure.training.context import FitContext, Reference, TrainingTask
 from erasure.training.finetune import Optimisation, finetune
@@ -159,7 +159,7 @@ def test_wrong_requests_are_named() -> None:
     assert Shape(keep={"attention": 0.0}).weighted(alone) == []
     with pytest.raises(InputError, match="semantic-kv: expected concepts that preserve something, got none"):
         Shape(keep={"semantic-kv": 1.0}).weighted(alone)
-    with pytest.raises(InputError, match="Did you mean 'attention'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'attention'"):
         make_eraser("esd", shape={"keep": {"attentoin": 1.0}})
     with pytest.raises(InputError, match="expected a number greater than or equal to 0"):
         make_eraser("esd", shape={"keep": {"attention": -1.0}})
