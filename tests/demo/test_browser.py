@@ -272,7 +272,7 @@ def test_what_is_wrong_is_one_line_in_a_toast_and_the_app_goes_on(visit) -> None
     press(page, "erase")
     assert removed(page) == ["cat"]
     assert page.locator("#before-after h4").first.inner_text() == f"“{odd}”"
-    expect(page.locator("#before-after")).to_contain_text("Only the beginning of")
+    expect(page.locator("#before-after")).to_contain_text("The model reads only the beginning of")
     part(page, "Measure")
     part(page, "Attention")
     page.fill("#words input, #words textarea", "unicorn")
