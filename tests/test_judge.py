@@ -76,7 +76,7 @@ def test_clip_chooses_between_the_concepts_and_nothing_in_particular(clip_judge)
     votes = np.array(clip_judge.shows(images, "Van Gogh")).astype(int) + clip_judge.shows(images, "Monet")
     assert set(votes.tolist()) <= {0, 1}
     shares = clip_judge.probabilities(images, "Van Gogh") + clip_judge.probabilities(images, "Monet")
-    assert ((shares > 0) & (shares <= 1)).all()
+    assert ((shares > 0) & (shares <= 1 + 1e-12)).all()
     assert len(clip_judge.shows(images, "Picasso")) == 20  # any text can be asked for
 
 

@@ -340,7 +340,7 @@ def test_an_export_is_an_edit_that_loads(visit) -> None:
     expect(page.locator("#card")).to_contain_text("What was removed")
     page.get_by_text("To the Hugging Face Hub").click()
     press(page, "push")
-    assert toast(page).startswith("token: expected one of the Hub with the right to write")
+    assert toast(page).startswith("token: expected one of the Hub with write access")
     assert page.locator("#token input").get_attribute("type") == "password"
 
 
