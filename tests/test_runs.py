@@ -129,6 +129,10 @@ def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None
     ]
     file.write_text('\ufeffconcept,preserve,kind\n"dog, big",Monet,object\n')
     assert lists.read_concepts(file) == [{"target": "dog, big", "preserve": ["Monet"], "kind": "object"}]
+    file.write_text("Anchor,Concept\ndog,cat\n")
+    assert lists.read_concepts(file) == [{"anchor": "dog", "target": "cat"}]
+    file.write_text('cat, "dog, small"\r\n')
+    assert lists.read_concepts(file) == [{"target": "cat", "anchor": "dog, small"}]
 
 
 @pytest.mark.parametrize(
@@ -139,12 +143,25 @@ def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None
         ("cat\n,dog\n", "line 2: expected a concept"),
         ("cat\n\ndog\n", "line 2: expected a concept, got an empty line"),
         ("concept,anchor\ncat,dog\ngun,Gun\n", "line 3: .*expected another concept than the target, got 'Gun'"),
-        ("concept,ancor\ncat,dog\n", "Did you mean 'anchor'?"),
+        ("concept,ancor\ncat,dog\n", "line 1: .*Did you mean 'anchor'?"),
+        ("concepts,anchors\ncat,dog\n", "line 1: .*Did you mean 'concept'?"),
+        ("id,prompt\n1,cat\n", "line 1: Unknown column 'id'"),
+        ("anchor,preserve\ncat,dog\n", "line 1: expected a column 'target', got 'anchor', 'preserve'"),
+        ("concept,anchor,concept\ncat,dog,gun\n", "line 1: expected each column once, got 'target' twice"),
+        ("target,concept\ncat,dog\n", "line 1: expected each column once"),
+        ("concept,preserve,anchor\ncat,dog\n", "line 2: expected 3 columns, got 2"),
+        ("concept;anchor\ncat;dog\n", "line 1: expected cells separated by commas, not semicolons"),
+        ("cat\tdog\n", "line 1: expected cells separated by commas, not tabs"),
+        ("cat,dog,Monet|Degas\n", "line 1: expected cells separated by commas, not bars"),
+        ('gun\ncat,"dog\nneon\nmosaic\nhorse\n', "line 2: expected CSV.*a quote that is not closed"),
+        ('gun\ncat,"dog\nneon"\nmosaic\n', "line 2: expected quotes closed on their line"),
+        ('gun\ncat,do"g\n', "line 2: expected quotes closed on their line"),
+        ("cat\nCaf\udce9\n", "line 2: expected CSV in UTF-8"),
     ],
 )
 def test_a_list_of_requests_that_is_wrong_says_where(tmp_path, text, message) -> None:
     file = tmp_path / "requests.csv"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ErasureError, match=message):
         lists.read_concepts(file)
     with pytest.raises(InputError, match="No such file"):

@@ -1,6 +1,6 @@
 """Lists of removal requests: CSV files, and the families that come with the library."""
 
-import csv
+import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,19 +11,37 @@ from ..backbones.conditioning import tokenized
 from ..backbones.sd import textual_inversion_applied
 from ..concept import Concept, normalized
 from ..errors import ErasureError, InputError, unknown_name
+from ..io.csv_rows import CsvRow, check_columns, check_delimiter, csv_rows
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+_COLUMNS = {
+    "concept": "target",
+    "target": "target",
+    "anchor": "anchor",
+    "preserve": "preserve",
+    "kind": "kind",
+    "aliases": "aliases",
+}
+"""Field of a concept by the name of its column."""
+_OTHER_COLUMNS = {
+    *("", "index", "id", "case_number", "case_num", "image_id", "evaluation_seed", "seed", "prompt", "artist", "class"),
+    *("label", "label_str", "name", "text", "type", "erase", "forget", "retain", "keep", "guide", "mapping"),
+}
+"""Columns of lists for other programs; a line of nothing else is a heading."""
+
+
 def read_concepts(path: Path) -> list[dict[str, Any]]:
     """Read a CSV list of removal requests: the concept, and optionally its anchor and preserved concepts (`;` between).
 
-    A first line that starts with "concept" or "target" names the columns; else they are concept, anchor, preserve.
+    A first line with the name of a column names all of them; without one they are concept, anchor, preserve.
 
     Raises:
-        InputError: The file cannot be read, holds no concept, or has an unknown column, an empty line between others,
-            or a line without a concept or with a concept as its own anchor.
+        InputError: The file cannot be read, holds no concept, or has an unknown, doubled or missing column, an empty
+            line between others, an unclosed quote, another delimiter than the comma, or a line without a concept or
+            with a concept as its own anchor; the error names the line.
     """
     return [concept for _, concept in _numbered_concepts(path)]
 
@@ -35,7 +53,7 @@ def check_phrases(path: Path, pipe: "DiffusionPipeline") -> None:
         InputError: A phrase is too long; the error names the line.
     """
     tokenizer = next(iter(backbone_of(pipe).tokenizers().values()))
-    for number, concept in _numbered_concepts(path):
+    for where, concept in _numbered_concepts(path):
         names = [
             concept["target"],
             concept.get("anchor", ""),
@@ -47,8 +65,7 @@ def check_phrases(path: Path, pipe: "DiffusionPipeline") -> None:
         for phrase, offsets in zip(phrases, spans, strict=True):
             if max(end for _, end in offsets) < len(phrase):
                 raise InputError(
-                    f"--from {str(path)!r} line {number}: expected phrases of at most {ids.shape[1] - 2} tokens,"
-                    f" got {phrase!r}. Shorten it."
+                    f"{where}: expected phrases of at most {ids.shape[1] - 2} tokens, got {phrase!r}. Shorten it."
                 )
 
 
@@ -87,51 +104,75 @@ def _lists() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*/*.csv"))}
 
 
-def _numbered_concepts(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the requests of a list, each with the number of its line."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"--from: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"--from {str(path)!r}: expected text in UTF-8 and CSV, got {str(error)!r}.") from None
-    while rows and not any(map(str.strip, rows[-1][1])):
+def _numbered_concepts(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the requests of a list, each with the name of the file and the number of its line."""
+    where = f"--from {str(path)!r}"
+    rows = [row.stripped() for row in csv_rows(path, where, spaced=True)]
+    while rows and not any(rows[-1].cells):
         rows.pop()  # blank lines at the end say nothing
-    for number, row in rows:
-        if not any(map(str.strip, row)):
-            raise InputError(f"--from {str(path)!r} line {number}: expected a concept, got an empty line. Delete it.")
-    columns = ["target", "anchor", "preserve"]
-    known = ["target", "anchor", "preserve", "kind", "aliases"]
-    if rows and rows[0][1][0].strip().lower() in ("concept", "target"):
-        columns = ["target" if name.strip().lower() == "concept" else name.strip().lower() for name in rows.pop(0)[1]]
-        for name in columns:
-            if name not in known:
-                raise unknown_name(f"column of {str(path)!r}", name, known)
-    concepts = [(number, _concept_of_row(path, number, columns, row)) for number, row in rows]
+    for row in rows:
+        _check_row(row)
+    columns, exact = ["target", "anchor", "preserve"], False
+    if rows and _is_heading(rows[0].cells):
+        columns, exact = _columns(rows.pop(0)), True
+    concepts = [(row.where, _concept_of_row(row, columns, exact=exact)) for row in rows]
     if not concepts:
-        raise InputError(f"--from {str(path)!r}: expected a concept a line, got none.")
+        raise InputError(f"{where}: expected a concept a line, got none. Write one on each line.")
     return concepts
 
 
-def _concept_of_row(path: Path, number: int, columns: Sequence[str], row: Sequence[str]) -> dict[str, Any]:
-    cells = [cell.strip() for cell in row]
-    if len(cells) > len(columns):
+def _check_row(row: CsvRow) -> None:
+    """Refuse an empty line, and a cell with a line break or half a pair of quotes."""
+    if not any(row.cells):
+        raise InputError(f"{row.where}: expected a concept, got an empty line. Delete it.")
+    for cell in row.cells:
+        if len(cell.splitlines()) > 1 or cell.count('"') % 2:
+            raise InputError(f"{row.where}: expected quotes closed on their line, got {cell!r}. Close the quote.")
+
+
+def _is_heading(cells: Sequence[str]) -> bool:
+    """Return True for a line that names columns: it holds the name of one, or nothing but words like such names."""
+    names = [normalized(cell).replace(" ", "_") for cell in cells]
+    if any(name in _COLUMNS for name in names):
+        return True
+    return all(name in _OTHER_COLUMNS or difflib.get_close_matches(name, _COLUMNS, cutoff=0.8) for name in names)
+
+
+def _columns(heading: CsvRow) -> list[str]:
+    """Return the fields of a concept that the columns of a heading hold."""
+    for cell in heading.cells:
+        if normalized(cell) not in _COLUMNS:
+            raise InputError(
+                f"{heading.where}: {unknown_name('column', cell, _COLUMNS)} Rename or delete it; if the line is no"
+                " heading, write the line 'concept,anchor,preserve' above it."
+            )
+    columns = [_COLUMNS[normalized(cell)] for cell in heading.cells]
+    check_columns(CsvRow(where=heading.where, cells=tuple(columns)), ["target"])
+    for column in columns:
+        if columns.count(column) > 1:
+            raise InputError(f"{heading.where}: expected each column once, got {column!r} twice. Delete one.")
+    return columns
+
+
+def _concept_of_row(row: CsvRow, columns: Sequence[str], *, exact: bool) -> dict[str, Any]:
+    """Return the request of a row; under a heading a row has a cell for every column."""
+    if len(row.cells) > len(columns) or (exact and len(row.cells) < len(columns)):
         raise InputError(
-            f"--from {str(path)!r} line {number}: expected at most {len(columns)} columns, got {len(cells)}."
+            f"{row.where}: expected {'' if exact else 'at most '}{len(columns)} columns, got {len(row.cells)}."
+            " Write the comma of an empty cell; quote a cell that holds a comma."
         )
     concept: dict[str, Any] = {}
-    for column, cell in zip(columns, cells, strict=False):
-        if column in ("preserve", "aliases"):
-            if cell:
-                concept[column] = [part.strip() for part in cell.split(";") if part.strip()]
+    for column, cell in zip(columns, row.cells, strict=False):
+        is_list = column in ("preserve", "aliases")
+        check_delimiter(row, cell, ";" if is_list else "")
+        if is_list and cell:
+            concept[column] = [part.strip() for part in cell.split(";") if part.strip()]
         elif cell or column == "target":
             concept[column] = cell
     if not concept.get("target"):
-        raise InputError(f"--from {str(path)!r} line {number}: expected a concept, got {','.join(row)!r}.")
+        raise InputError(f"{row.where}: expected a concept, got {','.join(row.cells)!r}. Name the concept to erase.")
     try:
         Concept.from_json(concept)
     except ErasureError as error:
-        raise InputError(f"--from {str(path)!r} line {number}: {error}") from None
+        raise InputError(f"{row.where}: {error}") from None
     return concept

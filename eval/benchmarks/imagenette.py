@@ -18,7 +18,8 @@ class Imagenette(LabelledList):
     """Prompts of the ten classes, with the classes to be judged by a classifier's index.
 
     UCE's list has 10 x 500 prompts "an image of a(n) X", ESD's has 10 x 10 "Image of X"; RECE's, in the same columns,
-    describes the class in sentences, some of which do not name it.
+    describes the class in sentences, some of which do not name it, and is read
+    with its commas unquoted, as published.
 
     Attributes:
         path: A CSV file with the columns case_number, prompt, evaluation_seed, class.
@@ -44,7 +45,7 @@ class Imagenette(LabelledList):
     path: Path
 
     def read(self) -> tuple[Item, ...]:
-        rows = read_list(self.path, ("case_number", "prompt", "evaluation_seed", "class"))
+        rows = read_list(self.path, ("case_number", "prompt", "evaluation_seed", "class"), unquoted="prompt")
         classes = [class_index(self.name, CLASSES, row.text("class")) for row in rows]
         role = self.roles([name for name, _ in classes])
         items = []

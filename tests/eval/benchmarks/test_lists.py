@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from erasure.errors import InputError
+from erasure.eval.benchmarks.coco import Coco
+from erasure.eval.benchmarks.imagenette import Imagenette
 from erasure.eval.benchmarks.lists import read_list
 
 COLUMNS = ("case_number", "prompt", "evaluation_seed")
@@ -90,3 +92,41 @@ def test_cells_that_cannot_be_used(tmp_path: Path) -> None:
         (row,) = read_list(written(tmp_path, f"case_number,prompt,evaluation_seed\n0,a,{cell}\n"), COLUMNS)
         with pytest.raises(InputError, match="whole number from 0 on as 'evaluation_seed'"):
             row.whole("evaluation_seed")
+
+
+def test_a_list_without_case_number_has_its_cases_in_the_column_that_names_the_images(tmp_path: Path) -> None:
+    text = "image_id,source,prompt,evaluation_seed\n000000203564,coco-30k,A bicycle.,41337\n"
+    (item,) = Coco(path=written(tmp_path, text)).items
+    assert (item.case, item.prompt, item.seed) == ("000000203564", "A bicycle.", 41337)
+    (row,) = read_list(written(tmp_path, "case_number,coco_id,prompt,evaluation_seed\n0,9,a,1\n"), COLUMNS)
+    assert row.text("case_number") == "0"
+
+
+def test_unquoted_commas_of_a_published_list_belong_to_the_prompt(tmp_path: Path) -> None:
+    lines = ["0,In a cozy cafe, the melodies, of a cassette player,4001,cassette player", '1,"a tench, big",7,tench']
+    path = written(tmp_path, "\n".join(["case_number,prompt,evaluation_seed,class", *lines]))
+    assert [(item.prompt, item.seed) for item in Imagenette(path=path).items] == [
+        ("In a cozy cafe, the melodies, of a cassette player", 4001),
+        ("a tench, big", 7),
+    ]
+    path = written(tmp_path, "case_number,prompt,evaluation_seed,class\n0,a tench,7,tench,fish\n")
+    with pytest.raises(InputError, match=r"line 2: expected 4 cells, got 5\. Quote cells that hold a comma"):
+        Imagenette(path=path).read()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case_number;prompt;evaluation_seed\n0;a cat;1\n", "line 1: .*Separate cells by commas, not semicolons"),
+        ("case_number\tprompt\tevaluation_seed\n0\ta\t1\n", "line 1: .*Separate cells by commas, not tabs"),
+        (
+            "case_number,prompt,prompt,evaluation_seed\n0,a,b,1\n",
+            "line 1: expected each column once, got 'prompt' twice",
+        ),
+        ('case_number,prompt,evaluation_seed\n0,a,1\n1,"b,2\n2,c,3\n', "line 3: .*a quote that is not closed"),
+        ('case_number,prompt,evaluation_seed\n0,"a"b,1\n', "line 2: expected CSV"),
+    ],
+)
+def test_a_heading_or_a_quote_that_is_wrong_names_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_list(written(tmp_path, text), COLUMNS)
