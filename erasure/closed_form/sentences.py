@@ -57,8 +57,9 @@ class SentenceWeights:
         start: Weight of the start-of-text state, >= 0.
         eot: Weight of the first end-of-text state, >= 0.
         last: Weight of the last state of all, times the number of states after the words, >= 0.
-        term: Weight of each token of the term, which becomes the safe sentence's last state, >= 0.
-        eot_index: Position of the first end of text: by token "ids", or the number of "words" plus one.
+        term: Weight of each token of the term, which becomes the safe sentence's last state, >= 0; of one place with
+            an `eot_index` of "words".
+        eot_index: Positions of the first end of text and of the term: by token "ids", or counted in "words".
         eta: Weight of all tokens of the captions together, against 1 for all sentences, >= 0.
         reg: Pull towards the old weights, >= 0.
     """
@@ -191,7 +192,7 @@ class SentenceReader:
         yield _Position(name="eot", index=end, safe_index=safe_end, weight=weights.eot)
         last = length - 1
         yield _Position(name="last", index=last, safe_index=last, weight=weights.last * max(0, length - words - 2))
-        for i, index in enumerate(self._term(pair)):
+        for i, index in enumerate(self._term(pair) if weights.term > 0 else ()):
             yield _Position(name=f"term-{i}", index=index, safe_index=last, weight=weights.term)
 
     def _end(self, prompt: str) -> int:
@@ -201,7 +202,13 @@ class SentenceReader:
         return int(self._states.eot[row]) if self._weights.eot_index == "ids" else len(prompt.split()) + 1
 
     def _term(self, pair: SentencePair) -> list[int]:
-        """Return the positions of the term's tokens: it stands where the frame's prefix ends."""
+        """Return the positions of the term's tokens: it stands where the frame's prefix ends.
+
+        Counted in words it is one position, as in the official code: that code lists the place of each word of the
+        term and weighs the first of them alone.
+        """
+        if self._weights.eot_index == "words":
+            return [_first_word(pair) + 1]
         row = self._row_of[pair.prompt]
         end = len(self._states.prompts[row]) - len(pair.frame.partition("{}")[2])
         return self._states.tokens_of(row, end - len(pair.term), end)
@@ -214,3 +221,15 @@ class SentenceReader:
                 f"trce: expected sentences of at most {self._values.shape[1] - 2} tokens, got {prompt!r}."
                 " Shorten the term or its safe phrase."
             )
+
+
+def _first_word(pair: SentencePair) -> int:
+    """Return the index, among the words of the sentence, of the first of the words that are the term."""
+    words, term = pair.prompt.split(), pair.term.split()
+    for i in range(len(words) - len(term) + 1):
+        if words[i : i + len(term)] == term:
+            return i
+    raise InputError(
+        f"trce.frames: expected a sentence with the term as words of its own, got {pair.prompt!r}."
+        " Put spaces around {}, or set eot_index to 'ids'."
+    )

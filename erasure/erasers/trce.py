@@ -54,8 +54,8 @@ class TRCE(Eraser):
     with z_u on trajectories of the empty prompt and eps_1 the model after stage 1. A model that predicts v is trained
     on v: both targets and h are linear combinations of predictions.
 
-    Differs from the official code: the EoT is found by token id (theirs counts words, which for many of their
-    sentences is a token before it; `eot_index` has both); latents are paired with the timestep that they are at;
+    Differs from the official code: the EoT and the term are found by token id (theirs counts words, which for many of
+    their sentences is a token before; `eot_index` has both); a term listed twice counts once (twice there); latents are paired with the timestep that they are at;
     gradients are cleared between updates, with a learning rate to match (`accumulate_forever` has theirs); the
     sentences are our own; timesteps are those of the pipeline's schedule, offset 1.
 
@@ -66,8 +66,10 @@ class TRCE(Eraser):
         weight_start: Weight of the start-of-text state, >= 0.
         weight_eot: Weight of the first end-of-text state, >= 0.
         weight_last: Weight of the last state of all, times the number of states after the words, >= 0, as in the code.
-        weight_term: Weight of each token of the term, which becomes the safe sentence's last state, >= 0.
-        eot_index: Position of the first end of text: by token "ids", or "words", the code's count of words plus one.
+        weight_term: Weight of each token of the term, which becomes the safe sentence's last state, >= 0. With an
+            `eot_index` of "words", of one place as in the code: the index of the term's first word plus one.
+        eot_index: Positions of the first end of text and of the term: by token "ids", or "words", the code's, where
+            the number of words is the number of tokens.
         eta: Weight of all tokens of the captions together, against 1 for all sentences, >= 0; see `published_eta`.
         reg: Pull towards the old weights, >= 0.
         captions: File of ordinary captions, one a line, or CSV with a column "caption" or "prompt"; "" takes everyday

@@ -1,6 +1,7 @@
 """TRCE: the tests of its specification, section 10, on small models of the real classes and random matrices."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,7 +177,7 @@ def test_the_first_end_of_text_is_found_by_its_id_and_the_official_count_of_word
             assert found == [len(pair.prompt.split()) + 1 for pair in pairs]
 
 
-def test_roles_are_read_where_the_official_code_reads_them(small: Backbone) -> None:
+def test_by_token_ids_each_token_of_the_term_has_a_row(small: Backbone) -> None:
     settings = replace(TEXT, frames=("a photo of {} today",), weight_start=2.0, weight_last=3.0, weight_term=4.0)
     reader = SentenceReader(small, settings._pairs([GUN]), settings._weights)
     rows = reader.rows(statistics(small, CAPTIONS))
@@ -196,6 +197,65 @@ def test_roles_are_read_where_the_official_code_reads_them(small: Backbone) -> N
         assert torch.equal(rows.targets[row], states.states[0, at].double())
         assert torch.equal(rows.anchors[row], states.states[1, safe_at].double())
         assert rows.weights[row].item() == pytest.approx(weight / 2)  # two terms in one frame
+
+
+def test_counted_in_words_stage_one_equals_the_official_arithmetic(tmp_path: Path) -> None:
+    """W' = W (sum w e_s e_m^T / n + P) (sum w e_m e_m^T / n + P)^-1, P = p^2 S / 30000 + l I, at four places each.
+
+    The official l is 0; states of a small model after layer normalisation lie in a subspace, so here it is not.
+    Of a term, one place: the index of its first word plus one, whatever the number of its tokens.
+    """
+    pipe, scale, p = sd1(vocabulary="clip"), (0.5, 1.0, 0.01, 2.0), 30.0
+    captions = [f"a {one} and the {two}" for one in ("boat", "dog", "lighthouse") for two in ("tree", "self-portrait")]
+    (tmp_path / "captions.txt").write_text("\n".join(captions))
+    frames = ("a photo of {} today", "{} during sunset/sunrise")
+    weights = dict(zip(("weight_start", "weight_eot", "weight_last", "weight_term"), scale, strict=True))
+    eraser = TRCE(
+        stages="text",
+        frames=frames,
+        eot_index="words",
+        eta=published_eta(p, captions=len(captions)),
+        reg=0.1,
+        captions=str(tmp_path / "captions.txt"),
+        **weights,
+    )
+    terms = ["machine gun", "unexploded ordnance"]  # several tokens a word
+    edit = eraser.fit(
+        [Concept(target=t, anchor="a calm flower", kind="unsafe") for t in terms],
+        FitContext(backbone=backbone_of(pipe)),
+    )
+
+    def states(sentence: str) -> torch.Tensor:
+        ids = pipe.tokenizer(sentence, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return pipe.text_encoder(ids)[0][0].double()
+
+    right, left = torch.zeros(WIDTH, WIDTH).double(), torch.zeros(WIDTH, WIDTH).double()
+    for term in terms:
+        for frame in frames:
+            bad, good = frame.format(term), frame.format("a calm flower")
+            words, e, safe = bad.split(), states(bad), states(good)
+            places = (0, len(words) + 1, 76, words.index(term.split()[0]) + 1)
+            safe_places = (0, len(good.split()) + 1, 76, 76)
+            factors = (1, 1, 77 - len(words) - 2, 1)
+            for i, j, w, factor in zip(places, safe_places, scale, factors, strict=True):
+                right += w * factor * torch.outer(safe[j], e[i]) / 4
+                left += w * factor * torch.outer(e[i], e[i]) / 4
+    second = sum(states(caption).T @ states(caption) for caption in captions)
+    kept = p * p * second / 30_000 + 0.1 * torch.eye(WIDTH).double()
+    matrix = (right + kept) @ torch.linalg.inv(left + kept)
+    for name, parameter in text_weights(backbone_of(pipe)).items():
+        weight = parameter.detach().double()
+        expected = weight @ matrix - weight
+        # Text states are float32, and the inverse multiplies their rounding.
+        assert (edit.changes[name].of(weight) - expected).abs().max() < 1e-6, name
+        assert expected.abs().max() > 1e-2
+
+
+def test_a_term_that_is_no_word_of_its_own_has_no_place_in_words(small: Backbone) -> None:
+    settings = replace(TEXT, frames=("{}'s cover",), eot_index="words", weight_term=1.0)
+    with pytest.raises(InputError, match='expected a sentence with the term as words of its own, got "gun\'s cover"'):
+        settings.fit([GUN], FitContext(backbone=small))
 
 
 def test_an_unseen_sentence_follows_and_unrelated_captions_stay() -> None:
