@@ -55,9 +55,10 @@ class TRCE(Eraser):
     on v: both targets and h are linear combinations of predictions.
 
     Differs from the official code: the EoT and the term are found by token id (theirs counts words, which for many of
-    their sentences is a token before; `eot_index` has both); a term listed twice counts once (twice there); latents are paired with the timestep that they are at;
-    gradients are cleared between updates, with a learning rate to match (`accumulate_forever` has theirs); the
-    sentences are our own; timesteps are those of the pipeline's schedule, offset 1.
+    their sentences is a token before; `eot_index` has both); a term listed twice counts once (twice there); latents are
+    paired with the timestep that they are at; gradients are cleared between updates, with a learning rate to match
+    (`accumulate_forever` has theirs); the sentences are our own; timesteps are those of the pipeline's schedule,
+    offset 1.
 
     Attributes:
         stages: "both", "text" (1) or "visual" (2).

@@ -64,7 +64,7 @@ class GuidedStep:
         terms: Each term of it by name, for each image.
         overlap: The soft IoU of each image's concepts before the update, mean over pairs; 0 for a single concept.
         moved: Length of each image's update, as a share of the norm of its latents.
-        updates: Number of updates.
+        updates: Number of updates of each image.
         maps: Each image's concept maps before the update, (concepts, height, width), after normalisation.
     """
 
@@ -75,7 +75,7 @@ class GuidedStep:
     terms: dict[str, list[float]]
     overlap: list[float]
     moved: list[float]
-    updates: int
+    updates: list[int]
     maps: list[Tensor] = field(repr=False)
 
 
@@ -203,6 +203,19 @@ class AttentionGuidance(MapReading, ABC):
     def low_enough(self, terms: Terms, before: Terms | None, concepts: int, step: int) -> bool:
         """Return True if a refined step's loss is low enough; `before` has the terms before the last update."""
 
+    @property
+    def most_updates(self) -> int:
+        """The most updates of a refined step."""
+        return self.refine_updates
+
+    def updates_again(self, low: Sequence[bool]) -> bool:
+        """Return True if a refined step updates an image after the last of these evaluations of its loss.
+
+        Args:
+            low: Whether the loss was low enough, for each evaluation in the step.
+        """
+        return len(low) == 1 or not low[-1]
+
     @contextmanager
     def guiding(
         self,
@@ -277,20 +290,27 @@ class _Run:
         alpha = settings.alpha_at(call.step, call.total)
         if alpha == 0:
             return call.latents
-        named = self.named()
-        maps, terms, gradient = self._gradient(call, call.latents, named)
-        first = (maps, terms)
-        latents, updates = self._moved(call.latents, alpha * gradient), 1
-        while updates < (settings.refine_updates if call.step in settings.refine_at else 1):
+        named, refined = self.named(), call.step in settings.refine_at
+        low: list[list[bool]] = [[] for _ in named]
+        latents, updates, first, terms = call.latents, torch.zeros(len(named), dtype=torch.long), None, None
+        moving = torch.tensor([len(row.positions) > 0 for row in named])
+        for _ in range(settings.most_updates if refined else 1):
             before = terms
             maps, terms, gradient = self._gradient(call, latents, named)
-            rows = zip(terms, before, named, strict=True)
-            if all(settings.low_enough(now, then, len(row.positions), call.step) for now, then, row in rows if now):
+            first = first or (maps, terms)
+            for i in moving.nonzero()[:, 0].tolist() if refined else ():
+                then = before and before[i]
+                low[i].append(settings.low_enough(terms[i], then, len(named[i].positions), call.step))
+                moving[i] = settings.updates_again(low[i])
+            if not moving.any():
                 break
-            latents, updates = self._moved(latents, alpha * gradient), updates + 1
+            # An image that is done stays, so that its updates are those that it has alone.
+            changing = moving.to(latents.device)[:, None, None, None]
+            latents = torch.where(changing, self._moved(latents, alpha * gradient), latents)
+            updates += moving
         self.masks = [{} if image_maps is None else settings.masks(image_maps, call.step) for image_maps in maps]
         if self.on_guided is not None:
-            self.on_guided(_guided(call, *first, terms, latents, updates))
+            self.on_guided(_guided(call, *first, terms, latents, updates.tolist()))
         return latents
 
     def _gradient(
@@ -340,7 +360,7 @@ def _guided(
     terms: Sequence[Terms],
     last: Sequence[Terms],
     latents: Latents,
-    updates: int,
+    updates: list[int],
 ) -> GuidedStep:
     names = list(dict.fromkeys(name for row in terms for name in row))
     known_maps = [torch.empty(0, 1, 1) if row is None else row for row in maps]
