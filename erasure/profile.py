@@ -15,6 +15,7 @@ from .registry import added_modules, with_settings
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
+    from PIL.Image import Image
 
 DEFAULT_MODEL = "tinyworld"
 """Model of a run that names none."""
@@ -87,11 +88,13 @@ class ModelProfile:
         name: Name that loads the model, and of its file under configs/profiles.
         concepts: Names of the concepts that the model is known to draw; empty if that is not known.
         folder: Folder of the model's files if they come with this package, else None.
+        novel: Name of a concept that the judge knows and the model was never taught; "" without one.
     """
 
     name: ClassVar[str] = "general"
     concepts: ClassVar[tuple[str, ...]] = ()
     folder: ClassVar[Path | None] = None
+    novel: ClassVar[str] = ""
 
     @cached_property
     def data(self) -> ProfileData:
@@ -168,6 +171,21 @@ class ModelProfile:
     def example_prompt(self, name: str) -> str:
         """Return a prompt that shows a known concept."""
         return name
+
+    def examples(self, name: str, n: int, seed: int = 0) -> "list[Image]":
+        """Return n images of a concept that no model sampled; none where there are none.
+
+        The i-th images of two objects share scene, style and place.
+        """
+        return []
+
+    def hypernym(self, name: str) -> str:
+        """Return the word for the family of a known concept; "" without one."""
+        return ""
+
+    def descriptions(self, name: str) -> tuple[str, ...]:
+        """Return phrases that mean a known concept without naming it."""
+        return ()
 
     def named_in(self, prompt: str) -> tuple[str, ...]:
         """Return the known concepts named in a prompt that are worth a reading of its image."""

@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, cast, overload
 
 import numpy as np
@@ -149,6 +150,97 @@ def sample(
     return [Image.fromarray(image) for array in arrays for image in array]
 
 
+def sample_part(
+    pipe: DiffusionPipeline,
+    states: Conditioning,
+    start: Latents | None,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    eta: float | None = None,
+    output: Literal["pil", "latents"] = "pil",
+) -> list[Image.Image] | Latents:
+    """Sample the steps from `first` to before `last`, by the pipeline's own call and scheduler.
+
+    Guidance that is applied to the pipeline is in force, at its place in the whole schedule. The steps before and after
+    may be those of another model or prompt: hand the latents on.
+
+    Args:
+        pipe: Loaded diffusers pipeline.
+        states: Encoded prompts, a row for each image.
+        start: Latents at step `first`, as an earlier call returned them or `half_noised` did; None draws the noise of
+            step 0 from the seeds.
+        seeds: Seed of each image, >= 0; for samplers that add noise.
+        settings: Sampling settings of the whole schedule.
+        first: First step, from 0.
+        last: Step to stop before; None runs to the end.
+        eta: Share of DDIM's ancestral noise, for a pipeline that takes it; None leaves it out.
+        output: "pil", or "latents" on the CPU.
+    """
+    backbone = backbone_of(pipe)
+    runner = _runner(pipe)
+    unscaled = 1.0 if first == 0 else float(getattr(runner.scheduler, "init_noise_sigma", 1.0))
+    _cut_steps(runner.scheduler, first, last)
+    negative = _negative(backbone, settings.negative_prompt) if settings.guidance_scale > 1 else None
+    further = {} if eta is None else {"eta": eta}
+    parts: list[Latents | np.ndarray] = []
+    for begin in range(0, len(states), settings.batch_size):
+        rows = range(begin, min(begin + settings.batch_size, len(states)))
+        latents = None if start is None else start[begin : begin + len(rows)] / unscaled
+        batch = [seeds[i] for i in rows]
+        parts.append(
+            _sampled(runner, backbone, states.select(rows), negative, batch, settings, output, latents, further)
+        )
+    if output == "latents":
+        return torch.cat(cast("list[Tensor]", parts))
+    return [Image.fromarray(image) for part in parts for image in _as_uint8(cast("np.ndarray", part))]
+
+
+def half_noised(pipe: DiffusionPipeline, clean: Latents, seeds: Sequence[int], steps: int, first: int) -> Latents:
+    """Return clean latents with the noise of step `first` of a schedule of so many steps, as image-to-image starts."""
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(steps)
+    added = noise([torch.Generator().manual_seed(seed) for seed in seeds], (*clean.shape[1:],))  # type: ignore[arg-type]
+    timestep = scheduler.timesteps[first : first + 1].cpu()
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(clean, timestep, added)
+    return scheduler.add_noise(clean, added, timestep.expand(len(clean)))
+
+
+def _cut_steps(scheduler: Any, first: int, last: int | None) -> None:
+    """Have a scheduler run a part of its steps only, the place in the whole schedule kept.
+
+    A pipeline reads the steps right after it set their number; what steps the scheduler makes is then decided by the
+    whole list again, as in image-to-image.
+    """
+    set_timesteps, set_begin = scheduler.set_timesteps, getattr(scheduler, "set_begin_index", None)
+    whole: list[Tensor] = []
+
+    def restored(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if whole:
+                scheduler.timesteps = whole.pop()
+            return method(*args, **options)
+
+        return call
+
+    def set_part(*args: Any, **options: Any) -> None:
+        set_timesteps(*args, **options)
+        whole[:] = [scheduler.timesteps]
+        scheduler.timesteps = scheduler.timesteps[first:last]
+        if set_begin is not None:
+            set_begin(first)
+
+    for name in ("scale_model_input", "step"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, restored(getattr(scheduler, name)))
+    scheduler.set_timesteps = set_part
+    if set_begin is not None:
+        scheduler.set_begin_index = lambda begin=0: set_begin(first + begin)
+
+
 def _encoded(backbone: Backbone, prompts: Sequence[str] | Conditioning) -> tuple[Conditioning, list[int]]:
     """Return the states of the distinct prompts, and the row of each prompt."""
     if isinstance(prompts, Conditioning):
@@ -165,11 +257,15 @@ def _sampled(
     seeds: Sequence[int],
     settings: SamplingSettings,
     output: str,
+    start: Latents | None = None,
+    further: Mapping[str, Any] = MappingProxyType({}),
 ) -> Latents | np.ndarray:
     """Return the latents of one batch on the CPU, or its images as floats in [0, 1]."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     others = negative.expand(len(seeds)) if negative is not None else None
-    start_latents = noise(generators, backbone.latent_shape(settings.height, settings.width))
+    start_latents = start
+    if start_latents is None:
+        start_latents = noise(generators, backbone.latent_shape(settings.height, settings.width))
     start_latents = start_latents.to(backbone.device, backbone.dtype)
     with reading(states):
         called = runner(
@@ -179,6 +275,7 @@ def _sampled(
             width=settings.width,
             output_type="latent" if output == "latents" else "np",
             **backbone.call_arguments(start_latents, states, others, settings.guidance_scale),
+            **further,
         )
     images = cast("Tensor | np.ndarray", called.images)
     return backbone.unpacked(images, settings.height, settings.width).cpu() if isinstance(images, Tensor) else images

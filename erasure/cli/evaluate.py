@@ -1,7 +1,7 @@
-"""Commands that measure a model: evaluate, scores, attack."""
+"""Commands that measure a model: evaluate, scores, attack, audit."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from ..progress import progress_bars
 from .console import err, out, print_json, print_whole
 from .models import existing_device, load_pipe, sampler_of
 from .options import AsJson, AttentionBy, CommandGroup, Device, LedgerOrModel, Original, Removed
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 commands = CommandGroup("Evaluate")
 
@@ -166,3 +169,70 @@ def attack(
     print_whole(terminal_table(assault))
     out.print(f"record: {assault.folder / 'attack.json'}")
     out.print(f"report: {report}")
+
+
+@commands.command()
+def audit(
+    source: LedgerOrModel,
+    suite: Annotated[str, typer.Option(help="Size of the audit: quick, standard or full.")] = "quick",
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--probe", metavar="NAME ...", help="Probes in the place of the suite's: {probes}."),
+    ] = None,
+    golds: Annotated[
+        list[str] | None,
+        typer.Option("--gold", metavar="MODEL ...", help="Models never taught a removed concept, or their denoisers."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PROBE.KEY=VALUE", help="Setting of a probe: quantise.doses=[8,4]."),
+    ] = None,
+    removed: Removed = None,
+    original: Original = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, noise and searches.")] = 0,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of audit.json and report.html.")
+    ] = None,
+    device: Device = "auto",
+    attention: AttentionBy = "sdpa",
+    as_json: AsJson = False,
+) -> None:
+    """Audit a model: try every way to bring the removed concepts back, beside models that were never taught them."""
+    from erasure.eval.protocols import sources
+    from erasure.eval.protocols.audit.plan import audit_of
+    from erasure.eval.reports.audit_report import terminal_table, write_audit_report
+
+    place = existing_device(device)
+
+    def load(model: str) -> "DiffusionPipeline":
+        return load_pipe(model, place, attention)
+
+    what = sources.source_of(source, load, removed=removed or [], original=original)
+    planned = audit_of(
+        what,
+        load,
+        suite=suite,
+        names=names or [],
+        golds=golds or [],
+        settings=settings or [],
+        device=place,
+        seed=seed,
+    )
+    folder = to or what.folder.with_name("audits") / f"{suite}-{what.variants[0].edit or 'model'}"
+    with progress_bars(err) as on_progress:
+        results = planned.run(on_progress)
+    record = results.write(folder)
+    report = write_audit_report(results, folder)
+    if as_json:
+        print_json({**results.as_json(), "record": str(record), "report": str(report)})
+    else:
+        for each in results.concepts:
+            print_whole(terminal_table(each))
+            out.print(each.verdict)
+            for result in each.probes.values():
+                if result.status != "measured":
+                    out.print(f"not measured: {result.name}: {result.reason}")
+        out.print(f"record: {record}")
+        out.print(f"report: {report}")
+    if results.failed:
+        raise typer.Exit(1)

@@ -52,6 +52,7 @@ _NAMES = {
     "{attacks}": "erasure.eval.probes:attack_and_probe_names",
     "{benchmarks}": "erasure.eval.benchmarks:benchmark_names",
     "{erasers}": "erasure.erasers:eraser_names",
+    "{probes}": "erasure.eval.probes:probe_names",
     "{guidance}": "erasure.pipelines.export.formats:GUIDANCES",
 }
 

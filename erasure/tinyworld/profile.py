@@ -1,5 +1,6 @@
 """The profile of the tiny world: everything is known of it, and an oracle is the judge."""
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypedDict, TypeGuard
@@ -15,6 +16,7 @@ from . import vocabulary
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
+    from PIL.Image import Image
 
 
 class TinyWorldProfile(ModelProfile):
@@ -23,6 +25,7 @@ class TinyWorldProfile(ModelProfile):
     name: ClassVar[str] = "tinyworld"
     concepts: ClassVar[tuple[str, ...]] = vocabulary.concepts()
     folder: ClassVar[Path | None] = tinyworld.MODEL
+    novel: ClassVar[str] = "Rusty"
 
     def load(self, *, device: "str | torch.device", dtype: "torch.dtype") -> "StableDiffusionPipeline":
         return tinyworld.load(device=device, dtype=dtype)
@@ -68,6 +71,31 @@ class TinyWorldProfile(ModelProfile):
         if name in vocabulary.SCENES:
             return f"a dog {vocabulary.SCENE_PHRASES[name][0]}"
         return f"{vocabulary.article(name)} on the beach"
+
+    def examples(self, name: str, n: int, seed: int = 0) -> "list[Image]":
+        from .world import compose, draw
+
+        images = []
+        for i in range(n if vocabulary.kind_of(name) else 0):
+            rng = random.Random(f"examples:{seed}:{i}")
+            things = sorted(thing for thing, family in vocabulary.OBJECTS.items() if family != "weapon")
+            scene, thing = rng.choice(vocabulary.SCENES), rng.choice(things)
+            if name in vocabulary.STYLES:
+                images.append(draw(compose([thing], rng, style=name, scene=scene)))
+            elif name in vocabulary.SCENES:
+                images.append(draw(compose([thing], rng, scene=name)))
+            else:
+                images.append(draw(compose([name], rng, scene=scene)))
+        return images
+
+    def hypernym(self, name: str) -> str:
+        from .world import FAMILY_WORDS
+
+        family = vocabulary.OBJECTS.get(vocabulary.INDIVIDUALS.get(name, name), "")
+        return family if family in FAMILY_WORDS else ""
+
+    def descriptions(self, name: str) -> tuple[str, ...]:
+        return vocabulary.WEAPON_HINTS.get(name, ())
 
     def named_in(self, prompt: str) -> tuple[str, ...]:
         things = (*vocabulary.OBJECTS, *vocabulary.TAUGHT_INDIVIDUALS, *vocabulary.STYLES[1:])

@@ -4,10 +4,11 @@ A-STAR (Agarwal et al., ICCV 2023, arXiv:2306.14544) and Attend-and-Excite (Chef
 concept's attention during sampling. A concept that an eraser only weakened comes back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -25,11 +26,11 @@ from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 
 from ..attacks.base import Goal, Tokens
-from .base import Access, Probe
+from .base import Access, Doses, SampledProbe, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Revival(Probe):
+class Revival(SampledProbe):
     """Names the concept in the prompt and pulls its attention into the middle of the image at every step.
 
     The prompt is the goal's if it contains one of the concept's names, else a template of its kind. During sampling the
@@ -48,7 +49,10 @@ class Revival(Probe):
     access: ClassVar[Access] = "sampler"
     dose: ClassVar[str] = "alpha"
     dose_unit: ClassVar[str] = "step size of the update"
+    suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"full": {}})
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0)})
 
+    doses: Doses = (5.0, 20.0, 80.0)
     method: Literal["a-star", "attend-and-excite"] = "a-star"
     alpha: Annotated[float, Field(ge=0)] = 20.0
     share: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -33,7 +33,7 @@ from erasure.sampling import SamplingSettings, sample
 
 from ..attacks import Attack, Goal
 from ..images.png import as_png
-from ..probes import Probe
+from ..probes import SampledProbe
 from ..stats.scores import Rate
 from .variants import Variant, image_cache
 
@@ -120,7 +120,7 @@ class AttackRun:
     folder: Path
     erased: Variant
     concepts: Sequence[Concept]
-    attack: Attack | Probe
+    attack: Attack | SampledProbe
     sampler: SamplingSettings
     budget: int
     judge: Judge
@@ -212,7 +212,7 @@ class AttackRun:
             (PLAIN, plain, self.erased.applied),
             (ORIGINAL, of_original, nullcontext),
         ):
-            probe = self.attack if row != PLAIN and isinstance(self.attack, Probe) else None
+            probe = self.attack if row != PLAIN and isinstance(self.attack, SampledProbe) else None
             with applied(), nullcontext() if probe is None else probe.applied_to(self.erased.pipe, goal):
                 rows[row] = self._tries(i, row, states, seed)
         return AttackedPrompt(
@@ -227,7 +227,7 @@ class AttackRun:
     def _ids(self, goal: Goal, on_progress: OnProgress | None) -> tuple[Tensor, Tensor]:
         """Return the candidates for the erased model and for the original."""
         backbone = backbone_of(self.erased.pipe)
-        if isinstance(self.attack, Probe):
+        if isinstance(self.attack, SampledProbe):
             ids = self.attack.prompt_ids(backbone, goal)[:CANDIDATES]
             return ids, ids
         attack = self.attack

@@ -23,7 +23,7 @@ from erasure.sampling import SamplingSettings
 from ..attacks import ATTACKS, Attack
 from ..benchmarks import Benchmark, benchmark_class
 from ..images.png import slug
-from ..probes import PROBES, Probe
+from ..probes import SampledProbe, sampled_probes
 from .measures import Metrics
 from .public_metrics import PublicMetrics
 from .tinyworld_metrics import TinyWorldMetrics
@@ -76,10 +76,19 @@ def source_of(
         source = _source_of_model(name, load, tuple(dict.fromkeys(removed)), original)
     if gold is None:
         return source
-    base = load(source.original)
-    pipe = _with_denoiser(base, Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
+    variant = gold_variant(gold, source.original, load)
     about = f"{gold}: trained without {', '.join(source.removed)}"
-    return replace(source, variants=(*source.variants, Variant(name=GOLD, pipe=pipe, about=about)))
+    return replace(source, variants=(*source.variants, replace(variant, about=about)))
+
+
+def gold_variant(gold: str, original: str, load: Loader) -> Variant:
+    """Return the variant of a model that was never taught a concept, or of its denoiser in the original's place.
+
+    Raises:
+        InputError: The folder holds no denoiser of the original's shape.
+    """
+    pipe = _with_denoiser(load(original), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
+    return Variant(name=GOLD, pipe=pipe, about=gold)
 
 
 def _source_of_ledger(name: str, load: Loader) -> Source:
@@ -87,7 +96,7 @@ def _source_of_ledger(name: str, load: Loader) -> Source:
     concepts = tuple(concept for entry in ledger.standing for concept in entry.concepts)
     targets = tuple(dict.fromkeys(concept.target for concept in concepts))
     if not targets:
-        raise InputError(f"evaluate: expected a ledger in which a removal stands, got {name!r}. Remove something.")
+        raise InputError(f"{name}: expected a ledger in which a removal stands, got one without. Remove something.")
     pipe = load(ledger.base.name)
     erased = Variant(
         name=ERASED,
@@ -110,7 +119,7 @@ def _source_of_ledger(name: str, load: Loader) -> Source:
 def _source_of_model(name: str, load: Loader, removed: tuple[str, ...], original: str | None) -> Source:
     if not removed:
         raise InputError(
-            f"evaluate: expected the concepts removed from {name!r}, got none. Name them: --removed cat, or give a"
+            f"--removed: expected the concepts removed from {name!r}, got none. Name them: --removed cat, or give a"
             " ledger."
         )
     base = original or DEFAULT_MODEL
@@ -209,14 +218,14 @@ def sampler_of(benchmark: Benchmark, source: Source) -> SamplingSettings:
     return benchmark.sampler()
 
 
-def attack_of(name: str, settings: Sequence[str]) -> Attack | Probe:
+def attack_of(name: str, settings: Sequence[str]) -> Attack | SampledProbe:
     """Return an attack or a probe by name, with settings as key=value.
 
     Raises:
         UnknownNameError: There is no such attack or probe, or it has no such setting.
         InputError: A value is out of range.
     """
-    kinds: dict[str, type[Attack] | type[Probe]] = {**ATTACKS.classes(), **PROBES.classes()}
+    kinds: dict[str, type[Attack] | type[SampledProbe]] = {**ATTACKS.classes(), **sampled_probes()}
     if name not in kinds:
         raise unknown_name("attack", name, kinds)
     return with_assignments(kinds[name], settings)

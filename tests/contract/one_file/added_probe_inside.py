@@ -14,12 +14,13 @@ from torch import Tensor
 from erasure.backbones import Backbone, backbone_of
 from erasure.eval.attacks import Goal
 from erasure.eval.attacks.base import Access
-from erasure.eval.probes import Probe
+from erasure.eval.probes import SampledProbe
+from erasure.eval.probes.base import Doses
 from erasure.registry import Exactness
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddedProbe(Probe):
+class AddedProbe(SampledProbe):
     """Layers that read text, scaled by 1 + amount.
 
     Attributes:
@@ -33,6 +34,7 @@ class AddedProbe(Probe):
     dose: ClassVar[str] = "amount"
     dose_unit: ClassVar[str] = "relative change"
 
+    doses: Doses = (0.1, 0.2)
     amount: Annotated[float, Field(ge=0)] = 0.1
 
     def prompt_ids(self, backbone: Backbone, goal: Goal) -> Int[Tensor, "m tokens"]:

@@ -1,0 +1,45 @@
+"""Latents of images that show a concept: drawn ones where the world has them, else samples of the original."""
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.personalize.class_diffusion import encoded
+from erasure.prompts import fill, templates
+from erasure.sampling import sample
+
+from .base import Aim, MissingError, Models
+
+Latents = Float[Tensor, "n c h w"]
+
+
+def latents_of(pipe: DiffusionPipeline, images: list[Image], seed: int) -> Latents:
+    """Return the latents of images on the CPU, scaled as in training."""
+    backbone = backbone_of(pipe)
+    side = backbone.latent_shape()[1] * pipe.vae_scale_factor
+    pixels = np.stack([np.asarray(image.convert("RGB").resize((side, side)), dtype=np.float32) for image in images])
+    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    return encoded(backbone, scaled, torch.Generator().manual_seed(seed)).cpu()
+
+
+def example_latents(models: Models, aim: Aim, name: str, n: int, *, seed: int = 0) -> Latents:
+    """Return latents of n images that show a concept, from other seeds than the images that are judged.
+
+    Raises:
+        MissingError: The original was never taught the concept, and there are no images of it.
+    """
+    images = aim.profile.examples(name, n, seed)
+    with models.original() as pipe:
+        if images:
+            return latents_of(pipe, images, seed)
+        if name == aim.profile.novel:
+            raise MissingError(f"images of {name!r}: expected some that no model sampled, got none.")
+        kind = aim.concept.kind if name == aim.concept.target else Concept(target=name).kind
+        sentences = [fill(sentence, name) for sentence in templates(kind)]
+        prompts = [sentences[i % len(sentences)] for i in range(n)]
+        return sample(pipe, prompts, [10_000_000 + seed + i for i in range(n)], aim.sampling, output="latents")

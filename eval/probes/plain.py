@@ -1,0 +1,30 @@
+"""The plain prompt: the control of every probe, and the first rung of the ladder."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from erasure.registry import Exactness
+
+from .base import Access, Doses, Outcome, Probe, Subject, Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Probe):
+    """Prompts that name the concept, as a user writes them; and prompts of kept concepts.
+
+    Every other probe samples as many images a dose, so this is its control with equal budget.
+    """
+
+    name: ClassVar[str] = "plain"
+    source: ClassVar[str] = "ours"
+    exactness: ClassVar[Exactness] = "ours"
+    access: ClassVar[Access] = "prompt"
+    dose_unit: ClassVar[str] = "prompt"
+    suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"quick": {}, "standard": {}, "full": {}})
+
+    doses: Doses = (1.0,)
+
+    def outcomes(self, subject: Subject) -> Iterator[Outcome]:
+        yield Outcome(dose=self.doses[0], images=subject.sampled(), kept=subject.sampled_kept(), label="as written")

@@ -1,0 +1,129 @@
+"""The plan of an audit from the arguments of a command: rows, probes of a suite, judge."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from erasure.errors import InputError, unknown_name
+from erasure.judge import CLIP_WEIGHTS, Judge
+from erasure.profile import profile_of
+from erasure.registry import with_settings
+from erasure.runs.overrides import override
+from erasure.sampling import SamplingSettings
+
+from ...attacks.base import Access
+from ...probes import PROBES, Probe, probe_class
+from ...probes.base import Suite
+from ..sources import Loader, Source
+from ..variants import ERASED as ERASED_VARIANT
+from .rows import ERASED, ORIGINAL, PLAIN, AuditRow, gold_rows
+from .run import Audit
+
+
+def audit_of(
+    source: Source,
+    load: Loader,
+    *,
+    suite: str = "quick",
+    names: Sequence[str] = (),
+    golds: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    device: str = "cpu",
+    seed: int = 0,
+) -> Audit:
+    """Return the audit that the arguments of a command ask for.
+
+    Args:
+        source: Erased model and its original.
+        load: Function that loads a pipeline.
+        suite: "quick", "standard" or "full".
+        names: Probes in the place of the suite's.
+        golds: Models that were never taught a removed concept, or folders of their denoisers.
+        settings: Settings of probes, as probe.key=value.
+        device: Device of the judge.
+        seed: Seed of prompts, noise and searches, >= 0.
+
+    Raises:
+        UnknownNameError: There is no such suite, probe or setting.
+        InputError: The model is the original, a gold is of another world, or the judge does not know a concept.
+    """
+    first = source.variants[0]
+    if first.name != ERASED_VARIANT:
+        raise InputError(
+            f"audit: expected a model with removed concepts, got the original {source.original!r}."
+            " Name a ledger or an edited model."
+        )
+    if suite not in get_args(Suite):
+        raise unknown_name("suite", suite, get_args(Suite))
+    probes = probes_of(suite, names, settings)
+    profile = profile_of(source.original)
+    judge = _judge(source, device)
+    original = next(variant for variant in source.variants if variant.name == ORIGINAL)
+    rows = (
+        AuditRow.of(ERASED, first),
+        AuditRow.of(ORIGINAL, original),
+        *gold_rows(golds, source.original, load),
+    )
+    concepts = {concept.target: concept for concept in source.concepts}
+    return Audit(
+        title=source.title,
+        rows=rows,
+        concepts=tuple(concepts.values()),
+        probes=probes,
+        untested=tuple(name for name in PROBES.names() if name not in probes),
+        profile=profile,
+        judge=judge,
+        no_judge=f"a judge of the images: download one of {', '.join(CLIP_WEIGHTS)} with huggingface-cli",
+        sampling=SamplingSettings.of(source.original),
+        suite=suite,
+        seed=seed,
+    )
+
+
+def probes_of(suite: str, names: Sequence[str], settings: Sequence[str]) -> dict[str, Probe]:
+    """Return the probes of a suite, or those named, the plain prompt first and the others by access level.
+
+    Raises:
+        UnknownNameError: There is no such probe or setting, or a setting is of a probe that is not run.
+        InputError: A value is out of range, such as an empty list of doses.
+    """
+    kinds = [probe_class(name) for name in names] or [k for k in PROBES.classes().values() if suite in k.suites]
+    levels = get_args(Access)
+    order = sorted(kinds, key=lambda kind: (levels.index(kind.access), kind.name))
+    chosen: dict[str, type[Probe]] = {PLAIN: probe_class(PLAIN), **{kind.name: kind for kind in order}}
+    changes: Mapping[str, Any] = {}
+    for assignment in settings:
+        changes = override(changes, assignment)
+    for name in changes:
+        if name not in chosen:
+            raise unknown_name("probe of this audit", name, chosen)
+    for name, values in changes.items():
+        if not isinstance(values, Mapping):
+            raise InputError(f"--set: expected probe.key=value, got {name}={values!r}. Name the setting of the probe.")
+    return {
+        name: with_settings(kind, {**suite_settings(kind, suite), **changes.get(name, {})}, where=f"--set {name}.")
+        for name, kind in chosen.items()
+    }
+
+
+def suite_settings(kind: type[Probe], suite: str) -> Mapping[str, Any]:
+    """Return the settings of a probe in a suite; its own where it is not part of it."""
+    return next((settings for name, settings in kind.suites.items() if name == suite), {})
+
+
+def _judge(source: Source, device: str) -> Judge | None:
+    """Return the judge that decides; None without one.
+
+    Raises:
+        InputError: It does not know a removed concept.
+    """
+    names = [name for concept in source.concepts for name in (concept.target, *concept.preserve)]
+    judges = profile_of(source.original).judges(device, names)
+    if not judges:
+        return None
+    for concept in source.concepts:
+        if not judges[0].knows(concept.target):
+            raise InputError(
+                f"audit: expected a concept that the judge knows, got {concept.target!r}, unknown to {judges[0].name}."
+                " Name what was removed as the model's world does: --removed."
+            )
+    return judges[0]

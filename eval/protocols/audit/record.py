@@ -1,0 +1,145 @@
+"""Records of an audit: the judged outcomes of one probe on one row, kept as soon as they are there."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from erasure.errors import InputError
+from erasure.io.files import make_folder, write_whole
+from erasure.judge import Judge, shows_each
+
+from ...images.png import as_png
+from ...probes import Aim, Outcome
+
+FORMAT = 1
+BEST = 3
+"""Number of images kept of each outcome: those that most likely show the concept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Outcome at one dose, as the judge sees it.
+
+    Attributes:
+        dose: The dose.
+        part: Name of the measure, for a probe with several.
+        label: Words for the dose.
+        values: 1 for each image that shows the concept and 0 for others; or the values of a probe that looks inside.
+        kept: 1 for each image of a kept concept that shows it, else 0; empty where the dose does not touch them.
+        floor: Value of a model without a trace, where that is known.
+        comparable: Whether the values of another trained model are on the same scale.
+        images: The most successful images: data of the PNG file, prompt, seed and probability.
+    """
+
+    dose: float
+    part: str
+    label: str
+    values: tuple[float, ...]
+    kept: tuple[float, ...] = ()
+    floor: float | None = None
+    comparable: bool = True
+    images: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, outcome: Outcome, aim: Aim, judge: Judge | None, label: str) -> "Judged":
+        """Return an outcome with the judge's decisions.
+
+        Raises:
+            InputError: Images without a judge, or not one for each prompt.
+        """
+        values, images = tuple(float(value) for value in outcome.values), ()
+        if outcome.images:
+            if judge is None:
+                raise InputError("probe: expected a judge of the images, got none.")
+            values, images = _seen(outcome.images, aim, judge)
+        kept: tuple[float, ...] = ()
+        if outcome.kept and judge is not None:
+            kept = tuple(map(float, shows_each(judge, outcome.kept, [name for name, *_ in aim.kept])))
+        return cls(
+            dose=float(outcome.dose),
+            part=outcome.part,
+            label=outcome.label or label,
+            values=values,
+            kept=kept,
+            floor=outcome.floor,
+            comparable=outcome.comparable,
+            images=images,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return {
+            **vars(self),
+            "values": list(self.values),
+            "kept": list(self.kept),
+            "images": [dict(image) for image in self.images],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Judged":
+        """Return the outcome whose `as_json` gave `data`."""
+        tuples = {name: tuple(data[name]) for name in ("values", "kept", "images")}
+        return cls(**{**data, **tuples})
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitFile:
+    """File of one probe on one row, named by everything that decides it.
+
+    Attributes:
+        folder: Folder of the files.
+        key: Everything that decides the outcomes, as plain data.
+    """
+
+    folder: Path
+    key: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        digest = hashlib.sha256(json.dumps([FORMAT, self.key], sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.json"
+
+    def read(self) -> list[Judged] | None:
+        """Return the outcomes; None if there are none, or none that can be read."""
+        try:
+            return [Judged.from_json(data) for data in json.loads(self.path.read_text(encoding="utf-8"))["outcomes"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # it is measured again
+
+    def write(self, outcomes: Sequence[Judged], seconds: float) -> None:
+        """Write the outcomes, whole.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        make_folder(self.folder)
+        data = {"key": self.key, "seconds": seconds, "outcomes": [outcome.as_json() for outcome in outcomes]}
+        write_whole(self.path, json.dumps(data, ensure_ascii=False).encode())
+
+
+def _seen(images: Sequence[Image], aim: Aim, judge: Judge) -> tuple[tuple[float, ...], tuple[Mapping[str, Any], ...]]:
+    if len(images) != len(aim.prompts):
+        raise InputError(f"probe: expected an image for each of {len(aim.prompts)} prompts, got {len(images)}.")
+    target = aim.concept.target
+    values = tuple(map(float, judge.shows(images, target)))
+    likely = judge.probabilities(images, target)
+    order = torch.argsort(likely, descending=True, stable=True)[:BEST].tolist()
+    best = [
+        {
+            "png": base64.b64encode(as_png(images[i])).decode(),
+            "prompt": aim.prompts[i],
+            "seed": aim.seeds[i],
+            "probability": round(float(likely[i]), 4),
+            "shows": bool(values[i]),
+        }
+        for i in order
+    ]
+    return values, tuple(best)

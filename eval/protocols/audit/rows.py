@@ -1,0 +1,168 @@
+"""The rows of an audit, the concepts that its probes are aimed at, and the checks before it begins."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.errors import InputError
+from erasure.judge import Judge
+from erasure.profile import ModelProfile
+from erasure.prompts import fill, speaks_of, templates
+from erasure.sampling import SamplingSettings
+
+from ...images.pipeline_digest import pipeline_digest, weights_digest
+from ...probes import Aim
+from ...stats.allocation import evenly, noise_seed
+from ..sources import Loader, gold_variant
+from ..variants import Variant
+
+ERASED, ORIGINAL, GOLD, NOVEL, PLAIN = "erased", "original", "gold", "novel", "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """One model of an audit.
+
+    Attributes:
+        name: "erased", "original", "gold", "gold 2", ...
+        variant: The model.
+        identity: Digest of its weights and of what is in force; results of equal identity are equal.
+        without: Concepts that a gold was never taught, if its recipe says so.
+    """
+
+    name: str
+    variant: Variant
+    identity: str
+    without: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, variant: Variant, *, without: Sequence[str] = ()) -> "AuditRow":
+        """Return the row of a variant."""
+        identity = f"{pipeline_digest(variant.pipe)}:{variant.edit}:{variant.negative_prompt}"
+        return cls(name=name, variant=variant, identity=identity, without=tuple(without))
+
+    @contextmanager
+    def opened(self) -> Iterator[DiffusionPipeline]:
+        """Put the model in force for the length of a `with`, and return its pipeline."""
+        with self.variant.applied():
+            yield self.variant.pipe
+
+    def opener(self) -> Callable[[], AbstractContextManager[DiffusionPipeline]]:
+        """Return the function that opens the row."""
+        return self.opened
+
+
+def gold_rows(names: Sequence[str], original: str, load: Loader) -> list[AuditRow]:
+    """Return the rows of models that were never taught a removed concept.
+
+    Args:
+        names: Folders or Hub ids, of whole models or of denoisers.
+        original: Name of the original model.
+        load: Function that loads a pipeline.
+
+    Raises:
+        InputError: A gold is of another world: its layers, text encoder or decoder are not the original's.
+    """
+    rows: list[AuditRow] = []
+    for name in names:
+        variant = gold_variant(name, original, load)
+        _check_gold(name, variant.pipe, load(original))
+        title = GOLD if not rows else f"{GOLD} {len(rows) + 1}"
+        rows.append(AuditRow.of(title, replace(variant, name=title), without=_without(Path(name))))
+    return rows
+
+
+def aim_of(
+    concept: Concept,
+    removed: Sequence[Concept],
+    *,
+    profile: ModelProfile,
+    judge: Judge | None,
+    sampling: SamplingSettings,
+    images: int,
+    kept_images: int,
+    seed: int = 0,
+) -> Aim:
+    """Return the images of a concept and of those that should stay.
+
+    Args:
+        concept: Concept to bring back.
+        removed: All concepts that were removed.
+        profile: Profile of the model.
+        judge: Judge of the images; None without one.
+        sampling: Sampling settings.
+        images: Images that ask for the concept, > 0.
+        kept_images: Images that ask for kept concepts, >= 0.
+        seed: Seed of prompts and noise, >= 0.
+    """
+    known = profile.prompts(concept.target, images, seed)
+    sentences = templates(concept.kind)
+    prompts = known or [
+        fill(sentences[i % len(sentences)], concept.names[i // len(sentences) % len(concept.names)])
+        for i in range(images)
+    ]
+    targets = [each.target for each in removed]
+    staying = profile.kept_beside(targets) or list(concept.preserve)
+    staying = [name for name in staying if judge is None or judge.knows(name)]
+    near = [name for name in profile.siblings(concept.target) if name in staying]
+    far = [name for name in staying if name not in near]
+    names = [*near[: max(1, kept_images // 2)], *evenly(far, kept_images)]
+    return Aim(
+        concept=concept,
+        prompts=tuple(prompts),
+        seeds=tuple(noise_seed(concept.target, i, seed) for i in range(images)),
+        kept=tuple(_kept(names, [*removed, concept], profile, kept_images, seed)),
+        siblings=tuple(near or [name for name in staying if name not in near][:4]),
+        profile=profile,
+        sampling=sampling,
+        seed=seed,
+    )
+
+
+def novel_concept(profile: ModelProfile) -> Concept | None:
+    """Return the concept that judge and oracle know and the model does not; None without one."""
+    if not profile.novel:
+        return None
+    return Concept(target=profile.novel, kind="identity")
+
+
+def _kept(
+    names: Sequence[str], removed: Sequence[Concept], profile: ModelProfile, n: int, seed: int
+) -> Iterator[tuple[str, str, int]]:
+    for i in range(n if names else 0):
+        name, turn = names[i % len(names)], i // len(names)
+        sentences = templates("object")
+        drawn = profile.prompts(name, turn + 20, seed) or [fill(sentence, name) for sentence in sentences]
+        free = [prompt for prompt in drawn if not speaks_of(prompt, removed)]
+        if free:
+            yield name, free[turn % len(free)], noise_seed(f"kept {name}", turn, seed)
+
+
+def _without(folder: Path) -> tuple[str, ...]:
+    """Return the concepts that a gold's recipe leaves out; none where no recipe lies beside it."""
+    try:
+        return tuple(json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["settings"]["without"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def _check_gold(name: str, gold: DiffusionPipeline, original: DiffusionPipeline) -> None:
+    sides = [backbone_of(pipe) for pipe in (gold, original)]
+    shapes = [{key: tuple(p.shape) for key, p in side.parameters(lambda _: True).items()} for side in sides]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"--gold: expected a model with the original's layers, got another world's in {name!r}."
+            " Give a model of the same classes that was never taught the concept."
+        )
+    for part in (*sides[0].tokenizers(), "vae"):
+        if weights_digest(gold.components[part]) != weights_digest(original.components[part]):
+            raise InputError(
+                f"--gold: expected the original's {part}, got another in {name!r}. Its prompts would mean something"
+                " else; train the denoiser alone, with the original's other parts."
+            )

@@ -1,0 +1,263 @@
+"""The run of an audit: every probe on every row, each judged outcome kept as soon as it is there."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from erasure.concept import Concept
+from erasure.errors import ErasureError, reason
+from erasure.io.files import make_folder, write_whole
+from erasure.io.tensor_cache import stored
+from erasure.judge import Judge
+from erasure.profile import ModelProfile
+from erasure.progress import OnProgress, Progress
+from erasure.provenance import provenance
+from erasure.sampling import SamplingSettings
+
+from ...probes import Aim, MissingError, Models, Probe, Subject
+from ..variants import image_cache
+from .record import Judged, UnitFile
+from .results import ConceptAudit, ProbeResult
+from .rows import ERASED, GOLD, NOVEL, ORIGINAL, PLAIN, AuditRow, aim_of, novel_concept
+
+VERSION = 1
+IMAGES = {"quick": (16, 8), "standard": (40, 24), "full": (96, 48)}
+"""Images a dose by suite: of the target, and of kept concepts."""
+# Faults of a probe; each is a line of the page, and the other probes go on.
+_FAULTS = (ErasureError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """One audit of an erased model.
+
+    Attributes:
+        title: Title of the report.
+        rows: Erased model, original, then golds.
+        concepts: Removed concepts.
+        probes: Probes by name, without the plain prompt, which is always measured.
+        untested: Names of the other probes.
+        profile: Profile of the model.
+        judge: Judge of the images; None without one.
+        no_judge: Advice for a model without a judge.
+        sampling: Sampling settings.
+        suite: Name of the suite, for the number of images a dose.
+        seed: Seed of prompts, noise and searches, >= 0.
+        cache: Folder of judged outcomes.
+    """
+
+    title: str
+    rows: tuple[AuditRow, ...]
+    concepts: tuple[Concept, ...]
+    probes: Mapping[str, Probe]
+    untested: tuple[str, ...]
+    profile: ModelProfile
+    judge: Judge | None
+    no_judge: str = ""
+    sampling: SamplingSettings
+    suite: str = "quick"
+    seed: int = 0
+    cache: Path = field(default_factory=lambda: image_cache().with_name("audit"))
+
+    def run(self, on_progress: OnProgress | None = None) -> "AuditResults":
+        """Return the results; whatever was measured before, with equal settings on equal models, is read."""
+        start = time.perf_counter()
+        counter = _Counter(on_progress, sum(map(self._units, self.concepts)))
+        audits = [self._concept(concept, counter) for concept in self.concepts]
+        device = str(self.rows[0].variant.pipe.device)
+        return AuditResults(audit=self, concepts=tuple(audits), origin=provenance(device=device, start=start))
+
+    def _concept(self, concept: Concept, counter: "_Counter") -> ConceptAudit:
+        aim, rows = self._aim(concept), self._rows(concept)
+        golds = [row for row in rows if row.name == GOLD]
+        plain: tuple[float, ...] = ()
+        results: dict[str, ProbeResult] = {}
+        for name, probe in self.probes.items():
+            counter.begin(f"{concept.target}: {name}")
+            before = counter.done
+            results[name] = self._probe(probe, aim, rows, plain, counter)
+            if name == PLAIN and results[name].status == "measured":
+                plain = results[name].outcomes[ERASED][0].values
+            counter.add(units=before + self._units_of(probe, rows) - counter.done)
+        gold = golds[0].variant.about if golds else ""
+        return ConceptAudit(concept=concept.target, probes=results, gold=gold, untested=self.untested)
+
+    def _probe(
+        self, probe: Probe, aim: Aim, rows: Sequence[AuditRow], plain: tuple[float, ...], counter: "_Counter"
+    ) -> ProbeResult:
+        outcomes: dict[str, Sequence[Judged]] = {}
+        status, why = "measured", ""
+        try:
+            if probe.judged and self.judge is None:
+                raise MissingError(self.no_judge)
+            for row in rows:
+                outcomes[row.name] = self._unit(probe, aim, row, rows, counter)
+            novel = novel_concept(self.profile)
+            if novel is not None and self._needs_novel(probe, rows):
+                outcomes[NOVEL] = self._unit(probe, self._aim(novel), rows[0], rows, counter)
+        except MissingError as error:
+            outcomes, status, why = {}, "missing", reason(error)
+        except _FAULTS as error:
+            outcomes, status, why = {}, "failed", f"{reason(error)} ({type(error).__name__})"
+        return ProbeResult(
+            name=probe.name,
+            access=probe.access,
+            about=(type(probe).__doc__ or "").strip().partition("\n")[0],
+            unit=probe.dose_unit,
+            settings=probe.as_settings(),
+            status=status,
+            reason=why,
+            outcomes=outcomes,
+            plain=plain,
+        )
+
+    def _unit(
+        self, probe: Probe, aim: Aim, row: AuditRow, rows: Sequence[AuditRow], counter: "_Counter"
+    ) -> Sequence[Judged]:
+        """Return the judged outcomes of a probe on a row, from the cache where they are."""
+        file = UnitFile(folder=self.cache, key=self._key(probe, aim, row, rows))
+        known = file.read()
+        if known is not None:
+            counter.add(f"{row.name}, known")
+            return known
+        start = time.perf_counter()
+        material = self._material(probe, aim, rows)
+        judged: list[Judged] = []
+        with row.opened() as pipe:
+            subject = Subject(pipe=pipe, aim=aim, material=material, on_progress=counter.within(row.name))
+            for outcome in probe.outcomes(subject):
+                judged.append(Judged.of(outcome, aim, self.judge, f"{outcome.dose:g} {probe.dose_unit}"))
+        file.write(judged, round(time.perf_counter() - start, 2))
+        counter.add(row.name)
+        return judged
+
+    def _material(self, probe: Probe, aim: Aim, rows: Sequence[AuditRow]) -> dict[str, Tensor]:
+        if type(probe).material is Probe.material:
+            return {}
+        [original] = [row for row in rows if row.name == ORIGINAL]
+        gold = next((row for row in rows if row.name == GOLD), None)
+        models = Models(original=original.opener(), gold=None if gold is None else gold.opener())
+        key = [VERSION, probe.name, probe.version, probe.as_settings(), aim.as_json(), original.identity]
+        if probe.reads_gold:
+            key.append(gold and gold.identity)
+        return stored(self.cache / "material", key, lambda: probe.material(models, aim))
+
+    def _key(self, probe: Probe, aim: Aim, row: AuditRow, rows: Sequence[AuditRow]) -> dict[str, Any]:
+        read = [each.identity for each in rows if each.name == ORIGINAL or (probe.reads_gold and each.name == GOLD)]
+        return {
+            "version": VERSION,
+            "probe": [probe.name, probe.version, json.loads(json.dumps(probe.as_settings()))],
+            "model": row.identity,
+            "read": read,
+            "aim": aim.as_json(),
+            "judge": self.judge.name if self.judge is not None and probe.judged else "",
+        }
+
+    def _aim(self, concept: Concept) -> Aim:
+        images, kept_images = IMAGES[self.suite]
+        return aim_of(
+            concept,
+            self.concepts,
+            profile=self.profile,
+            judge=self.judge,
+            sampling=self.sampling,
+            images=images,
+            kept_images=kept_images,
+            seed=self.seed,
+        )
+
+    def _units(self, concept: Concept) -> int:
+        return sum(self._units_of(probe, self._rows(concept)) for probe in self.probes.values())
+
+    def _units_of(self, probe: Probe, rows: Sequence[AuditRow]) -> int:
+        return len(rows) + self._needs_novel(probe, rows)
+
+    def _needs_novel(self, probe: Probe, rows: Sequence[AuditRow]) -> bool:
+        """Return True if the probe is aimed at a concept never taught: it stands for a gold where there is none."""
+        without = self.suite != "quick" or all(row.name != GOLD for row in rows)
+        return probe.novel and without and novel_concept(self.profile) is not None
+
+    def _rows(self, concept: Concept) -> list[AuditRow]:
+        """Return the rows of a concept: of the golds those that lack it, or that have no recipe; named in order."""
+        golds = [row for row in self.rows if row.name.startswith(GOLD)]
+        fitting = [row for row in golds if not row.without or concept.target in row.without]
+        named = [replace(row, name=GOLD if i == 0 else f"{GOLD} {i + 1}") for i, row in enumerate(fitting)]
+        return [row for row in self.rows if row not in golds] + named
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResults:
+    """Results of an audit.
+
+    Attributes:
+        audit: The audit.
+        concepts: Results by concept.
+        origin: Versions, device, commit, time and memory.
+    """
+
+    audit: Audit
+    concepts: tuple[ConceptAudit, ...]
+    origin: Mapping[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        """True if a probe failed."""
+        return any(result.status == "failed" for each in self.concepts for result in each.probes.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the results as plain data, without images."""
+        audit = self.audit
+        return {
+            "format": VERSION,
+            "title": audit.title,
+            "suite": audit.suite,
+            "seed": audit.seed,
+            "judge": None if audit.judge is None else audit.judge.name,
+            "sampling": audit.sampling.as_settings(),
+            "rows": {row.name: row.variant.about for row in audit.rows},
+            "concepts": [each.as_json() for each in self.concepts],
+            **self.origin,
+        }
+
+    def write(self, folder: Path) -> Path:
+        """Write `audit.json` into a folder and return its path.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        make_folder(folder)
+        path = folder / "audit.json"
+        write_whole(path, (json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        return path
+
+
+class _Counter:
+    """Progress of an audit, in units of a probe on a row."""
+
+    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
+        self.done, self.total, self.name = 0, total, ""
+        self._on_progress = on_progress
+
+    def begin(self, name: str) -> None:
+        """Name the probe that comes next."""
+        self.name = name
+        self.report("")
+
+    def add(self, note: str = "", units: int = 1) -> None:
+        """Count units."""
+        self.done += units
+        self.report(note)
+
+    def within(self, row: str) -> OnProgress | None:
+        """Return the receiver of a probe's own progress."""
+        return lambda progress: self.report(f"{row}, {progress.note}" if progress.note else row)
+
+    def report(self, note: str) -> None:
+        """Report the units so far with a note on the current one."""
+        if self._on_progress is not None:
+            self._on_progress(Progress(self.done, self.total, "audit", note=f"{self.name}, {note}".rstrip(", ")))

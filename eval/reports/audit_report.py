@@ -1,0 +1,180 @@
+"""The page of an audit: a ladder of probes by access level."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from rich.table import Table
+
+from erasure.io.files import write_whole
+
+from ..protocols.audit.results import ConceptAudit, DoseReading, ProbeResult
+from ..protocols.audit.rows import ERASED, GOLD, ORIGINAL
+from ..protocols.audit.run import AuditResults
+from ..stats.residue import Residue
+
+LEVELS = {
+    "prompt": "a user who writes prompts",
+    "sampler": "a user who drives the sampler",
+    "image": "a user with an image of the concept",
+    "gradient": "an owner of the weights who searches",
+    "weights": "an owner who changes the weights",
+    "inside": "a look inside: no attack",
+}
+"""Access levels, from the least to the most, in words."""
+_LEFT, _WIDTH = 60.0, 300.0  # of the axis from residue 0 to 1 in a bar of 420 units
+_LEAST, _MOST = -0.2, 1.2
+
+
+def terminal_table(audit: ConceptAudit) -> Table:
+    """Return a line a probe: its strongest dose, the residue with its interval, the rows' values, and what is kept."""
+    rows = list(dict.fromkeys(row for result in audit.probes.values() for row in result.outcomes))
+    table = Table("probe", "access", "dose", "residue", *rows, "kept", box=None, pad_edge=False, title=audit.concept)
+    for result in audit.probes.values():
+        reading = shown(result)
+        if reading is None:
+            table.add_row(result.name, result.access, "not measured", *[""] * (len(rows) + 2))
+            continue
+        values = [_number(reading.mean(row)) for row in rows]
+        table.add_row(
+            result.name,
+            result.access,
+            _dose(reading),
+            _residue(reading.residue),
+            *values,
+            _number(reading.kept(ERASED)),
+        )
+    return table
+
+
+def shown(result: ProbeResult) -> DoseReading | None:
+    """Return the reading that stands for a probe: the strongest, else the last; None without any."""
+    return result.strongest or next(reversed(result.readings), None)
+
+
+def write_audit_report(results: AuditResults, folder: Path) -> Path:
+    """Write `report.html` and return its path.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    path = folder / "report.html"
+    write_whole(path, render(results).encode())
+    return path
+
+
+def render(results: AuditResults) -> str:
+    """Return the page; it needs no network."""
+    text = resources.files("erasure.eval.reports").joinpath("templates/audit.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    audit = results.audit
+    return environment.from_string(text).render(
+        title=f"Audit of {audit.title}",
+        judge="no judge" if audit.judge is None else audit.judge.name,
+        suite=audit.suite,
+        rows={row.name: row.variant.about for row in audit.rows},
+        concepts=[_concept(each) for each in results.concepts],
+        versions=", ".join(f"{name} {version}" for name, version in results.origin["versions"].items()),
+        device=results.origin["device"],
+    )
+
+
+def _concept(audit: ConceptAudit) -> dict[str, Any]:
+    levels = [
+        {"title": title, "rungs": [_rung(result) for result in audit.probes.values() if result.access == level]}
+        for level, title in LEVELS.items()
+    ]
+    return {
+        "name": audit.concept,
+        "verdict": audit.verdict,
+        "gold": audit.gold,
+        "untested": audit.untested,
+        "levels": [level for level in levels if level["rungs"]],
+    }
+
+
+def _rung(result: ProbeResult) -> dict[str, Any]:
+    reading = shown(result)
+    return {
+        "name": result.name,
+        "about": result.about,
+        "reason": result.reason,
+        "status": result.status,
+        "dose": "" if reading is None else _dose(reading),
+        "bar": None if reading is None or reading.residue is None else _bar(reading, reading.residue),
+        "residue": "" if reading is None else _residue(reading.residue),
+        "kept": _number(None if reading is None else reading.kept(ERASED)),
+        "kept_gold": _number(None if reading is None else reading.kept(GOLD if GOLD in reading.rows else ORIGINAL)),
+        "rows": list(result.outcomes),
+        "readings": [_detail(each, result) for each in result.readings],
+        "images": [] if reading is None else _images(reading),
+        "halves": _halves(result),
+    }
+
+
+def _detail(reading: DoseReading, result: ProbeResult) -> dict[str, Any]:
+    return {
+        "dose": _dose(reading),
+        "residue": _residue(reading.residue),
+        "means": [_number(reading.mean(row)) for row in result.outcomes],
+        "kept": _number(reading.kept(ERASED)),
+        "floor": reading.floor,
+    }
+
+
+def _bar(reading: DoseReading, residue: Residue) -> dict[str, Any]:
+    ticks = [
+        {"x": _across(rho.value), "name": f"{row}: {_residue(rho)}"}
+        for row in reading.rows
+        if row not in (ERASED, ORIGINAL) and (rho := reading.residue_of(row)) is not None
+    ]
+    return {
+        "zero": _across(0.0),
+        "one": _across(1.0),
+        "start": min(_across(0.0), _across(residue.value)),
+        "width": abs(_across(residue.value) - _across(0.0)),
+        "low": _across(residue.low),
+        "high": _across(residue.high),
+        "ticks": ticks,
+        "bad": residue.low > 0.05,
+    }
+
+
+def _images(reading: DoseReading) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": row,
+            "prompt": image["prompt"],
+            "src": f"data:image/png;base64,{image['png']}",
+            "shows": image["shows"],
+        }
+        for row, judged in reading.rows.items()
+        for image in judged.images[: 3 if row == ERASED else 1]
+    ]
+
+
+def _halves(result: ProbeResult) -> list[str]:
+    lines = []
+    for part, rows in result.half_doses().items():
+        last = result.readings[-1].judged.dose
+        said = ", ".join(f"{row} {'> ' + f'{last:g}' if dose is None else f'{dose:.3g}'}" for row, dose in rows.items())
+        lines.append(f"{part + ': ' if part else ''}half of the original's rate is back at {said} ({result.unit})")
+    return lines
+
+
+def _dose(reading: DoseReading) -> str:
+    judged = reading.judged
+    return f"{judged.part}, {judged.label}" if judged.part else judged.label
+
+
+def _residue(value: Residue | None) -> str:
+    return "no contrast" if value is None else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _across(residue: float) -> float:
+    return round(_LEFT + _WIDTH * min(max(residue, _LEAST), _MOST), 1)
