@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Space = Literal["text", "kv", "noise"]
-Pooling = Literal["eos", "official_argmax"]
+Pooling = Literal["eos", "official_argmax", "published"]
 
 
 def cosine_preservation(
@@ -47,12 +47,11 @@ def norm_preservation(features: Float[Tensor, "n dim"], reference: Float[Tensor,
 def pooled_position(ids: Int[Tensor, "n tokens"], eos_token_id: int, pooling: Pooling = "eos") -> Int[Tensor, " n"]:
     """Return the position at which a phrase's feature is read.
 
-    "eos" is the first end of text, as in the paper. "official_argmax" is what the published code does: the largest id,
-    which is that of an added token where there is one. A feature read there has not seen the words after it.
+    "eos" is the first end of text, as in the paper. "official_argmax" and "published" are that of the published code:
+    the largest id, which is that of an added token where there is one. A feature read there has not seen the words
+    after it.
     """
-    if pooling == "official_argmax":
-        return ids.argmax(dim=-1)
-    return (ids == eos_token_id).int().argmax(dim=-1)
+    return ids.argmax(dim=-1) if pooling != "eos" else (ids == eos_token_id).int().argmax(dim=-1)
 
 
 def kv_preservation(

@@ -53,7 +53,8 @@ def view_of(
         image: Square RGB image.
         side: Side of the view in pixels; a multiple of `factor`.
         factor: Pixels per latent along one side.
-        augment: Whether the view is augmented; else it is the whole image.
+        augment: Whether the view is augmented; else it is the whole image, and so is its mask.
+            Differs from the code: there the mask of a whole image leaves out a margin of one latent, too.
         flip: Whether half of the views are mirrored.
         generator: Generator of the random draws.
     """

@@ -82,7 +82,8 @@ class ClassDiffusion:
         spl_weight: Weight of the semantic preservation loss (lambda), >= 0. More composes better and resembles the
             instance less.
         spl_pooling: Position of a phrase's feature: "eos", the end of text, as in the paper; "official_argmax", as in
-            the published code: the new word, whose state does not depend on the class after it.
+            the published code: the new word, whose state does not depend on the class after it; "published", the whole
+            of that code's loss, where the new word also enters without the position that all other words have.
         template: Template of the prompts and of the phrases, with one `{}`.
         steps: Number of updates; the published scripts take 800 for two instances.
         batch_size: Images per update.

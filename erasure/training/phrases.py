@@ -1,11 +1,12 @@
 """Phrases about the class of a concept, and the text features that semantic preservation compares."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..backbones.base import Backbone
@@ -26,19 +27,39 @@ def phrase_features(
     Args:
         backbone: The model.
         ids: Token ids, as for `Backbone.encode_ids`.
-        pooling: Position of the feature in a phrase; see `losses.semantic.pooled_position`.
+        pooling: Position of the feature in a phrase; see `losses.semantic.pooled_position`. With "published" an added
+            word also enters without its position.
 
     Raises:
         InputError: The published pooling of a model with two encoders, for which there is none.
     """
-    read = backbone.encode_ids(ids)
+    end = cast("int", backbone.tokenizers()["text_encoder"].eos_token_id)
+    with _without_positions(backbone, end) if pooling == "published" else nullcontext():
+        read = backbone.encode_ids(ids)
     if read.pooled is not None and pooling != "eos":
         raise InputError(f"spl_pooling: expected 'eos' for a model with two text encoders, got {pooling!r}.")
     first = cast("PreTrainedModel", backbone.component("text_encoder"))
-    end = cast("int", backbone.tokenizers()["text_encoder"].eos_token_id)
     positions = pooled_position(read.ids, end, pooling).to(read.states.device)
     pooled = read.states[torch.arange(len(read), device=positions.device), positions, : first.config.hidden_size]
     return [pooled] if read.pooled is None else [pooled, read.pooled]
+
+
+@contextmanager
+def _without_positions(backbone: Backbone, end: int) -> Iterator[None]:
+    """Have the embedding of added words, whose ids are beyond the end of text, enter the encoder without a position."""
+    encoder = cast("PreTrainedModel", backbone.component("text_encoder"))
+    table = encoder.get_input_embeddings()
+    embeddings = next(module for module in encoder.modules() if any(part is table for part in module.children()))
+
+    def bare(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], placed: Tensor) -> Tensor:
+        ids = args[0] if args else kwargs["input_ids"]
+        return torch.where((ids > end)[..., None], table(ids), placed)
+
+    handle = embeddings.register_forward_hook(bare, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def class_phrases(concepts: Sequence[Concept]) -> list[str]:

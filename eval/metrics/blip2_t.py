@@ -31,7 +31,7 @@ from .base import Feed, Metric
 from .texts import TextScore
 
 TOKENS = 32
-"""Length of a text in tokens, special ones included; LAVIS truncates there."""
+"""Length of a text in tokens for BLIP-2, special ones included; LAVIS truncates there."""
 
 
 def match_probability(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
@@ -107,7 +107,7 @@ class RetrievalScore(Metric, ABC):
         for text in texts:
             if text not in self._lengths:
                 self._lengths[text] = len(self.processor.tokenizer(text).input_ids)
-        self._truncated += [text for text in texts if self._lengths[text] > TOKENS]
+        self._truncated += [text for text in texts if self._lengths[text] > self._longest]
         return self
 
     def compute(self) -> TextScore:
@@ -128,6 +128,11 @@ class RetrievalScore(Metric, ABC):
             resize=processed(self.processor.image_processor),
         )
 
+    @property
+    def _longest(self) -> int:
+        """Length in tokens at which a text is cut."""
+        return TOKENS
+
     def _check(self, image: Image) -> None:
         one, other = self._scores([image] * 2, ["a photo of a dog", "an empty street at night"]).tolist()
         if isclose(one, other, rel_tol=1e-5):  # float32 rounding is about a tenth of that
@@ -141,7 +146,12 @@ class RetrievalScore(Metric, ABC):
         # Image and text separately: BLIP-2's processor subtracts its 32 query tokens from the length of a text.
         device = self.model.device
         text = self.processor.tokenizer(
-            texts, padding=True, truncation=True, max_length=TOKENS, return_token_type_ids=False, return_tensors="pt"
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self._longest,
+            return_token_type_ids=False,
+            return_tensors="pt",
         ).to(device)
         pixels = self.processor.image_processor(images, return_tensors="pt").pixel_values.to(device)
         return self._forward(pixels, text.input_ids, text.attention_mask).cpu()
@@ -152,7 +162,10 @@ class RetrievalScore(Metric, ABC):
 
 @dataclass(kw_only=True)
 class BlipItc(RetrievalScore):
-    """`blip_itc`: BLIP 1's contrastive branch; no temperature, no softmax."""
+    """`blip_itc`: BLIP 1's contrastive branch; no temperature, no softmax.
+
+    As in ClassDiffusion's code no text is cut before the model's last position, 512 tokens of its checkpoint.
+    """
 
     name: ClassVar[str] = "blip_itc"
     source: ClassVar[str] = "arXiv:2405.17532"
@@ -161,6 +174,10 @@ class BlipItc(RetrievalScore):
     unit: ClassVar[str] = "cosine"
     default: ClassVar[str] = "Salesforce/blip-itm-large-coco"
     model_class: ClassVar[str] = "BlipForImageTextRetrieval"
+
+    @property
+    def _longest(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
 
     def _forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         out = self.model(pixel_values=pixels, input_ids=ids, attention_mask=mask, use_itm_head=False)

@@ -113,7 +113,8 @@ class UnlearnCanvas:
 def unlearning_accuracy(accuracies: Sequence[Number]) -> float:
     """Return UA_n = 1 - mean_{j <= n} acc_n(c_j), DUGE's forgetting of all targets so far (cf. arXiv:2503.13769).
 
-    A fall below the value at the step of removal shows a target that comes back.
+    A fall below the value at the step of removal shows a target that comes back. The public port pools the images of
+    all concepts instead, which differs where concepts have unequal numbers of images.
 
     Args:
         accuracies: Accuracy on each of the targets removed so far, after step n, in [0, 1].

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure.backbones import backbone_of
 from erasure.edits import DenseChange, LowRankChange, WeightEdit
@@ -24,6 +24,7 @@ from erasure.progress import Progress
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.phrases import phrase_features
+from erasure.training.student import Student
 from tests import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)
@@ -139,6 +140,70 @@ def test_the_feature_reads_the_class_after_the_word_unless_pooled_as_the_publish
     assert torch.equal(official[0], official[1])
     with pytest.raises(InputError, match="two text encoders"):
         learned(tiny.sdxl(), spl_pooling="official_argmax")
+
+
+def clip_states(encoder: nn.Module, embedded: Tensor) -> Tensor:
+    """Return the final states of CLIP's text transformer for embeddings (tokens, width), by its equations."""
+    weights = {name: weight.detach() for name, weight in encoder.named_parameters()}
+    heads, tokens = 4, len(embedded)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def normal(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        spread = centred.square().mean(-1, keepdim=True).add(1e-5).sqrt()
+        return centred / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    x = embedded
+    for i in range(2):
+        layer = f"encoder.layers.{i}"
+        h = normal(x, f"{layer}.layer_norm1")
+        q, k, v = (
+            linear(h, f"{layer}.self_attn.{part}_proj").reshape(tokens, heads, -1).transpose(0, 1) for part in "qkv"
+        )
+        scores = q @ k.mT / q.shape[-1] ** 0.5 + torch.full((tokens, tokens), -torch.inf).triu(1)
+        mixed = (scores.softmax(-1) @ v).transpose(0, 1).reshape(tokens, -1)
+        x = x + linear(mixed, f"{layer}.self_attn.out_proj")
+        h = linear(normal(x, f"{layer}.layer_norm2"), f"{layer}.mlp.fc1")
+        x = x + linear(h * torch.sigmoid(1.702 * h), f"{layer}.mlp.fc2")
+    return normal(x, "final_layer_norm")
+
+
+@pytest.mark.parametrize("pooling", ["eos", "official_argmax", "published"])
+def test_the_semantic_loss_and_its_gradient_are_those_of_the_paper_or_of_the_published_code(pooling: Any) -> None:
+    """1 - cos of two pooled states; the code pools at the largest id, and overwrites V* after positions were added."""
+    pipe = tiny.sd1()
+    backbone, method = backbone_of(pipe), ClassDiffusion(spl_pooling=pooling)
+    word = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5)) * 0.05
+    with tokens_added(pipe, [NewToken(text="<biscuit>", rows={"text_encoder": word})]):
+        loss = method._semantic(backbone, [BISCUIT])(Untrained(), 0, torch.Generator())
+        encoder, end = pipe.text_encoder, pipe.tokenizer.eos_token_id
+        table = encoder.get_input_embeddings().weight
+        [gradient] = torch.autograd.grad(loss, table)
+        star = word.clone().requires_grad_()
+        pooled = []
+        for phrase in ("a photo of a <biscuit> dog", "a photo of a dog"):
+            ids = pipe.tokenizer(phrase, return_tensors="pt").input_ids[0]
+            rows = torch.cat([table.detach()[:-1], star[None]])[ids]
+            placed = rows + encoder.embeddings.position_embedding.weight.detach()[: len(ids)]
+            if pooling == "published":
+                placed = torch.where((ids == len(table) - 1)[:, None], star, placed)
+            place = int((ids == end).int().argmax() if pooling == "eos" else ids.argmax())
+            pooled.append(clip_states(encoder, placed)[place])
+    expected = 1 - pooled[0] @ pooled[1].detach() / pooled[0].norm() / pooled[1].norm().detach()
+    torch.testing.assert_close(loss, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(gradient[-1], torch.autograd.grad(expected, star)[0], rtol=1e-4, atol=2e-6)
+    assert loss.item() > 1e-3
+
+
+class Untrained(Student):
+    """A student that is still the original."""
+
+    def __init__(self) -> None: ...
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
 
 
 def test_the_semantic_loss_alone_falls_all_the_way() -> None:
