@@ -108,14 +108,15 @@ def _run(studio: Studio, wish: Wish) -> schema.Run:
         shared["kind"] = wish.kind
     if wish.preserve is not None:
         shared["preserve"] = limits.names("keep", wish.preserve, limits.KEPT)
-    elif not studio.known:
-        shared["preserve"] = studio.to_keep(targets, kind=wish.kind or "object")
+    suggested: dict[str, dict[str, Any]] = {}
+    if wish.preserve is None and not studio.known:  # for each as if it were the only one
+        suggested = {name: {"preserve": studio.to_keep([name], kind=wish.kind or "object")} for name in targets}
     settings = limits.settings(wish.settings, [setting.name for setting in offered(wish.method, studio.name)])
     return schema.parse(
         {
             "model": studio.name,
             "eraser": {"name": wish.method, **configs.starting_settings(wish.method, studio.name), **settings},
-            "concepts": [{"target": target, **shared} for target in targets],
+            "concepts": [{"target": name, **shared, **suggested.get(name, {})} for name in targets],
             "measure": None,
         }
     )

@@ -146,6 +146,8 @@ class ModelProfile:
     def completed(self, requests: Sequence[object]) -> list[object]:
         """Return removal requests with what is known of their concepts filled in; other values stay as they are.
 
+        Each is completed as it would be alone.
+
         Raises:
             UnknownNameError: A target is not a concept of the model, where those are known.
         """

@@ -26,7 +26,7 @@ from torch import Tensor
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.backbones.attention import cross_attention_layers
-from erasure.concept import Concept, normalized
+from erasure.concept import Concept
 from erasure.edits import WeightEdit
 from erasure.errors import ErasureError, InputError
 from erasure.eval.images.store import ImageStore, fill
@@ -257,8 +257,6 @@ def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_pro
     """Make the removals that are missing up to n, and return each one's times."""
     times = json.loads(file.read_text()) if file.is_file() else []
     for i in range(len(removals), n):
-        removed_names = {normalized(name) for concept in concepts[: i + 1] for name in concept.names}
-        kept = tuple(name for name in concepts[i].preserve if normalized(name) not in removed_names)
         stage = f"removing {concepts[i].target}"
         moments: list[float] = []
 
@@ -267,7 +265,7 @@ def _removed(removals: Removals, concepts: Sequence[Concept], file: Path, on_pro
                 moments.append(time.perf_counter())
             on_progress(replace(progress, stage=stage))
 
-        seconds = removals.add(replace(concepts[i], preserve=kept), noted)
+        seconds = removals.add(concepts[i], noted)
         training = (moments[-1] - moments[0]) * len(moments) / (len(moments) - 1) if len(moments) > 1 else seconds
         times = [
             *times[:i],

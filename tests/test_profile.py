@@ -53,7 +53,7 @@ def test_a_request_is_completed_and_its_own_values_stay() -> None:
         "target": "cat",
         "kind": "object",
         "aliases": ["kitty", "feline"],
-        "preserve": [name for name in WORLD.concepts if name not in ("cat", "gun", "Mittens")],
+        "preserve": [name for name in WORLD.concepts if name not in ("cat", "Mittens")],
     }
     assert (gun["kind"], gun["preserve"]) == ("unsafe", ["dog"])
     assert number == 3

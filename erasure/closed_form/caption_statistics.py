@@ -67,8 +67,8 @@ def statistics(backbone: Backbone, captions: Captions, *, folder: Path | None = 
     )
 
 
-def ordinary_captions(concepts: Sequence[Concept], removed: Sequence[Concept]) -> list[str]:
-    """Return captions of everyday things, and of what the concepts preserve, that name nothing that is removed.
+def ordinary_captions(concepts: Sequence[Concept]) -> list[str]:
+    """Return captions of everyday things, and of what the concepts preserve, that name none of the concepts.
 
     Things come in the templates without an article, preserved names in those that they are held in while a concept of
     that kind is removed.
@@ -80,7 +80,7 @@ def ordinary_captions(concepts: Sequence[Concept], removed: Sequence[Concept]) -
         for name in concept.preserve
         for template in preserved_templates(concept.kind)
     ]
-    return [caption for caption in dict.fromkeys(["", *kept, *things]) if not speaks_of(caption, removed)]
+    return [caption for caption in dict.fromkeys(["", *kept, *things]) if not speaks_of(caption, concepts)]
 
 
 def read_captions(path: str | Path) -> Iterator[str]:

@@ -150,7 +150,7 @@ class DUGE(Eraser):
             got = f"got {self.overshoot!r}. Set match to outputs or noise."
             raise InputError(f"duge.overshoot: expected 0 where maps are matched, {got}")
         trained = self._trained(context.backbone).__contains__
-        task = TrainingTask(context=context, concepts=concepts, trained=trained, reference=context.original)
+        task = TrainingTask(context=context, requests=concepts, trained=trained, reference=context.original)
         memory = self._memory(concepts, context)
         # The distilled form starts at zero, which the first weight cannot be calibrated with.
         plain = self._preserving(memory, context, distill=False)

@@ -98,7 +98,7 @@ class ESD(Eraser):
     def _task(self, concepts: Sequence[Concept], context: FitContext) -> TrainingTask:
         trained = trained_by(self.variant, context.backbone)
         return TrainingTask(
-            context=context, concepts=concepts, trained=trained.__contains__, batch_size=self.batch_size
+            context=context, requests=concepts, trained=trained.__contains__, batch_size=self.batch_size
         )
 
     @property

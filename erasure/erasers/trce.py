@@ -165,8 +165,8 @@ class TRCE(Eraser):
     def _problems(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, Rows | None]:
         """Return stage 1's problems: of the key and value projections, and of the sentence vector's readers."""
         reader = SentenceReader(context.backbone, self._pairs(concepts), self._weights)
-        removed = [*context.targets, *concepts]
-        texts = (lambda: read_captions(self.captions)) if self.captions else ordinary_captions(concepts, removed)
+        # Of the request alone: statistics that left out earlier targets would outlast the undoing of those.
+        texts = (lambda: read_captions(self.captions)) if self.captions else ordinary_captions(concepts)
         captions = statistics(context.backbone, texts, folder=context.history.memory)
         return reader.rows(captions), reader.pooled_rows(captions)
 
@@ -215,7 +215,7 @@ class TRCE(Eraser):
         before = {name: p.data for name, p in backbone.parameters(text.changes.__contains__).items()}
         task = TrainingTask(
             context=context,
-            concepts=concepts,
+            requests=concepts,
             trained=steered(backbone).__contains__,
             reference=lambda: exchanged(backbone.parameters(before.__contains__), before),
         )

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Interval
 
 from ..closed_form.problem import Rows
 from ..closed_form.readers import PairReader, Places, PromptPair
-from ..concept import Concept, normalized
+from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
 from ..progress import Progress
@@ -96,8 +96,7 @@ class UCE(Eraser):
         if not concepts:
             raise InputError("concepts: expected at least one, got none. Name what is to be erased.")
         erased = [pair for concept in concepts for pair in self._erased_pairs(concept)]
-        removed = {normalized(name) for concept in context.targets for name in concept.names}
-        kept = [pair for concept in concepts for pair in self._kept_pairs(concept) if pair.label not in removed]
+        kept = [pair for concept in concepts for pair in self._kept_pairs(concept)]
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
         reader = PairReader(prompts, context.backbone.encode(prompts), self._places)

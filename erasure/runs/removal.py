@@ -21,15 +21,11 @@ if TYPE_CHECKING:
 def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:
     """Return the run without the concepts that the ledger has removed, and the names of those.
 
-    A removed concept, and one that the run removes, is taken out of every preserve list.
+    Preserve lists stay as they are: an entry records what it would record alone, so that undoing another leaves no
+    trace. What else is removed is left out where removals meet: in the joint solve, and in the training of a new one.
     """
     removed = {normalized(name) for entry in ledger.standing for concept in entry.concepts for name in concept.names}
     todo = tuple(concept for concept in run.concepts if normalized(concept.target) not in removed)
-    leaving = removed | {normalized(name) for concept in todo for name in concept.names}
-    todo = tuple(
-        replace(concept, preserve=tuple(kept for kept in concept.preserve if normalized(kept) not in leaving))
-        for concept in todo
-    )
     return replace(run, concepts=todo), [c.target for c in run.concepts if normalized(c.target) in removed]
 
 

@@ -50,8 +50,7 @@ class TinyWorldProfile(ModelProfile):
             {**request, "target": self._concept(request["target"])} if _is_request(request) else request
             for request in requests
         ]
-        kept = self.kept_beside([request["target"] for request in named if _is_request(request)])
-        return [self._filled(request, kept) if _is_request(request) else request for request in named]
+        return [self._filled(request) if _is_request(request) else request for request in named]
 
     def class_name(self, text: str, siblings: Sequence[str] = ()) -> str:
         if siblings:
@@ -131,9 +130,15 @@ class TinyWorldProfile(ModelProfile):
             raise unknown_name("concept of the tiny world", text, [*self.concepts, *synonyms])
         return name
 
-    def _filled(self, request: Mapping[str, object], kept: Sequence[str]) -> dict[str, object]:
+    def _filled(self, request: Mapping[str, object]) -> dict[str, object]:
+        """Return a request with what is known of its target, whatever other requests there are."""
         target = str(request["target"])
-        return {"kind": self.kind(target), "aliases": list(self.aliases(target)), "preserve": list(kept), **request}
+        known = {
+            "kind": self.kind(target),
+            "aliases": list(self.aliases(target)),
+            "preserve": self.kept_beside([target]),
+        }
+        return {**known, **request}
 
 
 class _Request(TypedDict):

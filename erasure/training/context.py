@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..concept import Concept
+from ..concept import Concept, normalized
 from ..edits.changes import exchanged
 from ..graph import ConceptGraph
 from ..judge import Judge
@@ -75,14 +75,14 @@ class TrainingTask:
 
     Attributes:
         context: Surroundings of the fit.
-        concepts: Concepts to remove, with what each preserves.
+        requests: Concepts to remove, as they were requested.
         trained: Accepts the full names of the parameters that are trained.
         reference: Model to be kept; by default the one that the training starts from.
         batch_size: Latents a step of the objective, > 0.
     """
 
     context: FitContext
-    concepts: Sequence[Concept]
+    requests: Sequence[Concept]
     trained: Callable[[str], bool]
     reference: Reference = nullcontext
     batch_size: int = 1
@@ -91,6 +91,15 @@ class TrainingTask:
     def backbone(self) -> Backbone:
         """Model under training."""
         return self.context.backbone
+
+    @cached_property
+    def concepts(self) -> tuple[Concept, ...]:
+        """The requests, each without the removed names in what it preserves."""
+        removed = {normalized(name) for c in (*self.context.targets, *self.requests) for name in c.names}
+        return tuple(
+            replace(request, preserve=tuple(name for name in request.preserve if normalized(name) not in removed))
+            for request in self.requests
+        )
 
     @cached_property
     def graph(self) -> ConceptGraph:

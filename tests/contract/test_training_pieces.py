@@ -35,7 +35,7 @@ def backbone() -> Backbone:
 
 def task_of(backbone: Backbone) -> TrainingTask:
     sites = backbone.sites(("cross",))
-    return TrainingTask(context=FitContext(backbone=backbone), concepts=[CAT], trained=sites.__contains__)
+    return TrainingTask(context=FitContext(backbone=backbone), requests=[CAT], trained=sites.__contains__)
 
 
 def deltas(edit: WeightEdit, backbone: Backbone) -> dict[str, torch.Tensor]:

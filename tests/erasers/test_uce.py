@@ -14,7 +14,7 @@ from erasure.concept import Concept
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError
 from erasure.prompts import fill, preserved_templates, templates
-from erasure.training.context import FitContext, History
+from erasure.training.context import FitContext
 from tests import tiny
 
 PIPE = tiny.sd1(vocabulary="clip")
@@ -179,12 +179,6 @@ def test_more_reg_changes_less() -> None:
         parameter = next(iter(tiny.text_weights(BACKBONE).values()))
         sizes.append(next(iter(edit.changes.values())).of(parameter.detach()).norm().item())
     assert sizes == sorted(sizes, reverse=True)
-
-
-def test_what_was_removed_before_is_not_preserved() -> None:
-    concept = Concept(target="cat", preserve=("dog", "bird"))
-    rows = UCE().rows_of([concept], FitContext(backbone=BACKBONE, history=History(targets=(Concept(target="Dog"),))))
-    assert set(rows.preserve_labels) == {"bird", ""}
 
 
 def test_no_preserve_scale_holds_nothing_in_place() -> None:

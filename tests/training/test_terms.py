@@ -39,7 +39,7 @@ def task_of(
     backbone: Any, part: str = ".attn2.to_k.", concept: Concept = CAT, reference: Reference = nullcontext
 ) -> TrainingTask:
     context = FitContext(backbone=backbone)
-    return TrainingTask(context=context, concepts=[concept], trained=lambda name: part in name, reference=reference)
+    return TrainingTask(context=context, requests=[concept], trained=lambda name: part in name, reference=reference)
 
 
 def student_of(backbone: Any) -> Student:
