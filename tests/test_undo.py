@@ -34,6 +34,7 @@ REQUESTS: dict[str, dict[str, Any]] = {  # the tiny world's profile completes th
 CLOSED_FORMS: dict[str, dict[str, Any]] = {
     "uce": {},
     "uce, last subject": {"rows": "last-subject"},
+    "uce, published": {"rows": "published", "preserve_scale": None, "empty_anchor": "start"},
     "trce, text": {"stages": "text", **eraser_class("trce").quick},
 }
 UNEDITED = WeightEdit(changes={}, metadata=EditMetadata.unedited(BACKBONE.fingerprint(), "tiny"))
@@ -99,8 +100,8 @@ steps = st.tuples(
 
 
 @pytest.mark.parametrize("kind", CLOSED_FORMS)
-@settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-@given(plan=st.lists(steps, min_size=2, max_size=5), data=st.data())
+@settings(max_examples=3, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(plan=st.lists(steps, min_size=2, max_size=4), data=st.data())
 def test_the_weights_depend_on_the_set_of_standing_requests_alone(
     kind: str, plan: list[Step], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

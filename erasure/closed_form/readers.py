@@ -16,6 +16,9 @@ from .problem import Row
 # Spreads the sampled trailing positions of successive templates evenly over the range (the golden ratio's fraction).
 _STAGGER = 0.6180339887498949
 
+EmptyAnchor = Literal["start", "end"]
+"""State of the empty prompt: its start of text, or its first end of text."""
+
 Moved = tuple[str, Tensor, Tensor]
 """The name of a place in a prompt, the state there, and the state that it becomes."""
 
@@ -70,15 +73,18 @@ class Places:
     """Positions of a prompt whose states are rows.
 
     Attributes:
-        words: The "subject", the last token of the name, alone; or "all": the words after it too, and, of an encoder
-            that reads both ways, the words before it.
+        words: The "subject", the last token of the name, alone; "all": the words after it too, and, of an encoder
+            that reads both ways, the words before it; or "onwards": the subject and every state after it, each with
+            the whole weight, and every state of a prompt that is kept.
         trailing: Share of the weight for states from the first end-of-text token on, in [0, 1].
         trailing_states: Number of these states.
+        empty_anchor: State of the empty prompt that stands for the subject that it lacks.
     """
 
-    words: Literal["subject", "all"]
-    trailing: float
-    trailing_states: int
+    words: Literal["subject", "all", "onwards"]
+    trailing: float = 0.0
+    trailing_states: int = 0
+    empty_anchor: EmptyAnchor = "end"
 
 
 class PairReader:
@@ -97,7 +103,7 @@ class PairReader:
         return self._width
 
     def rows(self, pair: PromptPair, scale: float, strength: float) -> list[Row]:
-        """Return the rows of one prompt, whose weights add up to `scale` where there are trailing states.
+        """Return the rows of one prompt; but for "onwards", their weights add up to `scale`.
 
         Raises:
             InputError: The name is longer than what the model reads.
@@ -138,6 +144,8 @@ class _PartReader:
 
     def weighted(self, pair: PromptPair, scale: float) -> list[tuple[str, float, Tensor, Tensor]]:
         """Return the places of a prompt with their weights, states and the states that these become."""
+        if self._places.words == "onwards":
+            return [(place, scale, state, anchor) for place, state, anchor in self._onwards(pair)]
         words, share = list(self._words(pair)), self._places.trailing
         trailing = list(self._trailing(pair)) if self._places.trailing_states else []
         return [
@@ -151,15 +159,12 @@ class _PartReader:
         A word after the name that the anchor's prompt lacks ("style" in "neon style") becomes what the name becomes.
         """
         row, anchor_row = self._row_of[pair.prompt], self._row_of[pair.anchor_prompt]
-        subject = self._subject(row, pair)
-        if pair.label == pair.anchor_label:
-            anchor_subject, instead = subject, self._values[row, subject]
-        elif pair.anchor_label == "":
-            blank = self._row_of[""]
-            anchor_subject, instead = 0, self._values[blank, self._ends[blank]]
-        else:
-            anchor_subject = self._subject(anchor_row, pair)
-            instead = self._values[anchor_row, anchor_subject]
+        subject, anchor_subject = self._subject(row, pair), self._anchor_subject(pair)
+        instead_row, instead_position = anchor_row, anchor_subject
+        if pair.label != "" and pair.anchor_label == "":
+            instead_row = self._row_of[""]
+            instead_position = self._empty_position(instead_row)
+        instead = self._values[instead_row, instead_position]
         yield "subject", self._values[row, subject], instead
         if self._places.words == "subject":
             return
@@ -172,6 +177,29 @@ class _PartReader:
                 within = position < min(self._ends[anchor_row], len(self._values[anchor_row]))
                 anchor = self._values[anchor_row, position] if within else instead
                 yield f"before-{position}", self._values[row, position], anchor
+
+    def _onwards(self, pair: PromptPair) -> Iterable[Moved]:
+        """Yield the subject and every state after it, each with the state as far after the anchor's subject.
+
+        Both end where the longer of the two prompts does. Of a prompt that is kept, yield every state.
+        """
+        row, anchor_row = self._row_of[pair.prompt], self._row_of[pair.anchor_prompt]
+        subject, anchor_subject = self._subject(row, pair), self._anchor_subject(pair)
+        if pair.label == pair.anchor_label:
+            subject = anchor_subject = 0
+        elif pair.anchor_prompt == "":
+            anchor_subject = self._empty_position(anchor_row)
+        for offset in range(self._values.shape[1] - max(subject, anchor_subject)):
+            place = "subject" if offset == 0 and pair.label != pair.anchor_label else f"state-{offset}"
+            yield place, self._values[row, subject + offset], self._values[anchor_row, anchor_subject + offset]
+
+    def _anchor_subject(self, pair: PromptPair) -> int:
+        """Return the position of the last token of the anchor's name; of the start of text in a prompt without one."""
+        return 0 if pair.anchor_label == "" else self._subject(self._row_of[pair.anchor_prompt], pair)
+
+    def _empty_position(self, row: int) -> int:
+        """Return the position in the empty prompt that stands for a name."""
+        return 0 if self._places.empty_anchor == "start" else self._ends[row]
 
     def _first(self, row: int, pair: PromptPair) -> int:
         """Return the position of the name's first token; in a prompt without a name, 0."""

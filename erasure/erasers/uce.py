@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Interval
 
 from ..closed_form.problem import Rows
-from ..closed_form.readers import PairReader, Places, PromptPair
+from ..closed_form.readers import EmptyAnchor, PairReader, Places, PromptPair
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
@@ -28,27 +28,30 @@ class UCE(Eraser):
 
     by the one solve that serves all projections (`erasure.closed_form.solve`). Which states are rows:
 
-    - "last-subject", as published: the bare name at its last token.
-    - "templates": the name and its aliases in prompts of the concept's kind; in each the last token of the name, the
-      words after it, and some of the states from the first end-of-text token on. All of these carry the concept, and
-      where they disagree the trailing ones win, being the most. Words are paired with the anchor's prompt counted
-      back from its end of text, trailing states counted on from it. A prompt weighs as much as one published row.
+    - "published", the script released with the paper (2023): of the bare name the last token and every state after it,
+      paired with the states from the last token of the anchor on; of each preserved name, and of the empty prompt,
+      every state.
+    - "last-subject", the authors' rewrite (2025): of each bare name the last token alone.
+    - "templates" (ours): the name and its aliases in prompts of the concept's kind; in each the last token of the name,
+      the words after it, and some of the states from the first end-of-text token on. Words are paired with the anchor's
+      prompt counted back from its end of text, trailing states counted on from it. All rows of a prompt together weigh
+      as much as one state does in the other forms.
 
-    Where the unconditional prompt is the anchor, its first end-of-text state stands for the name. A prompt around the
-    name becomes the prompt without it ("a photo of a cat": "a photo").
-
+    A prompt around the name becomes the prompt without it where there is no anchor ("a photo of a cat": "a photo").
     Templates that name what is erased are left out (`erasure.closed_form.joint.joined_rows`).
 
     Differs from the paper: the default is "templates"; with it, anchors, the prompts without a name and the
-    start-of-text state are held in place as preserved prompts are. States are moved beyond what they become
-    (`strength`; a is c + strength (a - c) in the equation), and a preserved prompt weighs less than an erased one: on
-    the tiny world, with 33 concepts preserved, equal weights erase next to nothing. The published form is
-    `rows="last-subject", strength=1, preserve_scale=1`.
+    start-of-text state are held in place as preserved prompts are, and states are moved beyond what they become
+    (`strength`; a is c + strength (a - c) in the equation). Published is, with `empty_anchor="start", strength=1`,
+
+    - 2023 (train-scripts/train_erase.py, commit bd5fb51): `rows="published", preserve_scale=None`;
+    - 2025 (trainscripts/uce_sd_erase.py, commit 4502388): `rows="last-subject", preserve_scale=1`.
 
     Attributes:
         rows: Text states that are rows, see above.
-        erase_scale: Weight of an erased prompt, > 0.
-        preserve_scale: Weight of a preserved prompt, >= 0; 0 ignores them. 1 in the paper.
+        erase_scale: Weight of an erased prompt, > 0; with "published", of each of its states.
+        preserve_scale: Weight of a preserved prompt, >= 0; with "published", of each of its states. 0 ignores them;
+            None is the script's of 2023, 1 / (1 + the number of preserved names) and at least 0.1.
         strength: Distance that a state is moved towards its anchor, as a share of the whole, > 0; 1 in the paper. More
             compensates for `reg` and the preserved prompts.
         reg: Pull towards the old weights (lambda in the paper), > 0; larger erases less.
@@ -56,6 +59,8 @@ class UCE(Eraser):
         trailing_states: Number of trailing states of a template that are rows, >= 1; the first end-of-text state always
             is one, the others are spread over the rest, elsewhere in each template. Neighbours differ little, so
             a few of each template cover the range at a fraction of the rows.
+        empty_anchor: State of the empty prompt that stands for the name where that prompt is the anchor: its "start" of
+            text, as in the published code, or its first "end" of text.
         class_phrases: Whether what is preserved is also held in what is said of members of a class ("a small dog",
             "a dog standing"), for objects and individuals: the closed form of semantic preservation.
     """
@@ -66,14 +71,15 @@ class UCE(Eraser):
     exactness: ClassVar[Exactness] = "published"
     main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
 
-    rows: Literal["templates", "last-subject"] = "templates"
+    rows: Literal["templates", "published", "last-subject"] = "templates"
     erase_scale: Annotated[float, Gt(0)] = 1.0
     # measured on the tiny world, with the other defaults: more leaves removed concepts, less takes others along
-    preserve_scale: Annotated[float, Ge(0)] = 0.1
+    preserve_scale: Annotated[float, Ge(0)] | None = 0.1
     strength: Annotated[float, Gt(0)] = 1.3
     reg: Annotated[float, Gt(0)] = 0.5
     trailing: Annotated[float, Interval(ge=0, le=1)] = 0.75
     trailing_states: Annotated[int, Ge(1)] = 2
+    empty_anchor: EmptyAnchor = "end"
     class_phrases: bool = False
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
@@ -96,13 +102,16 @@ class UCE(Eraser):
         if not concepts:
             raise InputError("concepts: expected at least one, got none. Name what is to be erased.")
         erased = [pair for concept in concepts for pair in self._erased_pairs(concept)]
-        kept = [pair for concept in concepts for pair in self._kept_pairs(concept)]
+        kept: dict[PromptPair, float] = {}
+        for concept in concepts:
+            for pair in self._kept_pairs(concept):
+                kept[pair] = max(self._preserve_scale(concept), kept.get(pair, 0.0))
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
         reader = PairReader(prompts, context.backbone.encode(prompts), self._places)
         return Rows.of(
             [row for pair in dict.fromkeys(erased) for row in reader.rows(pair, self.erase_scale, self.strength)],
-            [row for pair in dict.fromkeys(kept) for row in reader.rows(pair, self.preserve_scale, self.strength)],
+            [row for pair, scale in kept.items() for row in reader.rows(pair, scale, self.strength)],
             reg=self.reg,
             dim=reader.width,
         )
@@ -110,11 +119,22 @@ class UCE(Eraser):
     @property
     def _places(self) -> Places:
         if self.rows == "last-subject":
-            return Places(words="subject", trailing=0.0, trailing_states=0)
-        return Places(words="all", trailing=self.trailing, trailing_states=self.trailing_states)
+            return Places(words="subject", empty_anchor=self.empty_anchor)
+        if self.rows == "published":
+            return Places(words="onwards", empty_anchor=self.empty_anchor)
+        return Places(
+            words="all",
+            trailing=self.trailing,
+            trailing_states=self.trailing_states,
+            empty_anchor=self.empty_anchor,
+        )
+
+    def _preserve_scale(self, concept: Concept) -> float:
+        published = max(0.1, 1 / (1 + len(concept.preserve)))  # one is the empty prompt
+        return published if self.preserve_scale is None else self.preserve_scale
 
     def _erased_pairs(self, concept: Concept) -> list[PromptPair]:
-        if self.rows == "last-subject":
+        if self.rows != "templates":
             return [PromptPair.of("{}", name, concept.anchor, concept.anchor) for name in concept.names]
         return [
             PromptPair.of(
@@ -131,8 +151,9 @@ class UCE(Eraser):
     def _kept_pairs(self, concept: Concept) -> list[PromptPair]:
         if self.preserve_scale == 0:
             return []
-        if self.rows == "last-subject":
-            return [PromptPair.kept("{}", name) for name in concept.preserve]
+        bare = [PromptPair.kept("{}", name) for name in concept.preserve]
+        if self.rows != "templates":
+            return bare if self.rows == "last-subject" else [PromptPair.kept("", ""), *bare]
         held = [*concept.preserve, *([concept.anchor] if concept.anchor else [])]
         named = [
             PromptPair.kept(template, name, number=number)

@@ -19,7 +19,8 @@ from tests import tiny
 
 PIPE = tiny.sd1(vocabulary="clip")
 BACKBONE: Any = backbone_of(PIPE)
-PUBLISHED = UCE(rows="last-subject", strength=1.0, preserve_scale=1.0)
+REWRITE = UCE(rows="last-subject", strength=1.0, preserve_scale=1.0, empty_anchor="start")
+PUBLISHED = UCE(rows="published", strength=1.0, preserve_scale=None, empty_anchor="start")
 
 
 def state(prompt: str, position: int) -> torch.Tensor:
@@ -36,9 +37,9 @@ def at(rows: Rows, label: str, site: str) -> int:
     return found[0]
 
 
-def test_the_published_rows_are_bare_names_at_their_last_token() -> None:
+def test_the_rows_of_the_rewrite_are_bare_names_at_their_last_token() -> None:
     concept = Concept(target="Van Gogh", anchor="art", preserve=("Monet",))
-    rows = PUBLISHED.rows_of([concept], FitContext(backbone=BACKBONE))
+    rows = REWRITE.rows_of([concept], FitContext(backbone=BACKBONE))
     close(rows.targets, state("Van Gogh", end("Van Gogh") - 1)[None])
     close(rows.anchors, state("art", 1)[None])
     close(rows.preserve, state("Monet", end("Monet") - 1)[None])
@@ -49,13 +50,46 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", ["last-subject", "templates"])
-def test_the_unconditional_anchor_is_the_first_end_of_text_state(rows: Any) -> None:
-    found = UCE(rows=rows, strength=1.0).rows_of([Concept(target="cat")], FitContext(backbone=BACKBONE))
-    close(found.anchors[at(found, "cat", "{}|subject")], state("", 1))
+@pytest.mark.parametrize(("empty_anchor", "position"), [("start", 0), ("end", 1)])
+@pytest.mark.parametrize("rows", ["last-subject", "published", "templates"])
+def test_the_unconditional_anchor_is_the_state_of_the_empty_prompt(rows: Any, empty_anchor: Any, position: int) -> None:
+    eraser = UCE(rows=rows, strength=1.0, empty_anchor=empty_anchor)
+    found = eraser.rows_of([Concept(target="cat")], FitContext(backbone=BACKBONE))
+    close(found.anchors[at(found, "cat", "{}|subject")], state("", position))
 
 
-def test_the_published_edit_is_equation_7_layer_by_layer() -> None:
+@pytest.mark.parametrize(
+    ("target", "anchor", "preserve"),
+    [("Van Gogh", "", ("Monet", "a dog")), ("cat", "fire hydrant", ()), ("fire hydrant", "cat", ("dog",))],
+)
+def test_the_published_edit_is_that_of_the_released_script(target: str, anchor: str, preserve: tuple[str, ...]) -> None:
+    """Equation 7 layer by layer, on the states that the script of 2023 takes."""
+    concept = Concept(target=target, anchor=anchor, preserve=preserve)
+    edit = PUBLISHED.fit([concept], FitContext(backbone=BACKBONE))
+    texts = [target, anchor, "", *preserve]
+    read = BACKBONE.encode(texts)
+    last = [int(end) - 1 for end in read.eot]  # of the empty prompt: the start of text
+    length = tiny.POSITIONS - max(last[:2])
+    moved, instead = (read.states[i, last[i] : last[i] + length].double() for i in range(2))
+    kept = read.states[2:].double().flatten(0, 1)
+    scale = max(0.1, 1 / (len(texts) - 2))
+    keys = torch.cat([moved, scale**0.5 * kept])
+    sources = torch.cat([instead, scale**0.5 * kept])
+    for name, parameter in tiny.text_weights(BACKBONE).items():
+        weight = parameter.detach().double()
+        expected = ridge_edit(weight, keys, sources @ weight.T, 0.5)
+        torch.testing.assert_close(weight + edit.changes[name].of(weight), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_largest_weight_of_a_state_that_two_requests_preserve_holds() -> None:
+    few, many = Concept(target="cat", preserve=("dog",)), Concept(target="neon", preserve=("dog", "bird", "tree"))
+    for concepts in ([few, many], [many, few]):
+        rows = PUBLISHED.rows_of(concepts, FitContext(backbone=BACKBONE))
+        weights = dict(zip(rows.preserve_labels, rows.preserve_weights.tolist(), strict=True))
+        assert weights == {"": 0.5, "dog": 0.5, "bird": 0.25, "tree": 0.25}
+
+
+def test_the_edit_of_the_rewrite_is_equation_7_layer_by_layer() -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird", "tree"))
     eraser = UCE(rows="last-subject", erase_scale=2.0, preserve_scale=0.3, strength=1.0, reg=0.7)
     edit = eraser.fit([concept], FitContext(backbone=BACKBONE))
@@ -99,7 +133,7 @@ def test_without_an_anchor_a_prompt_becomes_itself_without_the_name() -> None:
     close(rows.anchors[at(rows, "neon", "{} style|word-1")], state("", 1))
 
 
-@pytest.mark.parametrize("rows", ["last-subject", "templates"])
+@pytest.mark.parametrize("rows", ["last-subject", "published", "templates"])
 def test_strength_scales_the_whole_edit(rows: Any) -> None:
     concept = Concept(target="cat", anchor="dog", preserve=("bird",))
     one, more = (
@@ -158,7 +192,7 @@ def test_targets_are_erased_and_preserved_prompts_stay(rows: Any) -> None:
 
 
 @settings(deadline=None, max_examples=8)
-@given(order=st.permutations(range(3)), rows=st.sampled_from(["last-subject", "templates"]))
+@given(order=st.permutations(range(3)), rows=st.sampled_from(["last-subject", "published", "templates"]))
 def test_the_order_of_concepts_does_not_matter_to_the_last_bit(order: list[int], rows: Any) -> None:
     concepts = [
         Concept(target="cat", preserve=("bird", "dog")),
