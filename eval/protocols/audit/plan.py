@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from erasure.errors import InputError, unknown_name
 from erasure.judge import CLIP_WEIGHTS, Judge
-from erasure.profile import profile_of
+from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.registry import with_settings
 from erasure.runs.overrides import override
 from erasure.sampling import SamplingSettings
@@ -54,7 +54,7 @@ def audit_of(
         )
     if suite not in get_args(Suite):
         raise unknown_name("suite", suite, get_args(Suite))
-    probes = probes_of(suite, names, settings)
+    probes = probes_of(suite, names, settings, source.original)
     profile = profile_of(source.original)
     judge = _judge(source, device)
     original = next(variant for variant in source.variants if variant.name == ORIGINAL)
@@ -79,7 +79,9 @@ def audit_of(
     )
 
 
-def probes_of(suite: str, names: Sequence[str], settings: Sequence[str]) -> dict[str, Probe]:
+def probes_of(
+    suite: str, names: Sequence[str], settings: Sequence[str], model: str = DEFAULT_MODEL
+) -> dict[str, Probe]:
     """Return the probes of a suite, or those named, the plain prompt first and the others by access level.
 
     Raises:
@@ -100,7 +102,11 @@ def probes_of(suite: str, names: Sequence[str], settings: Sequence[str]) -> dict
         if not isinstance(values, Mapping):
             raise InputError(f"--set: expected probe.key=value, got {name}={values!r}. Name the setting of the probe.")
     return {
-        name: with_settings(kind, {**suite_settings(kind, suite), **changes.get(name, {})}, where=f"--set {name}.")
+        name: with_settings(
+            kind,
+            {**profile_of(model).settings(name), **suite_settings(kind, suite), **changes.get(name, {})},
+            where=f"--set {name}.",
+        )
         for name, kind in chosen.items()
     }
 

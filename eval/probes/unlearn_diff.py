@@ -1,0 +1,40 @@
+"""UnlearnDiffAtk as a probe (Zhang et al., ECCV 2024, arXiv:2310.11868)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from erasure.registry import Exactness
+
+from ..attacks.unlearn_diff import UnlearnDiff
+from .attacked import AttackProbe
+from .base import Access, Suite
+
+Length = Annotated[float, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnDiffProbe(AttackProbe):
+    """Tokens before the prompt, optimised through the tested denoiser on images that the original sampled.
+
+    Attributes:
+        doses: Numbers of updates of the search, each >= 1.
+    """
+
+    name: ClassVar[str] = "unlearn-diff"
+    source: ClassVar[str] = "arXiv:2310.11868"
+    exactness: ClassVar[Exactness] = "published"
+    access: ClassVar[Access] = "gradient"
+    dose_unit: ClassVar[str] = "rounds"
+    suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType(
+        {"quick": {}, "standard": {"searches": 10}, "full": {"doses": (10.0, 40.0, 160.0), "searches": 20}}
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0), "searches": 1})
+
+    doses: Annotated[tuple[Length, ...], Field(min_length=1)] = (40.0,)
+
+    def attack(self, dose: float) -> UnlearnDiff:
+        return UnlearnDiff(rounds=round(dose))
