@@ -46,6 +46,8 @@ class _Checked(ABCMeta):
     def __call__(cls, *args: object, **settings: object):
         if is_dataclass(cls) and not args:
             settings = _checked(cls, settings, _valid, f"{getattr(cls, 'name', cls.__name__)}.")
+            for name, presets in getattr(cls, "presets", {}).items():
+                settings = {**presets.get(settings.get(name), {}), **settings}
         return super().__call__(*args, **settings)
 
     @property
@@ -73,12 +75,15 @@ class Plugin(Settings):
         source: Source of the method: an arXiv number, a commit of official code, or "ours".
         exactness: Relation of the code to the source.
         quick: Settings with which the piece takes a moment on a tiny model; for tests and trials, never for results.
+        presets: Defaults that go with a value of a setting, by setting and value: `{"release": {"2025": {"lr":
+            5e-5}}}`. A setting that is given wins.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     exactness: ClassVar[Exactness]
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = MappingProxyType({})
 
 
 class Registry(Generic[AnyPlugin]):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast, overload
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -314,6 +314,7 @@ def trajectory_latents(
     steps: int,
     guidance_scale: float,
     stops: Sequence[int],
+    timesteps: Shaped[Tensor, " run"] | None = None,
 ) -> dict[int, Latents]:
     """Return the latents of some steps of a deterministic trajectory, along `NoiseSchedule.step`.
 
@@ -328,12 +329,13 @@ def trajectory_latents(
         steps: Number of steps of the whole schedule.
         guidance_scale: Scale of classifier-free guidance; 1 samples from the conditional prediction alone.
         stops: Steps from 0 (the start) to steps - 1; step i is at timestep `schedule.timesteps(steps)[i]`.
+        timesteps: Timesteps to run along instead of those of the schedule.
 
     Returns:
         Float32 latents on the model's device, by step.
     """
     schedule = backbone.schedule
-    timesteps = schedule.timesteps(steps).to(backbone.device)
+    timesteps = (schedule.timesteps(steps) if timesteps is None else timesteps).to(backbone.device)
     latents = start.to(backbone.device, torch.float32)
     guided = guidance_scale != 1
     read = concatenate([unconditional.expand(len(states)), states]) if guided else states

@@ -6,12 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
-from torch import Tensor
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.base import Backbone
-from ..backbones.sites import has_role
+from ..backbones.sites import Site, has_role
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..registry import Exactness
@@ -26,10 +26,18 @@ from ..training.trajectories import PartialTrajectories, encoded
 from .base import Eraser
 
 Variant = Literal["x", "x-strict", "u", "full"]
+Release = Literal["paper", "2023", "2025"]
 
-# Left out of ESD-u by the published training script, beside cross-attention: the layers that read the timestep (and, in
+# Left out of ESD-u by the training script of 2023, beside cross-attention: the layers that read the timestep (and, in
 # SDXL, the sentence vector) and the output layers.
 _NOT_IN_U = (*TEXT_ATTENTION, "time", "pooled", "out")
+# Layers with trained parameters in the script of 2025.
+_TRAINED_2025 = (nn.Linear, nn.Conv2d)
+
+
+def _as_text(value: object) -> object:
+    """Return a year as text, as which YAML does not read it."""
+    return str(value) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +48,15 @@ class ESD(Eraser):
     `erasure.training.objectives.guided.Guided`.
 
     Attributes:
+        release: Source of what the authors' scripts do differently. "paper": the model under training denoises, and the
+            loss is at the timestep of the latents. "2023": the first script (commit 2704f9a of rohitgandikota/erasing),
+            which redraws that timestep within its bin. "2025": the later one (ce8d4d9): the frozen model denoises, no
+            normalisation layer is trained, "u" leaves out cross-attention alone, and by default 200 steps at 5e-5.
         variant: Trained weights. "x": the attention that reads text; "u": all else but the timestep embedding and the
-            output layers, as the published script has it; "full": the denoiser; "x-strict": keys and values of
-            that attention (the authors' later code).
-        negative_guidance: Strength of the erasure (eta in the paper), >= 0.
+            output layers, as the script of 2023 has it; "full": the denoiser; "x-strict": keys and values of
+            that attention (the script of 2025).
+        negative_guidance: Strength of the erasure (eta in the paper), >= 0. The option of that name in the script of
+            2025 is one more: its 2 is 1 here.
         start_guidance: Scale of classifier-free guidance of the partial denoising, >= 1.
         sample_steps: Steps of the schedule of the partial denoising, > 0.
         steps: Number of updates, >= 0.
@@ -68,7 +81,9 @@ class ESD(Eraser):
     exactness: ClassVar[Exactness] = "published"
     main: ClassVar[tuple[str, ...]] = ("steps", "negative_guidance", "lr")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "lr": 1e-3}
+    presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"release": {"2025": {"steps": 200, "lr": 5e-5}}}
 
+    release: Annotated[Release, BeforeValidator(_as_text)] = "paper"
     variant: Variant = "x"
     negative_guidance: Annotated[float, Field(ge=0)] = 1.0
     start_guidance: Annotated[float, Field(ge=1)] = 3.0
@@ -96,7 +111,7 @@ class ESD(Eraser):
         return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
 
     def _task(self, concepts: Sequence[Concept], context: FitContext) -> TrainingTask:
-        trained = trained_by(self.variant, context.backbone)
+        trained = trained_by(self.variant, context.backbone, self.release)
         return TrainingTask(
             context=context, requests=concepts, trained=trained.__contains__, batch_size=self.batch_size
         )
@@ -109,6 +124,8 @@ class ESD(Eraser):
             sample_steps=self.sample_steps,
             trajectory_uses=self.trajectory_uses,
             prompts=self.prompts,
+            denoiser="frozen" if self.release == "2025" else "student",
+            pairing="bin" if self.release == "2023" else "exact",
         )
 
     def _preserving(self, task: TrainingTask) -> Loss:
@@ -135,15 +152,23 @@ class ESD(Eraser):
         return loss
 
 
-def trained_by(variant: Variant, backbone: Backbone) -> frozenset[str]:
+def trained_by(variant: Variant, backbone: Backbone, release: Release = "paper") -> frozenset[str]:
     """Return the full names of the parameters that the variant trains."""
     sites = backbone.sites()
+    if release == "2025":
+        sites = {name: site for name, site in sites.items() if isinstance(_layer(backbone, site), _TRAINED_2025)}
     match variant:
         case "x":
             return frozenset(name for name, site in sites.items() if has_role(site, TEXT_ATTENTION))
         case "x-strict":
             return frozenset(name for name, site in sites.items() if has_role(site, TEXT_KEYS_AND_VALUES))
         case "u":
-            return frozenset(name for name, site in sites.items() if not has_role(site, _NOT_IN_U))
+            left_out = TEXT_ATTENTION if release == "2025" else _NOT_IN_U
+            return frozenset(name for name, site in sites.items() if not has_role(site, left_out))
         case "full":
             return frozenset(sites)
+
+
+def _layer(backbone: Backbone, site: Site) -> nn.Module:
+    component, _, layer = site.module.partition(".")
+    return backbone.component(component).get_submodule(layer)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, concatenate
-from ..backbones.schedule import Timestep
+from ..backbones.schedule import Discrete, Timestep
+from ..errors import InputError
 from ..sampling import noise, trajectory_latents
 
 Latents = Float[Tensor, "n c h w"]
+Pairing = Literal["exact", "bin"]
 
 # Enough that no single trajectory is learned by heart, few enough to be sampled in a moment beside the training.
 POOL_SIZE = 16
@@ -77,6 +80,13 @@ class PartialTrajectories:
         guidance_scale: Scale of classifier-free guidance.
         uses: Batches of one partial denoising, > 0.
         batch_size: Latents a batch, > 0.
+        pairing: Timestep of the latents: "exact", the one that they are at; or "bin", as in ESD's code of 2023. With n
+            steps of T timesteps it draws a number k < n and a timestep from [k T / n, (k + 1) T / n). Its sampler takes
+            the noise for latents of the second-noisiest step and stops two steps behind k: at the (k - 2)-th step
+            from the end, and at timestep 0 for k < 2.
+
+    Raises:
+        InputError: "bin" for a model without discrete timesteps.
     """
 
     def __init__(
@@ -89,12 +99,19 @@ class PartialTrajectories:
         guidance_scale: float,
         uses: int,
         batch_size: int,
+        pairing: Pairing = "exact",
     ) -> None:
         self._backbone, self._conditioning, self._draw = backbone, conditioning, draw
         self._steps, self._guidance_scale, self._batch_size = steps, guidance_scale, batch_size
         self._uses = min(uses, steps)
         self._unconditional = backbone.unconditional()
         self._timesteps = backbone.schedule.timesteps(steps).to(backbone.device)
+        self._binned = pairing == "bin"
+        if self._binned and not isinstance(backbone.schedule, Discrete):
+            raise InputError(
+                f"pairing: expected a model with discrete timesteps, got {backbone.family} with"
+                f" {backbone.schedule.words}. Pair exactly."
+            )
         self._ready: deque[tuple[Latents, Timestep, list[int]]] = deque()
 
     def next(self, generator: torch.Generator) -> tuple[Latents, Timestep, list[int]]:
@@ -105,7 +122,10 @@ class PartialTrajectories:
 
     def _sampled(self, generator: torch.Generator) -> list[tuple[Latents, Timestep, list[int]]]:
         rows = [self._draw(generator) for _ in range(self._batch_size)]
-        stops = torch.randperm(self._steps, generator=generator)[: self._uses].tolist()
+        drawn = torch.randperm(self._steps, generator=generator)[: self._uses].tolist()
+        # Of the code's run, which begins a step late and has timestep 0 behind its last, the latents of bin k.
+        stops = [min(self._steps - k, self._steps - 1) for k in drawn] if self._binned else drawn
+        run = torch.cat([self._timesteps[1:], torch.zeros_like(self._timesteps[:1])])
         latents = trajectory_latents(
             self._backbone,
             noise([generator] * self._batch_size, self._backbone.latent_shape()),
@@ -114,8 +134,16 @@ class PartialTrajectories:
             steps=self._steps,
             guidance_scale=self._guidance_scale,
             stops=stops,
+            timesteps=run if self._binned else self._timesteps,
         )
-        return [(latents[stop], self._timesteps[stop], rows) for stop in stops]
+        timesteps = [self._within(k, generator) for k in drawn] if self._binned else self._timesteps[stops]
+        return [(latents[stop], timestep, rows) for stop, timestep in zip(stops, timesteps, strict=True)]
+
+    def _within(self, k: int, generator: torch.Generator) -> Int[Tensor, ""]:
+        """Return a random timestep of the k-th of as many bins as there are steps, from the least noisy."""
+        total = len(cast("Discrete", self._backbone.schedule).alphas_cumprod)
+        low, high = (round(edge * total / self._steps) for edge in (k, k + 1))
+        return (low + torch.randint(high - low, (), generator=generator)).to(self._timesteps)
 
 
 def encoded(backbone: Backbone, prompts: Sequence[str]) -> Conditioning:

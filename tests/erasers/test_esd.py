@@ -1,5 +1,6 @@
 """ESD: the target of its loss, what each variant trains, and where its latents come from."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from erasure.training.objectives import guided
 from erasure.training.objectives.guided import negatively_guided, preserved_prompts, prompt_pairs
 from erasure.training.student import Student
 from erasure.training.trajectories import PartialTrajectories
-from tests.tiny import FAMILIES, sd1
+from tests.tiny import FAMILIES, JOINT, sd1
 
 CAT = Concept(target="cat", anchor="dog", preserve=("house",), aliases=("kitten",))
 BARE = Concept(target="cat")
@@ -186,6 +187,128 @@ def test_the_same_seed_gives_the_same_edit() -> None:
     assert any(not torch.equal(change.delta, other.changes[name].delta) for name, change in first.changes.items())
 
 
+class Shifted(Untrained):
+    """A student whose text attention differs from the original's while it is in force."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._weights = [w for name, w in backbone.parameters(lambda name: ".attn2." in name).items()]
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = [weight.detach().clone() for weight in self._weights]
+        try:
+            for weight in self._weights:
+                weight.data.add_(0.3)
+            return function(*args, **kwargs)
+        finally:
+            for weight, before in zip(self._weights, kept, strict=True):
+                weight.data.copy_(before)
+
+
+def denoised(pipe: Any, latents: Tensor, timesteps: list[int]) -> Tensor:
+    """Return latents after deterministic DDIM along the timesteps with guidance 3, by the pipeline's UNet itself."""
+    states, free = (
+        pipe.text_encoder(pipe.tokenizer(text, padding="max_length", return_tensors="pt").input_ids)[0]
+        for text in ("cat", "")
+    )
+    for timestep, following in itertools.pairwise(timesteps):
+        alpha, after = (pipe.scheduler.alphas_cumprod[each] for each in (timestep, following))
+        bound, unbound = (pipe.unet(latents, timestep, each).sample for each in (states, free))
+        noise = unbound + 3 * (bound - unbound)
+        clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+        latents = after.sqrt() * clean + (1 - after).sqrt() * noise
+    return latents
+
+
+@pytest.mark.parametrize("release", ["paper", "2023", "2025"])
+@torch.no_grad()
+def test_latents_timestep_and_loss_of_a_release_are_those_of_its_script(
+    release: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = sd1()
+    backbone, student = backbone_of(pipe), Shifted(backbone_of(pipe))
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(11))
+    monkeypatch.setattr(trajectories, "noise", lambda generators, shape: start)
+    calls = recorded(monkeypatch)
+    loss = erasing(ESD(release=release, sample_steps=4), backbone, BARE)
+    schedule = [751, 501, 251, 1]  # four steps of 250, offset 1
+    seen = set()
+    for seed in range(12):
+        calls.clear()
+        value = loss(student, 0, torch.Generator().manual_seed(seed))
+        latents, timestep, _ = calls[1]
+        if release == "2023":
+            # The script draws a bin k, and its sampler starts one step late and ends behind index k - 1.
+            k = int(timestep) // 250
+            run = [501, 251, 1, 0][: {3: 2, 2: 3, 1: 4, 0: 4}[k]]
+            seen.add(k)
+        else:
+            run = schedule[: schedule.index(int(timestep)) + 1]
+            seen.add(len(run) - 1)
+        frozen = (lambda function, *args: function(*args)) if release == "2025" else student
+        torch.testing.assert_close(latents, frozen(denoised, pipe, start, run), rtol=1e-4, atol=1e-5)
+        free, bound = (
+            pipe.unet(latents, timestep, backbone.encode([text]).states).sample
+            if text
+            else pipe.unet(latents, timestep, backbone.unconditional().states).sample
+            for text in ("", "cat")
+        )
+        mine = student(lambda x, t: pipe.unet(x, t, backbone.encode(["cat"]).states).sample, latents, timestep)
+        # The option of the script of 2025 is 2 and goes out from the conditional prediction.
+        goal = bound - 2 * (bound - free) if release == "2025" else free - 1 * (bound - free)
+        torch.testing.assert_close(value, (mine - goal).square().mean(), rtol=1e-4, atol=1e-9)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_redrawn_timestep_lies_anywhere_in_its_bin(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of(sd1())
+    monkeypatch.setattr(
+        trajectories, "trajectory_latents", lambda *args, stops, **kwargs: {stop: args[1] + stop for stop in stops}
+    )
+    settings: dict[str, Any] = {"steps": 3, "guidance_scale": 3.0, "uses": 3, "batch_size": 1, "pairing": "bin"}
+    latents = PartialTrajectories(backbone, backbone.encode(["cat"]), lambda generator: 0, **settings)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [sorted(int(latents.next(generator)[1]) for _ in range(3)) for _ in range(60)]
+    for i, (low, high) in enumerate(((0, 333), (333, 667), (667, 1000))):  # rounded thirds of 1000
+        bin_of = [row[i] for row in drawn]
+        assert low <= min(bin_of) < low + 60
+        assert high - 60 < max(bin_of) < high
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_release_of_2025_trains_the_linear_and_convolutional_layers(family: str) -> None:
+    backbone = backbone_of(FAMILIES[family]())
+    modules = dict(backbone.component("unet").named_modules())
+    whole = {
+        f"unet.{name}.{each}"
+        for name, module in modules.items()
+        if type(module).__name__ in ("Linear", "Conv2d")
+        for each, _ in module.named_parameters(recurse=False)
+    }
+    assert trained_by("full", backbone, "2025") == whole
+    assert trained_by("x", backbone, "2025") == {name for name in whole if "attn2" in name}
+    assert trained_by("u", backbone, "2025") == {name for name in whole if "attn2" not in name}
+    keys_and_values = {name for name in whole if "attn2.to_k" in name or "attn2.to_v" in name}
+    assert trained_by("x-strict", backbone, "2025") == keys_and_values
+    assert any("time_embedding" in name for name in whole)
+    assert not any("norm" in name for name in whole)
+
+
+def test_a_release_brings_its_defaults_and_what_is_given_wins() -> None:
+    later = make_eraser("esd", release=2025, variant="x-strict")  # as YAML reads it
+    assert later == ESD(release="2025", variant="x-strict")
+    assert (later.as_settings()["steps"], later.as_settings()["lr"]) == (200, 5e-5)
+    assert ESD(release="2025", steps=7) == replace(ESD(release="2025"), steps=7)
+    assert ESD(release="2023") == replace(ESD(), release="2023")
+    with pytest.raises(InputError, match=r"esd\.release"):
+        make_eraser("esd", release=2024)
+
+
+def test_redrawn_timesteps_are_refused_where_there_are_none() -> None:
+    backbone = backbone_of(JOINT["flux"]())
+    with pytest.raises(InputError, match="pairing: expected a model with discrete timesteps, got flux"):
+        replace(QUICK, release="2023").fit([BARE], FitContext(backbone=backbone))
+
+
 def test_latents_lie_at_a_place_of_the_schedule_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(sd1())
     monkeypatch.setattr(
@@ -307,6 +430,7 @@ def test_wrong_input_is_named() -> None:
 
 def test_defaults_are_those_of_the_paper() -> None:
     assert ESD() == ESD(
+        release="paper",
         variant="x",
         negative_guidance=1.0,
         start_guidance=3.0,

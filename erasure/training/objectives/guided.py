@@ -18,7 +18,7 @@ from ...sampling import scheduled_prediction
 from ..context import TrainingTask
 from ..finetune import Loss, below
 from ..student import Student
-from ..trajectories import PartialTrajectories, encoded
+from ..trajectories import Pairing, PartialTrajectories, encoded
 from .base import Objective
 
 Latents = Float[Tensor, "n c h w"]
@@ -29,8 +29,8 @@ PromptForm = Literal["bare", "templates"]
 class Guided(Objective):
     """The frozen model's own negatively guided prediction.
 
-    At each step the model under training denoises a start code to a random step t of the schedule with the target's
-    prompt c. There it learns (section 4; eps_0 is the frozen model)
+    At each step `denoiser` denoises a start code to a random step t of the schedule with the target's prompt c. There
+    the model under training learns (section 4; eps_0 is the frozen model)
 
         min |eps(x_t, c, t) - [eps_0(x_t, t) - negative_guidance * (eps_0(x_t, c, t) - eps_0(x_t, t))]|^2.
 
@@ -51,6 +51,10 @@ class Guided(Objective):
         prompts: "bare" trains on the target's name; "templates" on the name and its aliases in the templates of the
             concept's kind, the anchor's prompt being the same without the concept.
             Differs from the paper: "bare" there.
+        denoiser: Model of the partial denoising: the "student", the model under training, as in the paper, or the
+            "frozen" one.
+        pairing: Timestep of the loss: "exact", that of the latents, or "bin", as in the code of 2023: see
+            `erasure.training.trajectories.PartialTrajectories`.
     """
 
     name: ClassVar[str] = "guided"
@@ -62,6 +66,8 @@ class Guided(Objective):
     sample_steps: Annotated[int, Field(ge=1)] = 50
     trajectory_uses: Annotated[int, Field(ge=1)] = 1
     prompts: PromptForm = "bare"
+    denoiser: Literal["student", "frozen"] = "student"
+    pairing: Pairing = "exact"
 
     def loss(self, task: TrainingTask) -> Loss:
         backbone = task.backbone
@@ -82,10 +88,12 @@ class Guided(Objective):
             guidance_scale=self.start_guidance,
             uses=self.trajectory_uses,
             batch_size=task.batch_size,
+            pairing=self.pairing,
         )
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            x, timestep, rows = student(latents.next, generator)
+            frozen = self.denoiser == "frozen"
+            x, timestep, rows = latents.next(generator) if frozen else student(latents.next, generator)
             target, anchor = targets.select(rows), anchors.select(rows)
             with torch.no_grad():
                 read = concatenate([anchor, target])
