@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.edits import DenseChange, LowRankChange, WeightEdit
@@ -26,6 +26,7 @@ from erasure.training.finetune import Optimisation, finetune
 from erasure.training.phrases import phrase_features
 from erasure.training.student import Student
 from tests import tiny
+from tests.clip_reference import clip_states
 
 FAMILIES = sorted(tiny.FAMILIES)
 PICTURES = [
@@ -140,34 +141,6 @@ def test_the_feature_reads_the_class_after_the_word_unless_pooled_as_the_publish
     assert torch.equal(official[0], official[1])
     with pytest.raises(InputError, match="two text encoders"):
         learned(tiny.sdxl(), spl_pooling="official_argmax")
-
-
-def clip_states(encoder: nn.Module, embedded: Tensor) -> Tensor:
-    """Return the final states of CLIP's text transformer for embeddings (tokens, width), by its equations."""
-    weights = {name: weight.detach() for name, weight in encoder.named_parameters()}
-    heads, tokens = 4, len(embedded)
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    def normal(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        spread = centred.square().mean(-1, keepdim=True).add(1e-5).sqrt()
-        return centred / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    x = embedded
-    for i in range(2):
-        layer = f"encoder.layers.{i}"
-        h = normal(x, f"{layer}.layer_norm1")
-        q, k, v = (
-            linear(h, f"{layer}.self_attn.{part}_proj").reshape(tokens, heads, -1).transpose(0, 1) for part in "qkv"
-        )
-        scores = q @ k.mT / q.shape[-1] ** 0.5 + torch.full((tokens, tokens), -torch.inf).triu(1)
-        mixed = (scores.softmax(-1) @ v).transpose(0, 1).reshape(tokens, -1)
-        x = x + linear(mixed, f"{layer}.self_attn.out_proj")
-        h = linear(normal(x, f"{layer}.layer_norm2"), f"{layer}.mlp.fc1")
-        x = x + linear(h * torch.sigmoid(1.702 * h), f"{layer}.mlp.fc2")
-    return normal(x, "final_layer_norm")
 
 
 @pytest.mark.parametrize("pooling", ["eos", "official_argmax", "published"])

@@ -1,5 +1,7 @@
 """Attacks: the objective that each one climbs, and the pieces they share."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,11 +9,12 @@ from torch.nn import functional as F
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept, normalized
 from erasure.errors import InputError
-from erasure.eval.attacks import Attack, Goal, attack_class
+from erasure.eval.attacks import Attack, Goal, attack_class, unlearn_diff
 from erasure.eval.attacks.base import Tokens, pooled, soft_tokens
 from erasure.eval.attacks.mma import MMA, _slope
 from erasure.eval.attacks.ring_a_bell import RingABell, direction
-from erasure.eval.attacks.unlearn_diff import UnlearnDiff, on_simplex
+from erasure.eval.attacks.unlearn_diff import UnlearnDiff, on_simplex, spread
+from tests.clip_reference import clip_states
 from tests.tiny import FAMILIES, sd1
 
 CAT = Concept(target="cat", aliases=("kitten",))
@@ -121,8 +124,12 @@ def test_points_are_projected_onto_the_simplex() -> None:
     assert (mine <= theirs * (1 + 1e-5)).all()
 
 
-def test_unlearn_diff_lowers_the_denoising_error_of_its_pictures(small: Backbone) -> None:
-    attack = UnlearnDiff(tokens=3, rounds=30, batch_size=8, lr=0.3)
+@pytest.mark.parametrize(
+    "settings",
+    [{"rounds": 12, "timesteps": 4, "batch_size": 8, "lr": 0.1}, {"relaxation": "mixture", "rounds": 30, "lr": 0.3}],
+)
+def test_unlearn_diff_lowers_the_denoising_error_of_its_pictures(small: Backbone, settings: dict[str, Any]) -> None:
+    attack = UnlearnDiff(tokens=3, **{"batch_size": 8, **settings})
     aim = goal(small)
     rows = attack.search(small, aim)
     tokens = Tokens(small)
@@ -140,6 +147,74 @@ def test_unlearn_diff_lowers_the_denoising_error_of_its_pictures(small: Backbone
     assert error(rows[0, 1:4]) < sum(others) / len(others)
     with pytest.raises(InputError, match="unlearn-diff: expected images of the concept, got none"):
         attack.search(small, Goal(concept=CAT, prompt="a cat", seed=0))
+
+
+def test_the_search_is_that_of_the_official_code(small: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights after each update: hard tokens drawn, the clipped gradient straight through, Adam with L2, projection."""
+    points: list[torch.Tensor] = []
+
+    def recorded(rows: torch.Tensor) -> torch.Tensor:
+        points.append(on_simplex(rows))
+        return points[-1]
+
+    monkeypatch.setattr(unlearn_diff, "on_simplex", recorded)
+    aim, pipe = goal(small, seed=7), small.pipe
+    assert aim.latents is not None
+    attack = UnlearnDiff(tokens=3, timesteps=2, rounds=3, lr=0.05)
+    found = attack.search(small, aim)
+
+    generator = torch.Generator().manual_seed(7)
+    table = pipe.text_encoder.get_input_embeddings().weight.detach()
+    places = pipe.text_encoder.embeddings.position_embedding.weight.detach()
+    plain = pipe.tokenizer(aim.prompt, padding="max_length", max_length=77 - 3, return_tensors="pt").input_ids[0]
+    allowed = torch.tensor([i not in pipe.tokenizer.all_special_ids for i in range(len(table))])
+    weights = (allowed / allowed.sum()).repeat(3, 1)
+    first, second, step, heaviest = torch.zeros_like(weights), torch.zeros_like(weights), 0, []
+    for timestep in (250, 750):  # the middles of two halves of 1000
+        for _ in range(3):
+            step += 1
+            hard = torch.eye(len(table))[torch.multinomial(weights, 1, generator=generator)[:, 0]].requires_grad_()
+            torch.randint(1, (1,), generator=generator)  # one of one images
+            noise = torch.randn(aim.latents.shape, generator=generator)
+            embedded = torch.cat([table[plain[:1]], hard @ table, table[plain[1:]]]) + places
+            states = clip_states(pipe.text_encoder, embedded)[None]
+            alpha = pipe.scheduler.alphas_cumprod[timestep]
+            noisy = alpha.sqrt() * aim.latents + (1 - alpha).sqrt() * noise
+            error = (pipe.unet(noisy, timestep, states).sample - noise).square().mean()
+            [slope] = torch.autograd.grad(error, hard)
+            slope = slope.clamp(-1, 1) + 0.1 * weights
+            first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope.square()
+            weights = weights - 0.05 * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            weights = bisected(weights.masked_fill(~allowed, -1.0))
+            torch.testing.assert_close(points[step - 1], weights, rtol=0, atol=2e-4)
+            weights = points[step - 1].clone()  # so that rounding does not add up
+        heaviest.append(weights.argmax(1).tolist())
+    assert len(points) == step == 6
+    assert [row[1:4] for row in found.tolist()] == heaviest[::-1]  # the middle of the timesteps first
+    assert heaviest[0] != heaviest[1]
+
+
+def bisected(rows: torch.Tensor) -> torch.Tensor:
+    """Return the projection of each row onto the simplex: clip(row - mu, 0, 1) with the mu of a sum of 1."""
+    low, high = rows.amin(1, keepdim=True) - 1, rows.amax(1, keepdim=True)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = (rows - middle).clamp(0, 1).sum(1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return (rows - (low + high) / 2).clamp(0, 1)
+
+
+def test_candidates_are_spread_over_the_timesteps() -> None:
+    assert spread(50)[:5] == [25, 12, 37, 6, 31]
+    assert all(sorted(spread(n)) == list(range(n)) for n in range(1, 70))
+
+
+def test_ours_is_the_mixture_with_its_defaults(small: Backbone) -> None:
+    ours = attack_class("unlearn-diff")(relaxation="mixture", rounds=3)
+    assert ours == UnlearnDiff(relaxation="mixture", timesteps=None, batch_size=4, rounds=3)
+    assert len(ours.search(small, goal(small))) <= 3
+    with pytest.raises(InputError, match=r"unlearn-diff\.timesteps: expected at most 1000, got 1001"):
+        UnlearnDiff(timesteps=1001).search(small, goal(small))
 
 
 def test_rows_have_a_place_for_so_many_tokens(small: Backbone) -> None:
