@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from diffusers import DiffusionPipeline
 
 from .backbones import backbone_of
+from .backbones.name_lengths import check_names
 from .concept import Concept, Kind
 from .edits import Edit
 from .erasers import Eraser
@@ -39,7 +40,7 @@ def erase(
         on_progress: Receives the progress of the fit.
 
     Raises:
-        InputError: A concept cannot be used, or no backbone covers the model.
+        InputError: A concept cannot be used, a name is too long for the model, or no backbone covers the model.
     """
     requests = [concepts] if isinstance(concepts, str | Concept) else concepts
     completed = [
@@ -49,4 +50,5 @@ def erase(
         for request in requests
     ]
     context = FitContext(backbone=backbone_of(pipe), seed=seed, on_progress=on_progress)
+    check_names(completed, context.backbone)
     return (eraser or UCE()).fit(completed, context)

@@ -1,18 +1,21 @@
 """Concept: one removal request with its target, anchor and preserved concepts."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from .errors import InputError, unknown_name
+from .io.text import composed
+from .registry import with_settings
 
 Kind = Literal["object", "style", "identity", "unsafe"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """One removal request.
+    """One removal request. Its texts are kept in Unicode's composed form (NFC).
 
     Attributes:
         target: Concept to erase, in words: "Van Gogh".
@@ -22,7 +25,8 @@ class Concept:
         aliases: Other names of the target, which are erased with it.
 
     Raises:
-        InputError: The target or another name is empty, or a name is also preserved or its own anchor.
+        InputError: The target or another name is empty, a name is also preserved or its own anchor, or a text cannot
+            be encoded.
         UnknownNameError: The kind is none of the four.
     """
 
@@ -38,6 +42,10 @@ class Concept:
         for where, words in (("preserve", self.preserve), ("aliases", self.aliases)):
             if isinstance(words, str):
                 raise InputError(f"concept.{where}: expected a tuple of texts, got {words!r}. Write ({words!r},).")
+        for field in ("target", "anchor"):
+            object.__setattr__(self, field, _checked_text(getattr(self, field), field))
+        for field in ("preserve", "aliases"):
+            object.__setattr__(self, field, tuple(_checked_text(text, field) for text in getattr(self, field)))
         for where, word in (("target", self.target), *(("aliases", alias) for alias in self.aliases)):
             if not word.strip():
                 raise InputError(f"concept.{where}: expected words, got {word!r}. Name the concept to erase.")
@@ -69,7 +77,7 @@ class Concept:
 
         Raises:
             UnknownNameError: A key is no field of a concept.
-            InputError: There is no target.
+            InputError: There is no target, or a value is of the wrong type.
         """
         known = [field.name for field in fields(cls)]
         for key in data:
@@ -77,13 +85,25 @@ class Concept:
                 raise unknown_name("concept field", key, known)
         if "target" not in data:
             raise InputError(f"concept: expected a target, got {dict(data)!r}. Name the concept to erase.")
-        columns: dict[str, Any] = {
-            key: tuple(cast("list[object]", value)) if isinstance(value, list) else value for key, value in data.items()
-        }
-        return cls(**columns)
+        return with_settings(cls, data, where="concept.")
 
 
 @lru_cache(maxsize=4096)  # a joint solve asks for each name once a row
 def normalized(phrase: str) -> str:
-    """Return the form in which two spellings of one phrase are equal: case and runs of spaces do not count."""
-    return " ".join(phrase.split()).casefold()
+    """Return the form in which two spellings of one phrase are equal.
+
+    Case, runs of spaces, and the composition of accents do not count.
+    """
+    words = " ".join(phrase.split())
+    return words.casefold() if words.isascii() else composed(unicodedata.normalize("NFD", words).casefold())
+
+
+def _checked_text(text: str, field: str) -> str:
+    """Return a text in its composed form.
+
+    Raises:
+        InputError: It holds half of a surrogate pair, which no file and no tokenizer takes.
+    """
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise InputError(f"concept.{field}: expected text in Unicode, got {text!r}. Write it in UTF-8.")
+    return composed(text)

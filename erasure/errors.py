@@ -32,6 +32,10 @@ class LedgerError(ErasureError, ValueError):
     """A ledger that is damaged, or an operation that it does not allow."""
 
 
+class AlreadyRemovedError(LedgerError):
+    """A concept that stands removed already."""
+
+
 class SolveError(ErasureError, ArithmeticError):
     """A linear system that has no usable solution."""
 

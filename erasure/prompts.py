@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from .concept import Concept, Kind, normalized
 from .errors import InputError
+from .io.text import composed
 
 # Each template beside the same image without the concept, which is what an empty anchor makes of it. Dropping the
 # name alone would leave "a photo of a", whose states are those of a broken sentence. The contexts stand for "anything
@@ -143,7 +144,7 @@ def speaks_of(prompt: str, concepts: Sequence[Concept]) -> bool:
 
 def words_of(phrase: str) -> str:
     """Return a pattern for a phrase in which runs of spaces do not count; empty for no words."""
-    return r"\s+".join(re.escape(word) for word in phrase.split())
+    return r"\s+".join(re.escape(word) for word in composed(phrase).split())
 
 
 _ARTICLE = r"(?:(?:a|an|the)\s+)?"
@@ -166,7 +167,7 @@ def without_phrases(prompt: str, phrases: Sequence[str]) -> str:
     Raises:
         InputError: A phrase is empty.
     """
-    text = prompt
+    text = prompt = composed(prompt)
     for phrase in sorted(phrases, key=len, reverse=True):
         if not phrase.strip():
             raise InputError(f"without_phrases: expected words, got {phrase!r}. Name what is to be taken out.")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from typing import Any, get_args
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from erasure.concept import Concept, Kind, normalized
 from erasure.errors import ErasureError, InputError, UnknownNameError, unknown_name
-from erasure.prompts import blank, fill, preserved_templates, speaks_of, templates
+from erasure.prompts import blank, fill, preserved_templates, speaks_of, templates, without_phrases
 
 WORDS = st.text(min_size=1).filter(str.strip)
 
@@ -85,3 +86,33 @@ def test_unknown_names_suggest_the_nearest_whatever_its_case() -> None:
 )
 def test_a_prompt_speaks_of_a_concept_by_whole_words_whatever_stands_beside_them(prompt: str, speaks: bool) -> None:
     assert speaks_of(prompt, [Concept(target="cat", aliases=("tabby cat",))]) == speaks
+
+
+DECOMPOSED = unicodedata.normalize("NFD", "Salvador Dalí")
+
+
+def test_names_are_kept_composed_and_compared_whatever_their_composition() -> None:
+    concept = Concept(
+        target=DECOMPOSED, anchor=DECOMPOSED[9:], preserve=(DECOMPOSED[:8], "Ａ"), aliases=("Da\u0301li",)
+    )
+    assert (concept.target, concept.anchor, concept.aliases) == ("Salvador Dalí", "Dalí", ("Dáli",))
+    assert normalized("salvador  DALI\u0301") == normalized("Salvador Dalí")
+    assert speaks_of(f"a portrait by {DECOMPOSED}", [Concept(target="dalí")])
+    assert without_phrases(f"a portrait by {DECOMPOSED}", ["Salvador Dalí"]) == "a portrait"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"target": 5}, "concept.target: expected a"),
+        ({"target": "cat", "preserve": "dog"}, "concept.preserve: expected a"),
+        ({"target": "cat", "aliases": [1]}, "concept.aliases.0: expected a"),
+        ({"target": "cat", "kind": ["object"]}, "concept.kind: expected 'object', 'style'"),
+        ({"target": "cat", "anchor": None}, "concept.anchor: expected a"),
+        ({"target": "c\ud800"}, "concept.target: expected text in Unicode"),
+    ],
+)
+def test_json_of_a_wrong_type_is_one_line(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Concept.from_json(data)
+    assert "\n" not in str(caught.value)

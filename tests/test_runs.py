@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from erasure import Concept
+from erasure import Concept, erase
 from erasure.backbones import backbone_of
 from erasure.concept import normalized
 from erasure.edits import SamplingEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
-from erasure.errors import ErasureError, InputError, UnknownNameError
+from erasure.errors import AlreadyRemovedError, ErasureError, InputError, UnknownNameError
 from erasure.ledger import Ledger
 from erasure.runs import configs, lists, overrides, removal, schema
 from erasure.tinyworld import vocabulary
@@ -299,3 +299,69 @@ def test_a_method_that_takes_families_makes_one_entry_of_them(tmp_path) -> None:
     assert [concept.target for concept in entry.concepts] == ["cat", "dog"]
     assert entry.solved
     assert len(list(removal.remove(run, pipe, Ledger.open_or_create(tmp_path / "two", pipe, "tiny")))) == 2
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [{"target": "cat"}, {"target": " CAT"}],
+        [{"target": "Dalí"}, {"target": "Dali\u0301"}],
+        [{"target": "cat", "aliases": ["kitty"]}, {"target": "Kitty"}],
+    ],
+)
+def test_a_request_that_is_made_twice_is_one(requests) -> None:
+    assert len(schema.parse({**ELSEWHERE, "concepts": requests}).concepts) == 1
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [{"target": "cat", "anchor": "dog"}, {"target": "cat", "anchor": "bird"}],
+        [{"target": "cat"}, {"target": "kitty", "aliases": ["cat"]}],
+    ],
+)
+def test_requests_that_share_a_name_and_differ_are_refused(requests) -> None:
+    with pytest.raises(InputError, match=r"concepts\.1: expected a concept that no other request names"):
+        schema.parse({**ELSEWHERE, "concepts": requests})
+
+
+def test_names_that_stand_removed_in_part_are_refused(tmp_path) -> None:
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
+    ledger.remove(pipe, make_eraser("uce", rows="last-subject"), [Concept(target="cat")])
+    run = schema.parse({**ELSEWHERE, "concepts": [{"target": "kitty", "aliases": ["CAT"]}]})
+    with pytest.raises(
+        InputError, match=r"got 'CAT', which entry 001 removes, and 'kitty', which none does\. Undo 001"
+    ):
+        removal.remaining(run, ledger)
+
+
+def test_a_concept_that_another_process_removed_meanwhile_is_not_removed_again(tmp_path) -> None:
+    pipe = tiny.sd1()
+    mine, other = (Ledger.open_or_create(tmp_path, pipe, "tiny") for _ in range(2))
+    run = schema.parse({**ELSEWHERE, "concepts": [{"target": "cat"}, {"target": "gun"}]})
+    other.remove(pipe, run.eraser, [Concept(target="Cat")])
+    late: list[str] = []
+    entries = list(removal.remove(run, pipe, mine, on_removed_already=late.append))
+    assert (late, [entry.concepts[0].target for entry in entries]) == (["cat"], ["gun"])
+    with pytest.raises(AlreadyRemovedError, match="got 'gun', which entry 002 removes. Undo 002 first"):
+        list(removal.remove(run, pipe, mine))
+    assert len(Ledger.open(tmp_path).entries) == 2
+
+
+@pytest.mark.parametrize("method", ["uce", "esd"])
+@pytest.mark.parametrize("field", ["target", "anchor", "preserve", "aliases"])
+def test_a_name_that_the_model_would_cut_is_refused_by_every_eraser(method, field) -> None:
+    name = " ".join("abcdefgh" for _ in range(10))  # the tiny vocabulary has a token a letter
+    values = {"target": "cat", field: name if field in ("target", "anchor") else (name,)}
+    eraser = make_eraser(method, **eraser_class(method).quick)
+    with pytest.raises(InputError, match=rf"concept\.{field}: expected a name of at most \d+ tokens, got 'abcdefgh"):
+        erase(tiny.sd1(), Concept(**values), eraser=eraser)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {"model": 1}}', "[" * 5000])
+def test_a_damaged_record_of_a_run_is_named(tmp_path, text) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run.json: expected a run's record, got .* Restore it from a copy") as caught:
+        removal.recorded_facts(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -72,6 +72,10 @@ class Backbone(Protocol):
         """Return the tokenizer of each text encoder, by the encoder's name as a component."""
         ...
 
+    def token_limits(self) -> dict[str, int]:
+        """Return the number of tokens that each text encoder reads, special ones included, by its name."""
+        ...
+
     def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> Conditioning:
         """Return the states of the prompts, in order, as the pipeline would compute them; no gradient.
 

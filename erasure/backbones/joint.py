@@ -71,6 +71,10 @@ class JointTransformer(LoadedModel):
     def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         return {name: getattr(self.pipe, _tokenizer_of(name)) for name in self.text_encoders()}
 
+    def token_limits(self) -> dict[str, int]:
+        limits = super().token_limits()
+        return {name: min(limit, self._readers.get(name, limit)) for name, limit in limits.items()}
+
     @property
     def schedule(self) -> Flow:
         def sigmas(steps: int) -> Float[Tensor, " steps"]:

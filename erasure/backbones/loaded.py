@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerBase
 
 from ..errors import InputError, unknown_name
+from ..io.text import composed
 from .conditioning import Conditioning
 from .sites import Role, Site, has_role, sites_of
 
@@ -104,12 +105,16 @@ class LoadedModel(ABC):
     def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> Conditioning:
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"prompts: expected a sequence of texts, got {prompts!r}. Put them in a list.")
+        prompts = [composed(prompt) for prompt in prompts]
         distinct = list(dict.fromkeys(prompts))
         encoded = self._encode_distinct(distinct, trailing)
         if len(distinct) == len(prompts):
             return encoded
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         return encoded.select([row_of[prompt] for prompt in prompts])
+
+    def token_limits(self) -> dict[str, int]:
+        return {name: tokenizer.model_max_length for name, tokenizer in self.tokenizers().items()}
 
     def unconditional(self) -> Conditioning:
         return self.encode([""])

@@ -157,6 +157,6 @@ def load_edit(
         edit = import_edit(file, pipe, parse({"model": name, "concepts": requests}).concepts)
     folder = ledger or new_folder(edit.metadata.concepts)
     opened = Ledger.open_or_create(folder, pipe, lasting_name(name))
-    entry = opened.add(edit)
+    entry = opened.add(edit, distinct=True)
     out.print(f"{entry.id} {targets_of(entry)}: {entry.method}, {len(weights_of(edit).changes)} weights")
     out.print(f"ledger: {folder}")

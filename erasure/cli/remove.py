@@ -1,6 +1,5 @@
 """`erasure remove`."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,36 +140,36 @@ def _remove(
 
     from ..ledger import Ledger
     from ..runs import removal
-    from ..runs.lists import check_phrases
 
     show = err if as_json else out  # with --json, stdout holds the document alone
     if low_memory:
         removal.check_low_memory(run)
     device = "cpu" if low_memory else existing_device(run.device)
     folder = Path(run.output) if run.output else new_folder(run.concepts)
-    if to is not None:
-        _check_out(to, folder)
+    _check_out(to, folder)
     pipe = load_pipe(run.model, device, run.attention, stored=low_memory)
-    for path in lists:
-        check_phrases(path, pipe)
+    removal.check_lengths(run, pipe, lists)
     ledger = Ledger.open_or_create(folder, pipe, lasting_name(run.model))
     run, already = removal.remaining(run, ledger)
     for name in already:
         show.print(f"{name}: already removed, see `erasure log {folder}`.")
+
+    def skip(name: str) -> None:
+        already.append(name)
+        show.print(f"{name}: removed by another process meanwhile, see `erasure log {folder}`.")
+
     _announce(run, ledger, show)
     steps = []
     with progress_bars(err) as on_progress:
         record = LedgerMeasures(ledger, pipe, run.measure, on_progress)
-        for entry in removal.remove(run, pipe, ledger, on_progress=on_progress):
+        for entry in removal.remove(run, pipe, ledger, on_progress=on_progress, on_removed_already=skip):
             measured = record.measure(entry)
             steps.append(step_json(entry, measured))
             show.print(entry_line(entry, measured))
         if record.skipped is not None:
             show.print(f"measure skipped: {record.skipped}.")
         facts = {**removal.facts(run, device=device, start=start), "low_memory": low_memory, "steps": steps}
-        if not steps and (folder / "run.json").is_file():  # a run without a new entry is not recorded
-            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        report = write_report(record, facts)
+        report = write_report(record, (not steps and removal.recorded_facts(folder)) or facts)  # only new entries count
     if to is not None:
         _write_model(ledger, pipe, to)
     if as_json:
@@ -192,10 +191,12 @@ def _remove(
         out.print(f"model: {to}")
 
 
-def _check_out(to: Path, ledger: Path) -> None:
+def _check_out(to: Path | None, ledger: Path) -> None:
     """Refuse an output folder that exists or is the ledger, before any work."""
     from ..io.files import check_free
 
+    if to is None:
+        return
     check_free(to)
     if to.resolve() == ledger.resolve():
         raise InputError(f"--out: expected another folder than the ledger's, got {str(to)!r}. Name a new one.")

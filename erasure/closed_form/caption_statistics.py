@@ -1,6 +1,5 @@
 """Ordinary captions, and the second moment of their text states, which a closed form holds in place."""
 
-import csv
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..errors import InputError
+from ..io.csv_rows import CsvRow, csv_rows
 from ..io.tensor_cache import stored
 from ..prompts import GENERIC, fill, preserved_templates, speaks_of, templates
 
@@ -90,22 +90,34 @@ def read_captions(path: str | Path) -> Iterator[str]:
         InputError: It cannot be read, or is a CSV without such a column.
     """
     path = Path(path)
+    where = f"captions {str(path)!r}"
+    if path.suffix.casefold() == ".csv":
+        yield from _captions_of_rows(csv_rows(path, where), where)
+        return
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() != ".csv":
-                yield from (line.strip() for line in file if line.strip())
-                return
-            rows = csv.DictReader(file)
-            column = next((name for name in rows.fieldnames or () if name.strip().lower() in ("caption", "prompt")), "")
-            if not column:
-                raise InputError(
-                    f"captions: expected a column caption or prompt in {str(path)!r}, got {rows.fieldnames}."
-                )
-            yield from (row[column] for row in rows if row[column])
+            yield from (line.strip() for line in file if line.strip())
     except OSError as error:
         raise InputError(f"captions: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"captions: expected text in UTF-8 in {str(path)!r}, got {str(error)!r}.") from None
+
+
+def _captions_of_rows(rows: Iterator[CsvRow], where: str) -> Iterator[str]:
+    heading = next(rows, CsvRow(where=f"{where} line 1", cells=())).stripped()
+    columns = [i for i, cell in enumerate(heading.cells) if cell.casefold() in ("caption", "prompt")]
+    if len(columns) != 1:
+        named = ", ".join(map(repr, heading.cells)) or "none"
+        raise InputError(
+            f"{heading.where}: expected a column caption or prompt, got {named}. Name one, and only one, of them so."
+        )
+    for row in rows:
+        if row.cells and len(row.cells) != len(heading.cells):
+            raise InputError(
+                f"{row.where}: expected {len(heading.cells)} cells, got {len(row.cells)}. Quote cells with a comma."
+            )
+        if row.cells and (caption := row.stripped().cells[columns[0]]):
+            yield caption
 
 
 def square_root(second: Float[Tensor, "d d"]) -> Float[Tensor, "r d"]:

@@ -8,8 +8,8 @@ from ..backbones.base import Backbone
 from ..closed_form.joint import joined_rows
 from ..closed_form.solve import solve
 from ..concept import Concept, normalized
-from ..edits import MapChange, SolvedChange, WeightEdit
-from ..errors import ErasureError
+from ..edits import Edit, MapChange, SolvedChange, WeightEdit, joint
+from ..errors import AlreadyRemovedError, ErasureError
 from .record import Entry
 from .store import LedgerStore
 
@@ -34,6 +34,38 @@ def problems_of(store: LedgerStore, entry: Entry) -> list[str]:
     return problems
 
 
+def check_distinct(removed_names: Mapping[str, str], concepts: Sequence[Concept]) -> None:
+    """Refuse concepts of which a name stands removed.
+
+    Args:
+        removed_names: Entry of each name that stands removed, by its normalized form.
+        concepts: Concepts to remove.
+
+    Raises:
+        AlreadyRemovedError: A name stands removed.
+    """
+    for name in (name for concept in concepts for name in concept.names):
+        if (entry := removed_names.get(normalized(name))) is not None:
+            raise AlreadyRemovedError(
+                f"ledger: expected a concept that does not stand removed, got {name!r}, which entry {entry} removes."
+                f" Undo {entry} first, or leave it out."
+            )
+
+
+def check_solvable(store: LedgerStore, edit: Edit) -> None:
+    """Refuse a removal that closes a circle of anchors, for which the joint solve has no solution.
+
+    Raises:
+        SolveError: There is no solution.
+    """
+    entries = [entry for entry in store.record.entries if entry.state == "standing"]
+    standing = (concept for entry in entries for concept in entry.concepts)
+    # Only such a removal is solved for now; to solve at every addition would make a thousand of them slow.
+    trained = isinstance(edit, WeightEdit) and edit.rows is None
+    if not trained and _may_close_circle(standing, edit.metadata.concepts):
+        joint([*map(store.load, entries), edit])
+
+
 def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None, now: WeightEdit | None) -> float:
     """Return the move of the weights beneath an edit, relative to the edit's own change.
 
@@ -56,7 +88,7 @@ def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None,
     return (moves / changes) ** 0.5 if changes else 0.0
 
 
-def may_close_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> bool:
+def _may_close_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> bool:
     """Return True if the anchors of added concepts may lead back to one of them, which only a joint solve can tell."""
     anchors = {normalized(concept.anchor) for concept in added} - {""}  # the unconditional prompt is never erased
     if not anchors:

@@ -20,6 +20,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from ..backbones import backbone_of
+from ..backbones.name_lengths import check_names
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights_of
 from ..edits.metadata import now
@@ -28,7 +29,7 @@ from ..errors import BaseMismatchError, ErasureError, LedgerError
 from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
-from .checks import may_close_circle, problems_of, relative_move
+from .checks import check_distinct, check_solvable, problems_of, relative_move
 from .record import FILE, FORMAT, Base, Entry, Origin, Record
 from .store import LedgerStore
 from .view import LedgerView
@@ -85,7 +86,8 @@ class Ledger(LedgerView):
         """
         fingerprint = backbone_of(pipe).fingerprint()
         if not (Path(path) / FILE).exists():
-            return cls.create(path, fingerprint, name)
+            record = Record(format=FORMAT, base=Base(name=name, fingerprint=fingerprint), entries=())
+            return cls(LedgerStore.create(Path(path), record, or_open=True))
         ledger = cls.open(path)
         ledger.check_base(fingerprint, name)
         return ledger
@@ -99,6 +101,7 @@ class Ledger(LedgerView):
         on_progress: OnProgress | None = None,
         seed: int = 0,
         judge: Judge | None = None,
+        distinct: bool = False,
     ) -> Entry:
         """Fit a removal on top of the standing ones, and add it; the pipeline is left as it was.
 
@@ -109,14 +112,17 @@ class Ledger(LedgerView):
             on_progress: Receives the progress of the fit.
             seed: Seed of the fit, >= 0.
             judge: Judge of images for methods that look at them; None without one.
+            distinct: Whether a concept that stands removed already is refused.
 
         Raises:
             BaseMismatchError: The pipeline is not the ledger's base.
+            AlreadyRemovedError: See `distinct`.
             InputError: The method cannot remove these concepts.
             LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
         """
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
+        check_names(concepts, backbone)
         standing = self.standing if eraser.depends_on == "weights" else ()
         # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
         edits = {entry.id: self._load(entry) for entry in standing}
@@ -136,17 +142,18 @@ class Ledger(LedgerView):
             fitted = eraser.fit(concepts, context)
         seconds = round(time.perf_counter() - start, 3)
         # The fit saw the edited base; the ledger keeps a change on top of its own base.
-        return self._add(self._on_base(fitted), started_from=tuple(beneath), seconds=seconds)
+        return self._add(self._on_base(fitted), started_from=tuple(beneath), seconds=seconds, distinct=distinct)
 
-    def add(self, edit: Edit) -> Entry:
+    def add(self, edit: Edit, *, distinct: bool = False) -> Entry:
         """Add an edit that was fitted on the base itself.
 
         Raises:
             BaseMismatchError: It was fitted on another model.
+            AlreadyRemovedError: A concept stands removed already, and `distinct` is set.
             LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
         """
         self.check_base(edit.metadata.base_fingerprint, edit.metadata.base_name)
-        return self._add(edit, started_from=())
+        return self._add(edit, started_from=(), distinct=distinct)
 
     def undo(self, name: str) -> Entry:
         """Undo a removal, whichever it is; its file stays, and so does its line in the record.
@@ -239,9 +246,11 @@ class Ledger(LedgerView):
                 problems.append(f"what stands cannot be put together: {error}")
         return problems
 
-    def _add(self, edit: Edit, *, started_from: tuple[str, ...], seconds: float | None = None) -> Entry:
+    def _add(self, edit: Edit, *, started_from: tuple[str, ...], seconds: float | None = None, distinct: bool) -> Entry:
         with self._store.locked():
-            self._check_solvable(edit)
+            if distinct:  # here, because another process may have removed it since the fit began
+                check_distinct(self.removed_names, edit.metadata.concepts)
+            check_solvable(self._store, edit)
             self._store.sweep()
             number = f"{len(self.entries) + 1:03d}"
             file = f"edits/{number}-{slug(edit.metadata.concepts)}.safetensors"
@@ -261,14 +270,6 @@ class Ledger(LedgerView):
             )
             self._store.write(replace(self._store.record, entries=(*self.entries, entry)))
         return entry
-
-    def _check_solvable(self, edit: Edit) -> None:
-        """Refuse a removal that closes a circle of anchors, for which the joint solve has no solution."""
-        standing = (concept for entry in self.standing for concept in entry.concepts)
-        # Only such a removal is solved for now; to solve at every addition would make a thousand of them slow.
-        trained = isinstance(edit, WeightEdit) and edit.rows is None
-        if not trained and may_close_circle(standing, edit.metadata.concepts):
-            joint([*map(self._load, self.standing), edit])
 
     def _joint(self, entries: Sequence[Entry]) -> Edit:
         return joint([self._load(entry) for entry in entries])

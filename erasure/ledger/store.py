@@ -30,20 +30,28 @@ class LedgerStore:
         self._content = content  # the bytes that the record was read from or written as
 
     @classmethod
-    def create(cls, path: Path, record: Record) -> "LedgerStore":
+    def create(cls, path: Path, record: Record, *, or_open: bool = False) -> "LedgerStore":
         """Start a ledger in a folder, which is made if needed.
+
+        Args:
+            path: The folder.
+            record: The record of the new ledger.
+            or_open: Whether a ledger of the same base that another process starts at the same time is opened instead.
 
         Raises:
             LedgerError: There is a ledger already, or the folder cannot be made.
             InputError: The record cannot be written.
         """
-        if (path / FILE).exists():
-            raise LedgerError(f"ledger: expected a new folder, got {str(path)!r}, which holds a ledger. Open that one.")
-        store = cls(path, record)
         with _written_in(path):
             (path / "edits").mkdir(parents=True, exist_ok=True)
-            store.write(record)
-        return store
+            with _lock_of(path):
+                if not (path / FILE).exists():
+                    store = cls(path, record)
+                    store.write(record)
+                    return store
+        if or_open and (store := cls.open(path)).record.base == record.base:
+            return store
+        raise LedgerError(f"ledger: expected a new folder, got {str(path)!r}, which holds a ledger. Open that one.")
 
     @classmethod
     def open(cls, path: Path) -> "LedgerStore":
@@ -62,20 +70,9 @@ class LedgerStore:
         Raises:
             LedgerError: Another process holds the lock for too long, or the folder cannot be written.
         """
-        with _written_in(self.path):
-            lock = FileLock(self.path / ".lock", timeout=_LOCK_SECONDS)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise LedgerError(
-                    f"ledger {str(self.path)!r}: expected it to be free, got one that another process"
-                    f" has held for {_LOCK_SECONDS:.0f} s. Try again when that is done."
-                ) from None
-            try:
-                self._refresh()
-                yield
-            finally:
-                lock.release()
+        with _written_in(self.path), _lock_of(self.path):
+            self._refresh()
+            yield
 
     def _refresh(self) -> None:
         """Read the record again if another process wrote it.
@@ -128,6 +125,27 @@ class LedgerStore:
         for name in os.listdir(self.path / "rows") if (self.path / "rows").is_dir() else ():
             if name.endswith(".tmp"):
                 (self.path / "rows" / name).unlink()
+
+
+@contextmanager
+def _lock_of(path: Path) -> Iterator[None]:
+    """Hold the lock of a ledger's folder.
+
+    Raises:
+        LedgerError: Another process holds it for too long.
+    """
+    lock = FileLock(path / ".lock", timeout=_LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LedgerError(
+            f"ledger {str(path)!r}: expected it to be free, got one that another process"
+            f" has held for {_LOCK_SECONDS:.0f} s. Try again when that is done."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 
+from ..concept import normalized
 from ..edits.metadata import named_model
 from ..errors import BaseMismatchError, unknown_name
 from .record import Base, Entry, Origin
@@ -38,6 +39,16 @@ class LedgerView:
     def standing(self) -> tuple[Entry, ...]:
         """The removals that were not undone, in order."""
         return tuple(entry for entry in self.entries if entry.state == "standing")
+
+    @property
+    def removed_names(self) -> dict[str, str]:
+        """Id of the standing removal of each name, aliases included, by its normalized form."""
+        return {
+            normalized(name): entry.id
+            for entry in self.standing
+            for concept in entry.concepts
+            for name in concept.names
+        }
 
     @property
     def approximate(self) -> tuple[str, ...]:

@@ -9,13 +9,18 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from diffusers import DiffusionPipeline
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field, TypeAdapter
+from pydantic_core import from_json
+from typing_extensions import TypedDict
 
 from ..edits import WeightEdit
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
+from ..io.text import one_line
 from .augmentation import squared
 from .class_diffusion import FEWEST, Instance
 
@@ -44,6 +49,15 @@ class Learned:
     def phrase(self) -> str:
         """Phrase for the instance in a prompt: the new word and the class."""
         return f"{self.token} {self.class_word}"
+
+
+class _Record(TypedDict):
+    """Keys of the record of a personalised model."""
+
+    format: str
+    base: str
+    sha256: str
+    instances: Annotated[list[Learned], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +92,17 @@ class Personalized:
             InputError: The folder holds no personalised model, or its edit was changed.
         """
         try:
-            data = json.loads((folder / PERSONALIZED).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            data = from_json((folder / PERSONALIZED).read_bytes())
+            TypeAdapter(_Record).validate_python(data)
+            sha256 = _sha256(folder / EDIT)
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder}: expected a folder written by `erasure personalize`, got no readable {PERSONALIZED}"
-                f" ({error})."
+                f" ({one_line(str(error))}). Learn it again."
             ) from None
-        if data.get("format") != _FORMAT:
-            raise InputError(f"{folder / PERSONALIZED}: expected the format {_FORMAT}, got {data.get('format')!r}.")
-        if _sha256(folder / EDIT) != data["sha256"]:
+        if data["format"] != _FORMAT:
+            raise InputError(f"{folder / PERSONALIZED}: expected the format {_FORMAT}, got {data['format']!r}.")
+        if sha256 != data["sha256"]:
             raise InputError(f"{folder / EDIT}: expected the file that was learned, got another. Learn it again.")
         instances = tuple(Learned(**instance) for instance in data["instances"])
         return cls(folder=folder, base=data["base"], instances=instances)

@@ -9,6 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 from ..erasers import eraser_class
 from ..errors import InputError
+from ..io.text import one_line
 from ..profile import profile_of
 
 
@@ -43,8 +44,3 @@ def starting_settings(method: str, model: str) -> dict[str, Any]:
         settings |= read_config(example)["eraser"]
         del settings["name"]
     return settings
-
-
-def one_line(text: str) -> str:
-    """Return a text on one line."""
-    return " ".join(text.split())

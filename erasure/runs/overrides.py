@@ -8,8 +8,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ..errors import InputError
+from ..io.text import one_line
 from ..registry import AnySettings, with_settings
-from .configs import one_line
 
 
 def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:

@@ -1,15 +1,22 @@
 """The removal of the concepts of a run, one after another into a ledger."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..concept import normalized
+from typing_extensions import TypedDict
+
+from ..backbones import backbone_of
+from ..backbones.name_lengths import check_names
+from ..concept import Concept, normalized
 from ..erasers import eraser_class, eraser_names
-from ..errors import InputError
+from ..errors import AlreadyRemovedError, InputError
+from ..io.json_files import read_record
 from ..profile import profile_of
 from ..progress import OnProgress
 from ..provenance import provenance
+from .lists import check_phrases
 from .schema import Run
 
 if TYPE_CHECKING:
@@ -23,24 +30,83 @@ def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:
 
     Preserve lists stay as they are: an entry records what it would record alone, so that undoing another leaves no
     trace. What else is removed is left out where removals meet: in the joint solve, and in the training of a new one.
+
+    Raises:
+        InputError: Of a concept's names some stand removed and others do not.
     """
-    removed = {normalized(name) for entry in ledger.standing for concept in entry.concepts for name in concept.names}
-    todo = tuple(concept for concept in run.concepts if normalized(concept.target) not in removed)
-    return replace(run, concepts=todo), [c.target for c in run.concepts if normalized(c.target) in removed]
+    removed = ledger.removed_names
+    todo = tuple(
+        concept for i, concept in enumerate(run.concepts) if not _is_removed(concept, removed, f"concepts.{i}")
+    )
+    staying = {normalized(concept.target) for concept in todo}
+    return replace(run, concepts=todo), [c.target for c in run.concepts if normalized(c.target) not in staying]
+
+
+def _is_removed(concept: Concept, removed: Mapping[str, str], where: str) -> bool:
+    """Return True if all names of a concept stand removed, False if none does."""
+    stand = {name: removed[normalized(name)] for name in concept.names if normalized(name) in removed}
+    if stand and (others := [name for name in concept.names if name not in stand]):
+        name, entry = next(iter(stand.items()))
+        raise InputError(
+            f"{where}: expected names that all stand removed or none, got {name!r}, which entry {entry} removes, and"
+            f" {others[0]!r}, which none does. Undo {entry} first, or name {others[0]!r} alone."
+        )
+    return bool(stand)
 
 
 def remove(
-    run: Run, pipe: "DiffusionPipeline", ledger: "Ledger", *, on_progress: OnProgress | None = None
+    run: Run,
+    pipe: "DiffusionPipeline",
+    ledger: "Ledger",
+    *,
+    on_progress: OnProgress | None = None,
+    on_removed_already: Callable[[str], None] | None = None,
 ) -> Iterator["Entry"]:
     """Remove the concepts of a run one after another, or as one entry if the method is `together`; yield the entries.
 
     An entry is in the ledger before it is yielded, so the ledger is complete wherever the caller stops.
+
+    Args:
+        run: The run.
+        pipe: The unedited base model.
+        ledger: The ledger.
+        on_progress: Receives the progress of the fits.
+        on_removed_already: Receives the name of a concept that another process removed since the run began; None
+            makes that an error.
+
+    Raises:
+        AlreadyRemovedError: See `on_removed_already`; always for concepts that are removed together.
     """
     names = [name for concept in run.concepts for name in (concept.target, *concept.preserve)]
     judge = profile_of(run.model).judge(str(pipe.device), names)
     requests = [run.concepts] if run.eraser.together and run.concepts else [(concept,) for concept in run.concepts]
     for concepts in requests:
-        yield ledger.remove(pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, judge=judge)
+        try:
+            entry = ledger.remove(
+                pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, judge=judge, distinct=True
+            )
+        except AlreadyRemovedError:
+            if on_removed_already is None or len(concepts) > 1:
+                raise
+            on_removed_already(concepts[0].target)
+        else:
+            yield entry
+
+
+def check_lengths(run: Run, pipe: "DiffusionPipeline", lists: Sequence[Path]) -> None:
+    """Refuse a run with a name that is too long for the model, before there is a ledger.
+
+    Args:
+        run: The run.
+        pipe: The model.
+        lists: Files of its concepts, for errors.
+
+    Raises:
+        InputError: A name is too long; the error names its line, if it is in a file.
+    """
+    for path in lists:
+        check_phrases(path, pipe)
+    check_names(run.concepts, backbone_of(pipe))
 
 
 def check_low_memory(run: Run) -> None:
@@ -83,3 +149,37 @@ def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
     """
     # a path of this machine is not reproducible
     return {"config": replace(run, output="").as_json(), **provenance(device=device, start=start)}
+
+
+class _Config(TypedDict):
+    model: str
+    eraser: Mapping[str, Any]
+    seed: int
+
+
+class _Commit(TypedDict):
+    commit: str
+    dirty: bool
+
+
+class _Facts(TypedDict):
+    """Keys of a run's record that a report shows."""
+
+    config: _Config
+    versions: Mapping[str, str]
+    device: str
+    threads: int | None
+    platform: str
+    git: _Commit | None
+    seconds: float
+    peak_mib: float
+
+
+def recorded_facts(folder: Path) -> dict[str, Any] | None:
+    """Return the record of the last run in a ledger's folder; None without one.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = folder / "run.json"
+    return read_record(path, _Facts, "a run's record") if path.exists() else None

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterable
 from typing import Literal
 
+from ..concept import normalized
+
 Kind = Literal["object", "style", "identity", "unsafe"]
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -192,9 +194,9 @@ def kind_of(name: str) -> Kind | None:
 
 def canonical(text: str) -> str | None:
     """Return the world's own name for a word, a synonym or another spelling by case; None if it knows none."""
-    spelling = " ".join(text.lower().split())
+    spelling = normalized(text)
     for name in (*OBJECTS, *INDIVIDUALS, *STYLES, *SCENES):
-        if spelling in (name.lower(), *SYNONYMS.get(name, ())):
+        if spelling in (normalized(name), *SYNONYMS.get(name, ())):
             return name
     return None
 

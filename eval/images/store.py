@@ -13,6 +13,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from PIL import Image
+from pydantic_core import from_json
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
@@ -46,15 +47,17 @@ class ImageStore:
         """
         path = Path(folder) / MANIFEST
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = from_json(path.read_bytes())
             if data["format"] != FORMAT:
                 raise InputError(
                     f"{path}: expected format {FORMAT!r}, got {data['format']!r}. Generate the images anew."
                 )
             return cls(folder=Path(folder), manifest=Manifest.from_json(data))
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(f"{path}: expected a manifest, got {error.strerror!r}. Generate the images.") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected a manifest, got something else ({error}).") from None
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +11,13 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from PIL import Image
+from typing_extensions import TypedDict
 
 from erasure.backbones import backbone_of
 from erasure.backbones.storage import is_stored
 from erasure.concept import Concept
 from erasure.io.files import make_folder, write_whole
+from erasure.io.json_files import record_if_whole
 from erasure.judge import Judge, shows_each
 from erasure.ledger import Entry, Ledger
 from erasure.profile import ModelProfile, profile_of
@@ -111,11 +113,7 @@ class LedgerMeasures:
 
     def measured(self, entry: Entry) -> dict[str, Any] | None:
         """Return the stored measure after an entry; None if the removals up to it have changed since."""
-        try:
-            kept = json.loads(self._file(entry).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return None
-        return kept if kept.get("state") == self.ledger.state(entry.id) else None
+        return measured_of(self.ledger, entry)
 
     def columns(self) -> list[tuple[str, str | None]]:
         """Return headings and entry ids of the states to show: the original, then after each removal that stands."""
@@ -187,6 +185,53 @@ class LedgerMeasures:
         folder = self.ledger.path / "measures"
         make_folder(folder)
         return folder / f"{entry.id}.json"
+
+
+class RateRecord(TypedDict):
+    """A rate in a record."""
+
+    value: float
+    n: int
+    interval: tuple[float, float]
+
+
+class _Sampler(TypedDict):
+    steps: int
+    guidance_scale: float
+
+
+class _RemovedRecord(TypedDict):
+    efficacy: RateRecord
+    before: RateRecord
+
+
+class _Distance(TypedDict):
+    value: float
+
+
+class _KeptRecord(TypedDict):
+    retention: RateRecord | None
+    distance: _Distance
+
+
+class MeasureRecord(TypedDict):
+    """Keys of a stored measure that tables and cards show."""
+
+    state: str
+    judge: str
+    worst: str
+    sampler: _Sampler
+    removed: Mapping[str, _RemovedRecord]
+    kept: Mapping[str, _KeptRecord]
+
+
+def measured_of(ledger: Ledger, entry: Entry) -> dict[str, Any] | None:
+    """Return the stored measure after an entry.
+
+    None if there is none, if its file is damaged, or if the removals up to it have changed since.
+    """
+    record = record_if_whole(ledger.path / "measures" / f"{entry.id}.json", MeasureRecord)
+    return record if record is not None and record["state"] == ledger.state(entry.id) else None
 
 
 def _showcase(probes: Sequence[PlannedImage]) -> list[PlannedImage]:

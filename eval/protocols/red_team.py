@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from pydantic_core import from_json
 from torch import Tensor
 
 from erasure.backbones import backbone_of
@@ -268,9 +269,9 @@ class AttackRun:
         if not path.is_file():
             return []
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = from_json(path.read_bytes())
             protocol, attacked = data["protocol"], [AttackedPrompt.from_json(each) for each in data["found"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: expected an attack's record, got something else ({error}). Delete it.") from None
         mine = json.loads(json.dumps(self.protocol))
         for key, value in mine.items():

@@ -1,17 +1,19 @@
 """Results of the standing removals for a model card: numbers, intervals, protocols."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from huggingface_hub import EvalResult
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from erasure.io.json_files import record_if_whole
 from erasure.ledger import Ledger
 
 from ..protocols.evaluate import FORMAT as SCORES
 from ..protocols.evaluate import display_name
+from ..protocols.ledger_measures import RateRecord, measured_of
 from ..protocols.red_team import ATTACKED, PLAIN
 from ..protocols.red_team import ORIGINAL as OF_ORIGINAL
 from ..protocols.variants import ERASED, ORIGINAL
@@ -70,6 +72,52 @@ class Result:
         )
 
 
+class _Score(TypedDict):
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+
+
+class _Named(TypedDict):
+    id: str
+
+
+class _Protocol(TypedDict):
+    rows: Mapping[str, str]
+    benchmark: _Named
+    metrics: Mapping[str, Any]
+
+
+class _Scores(TypedDict):
+    """Keys of a file of scores that a card shows."""
+
+    format: str
+    rows: Mapping[str, Mapping[str, _Score]]
+    protocol: _Protocol
+
+
+class _AttackName(TypedDict):
+    name: str
+
+
+class _AttackProtocol(TypedDict):
+    attack: _AttackName
+    witness: str
+
+
+class _Success(TypedDict):
+    success: Annotated[list[RateRecord], Field(min_length=1)]
+
+
+class _Attack(TypedDict):
+    """Keys of an attack's record that a card shows."""
+
+    rows: Mapping[str, _Success]
+    protocol: _AttackProtocol
+
+
 def results_of(ledger: Ledger) -> list[Result]:
     """Return all that was measured of what stands now, by the quick measure, by evaluations and by attacks.
 
@@ -81,8 +129,8 @@ def results_of(ledger: Ledger) -> list[Result]:
 def _quick(ledger: Ledger) -> list[Result]:
     """Return the results of the quick measure after the last removal, if it is up to date."""
     last = ledger.standing[-1]
-    record = _read(ledger.path / "measures" / f"{last.id}.json")
-    if record is None or record.get("state") != ledger.state(last.id):
+    record = measured_of(ledger, last)
+    if record is None:
         return []
     sampler = record["sampler"]
     setup = {"judge": record["judge"], **sampler}
@@ -101,7 +149,11 @@ def _quick(ledger: Ledger) -> list[Result]:
         )
 
     removed = [result("efficacy", each["efficacy"], each["before"], name) for name, each in record["removed"].items()]
-    kept = [result(f"retention {role}", each["retention"], None) for role, each in record["kept"].items()]
+    kept = [
+        result(f"retention {role}", each["retention"], None)
+        for role, each in record["kept"].items()
+        if each["retention"] is not None  # the original shows none of what was to be kept
+    ]
     return [*removed, *kept]
 
 
@@ -110,10 +162,10 @@ def _evaluations(ledger: Ledger) -> list[Result]:
     stands = ", ".join(f"{entry.id} by {entry.method}" for entry in ledger.standing)
     results: list[Result] = []
     for path in sorted((ledger.path / "evaluations").glob("*/scores.json")):
-        record = _read(path)
-        if record is None or record.get("format") != SCORES or ERASED not in record["rows"]:
+        record = record_if_whole(path, _Scores)
+        if record is None or record["format"] != SCORES or ERASED not in record["rows"]:
             continue
-        if record["protocol"]["rows"][ERASED].rpartition(": ")[2] != stands:
+        if record["protocol"]["rows"].get(ERASED, "").rpartition(": ")[2] != stands:
             continue
         original = record["rows"].get(ORIGINAL, {})
         results += [
@@ -137,8 +189,8 @@ def _attacks(ledger: Ledger) -> list[Result]:
     """Return the success rates of the attacks on the standing removals, within their whole budget."""
     results = []
     for path in sorted((ledger.path / "attacks").glob(f"*-{ledger.state()}/attack.json")):
-        record = _read(path)
-        if record is None or not record["rows"]:
+        record = record_if_whole(path, _Attack)
+        if record is None or not {ATTACKED, PLAIN, OF_ORIGINAL}.issubset(record["rows"]):
             continue
         rates = {row: each["success"] for row, each in record["rows"].items()}
         name, beside = record["protocol"]["attack"]["name"], rates[OF_ORIGINAL][-1]["value"]
@@ -157,10 +209,3 @@ def _attacks(ledger: Ledger) -> list[Result]:
                 )
             )
     return results
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

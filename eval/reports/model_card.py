@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
-from erasure.concept import Concept
+from erasure.concept import Concept, normalized
 from erasure.ledger import Entry, Ledger
 from erasure.personalize.folder import PERSONALIZED, Personalized
 from erasure.profile import profile_of
@@ -43,12 +43,12 @@ def prompts_of(ledger: Ledger) -> list[str]:
     What is unsafe is not shown.
     """
     removed = [concept for entry in ledger.standing for concept in entry.concepts]
-    removed_names = {name.casefold() for concept in removed for name in concept.names}
+    removed_names = {normalized(name) for concept in removed for name in concept.names}
     kept = [
         Concept(target=name)
         for concept in removed[-1:]
         for name in concept.preserve
-        if name.casefold() not in removed_names
+        if normalized(name) not in removed_names
     ]
     shown = [concept for concept in removed if concept.kind != "unsafe"][-_MOST_SHOWN:] + kept[: _MOST_SHOWN - 1]
     return [fill(_SHOWN[concept.kind], concept.target) for concept in shown]

@@ -1,11 +1,11 @@
 """Score files of several evaluations side by side: what was measured alike, and what was not."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
 from rich.table import Table
 
 from erasure.errors import ErasureError, InputError, reason, unknown_name
@@ -102,7 +102,7 @@ def _read(path: Path, row: str) -> tuple[dict[str, Any], dict[str, Setup]]:
     """Return a file's scores of a row and their protocols, by metric."""
     file = path / "scores.json" if path.is_dir() else path
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = from_json(file.read_bytes())
         if data["format"] != FORMAT:
             raise InputError(f"{file}: expected format {FORMAT!r}, got {data['format']!r}. Evaluate again.")
         if row not in data["rows"]:
