@@ -330,9 +330,7 @@ def test_names_that_stand_removed_in_part_are_refused(tmp_path) -> None:
     ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
     ledger.remove(pipe, make_eraser("uce", rows="last-subject"), [Concept(target="cat")])
     run = schema.parse({**ELSEWHERE, "concepts": [{"target": "kitty", "aliases": ["CAT"]}]})
-    with pytest.raises(
-        InputError, match=r"got 'CAT', which entry 001 removes, and 'kitty', which none does\. Undo 001"
-    ):
+    with pytest.raises(InputError, match="got .CAT., which entry 001 removes, and .kitty., which none does"):
         removal.remaining(run, ledger)
 
 
@@ -344,7 +342,7 @@ def test_a_concept_that_another_process_removed_meanwhile_is_not_removed_again(t
     late: list[str] = []
     entries = list(removal.remove(run, pipe, mine, on_removed_already=late.append))
     assert (late, [entry.concepts[0].target for entry in entries]) == (["cat"], ["gun"])
-    with pytest.raises(AlreadyRemovedError, match="got 'gun', which entry 002 removes. Undo 002 first"):
+    with pytest.raises(AlreadyRemovedError, match="got 'cat', which entry 001 removes"):
         list(removal.remove(run, pipe, mine))
     assert len(Ledger.open(tmp_path).entries) == 2
 
