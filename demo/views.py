@@ -137,7 +137,7 @@ def _removal(entry: Entry, ledger: Ledger, view: Mapping[str, Any] | None) -> st
     becomes = ", ".join(dict.fromkeys(concept.anchor or "nothing" for concept in entry.concepts))
     approximate = ", approximate" if entry.id in ledger.approximate else ""
     seconds = "" if entry.seconds is None else f", {entry.seconds:.1f} s"
-    when = entry.time[:16].replace("T", " ")
+    when = escape(entry.time[:16].replace("T", " "))
     rates = "".join(
         f'<td data-name="{name}">{_rate(view and view[key])}</td>'
         for name, key in (("gone", "efficacy"), ("near kept", "near"), ("far kept", "far"))

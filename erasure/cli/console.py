@@ -1,28 +1,67 @@
-"""The two consoles of the command. Text of a user is printed as it is, never as markup."""
+"""The two consoles of the command. Text of a user is printed as it is, never as markup or as a terminal's commands."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.segment import Segment
 from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+from ..io.text import is_control, one_line, visible
+
+
+class _Visible:
+    """Renderable whose control characters are shown as escapes.
+
+    Args:
+        printed: Text or table.
+    """
+
+    def __init__(self, printed: ConsoleRenderable) -> None:
+        self._printed = printed
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._printed, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+class _ShowControls(RenderHook):
+    """Hook of a console that makes all it prints visible."""
+
+    def process_renderables(self, renderables: Iterable[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Visible(printed) for printed in renderables]
+
+
+def _console(**options: bool | int) -> Console:
+    console = Console(highlight=False, markup=False, emoji=False, **options)  # type: ignore[arg-type]
+    console.push_render_hook(_ShowControls())
+    return console
+
+
+out = _console(soft_wrap=True)
+err = _console(stderr=True, soft_wrap=True)
+
+
+def show_error(message: str) -> None:
+    """Print one line on stderr."""
+    line = one_line(message)
+    err.print(line if line.startswith("erasure: ") else f"erasure: {line}")
 
 
 def fail(message: str) -> None:
     """Print one line on stderr and end with exit code 2."""
-    err.print(f"erasure: {' '.join(message.split())}")
+    show_error(message)
     raise typer.Exit(2)
 
 
 def print_json(document: Mapping[str, object]) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(document, indent=1, ensure_ascii=False))
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    print("".join(f"\\u{ord(sign):04x}" if sign != "\n" and is_control(sign) else sign for sign in text))
 
 
 def print_whole(table: Table) -> None:
     """Print a table with nothing cut off, also where the terminal is narrower or there is none."""
     width = out.measure(table, options=out.options.update(max_width=1000)).maximum
-    Console(width=max(out.width, width), highlight=False, markup=False).print(table)
+    _console(width=max(out.width, width)).print(table)

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..progress import progress_bars
 from .console import err, out, print_json, print_whole
 from .models import existing_device, load_pipe, sampler_of
-from .options import AsJson, AttentionBy, CommandGroup, Device, LedgerOrModel, Original, Removed
+from .options import MOST_SEED, AsJson, AttentionBy, CommandGroup, Device, LedgerOrModel, Original, Removed
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -126,7 +126,7 @@ def attack(
     ] = None,
     removed: Removed = None,
     original: Original = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, searches and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of prompts, searches and noise.")] = 0,
     to: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of attack.json and report.html.")
     ] = None,

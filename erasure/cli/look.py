@@ -8,8 +8,19 @@ import typer
 from ..errors import InputError
 from ..progress import ProgressCounter, progress_bars, staged
 from .console import err, out
-from .models import existing_device, fingerprint_of, load_pipe, sampler_of, standing_in
-from .options import AttentionBy, CommandGroup, Device, Guidance, LedgerFolder, LedgerOrModel, Prompts, Seeds, Steps
+from .models import existing_device, fingerprint_of, load_pipe, note_cut, sampler_of, standing_in
+from .options import (
+    MOST_SEED,
+    AttentionBy,
+    CommandGroup,
+    Device,
+    Guidance,
+    LedgerFolder,
+    LedgerOrModel,
+    Prompts,
+    Seeds,
+    Steps,
+)
 
 commands = CommandGroup("Look")
 
@@ -30,14 +41,14 @@ def generate(
     ] = False,
 ) -> None:
     """Sample images from a model, or from the base of a ledger with its standing removals."""
-    from erasure.eval.images.png import as_png, slug
+    from erasure.eval.images.png import as_png, file_name
 
     from ..io.files import make_folder, write_whole
     from ..ledger import Ledger
     from ..runs.seeds import read_seeds
     from ..sampling import sample_pairs
 
-    pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
+    pairs = [(text, seed) for text in dict.fromkeys(prompt) for seed in read_seeds(seeds)]
     ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
     model = source if ledger is None else ledger.base.name
     make_folder(to)
@@ -46,12 +57,13 @@ def generate(
         raise InputError(f"offload: expected a CUDA device, got {place!r}. Leave it out.")
     pipe = load_pipe(model, place, attention, dtype)
     sampler = sampler_of(model, steps, guidance_scale)
+    note_cut(pipe, prompt)
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
         if offload:
             pipe.enable_model_cpu_offload(device=place)
         images = sample_pairs(pipe, pairs, sampler, on_progress)
     for (text, seed), image in zip(pairs, images, strict=True):
-        path = to / f"{slug(text)}-{seed}.png"
+        path = to / file_name(text, seed)
         facts = {"prompt": text, "seed": seed, "model": source, **sampler.as_settings()}
         write_whole(path, as_png(image, facts))
         out.print(str(path))
@@ -82,6 +94,7 @@ def compare(
     pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
     pipe = load_pipe(opened.base.name, existing_device(device), attention)
     opened.check_base(fingerprint_of(pipe), opened.base.name)
+    note_cut(pipe, prompt)
     sampler = sampler_of(opened.base.name, steps, guidance_scale)
     with progress_bars(err) as on_progress:
         columns = [sample_pairs(pipe, pairs, sampler, staged(on_progress, "images, original"))]
@@ -100,7 +113,7 @@ def attention(
     prompt: Annotated[str, typer.Option(help="Prompt of the image.")],
     concepts: Annotated[str, typer.Option(metavar="A,B", help="Words or phrases of the prompt, separated by commas.")],
     to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="Image file to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the noise.")] = 0,
     columns: Annotated[int, typer.Option(min=2, help="Number of steps to show.")] = 6,
     alpha: Annotated[float, typer.Option(min=0, help="Step size of A-STAR; 0 shows the model alone.")] = 20.0,
     steps: Steps = None,

@@ -4,26 +4,59 @@ A module of commands imports the library inside its functions, so that `erasure 
 """
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from ..errors import ErasureError
+from ..io import interrupts
 from . import evaluate, export, ledger, look, personalize, remove, setup
-from .console import fail
+from .console import fail, show_error
+
+_CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
+"""Base of the errors that typer raises for wrong arguments; it has no public name."""
 
 
 class _Group(TyperGroup):
     """Turn an error that a user can cause into one line on stderr and exit code 2."""
 
+    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **options: Any) -> Any:
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **options)
+        code: object = interrupts.EXIT_CODE
+        try:
+            code = super().main(args, standalone_mode=False, **options)
+        except _CommandError as error:
+            _show_command_error(error)
+        except (KeyboardInterrupt, typer.Abort):
+            show_error(interrupts.MESSAGE)
+        except Exception:
+            if not interrupts.is_interrupted():
+                raise
+            show_error(interrupts.MESSAGE)
+        interrupts.disarm()
+        sys.exit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: Any) -> object:
         try:
             return super().invoke(ctx)
         except ErasureError as error:
+            if interrupts.is_interrupted():
+                raise KeyboardInterrupt from error
             fail(str(error))
         except KeyboardInterrupt:
-            fail("Interrupted. Finished entries stay in the ledger; no file is half written.")
+            fail(interrupts.MESSAGE)
+
+
+def _show_command_error(error: Any) -> None:
+    """Print the error of wrong arguments on one line; the help, if there are none at all."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "erasure"
+    show_error(f"{error.format_message()} See `{command} --help`.")
 
 
 app = typer.Typer(
@@ -40,6 +73,8 @@ for _module in (remove, ledger, look, evaluate, export, personalize, setup):
 
 def main() -> None:
     """Run the command."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # text that the terminal's encoding lacks
     app()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ..errors import InputError
+from ..io.text import visible
 from .console import err
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def load_pipe(
     """
     import warnings
 
-    with err.status(Text(f"loading {model}")), warnings.catch_warnings():
+    with err.status(Text(f"loading {visible(model)}")), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import torch
         from diffusers.utils import logging as diffusers_logging
@@ -83,6 +84,16 @@ def fingerprint_of(pipe: "DiffusionPipeline") -> str:
     from ..backbones import backbone_of
 
     return backbone_of(pipe).fingerprint()
+
+
+def note_cut(pipe: "DiffusionPipeline", prompts: Sequence[str]) -> None:
+    """Print a note on stderr for each prompt that is longer than the input of the text encoder."""
+    from ..backbones import backbone_of
+
+    states = backbone_of(pipe).encode(prompts)
+    for row, prompt in enumerate(prompts):
+        if states.is_cut(row):
+            err.print(f"note: the model reads only the beginning of {prompt!r}.")
 
 
 @contextmanager

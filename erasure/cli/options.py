@@ -8,6 +8,8 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
+MOST_SEED = 2**63 - 1
+"""Largest seed of a generator that is counted up from."""
 LedgerFolder = Annotated[Path, typer.Argument(metavar="LEDGER", help="Folder of a ledger.")]
 LedgerOrModel = Annotated[
     str,

@@ -13,7 +13,7 @@ from ..progress import Progress, progress_bars
 from ..provenance import provenance
 from .console import err, out, print_json, print_whole
 from .models import existing_device, free_folder, lasting_name, load_pipe
-from .options import AsJson, AttentionBy, CommandGroup, Device, ImagesEach, Siblings
+from .options import MOST_SEED, AsJson, AttentionBy, CommandGroup, Device, ImagesEach, Siblings
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -42,7 +42,7 @@ def personalize(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder of the result; default: a new one under erasure-runs."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the training.")] = 0,
     images_each: ImagesEach = 24,
     device: Device = "auto",
     attention: AttentionBy = "sdpa",
@@ -51,6 +51,7 @@ def personalize(
     """Learn an instance from a few images by ClassDiffusion; --images, --class and --token repeat for several."""
     from ..backbones import backbone_of
     from ..io.files import check_free, make_folder
+    from ..io.text import slug
     from ..personalize.class_diffusion import ClassDiffusion, Instance
     from ..personalize.folder import Personalized, read_images
     from ..personalize.formats import write_formats
@@ -70,7 +71,7 @@ def personalize(
         for token, word, folder in zip(tokens, class_words, images, strict=True)
     ]
     method = with_assignments(ClassDiffusion, settings or [], profile_of(model).settings(ClassDiffusion.name))
-    folder = to or free_folder("-".join(token.strip("<>") for token in tokens))
+    folder = to or free_folder(slug("-".join(tokens), 40, "instance"))
     check_free(folder)
     place = existing_device(device)
     pipe = load_pipe(model, place, attention)

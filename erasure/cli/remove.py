@@ -13,7 +13,7 @@ from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import entry_line, removals_table, step_json
 from .models import existing_device, lasting_name, load_pipe, new_folder, sampler_of
-from .options import AsJson, CommandGroup, LowMemory
+from .options import MOST_SEED, AsJson, CommandGroup, LowMemory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -70,7 +70,7 @@ def remove(
         Path | None,
         typer.Option(metavar="DIR", help="New or existing ledger; default: a new one under erasure-runs."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the fits; default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the fits; default: 0.")] = None,
     device: Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda, cuda:1, mps; default: auto.")] = None,
     attention: Annotated[
         str | None, typer.Option(help="Implementation of attention: sdpa, or xformers on CUDA; default: sdpa.")

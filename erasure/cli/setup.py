@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ErasureError
+from ..io import interrupts
 from ..provenance import provenance
 from .console import out
 from .models import existing_device, lasting_name, load_pipe
@@ -51,6 +52,7 @@ def web(
     name, place = lasting_name(model or "tinyworld"), existing_device(device)
     page, address = serve(load_pipe(name, place), name, place, ledger=ledger, share=share, port=port)
     out.print(f"the demo is at {address}")
+    interrupts.release()  # the server ends by an interrupt
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' folders are deleted on the way out
     page.block_thread()
 

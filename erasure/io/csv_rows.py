@@ -92,7 +92,10 @@ def _text_of(path: Path, where: str) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{where}: expected a file to read, got {error.strerror!r}. Check the path.") from None
+        option = where.removesuffix(f" {str(path)!r}")
+        raise InputError(
+            f"{option}: expected a file to read, got {str(path)!r} ({error.strerror}). Check the path."
+        ) from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

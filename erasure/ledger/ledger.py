@@ -10,7 +10,6 @@ which makes their order irrelevant and undoing one exact, then the changes of tr
 removal was fitted on top of those before it, so undoing one beneath it is an approximation and is labelled so.
 """
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights
 from ..edits.metadata import now
 from ..erasers import Eraser
 from ..errors import BaseMismatchError, ErasureError, LedgerError
+from ..io.text import slug as text_slug
 from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
@@ -287,5 +287,4 @@ class Ledger(LedgerView):
 
 def slug(concepts: Sequence[Concept]) -> str:
     """Return the targets as a short part of a file name."""
-    words = "-".join(concept.target for concept in concepts)
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40] or "concept"
+    return text_slug("-".join(concept.target for concept in concepts), 40, "concept")

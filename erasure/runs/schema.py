@@ -15,6 +15,9 @@ from ..profile import DEFAULT_MODEL, profile_of
 from .lists import families_expanded, list_path, read_concepts
 from .problems import explained
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed that a generator takes, also when it is counted up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
@@ -33,7 +36,7 @@ class MeasureSettings:
     per_concept: Annotated[int, Field(gt=0)] = 20
     near: Annotated[int, Field(ge=0)] = 32
     far: Annotated[int, Field(ge=0)] = 40
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     steps: Annotated[int, Field(gt=0)] | None = None
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 16
@@ -57,7 +60,7 @@ class Run:
     model: str
     eraser: Eraser
     concepts: Annotated[tuple[Concept, ...], Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     output: str = ""
     device: str = "auto"
     attention: Attention = "sdpa"

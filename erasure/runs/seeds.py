@@ -2,17 +2,20 @@
 
 from ..errors import InputError
 
+MOST = 10_000
+"""Number of seeds that one list may hold."""
 
-def read_seeds(text: str, where: str = "--seeds", most: int | None = None) -> list[int]:
-    """Read a list of seeds.
+
+def read_seeds(text: str, where: str = "--seeds", most: int = MOST) -> list[int]:
+    """Read a list of seeds; one that comes twice counts once.
 
     Args:
         text: Seeds and ranges of seeds, separated by commas.
         where: Name of the option in errors.
-        most: Largest number of seeds; None sets no limit.
+        most: Largest number of seeds.
 
     Raises:
-        InputError: The text has another form, or too many seeds.
+        InputError: The text has another form, a range that falls, or too many seeds.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -20,8 +23,10 @@ def read_seeds(text: str, where: str = "--seeds", most: int | None = None) -> li
         last = high if dash else low
         if not all(piece.isascii() and piece.isdigit() and len(piece) <= 18 for piece in (low, last)):
             raise InputError(f"{where}: expected whole numbers from 0, got {text!r}. Write for example 0,1,2 or 0-7.")
+        if int(last) < int(low):
+            raise InputError(f"{where}: expected ranges that rise, got {part.strip()!r}. Write {last}-{low}.")
         count = len(seeds) + int(last) - int(low) + 1
-        if most is not None and count > most:
+        if count > most:
             raise InputError(f"{where}: expected at most {most} seeds, got {count}. Give fewer.")
         seeds.extend(range(int(low), int(last) + 1))
-    return seeds
+    return list(dict.fromkeys(seeds))

@@ -1,7 +1,6 @@
 """PNG files: an image with facts in its text fields, and whole batches written while the next one is sampled."""
 
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from erasure.io.files import write_whole
+from erasure.io.text import distinct_slug
+from erasure.io.text import slug as text_slug
 from erasure.progress import ProgressCounter
 from erasure.sampling import Pair, SamplingSettings, sample_pairs
 
@@ -40,8 +41,13 @@ def facts_of(path: Path) -> dict[str, str] | None:
 
 
 def slug(text: str) -> str:
-    """Return words as a short part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "empty"
+    """Return words as a short part of a file name; other texts may have the same."""
+    return text_slug(text, 48, "empty")
+
+
+def file_name(prompt: str, seed: int) -> str:
+    """Return the file name of an image, the same for no other prompt and seed."""
+    return f"{distinct_slug(prompt, 48, 'empty')}-{seed}.png"
 
 
 def sample_to_files(

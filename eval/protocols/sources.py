@@ -1,5 +1,6 @@
 """Sources: the variants, the benchmark and the metrics for the arguments of a command."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
+from erasure.io.text import distinct_slug
 from erasure.judge import CLIP_WEIGHTS, Judge
 from erasure.ledger import Ledger
 from erasure.profile import DEFAULT_MODEL, profile_of
@@ -22,7 +24,6 @@ from erasure.sampling import SamplingSettings
 
 from ..attacks import ATTACKS, Attack
 from ..benchmarks import Benchmark, benchmark_class
-from ..images.png import slug
 from ..probes import SampledProbe, sampled_probes
 from .measures import Metrics
 from .public_metrics import PublicMetrics
@@ -137,10 +138,18 @@ def _source_of_model(name: str, load: Loader, removed: tuple[str, ...], original
         title=f"{Path(name).name}: {', '.join(removed)}",
         variants=tuple(variants),
         removed=removed,
-        folder=Path("erasure-runs") / f"evaluation-{Path(name).name}-{slug(' '.join(removed))}",
+        folder=_new_folder(name, removed),
         original=base,
         concepts=parse({"model": base, "concepts": [{"target": target} for target in removed]}).concepts,
     )
+
+
+def _new_folder(model: str, removed: Sequence[str]) -> Path:
+    """Return the folder of an evaluation, another one for other names and for models of one name in two places."""
+    place = str(Path(model).resolve()) if Path(model).is_dir() else model
+    name = Path(place).name
+    part = name if name == place else f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    return Path("erasure-runs") / f"evaluation-{part}-{distinct_slug(' '.join(removed), 48, 'nothing')}"
 
 
 def benchmark_of(

@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from erasure.io.json_files import record_if_whole
+from erasure.io.text import in_markdown
 from erasure.ledger import Ledger
 
 from ..protocols.evaluate import FORMAT as SCORES
@@ -50,9 +51,10 @@ class Result:
         """Return a line of a table."""
         value, *ends = rounded(self.value, *self.bounds)
         interval = f" [{', '.join(ends)}]" if ends else ""
-        name = f"{self.what}, {self.concept}" if self.concept else self.what
+        name = in_markdown(f"{self.what}, {self.concept}" if self.concept else self.what)
+        protocol = in_markdown(self.protocol)
         beside = "–" if self.beside is None else rounded(self.beside)[0]
-        return f"| {name} | {value}{interval} | {beside} | {self.n:,} | {self.unit} | {self.protocol} |"
+        return f"| {name} | {value}{interval} | {beside} | {self.n:,} | {in_markdown(self.unit)} | {protocol} |"
 
     def as_eval_result(self) -> EvalResult:
         """Return the result in the Hub's format."""

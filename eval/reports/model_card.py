@@ -13,6 +13,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 
 from erasure.concept import Concept, normalized
+from erasure.io.text import as_code, in_markdown
 from erasure.ledger import Entry, Ledger
 from erasure.personalize.folder import PERSONALIZED, Personalized
 from erasure.profile import profile_of
@@ -34,6 +35,7 @@ _SHOWN = {
 }
 _MOST_SHOWN = 3
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LINK = re.compile(r"https?://[^\s()<>\"]+")
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -98,11 +100,12 @@ def model_card(ledger: Ledger, pipe: DiffusionPipeline, written: Written, *, ima
         eval_results=[result.as_eval_result() for result in results] or None,
         **about,
     )
-    targets = ", ".join(concept.target for entry in ledger.standing for concept in entry.concepts)
+    targets = _listed([concept.target for entry in ledger.standing for concept in entry.concepts])
+    base = in_markdown(_shown_base(ledger))
     parts = [
-        f"# {_shown_base(ledger)} without {targets}",
+        f"# {base} without {targets}",
         f"![Before and after, with equal prompts and seeds]({BEFORE_AFTER})" if image else "",
-        f"{_shown_base(ledger)}, from which the Python library `erasure` {version('erasure')} removed: {targets}.",
+        f"{base}, from which the Python library `erasure` {version('erasure')} removed: {targets}.",
         _removed(ledger),
         _measured(results, written.notes),
         _not_measured(ledger, results),
@@ -129,19 +132,23 @@ def _removed(ledger: Ledger) -> str:
 
 
 def _removed_row(entry: Entry, concept: Concept) -> str:
-    kept = f"{len(concept.preserve)} names" if len(concept.preserve) > 6 else ", ".join(concept.preserve) or "nothing"
+    kept = f"{len(concept.preserve)} names" if len(concept.preserve) > 6 else _listed(concept.preserve) or "nothing"
     settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in entry.settings.items()) or "none"
     cells = (
-        f"{concept.target} ({concept.kind})",
-        ", ".join(concept.aliases) or "–",
-        concept.anchor or "nothing",
+        f"{in_markdown(concept.target)} ({concept.kind})",
+        _listed(concept.aliases) or "–",
+        in_markdown(concept.anchor) or "nothing",
         kept,
-        entry.method,
-        f"`{settings}`",
+        in_markdown(entry.method),
+        as_code(settings),
         str(entry.seed),
-        entry.time.removesuffix("+00:00"),
+        in_markdown(entry.time.removesuffix("+00:00")),
     )
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(cells)} |"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(in_markdown, names))
 
 
 def _measured(results: Sequence[Result], notes: Sequence[str]) -> str:
@@ -189,11 +196,12 @@ def _loading(ledger: Ledger, pipe: DiffusionPipeline, written: Written) -> str:
     profile = profile_of(ledger.base.name)
     if profile.folder is not None and export.format == "edit":
         base = profile.name  # `erasure.load_model` knows it
+    name, base = _in_string(name), _in_string(base)
     code = _SNIPPETS[export.format].format(name=name, file=export.file, kind=kind, base=base)
     lines = ["## How to load it", "", f"```python\n{code}\n```"]
     if base == "BASE" and "BASE" in code:
         location = profile.data.location
-        where = f"`{location}`" if location else f"the folder of {_shown_base(ledger)}"
+        where = as_code(location) if location else f"the folder of {in_markdown(_shown_base(ledger))}"
         lines += ["", f"`BASE` is {where}, fingerprint `{written.base[:12]}`."]
     if export.guidance is not None:
         lines += ["", "With the guidance beside the weights, whose file is executed:", "", "```python"]
@@ -243,15 +251,19 @@ _EXACTNESS = {
 
 
 def _licence(ledger: Ledger, licence: Mapping[str, Any]) -> str:
+    base = in_markdown(_shown_base(ledger))
     if not licence:
-        said = (
-            f"The licence of {_shown_base(ledger)} holds. Its card was not at hand: look it up before you pass this on."
-        )
+        said = f"The licence of {base} holds. Its card was not at hand: look it up before you pass this on."
     else:
-        called = licence.get("license_name") or licence["license"]
-        link = licence.get("license_link")
-        said = f"That of {_shown_base(ledger)}: {f'[{called}]({link})' if link else called}."
+        called = in_markdown(str(licence.get("license_name") or licence["license"]))
+        link = str(licence.get("license_link") or "")
+        said = f"That of {base}: {f'[{called}]({link})' if _LINK.fullmatch(link) else called}."
     return f"## Licence\n\n{said}"
+
+
+def _in_string(text: str) -> str:
+    """Return a text as it stands within the quotes of a string of Python, in a fenced block."""
+    return json.dumps(text)[1:-1].replace("`", "\\x60")
 
 
 def _licence_of(base: str) -> dict[str, Any]:
