@@ -35,8 +35,8 @@ def main() -> None:
 
 def pages() -> list[Path]:
     """Return every page that may hold tables."""
-    sheet = ROOT / "erasure" / "tinyworld" / "model" / "README.md"
-    return [ROOT / "README.md", sheet, *sorted((ROOT / "docs").rglob("*.md"))]
+    sheets = [ROOT / "erasure" / "tinyworld" / model / "README.md" for model in ("model", "flux")]
+    return [ROOT / "README.md", *sheets, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def with_tables(page: str, results: Path = ROOT / "results") -> str:

@@ -1,6 +1,7 @@
-"""Quality of the tiny world's model, by its oracle: `python -m experiments.tinyworld_quality --out DIR`.
+"""Quality of a model of the tiny world, by its oracle: `python -m experiments.tinyworld_quality --out DIR`.
 
-Every prompt, seed and threshold is fixed here; a change of any of them raises VERSION.
+`--model` takes `tinyworld`, `tinyworld-flux` or the folder of a model that the world's training wrote. Every prompt,
+seed and threshold is fixed here; a change of any of them raises VERSION.
 """
 
 import argparse
@@ -25,10 +26,12 @@ from erasure.backbones import backbone_of
 from erasure.backbones.attention import AttentionCapture, average_maps, cross_attention_layers
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import write_whole
-from erasure.profile import profile_of
+from erasure.loading import load_model
+from erasure.profile import SamplingDefaults, profile_of
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings, sample
+from erasure.tinyworld import load_oracle
 from erasure.tinyworld import vocabulary as words
 from erasure.tinyworld.data import THINGS, drawings
 from erasure.tinyworld.nouns import box_mask
@@ -36,7 +39,6 @@ from erasure.tinyworld.oracle import Oracle, Reading, as_pixels
 from erasure.tinyworld.training.oracle import blur
 from erasure.tinyworld.world import Mix, compose, draw
 
-SAMPLING = profile_of("tinyworld").sampling
 VERSION = 1
 BATCH = 32
 SINGLES, INDIVIDUALS, STYLES, SCENES, PAIRS, HELD_OUT, EMPTY, SYNONYMS, HINTS, FAMILIES = (
@@ -203,23 +205,18 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
         "trailing alone": torch.where(trailing, own_word.states, neutral.states),
         "they disagree": torch.where(trailing, other, own_word.states),
     }
+    # The sentence vector, in a model that has one, is the empty prompt's in all arms but its own.
+    blank = None if empty.pooled is None else empty.pooled.expand(len(names), -1)
+    arms = {arm: own_word.with_states(states, blank) for arm, states in tables.items()}
+    if blank is not None:
+        arms["sentence vector alone"] = own_word.with_states(empty.states.expand_as(own_word.states))
+        arms["words, trailing and sentence vector"] = own_word
+    settings = SamplingSettings(steps=steps, guidance_scale=guidance, batch_size=BATCH)
     out: dict[str, Any] = {}
-    for arm, states in tables.items():
-        rows = states.repeat_interleave(TOKEN_TEST, 0)
-        latents = torch.stack(
-            [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(9000 + i)) for i in range(len(rows))]
-        )
-        images = []
-        for i in range(0, len(rows), BATCH):
-            part = rows[i : i + BATCH]
-            negative = empty.states.expand(len(part), -1, -1)
-            generated = pipe(
-                prompt_embeds=part, negative_prompt_embeds=negative, latents=latents[i : i + BATCH],
-                num_inference_steps=steps, guidance_scale=guidance, output_type="pil",
-            )  # fmt: skip
-            images += generated.images
-        reading = oracle.read(images)
-        shown_rows = [n for n in names for _ in range(TOKEN_TEST)]
+    for arm, states in arms.items():
+        rows = [i for i in range(len(names)) for _ in range(TOKEN_TEST)]
+        reading = oracle.read(sample(pipe, states.select(rows), [9000 + i for i in range(len(rows))], settings))
+        shown_rows = [names[i] for i in rows]
         if arm != "they disagree":
             out[arm] = Rate.of(np.array([reading.sees(n)[i] for i, n in enumerate(shown_rows)])).as_json()
             continue
@@ -233,14 +230,17 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
 
 @torch.no_grad()
 def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
-    """Return the overlap of the 16 x 16 maps of an object's word with the object's true box, beside other words' maps.
+    """Return the overlap of the maps of an object's word with the object's true box, beside other words' maps.
 
-    Drawings of one object in a scene, noised to one timestep; maps of the 16 x 16 layers, mean of heads and layers; a
-    map's region is as many of its highest pixels as the box covers, so that a flat map gets no larger region.
+    Drawings of one object in a scene, noised to one timestep; maps of the layers with the most pixels, on the way up in
+    a UNet, mean of heads and layers; a map's region is as many of its highest pixels as the box covers, so that a flat
+    map gets no larger region. A transformer's tokens are 2 x 2 latents, and its maps are enlarged to those.
     """
     backbone, names = backbone_of(pipe), list(words.OBJECTS)
     rng = random.Random("attention test")
-    layers = [name for name in cross_attention_layers(backbone) if ".up_blocks.2." in name]
+    layers = [
+        name for name in cross_attention_layers(backbone) if ".up_blocks.2." in name or name.startswith("transformer.")
+    ]
     own_word, other, earlier, later = [], [], [], []
     for i in range(n):
         name, scene = names[i % len(names)], rng.choice(words.SCENES[1:])
@@ -254,7 +254,10 @@ def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
         noisy = backbone.schedule.noised(latents, noise, torch.tensor(MAP_TIMESTEP))
         with AttentionCapture(backbone=backbone, layers=layers, tokens=[*word, *rest]) as capture:
             backbone.predict(noisy, torch.tensor(MAP_TIMESTEP), states)
-        maps = average_maps(capture.maps, 16, 16)[0]
+        side = math.isqrt(next(iter(capture.maps.values())).shape[2])
+        maps = (
+            average_maps(capture.maps, side, side)[0].repeat_interleave(16 // side, 1).repeat_interleave(16 // side, 2)
+        )
         box = box_mask(image.things[0].box)
         own_word.append(_iou(maps[: len(word)].mean(0), box))
         overlap = {place: _iou(map_, box) for place, map_ in zip(rest, maps[len(word) :], strict=True)}
@@ -312,17 +315,29 @@ def contact_sheet(
     return sheet
 
 
+def loaded(model: str) -> tuple[Any, SamplingDefaults]:
+    """Return the pipeline of a model's name or folder, and the sampling defaults of its kind."""
+    if (profile := profile_of(model)).folder is not None:
+        return load_model(model), profile.sampling
+    if Path(model, "transformer").is_dir():
+        return tinyworld.load_flux(folder=Path(model)), profile_of("tinyworld-flux").sampling
+    return tinyworld.load(folder=Path(model)), profile_of("tinyworld").sampling
+
+
 def main() -> None:
     """Measure a model folder and write run.json and a contact sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=tinyworld.MODEL, help="model folder; default: the shipped one")
+    parser.add_argument("--model", default="tinyworld", help="tinyworld, tinyworld-flux or a model folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.jpg")
     parser.add_argument("--every", type=int, default=1, help="take each N-th prompt only, for a quick look")
-    parser.add_argument("--steps", type=int, default=SAMPLING.steps)
-    parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale)
+    parser.add_argument("--steps", type=int, help="default: that of the model's profile")
+    parser.add_argument("--guidance", type=float, help="likewise")
     options = parser.parse_args()
     began = time.perf_counter()
-    pipe, oracle = tinyworld.load(folder=options.model), Oracle.load(options.model / "oracle")
+    pipe, sampling = loaded(options.model)
+    options.steps = options.steps or sampling.steps
+    options.guidance = sampling.guidance_scale if options.guidance is None else options.guidance
+    oracle = Oracle.load(Path(options.model, "oracle")) if Path(options.model, "oracle").is_dir() else load_oracle()
     requests = plan()[:: options.every]
     with progress_bars() as on_progress:
         pixels = generate(pipe, requests, options.steps, options.guidance, on_progress)
@@ -338,7 +353,7 @@ def main() -> None:
         "config": {
             "steps": options.steps,
             "guidance_scale": options.guidance,
-            "sampler": "DDIM",
+            "sampler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
             "every": options.every,
         },
         "model": backbone_of(pipe).fingerprint(),

@@ -14,6 +14,7 @@ from erasure.profile import ModelProfile, profile_of
 from tests import tiny
 
 WORLD = profile_of("tinyworld")
+TRANSFORMER = profile_of("tinyworld-flux")
 OTHER = profile_of("someone/model")
 
 
@@ -87,4 +88,12 @@ def test_a_world_of_another_package_is_found_by_its_entry_point(monkeypatch: pyt
 
 def test_every_profile_has_its_file() -> None:
     configs = Path(__file__).parent.parent / "configs" / "profiles"
-    assert {file.stem for file in configs.iterdir()} == {WORLD.name, OTHER.name}
+    assert {file.stem for file in configs.iterdir()} == {WORLD.name, TRANSFORMER.name, OTHER.name}
+
+
+def test_the_transformer_is_of_the_same_world() -> None:
+    assert TRANSFORMER.name == "tinyworld-flux"
+    assert TRANSFORMER.concepts == WORLD.concepts
+    assert TRANSFORMER.data.benchmark == WORLD.data.benchmark
+    assert TRANSFORMER.judge() is WORLD.judge()
+    assert TRANSFORMER.folder != WORLD.folder

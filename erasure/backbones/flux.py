@@ -18,6 +18,8 @@ from .schedule import Timestep
 
 # What the pipeline's call reads of T5's tokens unless told otherwise.
 _T5_TOKENS = 512
+# Side of the latents that diffusers gives every pipeline, since FLUX's files hold none.
+_DIFFUSERS_SIDE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +27,16 @@ class Flux(JointTransformer):
     """A backbone of the FLUX.1 classes; see `Backbone` for its members.
 
     A guidance-distilled model predicts at an embedded guidance of 1, where its output is nearest to that of a model
-    without distillation.
+    without distillation. A pipeline with the side that diffusers gives to all gets that of its autoencoder, which is
+    the same one for the released models.
     """
 
     covered: ClassVar[tuple[str, ...]] = ("FLUX.1",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pipe.default_sample_size == _DIFFUSERS_SIDE:
+            self.pipe.default_sample_size = self.pipe.vae.config.sample_size // self.pipe.vae_scale_factor
 
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:

@@ -82,15 +82,18 @@ def default_text(item: Field[Any]) -> str:
 @commands.command()
 def models() -> None:
     """List the models that can be edited."""
+    from .. import tinyworld
     from ..backbones import families
 
+    untrained = "" if (tinyworld.FLUX / "transformer" / "config.json").is_file() else "; its weights are not here yet"
     kinds = {
         "tinyworld": "the embedded model of a small drawn world (default)",
+        "tinyworld-flux": f"a transformer of the same world, trained by flow matching{untrained}",
         "DIR": "a folder saved by diffusers",
         "HUB_ID": "a model of the Hugging Face Hub, as owner/name",
     }
     for name, description in kinds.items():
-        out.print(Text.assemble((f"{name:<9}", "bold"), f"  {description}"))
+        out.print(Text.assemble((f"{name:<14}", "bold"), f"  {description}"))
     out.print(f"families: {', '.join(families())}")
 
 

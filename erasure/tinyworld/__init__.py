@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import FluxPipeline, StableDiffusionPipeline
 
     from .judge import WorldClip
     from .oracle import Oracle
 
 MODEL: Final[Path] = Path(__file__).parent / "model"
 """The shipped checkpoint: a plain diffusers folder with the oracle and the judge beside it."""
+
+FLUX: Final[Path] = Path(__file__).parent / "flux"
+"""The transformer of the same world: a denoiser alone, the other parts are the shipped model's."""
 
 
 def load(
@@ -47,6 +50,44 @@ def load(
         )
     finally:
         logging.set_verbosity(verbosity)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def load_flux(
+    device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None, folder: Path = FLUX
+) -> "FluxPipeline":
+    """Return the pipeline of a transformer of the world; see `load`.
+
+    Args:
+        device: Device of the pipeline.
+        dtype: Precision of the weights; None: float32.
+        folder: Folder of the model, with a text tower and an autoencoder of its own or without.
+
+    Raises:
+        InputError: The folder holds no transformer.
+    """
+    import torch
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from ..errors import InputError
+    from .models import assemble_flux
+
+    if not (folder / "transformer" / "config.json").exists():
+        raise InputError(
+            f"tinyworld-flux: expected a trained transformer in {str(folder)!r}, got none. Train one (some hours):"
+            " python -m erasure.tinyworld.training --stages transformer,assemble --out DIR; then copy"
+            " DIR/model/transformer there."
+        )
+    dtype, others = dtype or torch.float32, folder if (folder / "vae").exists() else MODEL
+    pipe = assemble_flux(
+        FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype, local_files_only=True),
+        CLIPTextModel.from_pretrained(others / "text_encoder", dtype=dtype, local_files_only=True),
+        AutoencoderKL.from_pretrained(others / "vae", torch_dtype=dtype, local_files_only=True),
+        CLIPTokenizer.from_pretrained(others / "tokenizer", local_files_only=True),
+    )
+    pipe.register_to_config(_name_or_path=str(folder))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -4,13 +4,23 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 128
 POSITIONS = 32
+LATENTS = 16  # along a side
 VOCABULARY_SIZE = 1024
 _SUFFIX = "</w>"
 _SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -144,3 +154,60 @@ def assemble(
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
     )
+
+
+def transformer(
+    *, heads: int = 6, head_dim: int = 32, double_blocks: int = 2, single_blocks: int = 4
+) -> FluxTransformer2DModel:
+    """Build the denoiser of FLUX's classes: 5.1 M parameters, 192 wide, a token for 2 x 2 latents.
+
+    It starts as DiT does (arXiv:2212.09748, section 3.2): Xavier's weights, and zeros in the modulations and in the
+    last layer, so that every block begins as the identity. diffusers' own start has neither.
+
+    Args:
+        heads: Number of attention heads.
+        head_dim: Width of a head: 8, which no position turns, and as much again for row and for column.
+        double_blocks: Number of blocks with weights of their own for image and text.
+        single_blocks: Number of blocks whose weights image and text share.
+    """
+    net = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=double_blocks,
+        num_single_layers=single_blocks,
+        attention_head_dim=head_dim,
+        num_attention_heads=heads,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(8, (head_dim - 8) // 2, (head_dim - 8) // 2),
+    )
+    with torch.no_grad():
+        for name, module in net.named_modules():
+            if isinstance(module, nn.Linear):
+                starts_at_zero = "norm" in name or name == "proj_out"
+                nn.init.zeros_(module.weight) if starts_at_zero else nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+    return net
+
+
+def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Build the noise levels of flow matching, unshifted: so few latents need no more steps at high noise."""
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)
+
+
+def assemble_flux(
+    transformer: nn.Module, text: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> FluxPipeline:
+    """Assemble the trained parts to an ordinary pipeline of FLUX's; the text tower is both of its encoders."""
+    vae.register_to_config(shift_factor=0.0)  # FLUX adds it, and the autoencoder's own default is none
+    pipe = FluxPipeline(
+        scheduler=flow_scheduler(),
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        text_encoder_2=text,  # type: ignore[arg-type]
+        tokenizer_2=tokenizer,  # type: ignore[arg-type]
+        transformer=transformer,  # type: ignore[arg-type]
+    )
+    pipe.default_sample_size = LATENTS
+    return pipe

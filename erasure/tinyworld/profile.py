@@ -1,4 +1,4 @@
-"""The profile of the tiny world: everything is known of it, and an oracle is the judge."""
+"""The profiles of the tiny world's models: everything is known of it, and an oracle is the judge."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from . import vocabulary
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import FluxPipeline, StableDiffusionPipeline
     from PIL.Image import Image
 
 
@@ -27,7 +27,7 @@ class TinyWorldProfile(ModelProfile):
     folder: ClassVar[Path | None] = tinyworld.MODEL
     novel: ClassVar[str] = "Rusty"
 
-    def load(self, *, device: "str | torch.device", dtype: "torch.dtype") -> "StableDiffusionPipeline":
+    def load(self, *, device: "str | torch.device", dtype: "torch.dtype") -> "StableDiffusionPipeline | FluxPipeline":
         return tinyworld.load(device=device, dtype=dtype)
 
     def canonical(self, text: str) -> str | None:
@@ -139,6 +139,16 @@ class TinyWorldProfile(ModelProfile):
             "preserve": self.kept_beside([target]),
         }
         return {**known, **request}
+
+
+class TinyWorldFluxProfile(TinyWorldProfile):
+    """Profile of the transformer: the world is the same, the model another."""
+
+    name: ClassVar[str] = "tinyworld-flux"
+    folder: ClassVar[Path | None] = tinyworld.FLUX
+
+    def load(self, *, device: "str | torch.device", dtype: "torch.dtype") -> "FluxPipeline":
+        return tinyworld.load_flux(device=device, dtype=dtype, folder=tinyworld.FLUX)
 
 
 class _Request(TypedDict):

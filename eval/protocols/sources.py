@@ -222,7 +222,7 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
 
 def sampler_of(benchmark: Benchmark, source: Source) -> SamplingSettings:
     """Return the sampling settings: the model's own defaults for a benchmark of its concepts, else the benchmark's."""
-    if benchmark.profile and benchmark.profile == profile_of(source.original).name:
+    if benchmark.profile and benchmark.name == profile_of(source.original).data.benchmark:
         return own_sampling(source.original, MeasureSettings())
     return benchmark.sampler()
 

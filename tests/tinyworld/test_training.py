@@ -17,7 +17,7 @@ from erasure.tinyworld.training import autoencoder, judge, oracle
 from erasure.tinyworld.training.autoencoder import normalise_latents
 from erasure.tinyworld.training.batches import token_ids
 from erasure.tinyworld.training.command import main
-from erasure.tinyworld.training.denoiser import WORDS_ALONE, mixed_states, words_kept
+from erasure.tinyworld.training.denoising import WORDS_ALONE, mixed_states, words_kept
 from erasure.tinyworld.training.loop import Loop
 from erasure.tinyworld.training.recipe import Recipe, training_set
 from erasure.tinyworld.training.run import train

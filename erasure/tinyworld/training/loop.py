@@ -35,10 +35,16 @@ class Float32Attention(TorchFunctionMode):
     ) -> object:
         """Call `func`, with float32 query, key and value if it is attention."""
         del types
+        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        with torch.autocast(args[0].device.type, enabled=False):
-            return func(*(a.float() for a in args), **(kwargs or {}))
+            return func(*args, **kwargs)
+        query = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        with torch.autocast(query.device.type, enabled=False):
+            return func(*map(_as_float32, args), **{name: _as_float32(value) for name, value in kwargs.items()})
+
+
+def _as_float32(value: object) -> object:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 @contextlib.contextmanager
@@ -47,7 +53,8 @@ def _precision(recipe: Recipe) -> Iterator[None]:
     if recipe.precision == "float32":
         yield
         return
-    with torch.autocast(torch.device(recipe.device).type, torch.bfloat16), Float32Attention():
+    kind = torch.device(recipe.device).type
+    with torch.autocast(kind, torch.bfloat16), Float32Attention() if kind == "cpu" else contextlib.nullcontext():
         yield
 
 

@@ -7,10 +7,19 @@ from ..data import Drawings, drawings
 from ..vocabulary import INDIVIDUALS
 from ..world import Mix
 
-SHARES: dict[str, float] = {"clip": 0.05, "vae": 0.08, "oracle": 0.07, "unet": 0.74, "judge": 0.06}
-"""Share of the minutes of each trained stage."""
+SHARES: dict[str, float] = {
+    "clip": 0.05,
+    "vae": 0.08,
+    "oracle": 0.07,
+    "unet": 0.74,
+    "transformer": 0.74,
+    "judge": 0.06,
+}
+"""Share of the minutes of each trained stage; a model has one of the two denoisers."""
 
-STAGES: tuple[str, ...] = ("tokenizer", "clip", "vae", "oracle", "unet", "judge", "assemble")
+DENOISERS: tuple[str, ...] = ("unet", "transformer")
+STAGES: tuple[str, ...] = ("tokenizer", "clip", "vae", "oracle", *DENOISERS, "judge", "assemble")
+UNET_STAGES: tuple[str, ...] = tuple(stage for stage in STAGES if stage != "transformer")
 PICTURES, ORACLE_PICTURES = 48_000, 24_000
 
 
@@ -20,7 +29,7 @@ class Recipe:
 
     Attributes:
         out: Folder of the state, the samples and the finished model.
-        minutes: Length of the whole training, shared among the stages.
+        minutes: Length of the whole training, shared among the stages; None: what is trained has a length in steps.
         device: Device of the training: "cpu", "cuda" or "mps".
         without: Concepts that no training picture shows.
         seed: Seed of pictures, weights and order.
@@ -33,11 +42,11 @@ class Recipe:
         anew: Stages that start from random weights in spite of `start_from`.
         precision: "float32" or "bfloat16".
         steps: Length of the denoiser's training in steps; None: its share of the minutes.
-        grounding: Whether the denoiser's attention maps are trained towards the objects' boxes.
+        grounding: Whether the UNet's attention maps are trained towards the objects' boxes.
     """
 
     out: Path
-    minutes: float
+    minutes: float | None = None
     device: str = "cpu"
     without: tuple[str, ...] = ()
     seed: int = 0
@@ -45,7 +54,7 @@ class Recipe:
     pictures: int = PICTURES
     lr: float = 1e-3
     batch_size: int = 32
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = UNET_STAGES
     start_from: Path | None = None
     anew: tuple[str, ...] = ()
     precision: str = "float32"
@@ -56,9 +65,14 @@ class Recipe:
     def drawings_folder(self) -> Path:
         return self.data or self.out / "data"
 
+    @property
+    def denoiser(self) -> str:
+        """The stage that trains the model's denoiser."""
+        return "transformer" if "transformer" in self.stages else "unet"
+
     def minutes_of(self, stage: str) -> float:
         """Return the share of the minutes of a trained stage."""
-        return self.minutes * SHARES[stage]
+        return (self.minutes or 0.0) * SHARES[stage]
 
 
 def training_set(recipe: Recipe) -> Drawings:

@@ -10,36 +10,40 @@ from rich.console import Console
 
 from ...progress import progress_bars
 from .autoencoder import vae_stage
-from .denoiser import TextParts, unet_stage
+from .denoiser import unet_stage
+from .denoising import TextParts
 from .judge import judge_stage
 from .oracle import oracle_stage
-from .recipe import SHARES, Recipe
+from .recipe import DENOISERS, SHARES, Recipe
 from .start import start_from
 from .text_tower import clip_stage, tokenizer_stage
+from .transformer import transformer_stage
 
 logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, *, console: Console | None = None) -> Path:
     """Train the recipe's stages in order, each from its last state, and return the folder of the finished model."""
-    stages = recipe.stages
+    stages, world = {*recipe.stages}, recipe.denoiser == "unet"  # the transformer is judged by the shipped judges
     start_from(recipe)
     with progress_bars(console) as on_progress:
         tokenizer = tokenizer_stage(recipe)
-        if set(stages) == {"tokenizer"}:
+        if stages == {"tokenizer"}:
             return recipe.out
-        judge = judge_stage(recipe, tokenizer, on_progress) if {"judge", "assemble"} & set(stages) else None
-        text = clip_stage(recipe, tokenizer, on_progress) if {"clip", "unet", "assemble"} & set(stages) else None
-        vae = vae_stage(recipe, on_progress) if {"vae", "oracle", "unet", "assemble"} & set(stages) else None
-        oracle = oracle_stage(recipe, vae, on_progress) if vae and {"oracle", "assemble"} & set(stages) else None
-        if text is None or vae is None or not {"unet", "assemble"} & set(stages):
+        judge = judge_stage(recipe, tokenizer, on_progress) if world and {"judge", "assemble"} & stages else None
+        text = clip_stage(recipe, tokenizer, on_progress) if {"clip", *DENOISERS, "assemble"} & stages else None
+        vae = vae_stage(recipe, on_progress) if {"vae", "oracle", *DENOISERS, "assemble"} & stages else None
+        oracle = oracle_stage(recipe, vae, on_progress) if world and vae and {"oracle", "assemble"} & stages else None
+        if text is None or vae is None or not {*DENOISERS, "assemble"} & stages:
             return recipe.out
-        unet = unet_stage(recipe, TextParts(tokenizer=tokenizer, text=text, vae=vae), on_progress)
+        parts = TextParts(tokenizer=tokenizer, text=text, vae=vae)
+        denoiser = (unet_stage if world else transformer_stage)(recipe, parts, on_progress)
     if "assemble" not in stages:
         return recipe.out
     model = recipe.out / "model"
-    TextParts(tokenizer=tokenizer, text=text.half(), vae=vae.half()).pipeline(unet.half()).save_pretrained(model)
-    _load_as_float32(model / "text_encoder" / "config.json")
+    TextParts(tokenizer=tokenizer, text=text.half(), vae=vae.half()).pipeline(denoiser.half()).save_pretrained(model)
+    for config in model.glob("text_encoder*/config.json"):
+        _load_as_float32(config)
     if oracle:
         oracle.save(model / "oracle")
     if judge:

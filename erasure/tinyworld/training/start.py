@@ -35,6 +35,8 @@ def start_from(recipe: Recipe) -> None:
         shutil.copytree(folder / "tokenizer", recipe.out / "tokenizer")
     done = json.loads((folder / "recipe.json").read_text())["stages"]
     for stage, (name, path) in _weights(folder).items():
+        if recipe.denoiser == "transformer" and stage in ("oracle", "unet", "judge"):
+            continue  # no parts of its model
         if stage in recipe.anew or (state / f"{stage}.pt").exists() or not path.exists():
             continue
         tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
@@ -50,5 +52,6 @@ def _weights(folder: Path) -> dict[str, tuple[str, Path]]:
         "vae": ("vae", folder / "vae" / weights),
         "oracle": ("net", folder / "oracle" / "model.safetensors"),
         "unet": ("unet", folder / "unet" / weights),
+        "transformer": ("transformer", folder / "transformer" / weights),
         "judge": ("model", folder / "judge" / "model.safetensors"),
     }
