@@ -298,7 +298,7 @@ def _adapter(kind: type[Any]) -> SchemaValidator:
         if field.init
     }
     typed = cast("Callable[[str, dict[str, Any]], Any]", TypedDict)(kind.__name__, types)
-    typed.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+    typed.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     try:
         return cast("SchemaValidator", TypeAdapter(typed).validator)
     except PydanticUserError as error:

@@ -138,7 +138,7 @@ def test_a_system_that_cannot_be_solved_names_reg() -> None:
     with pytest.raises(SolveError, match=r"^reg: expected a value that makes the 12 x 12 system solvable, got 0.0\."):
         solve(problem(reg=0.0))
     assert solve(problem(3, 20, reg=0.0)).rank == 3
-    with pytest.raises(InputError, match="reg: expected a number >= 0"):
+    with pytest.raises(InputError, match="reg: expected a finite number >= 0"):
         solve(problem(reg=-1.0))
 
 
@@ -146,7 +146,7 @@ def test_states_that_are_not_finite_are_refused() -> None:
     rows = problem()
     with pytest.raises(InputError, match="targets: expected finite text states"):
         solve(replace(rows, targets=rows.targets * float("nan")))
-    with pytest.raises(InputError, match="weights: expected numbers >= 0"):
+    with pytest.raises(InputError, match="weights: expected finite numbers >= 0"):
         solve(replace(rows, weights=-rows.weights))
 
 

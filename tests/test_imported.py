@@ -89,6 +89,70 @@ def test_another_model_s_weights_are_refused(tmp_path: Path) -> None:
         import_edit(tmp_path / "other.safetensors", tiny.sd1(), GONE)
 
 
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    [
+        ("sd1", "text_encoder.text_model."),
+        ("sd1", "text_encoder."),
+        ("sd1", "text_model."),
+        ("sd1", "module._orig_mod.text_model."),
+        ("sdxl", "text_encoder_2.text_model."),
+        ("sdxl", "text_encoder_2."),
+    ],
+)
+def test_other_names_of_a_text_encoder_s_parameters_are_read(tmp_path: Path, family: str, prefix: str) -> None:
+    pipe = tiny.FAMILIES[family]()
+    component = "text_encoder_2" if family == "sdxl" else "text_encoder"
+    key = "encoder.layers.0.mlp.fc1.weight"
+    name = next(
+        name
+        for name in backbone_of(pipe).parameters(lambda name: name.endswith(key))
+        if name.startswith(f"{component}.")
+    )
+    weight = backbone_of(pipe).parameters(lambda other: other == name)[name].detach() + 1
+    tensors = {f"{prefix}{key}": weight, f"{prefix}embeddings.position_ids": torch.arange(tiny.POSITIONS)[None]}
+    save_file(tensors, tmp_path / "text.safetensors")
+    edit = import_edit(tmp_path / "text.safetensors", pipe, GONE)
+    assert list(edit.changes) == [name]
+    with edit.applied_to(pipe):
+        assert torch.equal(backbone_of(pipe).parameters(lambda other: other == name)[name], weight)
+
+
+def test_a_transformer_s_parameters_need_no_prefix(tmp_path: Path) -> None:
+    pipe = tiny.sd3()
+    weight = pipe.transformer.context_embedder.weight.detach() + 1
+    save_file({"context_embedder.weight": weight}, tmp_path / "sd3.safetensors")
+    assert list(import_edit(tmp_path / "sd3.safetensors", pipe, GONE).changes) == [
+        "transformer.context_embedder.weight"
+    ]
+
+
+def test_one_parameter_by_two_names_or_one_name_for_two_is_refused(tmp_path: Path) -> None:
+    pipe, path = tiny.sdxl(), tmp_path / "two.safetensors"
+    weight = pipe.unet.conv_in.weight.detach() + 1
+    save_file({"conv_in.weight": weight, "unet.conv_in.weight": weight.clone()}, path)
+    with pytest.raises(InputError, match=r"expected 'unet\.conv_in\.weight' once, got it as"):
+        import_edit(path, pipe, GONE)
+    save_file({"encoder.layers.0.mlp.fc1.weight": torch.ones(64, 32)}, path)
+    with pytest.raises(InputError, match=r"'text_encoder\..*' or 'text_encoder_2\..*'\. Put the component before it"):
+        import_edit(path, pipe, GONE)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    pipe, path = tiny.sd1(), tmp_path / "nan.safetensors"
+    weight = pipe.unet.conv_in.weight.detach().clone()
+    weight[0, 0, 0, 0] = value
+    save_file({"conv_in.weight": weight}, path)
+    with pytest.raises(
+        InputError, match=r"nan\.safetensors: expected finite weights, got inf or nan in 'conv_in.weight'"
+    ):
+        import_edit(path, pipe, GONE)
+    save_file({"conv_in.weight": weight.to(torch.int32)}, path)
+    with pytest.raises(InputError, match=r"expected real numbers in 'conv_in\.weight', got torch\.int32"):
+        import_edit(path, pipe, GONE)
+
+
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     pipe = tiny.sd1()
     torch.save({}, tmp_path / "esd.pt")

@@ -179,6 +179,14 @@ def joined(lots: Sequence[Tensor]) -> Float[Tensor, "n tokens dim"]:
     return torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[1])) for states in lots])
 
 
+def other_names(key: str) -> tuple[str, ...]:
+    """Return the names that files give a parameter of a text encoder, from one of them, which comes first.
+
+    Versions of transformers differ in the part "text_model.".
+    """
+    return tuple(dict.fromkeys((key, key.removeprefix("text_model."), f"text_model.{key}")))
+
+
 def unwrapped(module: Wrapped) -> Wrapped:
     """Return the module that torch.compile wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)

@@ -13,6 +13,8 @@ M does not depend on W, and M - I has at most as many dimensions as there are er
 eq. 7 of UCE (arXiv:2308.14761); that it needs one solve only is used throughout this library.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,8 +30,8 @@ def solve(rows: Rows) -> TextMap:
     Factors are kept while the rank is at most half the width, where they are the smaller.
 
     Raises:
-        InputError: `reg` or a weight is negative, or a state is not finite.
-        SolveError: The Gram matrix is singular to float64's precision.
+        InputError: `reg` or a weight is negative, or a number is not finite.
+        SolveError: The Gram matrix is singular to float64's precision, or the solution is not finite.
     """
     _check(rows)
     # A row that stays where it is holds others in place, as a preserved one does, and adds nothing to the rank.
@@ -44,9 +46,15 @@ def solve(rows: Rows) -> TextMap:
     factor = _cholesky(gram, rows.reg)
     dim = targets.shape[1]
     if 2 * len(difference) <= dim:
-        return TextMap(u=difference.T.contiguous(), v=torch.cholesky_solve(targets[moved].T, factor))
+        return _finite(TextMap(u=difference.T.contiguous(), v=torch.cholesky_solve(targets[moved].T, factor)))
     correlation = difference.T @ targets[moved]
-    return TextMap(u=torch.cholesky_solve(correlation.T, factor).T.contiguous())
+    return _finite(TextMap(u=torch.cholesky_solve(correlation.T, factor).T.contiguous()))
+
+
+def _finite(solution: TextMap) -> TextMap:
+    if not all(bool(factor.isfinite().all()) for factor in (solution.u, solution.v) if factor is not None):
+        raise SolveError("solve: expected a finite solution, got inf or nan. Use smaller scales and strengths.")
+    return solution
 
 
 def ridge_edit(
@@ -78,11 +86,14 @@ def _cholesky(gram: Float[Tensor, "dim dim"], reg: float) -> Float[Tensor, "dim 
 
 
 def _check(rows: Rows) -> None:
-    if not rows.reg >= 0:
-        raise InputError(f"reg: expected a number >= 0, got {rows.reg!r}. Larger erases less.")
+    if not 0 <= rows.reg < math.inf:
+        raise InputError(f"reg: expected a finite number >= 0, got {rows.reg!r}. Larger erases less.")
     for where, weights in (("weights", rows.weights), ("preserve_weights", rows.preserve_weights)):
-        if not bool((weights >= 0).all()):
-            raise InputError(f"{where}: expected numbers >= 0, got {weights.min().item()!r}. Check the scales.")
+        unusable = weights[~((weights >= 0) & weights.isfinite())]
+        if len(unusable):
+            raise InputError(f"{where}: expected finite numbers >= 0, got {unusable[0].item()!r}. Check the scales.")
+    if rows.strengths is not None and not bool(rows.strengths.isfinite().all()):
+        raise InputError("strength: expected a finite number, got inf or nan. Use a smaller one.")
     for where, states in (("targets", rows.targets), ("anchors", rows.anchors), ("preserve", rows.preserve)):
         if not bool(states.isfinite().all()):
             raise InputError(f"{where}: expected finite text states, got nan or inf. Encode in float32.")

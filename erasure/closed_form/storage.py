@@ -19,12 +19,14 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import InputError
+from ..concept import normalized
+from ..errors import InputError, reason
 from ..io.files import make_folder, write_whole
 from .problem import Rows
 
 _BLOCKS = {"rows.anchors": "anchor_labels", "rows.preserve": "preserve_labels"}
 _WORDS = "rows.words"
+_MOST_WORDS = 2**28  # bytes unpacked; those of a thousand removals at once are fewer
 _WORTH_A_FILE = 4096  # bytes: what a file takes of most disks, however little it holds
 
 
@@ -42,8 +44,25 @@ def packed(rows: Rows) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: Mapping[str, Tensor]) -> Rows:
-    """Return the rows that `packed` made the tensors of."""
-    columns: dict[str, Any] = json.loads(zlib.decompress(tensors[_WORDS].numpy().tobytes()))
+    """Return the rows that `packed` made the tensors of.
+
+    Raises:
+        InputError: They are damaged.
+    """
+    try:
+        return _checked(_unpacked(tensors))
+    except InputError:
+        raise
+    except (zlib.error, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _damaged(reason(error)) from error
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> Rows:
+    unpacking = zlib.decompressobj()
+    words = unpacking.decompress(tensors[_WORDS].numpy().tobytes(), _MOST_WORDS)
+    if not unpacking.eof:
+        raise _damaged("words that are cut or too many")
+    columns: dict[str, Any] = json.loads(words)
     for name, value in columns.items():
         if name.endswith(("labels", "sites")):
             columns[name] = tuple(value)
@@ -59,12 +78,41 @@ def unpacked(tensors: Mapping[str, Tensor]) -> Rows:
 
 
 def unpacked_first(columns: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rows:
-    """Return the rows of a file of the first format, where each column was written out."""
+    """Return the rows of a file of the first format, where each column was written out.
+
+    Raises:
+        InputError: They are damaged.
+    """
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in columns.items()}
     states: dict[str, Any] = {
         name.removeprefix("rows."): tensors[name].double() for name in tensors if name.startswith("rows.")
     }
-    return Rows(**lists, **states)
+    try:
+        return _checked(Rows(**lists, **states))
+    except (TypeError, AttributeError) as error:
+        raise _damaged(reason(error)) from error
+
+
+def _checked(rows: Rows) -> Rows:
+    """Return rows, unless their columns differ in length or in type from what they should be."""
+    strengths = rows.weights if rows.strengths is None else rows.strengths
+    erased = (rows.anchors, strengths, rows.weights, rows.labels, rows.anchor_labels, rows.sites)
+    kept = (rows.preserve_weights, rows.preserve_labels, rows.preserve_sites)
+    if {len(column) for column in erased} != {len(rows.targets)} or {len(column) for column in kept} != {
+        len(rows.preserve)
+    }:
+        raise _damaged("columns of different lengths")
+    widths = {tuple(states.shape[1:]) for states in (rows.targets, rows.anchors, rows.preserve)}
+    vectors = (strengths, rows.weights, rows.preserve_weights)
+    if len(widths) > 1 or rows.targets.ndim != 2 or any(vector.ndim != 1 for vector in vectors):
+        raise _damaged("states of different shapes")
+    texts = (rows.labels, rows.anchor_labels, rows.sites, rows.preserve_labels, rows.preserve_sites)
+    if not all(isinstance(text, str) for column in texts for text in column) or type(rows.reg) not in (int, float):
+        raise _damaged("columns of other types")
+    for label in dict.fromkeys((*rows.labels, *rows.anchor_labels, *rows.preserve_labels)):
+        if label != normalized(label):
+            raise _damaged(f"the label {label!r}")
+    return rows
 
 
 def put_apart(tensors: dict[str, Tensor], folder: Path) -> dict[str, str]:
@@ -108,6 +156,10 @@ def _fetched(digest: str, folder: Path) -> Tensor:
     if actual != digest:
         raise InputError(f"{file}: expected the file with sha256 {digest[:12]}, got {actual[:12]}. It was changed.")
     return load(content)["states"]
+
+
+def _damaged(got: str) -> InputError:
+    return InputError(f"edit: expected the rows of an edit, got {got}. The file is damaged: copy or save it again.")
 
 
 def _file(folder: Path, digest: str) -> Path:

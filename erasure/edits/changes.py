@@ -14,6 +14,9 @@ from ..closed_form.problem import Rows, TextMap
 from ..closed_form.solve import solve
 from ..errors import InputError
 
+LARGEST = 65504.0
+"""Largest norm of a change: the largest number of float16, in which models are stored and run."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseChange:
@@ -24,6 +27,11 @@ class DenseChange:
     """
 
     delta: Float[Tensor, "..."]
+
+    @cached_property
+    def norm(self) -> float:
+        """Norm of the change."""
+        return float(torch.linalg.vector_norm(self.delta))
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
@@ -54,6 +62,11 @@ class LowRankChange:
         object.__setattr__(self, "up", restorable(self.up))
         object.__setattr__(self, "down", restorable(self.down))
 
+    @cached_property
+    def norm(self) -> float:
+        """Norm of the change."""
+        return _product_norm(self.up.double(), self.down.double().T)
+
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
         product = self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
@@ -82,6 +95,12 @@ class MapChange:
         u, v = restorable(self.map.u), None if self.map.v is None else restorable(self.map.v)
         if u is not self.map.u or v is not self.map.v:
             object.__setattr__(self, "map", TextMap(u=u, v=v))
+
+    @cached_property
+    def norm(self) -> float:
+        """|M - I|_F."""
+        u, v = self.map.u, self.map.v
+        return float(torch.linalg.vector_norm(u)) if v is None else _product_norm(u, v)
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
@@ -145,6 +164,11 @@ class SumChange:
 
     parts: tuple["Change", ...]
 
+    @property
+    def norm(self) -> float:
+        """Sum of the norms of the parts."""
+        return sum(part.norm for part in self.parts)
+
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
         total = self.parts[0].of(weight)
@@ -175,6 +199,38 @@ def restorable(factor: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows col
 Change = DenseChange | LowRankChange | MapChange | SolvedChange | SumChange
 
 
+def check_size(changes: Mapping[str, Change], where: str) -> None:
+    """Refuse changes that are not finite or absurdly large.
+
+    A solution that was stored is judged by its norm in the file, without solving again.
+
+    Args:
+        changes: By parameter name.
+        where: Origin of the changes, for the error.
+
+    Raises:
+        InputError: A norm is not a number up to `LARGEST`.
+    """
+    seen: set[int] = set()
+    for name, change in changes.items():
+        if id(change) in seen:  # many weights share one
+            continue
+        seen.add(id(change))
+        stored = change.size if isinstance(change, SolvedChange) else None
+        norm = change.norm if stored is None else stored
+        if not 0 <= norm <= LARGEST:  # a nan is not
+            raise InputError(
+                f"{where}: expected a change of {name!r} that is finite and of a norm up to {LARGEST:.0f}, got one of"
+                f" {norm:.3g}. Use milder settings, or mend the weights that it is from."
+            )
+
+
+def _product_norm(left: Tensor, right: Tensor) -> float:
+    """Return |left right^T|_F without the product."""
+    squared = ((left.T @ left) * (right.T @ right)).sum()
+    return float(squared.clamp(min=0.0).sqrt())  # rounding may leave a small negative number
+
+
 @contextmanager
 def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Give parameters other weights for the length of a `with`; on exit the original tensors are put back."""
@@ -194,13 +250,23 @@ def edited_weights(weights: Mapping[str, Tensor], changes: Mapping[str, Change])
     """Return the changed weights; computed in float64 and rounded once, so undoing never needs to subtract.
 
     Raises:
-        InputError: A change has another shape than its weight.
+        InputError: A change has another shape than its weight, or an edited weight is not finite.
     """
     # All results are allocated before the work in float64: the memory that it frees is contiguous then and is reused.
     edited = {name: torch.empty_like(weight) for name, weight in weights.items()}
     for name, weight in weights.items():
         edited[name].copy_(_exactly_edited(name, weight, changes[name]))
+        if not is_finite(edited[name]):
+            raise InputError(
+                f"edit: expected finite weights, got inf or nan in the edited {name!r} as"
+                f" {str(weight.dtype).removeprefix('torch.')}. Check the model's weights, or load it in float32."
+            )
     return edited
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return True if all entries are finite; by their sum, which needs no memory."""
+    return bool(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite())
 
 
 def on_float64_device(weight: Tensor) -> Tensor:

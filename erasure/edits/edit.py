@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from ..backbones import backbone_of
-from ..errors import BaseMismatchError, InputError
+from ..errors import BaseMismatchError, ErasureError, InputError, reason
 from ..io.files import make_folder
 from ..io.push import check_push, push
 from .metadata import EditMetadata, named_model
@@ -184,4 +184,14 @@ class Edit(ABC):
         if file.format not in kinds:
             formats = " or ".join(dict.fromkeys(kind.formats[0] for kind in kinds.values()))
             raise InputError(f"{path}: expected an edit of the format {formats}, got {file.format!r}. Check the file.")
-        return cast("AnyEdit", kinds[file.format].of_file(file, shared or path.parent.parent / "rows"))
+        rows = shared or path.parent.parent / "rows"
+        try:
+            return cast("AnyEdit", kinds[file.format].of_file(file, rows))
+        except ErasureError as error:
+            raise InputError(str(error) if str(error).startswith(str(rows)) else f"{path}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            # A header can be damaged in more ways than can be named.
+            raise InputError(
+                f"{path}: expected the header of an edit, got a damaged one ({type(error).__name__}: {reason(error)})."
+                " Copy or save it again."
+            ) from error

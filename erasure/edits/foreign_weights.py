@@ -10,9 +10,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
+from ..backbones.loaded import other_names
 from ..concept import Concept
 from ..errors import InputError
-from .changes import Change, DenseChange
+from .changes import Change, DenseChange, is_finite
 from .edit import Edit
 from .metadata import EditMetadata
 from .weight_edit import WeightEdit
@@ -21,21 +22,24 @@ METHOD = "imported"
 
 
 def is_own(path: str | Path) -> bool:
-    """Return True if a file is an edit of this library.
+    """Return True if a file is an edit of this library, of whatever version.
 
     Raises:
         InputError: It is no safetensors file.
     """
     with _opened(Path(path)) as file:
-        return (file.metadata() or {}).get("format") in Edit.known_formats()
+        name = (file.metadata() or {}).get("format", "")
+        return name in Edit.known_formats() or name.startswith("erasure-")
 
 
 def import_edit(path: str | Path, pipe: DiffusionPipeline, concepts: Sequence[Concept]) -> WeightEdit:
     """Return the edit that takes a model to the weights of a file of other code.
 
-    The file holds new weights by the names of the denoiser's parameters ("down_blocks.0.….attn2.to_k.weight", as it is
-    or after "unet."), or of a text encoder's after its name. The edit is the difference to the model's, and applying it
-    gives the file's weights to the last bit. Its metadata say "imported", the file's name and its sha256.
+    The file holds new weights by the names of the model's parameters, after the name of their component ("unet.",
+    "text_encoder.") or without it, with or without "text_model." in those of a text encoder, and with the prefixes that
+    torch.compile ("_orig_mod.") and data-parallel training ("module.") leave. The edit is the difference to the
+    model's, and applying it gives the file's weights to the last bit. Its metadata say "imported", the file's name and
+    its sha256.
 
     Args:
         path: The file, safetensors; a pickle would be executed, and is refused.
@@ -53,9 +57,15 @@ def import_edit(path: str | Path, pipe: DiffusionPipeline, concepts: Sequence[Co
     backbone = backbone_of(pipe)
     parameters = backbone.parameters(lambda name: True)
     changes: dict[str, Change] = {}
+    keys: dict[str, str] = {}
     for key, weight in weights.items():
-        name, parameter = _parameter(path, key, weight, parameters)
-        if (change := _difference(parameter.data, weight)) is not None:
+        if key.endswith(".position_ids"):  # a constant that files of text encoders held once
+            continue
+        name = _parameter(path, key, weight, parameters)
+        if (other := keys.setdefault(name, key)) != key:
+            raise InputError(f"{path}: expected {name!r} once, got it as {other!r} and {key!r}. Take one of them out.")
+        _check_numbers(path, key, weight)
+        if (change := _difference(parameters[name].data, weight)) is not None:
             changes[name] = change
     if not changes:
         raise InputError(f"{path}: expected weights that differ from the model's, got none. Check the base.")
@@ -74,21 +84,41 @@ def _opened(path: Path) -> safe_open:
         ) from None
 
 
-def _parameter(
-    path: Path, key: str, weight: Tensor, parameters: Mapping[str, nn.Parameter]
-) -> tuple[str, nn.Parameter]:
-    for name in (key, f"unet.{key}"):
-        if name in parameters:
-            if parameters[name].shape != weight.shape:
-                expected = tuple(parameters[name].shape)
-                raise InputError(
-                    f"{path}: expected {key!r} of shape {expected}, got {tuple(weight.shape)}."
-                    " Give the model that it was made for."
-                )
-            return name, parameters[name]
-    raise InputError(
-        f"{path}: expected names of the model's parameters, got {key!r}. Give the model that it was made for."
-    )
+def _parameter(path: Path, key: str, weight: Tensor, parameters: Mapping[str, nn.Parameter]) -> str:
+    """Return the name of the parameter that a tensor of a file is.
+
+    Raises:
+        InputError: It is none, one of another shape, or may be one of several.
+    """
+    inner = key.removeprefix("module.").replace("_orig_mod.", "")
+    components = dict.fromkeys(name.partition(".")[0] for name in parameters)
+    paths = [inner, *(f"{component}.{inner}" for component in components)]
+    names = (f"{part}.{name}" for part, _, rest in (p.partition(".") for p in paths) for name in other_names(rest))
+    known = [name for name in dict.fromkeys(names) if name in parameters]
+    if not known:
+        raise InputError(
+            f"{path}: expected names of the model's parameters, got {key!r}. Give the model that it was made for."
+        )
+    fitting = [name for name in known if parameters[name].shape == weight.shape]
+    if not fitting:
+        expected = tuple(parameters[known[0]].shape)
+        raise InputError(
+            f"{path}: expected {key!r} of shape {expected}, got {tuple(weight.shape)}."
+            " Give the model that it was made for."
+        )
+    if len(fitting) > 1:
+        raise InputError(
+            f"{path}: expected the name of one parameter, got {key!r}, which may be {' or '.join(map(repr, fitting))}."
+            " Put the component before it."
+        )
+    return fitting[0]
+
+
+def _check_numbers(path: Path, key: str, weight: Tensor) -> None:
+    if not weight.is_floating_point():
+        raise InputError(f"{path}: expected real numbers in {key!r}, got {weight.dtype}. Convert it.")
+    if not is_finite(weight):
+        raise InputError(f"{path}: expected finite weights, got inf or nan in {key!r}. Get the file again.")
 
 
 def _difference(old: Tensor, new: Tensor) -> DenseChange | None:

@@ -4,11 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..errors import BaseMismatchError
+from ..errors import BaseMismatchError, InputError
 from ..provenance import provenance
 
 
@@ -27,6 +31,8 @@ class EditMetadata:
         time: Time of the fit, ISO 8601, UTC.
         parts: Metadata of the edits that a combination consists of.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     method: str
     settings: Mapping[str, Any]
@@ -105,10 +111,25 @@ class EditMetadata:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EditMetadata":
-        """Return the metadata whose `as_json` gave `data`."""
-        concepts = tuple(Concept.from_json(concept) for concept in data["concepts"])
-        parts = tuple(cls.from_json(part) for part in data["parts"])
-        return cls(**{**data, "concepts": concepts, "parts": parts})
+        """Return the metadata whose `as_json` gave `data`.
+
+        Raises:
+            InputError: The data are damaged, or of another version.
+        """
+        try:
+            return _validator().validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, ("metadata", *first["loc"])))
+            raise InputError(
+                f"edit: expected the metadata of an edit, got {first['msg']!r} at {where}. The file is damaged:"
+                " copy or save it again."
+            ) from None
+
+
+@cache
+def _validator() -> SchemaValidator:
+    return cast("SchemaValidator", TypeAdapter(EditMetadata).validator)
 
 
 def named_model(name: str, fingerprint: str) -> str:

@@ -13,7 +13,7 @@ from ..guidance import Guidance, guidances
 from ..registry import with_settings
 from .edit import Edit
 from .metadata import EditMetadata
-from .serialization import EditFile
+from .serialization import EditFile, member
 from .switch import Switch
 from .weight_edit import WeightEdit
 
@@ -84,12 +84,13 @@ class SamplingEdit(Edit):
     def of_file(cls, file: EditFile, shared: Path) -> "SamplingEdit":
         description = file.description
         weights = None
-        if description["weights"] is not None:
-            inner = EditFile(format=WeightEdit.formats[0], description=description["weights"], tensors=file.tensors)
+        if member(description, "weights", object) is not None:
+            beneath = member(description, "weights", dict)
+            inner = EditFile(format=WeightEdit.formats[0], description=beneath, tensors=file.tensors)
             weights = WeightEdit.of_file(inner, shared)
         return cls(
-            guidances=tuple(_guidance(each) for each in description["guidances"]),
-            metadata=EditMetadata.from_json(description["metadata"]),
+            guidances=tuple(_guidance(each) for each in member(description, "guidances", list)),
+            metadata=EditMetadata.from_json(member(description, "metadata", dict)),
             weights=weights,
         )
 
@@ -135,7 +136,7 @@ def recorded_settings(guidance: Guidance) -> dict[str, Any]:
 
 
 def _guidance(description: Mapping[str, Any]) -> Guidance:
-    name = description["name"]
+    name = member(description, "name", str)
     if name not in guidances():
         raise InputError(f"edit: {unknown_name('guidance', name, guidances())} Update this library.")
-    return with_settings(guidances()[name], description["settings"], where=f"{name}.")
+    return with_settings(guidances()[name], member(description, "settings", dict), where=f"{name}.")

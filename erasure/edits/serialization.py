@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
@@ -12,10 +12,14 @@ from torch import Tensor
 
 from ..closed_form.problem import Rows, TextMap
 from ..closed_form.storage import packed, unpacked, unpacked_first
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..io.files import write_whole
 from .changes import Change, DenseChange, LowRankChange, MapChange, SolvedChange, SumChange
 from .tokens import NewToken
+
+Kind = TypeVar("Kind")
+_DAMAGED = "The file is damaged: copy or save it again."
+_SHOWN = 80  # characters of a value in an error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +50,7 @@ class EditFile:
         """Return the contents of a file that `write` wrote.
 
         Raises:
-            InputError: There is no such file, or it is not a safetensors file.
+            InputError: There is no such file, it is not a safetensors file, or its header is damaged.
         """
         if not path.is_file():
             raise InputError(f"edit: expected the path of a file, got {str(path)!r}. Check the path.")
@@ -54,11 +58,35 @@ class EditFile:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(
-                f"edit: expected a safetensors file, got {str(path)!r} ({error}). Save it again."
+                f"edit: expected a safetensors file, got {str(path)!r} ({reason(error)}). Save it again."
             ) from error
-        return cls(format=str(header.get("format")), description=json.loads(header.get("edit", "{}")), tensors=tensors)
+        name = str(header.get("format"))
+        return cls(format=name, description=_description(header.get("edit")), tensors=tensors)
+
+
+def member(data: object, name: str, kind: type[Kind]) -> Kind:
+    """Return a member of a JSON object, which must be of a type.
+
+    Raises:
+        InputError: It is no object, or has no such member, or one of another type.
+    """
+    if isinstance(data, Mapping) and name in data and isinstance(data[name], kind):
+        return data[name]
+    value = data.get(name, "nothing") if isinstance(data, Mapping) else data
+    got = repr(value)[:_SHOWN]
+    typed = "" if kind is object else f" of the type {kind.__name__}"
+    raise InputError(f"edit: expected a header with {name!r}{typed}, got {got}. {_DAMAGED}")
+
+
+def _description(text: str | None) -> Mapping[str, Any]:
+    """Return the JSON object of a header; the text of a file of other code is none, and its format says so."""
+    try:
+        description = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        description = None
+    return description if isinstance(description, dict) else {}
 
 
 class ChangeWriter:
@@ -121,7 +149,7 @@ class ChangeReader:
     """Reads back the values of a `ChangeWriter`; changes that shared a tensor share it again."""
 
     def __init__(self, tensors: Mapping[str, Tensor], rows: Rows | None, by_columns: Sequence[str] = ()) -> None:
-        self._tensors = {**tensors, **{name: tensors[name].T.contiguous().T for name in by_columns}}
+        self._tensors = {**tensors, **{name: _tensor(tensors, name, 2).T.contiguous().T for name in by_columns}}
         self._rows = rows
         self._maps: dict[str, MapChange] = {}
         self._solved: dict[float, SolvedChange] = {}
@@ -130,33 +158,67 @@ class ChangeReader:
         """Return the change of a description.
 
         Raises:
-            InputError: A later version of this library wrote it.
+            InputError: It is damaged, or a later version of this library wrote it.
         """
-        tensors = self._tensors
-        match data["kind"]:
+        match member(data, "kind", str):
             case "dense":
-                return DenseChange(delta=tensors[data["delta"]])
+                return DenseChange(delta=self._of(data, "delta"))
             case "low-rank":
-                return LowRankChange(up=tensors[data["up"]], down=tensors[data["down"]])
+                up, down = self._of(data, "up", 2), self._of(data, "down", 2)
+                if up.shape[1] != len(down):
+                    raise InputError(
+                        f"edit: expected factors of one rank, got {tuple(up.shape)} and {tuple(down.shape)}. {_DAMAGED}"
+                    )
+                return LowRankChange(up=up, down=down)
             case "map":
-                if data["u"] not in self._maps:
-                    v = None if data["v"] is None else tensors[data["v"]]
-                    self._maps[data["u"]] = MapChange(map=TextMap(u=tensors[data["u"]], v=v))
+                if member(data, "u", str) not in self._maps:
+                    self._maps[data["u"]] = MapChange(map=self._map(data))
                 return self._maps[data["u"]]
-            case "solved" if self._rows is not None:
-                change = SolvedChange(rows=self._rows, size=data["size"])
-                return self._solved.setdefault(data["size"], change)
-            case "sum":
+            case "solved":
+                if self._rows is None:
+                    raise InputError(f"edit: expected the rows that a change solves, got none. {_DAMAGED}")
+                size = member(data, "size", float)
+                return self._solved.setdefault(size, SolvedChange(rows=self._rows, size=size))
+            case "sum" if member(data, "parts", list):
                 return SumChange(parts=tuple(map(self.change, data["parts"])))
             case kind:
                 raise InputError(f"edit: expected a known kind of change, got {kind!r}. Update this library.")
 
+    def _map(self, data: Mapping[str, Any]) -> TextMap:
+        u = self._of(data, "u", 2).double()
+        v = None if "v" in data and data["v"] is None else self._of(data, "v", 2).double()
+        if (v is None and u.shape[0] != u.shape[1]) or (v is not None and u.shape != v.shape):
+            others = () if v is None else tuple(v.shape)
+            raise InputError(f"edit: expected a square map, got {tuple(u.shape)} and {others}. {_DAMAGED}")
+        return TextMap(u=u, v=v)
+
     def new_tokens(self, data: Sequence[Mapping[str, Any]]) -> tuple[NewToken, ...]:
-        """Return the new tokens of a description."""
+        """Return the new tokens of a description.
+
+        Raises:
+            InputError: It is damaged.
+        """
         return tuple(
-            NewToken(text=token["text"], rows={part: self._tensors[key] for part, key in token["rows"].items()})
+            NewToken(
+                text=member(token, "text", str),
+                rows={part: _tensor(self._tensors, key, 1) for part, key in member(token, "rows", dict).items()},
+            )
             for token in data
         )
+
+    def _of(self, data: Mapping[str, Any], name: str, axes: int | None = None) -> Tensor:
+        """Return the tensor that a description names."""
+        return _tensor(self._tensors, member(data, name, str), axes)
+
+
+def _tensor(tensors: Mapping[str, Tensor], key: object, axes: int | None) -> Tensor:
+    """Return a tensor of numbers by its name; a number of axes of None is any."""
+    tensor = tensors.get(key) if isinstance(key, str) else None
+    if tensor is None or not tensor.is_floating_point() or axes not in (None, tensor.ndim):
+        got = "none" if tensor is None else f"one of {tensor.dtype} with {tensor.ndim} axes"
+        axes_text = "" if axes is None else f" with {axes} axes"
+        raise InputError(f"edit: expected a tensor {key!r} of real numbers{axes_text}, got {got}. {_DAMAGED}")
+    return tensor
 
 
 def rows_as_tensors(rows: Rows | None) -> dict[str, Tensor]:
@@ -165,7 +227,13 @@ def rows_as_tensors(rows: Rows | None) -> dict[str, Tensor]:
 
 
 def rows_from(description: Mapping[str, Any] | bool | None, tensors: Mapping[str, Tensor]) -> Rows | None:
-    """Return the rows of an edit, if it has any; a file of the first format describes them."""
+    """Return the rows of an edit, if it has any; a file of the first format describes them.
+
+    Raises:
+        InputError: The description is damaged.
+    """
+    if not isinstance(description, Mapping | bool | None):
+        raise InputError(f"edit: expected the rows of an edit, or none, got {description!r}. {_DAMAGED}")
     if not description:
         return None
     return unpacked(tensors) if description is True else unpacked_first(description, tensors)

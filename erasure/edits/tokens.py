@@ -30,6 +30,15 @@ class NewToken:
     text: str
     rows: Mapping[str, Float[Tensor, " dim"]]
 
+    def check_finite(self) -> None:
+        """Raise InputError unless every row is finite."""
+        for component, row in self.rows.items():
+            if not row.isfinite().all():
+                raise InputError(
+                    f"token {self.text!r}: expected finite numbers in its row of {component}, got inf or nan."
+                    " Learn it again, with a smaller rate."
+                )
+
 
 @contextmanager
 def tokens_added(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Iterator[None]:

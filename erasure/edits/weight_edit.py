@@ -15,11 +15,11 @@ from ..closed_form.problem import Rows
 from ..closed_form.solve import solve
 from ..closed_form.storage import fetched, put_apart
 from ..errors import InputError
-from .changes import Change, MapChange, SolvedChange, SumChange, edited_weights, exchanged
+from .changes import Change, MapChange, SolvedChange, SumChange, check_size, edited_weights, exchanged
 from .edit import Edit
 from .lora import Lora, lora_of
 from .metadata import EditMetadata
-from .serialization import ChangeReader, ChangeWriter, EditFile, rows_as_tensors, rows_from
+from .serialization import ChangeReader, ChangeWriter, EditFile, member, rows_as_tensors, rows_from
 from .switch import Switch
 from .tokens import NewToken, add_tokens, check_new, tokens_added
 
@@ -37,6 +37,9 @@ class WeightEdit(Edit):
         rows: Least-squares problem that the edit solves, where it solves one; with it, several removals can be solved
             together. Parameters whose change is a map are solved for; the other changes are trained.
         tokens: New words of the model; a change of a table of words leaves out their rows.
+
+    Raises:
+        InputError: A change or the row of a word is not finite, or absurdly large.
     """
 
     formats: ClassVar[tuple[str, ...]] = (_FORMAT, _FIRST_FORMAT)
@@ -45,6 +48,11 @@ class WeightEdit(Edit):
     metadata: EditMetadata
     rows: Rows | None = None
     tokens: tuple[NewToken, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_size(self.changes, self.metadata.method)
+        for token in self.tokens:
+            token.check_finite()
 
     @property
     def closed_form(self) -> bool:
@@ -215,15 +223,16 @@ class WeightEdit(Edit):
 
     @classmethod
     def of_file(cls, file: EditFile, shared: Path) -> "WeightEdit":
-        description = file.description
-        tensors = {**file.tensors, **fetched(description.get("shared", {}), shared)}
-        rows = rows_from(description["rows"], tensors)
-        reader = ChangeReader(tensors, rows, description.get("by_columns", ()))
+        # Of files of the first format, which have fewer members.
+        description = {"shared": {}, "by_columns": [], "tokens": [], **file.description}
+        tensors = {**file.tensors, **fetched(member(description, "shared", dict), shared)}
+        rows = rows_from(member(description, "rows", object), tensors)
+        reader = ChangeReader(tensors, rows, member(description, "by_columns", list))
         return cls(
-            changes={name: reader.change(data) for name, data in description["changes"].items()},
-            metadata=EditMetadata.from_json(description["metadata"]),
+            changes={name: reader.change(data) for name, data in member(description, "changes", dict).items()},
+            metadata=EditMetadata.from_json(member(description, "metadata", dict)),
             rows=rows,
-            tokens=reader.new_tokens(description.get("tokens", ())),
+            tokens=reader.new_tokens(member(description, "tokens", list)),
         )
 
     def _parameters_of(self, pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 
-from erasure.backbones.loaded import unwrapped
+from erasure.backbones.loaded import other_names, unwrapped
 from erasure.edits import WeightEdit
 from erasure.errors import InputError
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
@@ -137,8 +137,8 @@ def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path) -> set[str
 
 
 def _parameter(edit: WeightEdit, part: str, key: str) -> str | None:
-    """Return the changed parameter that a tensor is; transformers' files may call a text encoder's otherwise."""
-    names = (f"{part}.{key}", f"{part}.{key.removeprefix('text_model.')}", f"{part}.text_model.{key}")
+    """Return the changed parameter that a tensor is."""
+    names = (f"{part}.{name}" for name in other_names(key))
     return next((name for name in names if name in edit.changes), None)
 
 
