@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline
 
 from .backbones import backbone_of
 from .backbones.name_lengths import check_names
+from .backbones.usable import check_tokenizers
 from .concept import Concept, Kind
 from .edits import Edit
 from .erasers import Eraser
@@ -49,6 +50,8 @@ def erase(
         else Concept(target=request, anchor=anchor, preserve=tuple(preserve), kind=kind, aliases=tuple(aliases))
         for request in requests
     ]
-    context = FitContext(backbone=backbone_of(pipe), seed=seed, on_progress=on_progress)
-    check_names(completed, context.backbone)
+    backbone = backbone_of(pipe)
+    check_tokenizers(backbone)
+    check_names(completed, backbone)
+    context = FitContext(backbone=backbone, seed=seed, on_progress=on_progress)
     return (eraser or UCE()).fit(completed, context)

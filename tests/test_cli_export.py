@@ -92,7 +92,7 @@ def test_the_card_says_what_was_removed_and_carries_the_licence(ledger: Path, sa
     assert "## What was measured\n\nNothing." in card.text
     assert "- Whether what was removed is gone." in card.text
     assert "no attack was run" in card.text
-    assert 'DiffusionPipeline.from_pretrained("out", torch_dtype=torch.float32)' in card.text
+    assert 'DiffusionPipeline.from_pretrained("out", dtype=torch.float32)' in card.text
     assert "[Open Terms](https://terms)" in card.text
 
 

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -196,3 +197,45 @@ def test_predicted_noise_is_float32_and_follows_the_prediction_type() -> None:
     torch.testing.assert_close(epsilon, alpha.sqrt() * v + (1 - alpha).sqrt() * latents)
     backbone.denoiser.to(torch.bfloat16)
     assert scheduled_prediction(backbone, latents, timestep, states).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_model_that_is_not_square_makes_images_of_its_size(family: str) -> None:
+    pipe = FAMILIES[family]()
+    pipe.unet.register_to_config(sample_size=[16, 24])
+    assert sample(pipe, ["a cat"], [0], SamplingSettings(steps=2))[0].size == (48, 32)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "message"),
+    [
+        (diffusers.DDIMScheduler, 2000, "steps: expected 1 to 1000 for the model's DDIMScheduler, got 2000"),
+        (diffusers.DDIMScheduler, 1000, "steps: expected a number that the model's DDIMScheduler takes, got 1000"),
+        (diffusers.LCMScheduler, 60, "steps: expected a number that the model's LCMScheduler takes, got 60"),
+        (diffusers.PNDMScheduler, 2, "steps: expected a number that the model's PNDMScheduler takes, got 2"),
+        (diffusers.DPMSolverMultistepScheduler, 1000, "DPMSolverMultistepScheduler stays finite, got 1000"),
+        (diffusers.IPNDMScheduler, 5, "expected one of discrete timesteps, got IPNDMScheduler|got None of IPNDM"),
+    ],
+)
+def test_a_scheduler_that_does_not_take_the_steps_is_one_line(scheduler: Any, steps: int, message: str) -> None:
+    pipe = FAMILIES["sd1"]()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    state = torch.random.get_rng_state()
+    with pytest.raises(InputError, match=message) as raised:
+        sample(pipe, ["a cat"], [0], SamplingSettings(steps=steps))
+    assert "\n" not in str(raised.value)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_pipeline_of_another_task_is_one_line() -> None:
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**FAMILIES["sd1"]().components, requires_safety_checker=False)
+    with pytest.raises(InputError, match="images of texts alone, got StableDiffusionImg2ImgPipeline"):
+        sample(pipe, ["a cat"], [0])
+
+
+@pytest.mark.parametrize("output", ["uint8", "latents"])
+def test_images_that_are_not_finite_are_none(output: Any) -> None:
+    pipe = FAMILIES["sd1"]()
+    pipe.unet.conv_out.bias.data[0] = torch.nan
+    with pytest.raises(InputError, match="expected finite images, got nan of 'a cat' as float32"):
+        sample(pipe, ["a cat"], [0], SamplingSettings(steps=1), output=output)

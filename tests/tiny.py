@@ -152,7 +152,7 @@ def _stable_diffusion(vocabulary: Vocabulary, pad_token: str, prediction_type: s
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config(tokens, activation)).eval(),
         tokenizer=tokens,
-        unet=_unet(WIDTH),
+        unet=unet(WIDTH),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -181,7 +181,7 @@ def _stable_diffusion_xl(vocabulary: Vocabulary, second_width: int) -> Any:
     first, second = tokenizer(vocabulary), tokenizer(vocabulary, pad_token="!")
     second_config = _text_config(second, "gelu")
     second_config.update({"hidden_size": second_width, "intermediate_size": 2 * second_width})
-    unet = _unet(
+    denoiser = unet(
         WIDTH + second_width,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
@@ -193,7 +193,7 @@ def _stable_diffusion_xl(vocabulary: Vocabulary, second_width: int) -> Any:
         text_encoder_2=CLIPTextModelWithProjection(second_config).eval(),
         tokenizer=first,
         tokenizer_2=second,
-        unet=unet,
+        unet=denoiser,
         scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         add_watermarker=False,
     )
@@ -294,7 +294,8 @@ def _text_config(tokens: CLIPTokenizer, activation: str) -> CLIPTextConfig:
     )
 
 
-def _unet(cross_attention_dim: int, **conditions: Any) -> Any:
+def unet(cross_attention_dim: int, **conditions: Any) -> Any:
+    """Return a UNet with cross-attention to states of a width."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),

@@ -148,6 +148,14 @@ class Backbone(Protocol):
         """
         ...
 
+    def check_steps(self, steps: int) -> None:
+        """Refuse a number of sampling steps that the pipeline's scheduler does not take.
+
+        Raises:
+            InputError: It does not take so many.
+        """
+        ...
+
     def fingerprint(self) -> str:
         """Return a digest of the weights that tells this model from others; the same for float16 and float32 copies."""
         ...

@@ -51,10 +51,6 @@ class JointTransformer(LoadedModel):
     def _embeddings(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return states and sentence vectors of prompts as the pipeline encodes them."""
 
-    @abstractmethod
-    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
-        """Set the timesteps of a scheduler as the pipeline does."""
-
     @property
     def _config(self) -> Mapping[str, Any]:
         return unwrapped(self.pipe.transformer).config

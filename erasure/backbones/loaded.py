@@ -1,5 +1,6 @@
 """A loaded pipeline as methods see it: what every family shares."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerBase
 
-from ..errors import InputError, unknown_name
+from ..errors import InputError, reason, unknown_name
 from ..io.text import composed
 from .conditioning import Conditioning
 from .sites import Role, Site, has_role, sites_of
@@ -64,6 +65,10 @@ class LoadedModel(ABC):
     def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> Conditioning:
         """Return the encoded prompts, no two of which are equal."""
 
+    @abstractmethod
+    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+        """Set the timesteps of a scheduler as the pipeline does."""
+
     @property
     def denoiser(self) -> ModelMixin:
         return unwrapped(getattr(self.pipe, self.denoiser_name))
@@ -89,7 +94,7 @@ class LoadedModel(ABC):
         return {name: parameter for name, parameter in self._named_parameters() if which(name)}
 
     def sites(self, roles: Collection[Role] | None = None, *, reads: str | None = None) -> dict[str, Site]:
-        names = [name for name, _ in self.denoiser.named_parameters()]
+        names = [name for name, _ in self.denoiser.named_parameters() if not _is_copy(name)]
         every = sites_of(names, self.denoiser_name, self.role_of, self.streams, self._columns)
         return {
             name: site
@@ -134,13 +139,43 @@ class LoadedModel(ABC):
     def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
         return latents
 
-    def _latent_sides(self, native: int, height: int | None, width: int | None, packing: int = 1) -> list[int]:
-        """Return height and width of the latents of an image of the given size in pixels."""
+    def check_steps(self, steps: int) -> None:
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        kind, total = type(scheduler).__name__, scheduler.config.get("num_train_timesteps", steps)
+        if not 1 <= steps <= total:
+            raise InputError(
+                f"steps: expected 1 to {total} for the model's {kind}, got {steps!r}. Give another number."
+            )
+        try:
+            self._set_timesteps(scheduler, steps)
+            finite = _steps_through(scheduler)
+        except (ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError, TypeError) as error:
+            raise InputError(
+                f"steps: expected a number that the model's {kind} takes, got {steps!r} ({reason(error)})."
+                " Give another number, or use the model's own scheduler."
+            ) from error
+        if not finite:
+            raise InputError(
+                f"steps: expected a number at which the model's {kind} stays finite, got {steps!r}. Give a smaller one."
+            )
+
+    def _latent_sides(
+        self, native: int | Sequence[int], height: int | None, width: int | None, packing: int = 1
+    ) -> list[int]:
+        """Return height and width of the latents of an image of the given size in pixels.
+
+        Args:
+            native: The model's own: one number for both, or height and width.
+            height: Height in pixels; None is the model's own.
+            width: Width in pixels; None is the model's own.
+            packing: Number of latents along a side that are one token.
+        """
         factor = self.pipe.vae_scale_factor
         for side, size in (("height", height), ("width", width)):
             if size is not None and (size <= 0 or size % (factor * packing)):
                 raise InputError(f"{side}: expected a multiple of {factor * packing} pixels, got {size!r}. Round it.")
-        return [native if size is None else size // factor for size in (height, width)]
+        sides = (native, native) if isinstance(native, int) else tuple(native)
+        return [side if size is None else size // factor for side, size in zip(sides, (height, width), strict=True)]
 
     def fingerprint(self) -> str:
         names, samples = [], []
@@ -158,12 +193,29 @@ class LoadedModel(ABC):
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for component, module in self.components().items():
             for name, parameter in module.named_parameters():
-                yield f"{component}.{name}", parameter
+                if not _is_copy(name):
+                    yield f"{component}.{name}", parameter
 
     @property
     def _at_once(self) -> int:
         """Number of prompts that are encoded at once."""
         return _ENCODED_ON_CPU if self.device.type == "cpu" else _ENCODED
+
+
+def _is_copy(name: str) -> bool:
+    """Return True for a parameter that `fuse_qkv_projections` made of others, and that stays when it is undone."""
+    return any(f".{layer}." in name for layer in ("to_qkv", "to_kv", "to_added_qkv"))
+
+
+def _steps_through(scheduler: Any) -> bool:
+    """Return True if a scheduler goes through its timesteps, for one number instead of latents, and ends finite."""
+    latents = torch.ones(1, 1, 1, 1)
+    with torch.random.fork_rng(devices=[]):  # some draw noise
+        for timestep in scheduler.timesteps.cpu():
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(latents, timestep)
+            latents = scheduler.step(torch.full_like(latents, 0.1), timestep, latents, return_dict=False)[0]
+    return bool(latents.isfinite().all())
 
 
 def textual_inversion_applied(pipe: DiffusionPipeline, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -38,6 +38,11 @@ class StableDiffusion(LoadedModel):
 
     def __post_init__(self) -> None:
         _ = self.prediction_type  # a scheduler that cannot be used is refused at once
+        if not hasattr(self.pipe.scheduler, "alphas_cumprod"):
+            kind = type(self.pipe.scheduler).__name__
+            raise InputError(
+                f"scheduler: expected one of discrete timesteps, got {kind}. Use the model's own scheduler."
+            )
 
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:
@@ -56,11 +61,11 @@ class StableDiffusion(LoadedModel):
 
     @property
     def prediction_type(self) -> PredictionType:
-        prediction_type = self.pipe.scheduler.config.prediction_type
+        prediction_type = self.pipe.scheduler.config.get("prediction_type")
         if prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(
-                f"scheduler.prediction_type: expected 'epsilon' or 'v_prediction', got {prediction_type!r}."
-                " Use another."
+                f"scheduler.prediction_type: expected 'epsilon' or 'v_prediction', got {prediction_type!r} of"
+                f" {type(self.pipe.scheduler).__name__}. Use the model's own scheduler."
             )
         return prediction_type
 
@@ -201,6 +206,9 @@ class StableDiffusion(LoadedModel):
     def _read_by(self, name: str, read: Callable[[PreTrainedModel], Read]) -> Read:
         """Return the result of a function of a text encoder."""
         return read(self.text_encoders()[name])
+
+    def _set_timesteps(self, scheduler: Any, steps: int) -> None:
+        scheduler.set_timesteps(steps)
 
     def _added_conditions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         return None

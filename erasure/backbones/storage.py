@@ -5,33 +5,30 @@ are encoded, and let go of before the next one. The denoiser is never read whole
 """
 
 import gc
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import InputError, reason
+from ..errors import InputError
 from ..io.tensor_files import StoredTensor, stored_tensors
 from .conditioning import Conditioning
-from .loaded import spread_step
+from .loaded import other_names, spread_step
 from .sd import Read, StableDiffusion
 from .sdxl import StableDiffusionXL
+from .weight_files import weight_files
 
 _WHOLE_MODEL = "Leave --low-memory out."
-# Parts of which names and shapes are needed.
-_SKETCHED = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, eq=False)
 class StoredWeights:
-    """The files of a model's weights: the main ones, those that it is loaded from where no variant is named.
+    """The files of a model's weights: those that it is loaded from.
 
     Attributes:
         folder: The model's, in diffusers' layout.
@@ -47,7 +44,7 @@ class StoredWeights:
             InputError: A file is missing or damaged.
         """
         if part not in self._parts:
-            files = _main_files(self.folder / part)
+            files = weight_files(self.folder / part)
             self._parts[part] = {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
         return self._parts[part]
 
@@ -59,9 +56,7 @@ class StoredWeights:
         """
         part, _, key = name.partition(".")
         stored = self.of(part)
-        # transformers' files may call a text encoder's parameters otherwise than the module does.
-        names = (key, key.removeprefix("text_model."), f"text_model.{key}")
-        tensor = next((stored[each] for each in names if each in stored), None)
+        tensor = next((stored[each] for each in other_names(key) if each in stored), None)
         if tensor is None or tensor.shape != shape:
             got = "none" if tensor is None else f"one of shape {tensor.shape}"
             raise InputError(
@@ -79,7 +74,7 @@ class StoredStableDiffusion(StableDiffusion):
 
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:
-        """Return True for a pipeline of `stored_model` that has the family's parts."""
+        """Return True for a pipeline of `load_stored` that has the family's parts."""
         return is_stored(pipe) and super().covers(pipe)
 
     @property
@@ -130,83 +125,9 @@ class StoredStableDiffusionXL(StoredStableDiffusion, StableDiffusionXL):
     """A backbone of Stable Diffusion XL whose weights stay in their files."""
 
 
-def stored_model(folder: Path) -> DiffusionPipeline:
-    """Return a pipeline whose weights stay in the files of a folder; `backbone_of` knows it.
-
-    Raises:
-        InputError: The folder is not a model, or has weights that are no safetensors files.
-    """
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        parts = {name: kind for name, value in index.items() if (kind := _module_class(value)) is not None}
-        for name in parts:
-            _check_stored(folder / name)
-        components = {name: _sketch(parts[name], folder / name) if name in _SKETCHED else None for name in parts}
-        pipe = DiffusionPipeline.from_pretrained(folder, **components, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"model: expected a complete diffusers model in {str(folder)!r}, got {reason(error)}"
-        ) from error
-    pipe.stored = StoredWeights(folder)
-    return pipe
-
-
 def is_stored(pipe: DiffusionPipeline) -> bool:
     """Return True if a pipeline's weights stay in their files."""
     return isinstance(getattr(pipe, "stored", None), StoredWeights)
-
-
-def _module_class(value: object) -> type[nn.Module] | None:
-    """Return the class of a component with weights that an index names; None for what else it says."""
-    if not isinstance(value, list) or value[0] not in ("diffusers", "transformers"):
-        # The safety checker's class is in a module of diffusers' pipelines.
-        return nn.Module if isinstance(value, list) and str(value[1]).endswith("SafetyChecker") else None
-    component_class = getattr(import_module(value[0]), value[1])
-    return component_class if isinstance(component_class, type) and issubclass(component_class, nn.Module) else None
-
-
-def _sketch(kind: Any, folder: Path) -> nn.Module:
-    """Return a component with the names and shapes of its parameters and no values."""
-    with torch.device("meta"):
-        if hasattr(kind, "load_config"):
-            return kind.from_config(kind.load_config(folder, local_files_only=True)).eval()
-        return kind(kind.config_class.from_pretrained(folder, local_files_only=True)).eval()
-
-
-def _check_stored(folder: Path) -> None:
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"model: expected safetensors files in {str(folder)!r}, got none. {_WHOLE_MODEL}")
-
-
-def _main_files(folder: Path) -> list[Path]:
-    """Return the files of a component's weights that are of no variant, in order.
-
-    Raises:
-        InputError: There are none.
-    """
-    # Where there are both, diffusers takes the shards and transformers the single file.
-    for name in (
-        "diffusion_pytorch_model.safetensors.index.json",
-        "diffusion_pytorch_model.safetensors",
-        "model.safetensors",
-        "model.safetensors.index.json",
-    ):
-        if (folder / name).is_file():
-            return _shards(folder / name) if name.endswith(".json") else [folder / name]
-    raise InputError(
-        f"model: expected main files of weights in {str(folder)!r}, got none. Variants alone are not a model: save it"
-        " without one."
-    )
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [index.parent / name for name in sorted(names)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index}: expected a list of shards, got something else. Copy it again.") from None
 
 
 def _widened(tensor: Tensor) -> Tensor:

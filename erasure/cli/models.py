@@ -43,7 +43,7 @@ def existing_device(name: str) -> str:
 def load_pipe(
     model: str, device: str, attention: str = "sdpa", dtype: str = "float32", *, stored: bool = False
 ) -> "DiffusionPipeline":
-    """Load a model, with a spinner on stderr instead of the bars and warnings of other libraries.
+    """Load a model, with a spinner on stderr instead of the bars of other libraries.
 
     Args:
         model: "tinyworld", a diffusers folder or a Hub id.
@@ -52,10 +52,7 @@ def load_pipe(
         dtype: Precision of the weights: "float32", "float16" or "bfloat16".
         stored: Whether the weights stay on the disk.
     """
-    import warnings
-
-    with err.status(Text(f"loading {visible(model)}")), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with err.status(Text(f"loading {visible(model)}")):
         import torch
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
@@ -66,7 +63,6 @@ def load_pipe(
             raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}. Leave it out for float32.")
         for library in (diffusers_logging, transformers_logging):
             library.disable_progress_bar()
-            library.set_verbosity_error()
         if stored:
             return load_stored(model)
         return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones import backbone_of
 from ..backbones.loaded import other_names
+from ..backbones.usable import check_editable
 from ..concept import Concept
 from ..errors import InputError
 from .changes import Change, DenseChange, is_finite
@@ -55,6 +56,7 @@ def import_edit(path: str | Path, pipe: DiffusionPipeline, concepts: Sequence[Co
     with _opened(path) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     backbone = backbone_of(pipe)
+    check_editable(backbone)
     parameters = backbone.parameters(lambda name: True)
     changes: dict[str, Change] = {}
     keys: dict[str, str] = {}

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
+from ..backbones.usable import check_editable
 from ..closed_form.joint import joined_rows
 from ..closed_form.problem import Rows
 from ..closed_form.solve import solve
@@ -236,7 +237,10 @@ class WeightEdit(Edit):
         )
 
     def _parameters_of(self, pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:
-        parameters = backbone_of(pipe).parameters(self.changes.__contains__)
+        backbone = backbone_of(pipe)
+        if self.changes:
+            check_editable(backbone)
+        parameters = backbone.parameters(self.changes.__contains__)
         for name in self.changes:
             if name not in parameters:
                 raise InputError(f"edit: expected a model with the parameter {name!r}, got one without. Load its base.")

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ..errors import InputError
 
+# Start of the file that Git has in the place of one whose content is stored apart.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file by a temporary one beside it, flushed to the disk before it takes the name.
@@ -78,6 +81,22 @@ def check_free(path: Path) -> None:
         raise InputError(f"{path}: expected a folder that can be written, got {_said(error)}.") from error
     if occupied:
         raise InputError(f"{path}: expected a new or empty folder, got one that holds something. Name another.")
+
+
+def unusable(path: Path) -> str | None:
+    """Return a name for a file without content and the remedy; None for any other file.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as error:
+        raise InputError(f"{path}: expected a file to read, got {error.strerror!r}. Check the path.") from None
+    if start == _POINTER:
+        return "a Git LFS pointer. Fetch the content by `git lfs pull`, or download the file again."
+    return None if start else "an empty file. Copy or download it again."
 
 
 def _said(error: OSError) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .files import unusable
 
 _NAMES = {
     torch.float64: "F64",
@@ -257,4 +258,5 @@ def _cut(path: Path) -> InputError:
 
 
 def _no_safetensors(path: Path) -> InputError:
-    return InputError(f"{path}: expected a safetensors file, got something else. Save or copy it again.")
+    got = unusable(path) or "something else. Save or copy it again."
+    return InputError(f"{path}: expected a safetensors file, got {got}")

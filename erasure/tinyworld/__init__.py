@@ -45,9 +45,7 @@ def load(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn that there is no safety checker
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype or torch.float32, local_files_only=True
-        )
+        pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
     finally:
         logging.set_verbosity(verbosity)
     pipe.set_progress_bar_config(disable=True)
@@ -82,9 +80,9 @@ def load_flux(
         )
     dtype, others = dtype or torch.float32, folder if (folder / "vae").exists() else MODEL
     pipe = assemble_flux(
-        FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype, local_files_only=True),
+        FluxTransformer2DModel.from_pretrained(folder / "transformer", dtype=dtype, local_files_only=True),
         CLIPTextModel.from_pretrained(others / "text_encoder", dtype=dtype, local_files_only=True),
-        AutoencoderKL.from_pretrained(others / "vae", torch_dtype=dtype, local_files_only=True),
+        AutoencoderKL.from_pretrained(others / "vae", dtype=dtype, local_files_only=True),
         CLIPTokenizer.from_pretrained(others / "tokenizer", local_files_only=True),
     )
     pipe.register_to_config(_name_or_path=str(folder))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
+from ..backbones.usable import check_editable
 from ..concept import Concept, normalized
 from ..edits.changes import exchanged
 from ..graph import ConceptGraph
@@ -51,6 +52,9 @@ class FitContext:
     judge: Judge | None = None
     seed: int = 0
     on_progress: OnProgress | None = None
+
+    def __post_init__(self) -> None:
+        check_editable(self.backbone)
 
     @contextmanager
     def original(self) -> Iterator[None]:

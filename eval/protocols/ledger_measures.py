@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from erasure.backbones import backbone_of
 from erasure.backbones.storage import is_stored
+from erasure.backbones.usable import check_call
 from erasure.concept import Concept
 from erasure.io.files import make_folder, write_whole
 from erasure.io.json_files import record_if_whole
@@ -77,6 +78,8 @@ class LedgerMeasures:
         self.settings = None if is_stored(pipe) else settings
         # Without a measure there are no images either; the defaults only keep the types simple.
         self.sampler = own_sampling(ledger.base.name, settings or MeasureSettings())
+        if self.settings is not None:
+            check_call(backbone_of(pipe), self.sampler.steps, self.sampler.height, self.sampler.width)
 
     @cached_property
     def skipped(self) -> str | None:

@@ -273,7 +273,7 @@ def _with_denoiser(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
     before: Any = backbone_of(pipe).denoiser
     component = next(name for name, part in pipe.components.items() if part is before)
     try:
-        denoiser = type(before).from_pretrained(folder, torch_dtype=before.dtype, local_files_only=True)
+        denoiser = type(before).from_pretrained(folder, dtype=before.dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"gold: expected a denoiser in {str(folder)!r}, got {reason(error)}") from error
     shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (before, denoiser)]

@@ -214,7 +214,7 @@ _SNIPPETS = {
     "pipeline": """import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{name}", torch_dtype=torch.float32)""",
+pipe = DiffusionPipeline.from_pretrained("{name}", dtype=torch.float32)""",
     "edit": """from erasure import Edit, load_model
 
 pipe = load_model("{base}")
@@ -273,6 +273,8 @@ def _licence_of(base: str) -> dict[str, Any]:
     if (Path(base) / PERSONALIZED).is_file():
         return _licence_of(Personalized.open(Path(base)).base)
     file = folder_of(base) / "README.md"
+    if file.is_file() and not file.read_text(encoding="utf-8", errors="replace").startswith("---"):
+        return {}  # no card: a text without fields
     try:
         card = ModelCard.load(file if file.is_file() else base, ignore_metadata_errors=True)
     except (OSError, ValueError, HTTPError):

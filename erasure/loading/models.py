@@ -1,24 +1,25 @@
 """Loading of a pipeline by its name."""
 
 import logging
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from .backbones.storage import stored_model
-from .errors import InputError, reason, unknown_name
-from .personalize.folder import PERSONALIZED, load_personalized
-from .profile import DEFAULT_MODEL, profile_of
+from ..backbones import backbone_of
+from ..backbones.usable import check_samples, check_tokenizers
+from ..errors import InputError, reason, unknown_name
+from ..personalize.folder import PERSONALIZED, load_personalized
+from ..profile import DEFAULT_MODEL, profile_of
+from .components import lacks_weights, load_folder
+from .stored import stored_model
 
 logger = logging.getLogger(__name__)
 
 Attention = Literal["sdpa", "xformers"]
-Loaded = TypeVar("Loaded")
 
 
 def load_model(
@@ -38,6 +39,7 @@ def load_model(
             does not work on the device.
     """
     pipe = _loaded(name, device, torch.float32 if dtype is None else dtype)
+    _check_use(pipe)
     if attention != "sdpa":
         attend_by(pipe, attention)
     return pipe
@@ -76,8 +78,11 @@ def _loaded(name: str, device: str, dtype: torch.dtype) -> DiffusionPipeline:
     if (Path(name) / PERSONALIZED).is_file():
         return load_personalized(Path(name), lambda base: _loaded(base, device, dtype))
     if Path(name).is_dir():
-        return _from_folder(Path(name), dtype).to(device)
-    return _from_hub(name, lambda: DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)).to(device)
+        _check_index(Path(name))
+        return load_folder(Path(name), dtype).to(device)
+    pipe = load_folder(_hub_folder(name), dtype)
+    pipe.register_to_config(_name_or_path=name)  # as diffusers names a model of the Hub
+    return pipe.to(device)
 
 
 def load_stored(name: str = DEFAULT_MODEL) -> DiffusionPipeline:
@@ -88,16 +93,30 @@ def load_stored(name: str = DEFAULT_MODEL) -> DiffusionPipeline:
     Raises:
         InputError: It is a personalised model, or has weights that are no safetensors files.
     """
+    pipe = stored_model(_stored_folder(name))
+    _check_use(pipe)
+    return pipe
+
+
+def _check_use(pipe: DiffusionPipeline) -> None:
+    """Refuse a model that cannot be edited and sampled from, before anything is recorded about it."""
+    backbone = backbone_of(pipe)
+    check_tokenizers(backbone)
+    check_samples(pipe)
+
+
+def _stored_folder(name: str) -> Path:
+    """Return the folder of a model whose weights stay in their files."""
     if (shipped := profile_of(name).folder) is not None:
-        return stored_model(shipped)
+        return shipped
     if (Path(name) / PERSONALIZED).is_file():
         raise InputError(
             f"model: expected a model of files alone, got the personalised {name!r}. Leave --low-memory out."
         )
     if Path(name).is_dir():
         _check_index(Path(name))
-        return stored_model(Path(name))
-    return stored_model(Path(_from_hub(name, lambda: DiffusionPipeline.download(name))))
+        return Path(name)
+    return _hub_folder(name)
 
 
 def _check_index(folder: Path) -> None:
@@ -107,27 +126,26 @@ def _check_index(folder: Path) -> None:
         )
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    _check_index(folder)
-    try:
-        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"model: expected a complete diffusers model in {str(folder)!r}, got {reason(error)}"
-        ) from error
+def _hub_folder(name: str) -> Path:
+    """Return the folder with the downloaded files of a model on the Hub.
 
+    Where there are no main files, those of the half-precision variant are taken.
 
-def _from_hub(name: str, load: Callable[[], Loaded]) -> Loaded:
-    """Load a Hub id, with errors in one line."""
+    Raises:
+        InputError: It is no name of a model there, or the Hub cannot be reached.
+    """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
             f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."
         )
     try:
-        return load()
+        folder = Path(DiffusionPipeline.download(name))
+        if lacks_weights(folder):
+            folder = Path(DiffusionPipeline.download(name, variant="fp16"))
+        return folder
     except HFValidationError as error:
         raise InputError(f"model: expected a Hub id 'owner/name', got {name!r}. Check the spelling.") from error
-    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         logger.debug("loading %s failed", name, exc_info=True)
         raise InputError(
             f"model: expected a folder or a model on the Hub, got {name!r}, which could not be loaded"

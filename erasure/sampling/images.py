@@ -1,69 +1,33 @@
-"""Sampling of images from prompts and seeds, equal in every run and batch; and of latents on the way, for training."""
+"""Sampling of images from prompts and seeds, equal in every run and batch."""
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
-from .backbones import backbone_of
-from .backbones.base import Backbone
-from .backbones.conditioning import Conditioning, concatenate, reading
-from .backbones.schedule import Timestep
-from .errors import InputError
-from .profile import profile_of
-from .progress import OnProgress, Progress
-from .registry import Settings
+from ..backbones import backbone_of
+from ..backbones.base import Backbone
+from ..backbones.conditioning import Conditioning, reading
+from ..backbones.usable import check_call
+from ..errors import ErasureError, InputError, reason
+from ..progress import OnProgress, Progress
+from .latents import Latents, noise
+from .settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
 ImageArray = UInt8[np.ndarray, "n height width 3"]
-Latents = Float[Tensor, "n c h w"]
 Pair = tuple[str, int]
 """Prompt and seed of an image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings(Settings):
-    """Settings of the sampling of images; the same in every call, record and command.
-
-    Attributes:
-        steps: Number of steps of the pipeline's own scheduler, >= 1.
-        guidance_scale: Scale of classifier-free guidance; 1 or less samples without it.
-        batch_size: Number of images sampled together, >= 1.
-        negative_prompt: Prompt in the place of the unconditional one; "" is the pipeline's own.
-        height: Height in pixels; None is the model's own.
-        width: Width in pixels; None is the model's own.
-    """
-
-    name: ClassVar[str] = "sampling"
-
-    steps: Annotated[int, Field(ge=1)] = 25
-    guidance_scale: float = 7.5
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    negative_prompt: str = ""
-    height: Annotated[int, Field(ge=1)] | None = None
-    width: Annotated[int, Field(ge=1)] | None = None
-
-    @classmethod
-    def of(cls, model: str | DiffusionPipeline, **changes: int | float | str | None) -> "SamplingSettings":
-        """Return the sampling defaults of a model with some changes; a change of None keeps the default."""
-        defaults = profile_of(model).sampling
-        values: dict[str, object] = {"steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
-        return cls(**{**values, **{name: value for name, value in changes.items() if value is not None}})  # type: ignore[arg-type]
-
-    def as_settings(self) -> dict[str, Any]:
-        """Return the fields by name, without a size that is the model's own."""
-        return {name: value for name, value in super().as_settings().items() if value is not None}
 
 
 @overload
@@ -121,11 +85,13 @@ def sample(
         on_progress: Receives the number of images done after each batch.
 
     Raises:
-        InputError: Lengths that differ, or a setting that is out of range.
+        InputError: Lengths that differ, a setting that is out of range, a pipeline of another task, or images that are
+            not finite.
     """
     settings = settings or SamplingSettings.of(pipe)
     _check(prompts, seeds)
     backbone = backbone_of(pipe)
+    check_call(backbone, settings.steps, settings.height, settings.width)
     if not len(prompts):
         return _nothing(pipe, backbone.latent_shape(settings.height, settings.width), output)
     runner = _runner(pipe)
@@ -263,22 +229,40 @@ def _sampled(
     """Return the latents of one batch on the CPU, or its images as floats in [0, 1]."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     others = negative.expand(len(seeds)) if negative is not None else None
-    start_latents = start
-    if start_latents is None:
-        start_latents = noise(generators, backbone.latent_shape(settings.height, settings.width))
-    start_latents = start_latents.to(backbone.device, backbone.dtype)
-    with reading(states):
+    shape = backbone.latent_shape(settings.height, settings.width)
+    latents = (noise(generators, shape) if start is None else start).to(backbone.device, backbone.dtype)
+    height, width = (side * backbone.pipe.vae_scale_factor for side in shape[1:])
+    with reading(states), _one_line(backbone.pipe, f"{settings.steps} steps at {height} x {width} pixels"):
         called = runner(
             generator=generators,
             num_inference_steps=settings.steps,
-            height=settings.height,
-            width=settings.width,
+            height=height,
+            width=width,
             output_type="latent" if output == "latents" else "np",
-            **backbone.call_arguments(start_latents, states, others, settings.guidance_scale),
+            **backbone.call_arguments(latents, states, others, settings.guidance_scale),
             **further,
         )
     images = cast("Tensor | np.ndarray", called.images)
-    return backbone.unpacked(images, settings.height, settings.width).cpu() if isinstance(images, Tensor) else images
+    if not np.isfinite(images.float().cpu().numpy() if isinstance(images, Tensor) else images).all():
+        raise InputError(
+            f"sample: expected finite images, got nan of {states.prompts[0]!r} as"
+            f" {str(backbone.dtype).removeprefix('torch.')}. Load the model in float32, or one that is whole."
+        )
+    return backbone.unpacked(images, height, width).cpu() if isinstance(images, Tensor) else images
+
+
+@contextmanager
+def _one_line(pipe: DiffusionPipeline, call: str) -> Generator[None]:
+    """Turn what a pipeline and its scheduler say of a call that they refuse into one line."""
+    try:
+        yield
+    except ErasureError:
+        raise
+    except (ValueError, ArithmeticError, LookupError) as error:
+        takers = f"{type(pipe).__name__} and its {type(pipe.scheduler).__name__}"
+        raise InputError(
+            f"sample: expected settings that {takers} take, got {call} ({reason(error)}). Give others."
+        ) from error
 
 
 def sample_pairs(
@@ -297,68 +281,6 @@ def grid(prompts: Iterable[str], seeds: Iterable[int]) -> tuple[list[str], list[
     seeds = list(seeds)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     return [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
-
-
-def noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int]) -> Latents:
-    """Return standard normal noise as float32 on the CPU, each row from its own CPU generator."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-@torch.no_grad()
-def trajectory_latents(
-    backbone: Backbone,
-    start: Latents,
-    states: Conditioning,
-    unconditional: Conditioning,
-    *,
-    steps: int,
-    guidance_scale: float,
-    stops: Sequence[int],
-    timesteps: Shaped[Tensor, " run"] | None = None,
-) -> dict[int, Latents]:
-    """Return the latents of some steps of a deterministic trajectory, along `NoiseSchedule.step`.
-
-    The run ends at the last of them. The schedule is the denoiser's own, whatever scheduler the pipeline has, so the
-    latents are the input of `Backbone.predict`.
-
-    Args:
-        backbone: Loaded model.
-        start: Standard normal noise.
-        states: Text states, one row per latent.
-        unconditional: Unconditional text states, one row, for classifier-free guidance.
-        steps: Number of steps of the whole schedule.
-        guidance_scale: Scale of classifier-free guidance; 1 samples from the conditional prediction alone.
-        stops: Steps from 0 (the start) to steps - 1; step i is at timestep `schedule.timesteps(steps)[i]`.
-        timesteps: Timesteps to run along instead of those of the schedule.
-
-    Returns:
-        Float32 latents on the model's device, by step.
-    """
-    schedule = backbone.schedule
-    timesteps = (schedule.timesteps(steps) if timesteps is None else timesteps).to(backbone.device)
-    latents = start.to(backbone.device, torch.float32)
-    guided = guidance_scale != 1
-    read = concatenate([unconditional.expand(len(states)), states]) if guided else states
-    latents_by_step: dict[int, Latents] = {}
-    for place in range(max(stops) + 1):
-        if place in stops:
-            latents_by_step[place] = latents
-        if place == max(stops):
-            break
-        timestep = timesteps[place]
-        doubled = torch.cat([latents, latents]) if guided else latents
-        prediction = scheduled_prediction(backbone, doubled, timestep, read)
-        if guided:
-            unconditional_part, conditional = prediction.chunk(2)
-            prediction = unconditional_part + guidance_scale * (conditional - unconditional_part)
-        latents = schedule.step(prediction, latents, timestep, timesteps[place + 1])
-    return latents_by_step
-
-
-def scheduled_prediction(backbone: Backbone, latents: Latents, timestep: Timestep, states: Conditioning) -> Latents:
-    """Return the schedule's `prediction` (the noise, or a velocity) in float32, whatever the model computes in."""
-    output = backbone.predict(latents, timestep, states)
-    return backbone.schedule.prediction(output.float(), latents.float(), timestep)
 
 
 def _runner(pipe: DiffusionPipeline) -> Callable[..., ImagePipelineOutput]:

@@ -1,0 +1,151 @@
+"""Checks of a model before its use: tokenizers that fit their encoders, weights that edits reach, a call to sample by.
+
+Each is a fault that no later step would notice: ids without meaning, edits of parameters that nothing reads.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import Attention
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import InputError
+from .base import Backbone
+from .loaded import denoiser_of
+
+# Encoders' tables of words are made longer than the vocabulary to fit the hardware: T5's by 28.
+_SPARE_ROWS = 128
+_NO_LENGTH = 10**9  # transformers has a larger number where a tokenizer says none
+_EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_CALL = ("prompt_embeds", "negative_prompt_embeds", "latents", "generator", "num_inference_steps", "output_type")
+_OFFLOADING = {"group_offloading", "lazy_prefetch_group_offloading"}  # names of diffusers' hooks
+
+
+def check_tokenizers(backbone: Backbone) -> None:
+    """Refuse a model whose tokenizers are not those of its text encoders.
+
+    Raises:
+        InputError: A tokenizer's length, vocabulary or special tokens do not fit its encoder.
+    """
+    for name, tokenizer in backbone.tokenizers().items():
+        if got := _misfit(tokenizer, backbone.component(name)):
+            raise InputError(
+                f"model: expected a {name.replace('text_encoder', 'tokenizer')} that fits the {name}, got one {got}."
+                " Copy or download the tokenizer's files again."
+            )
+
+
+def _misfit(tokenizer: PreTrainedTokenizerBase | None, encoder: nn.Module) -> str:
+    """Return the difference of a tokenizer from what its encoder reads; "" without one."""
+    if tokenizer is None:
+        return "that is missing"
+    assert isinstance(encoder, PreTrainedModel)  # noqa: S101 - of a backbone
+    rows = len(encoder.get_input_embeddings().weight)
+    tokens = len(tokenizer)
+    if not rows - _SPARE_ROWS <= tokens <= rows:
+        return f"of {tokens} tokens where the encoder has {rows}"
+    special = {"end-of-text": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    if positions is not None:
+        special = {"start-of-text": tokenizer.bos_token_id, **special}
+        if tokenizer.model_max_length > _NO_LENGTH:
+            return "without a model_max_length in its tokenizer_config.json"
+        if not len(special) <= tokenizer.model_max_length <= positions:
+            return (
+                f"with a model_max_length of {tokenizer.model_max_length} where the encoder has {positions} positions"
+            )
+    for what, token in special.items():
+        if not isinstance(token, int) or not 0 <= token < rows:
+            return f"without a {what} token"
+    # An old configuration says 2, by which the largest id is meant.
+    expected = getattr(encoder.config, "eos_token_id", None)
+    if positions is not None and expected not in (None, 2, tokenizer.eos_token_id):
+        return f"whose end-of-text token is {tokenizer.eos_token_id} where the encoder's is {expected}"
+    one, other = tokenizer(["a cat", "the dog"], add_special_tokens=False).input_ids
+    return "" if one and other and one != other else "that does not tell 'a cat' from 'the dog'"
+
+
+def check_editable(backbone: Backbone) -> None:
+    """Refuse a model whose weights an edit would not reach.
+
+    Raises:
+        InputError: Weights are fused, beneath an adapter, quantised, offloaded, or computed from others.
+    """
+    for name, module in _modules(backbone):
+        if _is_fused(module):
+            raise _unreached(name, "fused projections", "Call pipe.unfuse_qkv_projections() first")
+        if hasattr(module, "base_layer"):
+            raise _unreached(
+                name,
+                "an active LoRA or another adapter",
+                "Call pipe.unload_lora_weights() first, after pipe.fuse_lora() to keep its effect",
+            )
+        if parametrize.is_parametrized(module):
+            raise _unreached(name, "weights computed from others", "Remove the parametrization first")
+        if _OFFLOADING & set(getattr(getattr(module, "_diffusers_hook", None), "hooks", ())):
+            raise _unreached(name, "group offloading, which has copies of them", "Enable it after the edit was merged")
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.dtype not in _EDITABLE:
+                dtype = str(parameter.dtype).removeprefix("torch.")
+                raise _unreached(f"{name}.{key}", f"numbers of {dtype}", "Load the model without quantisation")
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Return True for an attention layer that reads its fused projections; the flag alone stays when that is undone."""
+    reads_by_flag = not isinstance(module, Attention) or "Fused" in type(module.processor).__name__
+    return getattr(module, "fused_projections", False) and reads_by_flag
+
+
+def _modules(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
+    """Give denoiser and text encoders with all that they consist of, by full name."""
+    denoiser = next(iter(backbone.sites())).partition(".")[0]
+    for component in (denoiser, *backbone.tokenizers()):
+        for inner, module in backbone.component(component).named_modules():
+            yield f"{component}.{inner}" if inner else component, module
+
+
+def _unreached(name: str, got: str, remedy: str) -> InputError:
+    return InputError(f"model: expected weights that an edit reaches, got {got} in {name!r}. {remedy}.")
+
+
+def check_samples(pipe: DiffusionPipeline) -> None:
+    """Refuse a pipeline that does not make images of texts alone.
+
+    Raises:
+        InputError: It is of another task, or lacks its autoencoder.
+    """
+    kind = type(pipe)
+    call = inspect.signature(kind.__call__).parameters
+    lacking = [name for name in _CALL if name not in call]
+    if "image" in call or lacking:
+        what = "takes an image" if "image" in call else f"takes no {', '.join(lacking)}"
+        raise InputError(
+            f"model: expected a pipeline that makes images of texts alone, got {kind.__name__}, whose call {what}."
+            " Load the text-to-image model that it was made from."
+        )
+    vae, config = getattr(pipe, "vae", None), denoiser_of(pipe).config
+    if vae is None:
+        raise InputError(
+            f"model: expected a pipeline with an autoencoder, got {kind.__name__} without one. Add its vae."
+        )
+    read, predicted = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if read != predicted:
+        raise InputError(
+            f"model: expected a denoiser that reads latents alone, got one of {read} channels in and {predicted} out,"
+            " as for inpainting. Load the text-to-image model that it was made from."
+        )
+
+
+def check_call(backbone: Backbone, steps: int, height: int | None, width: int | None) -> None:
+    """Refuse a pipeline that does not make images of texts alone, or not in so many steps at a size in pixels.
+
+    Raises:
+        InputError: It does not.
+    """
+    check_samples(backbone.pipe)
+    backbone.check_steps(steps)
+    backbone.latent_shape(height, width)

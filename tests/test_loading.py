@@ -1,0 +1,185 @@
+"""Models that are not whole: one line with the file and the remedy, and never a weight or a word that is made up."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erasure import erase
+from erasure.backbones import backbone_of
+from erasure.errors import InputError
+from erasure.loading import load_model, load_stored
+from tests import tiny
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n"
+TEXT = "text_encoder/model.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a tiny model."""
+    path = tmp_path_factory.mktemp("whole") / "model"
+    tiny.sd1().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def model(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, to be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def refusals(folder: Path) -> list[str]:
+    """Return the errors of a model that is loaded whole, and of one that stays in its files."""
+    messages = []
+    for load in (load_model, load_stored):
+        with pytest.raises(InputError) as raised:
+            backbone_of(load(str(folder))).fingerprint()
+        assert "\n" not in str(raised.value)
+        messages.append(str(raised.value))
+    return messages
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file."""
+    data = json.loads(file.read_text())
+    edit(data)
+    file.write_text(json.dumps(data))
+
+
+def test_weights_under_other_names_are_not_made_up(model: Path) -> None:
+    tensors = load_file(model / TEXT)
+    save_file({f"text_encoder.text_model.{name}": tensor for name, tensor in tensors.items()}, model / TEXT)
+    loaded, stored = refusals(model)
+    assert "expected every weight of the text_encoder" in loaded
+    assert "got none for 'embeddings.position_embedding.weight'" in loaded
+    assert "it has 'text_encoder.text_model." in loaded
+    assert "expected the parameter 'text_encoder.embeddings.position_embedding.weight'" in stored
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_a_single_missing_weight_is_named(model: Path, part: str) -> None:
+    file = next((model / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
+    with pytest.raises(InputError, match=f"every weight of the {part} in .* got none for '{name}'"):
+        load_model(str(model))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        (TEXT, POINTER, "got a Git LFS pointer. Fetch the content by `git lfs pull`"),
+        (UNET, POINTER, "got a Git LFS pointer. Fetch the content by `git lfs pull`"),
+        (TEXT, "", "got an empty file"),
+        (TEXT, "something else", "expected a safetensors file, got something else"),
+        ("tokenizer/tokenizer.json", POINTER, "got a Git LFS pointer"),
+        ("tokenizer/tokenizer.json", "{", "expected a complete diffusers model"),
+        ("scheduler/scheduler_config.json", "", "got an empty file"),
+        ("model_index.json", POINTER, "got a Git LFS pointer"),
+        ("model_index.json", "[]", "expected a complete diffusers model"),
+        ("unet/config.json", "[]", "expected a complete diffusers model"),
+        ("text_encoder/config.json", "{", "expected a complete diffusers model"),
+    ],
+)
+def test_a_file_without_its_content_is_named_with_the_remedy(
+    model: Path, file: str, content: str, expected: str
+) -> None:
+    (model / file).write_text(content)
+    for message in refusals(model):
+        assert expected in message
+        assert str((model / file).parent) in message
+
+
+def test_a_missing_package_is_named(model: Path) -> None:
+    if find_spec("scipy") is not None:
+        pytest.skip("the package is installed")
+    change(model / "model_index.json", lambda index: index.update(scheduler=["diffusers", "LMSDiscreteScheduler"]))
+    for message in refusals(model):
+        assert "expected the packages that" in message
+        assert "scipy" in message
+
+
+def test_weights_that_are_not_finite_are_named(model: Path) -> None:
+    tensors = load_file(model / UNET)
+    tensors["conv_in.bias"][3] = torch.nan
+    save_file(tensors, model / UNET)
+    with pytest.raises(InputError, match=r"expected finite weights, got inf or nan in 'unet\.conv_in\.bias'"):
+        load_model(str(model))
+
+
+def test_a_model_of_a_variant_alone_is_loaded_from_it(whole: Path, model: Path) -> None:
+    for file in list(model.rglob("*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    expected = backbone_of(load_model(str(whole))).fingerprint()
+    assert backbone_of(load_model(str(model))).fingerprint() == expected
+    assert backbone_of(load_stored(str(model))).fingerprint() == expected
+
+
+def test_main_files_come_before_those_of_a_variant(whole: Path, model: Path) -> None:
+    tensors = {name: tensor + 1 for name, tensor in load_file(model / UNET).items()}
+    save_file(tensors, model / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    expected = backbone_of(load_model(str(whole))).fingerprint()
+    assert backbone_of(load_model(str(model))).fingerprint() == expected
+    assert backbone_of(load_stored(str(model))).fingerprint() == expected
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda data: data.pop("model_max_length"), "without a model_max_length in its tokenizer_config.json"),
+        (
+            lambda data: data.update(model_max_length=300),
+            "a model_max_length of 300 where the encoder has 77 positions",
+        ),
+        (lambda data: data.update(model_max_length=1), "a model_max_length of 1 where the encoder has 77 positions"),
+    ],
+)
+def test_a_tokenizer_s_length_fits_the_encoder(
+    model: Path, edit: Callable[[dict[str, Any]], object], expected: str
+) -> None:
+    change(model / "tokenizer" / "tokenizer_config.json", edit)
+    assert all(f"got one {expected}" in message or f"got one with {expected}" in message for message in refusals(model))
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(model: Path) -> None:
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    for message in refusals(model):
+        assert (
+            "expected a tokenizer that fits the text_encoder, got one of 2 tokens where the encoder has 514" in message
+        )
+
+
+def test_another_model_s_tokenizer_is_refused(model: Path) -> None:
+    shutil.rmtree(model / "tokenizer")
+    tiny.tokenizer("clip").save_pretrained(model / "tokenizer")
+    assert all("of 49408 tokens where the encoder has 514" in message for message in refusals(model))
+
+
+def test_erase_compares_the_tokenizer_too() -> None:
+    pipe = tiny.sdxl()
+    pipe.tokenizer_2 = tiny.tokenizer("clip")
+    with pytest.raises(InputError, match="expected a tokenizer_2 that fits the text_encoder_2"):
+        erase(pipe, "cat")
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+def test_a_pipeline_of_another_task_is_refused_before_anything_is_recorded(model: Path, kind: str) -> None:
+    change(model / "model_index.json", lambda index: index.update(_class_name=kind))
+    for message in refusals(model):
+        assert f"expected a pipeline that makes images of texts alone, got {kind}, whose call takes an image" in message
+
+
+def test_a_denoiser_that_reads_more_than_latents_is_refused(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    pipe.unet = tiny.unet(tiny.WIDTH, in_channels=9)
+    pipe.save_pretrained(tmp_path)
+    assert all("9 channels in and 4 out, as for inpainting" in message for message in refusals(tmp_path))
