@@ -43,6 +43,8 @@ VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
 BESIDE = tuple(name for name, family in vocabulary.OBJECTS.items() if family in ("tool", "vehicle"))
 """Kept concepts most similar to the family, which has no siblings left."""
+ATTACK_SETTINGS = {"unlearn-diff": ("relaxation=mixture",)}
+"""Settings of attacks, as key=value: the mixture has 160 passes of the denoiser, the sampled search 2,000."""
 
 
 def main() -> None:
@@ -82,7 +84,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     run = schema.parse(config)
     if {concept.target for concept in run.concepts} != set(FAMILY):
         raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
-    attacks = [attack_of(name, ()) for name in options.attacks]
+    attacks = [attack_of(name, ATTACK_SETTINGS.get(name, ())) for name in options.attacks]
     pipe, work = tinyworld.load(), options.work / options.out.name
     sampler = own_sampling(DEFAULT_MODEL, MeasureSettings())
     with progress_bars() as on_progress:

@@ -27,6 +27,8 @@ class MMA(Attack):
     each place, and keeps the best of all, which may be what there was. The denoiser is not needed.
 
     Differs from the paper: fewer candidates and rounds; its list of sensitive words is the concept's names.
+    Differs from the official code: there each place is tried with the candidates of its neighbour, since the gradient
+    counts the start of text, and the best exchange is taken even if it is worse than what there was.
 
     Attributes:
         tokens: Length of the prompts in tokens.

@@ -20,13 +20,16 @@ Length = Annotated[float, Field(ge=1)]
 class UnlearnDiffProbe(AttackProbe):
     """Tokens before the prompt, optimised through the tested denoiser on images that the original sampled.
 
+    The search is the attack's mixture of tokens, with 4 passes of the denoiser a round; that of the official code has
+    2,000 passes.
+
     Attributes:
         doses: Numbers of updates of the search, each >= 1.
     """
 
     name: ClassVar[str] = "unlearn-diff"
     source: ClassVar[str] = "arXiv:2310.11868"
-    exactness: ClassVar[Exactness] = "published"
+    exactness: ClassVar[Exactness] = "reconstructed"
     access: ClassVar[Access] = "gradient"
     dose_unit: ClassVar[str] = "rounds"
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType(
@@ -37,4 +40,4 @@ class UnlearnDiffProbe(AttackProbe):
     doses: Annotated[tuple[Length, ...], Field(min_length=1)] = (40.0,)
 
     def attack(self, dose: float) -> UnlearnDiff:
-        return UnlearnDiff(rounds=round(dose))
+        return UnlearnDiff(relaxation="mixture", rounds=round(dose))

@@ -66,7 +66,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def assault(folder: Path, pipe: Any, *, judge: Any = None, name: str = "mma", **changes: Any) -> AttackRun:
     settings: dict[str, dict[str, Any]] = {
         "mma": {"tokens": 4, "rounds": 2, "candidates": 4, "top": 4},
-        "unlearn-diff": {"tokens": 2, "rounds": 2, "batch_size": 1},
+        "unlearn-diff": {"tokens": 2, "rounds": 2, "timesteps": 1},
     }
     given: dict[str, Any] = {
         "folder": folder,
