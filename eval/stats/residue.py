@@ -110,11 +110,11 @@ def half_dose(doses: Sequence[float], erased: Sequence[float], original: Sequenc
     return None
 
 
-def _posteriors(rows: Sequence[Float[np.ndarray, " n"]], rng: np.random.Generator) -> list[Float[np.ndarray, " draws"]]:
+def _posteriors(rows: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> list[Float[np.ndarray, " _"]]:
     return [rng.beta(row.sum() + 0.5, row.size - row.sum() + 0.5, RESAMPLES) for row in rows]
 
 
-def _resampled(rows: Sequence[Float[np.ndarray, " n"]], rng: np.random.Generator) -> list[Float[np.ndarray, " draws"]]:
+def _resampled(rows: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> list[Float[np.ndarray, " _"]]:
     """Return means of resampled rows: rows of one length are resampled together, a known value stays."""
     chosen = {size: rng.integers(size, size=(RESAMPLES, size)) for size in dict.fromkeys(row.size for row in rows)}
     return [row[chosen[row.size]].mean(axis=1) for row in rows]
