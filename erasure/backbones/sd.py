@@ -55,8 +55,9 @@ class StableDiffusion(LoadedModel):
 
     @property
     def family(self) -> str:
-        # 2.x reads the 1024-wide OpenCLIP; a small model of its kind is recognised by its v-prediction.
-        is_second = self._unet.config["cross_attention_dim"] == 1024 or self.prediction_type == "v_prediction"
+        # 1.x reads the 768-wide CLIP, 2.x the 1024-wide OpenCLIP; a small model is recognised by its v-prediction.
+        width = self._unet.config["cross_attention_dim"]
+        is_second = width == 1024 or (width != 768 and self.prediction_type == "v_prediction")
         return "sd2" if is_second else "sd1"
 
     @property

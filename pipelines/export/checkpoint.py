@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.backbones.loaded import unwrapped
 from erasure.errors import InputError
+
+from .marks import marking_tensors
 
 _DENOISER = {
     "conv_in": "input_blocks.0.0",
@@ -61,6 +63,11 @@ def checkpoint_tensors(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     unet, vae = unwrapped(pipe.unet), unwrapped(pipe.vae)
+    if not isinstance(vae, AutoencoderKL):
+        raise InputError(
+            f"checkpoint: expected an AutoencoderKL, got {type(vae).__name__}, for which such a file has no names."
+            " Use --format pipeline."
+        )
     for key, weight in unet.state_dict().items():
         tensors[f"model.diffusion_model.{denoiser_name(key, unet.config)}"] = weight
     for key, weight in vae.state_dict().items():
@@ -69,7 +76,7 @@ def checkpoint_tensors(pipe: DiffusionPipeline) -> dict[str, Tensor]:
         convolved = "mid.attn_1" in name and weight.ndim == 2
         tensors[f"first_stage_model.{name}"] = weight[:, :, None, None] if convolved else weight
     tensors.update(_encoders(pipe))
-    return tensors
+    return tensors | marking_tensors(pipe)
 
 
 def denoiser_name(name: str, config: Mapping[str, Any]) -> str:

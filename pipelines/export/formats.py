@@ -22,7 +22,8 @@ from .. import a_star, guided
 from .checkpoint import checkpoint_tensors
 from .folders import copy_configs, files_of, write_edited
 from .hub import self_contained
-from .kohya import kohya_metadata, kohya_tensors, rank_of
+from .kohya import kohya_tensors, rank_of
+from .marks import check_family, checkpoint_notes, header, kohya_header
 
 Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -36,6 +37,8 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
 _STREAMED = ("pipeline", "edit")
 _WITH_GUIDANCE = ("pipeline", "edit")
 """Formats that can hold a removal during sampling."""
+_NAMED_LAYERS = ("kohya", "checkpoint")
+"""Formats whose names for layers are those of some families."""
 RECORD = "erasure.json"
 _RECORD_FORMAT = "erasure-export/1"
 
@@ -101,13 +104,15 @@ def write_export(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder
         folder: An empty one.
 
     Raises:
-        InputError: No removal stands, or the format cannot hold one.
+        InputError: No removal stands, or the format cannot hold one, or a model of this family.
         BaseMismatchError: The pipeline is not the ledger's base.
         LedgerError: A file of the ledger is missing or was changed.
     """
     check_standing(ledger)
     check_holds(ledger, export)
     ledger.check_base(backbone_of(pipe).fingerprint(), str(pipe.name_or_path))
+    if export.format in _NAMED_LAYERS:
+        check_family(pipe, export.format)
     writer, _ = _WRITERS[export.format]
     notes = writer(ledger, pipe, export, folder)
     return Written(export=export, state=ledger.state(), base=ledger.base.fingerprint, notes=notes)
@@ -209,6 +214,7 @@ def _pipeline(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: P
 
 
 def _pipeline_class(method: str, pipe: DiffusionPipeline) -> type:
+    check_family(pipe, method)
     return GUIDANCES[method][backbone_of(pipe).family == "sdxl"]
 
 
@@ -220,23 +226,25 @@ def _edit(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path)
 def _lora(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     lora = _factors(ledger, pipe, export)
     tensors = {_encoder_named(key): factor for key, factor in lora.state_dict.items()}
-    write_tensors(folder / export.file, tensors)
+    write_tensors(folder / export.file, tensors, header(pipe, "lora"))
     return _cut(lora)
 
 
 def _kohya(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     lora = _factors(ledger, pipe, export)
-    metadata = kohya_metadata(pipe, rank_of(lora.state_dict))
+    metadata = kohya_header(pipe, rank_of(lora.state_dict))
     write_tensors(folder / export.file, kohya_tensors(lora.state_dict, pipe), metadata)
     return _cut(lora)
 
 
 def _checkpoint(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     with ledger.applied_to(pipe):
-        write_tensors(folder / export.file, checkpoint_tensors(pipe))
+        tensors = checkpoint_tensors(pipe)
+        write_tensors(folder / export.file, tensors, header(pipe))
+        notes = checkpoint_notes(pipe, tensors)
     with files_of(ledger.base.name, pipe) as files:
         copy_configs(files, folder / "config")
-    return ()
+    return notes
 
 
 _WRITERS: Mapping[str, tuple[Callable[[Ledger, Any, Export, Path], tuple[str, ...]], str]] = {
@@ -261,7 +269,7 @@ def _factors(ledger: Ledger, pipe: DiffusionPipeline, export: Export) -> Lora:
 def _encoder_named(key: str) -> str:
     """Return a factor's name with the part that transformers before 5.6 has in the names of text encoders."""
     part, _, rest = key.partition(".")
-    named = part == "unet" or rest.startswith(("text_model.", "text_projection."))
+    named = not part.startswith("text_encoder") or rest.startswith(("text_model.", "text_projection."))
     return key if named else f"{part}.text_model.{rest}"
 
 

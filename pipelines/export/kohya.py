@@ -14,12 +14,6 @@ from erasure.errors import InputError
 from .checkpoint import denoiser_name
 
 _DOWN = ".lora_A.weight"
-# What A1111 tells the families by.
-_FAMILIES = {
-    "sd1": {"ss_base_model_version": "sd_v1", "ss_v2": "False"},
-    "sd2": {"ss_base_model_version": "sd_v2", "ss_v2": "True"},
-    "sdxl": {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
-}
 
 
 def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: DiffusionPipeline) -> dict[str, Tensor]:
@@ -51,12 +45,6 @@ def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: DiffusionPipeline) -> 
 def rank_of(state_dict: Mapping[str, Tensor]) -> int:
     """Return the largest rank of LoRA factors."""
     return max(len(factor) for key, factor in state_dict.items() if key.endswith(_DOWN))
-
-
-def kohya_metadata(pipe: DiffusionPipeline, rank: int) -> dict[str, str]:
-    """Return the header of such a file, for factors of that rank."""
-    network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    return {"format": "pt", **_FAMILIES[backbone_of(pipe).family], **network}
 
 
 def _layer(module: str, pipe: DiffusionPipeline) -> str:

@@ -130,7 +130,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for kind, export in exports.items():
         (out / kind).mkdir(parents=True)
         written = write_export(ledger, pipe, export, out / kind)
-        assert written.notes == ()  # so few rows make a change of low rank
+        unmarked = name == "sd2" and kind == "checkpoint"  # there is no mark for its prediction
+        assert len(written.notes) == unmarked  # so few rows make a change of low rank
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home")}
     command = [sys.executable, "-c", READERS, str(model), str(out), "xl" if name == "sdxl" else "-"]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
