@@ -3,6 +3,7 @@
 A module of commands imports the library inside its functions, so that `erasure --help` is quick.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
-from ..errors import ErasureError
+from ..errors import ErasureError, reason
 from ..io import interrupts
 from . import evaluate, export, ledger, look, personalize, remove, setup
 from .console import fail, show_error
@@ -48,6 +49,11 @@ class _Group(TyperGroup):
             fail(str(error))
         except KeyboardInterrupt:
             fail(interrupts.MESSAGE)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe has gone, which typer knows
+                raise
+            place = error.filename if error.filename is not None else "system"
+            fail(f"{place}: expected files that can be used, got {error.strerror or reason(error)!r}. Check the path.")
 
 
 def _show_command_error(error: Any) -> None:

@@ -100,10 +100,11 @@ def remove(
         raw["measure"] = None
     for assignment in settings or []:
         raw = override(raw, assignment)
-    if "model" not in raw and raw.get("output") and (Path(raw["output"]) / "ledger.json").is_file():
+    output = raw.get("output")
+    if "model" not in raw and isinstance(output, str) and output and (Path(output) / "ledger.json").is_file():
         from ..ledger import Ledger
 
-        raw["model"] = Ledger.open(raw["output"]).base.name
+        raw["model"] = Ledger.open(output).base.name
     named = [list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
     lists = [from_file] if from_file is not None else named
     _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, as_json=as_json, start=start)

@@ -32,6 +32,12 @@ def one_line(text: str) -> str:
     return " ".join(visible(" ".join(text.split())).split())
 
 
+def shortened(value: object) -> str:
+    """Return the repr of a value, at most 200 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
 def is_control(sign: str) -> bool:
     """Return True for a character that a terminal obeys or does not show, and for half of a surrogate pair."""
     return unicodedata.category(sign) in ("Cc", "Cs") or sign in _UNSEEN

@@ -4,12 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from ..erasers import eraser_class
 from ..errors import InputError
-from ..io.text import one_line
+from ..io.text import shortened
+from ..io.yaml_text import plain_yaml
 from ..profile import profile_of
 
 
@@ -19,14 +17,18 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It cannot be read, is not YAML, or does not hold a mapping.
     """
+    where = f"config {str(path)!r}"
     try:
-        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"config: expected a file to read, got {str(path)!r} ({error.strerror}).") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {str(path)!r}: expected YAML, got {one_line(str(error))!r}.") from None
+        raise InputError(
+            f"config: expected a file to read, got {str(path)!r} ({error.strerror}). Check the path."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: expected YAML in UTF-8, got {str(error)!r}. Save it as UTF-8.") from None
+    data = plain_yaml(text, where)
     if not isinstance(data, dict):
-        raise InputError(f"config {str(path)!r}: expected keys such as model and eraser, got {data!r}.")
+        raise InputError(f"{where}: expected keys such as model and eraser, got {shortened(data)}. Write a run.")
     return data
 
 

@@ -4,11 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from ..errors import InputError
-from ..io.text import one_line
+from ..io.text import shortened
+from ..io.yaml_text import plain_yaml
 from ..registry import AnySettings, with_settings
 
 
@@ -22,12 +20,7 @@ def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     keys = path.strip().split(".")
     if not sign or not all(keys):
         raise InputError(f"--set: expected key.key=value, got {assignment!r}. Write for example eraser.reg=0.5.")
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise InputError(
-            f"--set {path.strip()}: expected a YAML value, got {text!r} ({one_line(str(error))})."
-        ) from None
+    value = plain_yaml(text, f"--set {path.strip()}")
     changed = json.loads(json.dumps(config))
     place: object = changed
     for key in keys[:-1]:
@@ -37,7 +30,7 @@ def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     elif isinstance(place, dict):
         place[keys[-1]] = value
     else:
-        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
+        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {shortened(place)} has no keys.")
     return changed
 
 
@@ -58,9 +51,9 @@ def with_assignments(
 
 def _child(place: object, key: str, assignment: str) -> object:
     if not isinstance(place, dict):
-        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {place!r} has no keys.")
+        raise InputError(f"--set: expected a path to a setting, got {assignment!r}. {shortened(place)} has no keys.")
     return place.setdefault(key, {})
 
 
 def _is_index(place: object, key: str) -> TypeGuard[list[object]]:
-    return isinstance(place, list) and key.isdigit() and int(key) < len(place)
+    return isinstance(place, list) and key.isascii() and key.isdigit() and int(key[:9]) < len(place)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ErasureError, unknown_name
+from ..io.text import shortened
 
 
 def explained(error: ValidationError, keys: Sequence[str], parts: Mapping[str, type]) -> str:
@@ -39,10 +40,12 @@ def _line(problem: ErrorDetails, keys: Sequence[str], parts: Mapping[str, type])
     for old, new in (
         ("Input should be ", "expected "),
         ("a valid ", "a "),
+        ("expected a array", "expected a list"),
+        ("expected a integer", "expected an integer"),
         ("expected greater", "expected a number greater"),
     ):
         message = message.replace(old, new)
-    return f"{where}: {message}, got {value!r}."
+    return f"{where}: {message}, got {shortened(value)}."
 
 
 def _known_keys(path: Sequence[int | str], keys: Sequence[str], parts: Mapping[str, type]) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..concept import Concept, normalized
 from ..erasers import Eraser, eraser_class
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..loading import Attention
 from ..profile import DEFAULT_MODEL, profile_of
 from .lists import families_expanded, list_path, read_concepts
@@ -123,8 +123,10 @@ def _validated(config: Mapping[str, Any], eraser: type[Eraser]) -> Run:
     schema = _schema(eraser)
     try:
         text = json.dumps(config)
-    except TypeError as error:
-        raise InputError(f"config: expected texts, numbers, lists and keys, got something else ({error}).") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"config: expected texts, numbers, lists and keys, got something else ({reason(error)})."
+        ) from None
     try:
         checked = schema.model_validate_json(text, strict=True)
     except ValidationError as error:
