@@ -51,13 +51,13 @@ def generate(
     pairs = [(text, seed) for text in dict.fromkeys(prompt) for seed in read_seeds(seeds)]
     ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
     model = source if ledger is None else ledger.base.name
-    make_folder(to)
     place = existing_device(device)
     if offload and not place.startswith("cuda"):
         raise InputError(f"offload: expected a CUDA device, got {place!r}. Leave it out.")
     pipe = load_pipe(model, place, attention, dtype)
     sampler = sampler_of(model, steps, guidance_scale)
     note_cut(pipe, prompt)
+    make_folder(to)
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
         if offload:
             pipe.enable_model_cpu_offload(device=place)

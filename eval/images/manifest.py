@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from pydantic import TypeAdapter
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
@@ -117,9 +118,11 @@ class Manifest:
 
         Raises:
             KeyError: A field is missing.
+            ValidationError: A value is of the wrong type.
         """
         images = tuple((row["prompt"], row["seed"]) for row in data["images"])
-        return cls(**{item.name: data[item.name] for item in fields(cls) if item.name != "images"}, images=images)
+        values = {item.name: data[item.name] for item in fields(cls) if item.name != "images"}
+        return TypeAdapter(cls).validate_python({**values, "images": images}, strict=True)
 
     def file(self, row: int) -> str:
         """Return the file name of a row, which contains its prompt for people."""

@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
+from erasure.io.text import one_line, shortened
 from erasure.progress import OnProgress, ProgressCounter
 from erasure.provenance import provenance
 from erasure.sampling import Pair, SamplingSettings
@@ -58,7 +59,10 @@ class ImageStore:
         except OSError as error:
             raise InputError(f"{path}: expected a manifest, got {error.strerror!r}. Generate the images.") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: expected a manifest, got something else ({error}).") from None
+            raise InputError(
+                f"{path}: expected a manifest, got something else ({shortened(one_line(str(error)))})."
+                " Generate the images anew."
+            ) from None
 
     @classmethod
     def of_state(cls, folder: Path, state: str, pairs: Sequence[Pair], settings: SamplingSettings) -> "ImageStore":
