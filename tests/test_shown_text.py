@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.table import Table
 from rich.text import Text
+from typer.testing import CliRunner
 
 from erasure import Concept, Ledger
 from erasure.cli import console
 from erasure.cli.main import app
+from erasure.cli.pieces import extension_points
 from erasure.erasers import make_eraser
 from erasure.errors import InputError
 from erasure.eval.images.png import file_name
@@ -78,8 +78,7 @@ def test_a_card_and_the_log_show_names_as_they_are(tmp_path: Path, monkeypatch) 
     assert "<" not in re.sub(r"```.*?```", "", body, flags=re.S)
     assert not any(is_control(sign) for sign in body if sign != "\n")
     assert r"\[dog\] (object) | \`x\`\|y |" in body
-    command = [sys.executable, "-m", "erasure.cli.main", "log", str(tmp_path / "ledger")]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    shown = CliRunner().invoke(app, ["log", str(tmp_path / "ledger")]).output
     assert "[dog]" in shown
     assert not any(is_control(sign) for sign in shown if sign != "\n")
 
@@ -121,3 +120,19 @@ def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys
     assert (ended.value.code, captured.out) == (2, "")
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_listings_show_no_address_of_an_object() -> None:
+    """Defaults are shown as what they are, in the output of every command that lists something and in every help."""
+    commands = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    calls = [["methods"], ["models"], ["pieces"], *(["pieces", name] for name in _piece_names())]
+    for arguments in [*calls, ["--help"], *([name, "--help"] for name in commands)]:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, arguments
+        assert result.output.strip(), arguments
+        assert not re.search(r"\bat 0x|<[\w.]+ object|_MISSING|<class|<function|<factory>", result.output), arguments
+
+
+def _piece_names() -> list[str]:
+    points = extension_points()
+    return sorted({*points, *(name for point in points.values() for name in point.names())})

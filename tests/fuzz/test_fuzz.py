@@ -1,0 +1,44 @@
+"""Damaged input of every kind ends well or by an error of one line, and an error changes nothing.
+
+A case that fails is made again by `python -m tests.fuzz.run KIND 1 NUMBER`.
+"""
+
+from pathlib import Path
+
+import pytest
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from .run import failures
+from .targets import TARGETS, Samples
+
+QUICK = {"ledger": 200, "edit": 400, "yaml": 400, "csv": 600, "folders": 200, "options": 200}
+"""Cases of each kind in every run of the tests: 2,000 in all."""
+MANY = {kind: 10 * count for kind, count in QUICK.items()}
+"""Cases of the marked run: 20,000, others than the quick ones."""
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    return Samples(tmp_path_factory.mktemp("samples"))
+
+
+def test_every_kind_of_input_has_cases() -> None:
+    assert QUICK.keys() == TARGETS.keys()
+    assert sum(QUICK.values()) == 2_000
+    assert sum(MANY.values()) == 20_000
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_damaged_input_is_an_error_of_one_line(kind: str, samples: Samples) -> None:
+    assert "\n\n".join(failures(kind, QUICK[kind], samples)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_much_damaged_input_is_an_error_of_one_line(kind: str, samples: Samples, tmp_path: Path) -> None:
+    assert "\n\n".join(failures(kind, MANY[kind], samples, first=QUICK[kind])) == ""
