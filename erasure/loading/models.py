@@ -28,14 +28,14 @@ def load_model(
     """Return the pipeline of a model, given by its name.
 
     Args:
-        name: "tinyworld" (the embedded model), a folder in diffusers' layout or of `erasure personalize`, or the id of
-            a model on the Hub.
+        name: "tinyworld" (the embedded model) or "tinyworld-flux" (a transformer of its world), a folder in diffusers'
+            layout or of `erasure personalize`, or the id of a model on the Hub.
         device: "cpu", "cuda", "cuda:1", "mps".
         dtype: Precision of the weights; None is float32.
         attention: Implementation of attention: "sdpa" or "xformers"; see `attend_by`.
 
     Raises:
-        InputError: The name is none of the three, the folder is not a model, the Hub does not answer, or the attention
+        InputError: The name is none of these, the folder is not a model, the Hub does not answer, or the attention
             does not work on the device.
     """
     pipe = _loaded(name, device, torch.float32 if dtype is None else dtype)
@@ -91,7 +91,8 @@ def load_stored(name: str = DEFAULT_MODEL) -> DiffusionPipeline:
     Edits that depend on text alone can be fitted on it, and exported; see `load_model` for names and errors.
 
     Raises:
-        InputError: It is a personalised model, or has weights that are no safetensors files.
+        InputError: It is a personalised model, shares files with another one, or has weights that are no safetensors
+            files.
     """
     pipe = stored_model(_stored_folder(name))
     _check_use(pipe)
@@ -108,6 +109,11 @@ def _check_use(pipe: DiffusionPipeline) -> None:
 def _stored_folder(name: str) -> Path:
     """Return the folder of a model whose weights stay in their files."""
     if (shipped := profile_of(name).folder) is not None:
+        if not (shipped / "model_index.json").is_file():
+            raise InputError(
+                f"model: expected one with all of its files, got {name!r}, which has parts of another model's."
+                " Leave --low-memory out."
+            )
         return shipped
     if (Path(name) / PERSONALIZED).is_file():
         raise InputError(

@@ -4,6 +4,7 @@ Reconstructed from A-STAR's two diagnoses (arXiv:2306.14544: overlap and decay),
 metrics of an edited model they are ours.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
-from erasure.backbones.attention import AttentionCapture, average_maps
+from erasure.backbones.attention import AttentionCapture, average_maps, layer_pixels
 from erasure.errors import InputError
 from erasure.losses.attention import binarised, overlap, soft_iou
 from erasure.progress import OnProgress, ProgressCounter
@@ -75,6 +76,16 @@ def _normalised(maps: Float[Tensor, "steps h w"]) -> Float[Tensor, "steps h w"]:
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
+def map_size(backbone: Backbone) -> tuple[int, int]:
+    """Return rows and columns of the maps to compare: 16 x 16, or the finest that a model without them has.
+
+    16 x 16 is A-STAR's for Stable Diffusion 1.x, and the finest of the tiny world's UNet.
+    """
+    pixels = set(layer_pixels(backbone).values())
+    side = 16 if 16 * 16 in pixels else math.isqrt(max(pixels))
+    return side, side
+
+
 @dataclass(kw_only=True)
 class AttentionDrift(Metric):
     """Streaming indices of one model, over its own trajectories; keeps five numbers a prompt.
@@ -90,7 +101,7 @@ class AttentionDrift(Metric):
         guidance_scale: Scale of classifier-free guidance.
         negative_prompt: Replacement of the unconditional prompt; "" is the model's own.
         places: Number of steps whose maps are read, evenly spaced, >= 2.
-        size: Rows and columns of the maps; 16 x 16 is A-STAR's for Stable Diffusion 1.x, and the tiny world's finest.
+        size: Rows and columns of the maps; see `map_size`.
     """
 
     name: ClassVar[str] = "attention"

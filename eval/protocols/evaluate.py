@@ -20,7 +20,7 @@ from erasure.sampling import Pair, SamplingSettings
 
 from ..benchmarks import Benchmark, Item
 from ..images.store import ImageStore, check_paired, closed
-from ..metrics.attention_drift import AttentionDrift, DriftPrompt
+from ..metrics.attention_drift import AttentionDrift, DriftPrompt, map_size
 from ..stats.allocation import evenly
 from ..stats.paired import mcnemar, paired_bootstrap
 from ..stats.scores import Score, shared_setup
@@ -221,6 +221,7 @@ def _drift(
         steps=sampler.steps,
         guidance_scale=sampler.guidance_scale,
         negative_prompt=variant.negative_prompt,
+        size=map_size(backbone_of(variant.pipe)),
     )
     with variant.applied():
         drift.update(prompts, on_progress)

@@ -47,14 +47,15 @@ def folder_of(name: str) -> Path:
 
 @contextmanager
 def files_of(name: str, pipe: DiffusionPipeline) -> Iterator[Path]:
-    """Give the folder with a model's files, for the length of a `with`; one that has none of its own is written out.
+    """Give the folder with a model's files, for the length of a `with`; one that has not all of its own is written out.
 
-    A personalised model is a base and what was learned.
+    A personalised model is a base and what was learned, and a shipped one may have parts of another's.
 
     Raises:
         InputError: There is none.
     """
-    if (Path(name) / PERSONALIZED).is_file():
+    shipped = profile_of(name).folder
+    if (Path(name) / PERSONALIZED).is_file() or (shipped and not (shipped / "model_index.json").is_file()):
         with TemporaryDirectory() as folder:
             pipe.save_pretrained(folder)
             yield Path(folder)

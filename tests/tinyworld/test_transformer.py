@@ -1,5 +1,6 @@
 """The transformer of the world: its flow matching, its training, its folder."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from diffusers import FluxPipeline
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from erasure import load_model, tinyworld
+from erasure import UCE, Ledger, erase, load_model, tinyworld
 from erasure.backbones import backbone_of
 from erasure.backbones.conditioning import POOLED, TEXT, Conditioning, Stream
 from erasure.backbones.flux import Flux
 from erasure.errors import InputError
+from erasure.loading import load_stored
+from erasure.pipelines.export.formats import Export, write_export
 from erasure.profile import profile_of
 from erasure.sampling import SamplingSettings, sample
 from erasure.tinyworld import models
@@ -243,3 +246,22 @@ def test_the_command_refuses_what_cannot_be(tmp_path: Path) -> None:
         main(out=tmp_path, stages="unet,assemble")
     with pytest.raises(typer.BadParameter, match="minutes: expected a number > 0 for transformer, got -1"):
         main(out=tmp_path, stages="transformer", minutes=-1.0)
+
+
+def test_an_export_has_the_parts_that_the_folder_lacks(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained / "transformer", tmp_path / "flux" / "transformer")
+    monkeypatch.setattr(tinyworld, "FLUX", tmp_path / "flux")
+    monkeypatch.setattr(type(profile_of("tinyworld-flux")), "folder", tmp_path / "flux")
+    pipe = load_model("tinyworld-flux")
+    ledger = Ledger.create(tmp_path / "ledger", backbone_of(pipe).fingerprint(), "tinyworld-flux")
+    ledger.add(erase(pipe, "cat", eraser=UCE(), preserve=["dog"]))
+    write_export(ledger, pipe, Export(format="pipeline"), tmp_path / "out")
+    written = backbone_of(load_model(str(tmp_path / "out")))
+    assert written.latent_shape() == (4, 16, 16)
+    with ledger.applied_to(pipe):
+        for name, weight in backbone_of(pipe).parameters(lambda _: True).items():
+            assert torch.equal(weight, written.parameters(lambda other, name=name: other == name)[name])
+    with pytest.raises(InputError, match="expected one with all of its files, got 'tinyworld-flux'"):
+        load_stored("tinyworld-flux")

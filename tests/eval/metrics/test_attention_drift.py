@@ -7,7 +7,14 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
-from erasure.eval.metrics.attention_drift import UNITS, AttentionDrift, DriftPrompt, overlap_index, retention_index
+from erasure.eval.metrics.attention_drift import (
+    UNITS,
+    AttentionDrift,
+    DriftPrompt,
+    map_size,
+    overlap_index,
+    retention_index,
+)
 from tests import tiny
 
 LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -69,3 +76,13 @@ def test_masses_are_shares_and_stream() -> None:
 def test_words_that_the_prompt_lacks() -> None:
     with pytest.raises(InputError, match="expected words of the prompt"):
         drift(tiny.sd1()).update([DriftPrompt(prompt="a photo of a cat", removed="cat", beside="tree", seed=0)])
+
+
+@pytest.mark.parametrize(("family", "side"), [("sd1", 8), ("flux", 4)])
+def test_without_maps_of_16_by_16_the_finest_are_read(family: str, side: int) -> None:
+    pipe = tiny.EVERY[family]()
+    size = map_size(backbone_of(pipe))
+    assert size == (side, side)
+    scores = AttentionDrift(pipe=pipe, steps=3, places=3, size=size).update([ASK]).compute()
+    assert 0 < scores["mass_removed"].value < 1
+    assert scores["overlap"].setup.resize == f"maps of {side} x {side}"
