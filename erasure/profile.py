@@ -89,12 +89,15 @@ class ModelProfile:
         concepts: Names of the concepts that the model is known to draw; empty if that is not known.
         folder: Folder of the model's files if they come with this package, else None.
         novel: Name of a concept that the judge knows and the model was never taught; "" without one.
+        held_out: Contexts that no list of an eraser may hold, so that a measure can ask in phrasings that no removal
+            has seen.
     """
 
     name: ClassVar[str] = "general"
     concepts: ClassVar[tuple[str, ...]] = ()
     folder: ClassVar[Path | None] = None
     novel: ClassVar[str] = ""
+    held_out: ClassVar[tuple[str, ...]] = ()
 
     @cached_property
     def data(self) -> ProfileData:

@@ -9,7 +9,9 @@ from .io.text import composed
 
 # Each template beside the same image without the concept, which is what an empty anchor makes of it. Dropping the
 # name alone would leave "a photo of a", whose states are those of a broken sentence. The contexts stand for "anything
-# else in the image": the states after the name carry the concept mixed with them.
+# else in the image": the states after the name carry the concept mixed with them. They are of a kind that any corpus of
+# captions has. None is of a world's vocabulary, and none is among the phrasings that measures keep to themselves
+# (`ModelProfile.held_out`): a measure that asked in the sentences of the eraser would see nothing of what is left.
 _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
     "object": {
         "{}": "",
@@ -18,16 +20,16 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
         "a picture of a {}": "a picture",
         "a drawing of a {}": "a drawing",
         "a painting of a {}": "a painting",
-        "one {}, nothing else": "nothing else",
-        "a {} on the beach": "on the beach",
-        "a photo of a {} in the forest": "a photo in the forest",
-        "a {} in the city at night": "in the city at night",
-        "a {} and a house": "a house",
-        "a tree and a {}": "a tree",
         "an image of a {}": "an image",
-        "a {} at night": "at night",
-        "a {} in the snow": "in the snow",
-        "a {} in the desert": "in the desert",
+        "a close-up of a {}": "a close-up",
+        "a {} on a table": "on a table",
+        "a photo of a {} in a room": "a photo in a room",
+        "a {} in a field": "in a field",
+        "a {} by the window": "by the window",
+        "a {} and a person": "a person",
+        "a woman with a {}": "a woman",
+        "a {} in the morning": "in the morning",
+        "a {} in summer": "in summer",
     },
     "style": {
         "{}": "",
@@ -35,13 +37,13 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
         "in {} style": "",
         "a picture in the style of {}": "a picture",
         "a {} picture": "a picture",
-        "a {} of a house": "a house",
-        "a dog, {}": "a dog",
-        "a tree in {} style": "a tree",
-        "a cat in the style of {}": "a cat",
-        "a car on the beach, {} style": "a car on the beach",
-        "a {} drawing of a bird": "a drawing of a bird",
-        "the forest in {} style": "the forest",
+        "a {} of a woman": "a woman",
+        "a horse, {}": "a horse",
+        "a mountain in {} style": "a mountain",
+        "a man in the style of {}": "a man",
+        "a bowl of fruit on a table, {} style": "a bowl of fruit on a table",
+        "a {} drawing of a river": "a drawing of a river",
+        "the garden in {} style": "the garden",
     },
     "identity": {
         "{}": "",
@@ -50,16 +52,16 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
         "a portrait of {}": "a portrait",
         "a drawing of {}": "a drawing",
         "a painting of {}": "a painting",
-        "{}, nothing else": "nothing else",
-        "{} on the beach": "on the beach",
-        "a photo of {} in the forest": "a photo in the forest",
-        "{} in the city at night": "in the city at night",
-        "{} and a house": "a house",
-        "a tree and {}": "a tree",
         "an image of {}": "an image",
-        "{} at night": "at night",
-        "{} in the snow": "in the snow",
-        "{} in the desert": "in the desert",
+        "a close-up of {}": "a close-up",
+        "{} on a chair": "on a chair",
+        "a photo of {} in a room": "a photo in a room",
+        "{} in a field": "in a field",
+        "{} by the window": "by the window",
+        "{} and a person": "a person",
+        "a woman with {}": "a woman",
+        "{} in the morning": "in the morning",
+        "{} in summer": "in summer",
     },
     "unsafe": {
         "{}": "",
@@ -69,20 +71,20 @@ _TEMPLATES: Mapping[Kind, Mapping[str, str]] = {
         "a picture of a {}": "a picture",
         "a drawing of a {}": "a drawing",
         "a painting of {}": "a painting",
-        "someone with a {}": "someone",
-        "a {} on the beach": "on the beach",
-        "a photo of a {} in the forest": "a photo in the forest",
-        "a {} in the city at night": "in the city at night",
-        "a {} and a house": "a house",
         "an image of a {}": "an image",
-        "a {} at night": "at night",
-        "a {} in the snow": "in the snow",
-        "a {} in the desert": "in the desert",
+        "a close-up of a {}": "a close-up",
+        "someone with a {}": "someone",
+        "a {} on a table": "on a table",
+        "a photo of a {} in a room": "a photo in a room",
+        "a {} in a field": "in a field",
+        "a {} by the window": "by the window",
+        "a {} and a person": "a person",
+        "a {} in the morning": "in the morning",
     },
 }
 
-_ADJECTIVES = ("a small", "a big", "an old", "a red", "a blue", "a green")
-_PLACES_AND_TIMES = ("on the beach", "in the city", "in the forest", "in the desert", "in the snow", "at night")
+_ADJECTIVES = ("a small", "a big", "an old", "a new", "a broken", "a beautiful")
+_PLACES_AND_TIMES = ("on a table", "in a room", "in a field", "by the window", "in the morning", "in summer")
 _ACTIONS = ("standing", "moving", "seen from afar", "in the foreground")
 CLASS_TEMPLATES: tuple[str, ...] = (
     *(f"{adjective} {{}}" for adjective in _ADJECTIVES),
@@ -176,6 +178,12 @@ def without_phrases(prompt: str, phrases: Sequence[str]) -> str:
         text = re.sub(rf"(?<!\w){_ARTICLE}{words}\s+and\s+", "", text, flags=re.IGNORECASE)
         text = re.sub(rf"(?<!\w){_JOINING}{words}(?!\w)(?:'s)?", " ", text, flags=re.IGNORECASE)
     return text if text == prompt else _tidied(text)
+
+
+def has_context(prompt: str, names: Sequence[str], contexts: Sequence[str]) -> bool:
+    """Return True if a prompt without some names holds one of the contexts, as whole words."""
+    rest = without_phrases(prompt, names)
+    return any(re.search(rf"(?<!\w){words_of(context)}(?!\w)", rest, re.IGNORECASE) for context in contexts)
 
 
 def _tidied(text: str) -> str:

@@ -80,7 +80,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     [
         ({"reg": "1.0"}, "uce.reg: expected a valid number, got '1.0'."),
         ({"reg": -1.0}, "uce.reg: expected a number greater than 0, got -1.0."),
-        ({"rows": "nonsense"}, "uce.rows: expected 'templates' or 'last-subject', got 'nonsense'."),
+        ({"rows": "nonsense"}, "uce.rows: expected 'templates', 'published' or 'last-subject', got 'nonsense'."),
     ],
 )
 def test_settings_are_checked_at_construction(settings: dict[str, Any], text: str) -> None:

@@ -30,7 +30,7 @@ def evaluation(source: str, results: Path) -> str:
 
 def family(source: str, results: Path) -> str:
     """Return one row a method: what is left of a family by wording and by attack, and what else went."""
-    names = ("efficacy_explicit", "efficacy_synonym", "efficacy_combined", "efficacy_implicit")
+    names = ("efficacy_explicit", "efficacy_synonym", "efficacy_combined", "efficacy_implicit", "efficacy_held_out")
     tiers = ("retention_everything_else", "clip_score", "fd")
     runs = read_runs(source, results)
     attacks = list(dict.fromkeys(name for _, run in runs for name in run["attacks"]))

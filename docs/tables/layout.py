@@ -82,6 +82,12 @@ def score_cell(score: Mapping[str, Any] | None) -> str:
     return f"{score['value']:.3g}{interval} of {score['n']}{whose}"
 
 
+def held_out_cell(step: Mapping[str, Any]) -> str:
+    """Return the efficacy of a step in held-out phrasings; a dash for a measure that did not tell them apart."""
+    rate = step.get("held_out")
+    return "–" if rate is None else rate_cell(rate)
+
+
 def share_cell(step: Mapping[str, Any], name: str) -> str:
     """Return a rate of a step with its interval and count; a dash where there is none."""
     value = step["efficacy"] if name == "efficacy" else step["retention"][name]

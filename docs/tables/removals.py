@@ -8,6 +8,7 @@ from .layout import (
     changed_settings,
     default_of,
     fit_seconds,
+    held_out_cell,
     read_runs,
     share_cell,
     table,
@@ -22,13 +23,24 @@ def removal(source: str, results: Path) -> str:
             run["steps"][-1]["method"],
             changed_settings(run),
             ", ".join(target_names(run["steps"])),
-            *(share_cell(run["steps"][-1], name) for name in ("efficacy", "near", "far")),
+            share_cell(run["steps"][-1], "efficacy"),
+            held_out_cell(run["steps"][-1]),
+            *(share_cell(run["steps"][-1], name) for name in ("near", "far")),
             fit_seconds(run["steps"]),
         )
         for _, run in read_runs(source, results)
         if run.get("steps") and run["steps"][-1].get("efficacy") is not None
     ]
-    headings = ("method", "settings", "removed, in order", "efficacy", "near kept", "far kept", "seconds")
+    headings = (
+        "method",
+        "settings",
+        "removed, in order",
+        "efficacy",
+        "held-out efficacy",
+        "near kept",
+        "far kept",
+        "seconds",
+    )
     return table(headings, rows, read_runs(source, results))
 
 
@@ -39,7 +51,9 @@ def removal_steps(source: str, results: Path) -> str:
             step["method"],
             changed_settings(run),
             f"{step['id']} {', '.join(target_names([step]))}",
-            *(share_cell(step, name) for name in ("efficacy", "near", "far")),
+            share_cell(step, "efficacy"),
+            held_out_cell(step),
+            *(share_cell(step, name) for name in ("near", "far")),
             step.get("worst", ""),
             fit_seconds([step]),
         )
@@ -47,7 +61,17 @@ def removal_steps(source: str, results: Path) -> str:
         for step in run.get("steps", ())
         if step.get("efficacy") is not None
     ]
-    headings = ("method", "settings", "after", "efficacy", "near kept", "far kept", "most is left of", "seconds")
+    headings = (
+        "method",
+        "settings",
+        "after",
+        "efficacy",
+        "held-out efficacy",
+        "near kept",
+        "far kept",
+        "most is left of",
+        "seconds",
+    )
     return table(headings, rows, read_runs(source, results))
 
 

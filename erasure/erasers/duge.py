@@ -51,7 +51,7 @@ class DUGE(Eraser):
         match: Values that L_U compares: "maps", as specified; "outputs" of the layers with those maps (extension); or
             the predicted "noise" (extension).
         towards: Prompt of the aim: "empty", as specified; or "blank" (extension), the prompt without the target ("a cat
-            on the beach": "on the beach"), at images sampled for it, so that the beach stays.
+            on a table": "on a table"), at images sampled for it, so that the table stays.
         overshoot: Distance beyond the aim, >= 0, as a share of the way there from the original model's values for the
             target (extension, as ESD's negative guidance): sampling multiplies the rest of the way by the guidance
             scale. Not for maps, which are distributions.

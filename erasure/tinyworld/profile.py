@@ -25,6 +25,7 @@ class TinyWorldProfile(ModelProfile):
     name: ClassVar[str] = "tinyworld"
     concepts: ClassVar[tuple[str, ...]] = vocabulary.concepts()
     folder: ClassVar[Path | None] = tinyworld.MODEL
+    held_out: ClassVar[tuple[str, ...]] = (*vocabulary.HELD_OUT_PHRASES, *vocabulary.HELD_OUT_SUBJECTS)
     novel: ClassVar[str] = "Rusty"
 
     def load(self, *, device: "str | torch.device", dtype: "torch.dtype") -> "StableDiffusionPipeline | FluxPipeline":

@@ -159,6 +159,12 @@ SCENE_PHRASES: dict[str, tuple[str, ...]] = {
     "desert": ("in the desert", "in the sand dunes"),
     "city": ("in the city", "downtown"),
 }
+HELD_OUT_PHRASES: tuple[str, ...] = tuple(phrase for _, *others in SCENE_PHRASES.values() for phrase in others)
+"""Phrasings of a scene that no eraser's list may hold: an object is asked for in them to see what its removal left."""
+
+HELD_OUT_SUBJECTS: tuple[str, ...] = ("rabbit", "catfish", "cactus", "church", "cart", "rocket", "hammer", "scissors")
+"""Objects that no eraser's list may hold as a context: beside another, in a style or in a scene that is asked for."""
+
 STYLE_PHRASES: dict[str, tuple[str, ...]] = {
     "photo": ("{}", "a photo of {}", "a picture of {}", "an image of {}"),
     "pencil sketch": ("a pencil sketch of {}", "{} in pencil sketch style", "a pencil drawing of {}"),

@@ -92,6 +92,10 @@ class Benchmark(Plugin):
             InputError: A file that cannot be read, or does not hold what it should.
         """
 
+    def held_out(self, item: Item) -> bool:
+        """Return True if an item asks in a phrasing that no list of an eraser may hold; False where none is named."""
+        return False
+
     @cached_property
     def items(self) -> tuple[Item, ...]:
         """The items, read once."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from erasure.concept import normalized
 from erasure.errors import InputError, unknown_name
 from erasure.profile import profile_of
+from erasure.prompts import has_context
 from erasure.registry import Exactness
 from erasure.tinyworld import vocabulary as words
 
@@ -28,6 +29,9 @@ class TinyWorld(Benchmark):
 
     What was removed is asked for by name; by its synonyms; in "A and B" prompts, in which B should stay (for a style or
     scene B is what is drawn in it); and, for weapons, by hints that name none, only those that no eraser's list holds.
+    Some of it is asked for in a held-out phrasing: a place in other words than the usual ("at the seaside"), an object
+    beside it or in it that no eraser's list holds, or such a hint.
+
     What should stay is asked for by name, in four tiers, of which a concept is in the first that fits:
 
     - siblings: what is most like something removed (its family, class and individuals, the other styles or scenes);
@@ -112,6 +116,12 @@ class TinyWorld(Benchmark):
         """The concepts of each tier, in the world's order."""
         kept = [name for name in words.concepts() if name not in self.removed and name not in self.left_out]
         return {tier: [name for name in kept if tier_of(name, self.removed) == tier] for tier in TIERS}
+
+    def held_out(self, item: Item) -> bool:
+        """Return True for the contexts of `profile.held_out`, and for the hints that no eraser's list may hold."""
+        names = [item.unwanted, *words.SYNONYMS.get(item.unwanted, ())] if item.unwanted else []
+        contexts = profile_of(self.profile).held_out
+        return item.prompt in words.WEAPON_HINTS_HELD_OUT or has_context(item.prompt, names, contexts)
 
     def read(self) -> tuple[Item, ...]:
         half = self.total // 2

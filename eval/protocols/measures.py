@@ -247,19 +247,26 @@ def efficacy_by_wording(
     items: Sequence[Item],
     unwanted: Float[np.ndarray, " n"],
     share: Callable[[str, Int[np.ndarray, " k"], Float[np.ndarray, " k"]], Column],
+    held_out: Callable[[Item], bool],
 ) -> dict[str, Column]:
     """Return the efficacy over all removed concepts, a column for each wording of the prompts.
+
+    One more is for what is asked in held-out phrasings, in any of the wordings.
 
     Args:
         items: Items of the benchmark.
         unwanted: Whether each item's removed concept was seen; NaN if not read.
         share: Makes the column of a metric from rows and their values.
+        held_out: Tells the items in held-out phrasings.
     """
     looked = chosen(removed_items(items), lambda i: not np.isnan(unwanted[i]))
-    return {
-        f"efficacy_{wording}": share("efficacy", rows, 1 - unwanted[rows])
+    parts = {
+        wording: chosen(looked, lambda i, w=wording: items[i].wording == w)
         for wording in dict.fromkeys(items[i].wording for i in looked)
-        for rows in [chosen(looked, lambda i, w=wording: items[i].wording == w)]
+    }
+    parts["held_out"] = chosen(looked, lambda i: held_out(items[i]))
+    return {
+        f"efficacy_{part}": share("efficacy", rows, 1 - unwanted[rows]) for part, rows in parts.items() if len(rows)
     }
 
 

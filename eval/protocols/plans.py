@@ -6,10 +6,11 @@ from typing import Literal
 
 from erasure.concept import Concept, Kind, normalized
 from erasure.profile import ModelProfile
-from erasure.prompts import fill, templates
+from erasure.prompts import fill, has_context
 from erasure.runs.schema import MeasureSettings
 
 from ..stats.allocation import noise_seed, share
+from .phrasings import held_out_sentences
 
 Role = Literal["removed", "near", "far"]
 
@@ -23,12 +24,14 @@ class PlannedImage:
         role: Role of the concept: removed, or kept and near to a removed concept, or kept and far.
         prompt: It names the concept, and no removed one unless it is one.
         seed: Seed of the noise, >= 0.
+        held_out: Whether the prompt has a context that no list of an eraser may hold.
     """
 
     name: str
     role: Role
     prompt: str
     seed: int
+    held_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +98,25 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
     }
     probes = [
         PlannedImage(
-            name=concept.target, role="removed", prompt=prompt, seed=noise_seed(concept.target, i, settings.seed)
+            name=concept.target,
+            role="removed",
+            prompt=prompt,
+            seed=noise_seed(concept.target, i, settings.seed),
+            held_out=True,
         )
         for concept in removed
         for i, prompt in enumerate(_cycle(concept.target, concept, settings.per_concept))
     ]
     for position, (name, kind) in enumerate(preserved.items()):
         count = share(settings.near, len(preserved), position)
-        sentences = templates(kind)
+        sentences = held_out_sentences(kind)
         probes += [
             PlannedImage(
                 name=name,
                 role="near",
                 prompt=fill(sentences[i % len(sentences)], name),
                 seed=noise_seed(name, i, settings.seed),
+                held_out=True,
             )
             for i in range(count)
         ]
@@ -144,10 +152,12 @@ def known_images(
     for i, prompt in enumerate(profile.prompts(name, drawn, settings.seed)):
         words = f" {normalized(prompt)} "
         if len(probes) < n and not any(f" {normalized(word)} " in words for word in forbidden):
-            probes.append(PlannedImage(name=name, role=role, prompt=prompt, seed=noise_seed(name, i, settings.seed)))
+            seed = noise_seed(name, i, settings.seed)
+            held_out = has_context(prompt, [name, *profile.aliases(name)], profile.held_out)
+            probes.append(PlannedImage(name=name, role=role, prompt=prompt, seed=seed, held_out=held_out))
     return probes
 
 
 def _cycle(name: str, concept: Concept, n: int) -> list[str]:
-    sentences = templates(concept.kind)
+    sentences = held_out_sentences(concept.kind)
     return [fill(sentences[i % len(sentences)], name) for i in range(n)]

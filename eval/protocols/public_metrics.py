@@ -214,7 +214,7 @@ class PublicMetrics:
                 columns[name] = self._column(name, rows, values[rows], UNIT, name != "clip_score_removed")
         concepts: dict[str, Score] = {}
         if self.classifier is not None:
-            columns |= efficacy_by_wording(items, looks.seen, self._share)
+            columns |= efficacy_by_wording(items, looks.seen, self._share, self.benchmark.held_out)
             columns |= self._retained(kept, looks.seen, before.seen)
             concepts = concept_scores(items, looks.seen, looks.seen, before.seen, self._share)
         return Measures(columns=columns, sets=sets, concepts=concepts, seen=looks.seen, probability=looks.probability)

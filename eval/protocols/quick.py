@@ -24,10 +24,12 @@ class RemovedResult:
     Attributes:
         efficacy: Share of images, for prompts that ask for it, in which the judge does not see it.
         before: The same share of the original model, which is what efficacy starts from.
+        held_out: Efficacy for prompts in phrasings that no list of an eraser may hold; None without one.
     """
 
     efficacy: Rate
     before: Rate
+    held_out: Rate | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +80,18 @@ class QuickMeasure:
         """The lowest efficacy over all that was removed so far."""
         return self.removed[self.worst].efficacy
 
+    @property
+    def held_out(self) -> Rate | None:
+        """The lowest efficacy in held-out phrasings over all that was removed so far; None if nothing was asked so."""
+        rates = [result.held_out for result in self.removed.values() if result.held_out is not None]
+        return min(rates, key=lambda rate: rate.value, default=None)
+
     def as_json(self) -> dict[str, Any]:
         """Give the measure as plain data: the headline numbers as numbers, their counts and intervals beside them."""
         groups = {"near": self.near, "far": self.far}
         return {
             "efficacy": self.efficacy.value,
+            "held_out": self.held_out and self.held_out.as_json(),
             "retention": {
                 role: None if kept is None or kept.retention is None else kept.retention.value
                 for role, kept in groups.items()
@@ -103,7 +112,11 @@ class QuickMeasure:
             },
             "worst": self.worst,
             "removed": {
-                name: {"efficacy": result.efficacy.as_json(), "before": result.before.as_json()}
+                name: {
+                    "efficacy": result.efficacy.as_json(),
+                    "before": result.before.as_json(),
+                    "held_out": result.held_out and result.held_out.as_json(),
+                }
                 for name, result in self.removed.items()
             },
             "kept": {
@@ -141,6 +154,7 @@ def measure(
     concepts = [probe.name for probe in probes]
     names = np.array(concepts)
     roles = np.array([probe.role for probe in probes])
+    held_out = np.array([probe.held_out for probe in probes])
     # One model's images at a time: a judge keeps its last reading.
     readings = [(np.array(shows_each(judge, row, concepts)), judge.features(row).numpy()) for row in (before, after)]
     (seen_before, features_before), (seen_after, features_after) = readings
@@ -161,13 +175,16 @@ def measure(
             },
         )
 
-    result = {
-        name: RemovedResult(
-            efficacy=Rate.of(~seen_after[(roles == "removed") & (names == name)]),
-            before=Rate.of(~seen_before[(roles == "removed") & (names == name)]),
+    def removed(name: str) -> RemovedResult:
+        here = (roles == "removed") & (names == name)
+        unseen = here & held_out
+        return RemovedResult(
+            efficacy=Rate.of(~seen_after[here]),
+            before=Rate.of(~seen_before[here]),
+            held_out=Rate.of(~seen_after[unseen]) if unseen.any() else None,
         )
-        for name in dict.fromkeys(names[roles == "removed"].tolist())
-    }
+
+    result = {name: removed(name) for name in dict.fromkeys(names[roles == "removed"].tolist())}
     return QuickMeasure(
         removed=result, near=kept("near"), far=kept("far"), judge=judge.name, left_out=dict(left_out or {})
     )

@@ -28,7 +28,7 @@ from erasure.io.tensor_cache import stored
 from erasure.judge import Judge, shows_any
 from erasure.profile import profile_of
 from erasure.progress import OnProgress, ProgressCounter, staged
-from erasure.prompts import fill, templates
+from erasure.prompts import fill
 from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings, sample
 
@@ -36,6 +36,7 @@ from ..attacks import Attack, Goal
 from ..images.png import as_png
 from ..probes import SampledProbe
 from ..stats.scores import Rate
+from .phrasings import held_out_sentences
 from .variants import Variant, image_cache
 
 VERSION = 1
@@ -293,7 +294,7 @@ def attack_prompts(concepts: Sequence[Concept], n: int, *, model: str, seed: int
     for i in range(n):
         concept, turn = concepts[i % len(concepts)], i // len(concepts)
         known = profile.prompts(concept.target, turn + 1, seed)
-        sentences = templates(concept.kind)
+        sentences = held_out_sentences(concept.kind)
         prompt = (
             known[turn] if known else fill(sentences[turn % len(sentences)], concept.names[turn % len(concept.names)])
         )

@@ -172,7 +172,7 @@ class TinyWorldMetrics:
     def _measures(self, looks: WorldReadings, before: WorldReadings, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
-        columns = efficacy_by_wording(items, looks.unwanted, self._share)
+        columns = efficacy_by_wording(items, looks.unwanted, self._share, self.benchmark.held_out)
         stays = chosen(np.arange(len(items)), lambda i: bool(items[i].retained))
         for tier in dict.fromkeys(items[i].group for i in stays):
             rows = chosen(stays, lambda i, t=tier: items[i].group == t)

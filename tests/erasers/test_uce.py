@@ -106,9 +106,9 @@ def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
     rows = UCE(trailing_states=1, strength=1.0).rows_of(
         [Concept(target="umbrella", anchor="fire hydrant")], FitContext(backbone=BACKBONE)
     )
-    template = "a photo of a {} in the forest"
+    template = "a photo of a {} in a room"
     prompt, other = fill(template, "umbrella"), fill(template, "fire hydrant")
-    assert prompt == "a photo of an umbrella in the forest"
+    assert prompt == "a photo of an umbrella in a room"
     subject, word, trailing = (
         at(rows, "umbrella", f"{template}|{where}") for where in ("subject", "word-1", "trailing-0")
     )
@@ -122,7 +122,7 @@ def test_templates_pair_words_and_trailing_states_with_the_anchors() -> None:
 
 def test_without_an_anchor_a_prompt_becomes_itself_without_the_name() -> None:
     rows = UCE(strength=1.0).rows_of([Concept(target="cat")], FitContext(backbone=BACKBONE))
-    template, blank = "a photo of a {} in the forest", "a photo in the forest"
+    template, blank = "a photo of a {} in a room", "a photo in a room"
     prompt = fill(template, "cat")
     trailing, word = (at(rows, "cat", f"{template}|{where}") for where in ("trailing-0", "word-1"))
     close(rows.targets[trailing], state(prompt, end(prompt)))

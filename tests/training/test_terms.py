@@ -104,7 +104,7 @@ def test_every_trained_eraser_takes_it_and_a_weight_of_zero_is_none(name: str, f
 def test_phrases_speak_of_the_class_and_the_siblings_and_never_of_what_goes() -> None:
     individual = Concept(target="Biscuit", anchor="dog", preserve=("cat", "big Biscuit"), kind="identity")
     phrases = class_phrases([individual])
-    assert {"a dog on the beach", "a small dog", "a cat at night", "a dog standing"} <= set(phrases)
+    assert {"a dog on a table", "a small dog", "a cat in the morning", "a dog standing"} <= set(phrases)
     assert not [phrase for phrase in phrases if "biscuit" in phrase.casefold()]
     assert len(phrases) == len(set(phrases)) >= 40
     style = class_phrases([Concept(target="neon", preserve=("mosaic",), kind="style")])

@@ -13,12 +13,13 @@ from erasure.concept import Concept
 from erasure.errors import InputError
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
-from erasure.prompts import fill, speaks_of, templates
+from erasure.prompts import fill, speaks_of
 from erasure.sampling import SamplingSettings
 
 from ...images.pipeline_digest import pipeline_digest, weights_digest
 from ...probes import Aim
 from ...stats.allocation import evenly, noise_seed
+from ..phrasings import held_out_sentences
 from ..sources import Loader, gold_variant
 from ..variants import Variant
 
@@ -102,7 +103,7 @@ def aim_of(
         seed: Seed of prompts and noise, >= 0.
     """
     known = profile.prompts(concept.target, images, seed)
-    sentences = templates(concept.kind)
+    sentences = held_out_sentences(concept.kind)
     prompts = known or [
         fill(sentences[i % len(sentences)], concept.names[i // len(sentences) % len(concept.names)])
         for i in range(images)
@@ -137,7 +138,7 @@ def _kept(
 ) -> Iterator[tuple[str, str, int]]:
     for i in range(n if names else 0):
         name, turn = names[i % len(names)], i // len(names)
-        sentences = templates("object")
+        sentences = held_out_sentences("object")
         drawn = profile.prompts(name, turn + 20, seed) or [fill(sentence, name) for sentence in sentences]
         free = [prompt for prompt in drawn if not speaks_of(prompt, removed)]
         if free:
