@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from erasure import erase
+from erasure import ESD, Concept, Ledger, erase
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.loading import load_model, load_stored
@@ -176,6 +177,24 @@ def test_a_pipeline_of_another_task_is_refused_before_anything_is_recorded(model
     change(model / "model_index.json", lambda index: index.update(_class_name=kind))
     for message in refusals(model):
         assert f"expected a pipeline that makes images of texts alone, got {kind}, whose call takes an image" in message
+
+
+def test_a_denoiser_that_reads_more_is_one_line_to_a_fit(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    pipe.unet = tiny.unet(tiny.WIDTH, in_channels=9)
+    ledger = Ledger.create(tmp_path / "ledger", backbone_of(pipe).fingerprint(), "model")
+    with pytest.raises(InputError, match="a denoiser that reads latents alone, got one of 9 channels in and 4 out"):
+        ledger.remove(pipe, ESD(**ESD.quick), [Concept(target="cat")])
+    assert not Ledger.open(tmp_path / "ledger").entries
+
+
+def test_loading_warns_of_nothing(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        load_model(str(model))
+        load_model("tinyworld")
+    said = capfd.readouterr().err
+    assert not [word for word in ("deprecated", "safety checker", "initialized", "Some weights") if word in said]
 
 
 def test_a_denoiser_that_reads_more_than_latents_is_refused(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ Each is a fault that no later step would notice: ids without meaning, edits of p
 
 import inspect
 from collections.abc import Iterator
+from typing import cast
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.nn.utils import parametrize
@@ -127,11 +128,16 @@ def check_samples(pipe: DiffusionPipeline) -> None:
             f"model: expected a pipeline that makes images of texts alone, got {kind.__name__}, whose call {what}."
             " Load the text-to-image model that it was made from."
         )
-    vae, config = getattr(pipe, "vae", None), denoiser_of(pipe).config
-    if vae is None:
+    if getattr(pipe, "vae", None) is None:
         raise InputError(
             f"model: expected a pipeline with an autoencoder, got {kind.__name__} without one. Add its vae."
         )
+    check_channels(denoiser_of(pipe))
+
+
+def check_channels(denoiser: nn.Module) -> None:
+    """Raise InputError if a denoiser reads more than latents, such as the rest of an image to fill in."""
+    config = cast("ModelMixin", denoiser).config
     read, predicted = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if read != predicted:
         raise InputError(

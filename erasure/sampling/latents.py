@@ -9,7 +9,7 @@ from torch import Tensor
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, concatenate
 from ..backbones.schedule import Timestep
-from ..errors import InputError
+from ..backbones.usable import check_channels
 
 Latents = Float[Tensor, "n c h w"]
 
@@ -76,10 +76,6 @@ def scheduled_prediction(backbone: Backbone, latents: Latents, timestep: Timeste
     Raises:
         InputError: The denoiser reads more than latents.
     """
+    check_channels(backbone.denoiser)
     output = backbone.predict(latents, timestep, states)
-    if output.shape != latents.shape:
-        raise InputError(
-            f"model: expected a denoiser that reads latents alone, got one of {latents.shape[1]} channels in and"
-            f" {output.shape[1]} out. Load the text-to-image model that it was made from."
-        )
     return backbone.schedule.prediction(output.float(), latents.float(), timestep)
