@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
@@ -122,7 +123,7 @@ class Manifest:
         """
         images = tuple((row["prompt"], row["seed"]) for row in data["images"])
         values = {item.name: data[item.name] for item in fields(cls) if item.name != "images"}
-        return TypeAdapter(cls).validate_python({**values, "images": images}, strict=True)
+        return TypeAdapter(cls).validate_json(to_json({**values, "images": images}), strict=True)
 
     def file(self, row: int) -> str:
         """Return the file name of a row, which contains its prompt for people."""

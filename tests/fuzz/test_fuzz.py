@@ -9,6 +9,12 @@ import pytest
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from erasure import Edit, Ledger
+from erasure.eval.images.store import ImageStore
+from erasure.eval.protocols.ledger_measures import measured_of
+from erasure.eval.reports.card_results import results_of
+from erasure.runs import removal
+
 from .run import failures
 from .targets import TARGETS, Samples
 
@@ -30,6 +36,16 @@ def test_every_kind_of_input_has_cases() -> None:
     assert QUICK.keys() == TARGETS.keys()
     assert sum(QUICK.values()) == 2_000
     assert sum(MANY.values()) == 20_000
+
+
+def test_what_the_cases_damage_is_whole(samples: Samples) -> None:
+    assert ImageStore.open(samples.store).missing() == [0]
+    ledger = Ledger.open(samples.ledger)
+    assert ledger.verify(samples.pipe) == []
+    assert measured_of(ledger, ledger.entries[1]) is not None
+    assert removal.recorded_facts(samples.ledger) is not None
+    assert len(results_of(ledger)) == 3
+    Edit.load(samples.edit, shared=samples.ledger / "rows").check_base(samples.pipe)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
