@@ -173,7 +173,8 @@ def _projections(backbone: Backbone) -> dict[str, Site]:
 def _states(backbone: Backbone, aim: Aim) -> Float[Tensor, "two dim"]:
     """Return the states of the concept's last token and of the end of text, in its plainest prompt."""
     read = backbone.encode([fill(templates(aim.concept.kind)[2], aim.concept.target)])
-    last = read.word_positions(0, aim.concept.target)[-1]
+    spans = read.spans(0, aim.concept.target)
+    last = spans[-1][-1] if spans else int(read.eot[0]) - 1  # a model that filters its prompts does not read the name
     return torch.stack([read.states[0, last], read.end_states[0]]).float()
 
 

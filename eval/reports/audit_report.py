@@ -9,7 +9,7 @@ from rich.table import Table
 
 from erasure.io.files import write_whole
 
-from ..protocols.audit.results import ConceptAudit, DoseReading, ProbeResult
+from ..protocols.audit.results import BAR, ConceptAudit, DoseReading, ProbeResult
 from ..protocols.audit.rows import ERASED, GOLD, ORIGINAL
 from ..protocols.audit.run import AuditResults
 from ..stats.residue import Residue
@@ -102,7 +102,9 @@ def _rung(result: ProbeResult) -> dict[str, Any]:
         "reason": result.reason,
         "status": result.status,
         "dose": "" if reading is None else _dose(reading),
-        "bar": None if reading is None or reading.residue is None else _bar(reading, reading.residue),
+        "bar": None
+        if reading is None or reading.residue is None
+        else _bar(reading, reading.residue, inside=result.access == "inside"),
         "residue": "" if reading is None else _residue(reading.residue),
         "kept": _number(None if reading is None else reading.kept(ERASED)),
         "kept_gold": _number(None if reading is None else reading.kept(GOLD if GOLD in reading.rows else ORIGINAL)),
@@ -123,7 +125,7 @@ def _detail(reading: DoseReading, result: ProbeResult) -> dict[str, Any]:
     }
 
 
-def _bar(reading: DoseReading, residue: Residue) -> dict[str, Any]:
+def _bar(reading: DoseReading, residue: Residue, *, inside: bool) -> dict[str, Any]:
     ticks = [
         {"x": _across(rho.value), "name": f"{row}: {_residue(rho)}"}
         for row in reading.rows
@@ -137,8 +139,15 @@ def _bar(reading: DoseReading, residue: Residue) -> dict[str, Any]:
         "low": _across(residue.low),
         "high": _across(residue.high),
         "ticks": ticks,
-        "bad": residue.low > 0.05,
+        "state": _state(residue, inside=inside),
     }
+
+
+def _state(residue: Residue, *, inside: bool) -> str:
+    """Return the colour of a bar: back, open (the images are too few to tell, or a trace inside), or gone."""
+    if residue.value <= BAR and not residue.low > BAR:
+        return "zero"
+    return "bad" if residue.low > BAR and not inside else "open"
 
 
 def _images(reading: DoseReading) -> list[dict[str, Any]]:

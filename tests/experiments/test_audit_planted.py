@@ -1,0 +1,67 @@
+"""Planted models: each has the fault that its name says, and is undone on exit."""
+
+import torch
+
+from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.eval.probes import Models, Subject, probe_class
+from erasure.profile import profile_of
+from erasure.sampling import SamplingSettings, sample
+from experiments.audit_planted import PLANTED, names_dropped, words_masked
+from tests.contract.test_probes import _Open, aim
+from tests.eval.world import pipeline
+
+CAT = Concept(target="cat", aliases=("kitty",))
+SAMPLING = SamplingSettings(steps=2, guidance_scale=4.0)
+
+
+def latents(prompt: str) -> torch.Tensor:
+    return sample(pipeline(), [prompt], [0], SAMPLING, output="latents")
+
+
+def test_a_filter_reads_the_prompt_without_the_name_and_is_undone() -> None:
+    pipe, before = pipeline(), latents("a cat and a dog")
+    with names_dropped(pipe, CAT):
+        assert torch.equal(latents("a cat and a dog"), latents("a dog"))
+    assert torch.equal(latents("a cat and a dog"), before)
+    assert not torch.equal(before, latents("a dog"))
+
+
+def test_a_filter_leaves_what_the_denoiser_knows() -> None:
+    pipe, target = pipeline(), aim(profile_of("tinyworld"))
+    probe = probe_class("hidden")(pairs=2, levels=2)
+    material = probe.material(Models(original=lambda: _Open(pipe)), target)
+
+    def readings() -> dict[str, list[float]]:
+        outcomes = probe.outcomes(Subject(pipe=pipe, aim=target, material=material))
+        return {outcome.part: list(outcome.values) for outcome in outcomes}
+
+    plain = readings()
+    with names_dropped(pipe, CAT):
+        filtered = readings()
+    assert filtered["density"] == plain["density"]
+    assert filtered["link"] != plain["link"]
+    assert plain["guidance"] == [1.0] * len(plain["guidance"]) or min(plain["guidance"]) > 0.999
+    assert min(plain["keys"]) > 0.999
+
+
+def test_a_hider_changes_prompts_with_the_name_alone() -> None:
+    pipe, cat, dog = pipeline(), latents("a cat"), latents("a dog")
+    with words_masked(pipe, CAT):
+        assert not torch.equal(latents("a cat"), cat)
+        torch.testing.assert_close(latents("a dog"), dog, atol=1e-5, rtol=1e-4)
+    assert torch.equal(latents("a cat"), cat)
+
+
+def test_every_planted_model_names_probes_that_exist() -> None:
+    for planted in PLANTED.values():
+        for name in (*planted.finders, *planted.clear):
+            assert name == "kept" or probe_class(name)
+
+
+def test_nothing_is_removed_from_the_planted_original() -> None:
+    pipe = pipeline()
+    backbone = backbone_of(pipe)
+    before = {name: p.clone() for name, p in backbone.parameters(lambda _: True).items()}
+    with PLANTED["original"].applied(pipe, CAT)():
+        assert all(torch.equal(before[name], p) for name, p in backbone.parameters(lambda _: True).items())
