@@ -28,7 +28,7 @@ app: $(STAMP)  ## start the web demo
 
 space: $(STAMP)  ## SPACE=owner/name: make the folder of a Hugging Face Space, build/space
 	rm -rf build/space && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/space .
-	cp app.py build/space && $(BIN)/python -m erasure.demo.space "$(SPACE)" build/space
+	cp app.py build/space && $(BIN)/python -m erasure.demo.server.space "$(SPACE)" build/space
 
 test: $(STAMP)  ## run the tests: offline, on the CPU
 	$(BIN)/python -m pytest

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from erasure.concept import Concept, Kind
@@ -28,8 +27,9 @@ from ..eval.reports.ledger_report import RemovalRow, removal_rows, write_report
 from . import limits
 from .forms import offered
 from .jobs import Track
+from .results import Attended, BeforeAfter, Report
 from .sessions import Session
-from .studio import Attended, BeforeAfter, Studio
+from .studio import Studio
 
 _STEP_MEASURE = schema.MeasureSettings(per_concept=10, near=16, far=20)
 """Measure of the erosion curve: few images after each step, with wide intervals."""
@@ -55,23 +55,6 @@ class Wish:
     anchor: str = ""
     preserve: Sequence[str] | None = None
     kind: Kind | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Result of a measurement.
-
-    Attributes:
-        table: Header and rows, as texts.
-        page: File of the report.
-        scores: File of the scores, JSON.
-        notes: Warnings for the reader.
-    """
-
-    table: tuple[tuple[str, ...], ...]
-    page: Path
-    scores: Path
-    notes: tuple[str, ...] = ()
 
 
 def erase(studio: Studio, session: Session, wish: Wish, track: Track) -> list[str]:
@@ -111,7 +94,7 @@ def _run(studio: Studio, wish: Wish) -> schema.Run:
     suggested: dict[str, dict[str, Any]] = {}
     if wish.preserve is None and not studio.known:  # for each as if it were the only one
         suggested = {name: {"preserve": studio.to_keep([name], kind=wish.kind or "object")} for name in targets}
-    settings = limits.settings(wish.settings, [setting.name for setting in offered(wish.method, studio.name)])
+    settings = limits.settings(wish.settings, offered(wish.method, studio.name))
     return schema.parse(
         {
             "model": studio.name,
@@ -155,6 +138,7 @@ def compare(
         removed=tuple(concept.target for concept in standing),
         judge="" if judge is None else judge.name,
         cut=cut,
+        entries=session.standing(),
     )
     return session.compared
 
@@ -227,12 +211,13 @@ def attend(
         raise InputError("words: expected at least one, got none. Name words of the prompt, separated by commas.")
     guidance = AStar(concepts=named, alpha=alpha)
     with track.holding(studio.lock), _standing(studio, session):
+        entries = session.standing()
         track.say("sampling without A-STAR", 0, 2)
         plain = trace_attention(studio.pipe, text, named, seed, studio.sampler)
         track.say("sampling with A-STAR", 1, 2)
         guided = trace_attention(studio.pipe, text, named, seed, studio.sampler, guidance)
     sheet = attention_sheet([("plain", plain), ("A-STAR", guided)], named, _SHOWN_STEPS)
-    session.attended = Attended(prompt=text, names=named, plain=plain, guided=guided, sheet=sheet)
+    session.attended = Attended(prompt=text, names=named, plain=plain, guided=guided, sheet=sheet, entries=entries)
     return session.attended
 
 
@@ -247,7 +232,9 @@ def measure(studio: Studio, session: Session, images: int, track: Track) -> Repo
     if not ledger.standing:
         raise InputError("measure: expected a standing removal, got none. Erase a concept first.")
     with track.holding(studio.lock):
-        return (_suite if studio.profile.data.benchmark else _ledger_report)(studio, session, ledger, images, track)
+        of_model = _suite if studio.profile.data.benchmark else _ledger_report
+        session.measured = of_model(studio, session, ledger, images, track)
+    return session.measured
 
 
 def _suite(studio: Studio, session: Session, ledger: Ledger, images: int, track: Track) -> Report:
@@ -274,6 +261,7 @@ def _suite(studio: Studio, session: Session, ledger: Ledger, images: int, track:
         table=tuple(table),
         page=write_evaluation_report(results, folder, title),
         scores=write_scores(results, folder),
+        entries=tuple(entry.id for entry in ledger.standing),
         notes=tuple(results.warnings),
     )
 
@@ -297,7 +285,8 @@ def _ledger_report(studio: Studio, session: Session, ledger: Ledger, images: int
         (name, _rate(rates["before"]), _rate(rates["efficacy"])) for name, rates in (measured or {})["removed"].items()
     ]
     table = [("share of images without the concept", "original", "edited"), *rows]
-    return Report(table=tuple(table), page=page, scores=scores)
+    entries = tuple(entry.id for entry in ledger.standing)
+    return Report(table=tuple(table), page=page, scores=scores, entries=entries)
 
 
 def _rate(rate: Mapping[str, Any]) -> str:

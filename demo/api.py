@@ -136,8 +136,8 @@ class Api:
         """Return the attention maps of words over the steps, without and with A-STAR, as one image (PNG)."""
 
         def work(session: Session, track: Track) -> dict[str, Any]:
-            number = limits.whole("seed", seed, 0, 2**53)
-            size = limits.number("alpha", alpha, 0, 100)
+            number = limits.whole("seed", seed, 0, limits.SEED)
+            size = limits.number("alpha", alpha, 0, limits.ALPHA)
             attended = actions.attend(self._studio, session, prompt, words, number, size, track)
             return {"words": list(attended.names), "sheet": views.whole(attended.sheet)}
 
@@ -174,7 +174,7 @@ class Api:
             session = self._desk.sessions.of(f"api-{request.session_hash}")
             stop: threading.Event = session.stop(str(request.session_hash), name)
             stop.clear()
-            return work(session, Track(stop))
+            return work(session, Track(stop, self._desk.minutes))
 
 
 def _in_a_long_line(error: Exception) -> gr.Error:

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
 from PIL.Image import Image
@@ -17,7 +19,7 @@ from erasure.io.files import make_folder, write_whole
 from erasure.progress import Progress
 
 from ..eval.images.png import as_png
-from . import views
+from . import limits, views
 from .jobs import StoppedError, Track, followed
 from .sessions import Session, Sessions
 from .studio import Studio
@@ -99,6 +101,7 @@ class Desk:
         studio: The model.
         sessions: Sessions of the visitors.
         key: Secret of the visitor, stored in their browser, so that a reloaded page has the same session.
+        minutes: Longest time that a job may hold the model, in minutes.
         standing: Components that show the ledger, each with the function that renders it.
         later: Functions that connect events once all components are on the page.
     """
@@ -106,6 +109,7 @@ class Desk:
     studio: Studio
     sessions: Sessions
     key: gr.BrowserState
+    minutes: float = limits.JOB_MINUTES
     standing: dict[Any, Callable[[Session], Any]] = field(default_factory=dict)
     later: list[Callable[[], None]] = field(default_factory=list)
 
@@ -116,6 +120,26 @@ class Desk:
     def again(self, session: Session) -> Updates:
         """Return the components that show the ledger, rendered again."""
         return {component: draw(session) for component, draw in self.standing.items()}
+
+    def suggests(self, name: str, fields: Sequence[gr.Textbox], texts: Callable[[Session], list[str]]) -> None:
+        """Let the texts of some fields follow the ledger, as long as the visitor has not typed one of their own."""
+
+        def follow(i: int, session: Session) -> Any:
+            if name in session.typed:
+                return gr.skip()
+            session.suggested[name] = texts(session)
+            return session.suggested[name][i]
+
+        def noticed(request: gr.Request, key: object, *values: object) -> None:
+            session = self.session(key, request)
+            if list(values) == session.suggested.get(name):
+                session.typed.discard(name)
+            else:
+                session.typed.add(name)
+
+        self.standing |= {component: partial(follow, i) for i, component in enumerate(fields)}
+        for component in fields:
+            component.blur(noticed, [self.key, *fields], None, queue=False, **QUIET)
 
     def runs(
         self,
@@ -138,7 +162,7 @@ class Desk:
 
         def running(request: gr.Request, key: object, *values: object) -> Iterator[Updates]:
             session = self.session(key, request)
-            track = Track(session.stop(str(request.session_hash), job.name))
+            track = Track(session.stop(str(request.session_hash), job.name), self.minutes)
             session.jobs += 1
             try:
                 for item in followed(lambda: work(session, track, *values), track):
@@ -149,19 +173,20 @@ class Desk:
             except StoppedError as stopped:
                 yield {**job.idle(views.note(str(stopped))), **self.again(session)}
             except Exception as error:
-                yield {**job.idle(), **self._after(session)}
-                raise in_a_toast(error) from error
+                yield {**job.idle(views.note(in_a_line(error).message, "bad")), **self._after(session)}
             finally:
                 session.jobs -= 1
 
         def stopped(request: gr.Request, key: object) -> Updates:
             self.session(key, request).stop(str(request.session_hash), job.name).set()
-            return {job.bar: views.progress(Progress(0, 0, "stopping after this step"))}
+            return {job.bar: views.progress(Progress(0, 0, "stopping after this step, or when the turn comes"))}
 
         def connect() -> None:
             first = job.button.click(started, [self.key], pieces, queue=False, **QUIET)
             everything = list(dict.fromkeys([*pieces, *self.standing, *outputs]))
-            first.success(running, [self.key, *inputs], everything, **QUIET, **HEAVY)
+            second = first.success(running, [self.key, *inputs], everything, **QUIET, **HEAVY)
+            # Gradio itself refuses a full queue and a value that a component cannot hold; it says which in a toast.
+            second.failure(lambda: job.idle(), None, pieces, queue=False, **QUIET)
             job.cancel.click(stopped, [self.key], [job.bar], queue=False, **QUIET)
 
         self.later.append(connect)
@@ -176,7 +201,9 @@ class Desk:
 
 def in_a_line(error: Exception, most: int = _TOAST) -> gr.Error:
     """Return an error as one line for a visitor; an unexpected error is logged, and reported as a fault of the app."""
-    if isinstance(error, ErasureError):
+    if isinstance(error, torch.OutOfMemoryError):
+        text = "The device has no memory left for this job. Take fewer images or a smaller batch size."
+    elif isinstance(error, ErasureError):
         text = " ".join(str(error).split())
         short, known, _ = text.partition(" Known: ")
         text = f"{short} Choose one of the list." if known and len(text) > most else text

@@ -2,9 +2,9 @@
 
 import re
 import secrets
+import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from erasure.errors import InputError, reason, unknown_name
@@ -18,6 +18,7 @@ from ..io.push import check_push, push
 from ..pipelines.export.formats import Export
 from . import limits
 from .jobs import Track
+from .results import Exported
 from .sessions import Session
 from .studio import Studio
 
@@ -32,21 +33,6 @@ FORMS: Mapping[str, str] = {
 _ZIPPED = ("pipeline", "checkpoint")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """An exported file.
-
-    Attributes:
-        path: Path of the file.
-        about: Notes for the visitor.
-        card: Model card, as Markdown without images and metadata; "" without one.
-    """
-
-    path: Path
-    about: str
-    card: str = ""
-
-
 def export(studio: Studio, session: Session, form: str, track: Track) -> Exported:
     """Export the standing removals in a format of `FORMS`.
 
@@ -56,14 +42,20 @@ def export(studio: Studio, session: Session, form: str, track: Track) -> Exporte
     """
     if form not in FORMS:
         raise unknown_name("form", str(form)[:40], FORMS)
-    ledger, folder = _standing(session), _new_folder(session)
+    ledger, folder = _standing(session), _new_folder(session, "exports")
     with track.holding(studio.lock):
         track.say(f"writing the {form}")
         if form == "ledger":
-            parts = ("ledger.json", "edits", "rows")
-            path = _zipped(ledger.path, folder / "ledger.zip", parts)
-            return Exported(path=path, about="Unzip it; `erasure log` and the others read the folder.")
-        return _published(studio, ledger, form, folder, "an-erased-model", track)
+            path = _zipped(ledger.path, folder / "ledger.zip", ("ledger.json", "edits", "rows"))
+            about = "Unzip it; `erasure log` and the other commands read the folder."
+            session.exported = Exported(path=path, about=about, entries=_entries(ledger))
+        else:
+            session.exported = _published(studio, ledger, form, folder, "an-erased-model", track)
+    return session.exported
+
+
+def _entries(ledger: Ledger) -> tuple[str, ...]:
+    return tuple(entry.id for entry in ledger.standing)
 
 
 def upload(studio: Studio, session: Session, repo: str, token: str, *, private: bool, track: Track) -> str:
@@ -84,7 +76,7 @@ def upload(studio: Studio, session: Session, repo: str, token: str, *, private: 
     if not secret:
         raise InputError("token: expected one of the Hub with write access, got none. Create one in its settings.")
     check_push(name, secret)
-    ledger, folder = _standing(session), _new_folder(session)
+    ledger, folder = _standing(session), _new_folder(session, "upload")
     with track.holding(studio.lock):
         track.say("writing the pipeline")
         _published(studio, ledger, "pipeline", folder, name, track)
@@ -108,9 +100,10 @@ def _published(studio: Studio, ledger: Ledger, form: str, folder: Path, name: st
     )
     card = _readable((out / "README.md").read_text(encoding="utf-8"))
     about = " ".join(written.notes) or "Exact."
+    path = out / spec.file
     if form in _ZIPPED:
-        return Exported(path=_zipped(out, folder / "model.zip"), about=f"{about} Unzip it to use it.", card=card)
-    return Exported(path=out / spec.file, about=about, card=card)
+        path, about = _zipped(out, folder / "model.zip"), f"{about} Unzip it to use it."
+    return Exported(path=path, about=about, entries=_entries(ledger), card=card)
 
 
 def _readable(card: str) -> str:
@@ -126,8 +119,10 @@ def _standing(session: Session) -> Ledger:
     return ledger
 
 
-def _new_folder(session: Session) -> Path:
-    folder = session.folder / "exports" / secrets.token_hex(4)
+def _new_folder(session: Session, name: str) -> Path:
+    """Return a new folder in place of the last one of this name, so that a visitor's exports do not fill the disk."""
+    shutil.rmtree(session.folder / name, ignore_errors=True)
+    folder = session.folder / name / secrets.token_hex(4)
     make_folder(folder)
     return folder
 

@@ -10,6 +10,9 @@ from erasure.erasers import eraser_class
 from erasure.registry import described
 from erasure.runs.configs import starting_settings
 
+_LARGEST = {"whole": (100, 10), "number": (1000.0, 100.0)}
+"""Largest number of each kind that a visitor may set: the larger of the first, and the second times the default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -22,6 +25,8 @@ class Setting:
         choices: Values of a choice.
         about: Description in a few words.
         main: Whether it is shown first.
+        low: Least number that a visitor may set; None for a choice or a switch.
+        high: Largest number that a visitor may set; None likewise.
     """
 
     name: str
@@ -30,6 +35,8 @@ class Setting:
     choices: tuple[str, ...]
     about: str
     main: bool
+    low: float | None = None
+    high: float | None = None
 
 
 @cache
@@ -48,6 +55,7 @@ def offered(method: str, model: str) -> tuple[Setting, ...]:
         if field_kind is not None and (
             start[item.name] is None or not isinstance(start[item.name], list | tuple | dict)
         ):
+            low, high = _range(hints[item.name], field_kind, start[item.name])
             settings.append(
                 Setting(
                     name=item.name,
@@ -56,6 +64,8 @@ def offered(method: str, model: str) -> tuple[Setting, ...]:
                     choices=choices,
                     about=_first_words(about.get(item.name, "")),
                     main=item.name in kind.main,
+                    low=low,
+                    high=high,
                 )
             )
     return tuple(sorted(settings, key=lambda setting: (not setting.main, _place(kind.main, setting.name))))
@@ -79,6 +89,33 @@ def _kind_of(hint: object) -> tuple[Literal["number", "whole", "choice", "switch
     if get_origin(hint) is Literal:
         return "choice", get_args(hint)
     return {float: "number", int: "whole", bool: "switch"}.get(hint), ()  # type: ignore[return-value]
+
+
+def _range(hint: object, kind: str, default: object) -> tuple[float | None, float | None]:
+    """Return the range that a visitor may set: the field's own, closed by a multiple of the default.
+
+    A field is often open above; a visitor could hold the one model for good by its number of steps.
+    """
+    if kind not in _LARGEST:
+        return None, None
+    least, factor = _LARGEST[kind]
+    largest = max(least, factor * abs(default)) if isinstance(default, int | float) else least
+    lows, highs = _bounds(hint)
+    return max([-largest, *lows]), min([largest, *highs])
+
+
+def _bounds(hint: object) -> tuple[list[float], list[float]]:
+    """Return the lower and the upper bounds in the annotations of a type."""
+    lows: list[float] = []
+    highs: list[float] = []
+    for part in get_args(hint):
+        more = getattr(part, "metadata", ())
+        for mark in (part, *(more if isinstance(more, list | tuple) else ())):
+            lows += [value for key in ("ge", "gt") if (value := getattr(mark, key, None)) is not None]
+            highs += [value for key in ("le", "lt") if (value := getattr(mark, key, None)) is not None]
+        inner = _bounds(part) if get_args(part) else ([], [])
+        lows, highs = lows + inner[0], highs + inner[1]
+    return lows, highs
 
 
 def _first_words(text: str) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from typing import Generic, TypeVar
 
 from erasure.errors import ErasureError
@@ -16,7 +17,7 @@ _LOOK_SECONDS = 0.2
 
 
 class StoppedError(ErasureError):
-    """The visitor pressed Cancel or left the page."""
+    """The visitor pressed Cancel or left the page, or the time of the job is over."""
 
 
 class Track:
@@ -24,10 +25,12 @@ class Track:
 
     Args:
         stop: Event that ends the job.
+        minutes: Longest time that the job may hold a lock, in minutes.
     """
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(self, stop: threading.Event, minutes: float = inf) -> None:
         self.stop = stop
+        self._minutes, self._end = minutes, inf
         self._now = Progress(0, 0, "waiting for a turn")
         self._began = time.monotonic()
 
@@ -57,16 +60,22 @@ class Track:
         self.check()
 
     def check(self) -> None:
-        """Raise StoppedError if the job was stopped."""
+        """Raise StoppedError if the job was stopped, or its time is over."""
         if self.stop.is_set():
             raise StoppedError("Cancelled. Finished entries stay; nothing is half done.")
+        if time.monotonic() > self._end:
+            raise StoppedError(
+                f"Stopped after {self._minutes:g} minutes, the limit of this app. Finished entries stay; nothing is"
+                " half done. Take fewer steps or images."
+            )
 
     @contextmanager
     def holding(self, lock: threading.RLock) -> Iterator[None]:
-        """Hold a lock; waiting for it ends when the job is stopped."""
+        """Hold a lock; waiting for it ends when the job is stopped. The time of the job starts with the first one."""
         while not lock.acquire(timeout=_LOOK_SECONDS):
             self.check()
         try:
+            self._end = min(self._end, time.monotonic() + 60 * self._minutes)
             self.check()
             yield
         finally:

@@ -6,9 +6,18 @@ from typing import Any
 from erasure.errors import InputError
 from erasure.runs.seeds import read_seeds
 
+from .forms import Setting
+
 CONCEPTS, NAME, PROMPTS, PROMPT, SEEDS, IMAGES, STEPS, GUIDANCE = 8, 80, 6, 1000, 8, 24, 100, 30.0
 KEPT = 60
 TEXT = 200
+SEED = 2**53
+"""Largest seed: a browser's numbers are exact up to here."""
+ALPHA = 100
+BODY = 2**18
+"""Largest request, in bytes."""
+JOB_MINUTES = 30.0
+"""Default of the longest time that a job may hold the model."""
 PER_MODEL = (20, 80)
 """Images a model of a measurement: the fewest, and those of the quick suite."""
 
@@ -92,7 +101,7 @@ def number(where: str, value: object, low: float | int, high: float | int) -> fl
         InputError: The value is not one.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{where}: expected a number from {low:g} to {high:g}, got {_short(value)}.")
+        raise InputError(f"{where}: expected a number from {low:,.10g} to {high:,.10g}, got {_short(value)}.")
     return float(value)
 
 
@@ -108,20 +117,27 @@ def whole(where: str, value: object, low: int, high: int) -> int:
     return int(result)
 
 
-def settings(value: object, offered: Sequence[str]) -> dict[str, Any]:
+def settings(value: object, offered: Sequence[Setting]) -> dict[str, Any]:
     """Return settings of a method that a visitor may set, which exclude names of files.
 
     Raises:
-        InputError: The value is no mapping, or has another setting.
+        InputError: The value is no mapping, has another setting, or a number outside of its range.
     """
     if not isinstance(value, Mapping):
         raise InputError(f"settings: expected settings by name, got {_short(value)}.")
-    for key in value:
-        if key not in offered:
-            raise InputError(f"settings: expected one of {', '.join(offered)}, got {_short(key)}.")
+    known = {setting.name: setting for setting in offered}
+    for key, content in value.items():
+        if key not in known:
+            raise InputError(f"settings: expected one of {', '.join(known)}, got {_short(key)}.")
+        low, high = known[key].low, known[key].high
+        if low is not None and high is not None and content is not None:
+            number(f"settings.{key}", content, low, high)
     return dict(value)
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -2,16 +2,18 @@
 
 import re
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from . import views
+from . import limits, views
 from .api import offer
 from .desk import QUIET, Desk, ErrorsInALine
-from .sessions import Sessions
-from .studio import BeforeAfter, Studio
+from .results import BeforeAfter
+from .sessions import Session, Sessions
+from .studio import Studio
 from .tabs import attention as attention_tab
 from .tabs import compare as compare_tab
 from .tabs import erase as erase_tab
@@ -31,16 +33,46 @@ _CACHE = (3600, 7200)
 """Interval and age in seconds at which files written for the page are deleted."""
 
 
-def build(studio: Studio, sessions: Sessions, start: BeforeAfter | None = None) -> gr.Blocks:
+@dataclass(frozen=True)
+class _Tabs:
+    """Components of each tab that a reloaded page fills again, by name."""
+
+    erase: dict[str, Any]
+    compare: dict[str, Any]
+    attention: dict[str, Any]
+    measure: dict[str, Any]
+    export: dict[str, Any]
+
+    def outputs(self) -> list[Any]:
+        """Return the components of all tabs."""
+        rest = (self.compare, self.attention, self.measure, self.export)
+        return [self.erase["shown"], *(piece for pieces in rest for piece in pieces.values())]
+
+    def filled(self, session: Session) -> dict[Any, Any]:
+        """Return the updates that show the last results of a session."""
+        return {
+            self.erase["shown"]: self.erase["start"] if session.erased is None else views.strips(session.erased),
+            **compare_tab.filled(self.compare, session.compared),
+            **attention_tab.filled(self.attention, session.attended),
+            **measure_tab.filled(self.measure, session.measured),
+            **export_tab.filled(self.export, session.exported),
+        }
+
+
+def build(
+    studio: Studio, sessions: Sessions, start: BeforeAfter | None = None, *, minutes: float = limits.JOB_MINUTES
+) -> gr.Blocks:
     """Return the page.
 
     Args:
         studio: The model.
         sessions: Sessions of the visitors.
-        start: BeforeAfter shown to a new visitor.
+        start: Images shown to a new visitor.
+        minutes: Longest time that a job may hold the model, in minutes.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_CACHE, fill_width=True) as page:
-        desk = Desk(studio=studio, sessions=sessions, key=gr.BrowserState(None, storage_key="erasure-session"))
+        key = gr.BrowserState(None, storage_key="erasure-session")
+        desk = Desk(studio=studio, sessions=sessions, key=key, minutes=minutes)
         gr.HTML(_HEAD, elem_id="head")
         state = gr.HTML(views.state(studio.name, None), elem_id="state")
         desk.standing[state] = lambda session: views.state(studio.name, session.ledger())
@@ -54,37 +86,36 @@ def build(studio: Studio, sessions: Sessions, start: BeforeAfter | None = None) 
             with gr.Tab("Attention", id="attention"):
                 attention = attention_tab.build(desk)
             with gr.Tab("Measure", id="measure"):
-                measure_tab.build(desk)
+                measure = measure_tab.build(desk)
             with gr.Tab("Export", id="export"):
-                export_tab.build(desk)
+                export = export_tab.build(desk)
+        tabs = _Tabs(erase, compare, attention, measure, export)
         for connect in desk.later:
             connect()
-
-        def entered(request: gr.Request, key: object) -> dict[Any, Any]:
-            known = isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}", key) is not None
-            mine = key if known else secrets.token_hex(16)
-            with ErrorsInALine():
-                session = desk.session(mine, request)
-                shown = erase["start"] if session.compared is None else views.strips(session.compared)
-                return {
-                    desk.key: mine,
-                    erase["shown"]: shown,
-                    **desk.again(session),
-                    **compare_tab.filled(compare, session.compared),
-                    **attention_tab.filled(attention, session.attended),
-                }
-
-        back = [desk.key, erase["shown"], *desk.standing, *compare.values(), *attention.values()]
-        page.load(entered, [desk.key], back, queue=False, **QUIET)
-
-        def left(request: gr.Request) -> None:
-            sessions.leave(str(request.session_hash))
-            sessions.end(f"api-{request.session_hash}")
-
-        page.unload(left)
+        _connect_visits(page, desk, tabs)
         offer(desk)
     page.queue(max_size=_QUEUE, default_concurrency_limit=4, api_open=False)
     return page
+
+
+def _connect_visits(page: gr.Blocks, desk: Desk, tabs: _Tabs) -> None:
+    """Show a visitor who returns the results of the session, and end the jobs of a page that is closed."""
+
+    def entered(request: gr.Request, key: object) -> dict[Any, Any]:
+        known = isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}", key) is not None
+        mine = key if known else secrets.token_hex(16)
+        with ErrorsInALine():
+            session = desk.session(mine, request)
+            session.typed.clear()
+            return {desk.key: mine, **desk.again(session), **tabs.filled(session)}
+
+    def left(request: gr.Request) -> None:
+        desk.sessions.leave(str(request.session_hash))
+        desk.sessions.end(f"api-{request.session_hash}")
+
+    back = list(dict.fromkeys([desk.key, *tabs.outputs(), *desk.standing]))
+    page.load(entered, [desk.key], back, queue=False, **QUIET)
+    page.unload(left)
 
 
 def theme() -> gr.themes.Base:

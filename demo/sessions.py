@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from erasure.concept import Concept
 from erasure.errors import InputError
 from erasure.ledger import Ledger
 
-from .studio import Attended, BeforeAfter
+from .results import Attended, BeforeAfter, Exported, Report
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -31,16 +32,26 @@ class Session:
         folder: Folder of the session.
         ledger_folder: Folder of the ledger.
         seen: Time of the last request, by `time.monotonic`.
+        erased: Comparison of the last removal, shown by the tab Erase.
         compared: The last comparison.
         attended: The last attention maps.
+        measured: The last measurement.
+        exported: The last export.
+        suggested: Texts that the page suggests, by the field's name.
+        typed: Names of the fields in which the visitor typed a text of their own.
         jobs: Number of running jobs.
     """
 
     folder: Path
     ledger_folder: Path
     seen: float = field(default_factory=time.monotonic)
+    erased: BeforeAfter | None = None
     compared: BeforeAfter | None = None
     attended: Attended | None = None
+    measured: Report | None = None
+    exported: Exported | None = None
+    suggested: dict[str, list[str]] = field(default_factory=dict)
+    typed: set[str] = field(default_factory=set)
     jobs: int = 0
     _stops: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
 
@@ -61,6 +72,16 @@ class Session:
             LedgerError: The ledger is damaged.
         """
         return Ledger.open(self.ledger_folder) if (self.ledger_folder / "ledger.json").exists() else None
+
+    def standing(self) -> tuple[str, ...]:
+        """Return the ids of the standing entries."""
+        ledger = self.ledger()
+        return () if ledger is None else tuple(entry.id for entry in ledger.standing)
+
+    def removed(self) -> list[Concept]:
+        """Return the concepts that are removed, the last one last."""
+        ledger = self.ledger()
+        return [] if ledger is None else [concept for entry in ledger.standing for concept in entry.concepts]
 
     def open_ledger(self, pipe: "DiffusionPipeline", model: str) -> Ledger:
         """Return the ledger, created if it does not exist.

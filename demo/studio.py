@@ -4,70 +4,28 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from PIL.Image import Image
 
 from erasure.backbones import backbone_of
-from erasure.concept import Kind
+from erasure.concept import Concept, Kind
 from erasure.judge import Judge
 from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress
+from erasure.prompts import fill
 from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
 from erasure.sampling import Pair, SamplingSettings, sample_pairs
 from erasure.suggestions import suggested_preserve, suggested_prompts
 
-from ..eval.images.attention_maps import AttentionTrace
-from ..eval.judges.readings import Seen
+from . import limits
 
 _REMEMBERED = 256
-"""Number of images of the original that are cached."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeforeAfter:
-    """Images of the original and the edited model for the same prompts and seeds.
-
-    Attributes:
-        pairs: Prompt and seed of each image.
-        before: Images of the original.
-        after: Images of the edited model; None before the first removal.
-        seen: Readings of each image by the judge.
-        removed: Concepts that were removed.
-        judge: Name of the judge; "" for none.
-        cut: Prompts that are longer than the input of the text encoder.
-    """
-
-    pairs: tuple[Pair, ...]
-    before: tuple[Image, ...]
-    after: tuple[Image, ...] | None
-    seen: tuple[tuple[Seen, ...], ...]
-    removed: tuple[str, ...] = ()
-    judge: str = ""
-    cut: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attended:
-    """Attention maps of words over the sampling steps, without and with A-STAR.
-
-    Attributes:
-        prompt: Prompt of the image.
-        names: Words of the prompt.
-        plain: Image and maps without A-STAR.
-        guided: Image and maps with A-STAR.
-        sheet: All maps in one image.
-    """
-
-    prompt: str
-    names: tuple[str, ...]
-    plain: AttentionTrace
-    guided: AttentionTrace
-    sheet: Image
+"""Number of images of the original, and of suggestions, that are cached."""
 
 
 class Studio:
@@ -89,6 +47,7 @@ class Studio:
             if getattr(pipe, part, None) is not None:
                 object.__setattr__(self._words, part, copy.deepcopy(getattr(pipe, part)))
         self._words_lock = threading.Lock()
+        self._near = lru_cache(_REMEMBERED)(self._nearest)
 
     @property
     def profile(self) -> ModelProfile:
@@ -117,12 +76,32 @@ class Studio:
 
     def to_keep(self, targets: Sequence[str], n: int = 8, *, kind: Kind = "object") -> list[str]:
         """Suggest concepts to preserve beside a removal."""
+        return list(self._near(tuple(targets), n, kind))
+
+    def _nearest(self, targets: tuple[str, ...], n: int, kind: Kind) -> list[str]:
         with self._words_lock:
             return suggested_preserve(self._words, self.name, targets, n, kind=kind)
 
-    def to_draw(self, targets: Sequence[str], *, kind: Kind = "object") -> list[str]:
-        """Suggest prompts that show a removal."""
-        return suggested_prompts(self.name, targets[0], kind=kind) if targets else []
+    def to_draw(self, targets: Sequence[str], *, kind: Kind = "object", removed: Sequence[str] = ()) -> list[str]:
+        """Suggest prompts that show a removal beside earlier ones."""
+        few = targets[: limits.PROMPTS // 2]
+        near = [] if self.known else self.to_keep(few, kind=kind)
+        return suggested_prompts(self.name, few, near, kind=kind, removed=removed)
+
+    def to_look_at(self, removed: Sequence[Concept]) -> list[str]:
+        """Suggest prompts that show what is removed, the last first; none if nothing is."""
+        names = [concept.target for concept in reversed(removed)]
+        return self.to_draw(names, kind=removed[-1].kind, removed=names) if names else []
+
+    def to_attend(self, removed: Sequence[Concept]) -> tuple[str, str] | None:
+        """Suggest a prompt of the last removed object and its neighbour, and the two words; None without one."""
+        if not removed or (self.profile.kind(removed[-1].target) or removed[-1].kind) != "object":
+            return None
+        target, names = removed[-1].target, {concept.target for concept in removed}
+        other = next((name for name in self.to_keep([target]) if name not in names), None)
+        if other is None:
+            return None
+        return f"{fill('a {}', target)} and {fill('a {}', other)}", f"{target}, {other}"
 
     def cut(self, prompts: Sequence[str]) -> tuple[str, ...]:
         """Return the prompts that are longer than the input of the text encoder; the caller holds the lock."""

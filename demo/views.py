@@ -14,8 +14,7 @@ from erasure.progress import Progress
 from ..eval.images.png import as_png
 from ..eval.judges.readings import Seen
 from ..eval.reports.ledger_report import RemovalRow, erosion_curve
-from .actions import Report
-from .studio import BeforeAfter
+from .results import BeforeAfter, Report
 
 _LARGEST = 320
 _SHORT = 90
@@ -43,6 +42,17 @@ def note(text: str, kind: str = "plain") -> str:
 def empty(text: str) -> str:
     """Render a hint for a part that is empty."""
     return f'<div class="empty"><p>{escape(text)}</p></div>'
+
+
+def basis(entries: Sequence[str] | None, ledger: Ledger | None) -> str:
+    """Render which removals a result is of, and whether the ledger has changed since; "" without a result."""
+    if entries is None:
+        return ""
+    known = [] if ledger is None else ledger.entries
+    names = [concept.target for entry in known if entry.id in entries for concept in entry.concepts]
+    standing = () if ledger is None else tuple(entry.id for entry in ledger.standing)
+    of = f"Edited model: {_cut(', '.join(names))} removed." if names else "Edited model: nothing removed."
+    return note(of if tuple(entries) == standing else f"{of} The ledger has changed since.")
 
 
 def state(model: str, ledger: Ledger | None) -> str:

@@ -60,15 +60,32 @@ def suggested_preserve(
     return list(dict.fromkeys([*family, *alike]))[:n]
 
 
-def suggested_prompts(model: str, target: str, *, kind: Kind = "object") -> list[str]:
-    """Return prompts that show a removal: one for the target and, where the siblings are known, one for a sibling."""
+def suggested_prompts(
+    model: str, targets: Sequence[str], near: Sequence[str] = (), *, kind: Kind = "object", removed: Sequence[str] = ()
+) -> list[str]:
+    """Return prompts that show a removal: one for each target, then one for a neighbour of each.
+
+    Args:
+        model: Name of the model, as a run has it.
+        targets: Concepts to remove.
+        near: Concepts near the targets, the nearest first, for a target whose siblings are not known.
+        kind: Kind of the targets, where the model's profile does not know it.
+        removed: Concepts that are removed already, which are no neighbours.
+    """
     profile = profile_of(model)
-    name = profile.canonical(target)
-    if name is None:
-        return [fill(templates(kind)[2], target)]
-    kept = profile.kept_beside([name])
-    beside = next((other for other in profile.siblings(name) if other in kept), kept[0])
-    return [profile.example_prompt(name), profile.example_prompt(beside)]
+    names = [profile.canonical(target) or target for target in targets]
+    shown = {normalized(name) for name in (*names, *removed)}
+    beside = []
+    for name in names:
+        kept = profile.kept_beside([name])
+        siblings = [other for other in profile.siblings(name) if other in kept] if profile.canonical(name) else []
+        other = next((other for other in (*siblings, *near, *kept) if normalized(other) not in shown), None)
+        beside += [] if other is None else [other]
+    prompts = [
+        profile.example_prompt(name) if profile.canonical(name) else fill(templates(kind)[2], name)
+        for name in (*names, *beside)
+    ]
+    return list(dict.fromkeys(prompts))
 
 
 def _nearest(

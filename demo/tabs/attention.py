@@ -8,10 +8,11 @@ from ...eval.images.attention_maps import overlaid
 from .. import actions, limits, views
 from ..desk import IMAGE, QUIET, Desk, ErrorsInALine, Job, file_of
 from ..jobs import Track
+from ..results import Attended
 from ..sessions import Session
-from ..studio import Attended
 
-_EMPTY = "Name words of the prompt and press Look: their attention maps are shown over the image, step by step."
+_EMPTY = "Name words of the prompt and press Show: their attention maps appear over the image, step by step."
+_START = ("a bird and a tree in the snow", "bird, tree")
 
 
 def build(desk: Desk) -> dict[str, Any]:
@@ -19,19 +20,24 @@ def build(desk: Desk) -> dict[str, Any]:
     studio = desk.studio
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
-            prompt = gr.Textbox(
-                "a bird and a tree in the snow", label="Prompt", max_lines=3, elem_id="attention-prompt"
-            )
+            prompt = gr.Textbox(_START[0], label="Prompt", max_lines=3, elem_id="attention-prompt")
             words = gr.Textbox(
-                "bird, tree", label="Words", info="Words of the prompt, separated by commas.", elem_id="words"
+                _START[1], label="Words", info="Words of the prompt, separated by commas.", elem_id="words"
             )
-            seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="attention-seed")
+            seed = gr.Number(0, precision=0, label="Seed", elem_id="attention-seed")
             alpha = gr.Slider(
-                0, 100, value=20, step=5, label="A-STAR", info="Step size of the updates.", elem_id="alpha"
+                0,
+                limits.ALPHA,
+                value=20,
+                step=5,
+                label="A-STAR",
+                info="Step size of its updates; 0 is plain sampling.",
+                elem_id="alpha",
             )
-            job = Job.placed("attention", "Look")
+            job = Job.placed("attention", "Show")
         with gr.Column(scale=8, min_width=320):
             hint = gr.HTML(views.empty(_EMPTY), elem_id="attention-hint")
+            basis = gr.HTML(elem_id="attention-basis")
             with gr.Group(visible=False) as one:
                 with gr.Row():
                     word = gr.Radio([], label="Word", elem_id="word", min_width=200)
@@ -44,14 +50,17 @@ def build(desk: Desk) -> dict[str, Any]:
 
     def work(session: Session, track: Track, text: str, named: str, number: float, size: float) -> Attended:
         names = [part for part in (named or "").split(",") if part.strip()]
-        chosen = limits.whole("seed", number, 0, 2**53)
-        return actions.attend(studio, session, text, names, chosen, limits.number("A-STAR", size, 0, 100), track)
+        chosen = limits.whole("seed", number, 0, limits.SEED)
+        alpha = limits.number("A-STAR", size, 0, limits.ALPHA)
+        return actions.attend(studio, session, text, names, chosen, alpha, track)
 
     def moved(request: gr.Request, key: object, name: str, number: float) -> list[Any]:
         with ErrorsInALine():
             attended = desk.session(key, request).attended
             return [gr.skip()] * 2 if attended is None else _overlays(attended, name, number)
 
+    desk.standing[basis] = lambda session: views.basis(session.attended and session.attended.entries, session.ledger())
+    desk.suggests("attention", [prompt, words], lambda session: list(studio.to_attend(session.removed()) or _START))
     desk.runs(
         job, [prompt, words, seed, alpha], list(pieces.values()), work, lambda _, attended: filled(pieces, attended)
     )

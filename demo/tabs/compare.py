@@ -8,48 +8,44 @@ from ...eval.images.difference import difference_map
 from .. import actions, limits, views
 from ..desk import IMAGE, QUIET, Desk, ErrorsInALine, Job, file_of
 from ..jobs import Track
+from ..results import BeforeAfter
 from ..sessions import Session
-from ..studio import BeforeAfter
+from ..studio import Studio
 
-_EMPTY = "Sample images: the same prompts and seeds from the original and from the edited model."
+_EMPTY = "Nothing is removed yet: both images would be of the original. Remove a concept in the tab Erase."
+_READY = "Press Sample: the same prompts and seeds from the original and from the edited model."
 
 
 def build(desk: Desk) -> dict[str, Any]:
     """Place the components of the tab; return those that a reloaded page fills again."""
     studio = desk.studio
     start = "\n".join(studio.profile.data.examples)
-    default = studio.sampler
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
-            prompts = gr.Textbox(
-                start,
-                lines=3,
-                max_lines=limits.PROMPTS,
-                label="Prompts",
-                info=f"One a line, at most {limits.PROMPTS}.",
-                placeholder="a prompt a line",
-                elem_id="compare-prompts",
-            )
-            seeds = gr.Textbox("0-3", label="Seeds", info="As in 0,2 or 0-7; every prompt gets each.", elem_id="seeds")
-            steps = gr.Slider(1, limits.STEPS, value=default.steps, step=1, label="Steps", elem_id="steps")
-            guidance = gr.Slider(
-                0, limits.GUIDANCE, value=default.guidance_scale, step=0.5, label="Guidance", elem_id="guidance"
-            )
-            job = Job.placed("compare", "Sample both")
+            inputs = _place_inputs(studio, start)
+            job = Job.placed("compare", "Sample")
         with gr.Column(scale=8, min_width=300):
             hint = gr.HTML(views.empty(_EMPTY), elem_id="compare-hint")
+            basis = gr.HTML(elem_id="compare-basis")
             with gr.Group(visible=False) as one:
-                pair = gr.Dropdown([], label="Look at", elem_id="pair")
+                pair = gr.Dropdown([], label="Pair", elem_id="pair")
                 what = gr.HTML(elem_id="compare-what", padding=True)
                 with gr.Row(equal_height=True):
-                    slider = gr.ImageSlider(label="Original | erased: drag", elem_id="slider", **IMAGE)
+                    slider = gr.ImageSlider(label="Original | edited: drag", elem_id="slider", **IMAGE)
                     change = gr.Image(label="Difference", elem_id="difference", **IMAGE)
                 with gr.Row(equal_height=True):
                     before = gr.Image(label="Original", elem_id="before", **IMAGE)
-                    after = gr.Image(label="Erased", elem_id="after", **IMAGE)
+                    after = gr.Image(label="Edited", elem_id="after", **IMAGE)
             grid = gr.HTML(elem_id="grid")
     pieces = {"hint": hint, "one": one, "pair": pair, "what": what, "slider": slider, "change": change}
     pieces |= {"before": before, "after": after, "grid": grid}
+    desk.standing[hint] = lambda session: views.empty(_READY if session.standing() else _EMPTY)
+    desk.standing[basis] = lambda session: views.basis(session.compared and session.compared.entries, session.ledger())
+
+    def texts(session: Session) -> list[str]:
+        return ["\n".join(studio.to_look_at(session.removed())) or start]
+
+    desk.suggests("compare", inputs[:1], texts)
 
     def work(session: Session, track: Track, text: str, numbers: str, many: float, strength: float) -> BeforeAfter:
         pairs = limits.pairs(text, numbers)
@@ -66,10 +62,28 @@ def build(desk: Desk) -> dict[str, Any]:
             shown = _one(pieces, comparison, i)
         return [shown[piece] for piece in _of_one(pieces)]
 
-    inputs = [prompts, seeds, steps, guidance]
     desk.runs(job, inputs, list(pieces.values()), work, lambda _, comparison: filled(pieces, comparison))
     pair.input(chosen, [desk.key, pair], _of_one(pieces), queue=False, **QUIET)
     return pieces
+
+
+def _place_inputs(studio: Studio, start: str) -> list[Any]:
+    """Place prompts, seeds, steps and guidance, and return them in this order."""
+    prompts = gr.Textbox(
+        start,
+        lines=3,
+        max_lines=limits.PROMPTS,
+        label="Prompts",
+        info=f"One a line, at most {limits.PROMPTS}.",
+        placeholder="a prompt a line",
+        elem_id="compare-prompts",
+    )
+    seeds = gr.Textbox("0-3", label="Seeds", info="As in 0,2 or 0-7; every prompt gets each.", elem_id="seeds")
+    steps = gr.Slider(1, limits.STEPS, value=studio.sampler.steps, step=1, label="Steps", elem_id="steps")
+    guidance = gr.Slider(
+        0, limits.GUIDANCE, value=studio.sampler.guidance_scale, step=0.5, label="Guidance", elem_id="guidance"
+    )
+    return [prompts, seeds, steps, guidance]
 
 
 def filled(pieces: dict[str, Any], comparison: BeforeAfter | None) -> dict[Any, Any]:

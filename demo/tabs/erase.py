@@ -14,8 +14,9 @@ from .. import actions, limits, views
 from ..desk import QUIET, Desk, ErrorsInALine, Job
 from ..forms import Setting, offered, summary
 from ..jobs import Track
+from ..results import BeforeAfter
 from ..sessions import Session
-from ..studio import BeforeAfter, Studio
+from ..studio import Studio
 
 DEFAULT = "uce"
 ALL, ONLY = "all other known concepts", "only the chosen ones"
@@ -61,12 +62,14 @@ def build(desk: Desk, start: BeforeAfter | None) -> dict[str, Any]:
             request = _place_request(studio, first)
             job = Job.placed("erase", "Erase")
         with gr.Column(elem_classes="seen-there"):
+            basis = gr.HTML(elem_id="erase-basis")
             shown = gr.HTML(_start(start), elem_id="before-after", elem_classes="before-after")
         with gr.Column(elem_classes="how"):
             method, settings = _place_method(studio)
             with gr.Accordion("Anchor and preserved concepts", open=True):
                 scope = _place_scope(studio, first)
-    _connect_suggestions(studio, request, scope, first)
+    desk.standing[basis] = lambda session: views.basis(session.erased and session.erased.entries, session.ledger())
+    _connect_suggestions(desk, request, scope, first)
 
     def work(session: Session, track: Track, *values: Any) -> BeforeAfter:
         targets, kind, name, becomes, extent, keep, prompts, *settings = values
@@ -80,7 +83,8 @@ def build(desk: Desk, start: BeforeAfter | None) -> dict[str, Any]:
             kind=None if studio.known else kind,
         )
         actions.erase(studio, session, wish, track)
-        return actions.compare(studio, session, pairs, studio.sampler, track)
+        session.erased = actions.compare(studio, session, pairs, studio.sampler, track)
+        return session.erased
 
     inputs = [request.concepts, request.kind, method, scope.anchor, scope.extent, scope.keep, request.prompts]
     desk.runs(
@@ -160,13 +164,20 @@ def _place_scope(studio: Studio, first: list[str]) -> _ScopeFields:
     )
 
 
-def _connect_suggestions(studio: Studio, request: _RequestFields, scope: _ScopeFields, first: list[str]) -> None:
+def _connect_suggestions(desk: Desk, request: _RequestFields, scope: _ScopeFields, first: list[str]) -> None:
     """Update the suggestions when the targets change, and show the chosen concepts when they apply."""
+    studio = desk.studio
+
+    def suggest(visitor: gr.Request, key: object, *values: Any) -> list[Any]:
+        with ErrorsInALine():
+            removed = [concept.target for concept in desk.session(key, visitor).removed()]
+            return _suggest(studio, removed, *values)
+
     suggested = gr.State((studio.to_keep(first), studio.to_draw(first)))
     for changed in (request.concepts, request.kind):
         changed.change(
-            lambda *values: _suggest(studio, *values),
-            [request.concepts, request.kind, scope.keep, request.prompts, suggested],
+            suggest,
+            [desk.key, request.concepts, request.kind, scope.keep, request.prompts, suggested],
             [scope.extent, scope.keep, request.prompts, suggested],
             queue=False,
             **QUIET,
@@ -234,6 +245,7 @@ def _opened(method: str) -> list[Any]:
 
 def _suggest(
     studio: Studio,
+    removed: Sequence[str],
     concepts: object,
     kind: Kind,
     keep: list[str],
@@ -241,9 +253,8 @@ def _suggest(
     suggested: tuple[list[str], list[str]],
 ) -> list[Any]:
     """Return new suggestions of concepts and prompts, where the visitor has not changed the last ones."""
-    with ErrorsInALine():
-        targets = limits.names("concepts", concepts)
-        to_keep, to_draw = studio.to_keep(targets, kind=kind), studio.to_draw(targets, kind=kind)
+    targets = limits.names("concepts", concepts)
+    to_keep, to_draw = studio.to_keep(targets, kind=kind), studio.to_draw(targets, kind=kind, removed=removed)
     return [
         gr.update(info=_nearest(studio, targets, kind)),
         to_keep if keep == suggested[0] else gr.skip(),

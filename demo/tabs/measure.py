@@ -5,16 +5,17 @@ from typing import Any
 import gradio as gr
 
 from .. import actions, limits, views
-from ..actions import Report
 from ..desk import Desk, Job
 from ..jobs import Track
+from ..results import Report
 from ..sessions import Session
 
-_EMPTY = "Remove a concept first, then press Measure: efficacy and specificity of the removals. It takes some minutes."
+_EMPTY = "Nothing is removed, so there is nothing to measure. Remove a concept in the tab Erase."
+_READY = "Press Measure: efficacy and specificity of the removals. It takes some minutes."
 
 
 def build(desk: Desk) -> dict[str, Any]:
-    """Place the components of the tab."""
+    """Place the components of the tab; return those that a reloaded page fills again."""
     low, high = limits.PER_MODEL
     gr.Markdown(
         "The edited model is measured beside the original, the original with a negative prompt, and a destroyed model,"
@@ -27,12 +28,13 @@ def build(desk: Desk) -> dict[str, Any]:
                 high,
                 value=high,
                 step=4,
-                label="Images a model",
+                label="Images per model",
                 info=f"{high} is the quick suite; fewer take less time and give wider intervals.",
                 elem_id="images",
             )
         with gr.Column(scale=8, min_width=320):
             job = Job.placed("measure", "Measure")
+    basis = gr.HTML(elem_id="measure-basis")
     shown = gr.HTML(views.empty(_EMPTY), elem_id="measured")
     with gr.Row():
         page = gr.DownloadButton("Download the report", visible=False, elem_id="report-file", min_width=220)
@@ -42,13 +44,24 @@ def build(desk: Desk) -> dict[str, Any]:
     def work(session: Session, track: Track, many: float) -> Report:
         return actions.measure(desk.studio, session, limits.whole("images", many, low, high), track)
 
-    def show(session: Session, result: Report) -> dict[Any, Any]:
-        return {
-            shown: views.measured(result),
-            page: gr.update(value=str(result.page), visible=True),
-            scores: gr.update(value=str(result.scores), visible=True),
-            report: views.framed(result.page),
-        }
+    def table(session: Session) -> str:
+        if session.measured is not None:
+            return views.measured(session.measured)
+        return views.empty(_READY if session.standing() else _EMPTY)
 
-    desk.runs(job, [images], [shown, page, scores, report], work, show)
-    return {}
+    desk.standing[shown] = table
+    desk.standing[basis] = lambda session: views.basis(session.measured and session.measured.entries, session.ledger())
+    pieces = {"page": page, "scores": scores, "report": report}
+    desk.runs(job, [images], list(pieces.values()), work, lambda _, result: filled(pieces, result))
+    return pieces
+
+
+def filled(pieces: dict[str, Any], result: Report | None) -> dict[Any, Any]:
+    """Return the updates of the tab for a measurement; none without one."""
+    if result is None:
+        return {}
+    return {
+        pieces["page"]: gr.update(value=str(result.page), visible=True),
+        pieces["scores"]: gr.update(value=str(result.scores), visible=True),
+        pieces["report"]: views.framed(result.page),
+    }

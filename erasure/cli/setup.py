@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import ErasureError
+from ..errors import ErasureError, InputError
 from ..io import interrupts
 from ..provenance import provenance
 from .console import out
@@ -38,23 +38,41 @@ def web(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the server; default: the first free one from 7860.")
     ] = None,
+    job_minutes: Annotated[
+        int, typer.Option(min=1, max=1440, help="Longest time that one job of a visitor may take.")
+    ] = 30,
     device: Device = "auto",
 ) -> None:
     """Start the web demo: remove concepts in a browser and compare images of equal seeds."""
     import signal
 
-    from erasure.demo.serve import serve
+    from erasure.demo.server.serve import require_gradio, serve
+    from erasure.demo.server.waiting import WaitingPage
 
+    if share and ledger is not None:
+        raise InputError(f"app: expected no --ledger with --share, got {str(ledger)!r}. Strangers could change it.")
+    require_gradio()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' folders are deleted on the way out
+    with WaitingPage(port, out.print) as waiting:
+        out.print(f"starting at {waiting.address}")
+        waiting.say("loading PyTorch and diffusers")
+        name, place = _model_of(model, ledger), existing_device(device)
+        waiting.say(f"loading {name} on {place}")
+        pipe = load_pipe(name, place)
+        waiting.say("loading Gradio")
+        page, address = serve(pipe, name, place, ledger=ledger, share=share, minutes=float(job_minutes), waiting=waiting)
+    out.print(f"the demo is at {address}")
+    interrupts.release()  # the server ends by an interrupt
+    page.block_thread()
+
+
+def _model_of(model: str | None, ledger: Path | None) -> str:
+    """Return the name of the model of the demo: the given one, that of the ledger, or the default."""
     if model is None and ledger is not None and (ledger / "ledger.json").is_file():
         from ..ledger import Ledger
 
         model = Ledger.open(ledger).base.name
-    name, place = lasting_name(model or "tinyworld"), existing_device(device)
-    page, address = serve(load_pipe(name, place), name, place, ledger=ledger, share=share, port=port)
-    out.print(f"the demo is at {address}")
-    interrupts.release()  # the server ends by an interrupt
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' folders are deleted on the way out
-    page.block_thread()
+    return lasting_name(model or "tinyworld")
 
 
 @commands.command()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from erasure import Edit, tinyworld
 from erasure.cli.main import app
-from erasure.demo.serve import serve
+from erasure.demo.server.serve import serve
 from erasure.errors import BaseMismatchError, InputError
 from tests import tiny
 from tests.demo.running import App

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from erasure.demo.space import write
+from erasure.demo.server.space import write
 from erasure.errors import InputError
 from tests.demo.running import ROOT, App
 

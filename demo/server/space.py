@@ -1,7 +1,7 @@
-"""Files of a Hugging Face Space beside `app.py` and a built wheel: `python -m erasure.demo.space owner/name FOLDER`.
+"""Files of a Hugging Face Space beside `app.py` and a built wheel.
 
-A Space installs `requirements.txt` before its other files exist, so the wheel is named by its address in the uploaded
-Space.
+Usage: `python -m erasure.demo.server.space owner/name FOLDER`. A Space installs `requirements.txt` before its other
+files exist, so the wheel is named by its address in the uploaded Space.
 """
 
 import argparse
