@@ -10,7 +10,7 @@ from erasure.erasers import eraser_class
 from erasure.registry import described
 from erasure.runs.configs import starting_settings
 
-_LARGEST = {"whole": (100, 10), "number": (1000.0, 100.0)}
+_LARGEST = {"whole": (100.0, 10.0), "number": (1000.0, 100.0)}
 """Largest number of each kind that a visitor may set: the larger of the first, and the second times the default."""
 
 
@@ -111,8 +111,8 @@ def _bounds(hint: object) -> tuple[list[float], list[float]]:
     for part in get_args(hint):
         more = getattr(part, "metadata", ())
         for mark in (part, *(more if isinstance(more, list | tuple) else ())):
-            lows += [value for key in ("ge", "gt") if (value := getattr(mark, key, None)) is not None]
-            highs += [value for key in ("le", "lt") if (value := getattr(mark, key, None)) is not None]
+            lows += [float(value) for key in ("ge", "gt") if (value := getattr(mark, key, None)) is not None]
+            highs += [float(value) for key in ("le", "lt") if (value := getattr(mark, key, None)) is not None]
         inner = _bounds(part) if get_args(part) else ([], [])
         lows, highs = lows + inner[0], highs + inner[1]
     return lows, highs

@@ -3,19 +3,23 @@
 import base64
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
+from typer.testing import CliRunner
 
-from erasure import Edit, tinyworld
+from erasure import Edit
 from erasure.cli.main import app
-from erasure.demo.server.serve import serve
+from erasure.demo.server.serve import _launched, serve
+from erasure.demo.server.waiting import WaitingPage
 from erasure.errors import BaseMismatchError, InputError
 from tests import tiny
-from tests.demo.running import App
+from tests.demo.running import App, answer, free_port
 from tests.eval import world
 
 PAGE = Path(__file__).parents[2] / "docs" / "app.md"
@@ -79,6 +83,12 @@ def test_attention_is_a_picture(client: Client) -> None:
         ("/erase", {"concepts": "cat"}, "concepts: expected a list of names, got 'cat'"),
         ("/erase", {"concepts": ["cat"], "method": "../uce"}, "Unknown eraser '../uce'"),
         ("/erase", {"concepts": ["cat"], "settings": {"captions": "/etc/passwd"}}, "settings: expected one of"),
+        (
+            "/erase",
+            {"concepts": ["cat"], "settings": {"strength": 1e308}},
+            "settings.strength: expected a",
+        ),
+        ("/erase", {"concepts": ["cat"], "method": "esd", "settings": {"steps": 10**12}}, "settings.steps: expected a"),
         ("/compare", {"prompts": ["x" * 5000]}, "prompt: expected at most 1,000 characters, got 5,000"),
         ("/compare", {"prompts": ["a cat"], "seeds": "0-9999"}, "seeds: expected at most 8 seeds"),
         ("/compare", {"prompts": ["a cat"], "steps": 10_000}, "steps: expected a number from 1 to 100"),
@@ -126,10 +136,10 @@ def own_environment(monkeypatch) -> None:
         monkeypatch.setenv(name, "")
 
 
-@pytest.mark.usefixtures("own_environment")
 def test_a_shared_page_never_has_one_ledger_for_all(tmp_path) -> None:
-    with pytest.raises(InputError, match="expected no --ledger with --share"):
-        serve(world.pipeline(), "tinyworld", "cpu", ledger=tmp_path / "mine", share=True)
+    result = CliRunner().invoke(app, ["app", "--share", "--ledger", str(tmp_path / "mine")])
+    assert result.exit_code == 2
+    assert "expected no --ledger with --share" in result.stderr
 
 
 @pytest.mark.usefixtures("own_environment")
@@ -137,36 +147,80 @@ def test_a_ledger_of_another_model_is_refused_before_anything_starts(tmp_path) -
     from erasure import Ledger
 
     Ledger.open_or_create(tmp_path / "mine", tiny.sd1(), "a/model")
-    with pytest.raises(BaseMismatchError):
-        serve(world.pipeline(), "tinyworld", "cpu", ledger=tmp_path / "mine")
+    with pytest.raises(BaseMismatchError), WaitingPage(free_port()) as waiting:
+        serve(world.pipeline(), "tinyworld", "cpu", ledger=tmp_path / "mine", minutes=1, waiting=waiting)
 
 
-@pytest.mark.usefixtures("own_environment")
-def test_a_port_that_is_taken_is_said(address: str, monkeypatch) -> None:
-    monkeypatch.setattr(tinyworld, "load_oracle", lambda device="cpu": world.oracle())
+def test_a_port_that_is_taken_is_said(address: str) -> None:
     port = int(address.rstrip("/").rpartition(":")[2])
-    with pytest.raises(InputError, match=f"expected a free port, got {port}"):
-        serve(world.pipeline(), "tinyworld", "cpu", port=port)
+    with pytest.raises(InputError, match=f"expected a free port, got {port}. Give another by --port"):
+        WaitingPage(port)
 
 
-@pytest.mark.usefixtures("own_environment")
-def test_without_gradio_the_extra_is_named(monkeypatch) -> None:
-    import builtins
-    import sys
+def test_a_port_that_is_taken_between_is_said(monkeypatch) -> None:
+    from types import SimpleNamespace
 
-    from typer.testing import CliRunner
+    def taken(**options: object) -> None:
+        raise OSError("Cannot find empty port")
 
-    monkeypatch.setattr(tinyworld, "load", lambda device="cpu", dtype=None: world.pipeline())
-    for name in [name for name in sys.modules if name.startswith("erasure.demo.") or name == "gradio"]:
-        monkeypatch.delitem(sys.modules, name)
-    found = builtins.__import__
+    with pytest.raises(InputError, match="expected a free port, got 7"):
+        _launched(SimpleNamespace(launch=taken), 7, share=False)
 
-    def without(name: str, *arguments, **options):
-        if name == "gradio":
-            raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
-        return found(name, *arguments, **options)
 
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_the_waiting_page_says_what_is_loaded_and_leaves_the_port(monkeypatch) -> None:
+    stages: list[str] = []
+    with WaitingPage(free_port(), stages.append) as waiting:
+        waiting.say("loading <b>my model</b>")
+        status, page = answer(waiting.address)
+        assert (status, stages) == (503, ["loading <b>my model</b>"])
+        assert "loading &lt;b&gt;my model&lt;/b&gt;" in page
+        assert "<b>" not in page
+    WaitingPage(waiting.port).close()
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "no.such.host.invalid")
+    with pytest.raises(InputError, match=r"expected an address of this machine, got 'no\.such\.host"):
+        WaitingPage(waiting.port)
+
+
+def test_without_gradio_the_extra_is_named_before_anything_is_loaded(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
     result = CliRunner().invoke(app, ["app"])
     assert result.exit_code == 2
     assert "pip install 'erasure[app]'" in result.stderr
+    assert "loading" not in result.stdout
+
+
+def test_a_request_of_any_length_is_refused(client: Client) -> None:
+    import httpx
+
+    def pieces():
+        yield from [b" " * 2**16] * 5
+
+    call = f"{client.src}gradio_api/call/suggest"
+    for body in (b" " * (2**18 + 1), pieces()):
+        assert httpx.post(call, content=body, timeout=None).status_code == 413
+    assert httpx.post(call, json={"data": [["cat"]]}, timeout=None).status_code == 200
+
+
+_HOLD = """
+import sys, time
+from gradio_client import Client
+job = Client(sys.argv[1], verbose=False).submit(
+    ["cat"], "esd", settings={"steps": 1500, "batch_size": 80}, api_name="/erase"
+)
+while job.status().code.name != "PROCESSING":
+    time.sleep(0.1)
+print("held", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_client_that_leaves_frees_the_model(address: str) -> None:
+    leaving = subprocess.Popen([sys.executable, "-c", _HOLD, address], stdout=subprocess.PIPE, text=True)
+    try:
+        assert leaving.stdout is not None
+        assert leaving.stdout.readline() == "held\n"
+    finally:
+        leaving.kill()
+        leaving.communicate()
+    (pair,) = Client(address, verbose=False).predict(["a cat"], steps=1, api_name="/compare")
+    assert pair["after"] == pair["before"]

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.browser
 
 SHOTS = Path(os.environ.get("ERASURE_SCREENSHOTS", ROOT / "build" / "screenshots"))
 PARTS = ("Erase", "Compare", "Sequence", "Attention", "Measure", "Export")
-LONG = 120_000
-"""Milliseconds that a job may take on a busy machine."""
+LONG = 300_000
+"""Milliseconds that anything may take: how long says more of the machine than of the app."""
+expect.set_options(timeout=LONG)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def visit(browser: Browser, running: App, request) -> Iterator:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(LONG)
         inside = (running.address, "data:", "blob:")
         page.on("request", lambda asked: None if asked.url.startswith(inside) else elsewhere.append(asked.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -100,7 +101,7 @@ def press(page: Page, job: str) -> None:
     """Press a job's button and wait until it is done."""
     page.click(f"#{job}-go")
     page.wait_for_selector(f"#{job}-cancel", state="visible")
-    page.wait_for_selector(f"#{job}-cancel", state="hidden", timeout=LONG)
+    page.wait_for_selector(f"#{job}-cancel", state="hidden")
 
 
 def erase(page: Page, *concepts: str) -> None:
@@ -120,14 +121,9 @@ def choose(page: Page, field: str, *names: str) -> None:
     page.wait_for_timeout(300)
 
 
-def toast(page: Page) -> str:
-    """Return what the newest toast says, and close it."""
-    text = page.locator("[data-testid=toast-text]").last
-    text.wait_for()
-    said = text.inner_text()
-    page.locator(".toast-close").first.click()
-    page.locator("[data-testid=toast-text]").first.wait_for(state="hidden")
-    return said
+def wrong(page: Page, job: str) -> str:
+    """Return the line under a job's button that says what is wrong."""
+    return page.locator(f"#{job}-bar .note.bad").inner_text()
 
 
 def readings(page: Page, prompt: str, name: str) -> list[tuple[float, float]]:
@@ -148,6 +144,8 @@ def removed(page: Page) -> list[str]:
 
 def test_a_new_visitor_sees_an_example_and_one_click_erases_it(running: App, visit) -> None:
     page = visit()
+    status, waiting = running.first
+    assert (status, "loading PyTorch" in waiting) == (503, True)
     assert page.title() == "erasure"
     before = pictures(page, "a cat on the beach")
     assert len(before) == 4
@@ -179,7 +177,7 @@ def test_two_visitors_do_not_see_each_others_removals(visit) -> None:
     one.click("#erase-go")
     choose(other, "concepts", "gun")
     press(other, "erase")
-    one.wait_for_selector("#erase-cancel", state="hidden", timeout=LONG)
+    one.wait_for_selector("#erase-cancel", state="hidden")
     expect(one.locator("#state")).to_contain_text("cat")
     assert removed(one) == ["cat"]
     assert removed(other) == ["gun"]
@@ -226,6 +224,37 @@ def test_compare_slides_and_shows_where_the_pair_that_is_chosen_differs(visit) -
     expect(page.locator("#difference img")).not_to_have_attribute("src", shown or "")
 
 
+def test_prompts_and_hints_follow_what_is_removed_but_not_over_what_is_typed(visit) -> None:
+    page = visit()
+    part(page, "Export")
+    expect(page.locator("#export-hint")).to_contain_text("Nothing is removed")
+    part(page, "Erase")
+    choose(page, "concepts", "castle")
+    expect(page.locator("#look textarea")).to_have_value("a castle on the beach\na house on the beach")
+    page.fill("#look textarea", "a castle in the snow")
+    choose(page, "concepts", "castle", "gun")
+    press(page, "erase")
+    assert page.input_value("#look textarea") == "a castle in the snow"
+    for name, hint in (("Export", "#export-hint"), ("Measure", "#measured")):
+        part(page, name)
+        expect(page.locator(hint)).to_contain_text(f"press {name}", ignore_case=True)
+    part(page, "Attention")
+    expect(page.locator("#words").locator("input, textarea")).to_have_value("gun, knife")
+    page.locator("#words").locator("input, textarea").fill("my own")
+    part(page, "Compare")
+    prompts = page.locator("#compare-prompts textarea")
+    start = "a gun on the beach\na castle on the beach"
+    expect(prompts).to_have_value(re.compile(f"^{start}"))
+    part(page, "Sequence")
+    page.click("#undo-go")
+    part(page, "Compare")
+    expect(prompts).to_have_value("a castle on the beach\na house on the beach")
+    part(page, "Attention")
+    expect(page.locator("#words").locator("input, textarea")).to_have_value("my own")
+    part(page, "Erase")
+    expect(page.locator("#erase-basis")).to_contain_text("castle, gun removed. The ledger has changed since.")
+
+
 def test_any_removal_is_taken_back_and_the_rest_stays(visit) -> None:
     page = visit()
     part(page, "Sequence")
@@ -247,25 +276,25 @@ def test_cancel_ends_a_fit_and_leaves_nothing_half_done(visit) -> None:
     page = visit()
     page.get_by_text("esd:").click()
     page.click("#erase-go")
-    expect(page.locator("#erase-bar")).to_contain_text(re.compile(r"\d+ of 150.* left"), timeout=LONG)
+    expect(page.locator("#erase-bar")).to_contain_text(re.compile(r"\d+ of 150.* left"))
     page.click("#erase-cancel")
-    expect(page.locator("#erase-bar")).to_contain_text("Cancelled", timeout=LONG)
+    expect(page.locator("#erase-bar")).to_contain_text("Cancelled")
     assert "Nothing is removed yet" in page.inner_text("#state")
     page.get_by_text("uce:").click()
     press(page, "erase")
     assert removed(page) == ["cat"]
 
 
-def test_what_is_wrong_is_one_line_in_a_toast_and_the_app_goes_on(visit) -> None:
+def test_what_is_wrong_is_one_line_under_its_button_and_the_app_goes_on(visit) -> None:
     page = visit()
     erase(page, "<img src=x onerror=alert(1)>")
-    assert toast(page).startswith("Unknown concept of the tiny world '<img src=x onerror=alert(1)>'.")
+    assert wrong(page, "erase").startswith("Unknown concept of the tiny world '<img src=x onerror=alert(1)>'.")
     erase(page)
-    assert toast(page) == "concepts: expected at least one, got none. Choose or type a concept."
+    assert wrong(page, "erase") == "concepts: expected at least one, got none. Choose or type a concept."
     choose(page, "concepts", "cat")
     page.fill("#look textarea", "x" * 5000)
     press(page, "erase")
-    assert toast(page) == "prompt: expected at most 1,000 characters, got 5,000. Shorten it."
+    assert wrong(page, "erase") == "prompt: expected at most 1,000 characters, got 5,000. Shorten it."
     assert "Nothing is removed yet" in page.inner_text("#state")
     odd = "<b>a cat</b> ${alert(1)} {{value}} 🐈‍⬛"
     page.fill("#look textarea", f"{odd}\n{'a cat and a dog ' * 40}")
@@ -273,14 +302,17 @@ def test_what_is_wrong_is_one_line_in_a_toast_and_the_app_goes_on(visit) -> None
     assert removed(page) == ["cat"]
     assert page.locator("#before-after h4").first.inner_text() == f"“{odd}”"
     expect(page.locator("#before-after")).to_contain_text("The model reads only the beginning of")
-    part(page, "Measure")
     part(page, "Attention")
+    page.fill("#attention-seed input", "-5")
+    press(page, "attention")
+    assert wrong(page, "attention").startswith("seed: expected a number from 0 to 9,007,199,254,740,992, got -5")
+    page.fill("#attention-seed input", "0")
     page.fill("#words input, #words textarea", "unicorn")
     press(page, "attention")
-    assert toast(page).startswith("phrase: expected words of the prompt")
+    assert wrong(page, "attention").startswith("phrase: expected words of the prompt")
 
 
-def test_a_folder_that_cannot_be_written_is_a_toast(running: App, visit) -> None:
+def test_a_folder_that_cannot_be_written_is_a_line(running: App, visit) -> None:
     page = visit()
     there = set(running.folder.glob("erasure-app-*/*/ledger"))
     erase(page, "cat")
@@ -289,7 +321,7 @@ def test_a_folder_that_cannot_be_written_is_a_toast(running: App, visit) -> None
     shutil.rmtree(edits)
     edits.write_text("in the way")
     erase(page, "gun")
-    assert re.search(r"expected .*, got ", toast(page))
+    assert re.search(r"expected .*, got ", wrong(page, "erase"))
     edits.unlink()
     assert page.locator("#erase-go").is_enabled()
 
@@ -314,7 +346,7 @@ def test_a_measure_is_shown_and_downloaded(visit) -> None:
     page.click("#measure-go")
     part(page, "Compare")  # it goes on meanwhile
     part(page, "Measure")
-    page.wait_for_selector("#report-file", state="visible", timeout=LONG)
+    page.wait_for_selector("#report-file", state="visible")
     expect(page.locator("#measured")).to_contain_text("efficacy")
     inside = page.frame_locator("#report iframe")
     expect(inside.locator("h1")).to_contain_text("cat")
@@ -327,7 +359,7 @@ def test_an_export_is_an_edit_that_loads(visit) -> None:
     page = visit()
     part(page, "Export")
     press(page, "export")
-    assert toast(page) == "export: expected a standing removal, got none. Erase a concept first."
+    assert wrong(page, "export") == "export: expected a standing removal, got none. Erase a concept first."
     part(page, "Erase")
     erase(page, "cat")
     part(page, "Export")
@@ -340,7 +372,7 @@ def test_an_export_is_an_edit_that_loads(visit) -> None:
     expect(page.locator("#card")).to_contain_text("What was removed")
     page.get_by_text("To the Hugging Face Hub").click()
     press(page, "push")
-    assert toast(page).startswith("token: expected one of the Hub with write access")
+    assert wrong(page, "push").startswith("token: expected one of the Hub with write access")
     assert page.locator("#token input").get_attribute("type") == "password"
 
 
@@ -365,9 +397,4 @@ def test_erase_is_reached_and_pressed_by_the_keyboard(visit) -> None:
             break
     assert page.evaluate("document.activeElement.id") == "erase-go"
     page.keyboard.press("Enter")
-    expect(page.locator("#state")).to_contain_text("Removed now", timeout=LONG)
-
-
-def test_the_app_starts_in_time(running: App) -> None:
-    # 15 s are the promise on two idle cores; a busy machine gets twice that.
-    assert running.seconds < 30
+    expect(page.locator("#state")).to_contain_text("Removed now")

@@ -57,6 +57,20 @@ def test_a_stop_ends_the_work_at_its_next_step_and_gives_back_the_lock() -> None
     assert lock.acquire(timeout=1)
 
 
+def test_the_time_of_a_job_counts_from_its_turn_and_ends_it() -> None:
+    lock = threading.RLock()
+    track = Track(threading.Event(), minutes=0.001)
+    time.sleep(0.1)
+    track.check()  # it has not begun
+    with track.holding(lock):
+        time.sleep(0.1)
+        with pytest.raises(StoppedError, match=r"Stopped after 0\.001 minutes, the limit"):
+            track.report(Progress(done=1, total=2))
+    assert lock.acquire(blocking=False)
+    with pytest.raises(StoppedError), track.holding(lock):  # no second time by holding it again
+        pass
+
+
 def test_who_waits_for_the_lock_can_be_stopped() -> None:
     lock, stop = threading.RLock(), threading.Event()
     track = Track(stop)

@@ -8,6 +8,8 @@ from erasure.demo.sessions import Sessions
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import InputError
 
+TOO_LARGE = (1e308, 10**12, 10**5000, float("inf"), float("-inf"), float("nan"))
+
 
 def test_names_lose_blanks_and_doubles() -> None:
     assert limits.names("concepts", [" cat ", "cat", "", "a  dog"]) == ["cat", "a dog"]
@@ -54,7 +56,32 @@ def test_no_setting_from_a_browser_is_a_text_that_could_name_a_file(method: str)
     assert {"number", "whole", "choice", "switch"} >= {setting.kind for setting in offered(method, "tinyworld")}
     assert "captions" not in names
     with pytest.raises(InputError, match=r"^settings: expected one of"):
-        limits.settings({"captions": "/etc/passwd"}, names)
+        limits.settings({"captions": "/etc/passwd"}, offered(method, "tinyworld"))
+
+
+@pytest.mark.parametrize("method", eraser_names())
+@pytest.mark.parametrize("model", ["tinyworld", "a/model"])
+def test_every_number_has_a_range_that_holds_its_default(method: str, model: str) -> None:
+    settings = offered(method, model)
+    for setting in settings:
+        if setting.kind in ("choice", "switch"):
+            assert setting.low is None
+            continue
+        assert setting.low is not None
+        assert setting.high is not None
+        assert setting.value is None or setting.low <= float(setting.value) <= setting.high
+        assert limits.settings({setting.name: setting.value}, settings) == {setting.name: setting.value}
+        line = rf"^settings\.{setting.name}: expected a number from .*, got "
+        for value in (*TOO_LARGE, True, "1", [1], setting.low - 1):
+            with pytest.raises(InputError, match=line) as error:
+                limits.settings({setting.name: value}, settings)
+            assert "\n" not in str(error.value)
+
+
+def test_the_range_of_a_form_is_within_that_of_the_field() -> None:
+    settings = {setting.name: setting for setting in offered("duge", "tinyworld")}
+    ranges = {name: (settings[name].low, settings[name].high) for name in ("max_similarity", "batch_size", "rank")}
+    assert ranges == {"max_similarity": (-1, 1), "batch_size": (1, 100), "rank": (1, 160)}
 
 
 @pytest.mark.parametrize("method", eraser_names())
