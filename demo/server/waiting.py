@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from types import TracebackType
-from typing import Self
 
 from erasure.errors import InputError
 
@@ -57,7 +56,7 @@ class WaitingPage:
         self._server.shutdown()
         self._server.server_close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WaitingPage":
         return self
 
     def __exit__(
