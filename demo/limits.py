@@ -55,7 +55,7 @@ def text(where: str, value: object, most: int = TEXT) -> str:
         InputError: The value is no text, or too long.
     """
     if not isinstance(value, str):
-        raise InputError(f"{where}: expected a text, got {_short(value)}.")
+        raise InputError(f"{where}: expected a text, got {_short(value)}. Give a text.")
     if len(value) > most:
         raise InputError(f"{where}: expected at most {most} characters, got {len(value):,}. Shorten it.")
     return value.strip()

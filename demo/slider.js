@@ -1,4 +1,4 @@
-// Gradio's slider between two pictures follows the mouse alone; this lets the keyboard move it, as ARIA has it.
+// Gradio's slider between two images follows the mouse alone; this lets the keyboard move it, as ARIA has it.
 () => {
   const HANDLE = "#slider [data-testid=slider]";
   const STEP = 0.05;
@@ -15,7 +15,7 @@
       if (handle.tabIndex === 0) continue;
       handle.tabIndex = 0;
       handle.setAttribute("role", "slider");
-      handle.setAttribute("aria-label", "Where the original ends and the erased picture begins, in per cent");
+      handle.setAttribute("aria-label", "Border between the original and the edited image, in per cent");
       handle.setAttribute("aria-valuemin", 0);
       handle.setAttribute("aria-valuemax", 100);
       handle.addEventListener("focus", () => tell(handle));

@@ -79,7 +79,7 @@ def build(desk: Desk, start: BeforeAfter | None) -> dict[str, Any]:
             method=name,
             settings=_changed_settings(name, studio, settings),
             anchor=becomes or "",
-            preserve=None if extent == ALL else keep,
+            preserve=None if extent == ALL else keep or [],
             kind=None if studio.known else kind,
         )
         actions.erase(studio, session, wish, track)
