@@ -168,7 +168,7 @@ def _connect_suggestions(desk: Desk, request: _RequestFields, scope: _ScopeField
     """Update the suggestions when the targets change, and show the chosen concepts when they apply."""
     studio = desk.studio
 
-    def suggest(visitor: gr.Request, key: object, *values: Any) -> list[Any]:
+    def follow_targets(visitor: gr.Request, key: object, *values: Any) -> list[Any]:
         with ErrorsInALine():
             removed = [concept.target for concept in desk.session(key, visitor).removed()]
             return _suggest(studio, removed, *values)
@@ -176,7 +176,7 @@ def _connect_suggestions(desk: Desk, request: _RequestFields, scope: _ScopeField
     suggested = gr.State((studio.to_keep(first), studio.to_draw(first)))
     for changed in (request.concepts, request.kind):
         changed.change(
-            suggest,
+            follow_targets,
             [desk.key, request.concepts, request.kind, scope.keep, request.prompts, suggested],
             [scope.extent, scope.keep, request.prompts, suggested],
             queue=False,

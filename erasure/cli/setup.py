@@ -60,7 +60,9 @@ def web(
         waiting.say(f"loading {name} on {place}")
         pipe = load_pipe(name, place)
         waiting.say("loading Gradio")
-        page, address = serve(pipe, name, place, ledger=ledger, share=share, minutes=float(job_minutes), waiting=waiting)
+        page, address = serve(
+            pipe, name, place, ledger=ledger, share=share, minutes=float(job_minutes), waiting=waiting
+        )
     out.print(f"the demo is at {address}")
     interrupts.release()  # the server ends by an interrupt
     page.block_thread()

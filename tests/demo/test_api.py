@@ -148,7 +148,7 @@ def test_a_ledger_of_another_model_is_refused_before_anything_starts(tmp_path) -
 
     Ledger.open_or_create(tmp_path / "mine", tiny.sd1(), "a/model")
     with pytest.raises(BaseMismatchError), WaitingPage(free_port()) as waiting:
-        serve(world.pipeline(), "tinyworld", "cpu", ledger=tmp_path / "mine", minutes=1, waiting=waiting)
+        serve(world.pipeline(), "tinyworld", "cpu", ledger=tmp_path / "mine", minutes=1.0, waiting=waiting)
 
 
 def test_a_port_that_is_taken_is_said(address: str) -> None:
