@@ -101,7 +101,7 @@ def number(where: str, value: object, low: float | int, high: float | int) -> fl
         InputError: The value is not one.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{where}: expected a number from {low:,.10g} to {high:,.10g}, got {_short(value)}.")
+        raise InputError(f"{where}: expected a number from {low:,.16g} to {high:,.16g}, got {_short(value)}.")
     return float(value)
 
 
