@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from erasure import UCE, erase
 from erasure.backbones import backbone_of
 from erasure.backbones.attention import AttentionCapture, cross_attention_layers, layer_pixels
 from erasure.backbones.base import Backbone
@@ -219,3 +221,38 @@ def test_attention_is_captured_without_changing_the_output(joint: Any) -> None:
         assert (maps >= 0).all()
         assert (maps.sum(-1) < 1).all()  # the image's own tokens have the rest
         assert maps.shape[2] == layer_pixels(joint)[name]
+
+
+def test_checkpointing_gives_the_plain_output_and_gradients(joint: Any) -> None:
+    states, given = joint.encode(["a cat"]), latents(1)
+    weight = next(iter(tiny.text_weights(joint).values()))
+    plain = joint.predict(given, torch.tensor(5), states)
+    plain.sum().backward()
+    gradient, weight.grad = weight.grad, None
+    joint.denoiser.enable_gradient_checkpointing()
+    try:
+        joint.denoiser.train()
+        saved = joint.predict(given, torch.tensor(5), states)
+        saved.sum().backward()
+    finally:
+        joint.denoiser.eval()
+        joint.denoiser.disable_gradient_checkpointing()
+    assert torch.equal(plain, saved)
+    assert torch.equal(gradient, weight.grad)
+    joint.denoiser.zero_grad()
+
+
+def test_a_lora_of_the_readers_loads_as_the_edit_itself(joint: Any, tmp_path: Any) -> None:
+    pipe, states, given = joint.pipe, joint.encode(["a cat"]), latents(1)
+    edit = erase(pipe, "cat", eraser=UCE(), preserve=["dog"])
+    with edit.applied_to(pipe):
+        edited = joint.predict(given, torch.tensor(5), states)
+    save_file(edit.as_lora(pipe, rank=32).state_dict, tmp_path / "pytorch_lora_weights.safetensors")
+    plain = joint.predict(given, torch.tensor(5), states)
+    pipe.load_lora_weights(tmp_path)
+    try:
+        loaded = joint.predict(given, torch.tensor(5), states)
+    finally:
+        pipe.unload_lora_weights()
+    torch.testing.assert_close(loaded, edited, rtol=1e-4, atol=1e-5)
+    assert (edited - plain).abs().max() > 1e-3

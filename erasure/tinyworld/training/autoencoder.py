@@ -11,7 +11,7 @@ from ...progress import OnProgress
 from .. import models
 from ..data import Drawings
 from .batches import batch, channels_last, chunks
-from .loop import Loop
+from .loop import Loop, write_state
 from .recipe import Recipe, training_set
 
 ENCODED = 32_000  # drawings that the denoiser learns from: encoding one costs a quarter of a training step on it
@@ -111,5 +111,6 @@ def encoded(recipe: Recipe, vae: AutoencoderKL, drawn: Drawings) -> Tensor:
     for pixels in chunks(drawn, min(ENCODED, len(drawn.pictures)), 64):
         moved = pixels.to(recipe.device).contiguous(memory_format=torch.channels_last)
         parts.append(posterior_of(vae, moved).mean.half().cpu())
-    torch.save(torch.cat(parts), path)
-    return torch.cat(parts)
+    latents = torch.cat(parts)
+    write_state(path, latents)
+    return latents

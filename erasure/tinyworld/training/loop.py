@@ -192,8 +192,8 @@ class Loop:
             csv.writer(file).writerow([step, round(seconds, 1), round(loss, 6)])
 
 
-def write_state(path: Path, state: dict[str, object]) -> None:
-    """Write a stage's state atomically: an interruption leaves the previous one."""
+def write_state(path: Path, state: Tensor | dict[str, object]) -> None:
+    """Write a stage's state, or what it learns from, atomically: an interruption leaves the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state, part)

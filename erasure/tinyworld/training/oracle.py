@@ -14,7 +14,7 @@ from ..data import Drawings
 from ..oracle import Oracle, OracleNet
 from .autoencoder import decoded, posterior_of
 from .batches import batch, channels_last, chunks
-from .loop import Loop
+from .loop import Loop, write_state
 from .recipe import ORACLE_PICTURES, Recipe, full_set
 
 ROUND_TRIPS = 4_000
@@ -66,7 +66,7 @@ def _round_trips(recipe: Recipe, vae: AutoencoderKL, drawn: Drawings) -> Tensor:
         out = decoded(vae, posterior_of(vae, pixels.to(recipe.device)).mean)
         parts.append(out.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu())
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(torch.cat(parts), path)
+    write_state(path, torch.cat(parts))
     return torch.cat(parts)
 
 
