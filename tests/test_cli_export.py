@@ -225,7 +225,7 @@ def test_removals_are_replayed_on_another_model(ledger: Path, tmp_path: Path) ->
 
 def test_a_published_edit_becomes_an_entry(saved: Path) -> None:
     pipe = load_model(str(saved))
-    edit = erase(pipe, "Van Gogh", eraser=UCE(rows="last-subject"))
+    edit = erase(pipe, "Monet", eraser=UCE(rows="last-subject"))
     edit.save("own.safetensors")
     weights = {name: weight.clone() for name, weight in pipe.unet.state_dict().items() if ".attn2.to_v" in name}
     save_file({name: weight + 1 for name, weight in weights.items()}, "esd.safetensors")
@@ -235,7 +235,7 @@ def test_a_published_edit_becomes_an_entry(saved: Path) -> None:
     entry = Ledger.open("here").entries[0]
     assert (entry.concepts[0].kind, entry.settings["file"]) == ("style", "esd.safetensors")
     # The ledger's base is the default, and this library's own file says what it removes.
-    assert call("load-edit", "own.safetensors", "--ledger", "here").stdout.startswith("002 Van Gogh: uce, ")
+    assert call("load-edit", "own.safetensors", "--ledger", "here").stdout.startswith("002 Monet: uce, ")
     assert call("verify", "here").exit_code == 0
 
 
