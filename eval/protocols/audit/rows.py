@@ -25,6 +25,9 @@ from ..variants import Variant
 
 ERASED, ORIGINAL, GOLD, NOVEL, PLAIN = "erased", "original", "gold", "novel", "plain"
 
+_EVERYDAY = ("tree", "house")
+"""Things to compare a concept with where nothing is known to be like it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
@@ -119,7 +122,7 @@ def aim_of(
         prompts=tuple(prompts),
         seeds=tuple(noise_seed(concept.target, i, seed) for i in range(images)),
         kept=tuple(_kept(names, [*removed, concept], profile, kept_images, seed)),
-        siblings=tuple(near or [name for name in staying if name not in near][:4]),
+        siblings=tuple(near or staying[:4] or _EVERYDAY),
         profile=profile,
         sampling=sampling,
         seed=seed,
