@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -81,6 +82,25 @@ def test_a_card_and_the_log_show_names_as_they_are(tmp_path: Path, monkeypatch) 
     shown = CliRunner().invoke(app, ["log", str(tmp_path / "ledger")]).output
     assert "[dog]" in shown
     assert not any(is_control(sign) for sign in shown if sign != "\n")
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "settings", "said"),
+    [
+        ("sd1", "uce", {"rows": "last-subject"}, False),
+        ("sdxl", "uce", {"rows": "last-subject"}, True),
+        ("sdxl", "trce", {"stages": "text", "reg": 1e-3, "frames": ("a photo of a {}",)}, False),
+    ],
+)
+def test_a_card_says_that_the_sentence_vector_is_not_edited(
+    tmp_path: Path, family: str, method: str, settings: dict[str, Any], said: bool
+) -> None:
+    pipe = tiny.EVERY[family]()
+    ledger = Ledger.open_or_create(tmp_path, pipe, str(tmp_path))
+    ledger.remove(pipe, make_eraser(method, **settings), [Concept(target="cat", anchor="dog", preserve=("house",))])
+    written = Written(export=Export(), state=ledger.state(), base="0" * 64, notes=(), name="a/b")
+    card = str(model_card(ledger, pipe, written, image=False))
+    assert ("no layer that reads it was edited" in card) is said
 
 
 def test_no_two_prompts_share_a_file() -> None:

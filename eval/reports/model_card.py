@@ -12,7 +12,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
+from erasure.backbones import backbone_of
 from erasure.concept import Concept, normalized
+from erasure.edits import weights_of
 from erasure.io.text import as_code, in_markdown
 from erasure.ledger import Entry, Ledger
 from erasure.personalize.folder import PERSONALIZED, Personalized
@@ -108,7 +110,7 @@ def model_card(ledger: Ledger, pipe: DiffusionPipeline, written: Written, *, ima
         f"{base}, from which the Python library `erasure` {version('erasure')} removed: {targets}.",
         _removed(ledger),
         _measured(results, written.notes),
-        _not_measured(ledger, results),
+        _not_measured(ledger, pipe, results),
         _loading(ledger, pipe, written),
         _licence(ledger, licence),
     ]
@@ -174,8 +176,13 @@ def _measured(results: Sequence[Result], notes: Sequence[str]) -> str:
     )
 
 
-def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
+def _not_measured(ledger: Ledger, pipe: DiffusionPipeline, results: Sequence[Result]) -> str:
     missing = []
+    if _leaves_sentence_vector(ledger, pipe):
+        missing.append(
+            "How much of what was removed passes by the sentence vector: this model reads it beside the states of the"
+            " tokens, and no layer that reads it was edited."
+        )
     if not any(result.what.startswith("efficacy") for result in results):
         missing.append("Whether what was removed is gone.")
     if not any(result.what.startswith("retention") for result in results):
@@ -188,6 +195,13 @@ def _not_measured(ledger: Ledger, results: Sequence[Result]) -> str:
     ]
     missing += profile_of(ledger.base.name).data.limitations
     return "\n".join(["## What was not measured", "", *(f"- {line}" for line in missing)])
+
+
+def _leaves_sentence_vector(ledger: Ledger, pipe: DiffusionPipeline) -> bool:
+    """Return True if the model reads a sentence vector by layers of which the removals change none."""
+    changed = weights_of(ledger.edit()).changes.keys()
+    readers = backbone_of(pipe).sites(reads="pooled").keys()
+    return bool(changed and readers) and changed.isdisjoint(readers)
 
 
 def _loading(ledger: Ledger, pipe: DiffusionPipeline, written: Written) -> str:
