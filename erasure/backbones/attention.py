@@ -30,9 +30,7 @@ Implementation = Literal["one-hot", "softmax"]
 
 def cross_attention_layers(backbone: Backbone) -> dict[str, nn.Module]:
     """Return the layers that attend to text, by full name ("unet.….attn2"), in the order of the backbone."""
-    keys = backbone.sites(("cross.k", "joint.text.k")).values()
-    names = dict.fromkeys(site.module.rpartition(".")[0] for site in keys)
-    return {name: _submodule(backbone, name) for name in names}
+    return layers_named(backbone, None)
 
 
 def layers_named(backbone: Backbone, names: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -41,11 +39,16 @@ def layers_named(backbone: Backbone, names: Sequence[str] | None) -> dict[str, n
     Raises:
         UnknownNameError: A layer that the model does not have.
     """
-    known = cross_attention_layers(backbone)
+    keys = backbone.sites(("cross.k", "joint.text.k")).values()
+    known = dict.fromkeys(site.module.rpartition(".")[0] for site in keys)
+    components = backbone.components()
+    layers = {}
     for name in known if names is None else names:
         if name not in known:
             raise unknown_name("cross-attention layer", name, known)
-    return known if names is None else {name: known[name] for name in names}
+        component, _, path = name.partition(".")
+        layers[name] = components[component].get_submodule(path)
+    return layers
 
 
 def one_hot_columns(
@@ -351,8 +354,3 @@ class _EnoughError(Exception):
 def at_least_float32(x: Tensor) -> Tensor:
     """Return half precision as float32, and what is finer as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _submodule(backbone: Backbone, name: str) -> nn.Module:
-    component, _, path = name.partition(".")
-    return backbone.component(component).get_submodule(path)

@@ -77,17 +77,22 @@ def sites_of(
     return sites
 
 
+# Roles of modules at the top of a denoiser.
+_UNET_TOP = {"conv_in": "in", "conv_norm_out": "out", "conv_out": "out", "time_embedding": "time"}
+_JOINT_TOP = {
+    "context_embedder": "text.in",
+    "x_embedder": "in",
+    "pos_embed": "in",
+    "norm_out": "out",
+    "proj_out": "out",
+}
+
+
 def unet_role(name: str) -> Role:
     """Return the role of a parameter of a UNet with cross-attention."""
     top, _, _ = name.partition(".")
-    named_at_top = {
-        "conv_in": "in",
-        "conv_norm_out": "out",
-        "conv_out": "out",
-        "time_embedding": "time",
-    }
-    if top in named_at_top:
-        return named_at_top[top]
+    if top in _UNET_TOP:
+        return _UNET_TOP[top]
     if top == "add_embedding":
         return "pooled.in" if name == "add_embedding.linear_1.weight" else "pooled"
     for layer, role in ((".attn1.", "self"), (".attn2.", "cross")):
@@ -103,15 +108,8 @@ def unet_role(name: str) -> Role:
 def joint_transformer_role(name: str) -> Role:
     """Return the role of a parameter of a transformer with joint attention, whose single blocks are shared."""
     top, _, rest = name.partition(".")
-    named_at_top = {
-        "context_embedder": "text.in",
-        "x_embedder": "in",
-        "pos_embed": "in",
-        "norm_out": "out",
-        "proj_out": "out",
-    }
-    if top in named_at_top:
-        return named_at_top[top]
+    if top in _JOINT_TOP:
+        return _JOINT_TOP[top]
     if top == "time_text_embed":
         if rest == "text_embedder.linear_1.weight":
             return "pooled.in"

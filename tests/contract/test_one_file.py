@@ -6,6 +6,7 @@ knows of them.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -90,11 +91,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     registry.refresh()
 
 
-def run(installed: Path, *arguments: str) -> str:
-    """Return the output of a Python process that has the package installed."""
+@pytest.fixture(scope="module")
+def outside(installed: Path) -> str:
+    """Output of the contract's tests and of `commands_list_it.py` in one Python process that has the package."""
+    nouns = ("erasers", "guidances", "attacks", "probes", "benchmarks", "metrics")
+    files = [f"tests/contract/test_{noun}.py" for noun in nouns] + ["tests/contract/one_file/commands_list_it.py"]
     paths = os.pathsep.join([str(installed), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *files, "-k", "added"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -112,25 +116,16 @@ def test_it_is_found_and_is_a_documented_piece(piece: Dropped, installed: Path) 
     assert len(piece.text.splitlines()) <= 60
 
 
-def test_each_is_held_to_the_contract_of_its_extension_point(installed: Path) -> None:
-    files = [
-        f"tests/contract/test_{noun}.py"
-        for noun in ("erasers", "guidances", "attacks", "probes", "benchmarks", "metrics")
-    ]
-    output = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *files, "-k", "added")
+def test_each_is_held_to_the_contract_of_its_extension_point(outside: str) -> None:
     held = {piece.name for piece in DROPPED if piece.noun in ("eraser", "attack", "probe", "benchmark", "metric")}
-    assert all(f"[{name}]" in output or f"-{name}]" in output for name in {*held, "added-guidance"})
+    assert all(re.search(rf"^PASSED \S*[\[-]{name}\]", outside, re.MULTILINE) for name in {*held, "added-guidance"})
 
 
-def test_each_appears_in_the_lists_and_help_of_the_command(installed: Path) -> None:
-    listed = run(installed, "-m", "erasure", "pieces")
-    assert all(f"{piece.noun}  {piece.name}" in listed for piece in DROPPED)
-    described = run(installed, "-m", "erasure", "pieces", "added-transform")
-    assert "factor  Factor of the step, >= 0." in described
-    assert "eraser.strength=1.0" in run(installed, "-m", "erasure", "methods")
-    assert "added-eraser" in run(installed, "-m", "erasure", "remove", "--help")
-    assert "added-attack-prompt" in run(installed, "-m", "erasure", "attack", "--help")
-    assert "added-benchmark" in run(installed, "-m", "erasure", "evaluate", "--help")
+def test_each_appears_in_the_lists_and_help_of_the_command(outside: str) -> None:
+    for piece in DROPPED:
+        assert f"::test_added_is_listed[{piece.noun}-{piece.name}]" in outside
+    for words in ("pieces", "methods", "remove", "attack", "evaluate"):
+        assert f"::test_added_is_shown[{words}-" in outside
 
 
 SHAPES: list[Mapping[str, Any]] = [

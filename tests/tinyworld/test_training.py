@@ -1,5 +1,6 @@
 """Every stage of the training runs, resumes and ends in a folder that diffusers loads."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from erasure.errors import InputError
 from erasure.tinyworld import models
 from erasure.tinyworld.oracle import Oracle
-from erasure.tinyworld.training import autoencoder, judge, oracle
+from erasure.tinyworld.training import autoencoder, denoising, judge, oracle
 from erasure.tinyworld.training.autoencoder import normalise_latents
 from erasure.tinyworld.training.batches import token_ids
 from erasure.tinyworld.training.command import main
@@ -22,6 +23,15 @@ from erasure.tinyworld.training.loop import Loop
 from erasure.tinyworld.training.recipe import Recipe, training_set
 from erasure.tinyworld.training.run import train
 from erasure.tinyworld.training.start import start_from
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief() -> Iterator[None]:
+    """Sheets sampled in one step, and latents normalised over two batches: neither number is what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(denoising, "SHEET_STEPS", 1)
+        patch.setattr(autoencoder, "NORMALISED", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +98,9 @@ def test_a_loop_goes_on_where_it_stopped_with_the_draws_of_an_unbroken_one(tmp_p
     first: list[float] = []
     second: list[float] = []
     whole: list[float] = []
-    _loop(tmp_path / "a", 0.005, first).run()
-    _loop(tmp_path / "a", 0.05, second).run()
-    _loop(tmp_path / "b", 0.05, whole).run()
+    _loop(tmp_path / "a", 0.002, first).run()
+    _loop(tmp_path / "a", 0.01, second).run()
+    _loop(tmp_path / "b", 0.01, whole).run()
     both = first + second
     shared = min(len(both), len(whole))
     assert len(first) > 0
@@ -187,3 +197,4 @@ def test_steps_end_the_denoiser_whatever_the_minutes(trained: Path, tmp_path: Pa
     for steps in (3, 5):
         train(replace(recipe, steps=steps))
         assert torch.load(tmp_path / "state" / "unet.pt", weights_only=True)["step"] == steps
+        assert (tmp_path / "samples" / f"unet-{steps:06d}.png").exists()

@@ -15,6 +15,7 @@ from .loop import Loop, write_state
 from .recipe import Recipe, training_set
 
 ENCODED = 32_000  # drawings that the denoiser learns from: encoding one costs a quarter of a training step on it
+NORMALISED = 16  # batches of 64 drawings that the latents' mean and variance are taken over
 
 
 def posterior_of(vae: AutoencoderKL, pixels: Tensor) -> DiagonalGaussianDistribution:
@@ -87,7 +88,9 @@ def normalise_latents(vae: AutoencoderKL, drawn: Drawings, recipe: Recipe) -> No
         TypeError: The autoencoder has no such convolutions.
     """
     rng = np.random.default_rng(recipe.seed)
-    latents = torch.cat([posterior_of(vae, batch(drawn, rng, 64, recipe.device)[1]).mean for _ in range(16)])
+    latents = torch.cat(
+        [posterior_of(vae, batch(drawn, rng, 64, recipe.device)[1]).mean for _ in range(NORMALISED // 64)]
+    )
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     if mean.abs().max() < 0.05 and (std - 1).abs().max() < 0.05:
         return
