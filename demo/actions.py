@@ -12,7 +12,7 @@ from erasure.erasers import make_eraser
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStar
 from erasure.io.files import make_folder, write_whole
-from erasure.ledger import Entry, Ledger
+from erasure.ledger import Entry, Ledger, present_settings
 from erasure.progress import staged
 from erasure.runs import configs, removal, schema
 from erasure.sampling import Pair, SamplingSettings, sample_pairs
@@ -275,7 +275,7 @@ def _ledger_report(studio: Studio, session: Session, ledger: Ledger, images: int
         raise InputError(f"measure: expected a judge, got {record.skipped}. Put CLIP weights there.")
     last = ledger.standing[-1]
     measured = record.measure(last)
-    eraser = make_eraser(last.method, **last.settings)
+    eraser = make_eraser(last.method, **present_settings(last.method, last.settings))
     run = schema.Run(model=studio.name, eraser=eraser, concepts=last.concepts, seed=last.seed, measure=settings)
     page = write_report(record, removal.facts(run, device=studio.device, start=start))
     scores = session.folder / "measure" / "scores.json"

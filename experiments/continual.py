@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the fits")
     parser.add_argument("--in-place", action="store_true", help="fit each on the last weights, without a ledger")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `erasure remove`")
-    parser.add_argument("--pictures", type=int, default=50, help="images of each concept")
+    parser.add_argument("--images", type=int, default=50, help="images of each concept")
     parser.add_argument("--points", type=int, nargs="+", default=list(POINTS), help="removals after which to measure")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/continual"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -190,7 +190,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         for role, names in ROLES.items()
         for name in names
         for probe in known_images(
-            profile_of(DEFAULT_MODEL), name, role, options.pictures, settings, () if role == "removed" else forbidden
+            profile_of(DEFAULT_MODEL), name, role, options.images, settings, () if role == "removed" else forbidden
         )
     ]
     sampler = own_sampling(DEFAULT_MODEL, settings)
@@ -217,7 +217,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "targets": list(targets),
         "near": list(NEAR),
         "far": list(FAR),
-        "pictures": options.pictures,
+        "pictures": options.images,
         "sampler": {"steps": sampler.steps, "guidance_scale": sampler.guidance_scale, "scheduler": "DDIM"},
         "model": backbone_of(pipe).fingerprint(),
         "removals": times,

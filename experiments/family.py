@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="a config of `erasure remove`, with its concepts")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `erasure remove`")
-    parser.add_argument("--pictures", type=int, default=2000, help="images of the benchmark")
+    parser.add_argument("--images", type=int, default=2000, help="images of the benchmark")
     parser.add_argument(
         "--attacks", nargs="*", default=list(attack_and_probe_names()), help="attacks and probes; empty for none"
     )
@@ -93,7 +93,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
         source = source_of(str(work / "ledger"), lambda _: pipe)
         rows = [row for row in source.variants if row.name in (ERASED, ORIGINAL)]
-        benchmark = TinyWorld(removed=FAMILY, total=options.pictures)
+        benchmark = TinyWorld(removed=FAMILY, total=options.images)
         metrics = metrics_of(benchmark, "cpu")
         results = evaluate(rows, benchmark, metrics, sampler=sampler, on_progress=on_progress).as_json()
         decides, second = judges_of(source, "cpu")

@@ -63,7 +63,7 @@ def fails(*arguments: str | Path) -> str:
 
 def erasure(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
-    command = [sys.executable, "-m", "erasure.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "erasure.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -296,7 +296,7 @@ def test_ctrl_c_leaves_what_was_finished_and_says_one_line(tmp_path, saved) -> N
     command = [
         sys.executable,
         "-m",
-        "erasure.cli.main",
+        "erasure.cli",
         "remove",
         "cat",
         "--method",

@@ -13,7 +13,7 @@ import pytest
 def interrupted_after(seconds: float, folder: Path, *arguments: str) -> tuple[int, str]:
     """Return exit code and stderr of the command, interrupted after so much of its own processor time."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "erasure.cli.main", *arguments],
+        [sys.executable, "-m", "erasure.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

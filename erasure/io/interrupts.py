@@ -5,6 +5,7 @@ process at once: lazy loaders swallow what is raised within an import, or turn i
 is a KeyboardInterrupt, so that temporary files are deleted on the way out.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -44,7 +45,8 @@ def is_interrupted() -> bool:
 def _is_command() -> bool:
     arguments = sys.orig_argv
     return Path(sys.argv[0]).stem == "erasure" or any(
-        arguments[i : i + 2] == ["-m", "erasure.cli.main"] for i in range(len(arguments))
+        flag == "-m" and module in ("erasure", "erasure.cli", "erasure.cli.main")
+        for flag, module in itertools.pairwise(arguments)
     )
 
 

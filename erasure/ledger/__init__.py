@@ -2,5 +2,6 @@
 
 from .ledger import Ledger, slug
 from .record import Base, Entry, Origin
+from .renamed import present_settings
 
-__all__ = ["Base", "Entry", "Ledger", "Origin", "slug"]
+__all__ = ["Base", "Entry", "Ledger", "Origin", "present_settings", "slug"]

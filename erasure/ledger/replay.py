@@ -14,6 +14,7 @@ from ..judge import Judge
 from ..progress import OnProgress
 from .ledger import Ledger
 from .record import Entry, Origin
+from .renamed import present_settings
 
 
 def replay(
@@ -84,7 +85,7 @@ def _eraser(entry: Entry) -> Eraser:
             f"replay: expected removals by {', '.join(eraser_names())}, got {entry.id} by {entry.method!r}, whose"
             " making is not known. Undo it first."
         )
-    return make_eraser(entry.method, **entry.settings)
+    return make_eraser(entry.method, **present_settings(entry.method, entry.settings))
 
 
 def _check_family(source: Ledger, pipe: DiffusionPipeline, name: str) -> None:

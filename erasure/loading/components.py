@@ -98,11 +98,22 @@ def lacks_weights(folder: Path) -> bool:
 
 
 def _index_of(folder: Path) -> dict[str, tuple[str, str]]:
-    """Return library and class of each component that a model has."""
+    """Return library and class of each component that a model has.
+
+    Raises:
+        InputError: The index cannot be read, or the pipeline is code in the folder itself.
+    """
     file = folder / "model_index.json"
     _check_content(file)
     with one_line(folder):
         index = json.loads(file.read_text(encoding="utf-8"))
+        pipeline = index.get("_class_name")
+    if isinstance(pipeline, list):
+        raise InputError(
+            f"model: expected a pipeline of diffusers in {str(folder)!r}, got {pipeline[-1]!r} from the folder's own"
+            f" {pipeline[0]}.py, which acts during sampling. Use its ledger, or diffusers with trust_remote_code=True."
+        )
+    with one_line(folder):
         parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
         return {name: (library, kind) for name, (library, kind) in parts.items() if library is not None}
 

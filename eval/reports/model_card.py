@@ -211,7 +211,9 @@ def _loading(ledger: Ledger, pipe: DiffusionPipeline, written: Written) -> str:
     if profile.folder is not None and export.format == "edit":
         base = profile.name  # `erasure.load_model` knows it
     name, base = _in_string(name), _in_string(base)
-    code = _SNIPPETS[export.format].format(name=name, file=export.file, kind=kind, base=base)
+    during_sampling = export.format == "pipeline" and ledger.during_sampling
+    snippet = _RECORDED if during_sampling else _SNIPPETS[export.format]
+    code = snippet.format(name=name, file=export.file, kind=kind, base=base)
     lines = ["## How to load it", "", f"```python\n{code}\n```"]
     if base == "BASE" and "BASE" in code:
         location = profile.data.location
@@ -248,6 +250,8 @@ pipe.load_lora_weights("{name}", weight_name="{file}", adapter_name="erased")"""
 # a local copy of this folder; config/ holds what the one file does not
 pipe = {kind}.from_single_file("{file}", config="config")""",
 }
+# The folder's own pipeline.py, with the guidance of the removals, is executed.
+_RECORDED = _SNIPPETS["pipeline"].replace(", dtype=", ", trust_remote_code=True, dtype=")
 _GUIDED = """pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)
 image = pipe("a cat and a dog", {asked}).images[0]"""
 _ASKED = {

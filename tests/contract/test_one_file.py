@@ -19,7 +19,7 @@ import torch
 
 from erasure import registry
 from erasure.backbones import backbone_of
-from erasure.cli.pieces import extension_points
+from erasure.cli.setup import extension_points
 from erasure.concept import Concept
 from erasure.edits import WeightEdit
 from erasure.erasers import ERASERS

@@ -150,7 +150,7 @@ def test_the_command_writes_a_record_that_the_curves_are_drawn_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = options(tmp_path)
-    command = ["continual", "--config", str(chosen.config), "--pictures", "1", "--points", "1", "2"]
+    command = ["continual", "--config", str(chosen.config), "--images", "1", "--points", "1", "2"]
     command += [word for setting in QUICK for word in ("--set", setting)]
     command += ["--work", str(chosen.work), "--out", str(tmp_path / "runs" / "uce-a-0")]
     monkeypatch.setattr(sys, "argv", command)

@@ -1,5 +1,6 @@
 """Removals during sampling in the forms that other programs read: with their guidance, or refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from erasure import Concept, Edit, Ledger, make_eraser
+from erasure import Concept, Edit, Ledger, load_model, make_eraser
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
+from erasure.eval.reports.model_card import model_card
+from erasure.loading import load_stored
 from erasure.pipelines.export.formats import FORMATS, Export, write_export
 from tests import tiny
 
@@ -43,6 +46,28 @@ def test_a_pipeline_holds_the_guidance_and_is_not_loaded_without_it(ledger: tupl
     assert torch.equal(images(exported), expected)
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_the_library_does_not_load_it_as_a_model_without_its_guidance(
+    ledger: tuple[Ledger, Any], tmp_path: Path
+) -> None:
+    opened, pipe = ledger
+    write_export(opened, pipe, Export(format="pipeline"), tmp_path)
+    for load in (load_model, load_stored):
+        with pytest.raises(InputError, match=r"model: expected a pipeline of diffusers .* Use its ledger") as caught:
+            load(str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_cards_snippet_loads_it(ledger: tuple[Ledger, Any], tmp_path: Path) -> None:
+    opened, pipe = ledger
+    written = write_export(opened, pipe, Export(format="pipeline"), tmp_path)
+    card = model_card(opened, pipe, replace(written, name=str(tmp_path)))
+    code = card.partition("```python\n")[2].partition("\n```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    with opened.applied_to(pipe):
+        assert torch.equal(images(names["pipe"]), images(pipe))
 
 
 def test_an_edit_holds_both(ledger: tuple[Ledger, Any], tmp_path: Path) -> None:

@@ -88,9 +88,7 @@ def normalise_latents(vae: AutoencoderKL, drawn: Drawings, recipe: Recipe) -> No
         TypeError: The autoencoder has no such convolutions.
     """
     rng = np.random.default_rng(recipe.seed)
-    latents = torch.cat(
-        [posterior_of(vae, batch(drawn, rng, 64, recipe.device)[1]).mean for _ in range(NORMALISED // 64)]
-    )
+    latents = torch.cat([posterior_of(vae, batch(drawn, rng, 64, recipe.device)[1]).mean for _ in range(NORMALISED)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     if mean.abs().max() < 0.05 and (std - 1).abs().max() < 0.05:
         return

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from erasure.cli.main import app
-from erasure.cli.pieces import extension_points
+from erasure.cli.setup import extension_points
 
 ADDED = [(noun, name) for noun, point in extension_points().items() for name in point.names() if "added" in name]
 SHOWN = [
