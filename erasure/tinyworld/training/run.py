@@ -83,5 +83,6 @@ def _facts(recipe: Recipe) -> dict[str, object]:
         if path.exists():
             state = torch.load(path, map_location="cpu", weights_only=True)
             stages[stage] = {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
-    names = ("pictures", "seed", "batch_size", "without", "lr", "device", "grounding")
+    names = ["pictures", "seed", "batch_size", "without", "lr", "device", "precision"]
+    names += ["grounding"] if recipe.denoiser == "unet" else []  # the transformer's maps are left alone
     return {"settings": {name: getattr(recipe, name) for name in names}, "stages": stages}
