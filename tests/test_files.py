@@ -1,5 +1,8 @@
 """Folders that are there whole or not at all, and tensors that are written one by one."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erasure.errors import InputError
+from erasure.io import files
 from erasure.io.files import new_folder
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names, write_tensors
 
@@ -74,3 +78,18 @@ def test_a_file_is_copied_with_some_tensors_changed(tmp_path: Path) -> None:
         assert torch.equal(found["t"], TENSORS["t"] * 2)
         assert all(torch.equal(found[name], TENSORS[name]) for name in ("a", "scalar", "empty"))
         assert sorted(tensor_names(new)) == sorted(TENSORS)
+
+
+def test_a_write_deletes_what_a_killed_process_left(tmp_path: Path) -> None:
+    """A temporary name says whose it is: those of running processes and of other machines stay."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine, other = files._MACHINE, "0" * 6
+    left = [tmp_path / f".a.{mine}-{ended.pid}-{'0' * 8}.tmp", tmp_path / f".b.{mine}-{ended.pid}-{'1' * 8}.tmp"]
+    left[0].write_bytes(b"half")
+    left[1].mkdir()
+    kept = [tmp_path / f".a.{mine}-{os.getpid()}-{'0' * 8}.tmp", tmp_path / f".a.{other}-{ended.pid}-{'0' * 8}.tmp"]
+    for path in kept:
+        path.write_bytes(b"half")
+    files.write_whole(tmp_path / "c", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["c", *(path.name for path in kept)])

@@ -50,7 +50,7 @@ def personalize(
 ) -> None:
     """Learn an instance from a few images by ClassDiffusion; --images, --class and --token repeat for several."""
     from ..backbones import backbone_of
-    from ..io.files import check_free, make_folder
+    from ..io.files import check_free, new_folder
     from ..io.text import slug
     from ..personalize.class_diffusion import ClassDiffusion, Instance
     from ..personalize.folder import Personalized, read_images
@@ -85,9 +85,10 @@ def personalize(
         edit = method.fit(backbone_of(pipe), instances, seed=seed, on_progress=record_losses)
     if not as_json:
         _print_losses(losses, method.spl_weight)
-    make_folder(folder)
-    write_formats(edit, pipe, folder)
-    learned = Personalized.write(folder, edit, lasting_name(model), instances)
+    with new_folder(folder) as unfinished:
+        write_formats(edit, pipe, unfinished)
+        Personalized.write(unfinished, edit, lasting_name(model), instances)
+    learned = Personalized.open(folder)
     measure = _InstanceMeasure(pipe, siblings or [], images_each, place, start, as_json)
     measure.show(learned, learned.instances, {"learned": edit}, seed=seed)
 
@@ -109,7 +110,7 @@ def forget(
 ) -> None:
     """Forget a learned instance, without any image of it, and measure that its class is kept."""
     from ..backbones import backbone_of
-    from ..io.files import check_free
+    from ..io.files import check_free, new_folder
     from ..personalize.class_diffusion import Instance
     from ..personalize.folder import Personalized
     from ..personalize.forgetting import Forgetting
@@ -135,7 +136,9 @@ def forget(
         Instance(token=each.token, class_word=each.class_word, images=learned.images(each.token))
         for each in learned.instances
     ]
-    kept = Personalized.write(folder, edit, learned.base, instances)
+    with new_folder(folder) as unfinished:
+        Personalized.write(unfinished, edit, learned.base, instances)
+    kept = Personalized.open(folder)
     measure = _InstanceMeasure(pipe, siblings or [], images_each, place, start, as_json)
     chosen = [instance for instance in kept.instances if instance.token == word]
     measure.show(kept, chosen, {"learned": learned.edit, "forgotten": edit}, seed=0)

@@ -1,13 +1,20 @@
 """Writing files so that a crash at any moment leaves the old one or the new one, whole."""
 
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import InputError
+
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{6})-(?P<process>[0-9]{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 # Start of the file that Git has in the place of one whose content is stored apart.
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -19,7 +26,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         InputError: The place cannot be written; the old file, if any, is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    _sweep(path.parent)
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -55,9 +63,10 @@ def new_folder(path: Path) -> Generator[Path]:
     """
     check_free(path)
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         make_folder(path.parent)
+        _sweep(path.parent)
         temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
@@ -97,6 +106,37 @@ def unusable(path: Path) -> str | None:
     if start == _POINTER:
         return "a Git LFS pointer. Fetch the content by `git lfs pull`, or download the file again."
     return None if start else "an empty file. Copy or download it again."
+
+
+def _temporary(path: Path) -> Path:
+    """Return a hidden name beside a path, which says by whom it is used: this machine and this process."""
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@lru_cache(maxsize=4096)  # once a folder and process: a process that was killed does not write any more
+def _sweep(folder: Path) -> None:
+    """Delete the temporary files and folders that killed processes of this machine have left in a folder."""
+    if os.name != "posix":  # no process can be asked for elsewhere
+        return
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or match["machine"] != _MACHINE or _runs(int(match["process"])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 asks whether there is one
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _said(error: OSError) -> str:

@@ -251,7 +251,6 @@ class Ledger(LedgerView):
             if distinct:  # here, because another process may have removed it since the fit began
                 check_distinct(self.removed_names, edit.metadata.concepts)
             check_solvable(self._store, edit)
-            self._store.sweep()
             number = f"{len(self.entries) + 1:03d}"
             file = f"edits/{number}-{slug(edit.metadata.concepts)}.safetensors"
             entry = Entry(

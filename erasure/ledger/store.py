@@ -72,6 +72,7 @@ class LedgerStore:
         """
         with _written_in(self.path), _lock_of(self.path):
             self._refresh()
+            self._sweep()
             yield
 
     def _refresh(self) -> None:
@@ -115,12 +116,13 @@ class LedgerStore:
         path = edit.save(self.path / file, shared=self.path / "rows")
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def sweep(self) -> None:
+    def _sweep(self) -> None:
         """Delete the files of an addition that was killed before `ledger.json` named it."""
         named = {entry.file for entry in self.record.entries}
-        for name in os.listdir(self.path / "edits"):  # names alone: there is one for every removal
+        edits = self.path / "edits"
+        for name in os.listdir(edits) if edits.is_dir() else ():  # names alone: there is one for every removal
             if name.endswith((".safetensors", ".tmp")) and f"edits/{name}" not in named:
-                (self.path / "edits" / name).unlink()
+                (edits / name).unlink()
         # Rows that such an addition had written are kept: they are correct, and the next addition likely needs them.
         for name in os.listdir(self.path / "rows") if (self.path / "rows").is_dir() else ():
             if name.endswith(".tmp"):
