@@ -128,21 +128,25 @@ def family_erased(pipe: DiffusionPipeline, concept: Concept) -> Applied:
     return lambda: edit.applied_to(pipe)
 
 
+def within_a_step(weight: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """Return a changed weight cut to where it rounds to the same 4-bit numbers as the unchanged one."""
+    step = weight.abs().flatten(1).amax(1).reshape(-1, *[1] * (weight.ndim - 1)) / 7
+    centre = rounded(weight, 4)
+    cut = moved.clamp(centre - 0.49 * step, centre + 0.49 * step)
+    cut = cut.clamp(-7 * step, 7 * step)  # a larger entry would change the step of its row
+    return torch.where(weight.abs() >= step * 6.99, weight, cut)  # the entries that decide the step
+
+
 def below_a_step(pipe: DiffusionPipeline, concept: Concept) -> Applied:
     """Return a trained removal whose changes vanish at 4 bits: each is cut to less than its way to the next number."""
     edit = fitted(eraser_class("esd")(steps=200, lr=3e-4, variant="full", prompts="templates"), pipe, [concept])
     backbone = backbone_of(pipe)
     changes = {}
     for name, parameter in backbone.parameters(edit.changes.__contains__).items():
-        if parameter.ndim < 2:
-            continue
-        weight = parameter.data.float()
-        step = weight.abs().flatten(1).amax(1).reshape(-1, *[1] * (weight.ndim - 1)) / 7
-        centre = rounded(weight, 4)
-        delta = edit.changes[name].of(weight).float()
-        moved = (weight + delta).clamp(centre - 0.49 * step, centre + 0.49 * step)
-        moved = torch.where(weight.abs() >= step * 6.99, weight, moved)  # the entries that decide the step
-        changes[name] = DenseChange(delta=(moved - weight).cpu())
+        if parameter.ndim > 1:
+            weight = parameter.data.float()
+            moved = within_a_step(weight, weight + edit.changes[name].of(weight).float())
+            changes[name] = DenseChange(delta=(moved - weight).cpu())
     small = WeightEdit(changes=changes, metadata=edit.metadata)
     return lambda: small.applied_to(pipe)
 

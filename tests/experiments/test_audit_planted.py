@@ -5,9 +5,10 @@ import torch
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.eval.probes import Models, Subject, probe_class
+from erasure.eval.probes.quantise import rounded
 from erasure.profile import profile_of
 from erasure.sampling import SamplingSettings, sample
-from experiments.audit_planted import PLANTED, names_dropped, words_masked
+from experiments.audit_planted import PLANTED, names_dropped, within_a_step, words_masked
 from tests.contract.test_probes import _Open, aim
 from tests.eval.world import pipeline
 
@@ -65,3 +66,12 @@ def test_nothing_is_removed_from_the_planted_original() -> None:
     before = {name: p.clone() for name, p in backbone.parameters(lambda _: True).items()}
     with PLANTED["original"].applied(pipe, CAT)():
         assert all(torch.equal(before[name], p) for name, p in backbone.parameters(lambda _: True).items())
+
+
+def test_a_change_within_a_step_vanishes_at_4_bits_and_not_at_8() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, noise = torch.randn(2, 40, 30, generator=generator)
+    cut = within_a_step(weight, weight + 0.5 * noise)
+    assert (cut != weight).float().mean() > 0.9
+    assert torch.equal(rounded(cut, 4), rounded(weight, 4))
+    assert not torch.equal(rounded(cut, 8), rounded(weight, 8))
