@@ -291,6 +291,20 @@ def test_a_model_folder_is_edited_saved_reloaded_and_undone_bit_for_bit(tmp_path
     assert removed != before
 
 
+def test_a_removal_during_sampling_is_measured_reported_and_undone() -> None:
+    result = call("remove", "cat", "--method", "localised", "--ledger", "here", *SMALL[:-2], "--json")
+    assert result.exit_code == 0, result.output
+    (step,) = json.loads(result.stdout)["steps"]
+    assert step["n"]["efficacy"] == 2
+    assert 0 < step["n"]["near"] <= 3
+    assert 0 < step["n"]["far"] <= 4
+    assert 0 <= step["efficacy"] <= 1
+    assert Path("here/report.html").is_file()
+    assert "localised" in call("log", "here").stdout
+    assert call("undo", "here", "001").exit_code == 0
+    assert Ledger.open("here").standing == ()
+
+
 def test_ctrl_c_leaves_what_was_finished_and_says_one_line(tmp_path, saved) -> None:
     assert call("remove", "dog", "--model", saved, "--ledger", "here", *FAST).exit_code == 0
     command = [
