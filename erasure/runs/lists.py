@@ -1,6 +1,7 @@
 """Lists of removal requests: CSV files, and the families that come with the library."""
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,11 +13,13 @@ from ..backbones.sd import textual_inversion_applied
 from ..concept import Concept, normalized
 from ..errors import ErasureError, InputError, unknown_name
 from ..io.csv_rows import CsvRow, check_columns, check_delimiter, csv_rows
+from ..io.text import shortened
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+_LONGEST_NAME = 255  # bytes; a system refuses to look for longer ones
 _COLUMNS = {
     "concept": "target",
     "target": "target",
@@ -77,8 +80,9 @@ def list_path(name: str) -> Path:
     """
     known = _lists()
     path = known.get(normalized(name), Path(name))
-    if not path.is_file():
-        raise InputError(f"concepts: expected a list's name or file, got {name!r}. Known: {', '.join(sorted(known))}.")
+    if max(map(len, os.fsencode(name).split(b"/"))) > _LONGEST_NAME or not path.is_file():
+        got, names = shortened(name), ", ".join(sorted(known))
+        raise InputError(f"concepts: expected a list's name or file, got {got}. Known: {names}.")
     return path
 
 

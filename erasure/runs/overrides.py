@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ..errors import InputError
-from ..io.text import shortened
+from ..io.text import one_line, shortened
 from ..io.yaml_text import plain_yaml
 from ..registry import AnySettings, with_settings
 
@@ -20,7 +20,7 @@ def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     keys = path.strip().split(".")
     if not sign or not all(keys):
         raise InputError(f"--set: expected key.key=value, got {assignment!r}. Write for example eraser.reg=0.5.")
-    value = plain_yaml(text, f"--set {path.strip()}")
+    value = plain_yaml(text, f"--set {one_line(path)}")
     changed = json.loads(json.dumps(config))
     place: object = changed
     for key in keys[:-1]:
