@@ -47,6 +47,7 @@ def test_a_removal_is_shown_with_interval_count_and_source(tmp_path: Path) -> No
         "concepts": [{"target": "cat"}],
         "seconds": 1.25,
         "efficacy": rate["efficacy"],
+        "held_out": {"value": 0.9, "n": 40, "interval": [0.8, 0.95]},
         "retention": {"near": rate["near"], "far": None},
         "n": {"efficacy": 100, "near": 50, "far": 0},
         "interval": {name: [value - 0.05, value] for name, value in rate.items()},
@@ -60,7 +61,8 @@ def test_a_removal_is_shown_with_interval_count_and_source(tmp_path: Path) -> No
     (tmp_path / "removal" / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
     page = "before\n<!-- table removal: removal/*/run.json -->\nold\n<!-- end table -->\nafter\n"
     built = with_tables(page, tmp_path)
-    assert "| uce | reg=2.0 | cat | 0.950 [0.900, 0.950] of 100 | 0.900 [0.850, 0.900] of 50 | – | 1.2 |" in built
+    efficacy, held_out = "0.950 [0.900, 0.950] of 100", "0.900 [0.800, 0.950] of 40"
+    assert f"| uce | reg=2.0 | cat | {efficacy} | {held_out} | 0.900 [0.850, 0.900] of 50 | – | 1.2 |" in built
     assert "commit 0123456789 with changes" in built
     assert "old" not in built
     assert built.startswith("before\n")
@@ -98,8 +100,13 @@ def test_a_family_has_what_is_left_of_it_and_what_attacks_bring_back(tmp_path: P
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "run.json").write_text(json.dumps(run), encoding="utf-8")
     built = with_tables("<!-- table family: */run.json -->\n<!-- end table -->\n", tmp_path)
-    assert "| run | explicit, seen | synonym, seen | combined, seen | implicit, seen | mma | tools" in built
-    assert "| one | 0.100 [0.050, 0.150] of 250 | – | – | – | 0.250 [0.142, 0.402] of 40, plain 0.000 | 0.800" in built
+    assert (
+        "| run | explicit, seen | synonym, seen | combined, seen | implicit, seen | held-out, seen | mma | tools"
+        in built
+    )
+    assert (
+        "| one | 0.100 [0.050, 0.150] of 250 | – | – | – | – | 0.250 [0.142, 0.402] of 40, plain 0.000 | 0.800" in built
+    )
     assert "| 0.0123 of 250 |" in built
 
 

@@ -44,7 +44,7 @@ def family(source: str, results: Path) -> str:
         )
         for path, run in runs
     ]
-    seen = (f"{name.removeprefix('efficacy_')}, seen" for name in names)
+    seen = (f"{name.removeprefix('efficacy_').replace('_', '-')}, seen" for name in names)
     headings = ("run", *seen, *attacks, "tools and vehicles kept", *tiers)
     return table(headings, rows, runs)
 
