@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -141,7 +141,7 @@ class PartialTrajectories:
 
     def _within(self, k: int, generator: torch.Generator) -> Int[Tensor, ""]:
         """Return a random timestep of the k-th of as many bins as there are steps, from the least noisy."""
-        total = len(cast("Discrete", self._backbone.schedule).alphas_cumprod)
+        total = self._backbone.schedule.total
         low, high = (round(edge * total / self._steps) for edge in (k, k + 1))
         return (low + torch.randint(high - low, (), generator=generator)).to(self._timesteps)
 

@@ -119,10 +119,10 @@ class UnlearnDiff(Attack):
             raise InputError(
                 f"{self.name}.timesteps: expected None for {backbone.schedule.words}, got {self.timesteps!r}. Set none."
             )
-        part = len(backbone.schedule.alphas_cumprod) // self.timesteps
+        part = backbone.schedule.total // self.timesteps
         if part < 1:
             raise InputError(
-                f"{self.name}.timesteps: expected at most {len(backbone.schedule.alphas_cumprod)},"
+                f"{self.name}.timesteps: expected at most {backbone.schedule.total},"
                 f" got {self.timesteps!r}. Hold fewer."
             )
         return [part // 2 + i * part for i in range(self.timesteps)]
