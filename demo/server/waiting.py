@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from types import TracebackType
+from typing import cast
 
 from erasure.errors import InputError
 
@@ -79,11 +80,10 @@ class _Server(ThreadingTCPServer):
 class _Answer(BaseHTTPRequestHandler):
     """Answer to every request: 503 with the page; a program is told to come back later."""
 
-    server: _Server
     timeout = 10
 
     def do_GET(self) -> None:
-        content = _TEMPLATE.replace("STAGE", escape(self.server.page.stage)).encode()
+        content = _TEMPLATE.replace("STAGE", escape(cast("_Server", self.server).page.stage)).encode()
         self.send_response(503, "Loading")
         for name, value in (
             ("Content-Type", "text/html; charset=utf-8"),
@@ -98,7 +98,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_GET
 
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Log nothing."""
 
 

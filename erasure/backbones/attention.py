@@ -41,13 +41,12 @@ def layers_named(backbone: Backbone, names: Sequence[str] | None) -> dict[str, n
     """
     keys = backbone.sites(("cross.k", "joint.text.k")).values()
     known = dict.fromkeys(site.module.rpartition(".")[0] for site in keys)
-    components = backbone.components()
     layers = {}
     for name in known if names is None else names:
         if name not in known:
             raise unknown_name("cross-attention layer", name, known)
         component, _, path = name.partition(".")
-        layers[name] = components[component].get_submodule(path)
+        layers[name] = backbone.component(component).get_submodule(path)
     return layers
 
 

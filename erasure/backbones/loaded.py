@@ -62,6 +62,10 @@ class LoadedModel(ABC):
         """Return the text encoders by name."""
 
     @abstractmethod
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """Return the tokenizer of each text encoder; see `Backbone`."""
+
+    @abstractmethod
     def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> Conditioning:
         """Return the encoded prompts, no two of which are equal."""
 

@@ -6,6 +6,7 @@ A module of commands imports the library inside its functions, so that `erasure 
 import errno
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any, cast
 
 import typer
@@ -23,7 +24,9 @@ _CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 class _Group(TyperGroup):
     """Turn an error that a user can cause into one line on stderr and exit code 2."""
 
-    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **options: Any) -> Any:
+    def main(  # pyright: ignore[reportIncompatibleMethodOverride] - typer passes what lies between by name
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **options: Any
+    ) -> Any:
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **options)
         code: object = interrupts.EXIT_CODE
@@ -80,7 +83,7 @@ for _module in (remove, ledger, look, evaluate, export, personalize, setup):
 def main() -> None:
     """Run the command."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # text that the terminal's encoding lacks
+        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")  # text that the terminal's encoding lacks
     app()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -227,7 +227,7 @@ class WeightEdit(Edit):
         # Of files of the first format, which have fewer members.
         description = {"shared": {}, "by_columns": [], "tokens": [], **file.description}
         tensors = {**file.tensors, **fetched(member(description, "shared", dict), shared)}
-        rows = rows_from(member(description, "rows", object), tensors)
+        rows = rows_from(cast("Mapping[str, object] | bool | None", member(description, "rows", object)), tensors)
         reader = ChangeReader(tensors, rows, member(description, "by_columns", list))
         return cls(
             changes={name: reader.change(data) for name, data in member(description, "changes", dict).items()},

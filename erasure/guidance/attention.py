@@ -292,14 +292,17 @@ class _Run:
             return call.latents
         named, refined = self.named(), call.step in settings.refine_at
         low: list[list[bool]] = [[] for _ in named]
-        latents, updates, first, terms = call.latents, torch.zeros(len(named), dtype=torch.long), None, None
+        latents, updates = call.latents, torch.zeros(len(named), dtype=torch.long)
+        first: tuple[list[Tensor | None], list[Terms]] | None = None
+        maps: list[Tensor | None] = []
+        terms: list[Terms] = []
         moving = torch.tensor([len(row.positions) > 0 for row in named])
         for _ in range(settings.most_updates if refined else 1):
             before = terms
             maps, terms, gradient = self._gradient(call, latents, named)
             first = first or (maps, terms)
             for i in moving.nonzero()[:, 0].tolist() if refined else ():
-                then = before and before[i]
+                then = before[i] if before else None
                 low[i].append(settings.low_enough(terms[i], then, len(named[i].positions), call.step))
                 moving[i] = settings.updates_again(low[i])
             if not moving.any():
@@ -309,7 +312,7 @@ class _Run:
             latents = torch.where(changing, self._moved(latents, alpha * gradient), latents)
             updates += moving
         self.masks = [{} if image_maps is None else settings.masks(image_maps, call.step) for image_maps in maps]
-        if self.on_guided is not None:
+        if self.on_guided is not None and first is not None:
             self.on_guided(_guided(call, *first, terms, latents, updates.tolist()))
         return latents
 

@@ -79,14 +79,16 @@ def remove(
     """
     names = [name for concept in run.concepts for name in (concept.target, *concept.preserve)]
     judge = profile_of(run.model).judge(str(pipe.device), names)
-    requests = [run.concepts] if run.eraser.together and run.concepts else [(concept,) for concept in run.concepts]
+    requests: list[tuple[Concept, ...]] = [(concept,) for concept in run.concepts]
+    if run.eraser.together and run.concepts:
+        requests = [run.concepts]
     for concepts in requests:
         try:
             entry = ledger.remove(
                 pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, judge=judge, distinct=True
             )
         except AlreadyRemovedError:
-            if on_removed_already is None or len(concepts) > 1:
+            if on_removed_already is None or len(concepts) != 1:
                 raise
             on_removed_already(concepts[0].target)
         else:

@@ -147,8 +147,9 @@ def sample_part(
     """
     backbone = backbone_of(pipe)
     runner = _runner(pipe)
-    unscaled = 1.0 if first == 0 else float(getattr(runner.scheduler, "init_noise_sigma", 1.0))
-    _cut_steps(runner.scheduler, first, last)
+    scheduler = cast("DiffusionPipeline", runner).scheduler
+    unscaled = 1.0 if first == 0 else float(getattr(scheduler, "init_noise_sigma", 1.0))
+    _cut_steps(scheduler, first, last)
     negative = _negative(backbone, settings.negative_prompt) if settings.guidance_scale > 1 else None
     further = {} if eta is None else {"eta": eta}
     parts: list[Latents | np.ndarray] = []

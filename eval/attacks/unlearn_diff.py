@@ -138,8 +138,10 @@ class UnlearnDiff(Attack):
         held: int | None = None,
     ) -> Float[Tensor, ""]:
         clean = latents[torch.randint(len(latents), (self.batch_size,), generator=generator)].float()
-        drawn = backbone.schedule.drawn(self.batch_size, generator) if held is None else None
-        timestep = torch.full((self.batch_size,), held) if drawn is None else drawn
+        if held is None:
+            timestep = backbone.schedule.drawn(self.batch_size, generator)
+        else:
+            timestep = torch.full((self.batch_size,), held)
         noise = torch.randn(clean.shape, generator=generator)
         clean, timestep, noise = (part.to(backbone.device) for part in (clean, timestep, noise))
         noisy = backbone.schedule.noised(clean, noise, timestep)

@@ -71,7 +71,7 @@ def checkpoint_tensors(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     for key, weight in unet.state_dict().items():
         tensors[f"model.diffusion_model.{denoiser_name(key, unet.config)}"] = weight
     for key, weight in vae.state_dict().items():
-        name = _autoencoder_name(key, len(vae.config.up_block_types))
+        name = _autoencoder_name(key, len(vae.config["up_block_types"]))
         # The original's projections there are convolutions over one pixel.
         convolved = "mid.attn_1" in name and weight.ndim == 2
         tensors[f"first_stage_model.{name}"] = weight[:, :, None, None] if convolved else weight

@@ -1,5 +1,7 @@
 """Stage transformer: the denoiser of FLUX's classes, trained by flow matching."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
@@ -81,7 +83,7 @@ def flow_loss(backbone: Backbone, clean: Tensor, noise: Tensor, levels: Tensor, 
 def transformer_stage(recipe: Recipe, parts: TextParts, on_progress: OnProgress | None = None) -> nn.Module:
     """Train the transformer on `FlowLoss`, with averaged weights."""
     torch.manual_seed(recipe.seed + 5)
-    transformer = models.transformer().to(recipe.device)
+    transformer = _untrained(recipe)
     _keep_float32(transformer)
     loop = Loop(
         recipe=recipe,
@@ -93,9 +95,14 @@ def transformer_stage(recipe: Recipe, parts: TextParts, on_progress: OnProgress 
         average=0.999,
         steps=recipe.steps,
     )
-    loop.show = lambda step: write_samples(recipe, loop, parts, models.transformer().to(recipe.device), step)
+    loop.show = lambda step: write_samples(recipe, loop, parts, _untrained(recipe), step)
     loop.run(on_progress)
     return transformer.eval().requires_grad_(False)
+
+
+def _untrained(recipe: Recipe) -> FluxTransformer2DModel:
+    transformer = cast("nn.Module", models.transformer()).to(recipe.device)
+    return cast("FluxTransformer2DModel", transformer)
 
 
 def _keep_float32(transformer: FluxTransformer2DModel) -> None:
