@@ -1,6 +1,5 @@
 """Concept: one removal request with its target, anchor and preserved concepts."""
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -92,10 +91,11 @@ class Concept:
 def normalized(phrase: str) -> str:
     """Return the form in which two spellings of one phrase are equal.
 
-    Case, runs of spaces, and the composition of accents do not count.
+    Case, runs of spaces, and the composition of accents do not count. Letters are lowered one by one, as tokenizers do:
+    what they tell apart, "Strasse" from "Straße" or "fish" from a word with the ligature "ﬁ", are two names.
     """
     words = " ".join(phrase.split())
-    return words.casefold() if words.isascii() else composed(unicodedata.normalize("NFD", words).casefold())
+    return words.lower() if words.isascii() else composed("".join(map(str.lower, composed(words))))
 
 
 def _checked_text(text: str, field: str) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from erasure.concept import Concept, Kind, normalized
 from erasure.errors import ErasureError, InputError, UnknownNameError, unknown_name
 from erasure.prompts import blank, fill, preserved_templates, speaks_of, templates, without_phrases
+from tests import tiny
 
 WORDS = st.text(min_size=1).filter(str.strip)
 
@@ -114,3 +115,11 @@ def test_json_of_a_wrong_type_is_one_line(data: dict[str, Any], message: str) ->
     with pytest.raises(InputError, match=message) as caught:
         Concept.from_json(data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pair", [("Straße", "STRASSE"), ("\ufb01sh", "fish")])
+def test_names_of_other_tokens_are_two(pair: tuple[str, str]) -> None:
+    one, other = (tiny.tokenizer("clip")(name).input_ids for name in pair)
+    assert one != other
+    assert normalized(pair[0]) != normalized(pair[1])
+    assert normalized("STRAßE") == normalized("Straße")

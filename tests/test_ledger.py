@@ -273,6 +273,16 @@ def test_verify_finds_a_changed_a_missing_and_an_exchanged_file(tmp_path, pipe, 
         ledger.edit()
 
 
+@pytest.mark.parametrize("change", [{"method": "esd"}, {"settings": {}}, {"seed": 7}])
+def test_verify_compares_how_an_entry_was_fitted(tmp_path, pipe, edits, change) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    file = ledger.add(edits[0]).file
+    record = json.loads((tmp_path / "ledger.json").read_text())
+    record["entries"][0].update(change)
+    (tmp_path / "ledger.json").write_text(json.dumps(record))
+    assert Ledger.open(tmp_path).verify(pipe) == [f"{file}: its header and ledger.json disagree."]
+
+
 def test_verify_solves_again(tmp_path, pipe, edits) -> None:
     ledger = new_ledger(tmp_path, pipe)
     rows = edits[0].rows
@@ -312,6 +322,16 @@ def test_a_circle_of_anchors_is_refused_before_anything_is_written(tmp_path, pip
         ledger.add(uce.fit([Concept(target="dog", anchor="cat")], FitContext(backbone=backbone)))
     assert len(Ledger.open(tmp_path).entries) == 1
     assert len(list((tmp_path / "edits").iterdir())) == 1
+
+
+@pytest.mark.parametrize("methods", [("localised", "uce"), ("uce", "localised")])
+def test_a_circle_through_weights_and_sampling_is_refused(tmp_path, pipe, methods) -> None:
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.remove(pipe, make_eraser(methods[0]), [Concept(target="cat", anchor="dog")])
+    with pytest.raises(InputError, match="got a circle of cat, dog"):
+        ledger.remove(pipe, make_eraser(methods[1]), [Concept(target="dog", anchor="cat")])
+    ledger.remove(pipe, make_eraser(methods[1]), [Concept(target="dog", anchor="house")])
+    assert len(Ledger.open(tmp_path).entries) == 2
 
 
 def test_an_anchor_that_was_erased_is_no_circle_and_costs_no_solve(tmp_path, pipe, monkeypatch) -> None:

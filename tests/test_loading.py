@@ -202,3 +202,23 @@ def test_a_denoiser_that_reads_more_than_latents_is_refused(tmp_path: Path) -> N
     pipe.unet = tiny.unet(tiny.WIDTH, in_channels=9)
     pipe.save_pretrained(tmp_path)
     assert all("9 channels in and 4 out, as for inpainting" in message for message in refusals(tmp_path))
+
+
+def test_weights_in_integers_are_refused_without_their_scales(model: Path) -> None:
+    tensors = load_file(model / UNET)
+    name = next(name for name in tensors if "attn2.to_k" in name)
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, model / UNET)
+    for message in refusals(model):
+        assert f"expected weights as fractions in {str(model / UNET)!r}, got I8 in {name!r}" in message
+
+
+@pytest.mark.parametrize("size", [None, "a", 0, -4, 16.5, [16], [16, 0], [16, 24, 3], True, 10**9])
+def test_a_denoiser_without_a_size_to_sample_at_is_refused(model: Path, size: object) -> None:
+    change(model / "unet" / "config.json", lambda config: config.update(sample_size=size))
+    assert all("expected a sample_size of one or two whole numbers from 1" in message for message in refusals(model))
+
+
+@pytest.mark.parametrize("scale", [None, "a", 0, -1, float("nan")])
+def test_an_autoencoder_without_a_scale_is_refused(model: Path, scale: object) -> None:
+    change(model / "vae" / "config.json", lambda config: config.update(scaling_factor=scale))
+    assert all("expected a scaling_factor above 0" in message for message in refusals(model))

@@ -157,6 +157,11 @@ def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None
         ('gun\ncat,"dog\nneon"\nmosaic\n', "line 2: expected quotes closed on their line"),
         ('gun\ncat,do"g\n', "line 2: expected quotes closed on their line"),
         ("cat\nCaf\udce9\n", "line 2: expected CSV in UTF-8"),
+        ("# my list\ncat\n", "line 1: expected a concept, got '# my list'"),
+        ("sep=,\nconcept,anchor\ncat,dog\n", "line 1: expected a concept, got 'sep='"),
+        ("cat,dog\nanchor,concept\ndog,cat\n", "line 2: expected a concept, got a second line of columns"),
+        ("cat\n“dog”\n", "line 2: expected straight quotes"),
+        ("cat\uff0cdog\n", "line 1: expected cells separated by commas, not full-width commas"),
     ],
 )
 def test_a_list_of_requests_that_is_wrong_says_where(tmp_path, text, message) -> None:

@@ -20,6 +20,8 @@ from ..io.text import composed
 from .conditioning import Conditioning
 from .sites import Role, Site, has_role, sites_of
 
+_LONGEST_SIDE = 4096  # of latents, far above any model's
+
 Wrapped = TypeVar("Wrapped")
 
 # Prompts at once. A CPU is no faster with more, which take memory: at this number a third of an encoder's own.
@@ -163,13 +165,11 @@ class LoadedModel(ABC):
                 f"steps: expected a number at which the model's {kind} stays finite, got {steps!r}. Give a smaller one."
             )
 
-    def _latent_sides(
-        self, native: int | Sequence[int], height: int | None, width: int | None, packing: int = 1
-    ) -> list[int]:
+    def _latent_sides(self, native: object, height: int | None, width: int | None, packing: int = 1) -> list[int]:
         """Return height and width of the latents of an image of the given size in pixels.
 
         Args:
-            native: The model's own: one number for both, or height and width.
+            native: The model's own, as configured: one number for both, or height and width.
             height: Height in pixels; None is the model's own.
             width: Width in pixels; None is the model's own.
             packing: Number of latents along a side that are one token.
@@ -178,7 +178,12 @@ class LoadedModel(ABC):
         for side, size in (("height", height), ("width", width)):
             if size is not None and (size <= 0 or size % (factor * packing)):
                 raise InputError(f"{side}: expected a multiple of {factor * packing} pixels, got {size!r}. Round it.")
-        sides = (native, native) if isinstance(native, int) else tuple(native)
+        sides = tuple(native) if isinstance(native, Sequence) else (native, native)
+        if len(sides) != 2 or not all(type(side) is int and 0 < side <= _LONGEST_SIDE for side in sides):
+            raise InputError(
+                f"model: expected a sample_size of one or two whole numbers from 1 to {_LONGEST_SIDE} in the denoiser's"
+                f" config.json, got {native!r}. Copy the file again, or write the size of its latents."
+            )
         return [side if size is None else size // factor for side, size in zip(sides, (height, width), strict=True)]
 
     def fingerprint(self) -> str:

@@ -4,6 +4,7 @@ Each is a fault that no later step would notice: ids without meaning, edits of p
 """
 
 import inspect
+import math
 from collections.abc import Iterator
 from typing import cast
 
@@ -131,6 +132,12 @@ def check_samples(pipe: DiffusionPipeline) -> None:
     if getattr(pipe, "vae", None) is None:
         raise InputError(
             f"model: expected a pipeline with an autoencoder, got {kind.__name__} without one. Add its vae."
+        )
+    scale = getattr(pipe.vae.config, "scaling_factor", 1.0)
+    if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
+        raise InputError(
+            f"model: expected a scaling_factor above 0 in the autoencoder's config.json, got {scale!r}."
+            " Copy the file again."
         )
     check_channels(denoiser_of(pipe))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 
-_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars", "，": "full-width commas"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from ..backbones.base import Backbone
 from ..closed_form.joint import joined_rows
 from ..closed_form.solve import solve
 from ..concept import Concept, normalized
-from ..edits import Edit, MapChange, SolvedChange, WeightEdit, joint
-from ..errors import AlreadyRemovedError, ErasureError
+from ..edits import Edit, MapChange, SamplingEdit, SolvedChange, WeightEdit, joint
+from ..errors import AlreadyRemovedError, ErasureError, InputError
 from .record import Entry
 from .store import LedgerStore
 
@@ -26,7 +26,9 @@ def problems_of(store: LedgerStore, entry: Entry) -> list[str]:
     if edit.metadata.base_fingerprint != store.record.base.fingerprint:
         problems.append(f"{entry.file}: was made for another base ({edit.metadata.base_fingerprint[:12]}).")
     solved = isinstance(edit, WeightEdit) and edit.closed_form
-    if solved != entry.solved or edit.metadata.concepts != entry.concepts:
+    origin = edit.metadata
+    fit = (origin.concepts, origin.method, origin.settings, origin.seed)
+    if solved != entry.solved or fit != (entry.concepts, entry.method, entry.settings, entry.seed):
         problems.append(f"{entry.file}: its header and ledger.json disagree.")
     error = _replay_error(edit) if isinstance(edit, WeightEdit) else 0.0
     if error > _REPLAY_TOLERANCE:
@@ -56,14 +58,22 @@ def check_solvable(store: LedgerStore, edit: Edit) -> None:
     """Refuse a removal that closes a circle of anchors, for which the joint solve has no solution.
 
     Raises:
-        SolveError: There is no solution.
+        InputError: There is no solution.
     """
     entries = [entry for entry in store.record.entries if entry.state == "standing"]
     standing = (concept for entry in entries for concept in entry.concepts)
     # Only such a removal is solved for now; to solve at every addition would make a thousand of them slow.
     trained = isinstance(edit, WeightEdit) and edit.rows is None
-    if not trained and _may_close_circle(standing, edit.metadata.concepts):
-        joint([*map(store.load, entries), edit])
+    if trained or not (circle := _possible_circle(standing, edit.metadata.concepts)):
+        return
+    edits = [*map(store.load, entries), edit]
+    joint(edits)
+    on_circle = [each for each in edits if any(circle & _names(concept) for concept in each.metadata.concepts)]
+    if len({isinstance(each, SamplingEdit) for each in on_circle}) == 2:  # each alone has only a part of the circle
+        raise InputError(
+            f"anchor: expected a concept that stays, got a circle of {', '.join(sorted(circle))}, of which some are"
+            " removed in the weights and some during sampling. Change one anchor."
+        )
 
 
 def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None, now: WeightEdit | None) -> float:
@@ -88,16 +98,24 @@ def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None,
     return (moves / changes) ** 0.5 if changes else 0.0
 
 
-def _may_close_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> bool:
-    """Return True if the anchors of added concepts may lead back to one of them, which only a joint solve can tell."""
+def _possible_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> set[str]:
+    """Return the names that the anchors of added concepts lead to, if one of them leads back; else none.
+
+    Only a joint solve can tell whether it is a circle of rows.
+    """
     anchors = {normalized(concept.anchor) for concept in added} - {""}  # the unconditional prompt is never erased
     if not anchors:
-        return False
+        return set()
     becomes: dict[str, set[str]] = {}
     for concept in (*standing, *added):
-        for name in concept.names:
-            becomes.setdefault(normalized(name), set()).add(normalized(concept.anchor))
-    return not _reached(anchors, becomes).isdisjoint(normalized(name) for concept in added for name in concept.names)
+        for name in _names(concept):
+            becomes.setdefault(name, set()).add(normalized(concept.anchor))
+    reached = _reached(anchors, becomes)
+    return set() if all(reached.isdisjoint(_names(concept)) for concept in added) else reached
+
+
+def _names(concept: Concept) -> set[str]:
+    return {normalized(name) for name in concept.names}
 
 
 def _reached(names: Iterable[str], becomes: Mapping[str, Iterable[str]]) -> set[str]:

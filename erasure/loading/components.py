@@ -17,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 from ..backbones.weight_files import has_weights, variant_of, weight_files
 from ..errors import ErasureError, InputError, reason
 from ..io.files import unusable
-from ..io.tensor_files import stored_tensors
+from ..io.tensor_files import StoredTensor, stored_tensors
 
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")  # I64 and BOOL are places and masks
 _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -178,9 +179,21 @@ def check_files(folder: Path) -> None:
             raise InputError(f"model: expected weights in {str(file)!r}, got {got}")
         if file.suffix == ".safetensors":
             try:
-                stored_tensors(file)
+                tensors = stored_tensors(file)
             except ErasureError as error:
                 raise InputError(f"model: {error}") from error
+            _check_types(folder, file, tensors)
+
+
+def _check_types(folder: Path, file: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise InputError for weights in integers without the configuration by which they are read."""
+    integers = [tensor for tensor in tensors.values() if tensor.type_name in _INTEGERS]
+    config = folder / "config.json"
+    if integers and not (config.is_file() and "quantization_config" in config.read_text(encoding="utf-8")):
+        raise InputError(
+            f"model: expected weights as fractions in {str(file)!r}, got {integers[0].type_name} in"
+            f" {integers[0].name!r} without a quantization_config. Save or download the model unquantised."
+        )
 
 
 def _check_whole(name: str, folder: Path, info: Mapping[str, Any]) -> None:

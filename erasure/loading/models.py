@@ -104,6 +104,7 @@ def _check_use(pipe: DiffusionPipeline) -> None:
     backbone = backbone_of(pipe)
     check_tokenizers(backbone)
     check_samples(pipe)
+    backbone.latent_shape()
 
 
 def _stored_folder(name: str) -> Path:

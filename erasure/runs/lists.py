@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_NAME = 255  # bytes; a system refuses to look for longer ones
+_CURLED = ("“", "”", "„")
 _COLUMNS = {
     "concept": "target",
     "target": "target",
@@ -119,6 +120,9 @@ def _numbered_concepts(path: Path) -> list[tuple[str, dict[str, Any]]]:
     columns, exact = ["target", "anchor", "preserve"], False
     if rows and _is_heading(rows[0].cells):
         columns, exact = _columns(rows.pop(0)), True
+    for row in rows:
+        if len(row.cells) > 1 and all(normalized(cell) in _COLUMNS for cell in row.cells):
+            raise InputError(f"{row.where}: expected a concept, got a second line of columns. Delete it or move it up.")
     concepts = [(row.where, _concept_of_row(row, columns, exact=exact)) for row in rows]
     if not concepts:
         raise InputError(f"{where}: expected a concept a line, got none. Write one on each line.")
@@ -129,7 +133,11 @@ def _check_row(row: CsvRow) -> None:
     """Refuse an empty line, and a cell with a line break or half a pair of quotes."""
     if not any(row.cells):
         raise InputError(f"{row.where}: expected a concept, got an empty line. Delete it.")
+    if row.cells[0].startswith(("# ", "sep=")):
+        raise InputError(f"{row.where}: expected a concept, got {row.cells[0]!r}, a line for readers. Delete it.")
     for cell in row.cells:
+        if cell[:1] in _CURLED or cell[-1:] in _CURLED:
+            raise InputError(f'{row.where}: expected straight quotes, got {cell!r}. Write " or no quotes.')
         if len(cell.splitlines()) > 1 or cell.count('"') % 2:
             raise InputError(f"{row.where}: expected quotes closed on their line, got {cell!r}. Close the quote.")
 
