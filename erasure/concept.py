@@ -14,7 +14,7 @@ Kind = Literal["object", "style", "identity", "unsafe"]
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """One removal request. Its texts are kept in Unicode's composed form (NFC).
+    """One removal request. Its texts are kept in Unicode's composed form (NFC), without blanks around them.
 
     Attributes:
         target: Concept to erase, in words: "Van Gogh".
@@ -99,11 +99,11 @@ def normalized(phrase: str) -> str:
 
 
 def _checked_text(text: str, field: str) -> str:
-    """Return a text in its composed form.
+    """Return a text in its composed form, without blanks around it.
 
     Raises:
         InputError: It holds half of a surrogate pair, which no file and no tokenizer takes.
     """
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         raise InputError(f"concept.{field}: expected text in Unicode, got {text!r}. Write it in UTF-8.")
-    return composed(text)
+    return composed(text.strip())

@@ -20,7 +20,7 @@ WORDS = st.text(min_size=1).filter(str.strip)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"target": " "}, "concept.target: expected words, got ' '"),
+        ({"target": " "}, "concept.target: expected words, got ''"),
         ({"target": "cat", "aliases": ("",)}, "concept.aliases: expected words, got ''"),
         ({"target": "cat", "preserve": ("Cat",)}, "concept.preserve: expected a kept concept, got 'Cat'"),
         ({"target": "cat", "aliases": ("kitty",), "preserve": ("kitty",)}, "a name of the target 'cat'"),
@@ -123,3 +123,8 @@ def test_names_of_other_tokens_are_two(pair: tuple[str, str]) -> None:
     assert one != other
     assert normalized(pair[0]) != normalized(pair[1])
     assert normalized("STRAßE") == normalized("Straße")
+
+
+def test_blanks_around_a_name_do_not_count() -> None:
+    concept = Concept(target=" cat", aliases=("kitty ",), preserve=("\tdog",))
+    assert concept == Concept(target="cat", aliases=("kitty",), preserve=("dog",))
