@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "family": evaluations.family,
     "text-states": evaluations.text_states,
     "attacks": evaluations.attacks,
+    "searches": evaluations.searches,
     "closed-form": solves.closed_form,
     "closed-form-whole": solves.closed_form_whole,
     "apply-edit": solves.apply_edit,

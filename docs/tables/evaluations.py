@@ -95,6 +95,23 @@ def attacks(source: str, results: Path) -> str:
     return table(headings, rows, runs)
 
 
+def searches(source: str, results: Path) -> str:
+    """Return one row a search of UnlearnDiffAtk on the same prompts: its cost, and the prompts with a success."""
+    runs = read_runs(source, results)
+    rows = []
+    for path, run in runs:
+        for name, row in run["rows"].items():
+            search = run["searches"].get(name)
+            passes = search and search["rounds"] * search["batch_size"] * (search["timesteps"] or 1)
+            cost = ("–", "–") if search is None else (f"{passes:,}", f"{row['cpu_seconds']:.0f} s")
+            rates = (rate_cell(row["success"][i]) for i in (0, -1))
+            rows.append((path.parent.name, name, *cost, *rates))
+    budgets = sorted({len(row["success"]) for _, run in runs for row in run["rows"].values()})
+    within = f"within {' or '.join(map(str, budgets))}"
+    headings = ("erased by", "search", "passes of the denoiser", "CPU time of a prompt", "1 image", within)
+    return table(headings, rows, runs)
+
+
 def _brought_back(attack: Mapping[str, Any] | None) -> str:
     """Return the share of prompts with a success, beside that of the plain prompt with as many seeds."""
     if attack is None:
