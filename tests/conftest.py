@@ -4,12 +4,17 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before anything imports torch, in this process and those it starts: tiny models gain nothing from a second thread,
 # and on a busy machine threads wait for each other most of the time (measured: a pass of a tiny UNet 13 -> 600 ms).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine is no fault of the code.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 EXTRA = ("gpu", "weights", "slow")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")

@@ -107,7 +107,8 @@ def test_a_second_call_goes_on_where_the_ledger_stands(tmp_path) -> None:
     assert result.stdout.strip().splitlines()[-1] == "report: here/report.html"
     ledger = Ledger.open("here")
     assert [entry.concepts[0].target for entry in ledger.entries] == ["cat", "gun"]
-    assert not {"cat", "kitty"} & set(ledger.entries[1].concepts[0].preserve)
+    # An entry carries the list that it would have alone; the joint solve leaves out what stands removed.
+    assert "cat" in ledger.entries[1].concepts[0].preserve
     assert all(file.stat().st_mtime_ns == then for file, then in originals.items())  # made once
     run = Path("here/run.json").read_bytes()
     assert [step["id"] for step in json.loads(run)["steps"]] == ["002"]
@@ -283,7 +284,8 @@ def test_a_model_folder_is_edited_saved_reloaded_and_undone_bit_for_bit(tmp_path
     def made(source: Path | str, folder: str) -> bytes:
         prompt = "a tree by Van Gogh"
         assert call("generate", source, "--prompt", prompt, "--steps", "2", "--out", folder).exit_code == 0
-        return Image.open(f"{folder}/a-tree-by-van-gogh-0.png").tobytes()
+        (image,) = Path(folder).glob("a-tree-by-van-gogh*-0.png")
+        return Image.open(image).tobytes()
 
     before, removed = made(saved, "before"), made("here", "removed")
     assert call("undo", "here", "001").exit_code == 0

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from erasure import Concept, Ledger
 from erasure.cli import console
 from erasure.cli.main import app
-from erasure.cli.pieces import extension_points
+from erasure.cli.setup import extension_points
 from erasure.erasers import make_eraser
 from erasure.errors import InputError
 from erasure.eval.images.png import file_name

@@ -46,7 +46,7 @@ def _misfit(tokenizer: PreTrainedTokenizerBase | None, encoder: nn.Module) -> st
     if tokenizer is None:
         return "that is missing"
     assert isinstance(encoder, PreTrainedModel)  # noqa: S101 - of a backbone
-    rows = cast("nn.Embedding", encoder.get_input_embeddings()).num_embeddings
+    rows = len(cast("nn.Embedding", encoder.get_input_embeddings()).weight)
     tokens = len(tokenizer)
     if not rows - _SPARE_ROWS <= tokens <= rows:
         return f"of {tokens} tokens where the encoder has {rows}"

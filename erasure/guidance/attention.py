@@ -287,23 +287,20 @@ class _Run:
         settings = self.settings
         if call.first or len(self.masks) != len(call.latents):
             self.masks = [{}] * len(call.latents)
-        alpha = settings.alpha_at(call.step, call.total)
-        if alpha == 0:
+        if (alpha := settings.alpha_at(call.step, call.total)) == 0:
             return call.latents
         named, refined = self.named(), call.step in settings.refine_at
         low: list[list[bool]] = [[] for _ in named]
         latents, updates = call.latents, torch.zeros(len(named), dtype=torch.long)
         first: tuple[list[Tensor | None], list[Terms]] | None = None
-        maps: list[Tensor | None] = []
-        terms: list[Terms] = []
+        maps, terms = list[Tensor | None](), list[Terms]()
         moving = torch.tensor([len(row.positions) > 0 for row in named])
         for _ in range(settings.most_updates if refined else 1):
-            before = terms
-            maps, terms, gradient = self._gradient(call, latents, named)
+            before, (maps, terms, gradient) = terms, self._gradient(call, latents, named)
             first = first or (maps, terms)
             for i in moving.nonzero()[:, 0].tolist() if refined else ():
-                then = before[i] if before else None
-                low[i].append(settings.low_enough(terms[i], then, len(named[i].positions), call.step))
+                then, words = before[i] if before else None, len(named[i].positions)
+                low[i].append(settings.low_enough(terms[i], then, words, call.step))
                 moving[i] = settings.updates_again(low[i])
             if not moving.any():
                 break

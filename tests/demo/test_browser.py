@@ -98,10 +98,20 @@ def settle(page: Page) -> None:
 
 
 def press(page: Page, job: str) -> None:
-    """Press a job's button and wait until it is done."""
+    """Press a job's button and wait until it is done, and its results are shown."""
+    # A job that is refused at once shows its Cancel for a moment, which a look from outside misses.
+    page.evaluate(
+        """selector => {
+            window.began = false;
+            const shown = () => { if (document.querySelector(selector)?.offsetParent) window.began = true; };
+            new MutationObserver(shown).observe(document.body, {subtree: true, childList: true, attributes: true});
+        }""",
+        f"#{job}-cancel",
+    )
     page.click(f"#{job}-go")
-    page.wait_for_selector(f"#{job}-cancel", state="visible")
+    page.wait_for_function("window.began")
     page.wait_for_selector(f"#{job}-cancel", state="hidden")
+    settle(page)
 
 
 def erase(page: Page, *concepts: str) -> None:

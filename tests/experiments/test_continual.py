@@ -37,7 +37,7 @@ def options(folder: Path, **changes: Any) -> argparse.Namespace:
         "seed": 0,
         "in_place": False,
         "set": QUICK,
-        "pictures": 1,
+        "images": 1,
         "points": [1, 2],
         "work": folder / "work",
         "out": folder / "uce-a-0",

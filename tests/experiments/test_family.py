@@ -34,7 +34,7 @@ def options(folder: Path, **changes: Any) -> argparse.Namespace:
     settings: dict[str, Any] = {
         "config": CONFIGS / "trce" / "weapons-tinyworld.yaml",
         "set": ["eraser.stages=text", "eraser.reg=0.1"],
-        "pictures": 24,
+        "images": 24,
         "attacks": [],
         "prompts": 2,
         "budget": 2,
