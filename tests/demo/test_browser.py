@@ -166,7 +166,8 @@ def test_a_new_visitor_sees_an_example_and_one_click_erases_it(running: App, vis
     assert after[0::2] == before
     assert all(one != other for one, other in zip(after[0::2], after[1::2], strict=True))
     gone, stays = readings(page, "a cat on the beach", "cat"), readings(page, "a dog on the beach", "dog")
-    assert len(gone) == 4 and all(was > 0.5 for _, was in gone)
+    assert len(gone) == 4
+    assert all(was > 0.5 for _, was in gone)
     assert sum(now > 0.5 for now, was in stays) >= 3
     if sum(now < 0.5 for now, _ in gone) < 3:
         pytest.xfail(
