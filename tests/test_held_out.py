@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from erasure import UCE, erase, load_model, sample
 from erasure.closed_form.sentences import FRAMES
 from erasure.concept import Concept, Kind
 from erasure.eval.benchmarks.tinyworld import TinyWorld
@@ -91,3 +92,15 @@ def test_a_model_of_which_nothing_is_known_is_asked_in_other_sentences() -> None
     assert all(probe.held_out for probe in plan.probes)
     bare = {re.sub("Van Gogh|Monet|gun", "{}", probe.prompt) for probe in plan.probes}
     assert not bare & {template for kind in KINDS for template in templates(kind)}
+
+
+@pytest.mark.xfail(strict=True, reason="UCE's defaults were chosen with templates that held this scene: choose again")
+def test_the_defaults_of_uce_erase_the_example_of_the_demo() -> None:
+    pipe = load_model("tinyworld")
+    profile = profile_of("tinyworld")
+    (concept,) = profile.completed([Concept(target="cat")])
+    judge = profile.judge("cpu")
+    assert judge is not None
+    with erase(pipe, concept, eraser=UCE(**profile.settings("uce"))).applied_to(pipe):
+        images = sample(pipe, ["a cat on the beach"] * 4, range(4))
+    assert int((judge.probabilities(images, "cat") < 0.5).sum()) >= 3

@@ -189,7 +189,7 @@ def audit(
     ] = None,
     removed: Removed = None,
     original: Original = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, noise and searches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of prompts, noise and searches.")] = 0,
     to: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of audit.json and report.html.")
     ] = None,

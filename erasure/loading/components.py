@@ -15,6 +15,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..backbones.weight_files import has_weights, variant_of, weight_files
+from ..edits.changes import is_finite
 from ..errors import ErasureError, InputError, reason
 from ..io.files import unusable
 from ..io.tensor_files import StoredTensor, stored_tensors
@@ -213,8 +214,7 @@ def _check_finite(name: str, folder: Path, module: nn.Module) -> None:
     for key, weight in module.named_parameters():
         if weight.dtype not in _COMPUTED_IN:
             continue
-        summed = weight.detach().sum(dtype=torch.promote_types(weight.dtype, torch.float32))
-        if not summed.isfinite():
+        if not is_finite(weight.detach()):
             raise InputError(
                 f"model: expected finite weights, got inf or nan in '{name}.{key}' of {str(folder)!r} as"
                 f" {str(weight.dtype).removeprefix('torch.')}. Download the model again, or load it in float32."

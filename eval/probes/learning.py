@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +14,40 @@ from erasure.edits import DenseChange, LowRankChange
 from erasure.sampling import noise
 from erasure.training.finetune import Loss, Optimisation, finetune
 from erasure.training.student import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisedBatch:
+    """A batch of a denoiser's training.
+
+    Attributes:
+        rows: Index of each example.
+        noisy: Noised latents.
+        timesteps: Timestep of each.
+        target: Prediction that the schedule asks for.
+    """
+
+    rows: Int[Tensor, " batch"]
+    noisy: Float[Tensor, "batch c h w"]
+    timesteps: Tensor
+    target: Float[Tensor, "batch c h w"]
+
+    @classmethod
+    def drawn(
+        cls, backbone: Backbone, latents: Float[Tensor, "n c h w"], size: int, generator: torch.Generator
+    ) -> "NoisedBatch":
+        """Draw examples, noise and timesteps, in this order."""
+        rows = torch.randint(len(latents), (size,), generator=generator)
+        clean = latents[rows].to(backbone.device)
+        added = noise([generator] * size, (*clean.shape[1:],)).to(clean)  # type: ignore[arg-type]
+        timesteps = backbone.schedule.drawn(size, generator).to(clean.device)
+        return cls(
+            rows=rows,
+            noisy=backbone.schedule.noised(clean, added, timesteps),
+            timesteps=timesteps,
+            target=backbone.schedule.target(clean, added, timesteps),
+        )
+
 
 Changes = Mapping[str, DenseChange | LowRankChange]
 
@@ -33,14 +68,10 @@ def denoising_loss(
     ids = backbone.encode(list(prompts)).ids
 
     def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-        rows = torch.randint(len(latents), (batch_size,), generator=generator)
-        clean = latents[rows].to(backbone.device)
-        added = noise([generator] * batch_size, (*clean.shape[1:],)).to(clean)  # type: ignore[arg-type]
-        timesteps = backbone.schedule.drawn(batch_size, generator).to(clean.device)
-        noisy = backbone.schedule.noised(clean, added, timesteps)
-        read = ids[(rows % len(ids)).to(ids.device)]
-        predicted = student(lambda: backbone.predict(noisy, timesteps, backbone.encode_ids(read)))
-        return F.mse_loss(predicted.float(), backbone.schedule.target(clean, added, timesteps))
+        batch = NoisedBatch.drawn(backbone, latents, batch_size, generator)
+        read = ids[(batch.rows % len(ids)).to(ids.device)]
+        predicted = student(lambda: backbone.predict(batch.noisy, batch.timesteps, backbone.encode_ids(read)))
+        return F.mse_loss(predicted.float(), batch.target)
 
     return loss
 

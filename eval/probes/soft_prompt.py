@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from erasure.errors import SolveError
 from erasure.prompts import blank, templates
 from erasure.registry import Exactness
-from erasure.sampling import noise, sample
+from erasure.sampling import sample
 from erasure.training.student import at_rest
 
 from .base import Access, Aim, Models, Outcome, Probe, Subject, Suite
 from .examples import example_latents
+from .learning import NoisedBatch
 
 Steps = Annotated[float, Field(ge=1)]
 
@@ -62,15 +63,11 @@ class SoftPrompt(Probe):
         optimiser = torch.optim.Adam([states], lr=self.lr)
         stops = {round(dose): dose for dose in self.doses}
         for step in range(1, max(stops) + 1):
-            rows = torch.randint(len(clean), (self.batch_size,), generator=generator)
-            batch = clean[rows].to(backbone.device)
-            added = noise([generator] * self.batch_size, (*batch.shape[1:],)).to(batch)  # type: ignore[arg-type]
-            timesteps = backbone.schedule.drawn(self.batch_size, generator).to(batch.device)
-            noisy = backbone.schedule.noised(batch, added, timesteps)
+            batch = NoisedBatch.drawn(backbone, clean, self.batch_size, generator)
             with at_rest(backbone), torch.enable_grad():
                 prompt = read.with_states(states.to(read.states)).expand(self.batch_size)
-                predicted = backbone.predict(noisy, timesteps, prompt).float()
-                loss = F.mse_loss(predicted, backbone.schedule.target(batch, added, timesteps))
+                predicted = backbone.predict(batch.noisy, batch.timesteps, prompt).float()
+                loss = F.mse_loss(predicted, batch.target)
                 [states.grad] = torch.autograd.grad(loss, states)
             if not torch.isfinite(loss):
                 raise SolveError("soft-prompt: expected a finite loss, got one that is not. Lower soft-prompt.lr.")
