@@ -184,7 +184,8 @@ class LoadedModel(ABC):
                 f"model: expected a sample_size of one or two whole numbers from 1 to {_LONGEST_SIDE} in the denoiser's"
                 f" config.json, got {native!r}. Copy the file again, or write the size of its latents."
             )
-        return [side if size is None else size // factor for side, size in zip(sides, (height, width), strict=True)]
+        numbers = zip(cast("tuple[int, int]", sides), (height, width), strict=True)
+        return [side if size is None else size // factor for side, size in numbers]
 
     def fingerprint(self) -> str:
         names, samples = [], []
