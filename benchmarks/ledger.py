@@ -90,14 +90,15 @@ def sizes(ledger: Ledger) -> dict[str, Any]:
     apart = [size for path, size in files.items() if path.parent.name == "rows"]
     rows = WeightEdit.load(ledger.path / ledger.entries[0].file).rows
     assert rows is not None  # UCE's edits have them
+    text = rows["text"]
     return {
         "bytes_each": sum(files[ledger.path / entry.file] for entry in ledger.entries) / len(ledger.entries),
         "shared_bytes": sum(apart),
         "shared_files": len(apart),
         "ledger_json_bytes": files[ledger.path / "ledger.json"],
         "disk_bytes_each": sum(files.values()) / len(ledger.entries),
-        "target_rows": len(rows.targets),
-        "preserved_rows": len(rows.preserve),
+        "target_rows": len(text.targets),
+        "preserved_rows": len(text.preserve),
         "width": rows.targets.shape[1],
     }
 

@@ -89,6 +89,21 @@ def test_one_solve_equals_layer_by_layer(erased: int) -> None:
         torch.testing.assert_close(shared, single, rtol=1e-9, atol=1e-10)
 
 
+@some
+@given(erased=st.integers(1, 4), kept=st.integers(0, 7), seed=st.integers(0, 99))
+def test_the_dual_system_has_the_solution_of_the_primal_one(erased: int, kept: int, seed: int) -> None:
+    rows = problem(erased, kept, seed=seed)
+    assert len(rows.targets) + len(rows.preserve) < DIM
+    dual, primal = solve(rows, wide=DIM), solve(rows)
+    torch.testing.assert_close(dual.matrix(), primal.matrix(), rtol=1e-9, atol=1e-10)
+    assert not torch.equal(dual.matrix(), primal.matrix()) or dual.rank == 0
+
+
+def test_states_of_two_text_streams_are_no_one_problem() -> None:
+    with pytest.raises(InputError, match=r"expected states of one text stream, got \['pooled', 'text'\]"):
+        joined_rows([problem(), replace(problem(), space="pooled")])
+
+
 def test_ridge_edit_has_no_gradient_at_its_solution() -> None:
     keys, values, weight = states(6, 1), states(6, 2)[:, :7], states(7, 3)
     found = ridge_edit(weight, keys, values, 0.3).requires_grad_()

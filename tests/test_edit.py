@@ -278,8 +278,8 @@ def test_save_then_load_is_equal(tmp_path: Path, rows: Any) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["edit.safetensors"]
     if edit.rows is not None:
         assert loaded.rows is not None
-        assert loaded.rows.sites == edit.rows.sites
-        assert torch.equal(loaded.rows.targets, edit.rows.targets)
+        assert loaded.rows["text"].sites == edit.rows["text"].sites
+        assert torch.equal(loaded.rows["text"].targets, edit.rows["text"].targets)
         assert same(WeightEdit.joint([loaded]), WeightEdit.joint([edit]))
 
 
@@ -324,13 +324,14 @@ def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
         [Concept(target="cat", preserve=("dog",))], FitContext(backbone=BACKBONE)
     )
     assert edit.rows is not None
-    columns = {item.name: getattr(edit.rows, item.name) for item in fields(edit.rows) if item.name != "strengths"}
+    rows = edit.rows["text"]
+    columns = {item.name: getattr(rows, item.name) for item in fields(rows) if item.name not in ("strengths", "space")}
     described = {
         "changes": {name: {"kind": "map", "u": "u", "v": "v"} for name in edit.changes},
         "metadata": edit.metadata.as_json(),
         "rows": {name: value for name, value in columns.items() if not isinstance(value, Tensor)},
     }
-    found = solve(joined_rows([edit.rows]))
+    found = solve(joined_rows([rows]))
     tensors = {f"rows.{name}": value for name, value in columns.items() if isinstance(value, Tensor)}
     save_file(
         {**tensors, "u": found.u, "v": found.v.contiguous()},

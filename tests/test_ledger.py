@@ -286,7 +286,7 @@ def test_verify_compares_how_an_entry_was_fitted(tmp_path, pipe, edits, change) 
 def test_verify_solves_again(tmp_path, pipe, edits) -> None:
     ledger = new_ledger(tmp_path, pipe)
     rows = edits[0].rows
-    resized = SolvedChange(rows=rows, size=1.001 * edits[0].changes[PATH].norm)
+    resized = SolvedChange(rows=rows["text"], size=1.001 * edits[0].changes[PATH].norm)
     for changes in (edits[0].scaled(1.001).changes, dict.fromkeys(edits[0].changes, resized)):
         ledger.add(WeightEdit(changes=changes, metadata=edits[0].metadata, rows=rows))
     assert ["solving it again" in problem for problem in ledger.verify()] == [True, True]

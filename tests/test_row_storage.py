@@ -55,6 +55,13 @@ def equal(one: Rows, other: Rows) -> bool:
 names = st.lists(st.sampled_from(NAMES), max_size=6)
 
 
+def test_rows_of_several_text_streams_lie_beside_each_other() -> None:
+    text, pooled = rows_of(["", "dog"], ["cat"]), replace(rows_of(["dog"], ["cat"], seed=5), space="pooled")
+    tensors = {**packed(text), **packed(pooled)}
+    assert equal(unpacked(tensors), text)
+    assert equal(unpacked(tensors, "pooled"), pooled)
+
+
 @settings(deadline=None, max_examples=30)
 @given(anchors=names, kept=names, single=st.booleans())
 def test_unpacked_rows_are_the_packed_ones_to_the_last_bit(anchors: list[str], kept: list[str], single: bool) -> None:

@@ -64,7 +64,7 @@ def test_save_then_load_is_equal_with_and_without_weights_beneath(pipe: Any, tmp
         assert loaded.metadata == edit.metadata
         assert loaded.guidances == alone.guidances
         assert torch.equal(images_under(loaded, pipe), images_under(edit, pipe))
-    with pytest.raises(InputError, match="expected an edit of the format erasure-edit/2") as caught:
+    with pytest.raises(InputError, match="expected an edit of the format erasure-edit/3") as caught:
         WeightEdit.load(tmp_path / "edit.safetensors")
     assert "\n" not in str(caught.value)
 

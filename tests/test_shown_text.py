@@ -89,6 +89,7 @@ def test_a_card_and_the_log_show_names_as_they_are(tmp_path: Path, monkeypatch) 
     [
         ("sd1", "uce", {"rows": "last-subject"}, False),
         ("sdxl", "uce", {"rows": "last-subject"}, True),
+        ("sdxl", "uce", {}, False),
         ("sdxl", "trce", {"stages": "text", "reg": 1e-3, "frames": ("a photo of a {}",)}, False),
     ],
 )

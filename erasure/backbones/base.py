@@ -32,6 +32,14 @@ class Backbone(Protocol):
         ...
 
     @property
+    def reads_clip(self) -> bool:
+        """Whether the text states are CLIP's alone, for whose size the closed forms' settings are given.
+
+        Those of other encoders are of other sizes, and a few large entries are common to all of them.
+        """
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Device of the denoiser."""
         ...
@@ -88,6 +96,14 @@ class Backbone(Protocol):
 
         Raises:
             InputError: There are no prompts, or one text was given instead of a sequence.
+        """
+        ...
+
+    def read(self, prompts: Sequence[str], *, trailing: bool = True) -> Conditioning:
+        """Return the prompts with the states that the layers receive that read them; see `encode`.
+
+        They differ from those of `encode` where a norm or a projection of the text alone comes first. Rows of closed
+        forms are of these; `predict` takes those of `encode`.
         """
         ...
 

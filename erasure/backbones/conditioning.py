@@ -36,6 +36,8 @@ class EncodedTokens:
             prompt.
         offsets: For each row and token the characters [start, end) of the prompt; (0, 0) for special tokens.
         causal: Whether a state depends on no later token.
+        read: For each row the positions [start, end) of the states that are the prompt's and that the denoiser reads: a
+            template before the prompt and masked padding are outside. None is all of them.
     """
 
     encoder: str
@@ -43,6 +45,11 @@ class EncodedTokens:
     ends: Int[Tensor, " n"]
     offsets: tuple[tuple[tuple[int, int], ...], ...]
     causal: bool = True
+    read: tuple[tuple[int, int], ...] | None = None
+
+    def span(self, row: int) -> range:
+        """Return the positions of a row whose states are the prompt's and are read."""
+        return range(self.ids.shape[1]) if self.read is None else range(*self.read[row])
 
     def select(self, indices: Sequence[int]) -> "EncodedTokens":
         """Return the rows at `indices`, in that order."""
@@ -52,6 +59,7 @@ class EncodedTokens:
             ids=self.ids[rows.to(self.ids.device)],
             ends=self.ends[rows.to(self.ends.device)],
             offsets=tuple(self.offsets[i] for i in indices),
+            read=None if self.read is None else tuple(self.read[i] for i in indices),
         )
 
     def to(self, device: torch.device | str | None) -> "EncodedTokens":
@@ -80,6 +88,13 @@ class Stream:
             parts.append((tokens, self.states[:, start:end]))
             start = end
         return parts
+
+    def read_states(self) -> Float[Tensor, "rows dim"]:
+        """Return the states of all prompts that are theirs and that the denoiser reads, one after another."""
+        parts = self.parts()
+        if all(tokens.read is None for tokens, _ in parts):
+            return self.states.flatten(0, 1)
+        return torch.cat([states[i, list(tokens.span(i))] for tokens, states in parts for i in range(len(states))])
 
     def select(self, indices: Sequence[int]) -> "Stream":
         """Return the rows at `indices`, in that order."""
@@ -243,6 +258,7 @@ def _concatenated(streams: Sequence[Stream]) -> Stream:
                 ids=torch.cat([tokens.ids for tokens in same]),
                 ends=torch.cat([tokens.ends for tokens in same]),
                 offsets=tuple(offsets for tokens in same for offsets in tokens.offsets),
+                read=None if same[0].read is None else tuple(span for tokens in same for span in tokens.read or ()),
             )
             for same in zip(*(stream.tokens for stream in streams), strict=True)
         ),

@@ -4,7 +4,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokeniz
 
 from ..errors import InputError, reason, unknown_name
 from ..io.text import composed
-from .conditioning import Conditioning
+from .conditioning import Conditioning, Stream
 from .sites import Role, Site, has_role, sites_of
 
 _LONGEST_SIDE = 4096  # of latents, far above any model's
@@ -42,6 +42,7 @@ class LoadedModel(ABC):
     denoiser_name: ClassVar[str]
     # Streams that the weights of a role read, by role.
     streams: ClassVar[Mapping[Role, str]]
+    reads_clip: ClassVar[bool] = False
 
     pipe: DiffusionPipeline
 
@@ -123,6 +124,14 @@ class LoadedModel(ABC):
             return encoded
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
         return encoded.select([row_of[prompt] for prompt in prompts])
+
+    def read(self, prompts: Sequence[str], *, trailing: bool = True) -> Conditioning:
+        encoded = self.encode(prompts, trailing=trailing)
+        return replace(encoded, streams=self._as_read(encoded.streams))
+
+    def _as_read(self, streams: Mapping[str, Stream]) -> Mapping[str, Stream]:
+        """Return the states that the readers of each stream receive."""
+        return streams
 
     def token_limits(self) -> dict[str, int]:
         return {name: tokenizer.model_max_length for name, tokenizer in self.tokenizers().items()}

@@ -34,6 +34,7 @@ class StableDiffusion(LoadedModel):
 
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 1.x", "Stable Diffusion 2.x")
     denoiser_name: ClassVar[str] = "unet"
+    reads_clip: ClassVar[bool] = True
     streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT, "pooled.in": POOLED}
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.base import Backbone
+from ..backbones.conditioning import TEXT
 from ..concept import Concept
 from ..errors import InputError
 from ..io.csv_rows import CsvRow, csv_rows
@@ -133,13 +134,14 @@ def _summed(backbone: Backbone, captions: Iterable[str]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     count = tokens = 0
     while batch := list(itertools.islice(rest, _BATCH)):
-        read = backbone.encode(batch)
-        parts = {"states": read.states.flatten(0, 1), **({} if read.pooled is None else {"pooled": read.pooled})}
+        read = backbone.read(batch)
+        states = read.streams[TEXT].read_states()
+        parts = {"states": states, **({} if read.pooled is None else {"pooled": read.pooled})}
         for name, rows in parts.items():
             rows = rows.to(device="cpu", dtype=torch.float64)
             sums[name] = sums[name].addmm_(rows.T, rows) if name in sums else rows.T @ rows
         count += len(batch)
-        tokens += read.ids.numel()
+        tokens += len(states)
     if not count:
         raise InputError("captions: expected at least one, got none. Give a file of ordinary captions.")
     return {**sums, "counts": torch.tensor([count, tokens])}

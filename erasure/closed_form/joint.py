@@ -17,13 +17,16 @@ def joined_rows(parts: Sequence[Rows]) -> Rows:
     anchor that is itself erased resolves to that name's anchor.
 
     Raises:
-        InputError: There are no parts, they are of different models, or anchors go round in a circle.
+        InputError: There are no parts, they are of different models or streams, or anchors go round in a circle.
     """
     if not parts:
         raise InputError("rows: expected at least one removal, got none. Add one first.")
     widths = {part.targets.shape[1] for part in parts}
     if len(widths) > 1:
         raise InputError(f"rows: expected states of one width, got {sorted(widths)}. Join removals of one model.")
+    spaces = {part.space for part in parts}
+    if len(spaces) > 1:
+        raise InputError(f"rows: expected states of one text stream, got {sorted(spaces)}. Join those of each apart.")
     erased = [row for part in parts for row in part.erased_rows()]
     kept = [row for part in parts for row in part.kept_rows()]
     names = {row.label for row in erased}
@@ -31,7 +34,7 @@ def joined_rows(parts: Sequence[Rows]) -> Rows:
     erased = _first_of_each([row for row in erased if row.template not in spoken_of])
     kept = _first_of_each([row for row in kept if row.template not in spoken_of and row.label not in names])
     erased = _with_anchors_resolved(erased)
-    return Rows.of(erased, kept, reg=max(part.reg for part in parts), dim=widths.pop())
+    return Rows.of(erased, kept, reg=max(part.reg for part in parts), dim=widths.pop(), space=spaces.pop())
 
 
 def _first_of_each(rows: Sequence[Row]) -> list[Row]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
+from ..backbones.conditioning import TEXT
 from ..concept import normalized
 from ..errors import InputError
 
@@ -36,11 +38,27 @@ class TextMap:
         """Return M - I."""
         return self.u if self.v is None else self.u @ self.v.T
 
-    def change_of(self, weight: Float[Tensor, "out dim"]) -> Float[Tensor, "out dim"]:
-        """Return W M - W in float64, on the weight's device."""
+    def change_of(self, weight: Float[Tensor, "out width"], *, leading: bool = False) -> Float[Tensor, "out width"]:
+        """Return W M - W in float64, on the weight's device.
+
+        Args:
+            weight: The weight W.
+            leading: Whether W may have further columns behind those that the states are multiplied with; they stay.
+        """
         u = self.u.to(weight.device)
-        moved = weight.to(u.dtype) @ u
-        return moved if self.v is None else moved @ self.v.to(weight.device).T
+        moved = (weight[:, : len(u)] if leading else weight).to(u.dtype) @ u
+        change = moved if self.v is None else moved @ self.v.to(weight.device).T
+        return F.pad(change, (0, weight.shape[1] - change.shape[1])) if leading else change
+
+    def factors_of(
+        self, weight: Float[Tensor, "out width"], *, leading: bool = False
+    ) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank width"]] | None:
+        """Return the factors of W M - W in float64 on the CPU, or None if the map has none; see `change_of`."""
+        if self.v is None:
+            return None
+        read = weight[:, : len(self.u)] if leading else weight
+        down = F.pad(self.v.T, (0, weight.shape[1] - len(self.u))) if leading else self.v.T
+        return read.to("cpu", torch.float64) @ self.u, down
 
     def scaled(self, factor: float) -> "TextMap":
         """Return the map I + factor (M - I)."""
@@ -69,6 +87,7 @@ class Rows:
         preserve_labels: The name that is preserved.
         preserve_sites: As `sites`.
         reg: Pull towards the old weights, >= 0.
+        space: The text stream that the states are of: a problem has the states of one, since each has a map of its own.
     """
 
     targets: Float[Tensor, "n dim"]
@@ -83,9 +102,10 @@ class Rows:
     preserve_labels: tuple[str, ...]
     preserve_sites: tuple[str, ...]
     reg: float
+    space: str = TEXT
 
     @staticmethod
-    def of(erased: Sequence["Row"], kept: Sequence["Row"], *, reg: float, dim: int) -> "Rows":
+    def of(erased: Sequence["Row"], kept: Sequence["Row"], *, reg: float, dim: int, space: str = TEXT) -> "Rows":
         """Return the problem of single rows: those to move, and those to keep (their anchor is not used)."""
         return Rows(
             targets=_stacked([row.state for row in erased], dim),
@@ -100,6 +120,7 @@ class Rows:
             preserve_labels=tuple(row.label for row in kept),
             preserve_sites=tuple(row.site for row in kept),
             reg=reg,
+            space=space,
         )
 
     def goals(self) -> Float[Tensor, "n dim"]:

@@ -88,14 +88,23 @@ class Places:
 
 
 class PairReader:
-    """Reads the rows of prompt pairs from the states of all prompts, those of each text encoder apart."""
+    """Reader of the rows of prompt pairs from the states of all prompts, those of each text encoder apart.
 
-    def __init__(self, prompts: Sequence[str], conditioning: Conditioning, places: Places) -> None:
-        stream = conditioning.streams[TEXT]
+    Args:
+        prompts: The prompts.
+        conditioning: The same, encoded.
+        places: Positions whose states are rows; of sentence vectors there is one.
+        space: Text stream to read.
+    """
+
+    def __init__(self, prompts: Sequence[str], conditioning: Conditioning, places: Places, space: str = TEXT) -> None:
+        stream = conditioning.streams[space]
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
         texts = conditioning.prompts
         self._width = stream.states.shape[-1]
-        self._parts = [_PartReader(row_of, texts, tokens, states, places) for tokens, states in stream.parts()]
+        self._parts: list[_PartReader | _VectorReader] = [
+            _PartReader(row_of, texts, tokens, states, places) for tokens, states in stream.parts()
+        ] or [_VectorReader(row_of, space, stream.states)]
 
     @property
     def width(self) -> int:
@@ -126,6 +135,19 @@ class PairReader:
         ]
 
 
+class _VectorReader:
+    """Reads the sentence vectors: one row a prompt."""
+
+    def __init__(self, row_of: dict[str, int], space: str, states: Float[Tensor, "n 1 dim"]) -> None:
+        self.encoder = space
+        self._row_of, self._values = row_of, states[:, 0].cpu()
+
+    def weighted(self, pair: PromptPair, scale: float) -> list[tuple[str, float, Tensor, Tensor]]:
+        """Return the place of a prompt with its weight, its vector and the vector that this becomes."""
+        vector, anchor = (self._values[self._row_of[prompt]] for prompt in (pair.prompt, pair.anchor_prompt))
+        return [("vector", scale, vector, anchor)]
+
+
 class _PartReader:
     """Reads the states of one text encoder."""
 
@@ -141,13 +163,15 @@ class _PartReader:
         self._row_of, self._texts, self._tokens, self._places = row_of, texts, tokens, places
         self._values = states.cpu()  # `Rows.of` takes those that it needs to float64
         self._ends: list[int] = tokens.ends.tolist()
+        self._spans = [tokens.span(row) for row in range(len(states))]
 
     def weighted(self, pair: PromptPair, scale: float) -> list[tuple[str, float, Tensor, Tensor]]:
         """Return the places of a prompt with their weights, states and the states that these become."""
         if self._places.words == "onwards":
             return [(place, scale, state, anchor) for place, state, anchor in self._onwards(pair)]
-        words, share = list(self._words(pair)), self._places.trailing
+        words = list(self._words(pair))
         trailing = list(self._trailing(pair)) if self._places.trailing_states else []
+        share = self._places.trailing if trailing else 0.0
         return [
             *((place, scale * (1 - share) / len(words), state, anchor) for place, state, anchor in words),
             *((place, scale * share / len(trailing), state, anchor) for place, state, anchor in trailing),
@@ -173,8 +197,8 @@ class _PartReader:
             anchor = self._values[anchor_row, anchor_position] if anchor_position > anchor_subject else instead
             yield f"word-{back}", self._values[row, self._ends[row] - back], anchor
         if not self._tokens.causal:
-            for position in range(self._first(row, pair)):
-                within = position < min(self._ends[anchor_row], len(self._values[anchor_row]))
+            for position in range(self._spans[row].start, self._first(row, pair)):
+                within = position < min(self._ends[anchor_row], self._spans[anchor_row].stop)
                 anchor = self._values[anchor_row, position] if within else instead
                 yield f"before-{position}", self._values[row, position], anchor
 
@@ -186,33 +210,37 @@ class _PartReader:
         row, anchor_row = self._row_of[pair.prompt], self._row_of[pair.anchor_prompt]
         subject, anchor_subject = self._subject(row, pair), self._anchor_subject(pair)
         if pair.label == pair.anchor_label:
-            subject = anchor_subject = 0
+            subject = anchor_subject = self._spans[row].start
         elif pair.anchor_prompt == "":
             anchor_subject = self._empty_position(anchor_row)
-        for offset in range(self._values.shape[1] - max(subject, anchor_subject)):
+        read = min(self._spans[row].stop - subject, self._spans[anchor_row].stop - anchor_subject)
+        for offset in range(read):
             place = "subject" if offset == 0 and pair.label != pair.anchor_label else f"state-{offset}"
             yield place, self._values[row, subject + offset], self._values[anchor_row, anchor_subject + offset]
 
     def _anchor_subject(self, pair: PromptPair) -> int:
         """Return the position of the last token of the anchor's name; of the start of text in a prompt without one."""
-        return 0 if pair.anchor_label == "" else self._subject(self._row_of[pair.anchor_prompt], pair)
+        row = self._row_of[pair.anchor_prompt]
+        return self._spans[row].start if pair.anchor_label == "" else self._subject(row, pair)
 
     def _empty_position(self, row: int) -> int:
         """Return the position in the empty prompt that stands for a name."""
-        return 0 if self._places.empty_anchor == "start" else self._ends[row]
+        span = self._spans[row]
+        # An encoder without an end-of-text token ends with the prompt's last token, or with that of its template.
+        return span.start if self._places.empty_anchor == "start" else min(self._ends[row], span.stop - 1)
 
     def _first(self, row: int, pair: PromptPair) -> int:
-        """Return the position of the name's first token; in a prompt without a name, 0."""
+        """Return the position of the name's first token; in a prompt without a name, of the start of text."""
         if pair.label == "":
-            return 0
+            return self._spans[row].start
         start = len(pair.prefix)
         positions = tokens_at(self._tokens.offsets[row], start, len(self._texts[row]) - len(pair.suffix))
-        return positions[0] if positions else 0
+        return positions[0] if positions else self._spans[row].start
 
     def _subject(self, row: int, pair: PromptPair) -> int:
         """Return the position of the name's last token; in a prompt without a name, of the start of text."""
         if pair.label == "":
-            return 0
+            return self._spans[row].start
         end = len(self._texts[row]) - len(pair.suffix)
         positions = tokens_at(self._tokens.offsets[row], 0, end)
         covered = max((last for _, last in self._tokens.offsets[row]), default=0)
@@ -226,7 +254,7 @@ class _PartReader:
     def _trailing(self, pair: PromptPair) -> Iterable[Moved]:
         """Yield the first end-of-text state and some that follow it, each with the state that it becomes."""
         row, anchor_row = self._row_of[pair.prompt], self._row_of[pair.anchor_prompt]
-        available = self._values.shape[1] - max(self._ends[row], self._ends[anchor_row])
+        available = min(self._spans[i].stop - self._ends[i] for i in (row, anchor_row))
         others = self._places.trailing_states - 1
         shift = (pair.number * _STAGGER) % 1
         offsets = [0, *(1 + int((number + shift) / others * (available - 1)) for number in range(others))]

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..backbones.base import Backbone
+from ..backbones.conditioning import POOLED, TEXT
 from ..concept import Concept, normalized
 from ..errors import InputError
 from ..prompts import blank_of, fill
@@ -141,7 +142,7 @@ class SentenceReader:
         self._row_of = {prompt: row for row, prompt in enumerate(prompts)}
         # By default no state after the end of text is read; a position counted in words may be one.
         behind = weights.last > 0 or weights.term > 0 or weights.eot_index == "words"
-        self._states = backbone.encode(prompts, trailing=behind)
+        self._states = backbone.read(prompts, trailing=behind)
         self._values = self._states.states.cpu()  # `Rows.of` takes those that it needs to float64
 
     def rows(self, captions: Statistics) -> Rows:
@@ -153,7 +154,7 @@ class SentenceReader:
             if (weight := position.weight) > 0
             for state in [self._values[self._row_of[pair.safe_prompt], position.safe_index]]
         ]
-        return self._problem(erased, captions.states, captions)
+        return self._problem(erased, captions.states, captions, TEXT)
 
     def pooled_rows(self, captions: Statistics) -> Rows | None:
         """Return the problem of the layers that read the sentence vector; None for a model without one."""
@@ -164,15 +165,15 @@ class SentenceReader:
             self._row(pair, "pooled", pooled[self._row_of[pair.prompt]], pooled[self._row_of[pair.safe_prompt]], 1.0)
             for pair in self._pairs
         ]
-        return self._problem(erased, captions.pooled, replace(captions, tokens=captions.captions))
+        return self._problem(erased, captions.pooled, replace(captions, tokens=captions.captions), POOLED)
 
-    def _problem(self, erased: Sequence[Row], second: Tensor, captions: Statistics) -> Rows:
+    def _problem(self, erased: Sequence[Row], second: Tensor, captions: Statistics, space: str) -> Rows:
         preserved = [
             Row(label="", site=f"captions {captions.id}|{i}", state=s, weight=weight, anchor_label="", anchor=s)
             for weight in [self._weights.eta / captions.tokens]
             for i, s in enumerate(square_root(second) if weight else ())
         ]
-        return Rows.of(erased, preserved, reg=self._weights.reg, dim=len(second))
+        return Rows.of(erased, preserved, reg=self._weights.reg, dim=len(second), space=space)
 
     def _row(self, pair: SentencePair, place: str, state: Tensor, anchor: Tensor, weight: float) -> Row:
         return Row(

@@ -9,8 +9,10 @@ is `W' = W M` for every W at once, with states in rows scaled by the square root
 
     G = C^T C + P^T P + reg I,    M = (A^T C + P^T P + reg I) G^-1 = I + (A - C)^T (C G^-1).
 
-M does not depend on W, and M - I has at most as many dimensions as there are erased rows. The layer-by-layer form is
-eq. 7 of UCE (arXiv:2308.14761); that it needs one solve only is used throughout this library.
+M does not depend on W, and M - I has at most as many dimensions as there are erased rows. With R the rows of C and P
+together, C G^-1 is E^T (R R^T + reg I)^-1 R, where E selects the erased rows: a system as large as there are rows,
+which is the smaller one for wide text encoders. The layer-by-layer form is eq. 7 of UCE (arXiv:2308.14761); that it
+needs one solve only is used throughout this library.
 """
 
 import math
@@ -22,12 +24,20 @@ from torch import Tensor
 from ..errors import InputError, SolveError
 from .problem import Rows, TextMap
 
+# Width from which the dual system is solved where it is the smaller. Below it the primal one takes a moment, and maps
+# of Stable Diffusion 1.x, 2.x and XL keep their last bits.
+_WIDE = 2049
 
-def solve(rows: Rows) -> TextMap:
+
+def solve(rows: Rows, *, wide: int = _WIDE) -> TextMap:
     """Return the minimiser of the least-squares problem of the module's docstring.
 
     Solved in float64 by one Cholesky factorisation on the CPU: the Gram matrix of text states is ill-conditioned.
     Factors are kept while the rank is at most half the width, where they are the smaller.
+
+    Args:
+        rows: The problem.
+        wide: Width from which the dual system is solved where it is the smaller.
 
     Raises:
         InputError: `reg` or a weight is negative, or a number is not finite.
@@ -40,11 +50,16 @@ def solve(rows: Rows) -> TextMap:
     roots = rows.weights.sqrt()[:, None]
     targets, difference = rows.targets * roots, ((goals - rows.targets) * roots)[moved]
     preserve = rows.preserve * rows.preserve_weights.sqrt()[:, None]
+    dim = targets.shape[1]
+    if dim >= wide and len(targets) + len(preserve) < dim:
+        every = torch.cat([targets, preserve])
+        selecting = torch.eye(len(every), dtype=every.dtype)[:, : len(targets)][:, moved]
+        read = torch.cholesky_solve(selecting, _cholesky(every @ every.T, rows.reg))
+        return _finite(TextMap(u=difference.T.contiguous(), v=every.T @ read))
     # In place: matrices of the width of Stable Diffusion XL's states take 32 MiB each.
     gram = targets.T @ targets
     gram += preserve.T @ preserve
     factor = _cholesky(gram, rows.reg)
-    dim = targets.shape[1]
     if 2 * len(difference) <= dim:
         return _finite(TextMap(u=difference.T.contiguous(), v=torch.cholesky_solve(targets[moved].T, factor)))
     correlation = difference.T @ targets[moved]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..backbones.conditioning import TEXT
 from ..concept import normalized
 from ..errors import InputError, reason
 from ..io.files import make_folder, write_whole
@@ -32,7 +33,7 @@ _WORTH_A_FILE = 4096  # bytes: what a file takes of most disks, however little i
 
 def packed(rows: Rows) -> dict[str, Tensor]:
     """Return the rows as tensors by name; `unpacked` gives them back to the last bit."""
-    columns = {item.name: getattr(rows, item.name) for item in fields(rows)}
+    columns = {item.name: getattr(rows, item.name) for item in fields(rows) if item.name != "space"}
     tensors = {"rows.targets": _compact(columns.pop("targets"))}
     for name, labels in _BLOCKS.items():
         states = columns.pop(name.removeprefix("rows."))
@@ -40,21 +41,29 @@ def packed(rows: Rows) -> dict[str, Tensor]:
             tensors[f"{name}.{i}"] = _compact(_taken(states, places))
     lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
     words = zlib.compress(json.dumps(lists, ensure_ascii=False).encode(), 9)
-    return {**tensors, _WORDS: torch.frombuffer(bytearray(words), dtype=torch.uint8)}
+    tensors[_WORDS] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
+    return {f"{_prefix(rows.space)}{name}": tensor for name, tensor in tensors.items()}
 
 
-def unpacked(tensors: Mapping[str, Tensor]) -> Rows:
-    """Return the rows that `packed` made the tensors of.
+def unpacked(tensors: Mapping[str, Tensor], space: str = TEXT) -> Rows:
+    """Return the rows of a text stream that `packed` made the tensors of.
 
     Raises:
         InputError: They are damaged.
     """
+    prefix = _prefix(space)
+    inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
-        return _checked(_unpacked(tensors))
+        return _checked(replace(_unpacked(inner), space=space))
     except InputError:
         raise
     except (zlib.error, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(reason(error)) from error
+
+
+def _prefix(space: str) -> str:
+    """Return the first part of the names of tensors of a text stream; those of the tokens' states have none."""
+    return "" if space == TEXT else f"{space}."
 
 
 def _unpacked(tensors: Mapping[str, Tensor]) -> Rows:
@@ -124,7 +133,8 @@ def put_apart(tensors: dict[str, Tensor], folder: Path) -> dict[str, str]:
         InputError: The folder cannot be written.
     """
     hashes = {}
-    for name in [name for name in tensors if name.startswith(tuple(_BLOCKS)) and _size(tensors[name]) >= _WORTH_A_FILE]:
+    blocks = [name for name in tensors if any(f".{block}." in f".{name}" for block in _BLOCKS)]
+    for name in [name for name in blocks if _size(tensors[name]) >= _WORTH_A_FILE]:
         content = save({"states": tensors.pop(name)})  # of one tensor and no metadata: the same bytes at any time
         hashes[name] = hashlib.sha256(content).hexdigest()
         file = _file(folder, hashes[name])

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..backbones.conditioning import POOLED, TEXT
 from ..closed_form.joint import joined_rows
 from ..closed_form.problem import Rows, TextMap
 from ..closed_form.solve import solve
@@ -87,9 +88,12 @@ class MapChange:
 
     Attributes:
         map: The map M.
+        space: The text stream whose states it maps. A weight that reads sentence vectors may have further columns
+            behind theirs, which stay.
     """
 
     map: TextMap
+    space: str = TEXT
 
     def __post_init__(self) -> None:
         u, v = restorable(self.map.u), None if self.map.v is None else restorable(self.map.v)
@@ -104,17 +108,15 @@ class MapChange:
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
-        return self.map.change_of(weight)
+        return self.map.change_of(weight, leading=self.space == POOLED)
 
     def factors(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the low-rank factors (up, down) of the difference in float64, or None if the map has none."""
-        if self.map.v is None:
-            return None
-        return weight.to("cpu", torch.float64) @ self.map.u, self.map.v.T
+        return self.map.factors_of(weight, leading=self.space == POOLED)
 
     def scaled(self, factor: float) -> "MapChange":
         """Return the change multiplied by `factor`."""
-        return MapChange(map=self.map.scaled(factor))
+        return MapChange(map=self.map.scaled(factor), space=self.space)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +136,12 @@ class SolvedChange:
     @cached_property
     def as_map(self) -> MapChange:
         """The change with its map."""
-        return MapChange(map=solve(joined_rows([self.rows])))
+        return MapChange(map=solve(joined_rows([self.rows])), space=self.space)
+
+    @property
+    def space(self) -> str:
+        """The text stream whose states are mapped."""
+        return self.rows.space
 
     @cached_property
     def norm(self) -> float:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor
 
+from ..backbones.conditioning import TEXT
 from ..closed_form.problem import Rows, TextMap
 from ..closed_form.storage import packed, unpacked, unpacked_first
 from ..errors import InputError, reason
@@ -98,7 +99,7 @@ class ChangeWriter:
             row by row, and reading restores their layout.
     """
 
-    def __init__(self, rows: Rows | None) -> None:
+    def __init__(self, rows: Mapping[str, Rows]) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.by_columns: list[str] = []
         self._rows = rows
@@ -125,13 +126,14 @@ class ChangeWriter:
             case LowRankChange():
                 factors = {key: self._key_of(getattr(change, key), f"{name}.{key}") for key in ("up", "down")}
                 return {"kind": "low-rank", **factors}
-            case SolvedChange() if change.rows is self._rows:
-                return {"kind": "solved", "size": change.norm if change.size is None else change.size}
+            case SolvedChange() if change.rows is self._rows.get(change.space):
+                size = change.norm if change.size is None else change.size
+                return {"kind": "solved", "size": size, **_named(change.space)}
             case SolvedChange():
                 return self._described(change.as_map, name)
             case MapChange():
                 v = None if change.map.v is None else self._key_of(change.map.v, f"{name}.v")
-                return {"kind": "map", "u": self._key_of(change.map.u, f"{name}.u"), "v": v}
+                return {"kind": "map", "u": self._key_of(change.map.u, f"{name}.u"), "v": v, **_named(change.space)}
             case SumChange():
                 parts = [self._described(part, f"{name}.{i}") for i, part in enumerate(change.parts)]
                 return {"kind": "sum", "parts": parts}
@@ -148,11 +150,11 @@ class ChangeWriter:
 class ChangeReader:
     """Reads back the values of a `ChangeWriter`; changes that shared a tensor share it again."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], rows: Rows | None, by_columns: Sequence[str] = ()) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], by_columns: Sequence[str] = ()) -> None:
         self._tensors = {**tensors, **{name: _tensor(tensors, name, 2).T.contiguous().T for name in by_columns}}
         self._rows = rows
         self._maps: dict[str, MapChange] = {}
-        self._solved: dict[float, SolvedChange] = {}
+        self._solved: dict[tuple[str, float], SolvedChange] = {}
 
     def change(self, data: Mapping[str, Any]) -> Change:
         """Return the change of a description.
@@ -172,13 +174,14 @@ class ChangeReader:
                 return LowRankChange(up=up, down=down)
             case "map":
                 if member(data, "u", str) not in self._maps:
-                    self._maps[data["u"]] = MapChange(map=self._map(data))
+                    self._maps[data["u"]] = MapChange(map=self._map(data), space=_space(data))
                 return self._maps[data["u"]]
             case "solved":
-                if self._rows is None:
+                rows = self._rows.get(_space(data))
+                if rows is None:
                     raise InputError(f"edit: expected the rows that a change solves, got none. {_DAMAGED}")
                 size = member(data, "size", float)
-                return self._solved.setdefault(size, SolvedChange(rows=self._rows, size=size))
+                return self._solved.setdefault((rows.space, size), SolvedChange(rows=rows, size=size))
             case "sum" if member(data, "parts", list):
                 return SumChange(parts=tuple(map(self.change, data["parts"])))
             case kind:
@@ -221,19 +224,33 @@ def _tensor(tensors: Mapping[str, Tensor], key: object, axes: int | None) -> Ten
     return tensor
 
 
-def rows_as_tensors(rows: Rows | None) -> dict[str, Tensor]:
+def _named(space: str) -> dict[str, str]:
+    """Return the part of a description that names a text stream; that of the tokens' states needs no name."""
+    return {} if space == TEXT else {"space": space}
+
+
+def _space(data: Mapping[str, Any]) -> str:
+    return member(data, "space", str) if "space" in data else TEXT
+
+
+def rows_as_tensors(rows: Mapping[str, Rows] | None) -> dict[str, Tensor]:
     """Return the rows of an edit as tensors by name; none without rows."""
-    return {} if rows is None else packed(rows)
+    return {name: tensor for each in (rows or {}).values() for name, tensor in packed(each).items()}
 
 
-def rows_from(description: Mapping[str, Any] | bool | None, tensors: Mapping[str, Tensor]) -> Rows | None:
-    """Return the rows of an edit, if it has any; a file of the first format describes them.
+def rows_from(description: object, tensors: Mapping[str, Tensor]) -> dict[str, Rows] | None:
+    """Return the rows of an edit by their text stream, if it has any; a file of the first format describes them.
 
     Raises:
         InputError: The description is damaged.
     """
-    if not isinstance(description, Mapping | bool | None):
-        raise InputError(f"edit: expected the rows of an edit, or none, got {description!r}. {_DAMAGED}")
-    if not description:
-        return None
-    return unpacked(tensors) if description is True else unpacked_first(description, tensors)
+    match description:
+        case None | False:
+            return None
+        case True:
+            return {TEXT: unpacked(tensors)}
+        case Mapping():
+            return {TEXT: unpacked_first(description, tensors)} if description else None
+        case list() if description and all(isinstance(space, str) for space in description):
+            return {space: unpacked(tensors, space) for space in description}
+    raise InputError(f"edit: expected the rows of an edit, or none, got {description!r}. {_DAMAGED}")

@@ -1,15 +1,16 @@
 """Edits of a model's weights and words: scaled, composed, solved together, merged, exported as a LoRA."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..backbones import backbone_of
+from ..backbones import Backbone, backbone_of
+from ..backbones.conditioning import TEXT
 from ..backbones.usable import check_editable
 from ..closed_form.joint import joined_rows
 from ..closed_form.problem import Rows
@@ -24,7 +25,8 @@ from .serialization import ChangeReader, ChangeWriter, EditFile, member, rows_as
 from .switch import Switch
 from .tokens import NewToken, add_tokens, check_new, tokens_added
 
-_FORMAT = "erasure-edit/2"
+_FORMAT = "erasure-edit/3"
+_SECOND_FORMAT = "erasure-edit/2"  # of edits without rows, or with those of the tokens' states alone
 _FIRST_FORMAT = "erasure-edit/1"  # its rows are written column by column
 
 
@@ -35,19 +37,20 @@ class WeightEdit(Edit):
     Attributes:
         changes: Changes by full parameter name: "unet.….attn2.to_k.weight".
         metadata: Origin of the edit.
-        rows: Least-squares problem that the edit solves, where it solves one; with it, several removals can be solved
-            together. Parameters whose change is a map are solved for; the other changes are trained.
+        rows: Least-squares problems that the edit solves, where it solves any, by the text stream of their states; with
+            them, several removals can be solved together. Parameters whose change is a map are solved for; the other
+            changes are trained.
         tokens: New words of the model; a change of a table of words leaves out their rows.
 
     Raises:
         InputError: A change or the row of a word is not finite, or absurdly large.
     """
 
-    formats: ClassVar[tuple[str, ...]] = (_FORMAT, _FIRST_FORMAT)
+    formats: ClassVar[tuple[str, ...]] = (_FORMAT, _SECOND_FORMAT, _FIRST_FORMAT)
 
     changes: Mapping[str, Change]
     metadata: EditMetadata
-    rows: Rows | None = None
+    rows: Mapping[str, Rows] | None = None
     tokens: tuple[NewToken, ...] = ()
 
     def __post_init__(self) -> None:
@@ -58,14 +61,23 @@ class WeightEdit(Edit):
     @property
     def closed_form(self) -> bool:
         """Whether every change is the solution of the edit's rows."""
-        return self.rows is not None and not self._trained()
+        return bool(self.rows) and not self._trained()
 
     def _trained(self) -> dict[str, Change]:
         """Return the changes that are not a solution of the rows."""
         return {
             name: change
             for name, change in self.changes.items()
-            if self.rows is None or not isinstance(change, MapChange | SolvedChange)
+            if not isinstance(change, MapChange | SolvedChange) or change.space not in (self.rows or {})
+        }
+
+    def solved_spaces(self) -> dict[str, str]:
+        """Return the text stream that each parameter is solved for, by its name; trained ones are left out."""
+        trained = self._trained()
+        return {
+            name: change.space
+            for name, change in self.changes.items()
+            if name not in trained and isinstance(change, MapChange | SolvedChange)
         }
 
     @classmethod
@@ -77,7 +89,19 @@ class WeightEdit(Edit):
         """
         change = SolvedChange(rows=rows)
         _ = change.as_map  # a problem without a solution is refused now
-        return cls(changes=dict.fromkeys(names, change), metadata=metadata, rows=rows)
+        return cls(changes=dict.fromkeys(names, change), metadata=metadata, rows={rows.space: rows})
+
+    @classmethod
+    def from_problems(cls, problems: Iterable[Rows], backbone: Backbone, metadata: EditMetadata) -> "WeightEdit":
+        """Return the edit that solves a problem for each text stream in the layers that read it.
+
+        Raises:
+            InputError: See `closed_form.solve`.
+        """
+        parts = [cls.from_rows(rows, list(backbone.sites(reads=rows.space)), metadata) for rows in problems]
+        changes: dict[str, Change] = {name: change for part in parts for name, change in part.changes.items()}
+        rows = {space: rows for part in parts for space, rows in (part.rows or {}).items()}
+        return cls(changes=changes, metadata=metadata, rows=rows)
 
     @classmethod
     def compose(cls, edits: Sequence["WeightEdit"]) -> "WeightEdit":
@@ -105,7 +129,7 @@ class WeightEdit(Edit):
             BaseMismatchError: Edits with rows were made for different models.
         """
         _first(edits)
-        solved = [edit for edit in edits if edit.rows is not None]
+        solved = [edit for edit in edits if edit.rows]
         for edit in solved:
             solved[0].metadata.check_same_base(edit.metadata)
         trained = [replace(edit, changes=changes, rows=None) for edit in edits if (changes := edit._trained())]
@@ -208,11 +232,13 @@ class WeightEdit(Edit):
         return replace(self, metadata=metadata)
 
     def as_file(self, shared: Path | None = None) -> EditFile:
-        writer = ChangeWriter(self.rows)
+        writer = ChangeWriter(self.rows or {})
+        # Files without further streams are those of the second format, which earlier versions read.
+        further = sorted(self.rows or {}) if set(self.rows or {}) - {TEXT} else []
         description = {
             "changes": writer.changes(self.changes),
             "metadata": self.metadata.as_json(),
-            "rows": self.rows is not None,
+            "rows": further or self.rows is not None,
             "tokens": writer.new_tokens(self.tokens),
         }
         if writer.by_columns:
@@ -220,15 +246,16 @@ class WeightEdit(Edit):
         tensors = writer.tensors | rows_as_tensors(self.rows)
         if shared is not None:
             description["shared"] = put_apart(tensors, shared)
-        return EditFile(format=_FORMAT, description=description, tensors=tensors)
+        form = _FORMAT if further else _SECOND_FORMAT
+        return EditFile(format=form, description=description, tensors=tensors)
 
     @classmethod
     def of_file(cls, file: EditFile, shared: Path) -> "WeightEdit":
         # Of files of the first format, which have fewer members.
         description = {"shared": {}, "by_columns": [], "tokens": [], **file.description}
         tensors = {**file.tensors, **fetched(member(description, "shared", dict), shared)}
-        rows = rows_from(cast("Mapping[str, object] | bool | None", member(description, "rows", object)), tensors)
-        reader = ChangeReader(tensors, rows, member(description, "by_columns", list))
+        rows = rows_from(member(description, "rows", object), tensors)
+        reader = ChangeReader(tensors, rows or {}, member(description, "by_columns", list))
         return cls(
             changes={name: reader.change(data) for name, data in member(description, "changes", dict).items()},
             metadata=EditMetadata.from_json(member(description, "metadata", dict)),
@@ -252,18 +279,19 @@ class WeightEdit(Edit):
 
 def _jointly_solved(edits: Sequence[WeightEdit]) -> WeightEdit:
     """Solve edits with rows together; a weight takes part in the problem of the edits that change it."""
-    touching: dict[tuple[int, ...], list[str]] = {}
-    for name in sorted({name for edit in edits for name in edit.changes.keys() - edit._trained().keys()}):
+    spaces = {name: space for edit in edits for name, space in edit.solved_spaces().items()}
+    touching: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, space in sorted(spaces.items()):
         indices = tuple(i for i, edit in enumerate(edits) if name in edit.changes)
-        touching.setdefault(indices, []).append(name)
+        touching.setdefault((space, indices), []).append(name)
     changes: dict[str, Change] = {}
-    problems = []
-    for indices, names in touching.items():
-        problems.append(joined_rows([rows for i in indices if (rows := edits[i].rows) is not None]))
-        changes.update(dict.fromkeys(names, MapChange(map=solve(problems[-1]))))
-    rows = problems[0] if len(problems) == 1 else None
+    problems: list[Rows] = []
+    for (space, indices), names in touching.items():
+        problems.append(joined_rows([rows for i in indices if (rows := (edits[i].rows or {}).get(space)) is not None]))
+        changes.update(dict.fromkeys(names, MapChange(map=solve(problems[-1]), space=space)))
+    rows = {problem.space: problem for problem in problems}
     metadata = EditMetadata.composed([edit.metadata for edit in edits])
-    return WeightEdit(changes=changes, metadata=metadata, rows=rows)
+    return WeightEdit(changes=changes, metadata=metadata, rows=rows if len(rows) == len(problems) else None)
 
 
 def _first(edits: Sequence[WeightEdit]) -> WeightEdit:

@@ -12,13 +12,12 @@ from pydantic import Field
 
 from ..backbones.base import Backbone
 from ..closed_form.caption_statistics import ordinary_captions, read_captions, statistics
+from ..closed_form.pair_problems import calibrated
 from ..closed_form.problem import Rows
 from ..closed_form.sentences import FRAMES, SentencePair, SentenceReader, SentenceWeights, published_eta
-from ..closed_form.solve import solve
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..edits.changes import exchanged
-from ..edits.pooled import pooled_changes
 from ..progress import Progress
 from ..prompts import templates
 from ..registry import Exactness
@@ -158,9 +157,8 @@ class TRCE(Eraser):
 
     def _text(self, concepts: Sequence[Concept], context: FitContext, metadata: EditMetadata) -> WeightEdit:
         rows, pooled = self._problems(concepts, context)
-        edit = WeightEdit.from_rows(rows, list(context.backbone.sites(reads="text")), metadata)
-        vector = {} if pooled is None else pooled_changes(context.backbone, solve(pooled))
-        return replace(edit, changes={**edit.changes, **vector})
+        problems = calibrated((rows,) if pooled is None else (rows, pooled), context.backbone)
+        return WeightEdit.from_problems(problems, context.backbone, metadata)
 
     def _problems(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, Rows | None]:
         """Return stage 1's problems: of the key and value projections, and of the sentence vector's readers."""

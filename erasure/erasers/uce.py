@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from ..closed_form.pair_problems import pair_problems
 from ..closed_form.problem import Rows
-from ..closed_form.readers import EmptyAnchor, PairReader, Places, PromptPair
+from ..closed_form.readers import EmptyAnchor, Places, PromptPair
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
@@ -36,6 +37,10 @@ class UCE(Eraser):
       the words after it, and some of the states from the first end-of-text token on. Words are paired with the anchor's
       prompt counted back from its end of text, trailing states counted on from it. All rows of a prompt together weigh
       as much as one state does in the other forms.
+
+    With "templates" the sentence vector of each prompt, in models that read one, becomes the anchor's too, by a map of
+    its own. For models that read other encoders than CLIP, `reg` is relative to the size of their states, and the mean
+    state of ordinary things is held in place (`erasure.closed_form.pair_problems`).
 
     A prompt around the name becomes the prompt without it where there is no anchor ("a photo of a cat": "a photo").
     Templates that name what is erased are left out (`erasure.closed_form.joint.joined_rows`).
@@ -84,17 +89,18 @@ class UCE(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         backbone = context.backbone
-        rows = self.rows_of(concepts, context)
-        names = list(backbone.sites(reads="text"))
-        edit = WeightEdit.from_rows(
-            rows, names, EditMetadata.of(self.name, asdict(self), backbone, concepts, context.seed)
-        )
+        metadata = EditMetadata.of(self.name, asdict(self), backbone, concepts, context.seed)
+        edit = WeightEdit.from_problems(self.problems_of(concepts, context), backbone, metadata)
         if context.on_progress is not None:
             context.on_progress(Progress(done=1, total=1))
         return edit
 
     def rows_of(self, concepts: Sequence[Concept], context: FitContext) -> Rows:
-        """Return the least-squares problem that removes the concepts.
+        """Return the problem of the tokens' states; see `problems_of`."""
+        return self.problems_of(concepts, context)[0]
+
+    def problems_of(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
+        """Return the least-squares problems that remove the concepts, one for each text stream.
 
         Raises:
             InputError: There are no concepts, or a name is longer than what the model reads.
@@ -106,14 +112,13 @@ class UCE(Eraser):
         for concept in concepts:
             for pair in self._kept_pairs(concept):
                 kept[pair] = max(self._preserve_scale(concept), kept.get(pair, 0.0))
-        # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
-        prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
-        reader = PairReader(prompts, context.backbone.encode(prompts), self._places)
-        return Rows.of(
-            [row for pair in dict.fromkeys(erased) for row in reader.rows(pair, self.erase_scale, self.strength)],
-            [row for pair, scale in kept.items() for row in reader.rows(pair, scale, self.strength)],
+        return pair_problems(
+            context.backbone,
+            dict.fromkeys(erased, self.erase_scale),
+            kept,
+            self._places,
             reg=self.reg,
-            dim=reader.width,
+            strength=self.strength,
         )
 
     @property

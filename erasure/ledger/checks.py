@@ -139,8 +139,8 @@ def _replay_error(edit: WeightEdit) -> float:
     for change in changes:
         if isinstance(change, SolvedChange) and change.size is not None:
             worst = max(worst, _relative(abs(change.norm - change.size), change.size))
-        elif isinstance(change, MapChange) and edit.rows is not None:
-            stored, again = (each.minus_identity() for each in (change.map, solve(joined_rows([edit.rows]))))
+        elif isinstance(change, MapChange) and (rows := (edit.rows or {}).get(change.space)) is not None:
+            stored, again = (each.minus_identity() for each in (change.map, solve(joined_rows([rows]))))
             worst = max(worst, _relative(float((stored - again).norm()), float(stored.norm())))
     return worst
 

@@ -81,7 +81,7 @@ def reading_loss(concepts: Sequence[Concept], context: FitContext) -> Loss:
         for template in preserved_templates(concept.kind)
     ]
     prompts = [prompt for prompt in dict.fromkeys(["", *preserved]) if not speaks_of(prompt, removed)]
-    states = backbone.encode(prompts).states.float()
+    states = backbone.read(prompts).states.float()
     projections = backbone.sites(reads="text")
     originals = {
         name: context.history.originals.get(name, parameter).detach().to(states)

@@ -144,7 +144,7 @@ def test_stage_one_changes_keys_and_values_alone(backbone: Backbone) -> None:
     kv = set(backbone.sites(reads="text"))
     sentence_vector = {"unet.add_embedding.linear_1.weight"} if backbone.family == "sdxl" else set()
     assert set(edit.changes) == kv | sentence_vector
-    assert edit.closed_form == (backbone.family != "sdxl")
+    assert edit.closed_form
 
 
 def test_on_stable_diffusion_1_stage_one_touches_32_and_stage_two_96_tensors() -> None:

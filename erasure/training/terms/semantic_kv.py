@@ -26,7 +26,7 @@ class SemanticKv(Term):
 
     def loss(self, task: TrainingTask) -> Loss:
         backbone = task.backbone
-        read = backbone.encode(self.phrases(task.concepts), trailing=False)
+        read = backbone.read(self.phrases(task.concepts), trailing=False)
         positions = torch.arange(read.states.shape[1], device=read.eot.device)
         inside = (positions >= 1) & (positions <= read.eot[:, None])
         states = read.states[inside.to(read.states.device)].float()

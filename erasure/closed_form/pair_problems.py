@@ -1,0 +1,96 @@
+"""Least-squares problems of prompt pairs: one for each text stream that the model reads by layers of the text alone."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbones.base import Backbone
+from ..backbones.conditioning import TEXT, Conditioning
+from ..prompts import GENERIC
+from .problem import Row, Rows
+from .readers import PairReader, Places, PromptPair
+
+_CLIP_NORM = 768.0  # squared norm of a CLIP state of unit variance, for which `reg` is given
+_ORDINARY = GENERIC[:16]
+_ORDINARY_SITE = "ordinary things|mean"
+
+
+def pair_problems(
+    backbone: Backbone,
+    erased: Mapping[PromptPair, float],
+    kept: Mapping[PromptPair, float],
+    places: Places,
+    *,
+    reg: float,
+    strength: float = 1.0,
+) -> tuple[Rows, ...]:
+    """Return the problems that move the states of prompts to those of their anchors; that of the tokens comes first.
+
+    Every stream of which layers read the states directly has a problem. With `words` other than "all" in the places,
+    the forms of published scripts, the tokens' states are the only ones.
+
+    Args:
+        backbone: Model.
+        erased: Weight of each pair that is moved.
+        kept: Weight of each pair that stays.
+        places: Positions whose states are rows.
+        reg: Pull towards the old weights, for states of the size of CLIP's; see `calibrated`.
+        strength: Share of the way to the anchor.
+
+    Raises:
+        InputError: A name is longer than what the model reads.
+    """
+    # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
+    prompts = sorted({prompt for pair in [*erased, *kept] for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
+    conditioning = backbone.read(prompts)
+
+    def problem(space: str) -> Rows:
+        reader = PairReader(prompts, conditioning, places, space)
+        moved, stay = (
+            [row for pair, scale in pairs.items() for row in reader.rows(pair, scale, strength)]
+            for pairs in (erased, kept)
+        )
+        return Rows.of(moved, stay, reg=reg, dim=reader.width, space=space)
+
+    spaces = spaces_of(backbone, conditioning) if places.words == "all" else (TEXT,)
+    return calibrated(tuple(problem(space) for space in spaces), backbone)
+
+
+def spaces_of(backbone: Backbone, conditioning: Conditioning) -> tuple[str, ...]:
+    """Return the text streams of which layers read the states directly, that of the tokens first."""
+    read = {site.reads for site in backbone.sites().values()}
+    return tuple(sorted((space for space in conditioning.streams if space in read), key=lambda space: space != TEXT))
+
+
+def calibrated(problems: tuple[Rows, ...], backbone: Backbone) -> tuple[Rows, ...]:
+    """Return problems whose `reg` fits the size of the text states, with the mean of ordinary states held in place.
+
+    The states of language models differ in size by orders of magnitude, and a few large entries are common to all of
+    them: without a row that holds these, any edit moves every prompt. `reg` is multiplied with the mean squared norm of
+    ordinary states over that of CLIP's. Problems of models that read CLIP alone are returned as they are.
+    """
+    if backbone.reads_clip:
+        return problems
+    ordinary = backbone.read(_ORDINARY).streams
+
+    def fitted(rows: Rows) -> Rows:
+        states = ordinary[rows.space].read_states().to("cpu", torch.float64)
+        held = _held(states.mean(0), float(rows.weights.sum()))
+        kept = Rows.of([], [*rows.kept_rows(), held], reg=0.0, dim=states.shape[1])
+        return replace(
+            rows,
+            preserve=kept.preserve,
+            preserve_weights=kept.preserve_weights,
+            preserve_labels=kept.preserve_labels,
+            preserve_sites=kept.preserve_sites,
+            reg=rows.reg * float(states.square().sum(1).mean()) / _CLIP_NORM,
+        )
+
+    return tuple(map(fitted, problems))
+
+
+def _held(state: Float[Tensor, " dim"], weight: float) -> Row:
+    return Row(label="", site=_ORDINARY_SITE, state=state, weight=weight, anchor_label="", anchor=state)
