@@ -6,11 +6,15 @@ import shutil
 import pytest
 from hypothesis import settings
 
+from tests import type_checks
+
 # Before anything imports huggingface_hub, which reads it once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before anything imports torch, in this process and those it starts: tiny models gain nothing from a second thread,
 # and on a busy machine threads wait for each other most of the time (measured: a pass of a tiny UNet 13 -> 600 ms).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+type_checks.install()
 
 # A busy machine is no fault of the code.
 settings.register_profile("project", deadline=None)

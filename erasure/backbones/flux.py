@@ -81,15 +81,15 @@ class Flux(JointTransformer):
         latents = latents.to(self.device, self.dtype)
         n, _, height, width = latents.shape
         assert conditioning.pooled is not None  # noqa: S101 - of this family's own encoding
-        level = timestep.to(self.device).expand(n).to(self.dtype) / self.schedule.total
+        level = timestep.to(latents).expand(n) / self.schedule.total
         output = self._transformer(
             hidden_states=self._packed(latents),
             timestep=level,
-            guidance=torch.ones(n, device=self.device) if self._config["guidance_embeds"] else None,
+            guidance=torch.ones(n, device=latents.device) if self._config["guidance_embeds"] else None,
             pooled_projections=conditioning.pooled.to(latents),
             encoder_hidden_states=conditioning.states.to(latents),
             txt_ids=torch.zeros(conditioning.states.shape[1], 3).to(latents),
-            img_ids=self.pipe._prepare_latent_image_ids(n, height // 2, width // 2, self.device, self.dtype),
+            img_ids=self.pipe._prepare_latent_image_ids(n, height // 2, width // 2, latents.device, latents.dtype),
             return_dict=False,
         )[0]
         return self._unpacked(output, height, width)

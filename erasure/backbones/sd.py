@@ -102,11 +102,12 @@ class StableDiffusion(LoadedModel):
     def predict(
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
-        latents = latents.to(self.device, self.dtype)
+        device, dtype = self.device, self.dtype
+        latents = latents.to(device, dtype)
         return self._unet(
             latents,
-            timestep.to(self.device).expand(len(latents)),
-            encoder_hidden_states=conditioning.states.to(self.device, self.dtype),
+            timestep.to(device).expand(len(latents)),
+            encoder_hidden_states=conditioning.states.to(device, dtype),
             added_cond_kwargs=self._added_conditions(latents, conditioning),
             return_dict=False,
         )[0]

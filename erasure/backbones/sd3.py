@@ -60,7 +60,7 @@ class StableDiffusion3(JointTransformer):
         assert conditioning.pooled is not None  # noqa: S101 - of this family's own encoding
         return self._transformer(
             hidden_states=latents,
-            timestep=timestep.to(self.device).expand(len(latents)),
+            timestep=timestep.to(latents.device).expand(len(latents)),
             encoder_hidden_states=conditioning.states.to(latents),
             pooled_projections=conditioning.pooled.to(latents),
             return_dict=False,

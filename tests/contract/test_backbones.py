@@ -36,6 +36,16 @@ def test_it_is_a_backbone(backbone: Any) -> None:
     assert (backbone.device, backbone.dtype) == (torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.parametrize("family", tiny.EVERY)
+def test_its_type_is_the_one_that_diffusers_computes_in(family: str) -> None:
+    backbone = backbone_of(tiny.EVERY[family]())
+    backbone.denoiser.to(torch.float16)
+    assert backbone.dtype == torch.float16
+    backbone.denoiser.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.bfloat16)
+    assert next(backbone.denoiser.parameters()).dtype != torch.bfloat16
+    assert backbone.dtype == torch.bfloat16
+
+
 def test_a_prompt_reads_the_same_in_any_company(backbone: Any) -> None:
     prompts = ["a cat", "a dog", "", "a cat"]
     together = backbone.encode(prompts)
