@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -124,6 +125,15 @@ def test_applying_leaves_the_model_as_it_was(tmp_path, pipe, edits) -> None:
     with ledger.applied_to(pipe):
         assert not torch.equal(backbone_of(pipe).parameters(PATH.__eq__)[PATH], before)
     assert torch.equal(backbone_of(pipe).parameters(PATH.__eq__)[PATH], before)
+
+
+def test_entries_are_in_the_order_of_their_numbers_beyond_a_thousand(tmp_path, pipe, edits) -> None:
+    ledger = new_ledger(tmp_path / "ledger", pipe)
+    entry = ledger.add(edits[0])
+    entries = tuple(replace(entry, id=f"{number:03d}") for number in range(1, 1003))
+    ledger._store.write(replace(ledger._store.record, entries=entries))
+    opened = Ledger.open(tmp_path / "ledger")
+    assert [len(opened.standing_upto(name)) for name in ("999", "1000", "1002")] == [999, 1000, 1002]
 
 
 def test_state_upto_an_entry_is_the_ledger_as_it_was_then(tmp_path, pipe, edits) -> None:

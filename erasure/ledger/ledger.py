@@ -188,7 +188,7 @@ class Ledger(LedgerView):
             UnknownNameError: There is no removal `upto`.
             LedgerError: A file is missing or is not the one that was added.
         """
-        entries = self._standing_upto(upto)
+        entries = self.standing_upto(upto)
         if not entries:
             return self._unedited()
         return self._on_base(self._joint(entries))

@@ -77,9 +77,14 @@ class LedgerView:
 
     def state(self, upto: str | None = None) -> str:
         """Return a hash of the standing removals: equal for equal files on the same base, and for no others."""
-        parts = [entry.sha256 for entry in self._standing_upto(upto)]
+        parts = [entry.sha256 for entry in self.standing_upto(upto)]
         return hashlib.sha256("\n".join([self.base.fingerprint, *parts]).encode()).hexdigest()[:16]
 
-    def _standing_upto(self, upto: str | None) -> list[Entry]:
-        last = None if upto is None else self.entry(upto).id
-        return [entry for entry in self.standing if last is None or entry.id <= last]
+    def standing_upto(self, upto: str | None = None) -> list[Entry]:
+        """Return the standing removals up to an entry, which need not stand itself; None is all of them.
+
+        Raises:
+            UnknownNameError: There is no removal `upto`.
+        """
+        last = len(self.entries) if upto is None else int(self.entry(upto).id)
+        return [entry for entry in self.standing if int(entry.id) <= last]

@@ -23,7 +23,6 @@ from erasure.judge import Judge, shows_each
 from erasure.ledger import Entry, Ledger
 from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress, staged
-from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
 
 from ..images.store import ImageStore, fill
@@ -77,7 +76,7 @@ class LedgerMeasures:
         self.ledger, self.pipe, self.on_progress = ledger, pipe, on_progress
         self.settings = None if is_stored(pipe) else settings
         # Without a measure there are no images either; the defaults only keep the types simple.
-        self.sampler = own_sampling(ledger.base.name, settings or MeasureSettings())
+        self.sampler = (settings or MeasureSettings()).sampling(ledger.base.name)
         if self.settings is not None:
             check_call(backbone_of(pipe), self.sampler.steps, self.sampler.height, self.sampler.width)
 
@@ -176,8 +175,7 @@ class LedgerMeasures:
 
     def _removed(self, upto: str | None = None) -> list[Concept]:
         """Return the concepts removed up to an entry, or now; later removals may stand already."""
-        entries = [entry for entry in self.ledger.standing if upto is None or entry.id <= upto]
-        return [concept for entry in entries for concept in entry.concepts]
+        return [concept for entry in self.ledger.standing_upto(upto) for concept in entry.concepts]
 
     @property
     def profile(self) -> ModelProfile:
