@@ -17,8 +17,6 @@ from erasure.judge import Judge
 from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress
 from erasure.prompts import fill
-from erasure.runs.sampling import own_sampling
-from erasure.runs.schema import MeasureSettings
 from erasure.sampling import Pair, SamplingSettings, sample_pairs
 from erasure.suggestions import suggested_preserve, suggested_prompts
 
@@ -64,7 +62,7 @@ class Studio:
         """Default sampling settings of the model on its device."""
         # On a CPU a batch of a large model takes minutes, in which nothing could be told or stopped.
         batch = self.profile.sampling.batch_size or (4 if self.device != "cpu" else 1)
-        return own_sampling(self.name, MeasureSettings(batch_size=batch))
+        return SamplingSettings.of(self.name, batch_size=batch)
 
     def sampling(self, steps: int, guidance_scale: float) -> SamplingSettings:
         """Return the sampler with other steps and guidance scale."""

@@ -42,7 +42,6 @@ from erasure.progress import OnProgress, Progress, progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs.configs import read_config
 from erasure.runs.overrides import override
-from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings, Run, parse
 from erasure.tinyworld import vocabulary
 from erasure.training.context import FitContext
@@ -193,7 +192,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
             profile_of(DEFAULT_MODEL), name, role, options.images, settings, () if role == "removed" else forbidden
         )
     ]
-    sampler = own_sampling(DEFAULT_MODEL, settings)
+    sampler = settings.sampling(DEFAULT_MODEL)
     eyes = _Eyes(probes)
     with progress_bars() as on_progress:
         times = _removed(removals, concepts, work / "times.json", on_progress, max(options.points))

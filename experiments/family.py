@@ -33,8 +33,7 @@ from erasure.profile import DEFAULT_MODEL
 from erasure.progress import progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs import configs, overrides, removal, schema
-from erasure.runs.sampling import own_sampling
-from erasure.runs.schema import MeasureSettings
+from erasure.sampling import SamplingSettings
 from erasure.tinyworld import vocabulary
 
 from .experiment import write_record
@@ -86,7 +85,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
     attacks = [attack_of(name, ATTACK_SETTINGS.get(name, ())) for name in options.attacks]
     pipe, work = tinyworld.load(), options.work / options.out.name
-    sampler = own_sampling(DEFAULT_MODEL, MeasureSettings())
+    sampler = SamplingSettings.of(DEFAULT_MODEL)
     with progress_bars() as on_progress:
         ledger = Ledger.open_or_create(work / "ledger", pipe, DEFAULT_MODEL)
         todo, _ = removal.remaining(run, ledger)

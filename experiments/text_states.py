@@ -31,8 +31,6 @@ from erasure.io.files import make_folder
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
-from erasure.runs.sampling import own_sampling
-from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings, sample
 from erasure.tinyworld import vocabulary
 
@@ -68,7 +66,7 @@ def main() -> None:
     began = time.perf_counter()
     try:
         make_folder(options.out)
-        sampler = own_sampling(DEFAULT_MODEL, MeasureSettings())
+        sampler = SamplingSettings.of(DEFAULT_MODEL)
         with progress_bars() as on_progress:
             rows = measured(tinyworld.load(), options.prompts, sampler, on_progress)
     except ErasureError as error:

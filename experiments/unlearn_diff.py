@@ -38,8 +38,6 @@ from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, ProgressCounter, progress_bars, staged
 from erasure.provenance import provenance
 from erasure.runs import configs, removal, schema
-from erasure.runs.sampling import own_sampling
-from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings, sample
 
 from .experiment import plain_options, write_record
@@ -72,7 +70,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     run = schema.parse(configs.read_config(options.config))
     pipe, work = tinyworld.load(), options.work / options.out.name
-    sampler = own_sampling(DEFAULT_MODEL, MeasureSettings())
+    sampler = SamplingSettings.of(DEFAULT_MODEL)
     with progress_bars() as on_progress:
         ledger = Ledger.open_or_create(work / "ledger", pipe, DEFAULT_MODEL)
         todo, _ = removal.remaining(run, ledger)

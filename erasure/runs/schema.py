@@ -12,6 +12,7 @@ from ..erasers import Eraser, eraser_class
 from ..errors import InputError, reason
 from ..loading import Attention
 from ..profile import DEFAULT_MODEL, profile_of
+from ..sampling import SamplingSettings
 from .lists import families_expanded, list_path, read_concepts
 from .problems import explained
 
@@ -40,6 +41,12 @@ class MeasureSettings:
     steps: Annotated[int, Field(gt=0)] | None = None
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 16
+
+    def sampling(self, model: str) -> SamplingSettings:
+        """Return the sampling settings of the measure, with the model's defaults where it leaves them open."""
+        return SamplingSettings.of(
+            model, steps=self.steps, guidance_scale=self.guidance_scale, batch_size=self.batch_size
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from erasure import tinyworld
@@ -16,8 +17,6 @@ from erasure.io.files import write_whole
 from erasure.personalize.folder import Learned
 from erasure.profile import ModelProfile, profile_of
 from erasure.progress import OnProgress, staged
-from erasure.runs.sampling import own_sampling
-from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings
 from erasure.tinyworld.oracle import Oracle
 
@@ -64,7 +63,7 @@ class InstanceRecord:
     """
 
     folder: Path
-    pipe: Any
+    pipe: DiffusionPipeline
     base: str
     instance: Learned
     images: Sequence[Image.Image]
@@ -86,7 +85,7 @@ class InstanceRecord:
     @property
     def sampler(self) -> SamplingSettings:
         """Sampling settings of the images."""
-        return own_sampling(self.base, MeasureSettings())
+        return SamplingSettings.of(self.base)
 
     @property
     def _class(self) -> str:
@@ -135,9 +134,9 @@ class InstanceRecord:
             images = store.images()
             scores = None
             if metrics is not None:
-                looks = read_instance(requests, self._class, metrics, images)
-                before = before or looks
-                scores = instance_scores(metrics, before, looks)
+                readings = read_instance(requests, self._class, metrics, images)
+                before = before or readings
+                scores = instance_scores(metrics, before, readings)
             states.append(InstanceState(name=name, phrase=phrase, images=images, scores=scores))
         return states
 

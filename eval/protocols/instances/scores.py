@@ -78,13 +78,13 @@ class InstanceReadings:
 def read_instance(
     requests: Sequence[InstanceRequest], class_word: str, metrics: InstanceMetrics, images: Sequence[Image.Image]
 ) -> InstanceReadings:
-    """Have the images of one state looked at, each once by each measure.
+    """Read the images of one state, each once by each measure.
 
     Args:
         requests: Requests of the images.
         class_word: Class of the instance, because judges do not know its new word.
         metrics: Metrics of the instance.
-        images: In the order of the asks.
+        images: Images in the order of the requests.
     """
     rows = {group: [i for i, request in enumerate(requests) if request.group == group] for group in get_args(Group)}
 
@@ -116,8 +116,8 @@ def instance_scores(metrics: InstanceMetrics, before: InstanceReadings, after: I
 
     Args:
         metrics: Metrics of the instance.
-        before: At the original's images.
-        after: At the state's, for the same asks.
+        before: Readings of the original's images.
+        after: Readings of the state's images, for the same requests.
     """
     setups = metrics.setups
     return InstanceScores(

@@ -124,7 +124,7 @@ def test_an_experiment_keeps_its_fits_and_names_no_place(
     for table, names in kept.items():
         monkeypatch.setattr(instance_experiments, table, {n: getattr(instance_experiments, table)[n] for n in names})
     own = SamplingSettings(steps=2, guidance_scale=4.0)
-    monkeypatch.setattr(instance_record, "own_sampling", lambda base, settings: own)
+    monkeypatch.setattr(instance_record.InstanceRecord, "sampler", own)
     few = ["--composed", "2", "--kept", "2", "--steps", "1"]
     arguments = [experiment, *few, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["instance_experiments", *arguments])
