@@ -54,7 +54,7 @@ class DUGE(Eraser):
             on a table": "on a table"), at images sampled for it, so that the table stays.
         overshoot: Distance beyond the aim, >= 0, as a share of the way there from the original model's values for the
             target (extension, as ESD's negative guidance): sampling multiplies the rest of the way by the guidance
-            scale. Not for maps, which are distributions.
+            scale. 0 for maps, which are distributions.
         trained: Trained weights: "cross", all of the attention that reads text; "kv", its keys and values; "lora",
             patches of `rank` in all of it.
         rank: Rank of the patches, > 0.
@@ -100,6 +100,7 @@ class DUGE(Eraser):
     source: ClassVar[str] = "arXiv:2503.13769"
     exactness: ClassVar[Exactness] = "reconstructed"
     main: ClassVar[tuple[str, ...]] = ("steps", "overshoot", "prior_scale", "lr")
+    presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"match": {"maps": {"overshoot": 0.0}}}
     quick: ClassVar[Mapping[str, Any]] = {
         "steps": 2,
         "memory_size": 4,
@@ -144,24 +145,23 @@ class DUGE(Eraser):
     probe_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     shape: Shape = field(default_factory=Shape)
 
+    def __post_init__(self) -> None:
+        if self.overshoot and self.match == "maps":
+            raise InputError(f"duge.overshoot: expected 0 where maps are matched, got {self.overshoot!r}. Set it to 0.")
+
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts)
-        if self.overshoot and self.match == "maps":
-            got = f"got {self.overshoot!r}. Set match to outputs or noise."
-            raise InputError(f"duge.overshoot: expected 0 where maps are matched, {got}")
         trained = self._trained(context.backbone).__contains__
         task = TrainingTask(context=context, requests=concepts, trained=trained, reference=context.original)
         memory = self._memory(concepts, context)
         # The distilled form starts at zero, which the first weight cannot be calibrated with.
         plain = self._preserving(memory, context, distill=False)
         erasing = calibrated(self._erasing(concepts, context), plain, self.unlearn_scale, ratio=self.calibration)
-        rank = self.rank if self.trained == "lora" else None
+        rank, decay = self.rank if self.trained == "lora" else None, self.weight_decay
         changes = self.shape.train(
             task,
             erasing,
-            Optimisation(
-                steps=self.steps, lr=self.lr, rank=rank, weight_decay=self.weight_decay, clip_norm=self.clip_norm
-            ),
+            Optimisation(steps=self.steps, lr=self.lr, rank=rank, weight_decay=decay, clip_norm=self.clip_norm),
             terms=self._terms(memory, task),
             stop=self._stop(concepts, context),
         )
@@ -223,8 +223,8 @@ class DUGE(Eraser):
 
     def _preserving(self, memory: Memory, context: FitContext, *, distill: bool) -> Loss:
         """Return L_pr on the memory."""
-        batch_size, dropout = self.batch_size, self.prompt_dropout
-        return replay_loss(memory, context, batch_size=batch_size, prompt_dropout=dropout, distill=distill)
+        dropout = self.prompt_dropout
+        return replay_loss(memory, context, batch_size=self.batch_size, prompt_dropout=dropout, distill=distill)
 
     def _regularising(self, memory: Memory, context: FitContext) -> Loss:
         """Return L_reg."""
@@ -235,8 +235,7 @@ class DUGE(Eraser):
     def _fisher(self, memory: Memory, context: FitContext) -> dict[str, Tensor]:
         """Return the diagonal Fisher of L_pr at the present weights, from one image at a time."""
         single = replay_loss(memory, context, batch_size=1, prompt_dropout=0.0, distill=self.distill)
-        matrices = self.trained == "lora"
-        names = {n for n in self._trained(context.backbone) if n.endswith(".weight") or not matrices}
+        names = {n for n in self._trained(context.backbone) if n.endswith(".weight") or self.trained != "lora"}
         return diagonal_fisher(context, names.__contains__, single, self.fisher_images)
 
     def _target(self, concept: Concept, context: FitContext) -> TargetImages:

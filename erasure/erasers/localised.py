@@ -13,6 +13,7 @@ from pydantic import Field
 from ..backbones.schedule import Discrete, NoiseSchedule
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit
+from ..errors import InputError
 from ..guidance.localised import LocalisedRemoval
 from ..losses.attention import Rule
 from ..progress import Progress
@@ -55,6 +56,12 @@ class Localised(Eraser):
     steps_range: tuple[Share, Share] = (0.0, 1.0)
     leak_alpha: Annotated[float, Field(ge=0)] = 0.0
 
+    def __post_init__(self) -> None:
+        start, end = self.steps_range
+        if start > end:
+            got = f"got {self.steps_range!r}. Write (0, 1) for all steps."
+            raise InputError(f"localised.steps_range: expected two shares in order, {got}")
+
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
         self.require(concepts)
         self.require_schedule(context.backbone)
@@ -62,7 +69,7 @@ class Localised(Eraser):
             LocalisedRemoval(
                 concepts=concept.names,
                 anchor=concept.anchor,
-                preserve=tuple(name for name in concept.preserve if name not in concept.names),
+                preserve=concept.preserve,
                 **asdict(self),
             )
             for concept in concepts

@@ -182,12 +182,7 @@ class TRCE(Eraser):
 
     def _pairs(self, concepts: Sequence[Concept]) -> list[SentencePair]:
         """Return each term in each sentence, with the same sentence made safe."""
-        pairs = [
-            SentencePair.of(frame, name, concept)
-            for concept in concepts
-            for name in concept.names
-            for frame in self._sentences(concept)
-        ]
+        pairs = [SentencePair.of(frame, name, c) for c in concepts for name in c.names for frame in self._sentences(c)]
         return list(dict.fromkeys(pairs))
 
     def _sentences(self, concept: Concept) -> tuple[str, ...]:

@@ -389,7 +389,8 @@ def test_overshooting_goes_on_beyond_what_is_aimed_at(small: Backbone) -> None:
         )
     assert far.item() == pytest.approx(4 * near.item(), rel=1e-4)  # twice the way, squared
     with pytest.raises(InputError, match=r"duge\.overshoot: expected 0 where maps are matched, got 1\.0"):
-        replace(QUICK, overshoot=1.0).fit([CAT], FitContext(backbone=small))
+        replace(QUICK, overshoot=1.0)
+    assert DUGE(match="maps").overshoot == 0.0
 
 
 def test_overshooting_an_earlier_target_does_not_lead_back_to_it(small: Backbone) -> None:
