@@ -123,7 +123,7 @@ def anchored(template: str, concept: Concept) -> str:
     return fill(template, concept.anchor) if concept.anchor else blank(concept.kind, template)
 
 
-def prompt_pairs(concept: Concept) -> list[tuple[str, str]]:
+def anchored_prompts(concept: Concept) -> list[tuple[str, str]]:
     """Return every name of a concept in every template of its kind, each prompt with the anchored one."""
     return [
         (fill(template, name), anchored(template, concept))

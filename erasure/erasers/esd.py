@@ -36,7 +36,7 @@ _TRAINED_2025 = (nn.Linear, nn.Conv2d)
 
 
 def _as_text(value: object) -> object:
-    """Return a year as text, as which YAML does not read it."""
+    """Return a release as text; YAML reads a year as a number."""
     return str(value) if isinstance(value, int) else value
 
 

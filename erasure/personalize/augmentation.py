@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..training.finetune import below
+from ..training.finetune import below, uniform
 
 _SHRUNK = 0.66  # share of views that are made smaller
 _SMALLEST, _LARGEST = 1 / 3, (1.2, 1.4)
@@ -58,15 +58,15 @@ def view_of(
         flip: Whether half of the views are mirrored.
         generator: Generator of the random draws.
     """
-    if flip and _uniform(generator) < 0.5:
+    if flip and uniform(generator) < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     cells = side // factor
     if not augment:
         return View(pixels=_pixels(image, side), mask=torch.ones(1, cells, cells), prefix="")
-    if _uniform(generator) < _SHRUNK:
+    if uniform(generator) < _SHRUNK:
         return _pasted(image, side, factor, generator)
     low, high = _LARGEST
-    size = round(side * (low + (high - low) * _uniform(generator)))
+    size = round(side * (low + (high - low) * uniform(generator)))
     top, left = below(size - side + 1, generator), below(size - side + 1, generator)
     pixels = _pixels(image, size)[:, top : top + side, left : left + side]
     return View(pixels=pixels, mask=torch.ones(1, cells, cells), prefix=_NEAR[below(2, generator)])
@@ -88,7 +88,3 @@ def _pasted(image: Image.Image, side: int, factor: int, generator: torch.Generat
 def _pixels(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     resized = image.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _uniform(generator: torch.Generator) -> float:
-    return float(torch.rand((), generator=generator))

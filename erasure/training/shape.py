@@ -90,7 +90,8 @@ class Shape(Settings):
         if self.sites is not None:
             selection = self.sites.selected(task)
             task = replace(task, trained=selection.names.__contains__)
-            limits += [limit for limit in (selection.limit(),) if limit is not None]
+            if (limit := selection.limit()) is not None:
+                limits.append(limit)
         return finetune(
             task.backbone,
             task.trained,
@@ -112,7 +113,7 @@ class Shape(Settings):
 
 
 def _check_reach(term: Term, names: Sequence[str], task: TrainingTask) -> None:
-    if type(term).reaches(names, task.backbone):
+    if term.reaches(names, task.backbone):
         return
     others = [name for name, other in TERMS.classes().items() if other.reaches(names, task.backbone)]
     raise InputError(

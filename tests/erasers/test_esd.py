@@ -18,7 +18,7 @@ from erasure.errors import InputError
 from erasure.prompts import templates
 from erasure.sampling import scheduled_prediction
 from erasure.training import trajectories
-from erasure.training.context import FitContext
+from erasure.training.context import FitContext, TrainingTask
 from erasure.training.finetune import Loss
 from erasure.training.objectives import guided
 from erasure.training.objectives.guided import negatively_guided, preserved_prompts, prompt_pairs
@@ -415,7 +415,9 @@ def test_preserving_keeps_the_predictions_of_what_stays() -> None:
 
 def test_what_another_concept_erases_is_not_preserved() -> None:
     concepts = [Concept(target="cat", preserve=("dog", "house")), Concept(target="dog")]
-    assert preserved_prompts(concepts, "bare") == ["", "house"]
+    context = FitContext(backbone=backbone_of(sd1()))
+    task = TrainingTask(context=context, requests=concepts, trained=lambda name: True)
+    assert preserved_prompts(task.concepts, "bare") == ["", "house"]
 
 
 def test_wrong_input_is_named() -> None:

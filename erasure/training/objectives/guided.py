@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...backbones.conditioning import concatenate
 from ...concept import Concept
-from ...prompts import blank, fill, templates
+from ...prompts import anchored_prompts, fill, templates
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask
@@ -111,23 +111,15 @@ def negatively_guided(anchor: Latents, target: Latents, negative_guidance: float
 
 def prompt_pairs(concept: Concept, form: PromptForm) -> list[tuple[str, str]]:
     """Return the prompts that name the target, each with the anchor's prompt."""
-    if form == "bare":
-        return [(concept.target, concept.anchor)]
-    return [
-        (fill(template, name), fill(template, concept.anchor) if concept.anchor else blank(concept.kind, template))
-        for name in concept.names
-        for template in templates(concept.kind)
-    ]
+    return [(concept.target, concept.anchor)] if form == "bare" else anchored_prompts(concept)
 
 
 def preserved_prompts(concepts: Sequence[Concept], form: PromptForm) -> list[str]:
-    """Return the prompts of what a concept preserves and none erases, and the unconditional prompt first."""
-    erased = {name for concept in concepts for name in concept.names}
+    """Return the unconditional prompt, then the prompts of what the concepts preserve."""
     preserved = [
         fill(template, word)
         for concept in concepts
         for word in concept.preserve
-        if word not in erased
         for template in (templates(concept.kind) if form == "templates" else ("{}",))
     ]
     return list(dict.fromkeys(["", *preserved]))

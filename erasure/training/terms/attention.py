@@ -95,12 +95,10 @@ class _NameMaps:
 
 def _prompts(concepts: Sequence[Concept]) -> list[tuple[str, str]]:
     """Return prompts, each with the preserved name in it: by itself and beside the concept."""
-    erased = {name for concept in concepts for name in concept.names}
     return [
         (fill(template, words), kept)
         for concept in concepts
         for kept in concept.preserve
-        if kept not in erased
         for template in templates(concept.kind)
         for words in (kept, f"{concept.target} and {kept}")
     ]
