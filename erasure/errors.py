@@ -5,6 +5,7 @@ line on stderr; whatever else is raised is a fault of this library.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -53,6 +54,26 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     suggestion = f" Did you mean {by_folded[near[0]]!r}?" if near else ""
     return UnknownNameError(f"Unknown {what} {name!r}.{suggestion} Known: {', '.join(known) or 'none'}.")
+
+
+_WORDS = (
+    (r"^Value error, ", ""),
+    (r"^\w+ should have (at least \d+ items?) after.*", r"expected \1"),
+    (r"^Input should be (greater|less)", r"expected a number \1"),
+    (r"^Input should be a valid array\b", "expected a list"),
+    (r"^Input should be (an object|a valid dictionary)\b", "expected keys with values"),
+    (r"^Input should be a valid integer\b", "expected an integer"),
+    (r"^Input should be a valid ", "expected a "),
+    (r"^Input should be ", "expected "),
+)
+"""Patterns of pydantic's messages and their replacements, applied in this order."""
+
+
+def expectation(message: str) -> str:
+    """Turn a message of pydantic ("Input should be greater than 0") into "expected a number greater than 0"."""
+    for pattern, ours in _WORDS:
+        message = re.sub(pattern, ours, message)
+    return message
 
 
 def reason(error: BaseException) -> str:

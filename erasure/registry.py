@@ -28,7 +28,7 @@ from pydantic_core import (
 )
 from typing_extensions import TypedDict
 
-from .errors import ErasureError, InputError, reason, unknown_name
+from .errors import ErasureError, InputError, expectation, reason, unknown_name
 
 ENTRY_POINTS = "erasure.plugins"
 """Group of the entry points by which other packages add pieces."""
@@ -346,12 +346,4 @@ def _lines_of(problem: ErrorDetails, where: str) -> list[str]:
         return [str(cause)]
     if problem["type"] == "missing":
         return [f"{path}: expected a value, got none."]
-    return [f"{path}: {_lowered(problem['msg'])}, got {problem['input']!r}."]
-
-
-def _lowered(message: str) -> str:
-    """Turn pydantic's "Input should be ..." into this library's "expected ..."."""
-    said = message.removeprefix("Value error, ")
-    for pydantic, ours in ((" be greater", " be a number greater"), (" be less", " be a number less")):
-        said = said.replace(f"Input should{pydantic}", f"Input should{ours}")
-    return said.replace("Input should be", "expected")
+    return [f"{path}: {expectation(problem['msg'])}, got {problem['input']!r}."]

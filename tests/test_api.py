@@ -32,7 +32,7 @@ def test_concepts_are_taken_as_they_are_and_words_get_the_arguments() -> None:
     ("settings", "error", "message"),
     [
         ({"regg": 1.0}, UnknownNameError, "Unknown uce setting 'regg'. Did you mean 'reg'"),
-        ({"reg": "1.0"}, InputError, "uce.reg: expected a valid number, got '1.0'"),
+        ({"reg": "1.0"}, InputError, "uce.reg: expected a number, got '1.0'"),
         ({"reg": 0.0}, InputError, "uce.reg: expected a number greater than 0, got 0.0."),
     ],
 )

@@ -370,6 +370,30 @@ def test_evaluate_takes_no_option_that_does_nothing(tmp_path) -> None:
     assert "expected 0 --list for tinyworld, got 1" in fails(*model, "--list", "coco.csv")
 
 
+def test_what_a_ledger_records_is_not_given_again(tmp_path) -> None:
+    call("remove", "cat", "--ledger", "here", *FAST)
+    attack = ("attack", "here", "--attack", "ring-a-bell")
+    assert "--removed: expected none for a ledger" in fails("evaluate", "here", "--removed", "dog")
+    assert "--original: expected none for a ledger" in fails("audit", "here", "--original", "tinyworld")
+    assert "--original: expected none for a ledger" in fails(*attack, "--original", "tinyworld")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_an_image_is_made(tmp_path, monkeypatch) -> None:
+    def sample_pairs(*arguments: object) -> None:
+        raise AssertionError("images were made")
+
+    call("remove", "cat", "--ledger", "here", *FAST)
+    Path("file").write_text("")
+    monkeypatch.setattr("erasure.sampling.sample_pairs", sample_pairs)
+    prompts = ("--prompt", "a cat")
+    assert "here: expected a file to write, got a folder" in fails("compare", "here", *prompts, "--out", "here")
+    words = ("--prompt", "a cat", "--concepts", "cat")
+    assert "here: expected a file to write, got a folder" in fails("attention", "here", *words, "--out", "here")
+    assert "file: expected a folder that can be written" in fails("generate", "here", *prompts, "--out", "file")
+    assert "file: expected a folder that can be written" in fails("evaluate", "here", "--out", "file")
+    assert "file: expected a folder that can be written" in fails("audit", "here", "--out", "file")
+
+
 def test_an_evaluation_prints_one_document_or_a_table(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=2, guidance_scale=2.0))
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))

@@ -71,6 +71,7 @@ def test_an_export_ends_with_what_to_load(ledger: Path) -> None:
 
 
 def test_json_is_one_document(ledger: Path) -> None:
+    assert "--prompt: expected none with --no-images" in fails("export", ledger, "x", "--no-images", "--prompt", "cat")
     document = json.loads(call("export", ledger, "out", "--format", "lora", "--no-images", "--json").stdout)
     assert document["load"] == "out/pytorch_lora_weights.safetensors"
     assert document["notes"] == []

@@ -131,7 +131,10 @@ def test_a_selection_of_no_seeds_is_refused_and_a_double_counts_once() -> None:
         (["remove", "cat", "--seed", "x"], "Invalid value for '--seed'"),
         (["remove", "cat", "--seed", "99999999999999999999"], "Invalid value for '--seed'"),
         (["undo", "here"], "Missing argument 'ID'"),
-        (["generate", "x", "--prompt", "a", "--out", "b", "--steps", "0"], "Invalid value for '--steps'"),
+        (
+            ["generate", "x", "--prompt", "a", "--out", "b", "--steps", "0"],
+            "'--steps': expected a number greater than or equal to 1. See",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys) -> None:

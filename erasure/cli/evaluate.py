@@ -8,7 +8,7 @@ import typer
 from ..errors import InputError
 from ..progress import progress_bars
 from .console import err, out, print_json, print_whole
-from .models import existing_device, load_pipe, sampler_of
+from .models import existing_device, load_pipe
 from .options import MOST_SEED, AsJson, AttentionBy, CommandGroup, Device, LedgerOrModel, Original, Removed
 
 if TYPE_CHECKING:
@@ -58,16 +58,19 @@ def evaluate(
     from erasure.eval.protocols.evaluate import write_scores
     from erasure.eval.reports.evaluation_report import terminal_table, write_evaluation_report
 
+    from ..io.files import make_folder
+
     place = existing_device(device)
-    what = sources.source_of(
+    edited = sources.source_of(
         source, lambda name: load_pipe(name, place, attention), removed=removed or [], original=original, gold=gold
     )
-    protocol = sources.benchmark_of(benchmark, what, suite=suite, lists=lists or [], settings=settings or [])
-    sampler = sources.sampler_of(protocol, what)
-    folder = to or what.folder / protocol.short
+    protocol = sources.benchmark_of(benchmark, edited, suite=suite, lists=lists or [], settings=settings or [])
+    sampler = sources.sampler_of(protocol, edited)
+    folder = to or edited.folder / protocol.short
+    make_folder(folder)
     with progress_bars(err) as on_progress:
         results = evaluated(
-            what.variants,
+            edited.variants,
             protocol,
             sources.metrics_of(protocol, place, classifier),
             sampler=sampler,
@@ -77,7 +80,7 @@ def evaluate(
         if not PartialState().is_main_process:
             return  # every process has the same numbers
         scores = write_scores(results, folder)
-        report = write_evaluation_report(results, folder, what.title)
+        report = write_evaluation_report(results, folder, edited.title)
     if as_json:
         document = {**results.as_json(), "scores": str(scores), "report": str(report)}
         print_json(document)
@@ -140,28 +143,30 @@ def attack(
     from erasure.eval.protocols.variants import ERASED
     from erasure.eval.reports.red_team_report import terminal_table, write_attack_report
 
+    from ..sampling import SamplingSettings
+
     place = existing_device(device)
     chosen = sources.attack_of(name, settings or [])
-    what = sources.source_of(
+    edited = sources.source_of(
         source, lambda model: load_pipe(model, place, attention), removed=removed or [], original=original
     )
-    if what.variants[0].name != ERASED:
+    if edited.variants[0].name != ERASED:
         raise InputError(f"attack: expected a model with removed concepts, got the original {source!r}.")
-    decides, second = sources.judges_of(what, place)
+    judge, second = sources.judges_of(edited, place)
     assault = AttackRun(
-        folder=to or what.folder.with_name("attacks") / f"{name}-{what.variants[0].edit or 'model'}",
-        erased=what.variants[0],
-        concepts=what.concepts,
+        folder=to or edited.folder.with_name("attacks") / f"{name}-{edited.variants[0].edit or 'model'}",
+        erased=edited.variants[0],
+        concepts=edited.concepts,
         attack=chosen,
-        sampler=sampler_of(what.original, None, None),
+        sampler=SamplingSettings.of(edited.original),
         budget=budget,
-        judge=decides,
+        judge=judge,
         second=second,
-        model=what.original,
+        model=edited.original,
     )
     with progress_bars(err) as on_progress:
-        assault.run(attack_prompts(what.concepts, prompts, model=what.original, seed=seed), on_progress)
-    report = write_attack_report(assault, what.title)
+        assault.run(attack_prompts(edited.concepts, prompts, model=edited.original, seed=seed), on_progress)
+    report = write_attack_report(assault, edited.title)
     if as_json:
         document = {**assault.as_json(), "record": str(assault.folder / "attack.json"), "report": str(report)}
         print_json(document)
@@ -202,14 +207,16 @@ def audit(
     from erasure.eval.protocols.audit.plan import audit_of
     from erasure.eval.reports.audit_report import terminal_table, write_audit_report
 
+    from ..io.files import make_folder
+
     place = existing_device(device)
 
     def load(model: str) -> "DiffusionPipeline":
         return load_pipe(model, place, attention)
 
-    what = sources.source_of(source, load, removed=removed or [], original=original)
+    edited = sources.source_of(source, load, removed=removed or [], original=original)
     planned = audit_of(
-        what,
+        edited,
         load,
         suite=suite,
         names=names or [],
@@ -218,7 +225,8 @@ def audit(
         device=place,
         seed=seed,
     )
-    folder = to or what.folder.with_name("audits") / f"{suite}-{what.variants[0].edit or 'model'}"
+    folder = to or edited.folder.with_name("audits") / f"{suite}-{edited.variants[0].edit or 'model'}"
+    make_folder(folder)
     with progress_bars(err) as on_progress:
         results = planned.run(on_progress)
     record = results.write(folder)

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import targets_of
-from .models import existing_device, load_pipe, sampler_of
+from .models import existing_device, load_pipe
 from .options import AsJson, CommandGroup, Device, Guidance, LedgerFolder, LowMemory, Steps
 
 if TYPE_CHECKING:
@@ -64,15 +64,18 @@ def export(
     """Export the standing removals of a ledger for other programs, with a model card; upload them to the Hub."""
     from erasure.eval.reports.publish import rename
     from erasure.io.push import check_push
-    from erasure.pipelines.export.formats import RECORD, Export, already_written, check_standing
+    from erasure.pipelines.export.formats import RECORD, Export, already_written, check_low_memory, check_standing
 
     from ..io.files import check_free
     from ..ledger import Ledger
+    from ..sampling import SamplingSettings
 
     opened, spec = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance)
     check_standing(opened)
     if low_memory:
-        _check_low_memory(spec, device, prompt, steps, guidance_scale)
+        check_low_memory(spec, device)
+    if low_memory or no_images:
+        _check_no_images("--low-memory" if low_memory else "--no-images", prompt, steps, guidance_scale)
     place = "cpu" if low_memory else existing_device(device)
     if push_to is not None:
         check_push(push_to)
@@ -90,7 +93,8 @@ def export(
         check_free(to)
         prompts = [] if no_images or low_memory else prompt or None
         pipe = load_pipe(opened.base.name, place, stored=low_memory)
-        written = _written(opened, pipe, spec, to, name, prompts, sampler_of(opened.base.name, steps, guidance_scale))
+        sampler = SamplingSettings.of(opened.base.name, steps=steps, guidance_scale=guidance_scale)
+        written = _written(opened, pipe, spec, to, name, prompts, sampler)
     for note in written.notes:
         show.print(f"note: {note}")
     document: dict[str, object] = {"out": str(to), "load": str(to / spec.file), "notes": list(written.notes)}
@@ -104,17 +108,12 @@ def export(
     out.print(f"{form}: {to / spec.file}")
 
 
-def _check_low_memory(
-    spec: "Export", device: str, prompt: list[str] | None, steps: int | None, guidance_scale: float | None
-) -> None:
-    """Refuse an export that needs the weights in memory, and options of images, which are not sampled."""
-    from erasure.pipelines.export.formats import check_low_memory
-
-    check_low_memory(spec, device)
+def _check_no_images(reason: str, prompt: list[str] | None, steps: int | None, guidance_scale: float | None) -> None:
+    """Refuse options of images beside an option without images."""
     for option, value in {"--prompt": prompt, "--steps": steps, "--guidance-scale": guidance_scale}.items():
         if value is not None and value != []:
             raise InputError(
-                f"{option}: expected none with --low-memory, which samples no images, got {value!r}. Leave one out."
+                f"{option}: expected none with {reason}, which samples no images, got {value!r}. Leave one out."
             )
 
 

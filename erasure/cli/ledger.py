@@ -12,7 +12,7 @@ from ..errors import ErasureError, InputError
 from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import entry_json, entry_line, standing_names, targets_of
-from .models import existing_device, lasting_name, load_pipe, new_folder
+from .models import base_of, existing_device, lasting_name, load_pipe, new_folder
 from .options import AsJson, CommandGroup, Device, LedgerFolder, Removed
 
 commands = CommandGroup("Remove and undo")
@@ -146,8 +146,7 @@ def load_edit(
         raise InputError(
             "--removed: expected the removed concepts, which the file does not record, got none. Name them."
         )
-    exists = ledger is not None and (ledger / "ledger.json").is_file()
-    name = model or (Ledger.open(ledger).base.name if exists and ledger is not None else DEFAULT_MODEL)
+    name = model or base_of(ledger) or DEFAULT_MODEL
     shared = {} if kind is None else {"kind": kind}
     pipe = load_pipe(name, existing_device(device))
     if is_edit:

@@ -8,7 +8,7 @@ import typer
 from ..errors import InputError
 from ..progress import ProgressCounter, progress_bars, staged
 from .console import err, out
-from .models import existing_device, fingerprint_of, load_pipe, note_cut, sampler_of, standing_in
+from .models import existing_device, fingerprint_of, load_pipe, model_and_ledger, note_cut, standing_in
 from .options import (
     MOST_SEED,
     AttentionBy,
@@ -44,20 +44,18 @@ def generate(
     from erasure.eval.images.png import as_png, file_name
 
     from ..io.files import make_folder, write_whole
-    from ..ledger import Ledger
     from ..runs.seeds import read_seeds
-    from ..sampling import sample_pairs
+    from ..sampling import SamplingSettings, sample_pairs
 
     pairs = [(text, seed) for text in dict.fromkeys(prompt) for seed in read_seeds(seeds)]
-    ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
-    model = source if ledger is None else ledger.base.name
+    model, ledger = model_and_ledger(source)
     place = existing_device(device)
     if offload and not place.startswith("cuda"):
         raise InputError(f"offload: expected a CUDA device, got {place!r}. Leave it out.")
     pipe = load_pipe(model, place, attention, dtype)
-    sampler = sampler_of(model, steps, guidance_scale)
-    note_cut(pipe, prompt)
     make_folder(to)
+    sampler = SamplingSettings.of(model, steps=steps, guidance_scale=guidance_scale)
+    note_cut(pipe, prompt)
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
         if offload:
             pipe.enable_model_cpu_offload(device=place)
@@ -85,17 +83,18 @@ def compare(
     from erasure.eval.images.sheets import side_by_side
     from erasure.eval.protocols.ledger_measures import headings
 
-    from ..io.files import write_whole
+    from ..io.files import check_file, write_whole
     from ..ledger import Ledger
     from ..runs.seeds import read_seeds
-    from ..sampling import sample_pairs
+    from ..sampling import SamplingSettings, sample_pairs
 
     opened = Ledger.open(ledger)
-    pairs = [(text, seed) for text in prompt for seed in read_seeds(seeds)]
+    pairs = [(text, seed) for text in dict.fromkeys(prompt) for seed in read_seeds(seeds)]
     pipe = load_pipe(opened.base.name, existing_device(device), attention)
     opened.check_base(fingerprint_of(pipe), opened.base.name)
+    check_file(to)
     note_cut(pipe, prompt)
-    sampler = sampler_of(opened.base.name, steps, guidance_scale)
+    sampler = SamplingSettings.of(opened.base.name, steps=steps, guidance_scale=guidance_scale)
     with progress_bars(err) as on_progress:
         columns = [sample_pairs(pipe, pairs, sampler, staged(on_progress, "images, original"))]
         for entry in opened.standing:
@@ -125,15 +124,15 @@ def attention(
     from erasure.eval.images.png import as_png
 
     from ..guidance.a_star import AStar
-    from ..io.files import write_whole
-    from ..ledger import Ledger
+    from ..io.files import check_file, write_whole
+    from ..sampling import SamplingSettings
 
     names = tuple(name.strip() for name in concepts.split(",") if name.strip())
-    ledger = Ledger.open(source) if (Path(source) / "ledger.json").is_file() else None
-    model = source if ledger is None else ledger.base.name
+    model, ledger = model_and_ledger(source)
     guidance = AStar(concepts=names, alpha=alpha)
     pipe = load_pipe(model, existing_device(device))
-    sampler = sampler_of(model, steps, guidance_scale)
+    check_file(to)
+    sampler = SamplingSettings.of(model, steps=steps, guidance_scale=guidance_scale)
     rounds = [("plain", None), *([("A-STAR", guidance)] if alpha else [])]
     rows = []
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):

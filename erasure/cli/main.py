@@ -12,7 +12,7 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
-from ..errors import ErasureError, reason
+from ..errors import ErasureError, expectation, reason
 from ..io import interrupts
 from . import evaluate, export, ledger, look, personalize, remove, setup
 from .console import fail, show_error
@@ -65,7 +65,10 @@ def _show_command_error(error: Any) -> None:
         error.show()
         return
     command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "erasure"
-    show_error(f"{error.format_message()} See `{command} --help`.")
+    message = error.format_message()
+    if message.endswith(error.message):
+        message = message.removesuffix(error.message) + expectation(error.message)
+    show_error(f"{message.rstrip('.')}. See `{command} --help`.")
 
 
 app = typer.Typer(

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from ..concept import Concept
     from ..ledger import Ledger
-    from ..sampling import SamplingSettings
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -68,13 +67,6 @@ def load_pipe(
         return load_model(model, device=device, dtype=getattr(torch, dtype), attention=attention)
 
 
-def sampler_of(model: str, steps: int | None, guidance_scale: float | None) -> "SamplingSettings":
-    """Return sampling settings; None is the default of the model."""
-    from ..sampling import SamplingSettings
-
-    return SamplingSettings.of(model, steps=steps, guidance_scale=guidance_scale)
-
-
 def fingerprint_of(pipe: "DiffusionPipeline") -> str:
     """Return the fingerprint of the weights of a pipeline."""
     from ..backbones import backbone_of
@@ -90,6 +82,25 @@ def note_cut(pipe: "DiffusionPipeline", prompts: Sequence[str]) -> None:
     for row, prompt in enumerate(prompts):
         if states.is_cut(row):
             err.print(f"note: the model reads only the beginning of {prompt!r}.")
+
+
+def base_of(ledger: Path | None) -> str | None:
+    """Return the name of the base model of a ledger; None if there is no ledger in the folder."""
+    if ledger is None or not (ledger / "ledger.json").is_file():
+        return None
+    from ..ledger import Ledger
+
+    return Ledger.open(ledger).base.name
+
+
+def model_and_ledger(source: str) -> "tuple[str, Ledger | None]":
+    """Return the name of the model of a LEDGER|MODEL argument, and the ledger, if it is one."""
+    if not (Path(source) / "ledger.json").is_file():
+        return source, None
+    from ..ledger import Ledger
+
+    ledger = Ledger.open(source)
+    return ledger.base.name, ledger
 
 
 @contextmanager

@@ -28,11 +28,11 @@ Guidance = Annotated[
 ]
 Removed = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT ...", help="Concepts that were removed; default: those of the ledger."),
+    typer.Option(metavar="TEXT ...", help="Concepts removed from a model; a ledger or an edit records its own."),
 ]
 Original = Annotated[
     str | None,
-    typer.Option(help="Model that was edited; default: the base of the ledger, or tinyworld for a copy of it."),
+    typer.Option(help="Model that MODEL was made from; default: tinyworld. A ledger records it."),
 ]
 Siblings = Annotated[
     list[str] | None,

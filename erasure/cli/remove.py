@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import entry_line, removals_table, step_json
-from .models import existing_device, lasting_name, load_pipe, new_folder, sampler_of
+from .models import base_of, existing_device, lasting_name, load_pipe, new_folder
 from .options import MOST_SEED, AsJson, CommandGroup, LowMemory
 
 if TYPE_CHECKING:
@@ -101,10 +101,8 @@ def remove(
     for assignment in settings or []:
         raw = override(raw, assignment)
     output = raw.get("output")
-    if "model" not in raw and isinstance(output, str) and output and (Path(output) / "ledger.json").is_file():
-        from ..ledger import Ledger
-
-        raw["model"] = Ledger.open(output).base.name
+    if "model" not in raw and isinstance(output, str) and output and (base := base_of(Path(output))):
+        raw["model"] = base
     named = [list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
     lists = [from_file] if from_file is not None else named
     _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, as_json=as_json, start=start)
@@ -208,8 +206,10 @@ def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path) -> None:
     from erasure.eval.reports.publish import publish
     from erasure.pipelines.export.formats import Export
 
-    name, sampler = to.resolve().name, sampler_of(ledger.base.name, None, None)
-    publish(ledger, pipe, Export(), to, name=name, prompts=[], sampler=sampler)
+    from ..sampling import SamplingSettings
+
+    sampler = SamplingSettings.of(ledger.base.name)
+    publish(ledger, pipe, Export(), to, name=to.resolve().name, prompts=[], sampler=sampler)
 
 
 def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:

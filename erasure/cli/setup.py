@@ -17,7 +17,7 @@ from ..errors import ErasureError, InputError
 from ..io import interrupts
 from ..provenance import provenance
 from .console import out
-from .models import existing_device, lasting_name, load_pipe
+from .models import base_of, existing_device, lasting_name, load_pipe
 from .options import CommandGroup, Device
 
 if TYPE_CHECKING:
@@ -74,11 +74,9 @@ def web(
 
 def _model_of(model: str | None, ledger: Path | None) -> str:
     """Return the name of the model of the demo: the given one, that of the ledger, or the default."""
-    if model is None and ledger is not None and (ledger / "ledger.json").is_file():
-        from ..ledger import Ledger
+    from ..profile import DEFAULT_MODEL
 
-        model = Ledger.open(ledger).base.name
-    return lasting_name(model or "tinyworld")
+    return lasting_name(model or base_of(ledger) or DEFAULT_MODEL)
 
 
 @commands.command()
@@ -145,7 +143,7 @@ def models() -> None:
     from .. import tinyworld
     from ..backbones import families
 
-    untrained = "" if (tinyworld.FLUX / "transformer" / "config.json").is_file() else "; its weights are not here yet"
+    untrained = "" if (tinyworld.FLUX / "transformer" / "config.json").is_file() else "; its weights are not installed"
     kinds = {
         "tinyworld": "the embedded model of a small drawn world (default)",
         "tinyworld-flux": f"a transformer of the same world, trained by flow matching{untrained}",

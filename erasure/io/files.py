@@ -92,6 +92,13 @@ def check_free(path: Path) -> None:
         raise InputError(f"{path}: expected a new or empty folder, got one that holds something. Name another.")
 
 
+def check_file(path: Path) -> None:
+    """Make the folder of a file to be written later; raise InputError if there is a folder in its place."""
+    make_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file to write, got a folder. Name a file in it.")
+
+
 def unusable(path: Path) -> str | None:
     """Return a name for a file without content and the remedy; None for any other file.
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ..errors import ErasureError, unknown_name
+from ..errors import ErasureError, expectation, unknown_name
 from ..io.text import shortened
 
 
@@ -36,16 +36,7 @@ def _line(problem: ErrorDetails, keys: Sequence[str], parts: Mapping[str, type])
         return f"{where}: expected a value, got none."
     if isinstance(cause, ErasureError):
         return f"{where}: {cause}"
-    message = problem["msg"].removeprefix("Value error, ")
-    for old, new in (
-        ("Input should be ", "expected "),
-        ("a valid ", "a "),
-        ("expected a array", "expected a list"),
-        ("expected a integer", "expected an integer"),
-        ("expected greater", "expected a number greater"),
-    ):
-        message = message.replace(old, new)
-    return f"{where}: {message}, got {shortened(value)}."
+    return f"{where}: {expectation(problem['msg'])}, got {shortened(value)}."
 
 
 def _known_keys(path: Sequence[int | str], keys: Sequence[str], parts: Mapping[str, type]) -> list[str]:

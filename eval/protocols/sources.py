@@ -18,8 +18,7 @@ from erasure.ledger import Ledger
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.registry import with_settings
 from erasure.runs.overrides import override, with_assignments
-from erasure.runs.sampling import own_sampling
-from erasure.runs.schema import MeasureSettings, parse
+from erasure.runs.schema import parse
 from erasure.sampling import SamplingSettings
 
 from ..attacks import ATTACKS, Attack
@@ -63,15 +62,21 @@ def source_of(
     Args:
         name: Folder of a ledger, or a model.
         load: Function that loads a pipeline.
-        removed: Removed concepts of a model; a ledger records them.
-        original: Original of a model; a ledger records it. Default: the tiny world, for a model that has its layers.
+        removed: Concepts removed from a model; none for a ledger, which records them.
+        original: Original of a model; None for a ledger, which records it, and for a copy of the tiny world.
         gold: Model trained without the removed concepts, or a folder of its denoiser alone, which is then used with the
             original's text encoder and decoder.
 
     Raises:
-        InputError: No removal stands in the ledger, or the removed concepts or the original of a model are missing.
+        InputError: No removal stands in the ledger, the removed concepts or the original of a model are missing, or
+            they are given for a ledger.
     """
     if (Path(name) / "ledger.json").is_file():
+        for option, value in (("--removed", list(removed)), ("--original", original)):
+            if value:
+                raise InputError(
+                    f"{option}: expected none for a ledger, which records it, got {value!r}. Leave it out."
+                )
         source = _source_of_ledger(name, load)
     else:
         source = _source_of_model(name, load, tuple(dict.fromkeys(removed)), original)
@@ -223,7 +228,7 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
 def sampler_of(benchmark: Benchmark, source: Source) -> SamplingSettings:
     """Return the sampling settings: the model's own defaults for a benchmark of its concepts, else the benchmark's."""
     if benchmark.profile and benchmark.name == profile_of(source.original).data.benchmark:
-        return own_sampling(source.original, MeasureSettings())
+        return SamplingSettings.of(source.original)
     return benchmark.sampler()
 
 
@@ -250,8 +255,8 @@ def judges_of(source: Source, device: str) -> tuple[Judge, Judge | None]:
     judges = profile_of(source.original).judges(device, names)
     if not judges:
         raise InputError(
-            f"attack: expected CLIP weights in the local cache to look at images with, got none. Download one of"
-            f" {', '.join(CLIP_WEIGHTS)} with huggingface-cli."
+            "attack: expected CLIP weights in the local cache to judge images with, got none."
+            f" Run `hf download {CLIP_WEIGHTS[0]}`."
         )
     return judges[0], judges[1] if len(judges) > 1 else None
 

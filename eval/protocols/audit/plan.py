@@ -72,7 +72,7 @@ def audit_of(
         untested=tuple(name for name in PROBES.names() if name not in probes),
         profile=profile,
         judge=judge,
-        no_judge=f"a judge of the images: download one of {', '.join(CLIP_WEIGHTS)} with huggingface-cli",
+        no_judge=f"a judge of the images: hf download {CLIP_WEIGHTS[0]}, or another of its sizes",
         sampling=SamplingSettings.of(source.original),
         suite=suite,
         seed=seed,
