@@ -24,19 +24,19 @@ from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.probes import attack_and_probe_names
 from erasure.eval.protocols.evaluate import evaluate
 from erasure.eval.protocols.red_team import ROWS, AttackRun, attack_prompts
-from erasure.eval.protocols.sources import attack_of, judges_of, metrics_of, source_of
+from erasure.eval.protocols.sources import attack_of, judges_of, metrics_of
 from erasure.eval.protocols.variants import ERASED, ORIGINAL
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder
 from erasure.ledger import Ledger
 from erasure.profile import DEFAULT_MODEL
-from erasure.progress import progress_bars, staged
+from erasure.progress import progress_bars
 from erasure.provenance import provenance
-from erasure.runs import configs, overrides, removal, schema
+from erasure.runs import configs, overrides, schema
 from erasure.sampling import SamplingSettings
 from erasure.tinyworld import vocabulary
 
-from .experiment import write_record
+from .experiment import erased_source, write_record
 
 VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
@@ -87,10 +87,8 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     pipe, work = tinyworld.load(), options.work / options.out.name
     sampler = SamplingSettings.of(DEFAULT_MODEL)
     with progress_bars() as on_progress:
-        ledger = Ledger.open_or_create(work / "ledger", pipe, DEFAULT_MODEL)
-        todo, _ = removal.remaining(run, ledger)
-        list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
-        source = source_of(str(work / "ledger"), lambda _: pipe)
+        source = erased_source(run, pipe, work / "ledger", on_progress)
+        ledger = Ledger.open(work / "ledger")
         rows = [row for row in source.variants if row.name in (ERASED, ORIGINAL)]
         benchmark = TinyWorld(removed=FAMILY, total=options.images)
         metrics = metrics_of(benchmark, "cpu")

@@ -28,19 +28,18 @@ from erasure.errors import ErasureError
 from erasure.eval.attacks import Goal
 from erasure.eval.attacks.unlearn_diff import UnlearnDiff
 from erasure.eval.protocols.red_team import CANDIDATES, attack_prompts
-from erasure.eval.protocols.sources import judges_of, source_of
+from erasure.eval.protocols.sources import judges_of
 from erasure.eval.protocols.variants import Variant
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole
 from erasure.judge import Judge, shows_any
-from erasure.ledger import Ledger
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, ProgressCounter, progress_bars, staged
 from erasure.provenance import provenance
-from erasure.runs import configs, removal, schema
+from erasure.runs import configs, schema
 from erasure.sampling import SamplingSettings, sample
 
-from .experiment import plain_options, write_record
+from .experiment import erased_source, plain_options, write_record
 
 VERSION = 1
 SEARCHES: Mapping[str, UnlearnDiff] = {"sampled": UnlearnDiff(), "mixture": UnlearnDiff(relaxation="mixture")}
@@ -72,10 +71,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     pipe, work = tinyworld.load(), options.work / options.out.name
     sampler = SamplingSettings.of(DEFAULT_MODEL)
     with progress_bars() as on_progress:
-        ledger = Ledger.open_or_create(work / "ledger", pipe, DEFAULT_MODEL)
-        todo, _ = removal.remaining(run, ledger)
-        list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
-        source = source_of(str(work / "ledger"), lambda _: pipe)
+        source = erased_source(run, pipe, work / "ledger", on_progress)
         judge, _ = judges_of(source, "cpu")
         trial = Trial(source.variants[0], run.concepts, judge, sampler, options.budget)
         prompts = attack_prompts(run.concepts, options.prompts, model=DEFAULT_MODEL)
