@@ -2,7 +2,7 @@
 
 The files of `tests/contract/one_file` are the pieces: an eraser, one that acts during sampling, an attack, a probe of
 each access level, a term, a transform, a selector, a finish, an objective, a metric and a benchmark. Nothing else
-knows of them.
+knows of them. The example of CONTRIBUTING.md is one more.
 """
 
 import os
@@ -45,7 +45,14 @@ def source(stem: str) -> str:
     return (SOURCES / f"{stem}.py").read_text(encoding="utf-8")
 
 
+def example() -> str:
+    """Return the example of the guide, under a name that the tests choose by."""
+    _, _, rest = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("```python\n")
+    return rest.partition("```")[0].replace('"towards"', '"added-example"')
+
+
 DROPPED = [
+    Dropped(noun="eraser", name="added-example", text=example()),
     Dropped(noun="eraser", name="added-eraser", text=source("added_eraser")),
     Dropped(noun="eraser", name="added-sampling", text=source("added_sampling")),
     Dropped(noun="attack", name="added-attack-prompt", text=source("added_attack_prompt")),
