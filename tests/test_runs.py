@@ -201,6 +201,8 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
         raw["eraser"] |= {"steps": 1, "sample_steps": 2}
     if raw["eraser"]["name"] == "tune":
         raw["eraser"] |= {"steps": 1, "objective": {"name": "guided", "sample_steps": 2}}
+    if raw["eraser"]["name"] == "absent":
+        raw["eraser"] |= eraser_class("absent").quick
     if raw["eraser"]["name"] == "duge":
         raw["eraser"] |= {"steps": 1, "image_steps": 2, "memory_size": 4, "target_images": 2, "max_similarity": 1.0}
     if raw["eraser"]["name"] == "trce":

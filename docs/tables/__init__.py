@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from . import evaluations, images, methods, removals, sequences, solves, speed, tinyworld
+from . import ablations, evaluations, images, methods, removals, sequences, solves, speed, tinyworld
 
 TABLES: dict[str, Callable[[str, Path], str]] = {
     "removal": removals.removal,
@@ -39,6 +39,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "tinyworld-oracle": tinyworld.tinyworld_oracle,
     "tinyworld-tokens": tinyworld.tinyworld_tokens,
     "tinyworld-attention": tinyworld.tinyworld_attention,
+    "absent": ablations.absent,
+    "absent-settings": ablations.absent_settings,
     "settings": removals.settings,
     "methods": methods.methods,
 }

@@ -1,0 +1,71 @@
+"""Tables of the ablation of `absent`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .layout import Run, read_runs, table
+
+_PROBES = ("hand-over", "img2img", "soft-prompt", "inversion", "relearn", "quantise")
+
+
+def absent(source: str, results: Path) -> str:
+    """Return one row a fit and number of steps: the target, what stays, and each probe at its doses."""
+    runs = read_runs(source, results)
+    originals = {run["concept"]: run["measures"]["0"] for _, run in runs if "settings" not in run}
+    rows = [
+        _row(run, steps, measures, originals.get(run["concept"]))
+        for _, run in runs
+        for steps, measures in run["measures"].items()
+    ]
+    headings = ("row", "concept", "steps", "images", "seen", "held out", "near", "far", *_PROBES, "CPU s")
+    return table(headings, rows, ((path, run["provenance"]) for path, run in runs))
+
+
+def absent_settings(source: str, results: Path) -> str:
+    """Return the settings of each fit that are not the defaults."""
+    from erasure.erasers.absent import Absent
+
+    defaults = Absent().as_settings()
+    rows = [
+        (run["row"], "; ".join(_changes(run["settings"], defaults)) or "defaults")
+        for _, run in read_runs(source, results)
+        if "settings" in run
+    ]
+    return table(("row", "settings"), rows, ())
+
+
+def _row(run: Run, steps: str, measures: Mapping[str, Any], original: Mapping[str, Any] | None) -> tuple[str, ...]:
+    return (
+        run["row"],
+        run["concept"],
+        steps if "settings" in run else "–",
+        str(run["images"]),
+        f"{measures['seen']:.2f}",
+        f"{measures['seen_held_out']:.2f}",
+        *(_retention(measures[tier], None if original is None else original[tier]) for tier in ("near", "far")),
+        *(_doses(measures.get(name)) for name in _PROBES),
+        f"{run['curve']['cpu_seconds']:,.0f}" if "curve" in run and steps == str(run["settings"]["steps"]) else "–",
+    )
+
+
+def _retention(shown: Sequence[int], before: Sequence[int] | None) -> str:
+    """Return the share of the original's images that show their concept for which this model's image shows it too."""
+    kept = [after for after, sees in zip(shown, before or [1] * len(shown), strict=True) if sees]
+    return f"{sum(kept) / len(kept):.2f}" if kept else "–"
+
+
+def _doses(rates: Mapping[str, float] | None) -> str:
+    return "–" if rates is None else " ".join(f"{rate:.2f}" for rate in rates.values())
+
+
+def _changes(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "") -> list[str]:
+    changes: list[str] = []
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            changes += _changes(value, default, f"{where}{name}.")
+        elif value != default:
+            changes.append(f"{where}{name}: {json.dumps(value)}")
+    return changes

@@ -1,0 +1,1 @@
+"""Material of the objective `absent`: images, prompts, evidence and the rows of a batch."""

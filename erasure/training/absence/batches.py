@@ -1,0 +1,196 @@
+"""The rows of the objective `absent`: noisy images, the prompts that they are read with, and those of the target."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...backbones.schedule import Timestep
+from ...concept import Concept
+from ...io.tensor_cache import stored
+from ...prompts import anchored, fill, templates
+from ..context import TrainingTask
+from ..finetune import below, uniform
+from .evidence import log_evidence
+from .images import ImageSettings, sampled_images
+from .prompts import PromptTable, kept_pairs, random_prompts
+
+_EVIDENCE_LEVELS = 4
+_UNCONDITIONAL_SHARE = 8  # one kept image of so many has no prompt
+_RANDOM_PROMPTS = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Shares of the four kinds of rows; the rest are kept images read as they are.
+
+    Attributes:
+        named: Images of the concept read by their prompt.
+        crossed: Kept images read by a prompt with the concept.
+        otherwise: Images of the concept read by anything else.
+    """
+
+    named: float
+    crossed: float
+    otherwise: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawnRow:
+    """One row of a batch.
+
+    Attributes:
+        clean: Image as clean latents.
+        read: Row of the prompt that the student reads; -1 - i for the i-th soft prompt of the concept.
+        base: Row of the prompt whose prediction the target starts from.
+        named: Row of the prompt with the concept whose direction is taken off.
+        concept: Index of the concept that the image shows; None if it shows none.
+        image: Index of the image among those of its concept.
+    """
+
+    clean: Float[Tensor, "c h w"]
+    read: int
+    base: int
+    named: int
+    concept: int | None = None
+    image: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConceptImages:
+    """Images of a concept.
+
+    Attributes:
+        clean: Clean latents.
+        named: Row of the prompt of each.
+        blank: Row of the same prompt without the concept.
+        others: Rows of the same prompt about each kept name.
+        crossings: Rows of prompts with the concept and without it.
+    """
+
+    clean: Float[Tensor, "n c h w"]
+    named: Sequence[int]
+    blank: Sequence[int]
+    others: Int[Tensor, "n k"]
+    crossings: Sequence[tuple[int, int]]
+
+
+class Material:
+    """Images and encoded prompts of a training; everything is made at once, by the reference.
+
+    Args:
+        task: Model and concepts.
+        images: Images of each concept, > 0.
+        kept_images: Images of what stays, > 0.
+        settings: Sampling of the images.
+    """
+
+    def __init__(self, task: TrainingTask, images: int, kept_images: int, settings: ImageSettings) -> None:
+        self._task = task
+        table = PromptTable()
+        generator = torch.Generator().manual_seed(task.context.seed)
+        self.unconditional = table.row("")
+        self.concepts = [self._of(concept, images, settings, table) for concept in task.concepts]
+        self._keep(kept_images, settings, table, generator)
+        texts = random_prompts(task.backbone, _RANDOM_PROMPTS, task.concepts, generator)
+        self.random = [table.row(text) for text in texts]
+        self.prompts = table.encoded(task.backbone)
+        schedule = task.backbone.schedule
+        self.levels = schedule.timesteps(_EVIDENCE_LEVELS)
+
+    def evidence(self, rows: Sequence[Int[Tensor, "n k"]]) -> list[Float[Tensor, "n k levels"]]:
+        """Return the log likelihood of each concept's images under rows of prompts, with a level without any first."""
+        evidence = []
+        task = self._task
+        for images, candidates in zip(self.concepts, rows, strict=True):
+            with task.reference():
+                prompts = [[self.prompts.prompts[i] for i in some] for some in candidates.tolist()]
+                digest = hashlib.sha256(images.clean.cpu().numpy().tobytes()).hexdigest()
+                key = ["evidence", task.backbone.fingerprint(), digest, prompts, self.levels.tolist()]
+                tensors = stored(task.context.history.memory, key, partial(self._evidence, images.clean, candidates))
+            by_level = tensors["evidence"]
+            evidence.append(torch.cat([torch.zeros_like(by_level[..., :1]), by_level], dim=-1))
+        return evidence
+
+    def _evidence(self, clean: Float[Tensor, "n c h w"], rows: Int[Tensor, "n k"]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self._task.context.seed + 1)
+        return {"evidence": log_evidence(self._task.backbone, clean, self.prompts, rows, self.levels, generator)}
+
+    def level_of(self, timestep: Timestep) -> int:
+        """Return the index of the evidence at a timestep: that of all noisier levels."""
+        return int((self.levels >= timestep.cpu()).sum())
+
+    def drawn(self, i: int, n: int, shares: Shares, soft_prompts: int, generator: torch.Generator) -> DrawnRow:
+        """Return a random row, the i-th of n: its kind is drawn so that a batch holds the shares as nearly as it can.
+
+        The target of a row starts from the prompt without the concept, in the context of what it is read by.
+        """
+        place = (i + uniform(generator)) / n
+        if place >= shares.named + shares.crossed + shares.otherwise:
+            return self._kept(generator)
+        concept = below(len(self.concepts), generator)
+        images = self.concepts[concept]
+        if place >= shares.named + shares.otherwise:
+            return self._crossed(images, generator)
+        image = below(len(images.clean), generator)
+        named, base = images.named[image], images.blank[image]
+        read = named if place < shares.named else self._anything_else(soft_prompts, generator)
+        base = read if read in self._kept_rows else base
+        return DrawnRow(clean=images.clean[image], read=read, base=base, named=named, concept=concept, image=image)
+
+    def _of(self, concept: Concept, n: int, settings: ImageSettings, table: PromptTable) -> ConceptImages:
+        sentences = templates(concept.kind)
+        pairs = [(name, template) for name in concept.names for template in sentences]
+        # The names in turn, each in one template after another.
+        named = len(concept.names)
+        order = [(concept.names[i % named], sentences[i // named % len(sentences)]) for i in range(n)]
+        prompts = [fill(template, name) for name, template in order]
+        crossings = [(fill(template, name), anchored(template, concept)) for name, template in pairs]
+        return ConceptImages(
+            clean=sampled_images(self._task, prompts, settings, self._task.context.seed),
+            named=[table.row(prompt) for prompt in prompts],
+            blank=[table.row(anchored(template, concept)) for _, template in order],
+            others=torch.tensor(
+                [[table.row(fill(template, name)) for name in concept.preserve] for _, template in order]
+            ).reshape(n, -1),
+            crossings=[(table.row(one), table.row(other)) for one, other in crossings],
+        )
+
+    def _keep(self, n: int, settings: ImageSettings, table: PromptTable, generator: torch.Generator) -> None:
+        pairs = [pair for concept in self._task.concepts for pair in kept_pairs(concept, self._task.concepts)]
+        names = list(dict.fromkeys(name for _, name in pairs))
+        by_name = {name: [prompt for prompt, other in pairs if other == name] for name in names}
+        prompts = []
+        for i in range(n):
+            some = by_name[names[i % len(names)]]
+            prompts.append("" if i % _UNCONDITIONAL_SHARE == 0 else some[below(len(some), generator)])
+        self._kept_clean = sampled_images(self._task, prompts, settings, self._task.context.seed + 1)
+        self._kept_prompts = [table.row(prompt) for prompt in prompts]
+        self._kept_rows = {table.row(prompt) for prompt in prompts if prompt}
+        self._kept_read = sorted(self._kept_rows)
+
+    def _kept(self, generator: torch.Generator) -> DrawnRow:
+        image = below(len(self._kept_clean), generator)
+        read = self._kept_prompts[image]
+        return DrawnRow(clean=self._kept_clean[image], read=read, base=read, named=read)
+
+    def _crossed(self, images: ConceptImages, generator: torch.Generator) -> DrawnRow:
+        image = below(len(self._kept_clean), generator)
+        read, base = images.crossings[below(len(images.crossings), generator)]
+        return DrawnRow(clean=self._kept_clean[image], read=read, base=base, named=read)
+
+    def _anything_else(self, soft_prompts: int, generator: torch.Generator) -> int:
+        kinds = ["unconditional", "kept", "random", *(["soft", "soft", "soft"] if soft_prompts else [])]
+        match kinds[below(len(kinds), generator)]:
+            case "unconditional":
+                return self.unconditional
+            case "kept":
+                return self._kept_read[below(len(self._kept_read), generator)]
+            case "random":
+                return self.random[below(len(self.random), generator)]
+            case _:
+                return -1 - below(soft_prompts, generator)

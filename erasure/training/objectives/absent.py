@@ -1,0 +1,186 @@
+"""The objective `absent`: predictions as if the concept had never been taught."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...backbones.conditioning import Conditioning, concatenate
+from ...registry import Exactness
+from ...sampling import noise, scheduled_prediction
+from ..absence.batches import DrawnRow, Material, Shares
+from ..absence.images import ImageSettings
+from ..context import TrainingTask
+from ..finetune import Loss
+from ..inner_attack import InnerAttack, SoftPrompts
+from ..student import Student
+from .base import Objective
+
+Latents = Float[Tensor, "n c h w"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbsentWorld(Objective):
+    """Distance to the predictions of a model of the world without the concept; it erases and preserves at once.
+
+    A model that was never taught c draws from p(x | not c). The score of the mixture p(x_t | y') is the mean of the
+    scores with c and without it, weighted by P = p(c | x_t, y') and 1 - P. So with odds = P / (1 - P), for a prompt y'
+    that does not name c,
+
+        eps_absent(x_t, y') = eps_0(x_t, y') - odds (eps_0(x_t, y' + c) - eps_0(x_t, y')).
+
+    The odds are 0 on images that do not show c: there the target is the reference's own prediction. With more kept
+    names n the same world is a mixture of what stays, which needs no division by 1 - P:
+
+        eps_absent(x_t, y') = sum_n p(n | x_t, not c) eps_0(x_t, y' + n),
+
+    of which each row takes one term, drawn from p(n | x_t, not c); the mean over draws has the same minimum.
+
+    Rows are noised images of the reference, of four kinds: (1) of c, read by their prompt; (2) of what stays, read by a
+    prompt of c; (3) of c, read by anything else: nothing, kept prompts, random tokens, soft prompts of an inner
+    attack; (4) of what stays, read as they are. The third kind takes off what the denoiser knows of images of c, so
+    that no other way to ask for it remains.
+
+    Attributes:
+        instead: Prediction that the target starts from on images of c: "others" draws a kept name from its posterior,
+            "blank" takes the prompt without c.
+        odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
+            "estimated" comes from the denoising errors of the reference and is at most `max_odds`. A model that was
+            never taught c still copies the pixels that it sees at low noise: exact odds would ask for the impossible.
+        max_odds: Largest odds, >= 0; 0 takes nothing off.
+        ramp: Share of the timesteps, the least noisy ones, in which "ramp" falls, in (0, 1].
+        images: Images of each concept, > 0.
+        kept_images: Images of what stays, > 0.
+        sample_steps: Steps of the sampling of these images, > 0.
+        guidance_scale: Scale of its classifier-free guidance, >= 1.
+        named: Share of rows of the first kind.
+        crossed: Share of rows of the second kind.
+        otherwise: Share of rows of the third kind; what the three leave is the fourth.
+        attack: Search for the soft prompts of the third kind.
+    """
+
+    name: ClassVar[str] = "absent"
+    source: ClassVar[str] = "ours"
+    exactness: ClassVar[Exactness] = "ours"
+    quick: ClassVar[dict[str, Any]] = {"images": 2, "kept_images": 2, "sample_steps": 2}
+
+    instead: Literal["others", "blank"] = "others"
+    odds: Literal["ramp", "constant", "estimated"] = "ramp"
+    max_odds: Annotated[float, Field(ge=0)] = 1.0
+    ramp: Annotated[float, Field(gt=0, le=1)] = 0.3
+    images: Annotated[int, Field(ge=1)] = 32
+    kept_images: Annotated[int, Field(ge=1)] = 96
+    sample_steps: Annotated[int, Field(ge=1)] = 16
+    guidance_scale: Annotated[float, Field(ge=1)] = 4.0
+    named: Share = 0.25
+    crossed: Share = 0.15
+    otherwise: Share = 0.3
+    attack: InnerAttack = field(default_factory=InnerAttack)
+
+    def loss(self, task: TrainingTask) -> Loss:
+        batches: list[_Batches] = []
+
+        def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+            if not batches:
+                batches.append(_Batches(self, task))
+            return batches[0].loss(student, step, generator)
+
+        return loss
+
+
+def absent_prediction(base: Latents, named: Latents, odds: Float[Tensor, " n"]) -> Latents:
+    """Return the prediction without a concept, from those for a prompt without and with it, in any linear form."""
+    return base - odds.reshape(-1, 1, 1, 1) * (named - base)
+
+
+class _Batches:
+    """Material, soft prompts and odds of one training."""
+
+    def __init__(self, settings: AbsentWorld, task: TrainingTask) -> None:
+        self._settings, self._task = settings, task
+        images = ImageSettings(steps=settings.sample_steps, guidance_scale=settings.guidance_scale)
+        self._material = material = Material(task, settings.images, settings.kept_images, images)
+        self._shares = Shares(named=settings.named, crossed=settings.crossed, otherwise=settings.otherwise)
+        self._attacks = [
+            SoftPrompts(settings.attack, task.backbone, concept.clean, self._starts(concept.blank))
+            for concept in material.concepts
+            if settings.attack.prompts
+        ]
+        drawn = settings.instead == "others"
+        self._others = material.evidence([each.others for each in material.concepts]) if drawn else []
+        pairs = [torch.tensor([each.named, each.blank]).T for each in material.concepts]
+        self._odds = material.evidence(pairs) if settings.odds == "estimated" else []
+
+    def loss(self, student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Return the loss of a step."""
+        task, schedule = self._task, self._task.backbone.schedule
+        for attack in self._attacks:
+            attack.advance(student, step, generator)
+        n = task.batch_size
+        rows = [self._material.drawn(i, n, self._shares, self._settings.attack.prompts, generator) for i in range(n)]
+        rows.sort(key=lambda row: row.read < 0)
+        clean = torch.stack([row.clean for row in rows])
+        timesteps = schedule.drawn(n, generator).to(clean.device)
+        noisy = schedule.noised(clean, noise([generator] * n, task.backbone.latent_shape()).to(clean), timesteps)
+        expected = self._expected(rows, noisy, timesteps, generator)
+        predicted = student(scheduled_prediction, task.backbone, noisy, timesteps, self._read(rows))
+        return F.mse_loss(predicted, expected)
+
+    def _starts(self, rows: Sequence[int]) -> Conditioning:
+        return self._material.prompts.select(list(dict.fromkeys(rows)))
+
+    def _read(self, rows: Sequence[DrawnRow]) -> Conditioning:
+        texts = [row.read for row in rows if row.read >= 0]
+        parts = [self._material.prompts.select(texts)] if texts else []
+        for row in rows:
+            if row.read < 0 and row.concept is not None:
+                parts.append(self._attacks[row.concept].read([-1 - row.read]))
+        return concatenate(parts)
+
+    @torch.no_grad()
+    def _expected(
+        self,
+        rows: Sequence[DrawnRow],
+        noisy: Latents,
+        timesteps: Int[Tensor, " n"] | Float[Tensor, " n"],
+        generator: torch.Generator,
+    ) -> Latents:
+        bases = [self._base(row, timesteps[i], generator) for i, row in enumerate(rows)]
+        odds = torch.tensor([self._odds_of(row, timesteps[i]) for i, row in enumerate(rows)])
+        some = [i for i, value in enumerate(odds.tolist()) if value]
+        read = self._material.prompts.select(bases + [rows[i].named for i in some])
+        x, t = torch.cat([noisy, noisy[some]]), torch.cat([timesteps, timesteps[some]])
+        with self._task.reference():
+            base, named = scheduled_prediction(self._task.backbone, x, t, read).split([len(rows), len(some)])
+        base[some] = absent_prediction(base[some], named, odds[some].to(base))
+        return base
+
+    def _base(self, row: DrawnRow, timestep: Tensor, generator: torch.Generator) -> int:
+        """Return the prompt that a row's target starts from."""
+        if row.concept is None or not self._others or not self._others[row.concept].shape[1]:
+            return row.base
+        images = self._material.concepts[row.concept]
+        if row.base not in images.blank:
+            return row.base  # a kept prompt, which says what is there instead
+        evidence = self._others[row.concept][row.image, :, self._material.level_of(timestep)]
+        name = torch.multinomial(evidence.softmax(0), 1, generator=generator)
+        return int(images.others[row.image, name])
+
+    def _odds_of(self, row: DrawnRow, timestep: Tensor) -> float:
+        settings = self._settings
+        if row.concept is None:
+            return 0.0
+        if settings.odds == "constant":
+            return settings.max_odds
+        if settings.odds == "ramp":
+            share = float(timestep) / self._task.backbone.schedule.total
+            return settings.max_odds * min(1.0, share / settings.ramp)
+        named, bare = self._odds[row.concept][row.image, :, self._material.level_of(timestep)].tolist()
+        rest = len(self._task.concepts[row.concept].preserve) or 1
+        return min(settings.max_odds, float(torch.tensor(named - bare).exp()) / rest)

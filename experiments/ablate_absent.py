@@ -1,0 +1,218 @@
+"""Rows of the ablation of `absent` on the tiny world: `python experiments/ablate_absent.py NAME --concept dog ...`.
+
+One command is one row: a fit, whose edit is kept at some numbers of steps, and its measures: the target asked for in
+plain and in held-out phrasings, its siblings, everything else, and the cheap probes of the audit. Killed, it goes on
+with what is missing: call the same command again. `--concept dog --original` measures the unedited model.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from experiment import write_record
+from PIL.Image import Image
+
+from erasure import tinyworld
+from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.edits import EditMetadata, WeightEdit
+from erasure.erasers import make_eraser
+from erasure.erasers.absent import Absent
+from erasure.eval.probes import PROBES
+from erasure.eval.probes.base import Aim, Models, Subject
+from erasure.eval.protocols.audit.rows import aim_of
+from erasure.eval.protocols.phrasings import held_out_sentences
+from erasure.io.files import make_folder, write_whole
+from erasure.profile import profile_of
+from erasure.progress import Progress
+from erasure.prompts import fill
+from erasure.provenance import provenance
+from erasure.sampling import SamplingSettings, sample
+from erasure.training.context import FitContext, History
+from erasure.training.student import Student
+
+SEED = 3  # of the prompts and the noise; no eraser's
+DOSES: Mapping[str, tuple[float, ...]] = {
+    "hand-over": (0.2, 0.4),
+    "img2img": (0.1, 0.3),
+    "soft-prompt": (100.0, 200.0),
+    "inversion": (80.0,),
+    "relearn": (40.0,),
+    "quantise": (4.0,),
+}
+"""Doses of the probes that each row is measured by."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """Concept, model and folders of a row.
+
+    Attributes:
+        pipe: Pipeline of the original.
+        aim: Concept and the images that are asked for.
+        held_out: Prompts in held-out phrasings.
+        options: Options of the command.
+        judge: The oracle.
+    """
+
+    pipe: DiffusionPipeline
+    aim: Aim
+    held_out: Sequence[str]
+    options: argparse.Namespace
+    judge: Any = field(default_factory=tinyworld.load_oracle)
+
+    @property
+    def work(self) -> Path:
+        """Folder of the row's edits and partial results."""
+        return self.options.work / self.options.name
+
+    def measured(self, stop: int, edit: WeightEdit | None, probes: Sequence[str]) -> dict[str, Any]:
+        """Return the measures of the model with an edit in force, from the folder where they were made before."""
+        result = self._kept(f"{stop}-plain", lambda: self._plain(edit))
+        for name in probes:
+            result[name] = self._kept(f"{stop}-{name}", lambda name=name: self._probed(name, edit))
+        return result
+
+    def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        file = self.work / f"{name}-{self.options.images}.json"
+        if not file.is_file():
+            write_whole(file, json.dumps(make()).encode())
+            print(self.options.name, name, file.read_text(encoding="utf-8"), flush=True)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def _plain(self, edit: WeightEdit | None) -> dict[str, Any]:
+        target, kept = self.aim.concept.target, self.aim.kept
+        seeds = [40_000 + i for i in range(len(self.held_out))]
+        with self._applied(edit):
+            subject = Subject(pipe=self.pipe, aim=self.aim)
+            plain, others = subject.sampled(), subject.sampled_kept()
+            held_out = sample(self.pipe, list(self.held_out), seeds, self.aim.sampling)
+        shown = [bool(self.judge.shows([image], name)[0]) for image, (name, *_) in zip(others, kept, strict=True)]
+        near = [name in self.aim.siblings for name, *_ in kept]
+        return {
+            "seen": self._seen(plain, target),
+            "seen_held_out": self._seen(held_out, target),
+            "near": [int(sees) for sees, is_near in zip(shown, near, strict=True) if is_near],
+            "far": [int(sees) for sees, is_near in zip(shown, near, strict=True) if not is_near],
+        }
+
+    def _probed(self, name: str, edit: WeightEdit | None) -> dict[str, Any]:
+        settings = {**self.aim.profile.settings(name), "doses": DOSES[name]}
+        probe = PROBES.make(name, **settings)
+        material = probe.material(Models(original=lambda: nullcontext(self.pipe)), self.aim)
+        with self._applied(edit):
+            subject = Subject(pipe=self.pipe, aim=self.aim, material=material)
+            outcomes = list(probe.outcomes(subject))
+        return {f"{outcome.dose:g}": self._seen(outcome.images, self.aim.concept.target) for outcome in outcomes}
+
+    def _seen(self, images: Sequence[Image], name: str) -> float:
+        return float(sum(map(bool, self.judge.shows(list(images), name))) / len(images))
+
+    def _applied(self, edit: WeightEdit | None) -> AbstractContextManager[object]:
+        return nullcontext() if edit is None else edit.applied_to(self.pipe, check=False)
+
+
+def fitted(bench: Bench, eraser: Absent) -> dict[str, Any]:
+    """Fit the row's eraser, keep its edit at each stop, and return the curve of the loss."""
+    curve_file = bench.work / "curve.json"
+    if curve_file.is_file():
+        return json.loads(curve_file.read_text(encoding="utf-8"))
+    concepts, stops = [bench.aim.concept], bench.options.stops
+    losses: list[float] = []
+    began, wall = time.process_time(), time.perf_counter()
+
+    def curve() -> dict[str, Any]:
+        means = [sum(losses[i : i + 20]) / len(losses[i : i + 20]) for i in range(0, len(losses), 20)]
+        seconds = {"cpu_seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
+        return {"loss_of_20_steps": means, **seconds}
+
+    def report(progress: Progress) -> None:
+        if not progress.stage and progress.loss is not None:
+            losses.append(progress.loss)
+            if progress.done % 20 == 0:
+                write_whole(bench.work / "curve-so-far.json", json.dumps(curve()).encode())
+
+    def keep(student: Student, done: int) -> bool:
+        if done in stops:
+            save(copy.deepcopy(student.changes()), done)
+        return False
+
+    def save(changes: Any, done: int) -> None:
+        metadata = EditMetadata.of(eraser.name, eraser.as_settings(), backbone_of(bench.pipe), concepts, 0)
+        WeightEdit(changes=changes, metadata=metadata).save(bench.work / f"{done}.safetensors")
+
+    history = History(memory=bench.options.work / "memory")
+    context = FitContext(backbone=backbone_of(bench.pipe), history=history, on_progress=report)
+    save(eraser.learned(eraser.task(concepts, context), keep), eraser.steps)
+    write_whole(curve_file, json.dumps(curve()).encode())
+    return curve()
+
+
+def bench_of(options: argparse.Namespace) -> Bench:
+    """Return the bench of a row."""
+    pipe = tinyworld.load()
+    profile = profile_of(pipe)
+    [request] = cast("list[dict[str, Any]]", profile.completed([{"target": options.concept}]))
+    concept = Concept.from_json(request)
+    sampling = SamplingSettings.of(pipe)
+    n = options.images
+    aim = aim_of(
+        concept,
+        [concept],
+        profile=profile,
+        judge=tinyworld.load_oracle(),
+        sampling=sampling,
+        images=n,
+        kept_images=2 * n,
+        seed=SEED,
+    )
+    sentences = held_out_sentences(concept.kind)
+    held_out = [fill(sentences[i % len(sentences)], concept.names[i % len(concept.names)]) for i in range(n)]
+    return Bench(pipe=pipe, aim=aim, held_out=held_out, options=options)
+
+
+def main() -> None:
+    """Read the command line, fit and measure one row, and write its run.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the row")
+    parser.add_argument("--concept", default="dog")
+    parser.add_argument("--settings", type=json.loads, default={}, help="settings of the eraser, as JSON")
+    parser.add_argument("--stops", type=int, nargs="*", default=[], help="numbers of steps to measure at as well")
+    parser.add_argument("--probes", nargs="*", default=list(DOSES), help="probes at the last step")
+    parser.add_argument("--images", type=int, default=16, help="images of each measure")
+    parser.add_argument("--original", action="store_true", help="measure the unedited model")
+    parser.add_argument("--out", type=Path, default=Path("results/absent"))
+    parser.add_argument("--work", type=Path, default=Path("tinyworld-runs/absent"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # results differ between numbers of threads
+    start = time.perf_counter()
+    make_folder(options.work / options.name)
+    bench = bench_of(options)
+    record: dict[str, Any] = {"row": options.name, "concept": options.concept, "images": options.images}
+    if options.original:
+        record["measures"] = {"0": bench.measured(0, None, options.probes)}
+    else:
+        eraser = cast("Absent", make_eraser("absent", **options.settings))
+        record |= {"settings": eraser.as_settings(), "curve": fitted(bench, eraser)}
+        record["measures"] = {
+            str(stop): bench.measured(
+                stop,
+                WeightEdit.load(bench.work / f"{stop}.safetensors"),
+                options.probes if stop == eraser.steps else (),
+            )
+            for stop in sorted({*options.stops, eraser.steps})
+        }
+    record["provenance"] = provenance(start=start)
+    print(write_record(record, options.out / options.name))
+
+
+if __name__ == "__main__":
+    main()

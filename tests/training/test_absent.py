@@ -1,0 +1,203 @@
+"""The objective `absent`: its target, the evidence for it, its rows, and the inner attack."""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.schedule import Discrete, Flow, NoiseSchedule
+from erasure.concept import Concept
+from erasure.erasers import make_eraser
+from erasure.erasers.absent import Absent
+from erasure.training.absence.batches import Material, Shares
+from erasure.training.absence.evidence import log_evidence, log_snr
+from erasure.training.absence.images import ImageSettings
+from erasure.training.absence.prompts import random_prompts
+from erasure.training.context import FitContext, TrainingTask
+from erasure.training.finetune import Optimisation, finetune
+from erasure.training.inner_attack import InnerAttack, SoftPrompts
+from erasure.training.objectives.absent import AbsentWorld, absent_prediction
+from erasure.training.student import Student
+from tests import tiny
+
+CAT = Concept(target="cat", preserve=("dog", "bird"), aliases=("kitten",))
+QUICK = AbsentWorld(**AbsentWorld.quick)
+DISCRETE = Discrete(alphas_cumprod=torch.linspace(0.999, 0.005, 1000), prediction_type="epsilon")
+FLOW = Flow(sigmas=lambda steps: torch.linspace(1, 1 / steps, steps))
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    return backbone_of(tiny.sd1())
+
+
+def task_of(backbone: Backbone, batch_size: int = 4) -> TrainingTask:
+    sites = backbone.sites()
+    context = FitContext(backbone=backbone)
+    return TrainingTask(context=context, requests=[CAT], trained=sites.__contains__, batch_size=batch_size)
+
+
+def best_prediction(schedule: NoiseSchedule, x: Tensor, timestep: Tensor, mean: float) -> Float[Tensor, "n 1 1 1"]:
+    """Return the perfect denoiser's prediction where clean latents are N(mean, 1)."""
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    signal, sigma = schedule.noised(one, zero, timestep), schedule.noised(zero, one, timestep)
+    residual = (x - signal * mean) / (signal**2 + sigma**2)
+    noise, clean = sigma * residual, mean + signal * residual
+    return noise if isinstance(schedule, Discrete) else noise - clean
+
+
+@pytest.mark.parametrize("schedule", [DISCRETE, FLOW])
+@pytest.mark.parametrize("level", [100, 400, 800])
+def test_with_the_analytic_odds_the_mixture_loses_one_of_two_gaussians(schedule: NoiseSchedule, level: int) -> None:
+    prior, of_concept, of_rest = 0.3, 1.5, -1.0
+    timestep = torch.tensor([level]).to(torch.float32 if isinstance(schedule, Flow) else torch.int64)
+    x = torch.linspace(-3, 3, 13).reshape(-1, 1, 1, 1)
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    signal, sigma = (schedule.noised(*pair, timestep).item() for pair in ((one, zero), (zero, one)))
+    spread = (signal**2 + sigma**2) ** 0.5
+    densities = [torch.distributions.Normal(signal * mean, spread).log_prob(x).exp() for mean in (of_concept, of_rest)]
+    odds = prior * densities[0] / ((1 - prior) * densities[1])
+    concept, rest = (best_prediction(schedule, x, timestep, mean) for mean in (of_concept, of_rest))
+    mixture = (odds * concept + rest) / (1 + odds)
+    torch.testing.assert_close(absent_prediction(mixture, concept, odds.flatten()), rest, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", [DISCRETE, FLOW])
+def test_the_log_ratio_of_signal_to_noise_is_that_of_the_schedule(schedule: NoiseSchedule) -> None:
+    timesteps = torch.tensor([900, 500, 100])
+    if isinstance(schedule, Discrete):
+        alpha = schedule.alphas_cumprod[timesteps].double()
+        expected = (alpha / (1 - alpha)).log()
+    else:
+        timesteps = timesteps.float()
+        expected = 2 * ((1 - timesteps / 1000) / (timesteps / 1000)).double().log()
+    torch.testing.assert_close(log_snr(schedule, timesteps), expected, rtol=1e-4, atol=1e-4)
+
+
+class TwoGaussians:
+    """A backbone whose denoiser is perfect for two Gaussians of latents, told apart by the prompt."""
+
+    MEANS: ClassVar[dict[str, float]] = {"cat": 0.15, "dog": 0.0}
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+    def predict(self, latents: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
+        alpha = self._backbone.schedule.alphas_cumprod[timestep].reshape(-1, 1, 1, 1)  # type: ignore[attr-defined]
+        means = torch.tensor([self.MEANS[prompt] for prompt in conditioning.prompts]).reshape(-1, 1, 1, 1)
+        return (1 - alpha).sqrt() * (latents - alpha.sqrt() * means)
+
+
+def test_the_evidence_is_the_log_likelihood_ratio_of_two_gaussians(backbone: Backbone) -> None:
+    clean = torch.randn(3, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)) + 0.15
+    prompts = backbone.encode(["cat", "dog"])
+    rows = torch.tensor([[0, 1]] * 3)
+    timesteps = backbone.schedule.timesteps(300)
+    perfect = TwoGaussians(backbone)
+    evidence = log_evidence(perfect, clean, prompts, rows, timesteps, torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    exact = (0.15 * clean - 0.15**2 / 2).flatten(1).sum(1)
+    torch.testing.assert_close(evidence[:, 0, -1] - evidence[:, 1, -1], exact, rtol=0.25, atol=0.6)
+    assert (evidence.diff(dim=-1) <= 0).all()
+
+
+def test_on_what_stays_the_reference_is_the_optimum(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    student = Student(backbone, task.trained, None, torch.Generator())
+    kept = replace(QUICK, named=0.0, crossed=0.0, otherwise=0.0, attack=InnerAttack(prompts=0))
+    value = kept.loss(task)(student, 0, torch.Generator().manual_seed(0))
+    found = student(torch.autograd.grad, value, student.trained, allow_unused=True)
+    assert value < 1e-10
+    assert all(gradient is None or gradient.abs().max() < 1e-4 for gradient in found)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"instead": "blank"}, {"odds": "estimated"}, {"odds": "constant", "max_odds": 0.0}]
+)
+def test_training_lowers_the_loss(settings: dict[str, Any], backbone: Backbone) -> None:
+    task = task_of(backbone, batch_size=8)
+    objective = replace(QUICK, attack=InnerAttack(prompts=0), **settings)
+    losses: list[float] = []
+    finetune(
+        backbone,
+        task.trained,
+        objective.loss(task),
+        Optimisation(steps=24, lr=1e-3, optimizer="adam"),
+        on_progress=lambda progress: losses.append(progress.loss or 0.0),
+    )
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+
+
+def test_a_batch_holds_the_shares_of_the_four_kinds(backbone: Backbone) -> None:
+    material = Material(task_of(backbone), 2, 4, ImageSettings(steps=2, guidance_scale=4.0))
+    generator = torch.Generator().manual_seed(0)
+    shares = Shares(named=0.25, crossed=0.25, otherwise=0.25)
+    rows = [material.drawn(i, 16, shares, 3, generator) for i in range(16)]
+    concept = material.concepts[0]
+    assert [row.concept for row in rows].count(0) == 8
+    assert all(row.read == row.named != row.base for row in rows[:4])
+    assert all(row.read != row.named for row in rows[4:8])
+    assert all((row.read, row.base) in concept.crossings for row in rows[8:12])
+    assert all(row.read == row.base == row.named for row in rows[12:])
+
+
+def test_no_kept_or_random_prompt_names_the_concept(backbone: Backbone) -> None:
+    material = Material(task_of(backbone), 4, 8, ImageSettings(steps=2, guidance_scale=4.0))
+    named = {i for i, prompt in enumerate(material.prompts.prompts) if "cat" in prompt or "kitten" in prompt}
+    assert named == {*material.concepts[0].named, *(row for row, _ in material.concepts[0].crossings)}
+    texts = random_prompts(backbone, 12, [CAT], torch.Generator().manual_seed(1))
+    assert texts == random_prompts(backbone, 12, [CAT], torch.Generator().manual_seed(1))
+
+
+def test_the_inner_attack_lowers_the_denoising_loss_and_leaves_the_weights(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    student = Student(backbone, task.trained, None, torch.Generator())
+    clean = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    settings = InnerAttack(prompts=2, every=1, updates=10, life=100, lr=0.1, batch_size=4)
+    prompts = SoftPrompts(settings, backbone, clean, backbone.encode(["a photo", "a picture"]))
+
+    def error() -> float:
+        added = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
+        timesteps = torch.tensor([500, 700])
+        with torch.no_grad():
+            read = prompts.read([0, 1])
+            predicted = backbone.predict(backbone.schedule.noised(clean, added, timesteps), timesteps, read)
+        return float((predicted - added).square().mean())
+
+    generator = torch.Generator().manual_seed(2)
+    prompts.advance(student, 1, generator)
+    first = error()
+    for step in range(4):
+        prompts.advance(student, step, generator)
+    assert error() < first
+    assert all(leaf.grad is None for leaf in student.trained)
+
+
+def test_a_soft_prompt_starts_anew_at_the_end_of_its_life(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    student = Student(backbone, task.trained, None, torch.Generator())
+    clean = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    start = backbone.encode(["a photo"])
+    settings = InnerAttack(prompts=1, every=2, life=2, batch_size=1)
+    prompts = SoftPrompts(settings, backbone, clean, start)
+    generator = torch.Generator().manual_seed(2)
+    distances = []
+    for step in range(6):
+        prompts.advance(student, step, generator)
+        distances.append(float((prompts.read([0]).states - start.states).abs().max()))
+    one, two = settings.lr, 2 * settings.lr
+    assert distances == pytest.approx([one, one, two, two, one, one], rel=0.4)
+
+
+def test_the_eraser_trains_all_but_the_embedding_of_the_noise_level(backbone: Backbone) -> None:
+    eraser = make_eraser("absent", **Absent.quick)
+    edit = eraser.fit([CAT], FitContext(backbone=backbone))
+    time = set(backbone.sites(("time",)))
+    assert time
+    assert set(edit.changes) == set(backbone.sites()) - time
