@@ -135,7 +135,7 @@ def fitted(bench: Bench, eraser: Absent) -> dict[str, Any]:
         return {"loss_of_20_steps": means, **seconds}
 
     def report(progress: Progress) -> None:
-        if not progress.stage and progress.loss is not None:
+        if progress.stage == "fit" and progress.loss is not None:
             losses.append(progress.loss)
             if progress.done % 20 == 0:
                 write_whole(bench.work / "curve-so-far.json", json.dumps(curve()).encode())
@@ -211,6 +211,7 @@ def main() -> None:
             for stop in sorted({*options.stops, eraser.steps})
         }
     record["provenance"] = provenance(start=start)
+    make_folder(options.out / options.name)
     print(write_record(record, options.out / options.name))
 
 
