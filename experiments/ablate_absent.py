@@ -1,4 +1,4 @@
-"""Rows of the ablation of `absent` on the tiny world: `python experiments/ablate_absent.py NAME --concept dog ...`.
+"""Rows of the ablation of `absent` on the tiny world: `python -m experiments.ablate_absent NAME --concept dog ...`.
 
 One command is one row: a fit, whose edit is kept at some numbers of steps, and its measures: the target asked for in
 plain and in held-out phrasings, its siblings, everything else, and the cheap probes of the audit. Killed, it goes on
@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
-from experiment import write_record
 from PIL.Image import Image
 
 from erasure import tinyworld
@@ -38,6 +37,8 @@ from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext, History
 from erasure.training.student import Student
+
+from .experiment import write_record
 
 SEED = 3  # of the prompts and the noise; no eraser's
 DOSES: Mapping[str, tuple[float, ...]] = {
