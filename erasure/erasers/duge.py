@@ -103,6 +103,7 @@ class DUGE(Eraser):
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"match": {"maps": {"overshoot": 0.0}}}
     quick: ClassVar[Mapping[str, Any]] = {
         "steps": 2,
+        "unlearn_scale": 10.0,
         "memory_size": 4,
         "target_images": 2,
         "image_steps": 2,

@@ -75,10 +75,12 @@ class TargetImages:
         prompts = [image_prompt(concept, i, paired=paired) for i in range(count)]
         images = remembered(context, prompts, sampling=sampling, seed=seed)
         blanks = [blank for _, blank in pairs] if paired else [""]
+        # Each by itself, as all results so far were: together, states differ in their last bits.
+        encoded = {text: backbone.encode([text]) if text else backbone.unconditional() for text in set(blanks)}
         return cls(
             latents=images.latents,
             prompts=backbone.encode([prompt for prompt, _ in pairs]),
-            blanks=concatenate([backbone.encode([text]) if text else backbone.unconditional() for text in blanks]),
+            blanks=concatenate([encoded[text] for text in blanks]),
         )
 
 

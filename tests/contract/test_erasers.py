@@ -4,6 +4,8 @@ import copy
 import inspect
 import itertools
 import re
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ CONCEPTS = [
 ]
 PROMPTS = ["a photo of a cat and a house", "a bird"]
 NAMES = eraser_names()
+SAMPLING = SamplingSettings(steps=2, guidance_scale=4.0)
 
 
 def quick(name: str) -> Any:
@@ -48,11 +51,7 @@ def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
     """Return the effect of an edit: the change of each weight, and for an edit during sampling its images."""
     if not isinstance(edit, WeightEdit):
         with edit.applied_to(pipe):
-            return {
-                "latents": sample(
-                    pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents"
-                )
-            }
+            return {"latents": sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents")}
     weights = backbone_of(pipe).parameters(edit.changes.__contains__)
     return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
 
@@ -92,49 +91,58 @@ def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(nam
     assert {part: pipe.components[part].training for part in training} == training
     assert {k: v.requires_grad for k, v in backbone_of(pipe).parameters(lambda _: True).items()} == requires_grad
     assert all(value.grad is None for value in backbone_of(pipe).parameters(lambda _: True).values())
-    images = sample(pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents")
+    images = sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents")
     with edit.applied_to(pipe):
         inside = state_of(pipe)
-        assert not torch.equal(
-            sample(pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents")[0], images[0]
-        )
+        assert not torch.equal(sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents")[0], images[0])
     changed = {key for key in before if not torch.equal(before[key], inside[key])}
     if isinstance(edit, WeightEdit):
         assert changed
     assert changed <= set(getattr(edit, "changes", ()))
-    assert torch.equal(
-        sample(pipe, PROMPTS, [0, 1], SamplingSettings(steps=2, guidance_scale=4.0), output="latents"), images
-    )
+    assert torch.equal(sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents"), images)
     assert same(before, state_of(pipe))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A fit with the seed 5 of a pipeline, what it reported, and whether it left torch's global generator alone."""
+
+    pipe: Any
+    edit: Edit
+    steps: list[Progress]
+    left_alone: bool
+
+
+@cache
+def fitted(name: str) -> Fitted:
+    pipe = tiny.sd1()
+    steps: list[Progress] = []
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    edit = quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5, on_progress=steps.append))
+    return Fitted(pipe=pipe, edit=edit, steps=steps, left_alone=torch.equal(before, torch.get_rng_state()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_edit(name: str) -> None:
     pipe = tiny.sd1()
-    torch.manual_seed(1)
-    one = deltas(quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5)), pipe)
     torch.manual_seed(2)
-    other = deltas(quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5)), pipe)
-    assert same(one, other)
+    other = quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5))
+    assert same(deltas(fitted(name).edit, pipe), deltas(other, pipe))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_global_generator_is_left_alone(name: str) -> None:
-    pipe = tiny.sd1()
-    before = torch.get_rng_state()
-    quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
-    assert torch.equal(before, torch.get_rng_state())
+    assert fitted(name).left_alone
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_path: Path) -> None:
-    pipe = tiny.sd1()
-    eraser = quick(name)
-    edit = eraser.fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5))
+    pipe, edit = fitted(name).pipe, fitted(name).edit
     metadata = edit.metadata
     assert (metadata.method, metadata.seed, metadata.concepts) == (name, 5, tuple(CONCEPTS))
     assert metadata.base_fingerprint == backbone_of(pipe).fingerprint()
-    assert make_eraser(name, **metadata.settings) == eraser
+    assert make_eraser(name, **metadata.settings) == quick(name)
     loaded = Edit.load(edit.save(tmp_path / "edit.safetensors"))
     assert loaded.metadata == metadata
     assert same(deltas(loaded, pipe), deltas(edit, pipe))
@@ -142,8 +150,7 @@ def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_reported_to_the_end(name: str) -> None:
-    steps: list[Progress] = []
-    quick(name).fit(CONCEPTS[:1], FitContext(backbone=backbone_of(tiny.sd1()), on_progress=steps.append))
+    steps = fitted(name).steps
     fit = [step for step in steps if step.stage == "fit"]
     assert [step.done for step in fit] == list(range(1, len(fit) + 1))
     assert fit[-1] == steps[-1]

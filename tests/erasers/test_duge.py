@@ -221,7 +221,7 @@ def test_without_the_unlearning_loss_the_target_is_nobodys_business(small: Backb
 
 
 def test_the_first_weight_is_calibrated(small: Backbone) -> None:
-    settings = replace(QUICK, calibration=2.0)
+    settings = replace(QUICK, unlearn_scale=None, calibration=2.0)
     context = FitContext(backbone=small)
     memory = settings._memory([CAT], context)
     erasing, preserving = (
@@ -257,18 +257,27 @@ def test_stopping_and_going_on_gives_the_same_weights_as_one_run(small: Backbone
     assert len(list((tmp_path / "whole" / "memory").iterdir())) == 3  # the memory once, pictures of two targets
 
 
+def two_removals(settings: DUGE, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Return the changes after a first and after a second removal."""
+    backbone, changes = backbone_of(sd1()), []
+    ledger = Ledger.open_or_create(folder, backbone.pipe, "tiny")
+    for concept in (CAT, BOAT):
+        ledger.remove(backbone.pipe, settings, [concept])
+        changes.append(deltas(ledger.edit(), backbone))
+    return changes
+
+
+@pytest.fixture(scope="module")
+def plain_removals(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+    return two_removals(QUICK, tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize("change", [{"ref_attention": "base"}, {"ref_weights": "base"}, {"revisit": 1.0}])
 def test_switches_that_look_back_change_the_second_removal_alone(
-    change: dict[str, Any], small: Backbone, tmp_path: Path
+    change: dict[str, Any], plain_removals: list[dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    edits = []
-    for name, settings in (("plain", QUICK), ("switched", replace(QUICK, **change))):
-        ledger = Ledger.open_or_create(tmp_path / name, small.pipe, "tiny")
-        ledger.remove(small.pipe, settings, [CAT])
-        first = deltas(ledger.edit(), small)
-        ledger.remove(small.pipe, settings, [BOAT])
-        edits.append((first, deltas(ledger.edit(), small)))
-    (first, second), (first_switched, second_switched) = edits
+    first, second = plain_removals
+    first_switched, second_switched = two_removals(replace(QUICK, **change), tmp_path)
     assert all(torch.equal(first[name], first_switched[name]) for name in first)
     assert any(not torch.equal(second[name], second_switched[name]) for name in second)
 
