@@ -83,4 +83,4 @@ class Absent(Eraser):
         optimisation = Optimisation(
             steps=self.steps, lr=self.lr, rank=self.rank, optimizer="adam", clip_norm=self.clip_norm
         )
-        return self.shape.train(task, self.objective.loss(task), optimisation, stop=stop)
+        return self.shape.train(task, self.objective, optimisation, stop=stop)

@@ -103,7 +103,7 @@ class ESD(Eraser):
         task = self._task(concepts, context)
         changes = self.shape.train(
             task,
-            self._objective.loss(task),
+            self._objective,
             Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, optimizer="adam"),
             terms=[WeightedLoss(loss=self._preserving(task), weight=self.preserve_scale)],
         )

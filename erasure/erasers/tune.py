@@ -50,8 +50,14 @@ class Tune(Eraser):
         self.require(concepts)
         backbone = context.backbone
         sites = backbone.sites(TEXT_ATTENTION if self.shape.sites is None else None)
-        task = TrainingTask(context=context, requests=concepts, trained=sites.__contains__, batch_size=self.batch_size)
+        task = TrainingTask(
+            context=context,
+            requests=concepts,
+            trained=sites.__contains__,
+            reference=context.original,
+            batch_size=self.batch_size,
+        )
         optimisation = Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, optimizer=self.optimizer)
-        changes = self.shape.train(task, self.objective.loss(task), optimisation)
+        changes = self.shape.train(task, self.objective, optimisation)
         metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
         return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)

@@ -83,6 +83,7 @@ class TrainingTask:
         trained: Accepts the full names of the parameters that are trained.
         reference: Model to be kept; by default the one that the training starts from.
         batch_size: Latents a step of the objective, > 0.
+        unforgotten: Whether an objective that weighs single images leaves out those that are forgotten.
     """
 
     context: FitContext
@@ -90,6 +91,7 @@ class TrainingTask:
     trained: Callable[[str], bool]
     reference: Reference = nullcontext
     batch_size: int = 1
+    unforgotten: bool = False
 
     @property
     def backbone(self) -> Backbone:

@@ -26,6 +26,9 @@ Loss = Callable[[Student, int, torch.Generator], Float[Tensor, ""]]
 Gradient = Mapping[Leaf, Tensor]
 """One tensor for each trained leaf."""
 
+_Drawn = tuple[tuple[float, Loss], torch.Generator]
+"""A loss with its weight and the generator of its draws."""
+
 StepMap = Callable[[Gradient], Gradient]
 """Correction of the step that the optimiser made, linear; exact for every optimiser, weight decay included."""
 
@@ -49,10 +52,23 @@ class WeightedLoss:
     Attributes:
         loss: Loss with draws of its own: adding a term leaves the draws of the others as they were.
         weight: Factor against the main loss, >= 0; at 0 the term is not computed.
+        erases: Whether maps see its gradient as a part of the main loss's; such terms stand before the others.
     """
 
     loss: Loss
     weight: float
+    erases: bool = False
+
+
+class Neighbourhood(ABC):
+    """Weights around those under training, at which a loss is taken as well."""
+
+    keep_too: bool = False
+    """Whether the terms are taken there too, or only the main loss."""
+
+    @abstractmethod
+    def offsets(self, student: Student, step: int, generator: torch.Generator) -> list[Gradient]:
+        """Return the offset of each neighbour from the leaves; one of all zeros may be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +88,7 @@ class Optimisation:
         last_rows: Number of last rows to train, by parameter name, in full whatever the rank, and no other rows: the
             words that were added to a table. The change returned for one has just those rows.
         last_rows_lr: Learning rate of the last rows, > 0; None is `lr`.
+        every: Updates of which one has the main loss, > 0; the others follow the terms alone.
 
     Raises:
         InputError: A setting is out of range.
@@ -86,10 +103,13 @@ class Optimisation:
     clear_gradients: bool = True
     last_rows: Mapping[str, int] | None = None
     last_rows_lr: float | None = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise InputError(f"finetune.steps: expected at least 0, got {self.steps!r}. Give how many updates to make.")
+        if self.every < 1:
+            raise InputError(f"finetune.every: expected at least 1, got {self.every!r}. 1 erases at every update.")
         if not self.lr > 0:
             raise InputError(f"finetune.lr: expected a number > 0, got {self.lr!r}. The papers use about 1e-5.")
         if self.rank is not None and self.rank < 1:
@@ -111,6 +131,7 @@ def finetune(
     terms: Sequence[WeightedLoss] = (),
     maps: Sequence[GradientMap] = (),
     limits: Sequence[StepMap] = (),
+    near: Neighbourhood | None = None,
     stop: Callable[[Student, int], bool] | None = None,
     on_progress: OnProgress | None = None,
     seed: int = 0,
@@ -128,7 +149,8 @@ def finetune(
         optimisation: Settings of the loop.
         terms: Further terms.
         maps: Corrections of the gradients, in order; they see the gradient of the main loss and that of the terms.
-        limits: Corrections of the optimiser's step, in order.
+        limits: Corrections of the optimiser's step, in order. The start of a patch's right factor counts as a step.
+        near: Neighbours of the weights at which the losses are averaged; None takes them at the weights alone.
         stop: Called after each update with the number of updates made; True ends the training.
         on_progress: Receives the progress after each update, with the loss and its weighted parts.
         seed: Seed of the losses' generators and of the patches' start, >= 0.
@@ -138,12 +160,13 @@ def finetune(
         SolveError: The loss is no longer finite.
     """
     seeds = torch.Generator().manual_seed(seed)
-    weighted = [(1.0, loss), *((term.weight, term.loss) for term in terms)]
-    start, *draws = (
-        torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds))) for _ in range(len(weighted) + 1)
-    )
+    ordered = sorted(terms, key=lambda term: not term.erases)
+    weighted = [(1.0, loss), *((term.weight, term.loss) for term in ordered)]
+    start, *draws = (torch.Generator().manual_seed(_number(seeds)) for _ in range(len(weighted) + 1))
     student = Student(backbone, which, optimisation.rank, start, optimisation.last_rows)
-    update = _Update(student, optimisation, backbone, maps, limits)
+    around = None if near is None else _Around(near, torch.Generator().manual_seed(_number(seeds)))
+    erasing = 1 + sum(term.erases for term in terms)
+    update = _Update(student, optimisation, backbone, maps, limits, erasing, around)
     with at_rest(backbone):
         for step in range(optimisation.steps):
             parts = update(weighted, draws, step)
@@ -157,6 +180,10 @@ def finetune(
     return student.changes()
 
 
+def _number(seeds: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=seeds))
+
+
 def below(n: int, generator: torch.Generator) -> int:
     """Return a random number from 0 to n - 1."""
     return int(torch.randint(n, (), generator=generator))
@@ -165,6 +192,18 @@ def below(n: int, generator: torch.Generator) -> int:
 def uniform(generator: torch.Generator) -> float:
     """Return a random number in [0, 1)."""
     return float(torch.rand((), generator=generator))
+
+
+@dataclass(frozen=True)
+class _Around:
+    """A neighbourhood with the generator of its draws."""
+
+    neighbourhood: Neighbourhood
+    generator: torch.Generator
+
+    def offsets(self, student: Student, step: int) -> list[Gradient]:
+        """Return the offsets of the weights themselves and of their neighbours."""
+        return [{}, *self.neighbourhood.offsets(student, step, self.generator)]
 
 
 class _Update:
@@ -177,10 +216,13 @@ class _Update:
         backbone: Backbone,
         maps: Sequence[GradientMap],
         limits: Sequence[StepMap],
+        erasing: int,
+        around: _Around | None,
     ) -> None:
         if maps and not optimisation.clear_gradients:
             raise InputError("finetune.maps: expected none where gradients are not cleared. Leave the transforms out.")
         self._student, self._settings, self._maps, self._limits = student, optimisation, maps, limits
+        self._erasing, self._around = erasing, around
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimisation.optimizer]
         rows_lr = optimisation.lr if optimisation.last_rows_lr is None else optimisation.last_rows_lr
         leaves = student.leaves
@@ -192,15 +234,21 @@ class _Update:
             [group for group in groups if group["params"]], lr=optimisation.lr, weight_decay=optimisation.weight_decay
         )
         self._scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
+        if limits:
+            self._limit_starts()
 
     def __call__(
         self, weighted: Sequence[tuple[float, Loss]], draws: Sequence[torch.Generator], step: int
     ) -> list[float]:
         """Make one update and return the weighted losses."""
         terms = list(zip(weighted, draws, strict=True))
-        parts = self._backward(terms[:1], step)
+        main, further = terms[: self._erasing], terms[self._erasing :]
+        points: list[Gradient] = [{}] if self._around is None else self._around.offsets(self._student, step)
+        skipped = bool(step % self._settings.every)
+        parts = [0.0] * len(main) if skipped else self._averaged(main, step, points)
         erase = self._take_gradients() if self._maps else {}
-        parts += self._backward(terms[1:], step)
+        keep_too = self._around is not None and self._around.neighbourhood.keep_too
+        parts += self._averaged(further, step, points if keep_too else [{}])
         if self._maps:
             self._put_gradients(erase, self._take_gradients(), step)
         total = sum(parts)
@@ -219,7 +267,18 @@ class _Update:
         """Return the reports of the maps."""
         return "; ".join(note for note in (each.note() for each in self._maps) if note)
 
-    def _backward(self, terms: Iterable[tuple[tuple[float, Loss], torch.Generator]], step: int) -> list[float]:
+    def _averaged(self, terms: Sequence[_Drawn], step: int, points: Sequence[Gradient]) -> list[float]:
+        """Return the weighted losses, mean over the points; gradients likewise."""
+        if len(points) == 1:
+            return self._backward(terms, step)
+        shared = [((weight / len(points), term), generator) for (weight, term), generator in terms]
+        totals = [0.0] * len(terms)
+        for offsets in points:
+            with self._student.moved(offsets):
+                totals = [total + part for total, part in zip(totals, self._backward(shared, step), strict=True)]
+        return totals
+
+    def _backward(self, terms: Iterable[_Drawn], step: int) -> list[float]:
         parts: list[float] = []
         for (weight, term), generator in terms:
             if weight:
@@ -246,6 +305,15 @@ class _Update:
         scale = self._scaler.get_scale()
         for key, leaf in self._student.leaves.items():
             leaf.grad = (erase[key] + keep[key]) * scale
+
+    @torch.no_grad()
+    def _limit_starts(self) -> None:
+        starts = {key: leaf.detach() for key, leaf in self._student.leaves.items() if key.part == "down"}
+        limited: Gradient = starts
+        for limit in self._limits if starts else ():
+            limited = limit(limited)
+        for key in starts:
+            self._student.leaves[key].copy_(limited[key])
 
     @torch.no_grad()
     def _move(self) -> None:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from ..edits import DenseChange, LowRankChange, WeightEdit
 from ..edits.finish import Finish
@@ -13,6 +16,8 @@ from ..progress import OnProgress
 from ..registry import Chosen, Settings
 from .context import TrainingTask
 from .finetune import Loss, Optimisation, WeightedLoss, finetune
+from .flatness import Flat
+from .objectives import OBJECTIVES, Objective
 from .selectors import Selector
 from .student import Student
 from .terms import TERMS, Term
@@ -20,6 +25,9 @@ from .transforms import Transform
 
 Weight = Annotated[float, Field(ge=0)]
 TermSettings = Mapping[str, bool | int | float | str]
+Schedule = Literal["joint", "cyclic", "modular"]
+
+_BLOCK = 25  # updates on one target, of MELU's modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +40,22 @@ class Shape(Settings):
         gradients: Transforms, in order; see `erasure.training.transforms`.
         sites: Selector of the weights to train among those of the eraser; None trains all of them.
         finish: Finishes of the edit, in order; see `erasure.edits.finish`.
+        flat: Neighbours of the weights at which the losses are averaged; None takes them at the weights alone.
+        schedule: Order of several targets: "joint", each draw has its own; "cyclic", they take turns; or "modular",
+            blocks of 25 updates on one target with the terms of its own preserved names (MELU, arXiv:2509.05316).
+        unforgotten: Whether a noised image counts only while the target's prompt still explains it better than the
+            anchor's does for the reference: |eps(x_t, c) - eps|^2 < |eps_0(x_t, a) - eps|^2 (KLUE, arXiv:2502.19207).
+        every: Updates of which one erases, > 0; the others follow the terms alone (LWF, arXiv:2505.19715).
     """
 
     keep: Mapping[str, Weight | TermSettings] = field(default_factory=dict)
     gradients: tuple[Chosen[Transform], ...] = ()
     sites: Chosen[Selector] | None = None
     finish: tuple[Chosen[Finish], ...] = ()
+    flat: Flat | None = None
+    schedule: Schedule = "joint"
+    unforgotten: bool = False
+    every: Annotated[int, Field(ge=1)] = 1
 
     def __post_init__(self) -> None:
         _ = self.terms  # refuses unknown terms and settings now
@@ -60,12 +78,17 @@ class Shape(Settings):
         names = list(task.backbone.parameters(task.trained))
         for term in self.terms:
             _check_reach(term, names, task)
-        return [WeightedLoss(loss=term.loss(task), weight=term.weight) for term in self.terms]
+        return [
+            WeightedLoss(
+                loss=self._by_target(term.loss, task, modular=True), weight=term.weight, erases=term.erases
+            )
+            for term in self.terms
+        ]
 
     def train(
         self,
         task: TrainingTask,
-        loss: Loss,
+        main: Loss | Objective,
         optimisation: Optimisation,
         *,
         terms: Iterable[WeightedLoss] = (),
@@ -76,7 +99,7 @@ class Shape(Settings):
 
         Args:
             task: Model, concepts and weights.
-            loss: Main loss.
+            main: Main loss, or the objective that has it.
             optimisation: Settings of the loop.
             terms: The eraser's own further terms, before those of `keep`.
             stop: See `finetune`.
@@ -86,24 +109,71 @@ class Shape(Settings):
             InputError: A piece cannot be used for these concepts or weights.
             SolveError: The loss is no longer finite.
         """
-        limits = [step_map for each in self.gradients if (step_map := each.limiting(task)) is not None]
+        task = replace(task, unforgotten=self.unforgotten)
+        masked = None
         if self.sites is not None:
             selection = self.sites.selected(task)
-            task = replace(task, trained=selection.names.__contains__)
-            if (limit := selection.limit()) is not None:
-                limits.append(limit)
+            task, masked = replace(task, trained=selection.names.__contains__), selection.limit()
+        limits = [each.limiting(task) for each in self.gradients]
+        weighted = [*terms, *self.weighted(task)]
+        if self.every > 1 and not any(term.weight and not term.erases for term in weighted):
+            raise InputError(
+                f"shape.every: expected 1 without a term to follow between, got {self.every!r}. Add one to shape.keep."
+            )
         return finetune(
             task.backbone,
             task.trained,
-            loss,
-            optimisation,
-            terms=[*terms, *self.weighted(task)],
+            self._main(main, task),
+            optimisation if self.every == 1 else replace(optimisation, every=self.every),
+            terms=weighted,
             maps=[gradient_map for each in self.gradients if (gradient_map := each.prepared(task)) is not None],
-            limits=limits,
+            limits=[limit for limit in (*limits, masked) if limit is not None],
+            near=None if self.flat is None else self.flat.neighbourhood(task),
             stop=stop,
             on_progress=on_progress or task.context.on_progress,
             seed=task.context.seed,
         )
+
+    def _main(self, main: Loss | Objective, task: TrainingTask) -> Loss:
+        """Return the main loss.
+
+        Raises:
+            InputError: The objective does not weigh single images, or the eraser draws its targets itself.
+        """
+        if isinstance(main, Objective):
+            if self.unforgotten and not main.weighs_images:
+                known = [name for name, kind in OBJECTIVES.classes().items() if kind.weighs_images]
+                raise InputError(
+                    f"shape.unforgotten: expected an objective that weighs single images, got {main.name!r}."
+                    f" Use {' or '.join(known)}."
+                )
+            return self._by_target(main.loss, task)
+        for setting, neutral in (("schedule", "joint"), ("unforgotten", False)):
+            if (value := getattr(self, setting)) != neutral:
+                raise InputError(
+                    f"shape.{setting}: expected {neutral!r} for an eraser that draws its targets itself, got {value!r}."
+                    " Use tune or esd."
+                )
+        return main
+
+    def _by_target(self, loss_of: Callable[[TrainingTask], Loss], task: TrainingTask, *, modular: bool = False) -> Loss:
+        """Return a loss that has the targets in the order of the schedule.
+
+        Args:
+            loss_of: Returns the loss of a task.
+            task: Task of all targets.
+            modular: Whether only a modular schedule parts it.
+        """
+        parted = self.schedule == "modular" or (self.schedule == "cyclic" and not modular)
+        if not parted or len(task.concepts) == 1:
+            return loss_of(task)
+        parts = [loss_of(replace(task, requests=(concept,))) for concept in task.concepts]
+        block = _BLOCK if self.schedule == "modular" else self.every
+
+        def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+            return parts[step // block % len(parts)](student, step, generator)
+
+        return loss
 
     def finished(self, edit: WeightEdit, task: TrainingTask) -> WeightEdit:
         """Return the edit after the finishes."""

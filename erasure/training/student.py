@@ -15,6 +15,7 @@ from ..errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Part = Literal["weight", "up", "down", "rows"]
 
 
 class Leaf(NamedTuple):
@@ -26,7 +27,7 @@ class Leaf(NamedTuple):
     """
 
     name: str
-    part: Literal["weight", "up", "down", "rows"]
+    part: Part
 
 
 class Student:
@@ -62,6 +63,7 @@ class Student:
                 down = torch.randn(rank, columns, generator=generator) / rank  # as LoRA: the patch starts at zero
                 self._downs[name] = down.to(original.device).requires_grad_()
                 self._ups[name] = torch.zeros(rows, rank, device=original.device, requires_grad=True)
+        self._offsets: Mapping[Leaf, Tensor] = {}
         self._scope = _Scope(backbone, self._originals)
 
     def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -83,16 +85,30 @@ class Student:
         """The tensors that the optimiser moves, in the order of `leaves`."""
         return list(self.leaves.values())
 
+    @contextmanager
+    def moved(self, offsets: Mapping[Leaf, Tensor]) -> Iterator[None]:
+        """Have the model run with `leaf + offset` for the length of a `with`; no leaf changes.
+
+        A gradient by the leaves is that at the moved weights. A backward pass belongs inside the `with` as well.
+        """
+        before, self._offsets = self._offsets, offsets
+        try:
+            yield
+        finally:
+            self._offsets = before
+
     def weights(self) -> dict[str, Tensor]:
         """Return the weights by full parameter name, with gradient, in the dtype of the model."""
-        dense = {name: weight.to(self._originals[name].dtype) for name, weight in self._dense.items()}
+        dense = {name: self._moved(name, "weight").to(self._originals[name].dtype) for name in self._dense}
         patched = {
-            name: (original.float() + (self._ups[name] @ self._downs[name]).view_as(original)).to(original.dtype)
+            name: (original.float() + self._patch(name).view_as(original)).to(original.dtype)
             for name, original in self._originals.items()
             if name in self._ups
         }
         grown = {
-            name: torch.cat([self._originals[name][: -len(tail)], tail.to(self._originals[name].dtype)])
+            name: torch.cat(
+                [self._originals[name][: -len(tail)], self._moved(name, "rows").to(self._originals[name].dtype)]
+            )
             for name, tail in self._tails.items()
         }
         return dense | patched | grown
@@ -106,10 +122,19 @@ class Student:
 
     def _shift(self, name: str, original: Tensor) -> Tensor:
         if name in self._dense:
-            return self._dense[name] - original.float()
+            return self._moved(name, "weight") - original.float()
         if name in self._tails:
-            return self._tails[name] - original[-len(self._tails[name]) :].float()
-        return (self._ups[name] @ self._downs[name]).view_as(original)
+            return self._moved(name, "rows") - original[-len(self._tails[name]) :].float()
+        return self._patch(name).view_as(original)
+
+    def _patch(self, name: str) -> Float[Tensor, "out in"]:
+        return self._moved(name, "up") @ self._moved(name, "down")
+
+    def _moved(self, name: str, part: Part) -> Tensor:
+        """Return a leaf with its offset."""
+        leaf = {"weight": self._dense, "up": self._ups, "down": self._downs, "rows": self._tails}[part][name]
+        offset = self._offsets.get(Leaf(name, part))
+        return leaf if offset is None else leaf + offset
 
     def changes(self) -> dict[str, DenseChange | LowRankChange]:
         """Return the learned changes, by full parameter name, as float32 on the CPU; see `shifts` for last rows."""

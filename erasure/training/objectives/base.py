@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...registry import Plugin
 from ..context import TrainingTask
@@ -10,7 +11,13 @@ from ..finetune import Loss
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Plugin):
-    """The main loss of a trained eraser: where the predictions for the target should go."""
+    """The main loss of a trained eraser: where the predictions for the target should go.
+
+    Attributes:
+        weighs_images: Whether the loss is a mean over noised images, each of which can be left out.
+    """
+
+    weighs_images: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, task: TrainingTask) -> Loss:

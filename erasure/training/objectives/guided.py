@@ -1,8 +1,8 @@
 """ESD's objective (Gandikota et al., ICCV 2023, arXiv:2303.07345)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -60,6 +60,7 @@ class Guided(Objective):
     name: ClassVar[str] = "guided"
     source: ClassVar[str] = "arXiv:2303.07345"
     exactness: ClassVar[Exactness] = "published"
+    quick: ClassVar[Mapping[str, Any]] = {"sample_steps": 3}
 
     negative_guidance: Annotated[float, Field(ge=0)] = 1.0
     start_guidance: Annotated[float, Field(ge=1)] = 3.0

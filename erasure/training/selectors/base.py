@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from ...errors import InputError
 from ...registry import Plugin
 from ..context import TrainingTask
 from ..finetune import Gradient, StepMap
+from ..student import Leaf
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,19 +31,34 @@ class Selection:
         """Return the map that keeps the optimiser's step inside the masks; None without masks.
 
         A patch takes masks of rows, on its left factor.
+
+        Raises:
+            InputError: The step is of a patch, and its mask of single entries.
         """
         if not self.masks:
             return None
 
         def inside(step: Gradient) -> Gradient:
             return {
-                leaf: change * self.masks[leaf.name].to(change)
+                leaf: change * self._mask(leaf).to(change)
                 if leaf.name in self.masks and leaf.part != "down"
                 else change
                 for leaf, change in step.items()
             }
 
         return inside
+
+    def _mask(self, leaf: Leaf) -> Float[Tensor, "..."]:
+        mask = self.masks[leaf.name]
+        if leaf.part != "up":
+            return mask
+        rows = mask.flatten(1)
+        if rows.shape[1] > 1:
+            raise InputError(
+                f"shape.sites: expected a selector of rows for patches, got single entries of {leaf.name}."
+                " Leave rank out, or select rows."
+            )
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,13 @@ class Term(Plugin):
     Attributes:
         reads: Trained weights that the term depends on: "encoder", those of a text encoder; "text", those that read
             text states directly; or "any".
+        erases: Whether the term is a part of the erasure instead of preserving: maps of gradients see it with the main
+            loss, and it need not be at its least at the reference.
         weight: Factor against the main loss, >= 0; at 0 the term is not computed.
     """
 
     reads: ClassVar[Literal["encoder", "text", "any"]] = "any"
+    erases: ClassVar[bool] = False
 
     weight: Annotated[float, Field(ge=0)] = 1.0
 

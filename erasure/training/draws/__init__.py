@@ -1,0 +1,1 @@
+"""Latents and measurements that objectives, terms, transforms and selectors share."""
