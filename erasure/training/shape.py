@@ -79,9 +79,7 @@ class Shape(Settings):
         for term in self.terms:
             _check_reach(term, names, task)
         return [
-            WeightedLoss(
-                loss=self._by_target(term.loss, task, modular=True), weight=term.weight, erases=term.erases
-            )
+            WeightedLoss(loss=self._by_target(term.loss, task, modular=True), weight=term.weight, erases=term.erases)
             for term in self.terms
         ]
 
