@@ -92,6 +92,10 @@ CLASS_TEMPLATES: tuple[str, ...] = (
 )
 """Templates of members of a class: appearance, place, action."""
 
+OBJECT_PHRASES = ("{}", "image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
+STYLE_PHRASES = ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}")
+"""Names in prompts of published scripts (UCE, OCE), of objects and of styles."""
+
 
 def templates(kind: Kind) -> tuple[str, ...]:
     """Return the prompt templates of a kind, each with one `{}` for the name; the first is the bare name."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from docs.build_tables import with_tables
+from docs.tables.methods import page_of
 
 ROOT = Path(__file__).parent.parent
 SHEET = ROOT / "erasure" / "tinyworld" / "model" / "README.md"
@@ -36,7 +37,7 @@ def test_python_examples_are_python(page: Path) -> None:
 def test_every_eraser_has_a_page() -> None:
     from erasure.erasers import eraser_names
 
-    assert not [name for name in eraser_names() if not (ROOT / "docs" / f"{name}.md").is_file()]
+    assert not [name for name in eraser_names() if not page_of(name)]
 
 
 def test_a_removal_is_shown_with_interval_count_and_source(tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ def methods(source: str, results: Path) -> str:
         kind = eraser_class(name)
         summary = (getdoc(kind) or "").partition("\n")[0].rstrip(".")
         exactness = "" if kind.source.startswith(kind.exactness) else f" ({kind.exactness})"
-        page = f"docs/{name}.md" if (ROOT / "docs" / f"{name}.md").is_file() else ""
+        page = page_of(name)
         rows.append((f"`{name}`", summary, f"{kind.source}{exactness}", f"[{page}]({page})" if page else "–"))
     return table(("name", "what it does", "source", "page"), rows, ())
+
+
+def page_of(name: str) -> str:
+    """Return the page about an eraser, from the root of the project; "" without one."""
+    places = (f"docs/erasers/{name}.md", f"docs/{name}.md")
+    return next((place for place in places if (ROOT / place).is_file()), "")

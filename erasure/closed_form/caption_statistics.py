@@ -68,6 +68,25 @@ def statistics(backbone: Backbone, captions: Captions, *, folder: Path | None = 
     )
 
 
+@torch.no_grad()
+def word_moment(backbone: Backbone, captions: Iterable[str]) -> Float[Tensor, "dim dim"]:
+    """Return the mean of e e^T over the states of captions up to their first end of text; float64 on the CPU.
+
+    Raises:
+        InputError: There are no captions.
+    """
+    rest = iter(captions)
+    total, count = torch.zeros(()), 0
+    while batch := list(itertools.islice(rest, _BATCH)):
+        for tokens, states in backbone.read(batch).streams[TEXT].parts():
+            read = torch.arange(states.shape[1])[None] <= tokens.ends.cpu()[:, None]
+            rows = states.cpu()[read].double()
+            total, count = total + rows.T @ rows, count + len(rows)
+    if not count:
+        raise InputError("captions: expected at least one, got none. Give a file of ordinary captions.")
+    return total / count
+
+
 def ordinary_captions(concepts: Sequence[Concept]) -> list[str]:
     """Return captions of everyday things, and of what the concepts preserve, that name none of the concepts.
 

@@ -13,8 +13,9 @@ def joined_rows(parts: Sequence[Rows]) -> Rows:
     """Return the rows of one problem that does what all the parts ask, in any order the same to the last bit.
 
     A name that is erased anywhere leaves the preserved rows, and rows whose template speaks of it go ("a cat in the
-    style of {}" would keep the cat). Equal rows count once, at their largest weight. The largest `reg` holds. An
-    anchor that is itself erased resolves to that name's anchor.
+    style of {}" would keep the cat). Equal rows count once, at their largest weight. The largest `reg` holds, and of
+    what limits the states held exactly the setting that holds most. An anchor that is itself erased resolves to that
+    name's anchor.
 
     Raises:
         InputError: There are no parts, they are of different models or streams, or anchors go round in a circle.
@@ -34,7 +35,18 @@ def joined_rows(parts: Sequence[Rows]) -> Rows:
     erased = _first_of_each([row for row in erased if row.template not in spoken_of])
     kept = _first_of_each([row for row in kept if row.template not in spoken_of and row.label not in names])
     erased = _with_anchors_resolved(erased)
-    return Rows.of(erased, kept, reg=max(part.reg for part in parts), dim=widths.pop(), space=spaces.pop())
+    holding = [part for part in parts if bool(part.held.any())]
+    ranks = [part.held_rank for part in holding]
+    return Rows.of(
+        erased,
+        kept,
+        reg=max(part.reg for part in parts),
+        dim=widths.pop(),
+        space=spaces.pop(),
+        reg_each=max(part.reg_each for part in parts),
+        threshold=min((part.threshold for part in holding), default=0.0),
+        held_rank=max((rank for rank in ranks if rank is not None), default=None) if None not in ranks else None,
+    )
 
 
 def _first_of_each(rows: Sequence[Row]) -> list[Row]:

@@ -69,8 +69,8 @@ def calibrated(problems: tuple[Rows, ...], backbone: Backbone) -> tuple[Rows, ..
     """Return problems whose `reg` fits the size of the text states, with the mean of ordinary states held in place.
 
     The states of language models differ in size by orders of magnitude, and a few large entries are common to all of
-    them: without a row that holds these, any edit moves every prompt. `reg` is multiplied with the mean squared norm of
-    ordinary states over that of CLIP's. Problems of models that read CLIP alone are returned as they are.
+    them: without a row that holds these, any edit moves every prompt. The pull is multiplied with the mean squared norm
+    of ordinary states over that of CLIP's. Problems of models that read CLIP alone are returned as they are.
     """
     if backbone.reads_clip:
         return problems
@@ -78,6 +78,7 @@ def calibrated(problems: tuple[Rows, ...], backbone: Backbone) -> tuple[Rows, ..
 
     def fitted(rows: Rows) -> Rows:
         states = ordinary[rows.space].read_states().to("cpu", torch.float64)
+        size = float(states.square().sum(1).mean()) / _CLIP_NORM
         held = _held(states.mean(0), float(rows.weights.sum()))
         kept = Rows.of([], [*rows.kept_rows(), held], reg=0.0, dim=states.shape[1])
         return replace(
@@ -86,7 +87,8 @@ def calibrated(problems: tuple[Rows, ...], backbone: Backbone) -> tuple[Rows, ..
             preserve_weights=kept.preserve_weights,
             preserve_labels=kept.preserve_labels,
             preserve_sites=kept.preserve_sites,
-            reg=rows.reg * float(states.square().sum(1).mean()) / _CLIP_NORM,
+            reg=rows.reg * size,
+            reg_each=rows.reg_each * size,
         )
 
     return tuple(map(fitted, problems))

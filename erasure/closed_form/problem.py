@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,11 +83,15 @@ class Rows:
         anchor_labels: The name that it becomes; "" is the unconditional prompt.
         sites: Template and place of each state, "template|place"; the same for every name.
         preserve: States p that keep their outputs.
-        preserve_weights: v, >= 0.
+        preserve_weights: v, >= 0; inf holds a state exactly (see `threshold` and `held_rank`).
         preserve_labels: The name that is preserved.
         preserve_sites: As `sites`.
         reg: Pull towards the old weights, >= 0.
         space: The text stream that the states are of: a problem has the states of one, since each has a map of its own.
+        reg_each: Further pull for each unit of erased weight, >= 0: that of a problem that averages over its rows.
+        threshold: Directions of the states held exactly are held if the mean of the squares along them is at least
+            this, >= 0. States of the unconditional prompt (label "") are held whatever it is.
+        held_rank: Number of directions held at most, the largest; None is no limit.
     """
 
     targets: Float[Tensor, "n dim"]
@@ -103,9 +107,22 @@ class Rows:
     preserve_sites: tuple[str, ...]
     reg: float
     space: str = TEXT
+    reg_each: float = 0.0
+    threshold: float = 0.0
+    held_rank: int | None = None
 
     @staticmethod
-    def of(erased: Sequence["Row"], kept: Sequence["Row"], *, reg: float, dim: int, space: str = TEXT) -> "Rows":
+    def of(
+        erased: Sequence["Row"],
+        kept: Sequence["Row"],
+        *,
+        reg: float,
+        dim: int,
+        space: str = TEXT,
+        reg_each: float = 0.0,
+        threshold: float = 0.0,
+        held_rank: int | None = None,
+    ) -> "Rows":
         """Return the problem of single rows: those to move, and those to keep (their anchor is not used)."""
         return Rows(
             targets=_stacked([row.state for row in erased], dim),
@@ -121,7 +138,20 @@ class Rows:
             preserve_sites=tuple(row.site for row in kept),
             reg=reg,
             space=space,
+            reg_each=reg_each,
+            threshold=threshold,
+            held_rank=held_rank,
         )
+
+    @property
+    def held(self) -> Bool[Tensor, " m"]:
+        """Whether each preserved state is held exactly."""
+        return self.preserve_weights.isinf()
+
+    @property
+    def pull(self) -> float:
+        """The whole pull towards the old weights."""
+        return self.reg + self.reg_each * float(self.weights.sum()) if self.reg_each else self.reg
 
     def goals(self) -> Float[Tensor, "n dim"]:
         """Return the states a that the targets are moved to."""
@@ -176,7 +206,7 @@ class Row:
         label: The name that the prompt was made for, normalised.
         site: Template and place of the state, "template|place".
         state: The state.
-        weight: Its weight, >= 0.
+        weight: Its weight, >= 0; inf holds a preserved state exactly.
         anchor_label: The name that it becomes.
         anchor: The state of that; itself for a preserved row.
         strength: Share of the way to the anchor; 1 is all the way.

@@ -13,12 +13,15 @@ M does not depend on W, and M - I has at most as many dimensions as there are er
 together, C G^-1 is E^T (R R^T + reg I)^-1 R, where E selects the erased rows: a system as large as there are rows,
 which is the smaller one for wide text encoders. The layer-by-layer form is eq. 7 of UCE (arXiv:2308.14761); that it
 needs one solve only is used throughout this library.
+
+States that are held exactly leave a subspace of free directions, with an orthonormal basis in the columns of B: M - I
+is Z B^T, the same problem with `C B` and `P B` for C and P. Without any pull (reg 0) Z is then that of the least norm.
 """
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, SolveError
@@ -49,21 +52,69 @@ def solve(rows: Rows, *, wide: int = _WIDE) -> TextMap:
     moved = (goals != rows.targets).any(dim=1) & (rows.weights > 0)
     roots = rows.weights.sqrt()[:, None]
     targets, difference = rows.targets * roots, ((goals - rows.targets) * roots)[moved]
-    preserve = rows.preserve * rows.preserve_weights.sqrt()[:, None]
+    held = rows.held
+    preserve = rows.preserve[~held] * rows.preserve_weights[~held].sqrt()[:, None]
     dim = targets.shape[1]
+    low_rank = 2 * len(difference) <= dim
+    if bool(held.any()):
+        right = _solved_in(free_directions(rows), targets, preserve, moved, rows.pull)
+        return _finite(TextMap(u=difference.T.contiguous(), v=right) if low_rank else TextMap(u=(right @ difference).T))
     if dim >= wide and len(targets) + len(preserve) < dim:
         every = torch.cat([targets, preserve])
         selecting = torch.eye(len(every), dtype=every.dtype)[:, : len(targets)][:, moved]
-        read = torch.cholesky_solve(selecting, _cholesky(every @ every.T, rows.reg))
+        read = torch.cholesky_solve(selecting, _cholesky(every @ every.T, rows.pull))
         return _finite(TextMap(u=difference.T.contiguous(), v=every.T @ read))
-    # In place: matrices of the width of Stable Diffusion XL's states take 32 MiB each.
-    gram = targets.T @ targets
-    gram += preserve.T @ preserve
-    factor = _cholesky(gram, rows.reg)
-    if 2 * len(difference) <= dim:
+    factor = _factor_of(targets, preserve, rows.pull)
+    if low_rank:
         return _finite(TextMap(u=difference.T.contiguous(), v=torch.cholesky_solve(targets[moved].T, factor)))
     correlation = difference.T @ targets[moved]
     return _finite(TextMap(u=torch.cholesky_solve(correlation.T, factor).T.contiguous()))
+
+
+def free_directions(rows: Rows) -> Float[Tensor, "dim free"]:
+    """Return an orthonormal basis of the directions orthogonal to those held exactly."""
+    states, dim = rows.preserve[rows.held], rows.targets.shape[1]
+    exact = torch.tensor([label == "" for label, held in zip(rows.preserve_labels, rows.held, strict=True) if held])
+    named = states[~exact]
+    _, sizes, directions = torch.linalg.svd(named, full_matrices=False)
+    kept = (sizes.square() >= rows.threshold * len(named)) & (sizes > _NOISE * sizes.max()) if len(named) else sizes > 0
+    basis = directions[kept][: rows.held_rank]
+    rest = states[exact] - states[exact] @ basis.T @ basis
+    _, sizes, directions = torch.linalg.svd(rest, full_matrices=False)
+    basis = torch.cat([basis, directions[sizes > _NOISE * torch.linalg.matrix_norm(states[exact])]])
+    return torch.linalg.qr(basis.T, mode="complete").Q[:, len(basis) :] if len(basis) else torch.eye(dim).to(states)
+
+
+_NOISE = 1e-8  # of the rounding of float32 states, relative: below it a direction is none
+
+
+def _solved_in(
+    basis: Float[Tensor, "dim free"],
+    targets: Float[Tensor, "n dim"],
+    preserve: Float[Tensor, "m dim"],
+    moved: Bool[Tensor, " n"],
+    pull: float,
+) -> Float[Tensor, "dim moved"]:
+    """Return the right factor of M - I, in the free directions alone."""
+    inside, others = targets @ basis, preserve @ basis
+    rows = torch.cat([inside, others])
+    if not rows.numel():  # nothing is free
+        return basis @ inside[moved].T
+    if pull > 0:
+        return basis @ torch.cholesky_solve(inside[moved].T, _factor_of(inside, others, pull))
+    smallest = _NOISE * torch.linalg.matrix_norm(torch.cat([targets, preserve]))
+    inverse = torch.linalg.pinv(rows, atol=smallest, rtol=0.0)
+    return basis @ inverse[:, : len(targets)][:, moved]
+
+
+def _factor_of(
+    targets: Float[Tensor, "n dim"], preserve: Float[Tensor, "m dim"], pull: float
+) -> Float[Tensor, "dim dim"]:
+    """Return the Cholesky factor of the Gram matrix."""
+    # In place: matrices of the width of Stable Diffusion XL's states take 32 MiB each.
+    gram = targets.T @ targets
+    gram += preserve.T @ preserve
+    return _cholesky(gram, pull)
 
 
 def _finite(solution: TextMap) -> TextMap:
@@ -101,10 +152,12 @@ def _cholesky(gram: Float[Tensor, "dim dim"], reg: float) -> Float[Tensor, "dim 
 
 
 def _check(rows: Rows) -> None:
-    if not 0 <= rows.reg < math.inf:
-        raise InputError(f"reg: expected a finite number >= 0, got {rows.reg!r}. Larger erases less.")
+    for where, number in (("reg", rows.reg), ("reg_each", rows.reg_each)):
+        if not 0 <= number < math.inf:
+            raise InputError(f"{where}: expected a finite number >= 0, got {number!r}. Larger erases less.")
     for where, weights in (("weights", rows.weights), ("preserve_weights", rows.preserve_weights)):
-        unusable = weights[~((weights >= 0) & weights.isfinite())]
+        held = weights.isinf() if where == "preserve_weights" else torch.zeros_like(weights, dtype=torch.bool)
+        unusable = weights[~((weights >= 0) & (weights.isfinite() | held))]
         if len(unusable):
             raise InputError(f"{where}: expected finite numbers >= 0, got {unusable[0].item()!r}. Check the scales.")
     if rows.strengths is not None and not bool(rows.strengths.isfinite().all()):

@@ -34,6 +34,9 @@ _WORTH_A_FILE = 4096  # bytes: what a file takes of most disks, however little i
 def packed(rows: Rows) -> dict[str, Tensor]:
     """Return the rows as tensors by name; `unpacked` gives them back to the last bit."""
     columns = {item.name: getattr(rows, item.name) for item in fields(rows) if item.name != "space"}
+    for name in ("reg_each", "threshold", "held_rank"):
+        if not columns[name]:  # a default, which files of earlier versions lack
+            del columns[name]
     tensors = {"rows.targets": _compact(columns.pop("targets"))}
     for name, labels in _BLOCKS.items():
         states = columns.pop(name.removeprefix("rows."))
@@ -116,7 +119,10 @@ def _checked(rows: Rows) -> Rows:
     if len(widths) > 1 or rows.targets.ndim != 2 or any(vector.ndim != 1 for vector in vectors):
         raise _damaged("states of different shapes")
     texts = (rows.labels, rows.anchor_labels, rows.sites, rows.preserve_labels, rows.preserve_sites)
-    if not all(isinstance(text, str) for column in texts for text in column) or type(rows.reg) not in (int, float):
+    numbers = (rows.reg, rows.reg_each, rows.threshold, 0 if rows.held_rank is None else rows.held_rank)
+    if not all(isinstance(text, str) for column in texts for text in column) or not {int, float}.issuperset(
+        map(type, numbers)
+    ):
         raise _damaged("columns of other types")
     for label in dict.fromkeys((*rows.labels, *rows.anchor_labels, *rows.preserve_labels)):
         if label != normalized(label):

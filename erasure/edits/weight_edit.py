@@ -1,6 +1,6 @@
 """Edits of a model's weights and words: scaled, composed, solved together, merged, exported as a LoRA."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import ClassVar
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..backbones import Backbone, backbone_of
+from ..backbones import backbone_of
 from ..backbones.conditioning import TEXT
 from ..backbones.usable import check_editable
 from ..closed_form.joint import joined_rows
@@ -92,13 +92,20 @@ class WeightEdit(Edit):
         return cls(changes=dict.fromkeys(names, change), metadata=metadata, rows={rows.space: rows})
 
     @classmethod
-    def from_problems(cls, problems: Iterable[Rows], backbone: Backbone, metadata: EditMetadata) -> "WeightEdit":
-        """Return the edit that solves a problem for each text stream in the layers that read it.
+    def from_problems(
+        cls, problems: Iterable[Rows], layers: Callable[[str], Sequence[str]], metadata: EditMetadata
+    ) -> "WeightEdit":
+        """Return the edit that solves a problem for each text stream in layers that read it.
+
+        Args:
+            problems: The problems.
+            layers: Returns the full names of a stream's layers.
+            metadata: Origin of the edit.
 
         Raises:
             InputError: See `closed_form.solve`.
         """
-        parts = [cls.from_rows(rows, list(backbone.sites(reads=rows.space)), metadata) for rows in problems]
+        parts = [cls.from_rows(rows, layers(rows.space), metadata) for rows in problems]
         changes: dict[str, Change] = {name: change for part in parts for name, change in part.changes.items()}
         rows = {space: rows for part in parts for space, rows in (part.rows or {}).items()}
         return cls(changes=changes, metadata=metadata, rows=rows)

@@ -3,15 +3,20 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from ..backbones.base import Backbone
 from ..backbones.schedule import Discrete, Flow, NoiseSchedule
+from ..closed_form.problem import Rows
 from ..concept import Concept
-from ..edits import Edit
+from ..edits import Edit, EditMetadata, WeightEdit
 from ..errors import InputError
+from ..progress import Progress
 from ..registry import Plugin
 from ..training.context import FitContext
+
+Dependence = Literal["text", "base", "weights"]
+"""Inputs of an edit; see `Eraser.depends_on`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,19 +25,25 @@ class Eraser(Plugin):
 
     Attributes:
         name: Name in a config and on the command line, equal to the name of the file.
-        depends_on: Inputs of the edit: "weights", the weights that it is fitted on, or "text", text states alone. An
-            edit of text states does not depend on earlier removals, so a ledger need not apply them first, and it can
-            be fitted on a model whose weights stay on the disk.
+        depends_on: Inputs of the edit: "weights", the weights that it is fitted on; "base", those of the model before
+            the first removal; or "text", text states alone. An edit of the last two kinds does not depend on earlier
+            removals, so a ledger need not apply them first; one of text states can be fitted on a model whose weights
+            stay on the disk.
         together: Whether several concepts of one request are removed at once, as one entry of a ledger (the members of
             a family); else one after another.
     """
 
-    depends_on: ClassVar[Literal["text", "weights"]] = "weights"
+    depends_on: ClassVar[Dependence] = "weights"
     together: ClassVar[bool] = False
     # Noise schedules of the models that the method covers.
     schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete, Flow)
     # The settings that a person turns first.
     main: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def dependence(self) -> Dependence:
+        """The inputs of an edit with these settings."""
+        return self.depends_on
 
     def require(self, concepts: Sequence[Concept]) -> None:
         """Raise InputError if there is nothing to remove."""
@@ -59,3 +70,38 @@ class Eraser(Plugin):
         Raises:
             InputError: There are no concepts.
         """
+
+
+@runtime_checkable
+class SharedMap(Protocol):
+    """An eraser whose edit is one map of text states, the solution of rows, in some projections that read them."""
+
+    name: ClassVar[str]
+
+    @property
+    def dependence(self) -> Dependence:
+        """See `Eraser`."""
+        ...
+
+    def problems_of(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
+        """Return the least-squares problems that remove the concepts, one for each text stream."""
+        ...
+
+    def projections(self, backbone: Backbone, space: str) -> list[str]:
+        """Return the full names of the layers that are edited and read a text stream."""
+        ...
+
+    def as_settings(self) -> dict[str, Any]:
+        """Return the settings; see `Settings`."""
+        ...
+
+
+def solved_edit(
+    eraser: SharedMap, problems: Sequence[Rows], concepts: Sequence[Concept], context: FitContext
+) -> WeightEdit:
+    """Return the edit that solves the problems of an eraser in its layers; the fit has one step."""
+    metadata = EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, concepts, context.seed)
+    edit = WeightEdit.from_problems(problems, lambda space: eraser.projections(context.backbone, space), metadata)
+    if context.on_progress is not None:
+        context.on_progress(Progress(done=1, total=1))
+    return edit

@@ -158,7 +158,7 @@ class TRCE(Eraser):
     def _text(self, concepts: Sequence[Concept], context: FitContext, metadata: EditMetadata) -> WeightEdit:
         rows, pooled = self._problems(concepts, context)
         problems = calibrated((rows,) if pooled is None else (rows, pooled), context.backbone)
-        return WeightEdit.from_problems(problems, context.backbone, metadata)
+        return WeightEdit.from_problems(problems, lambda space: list(context.backbone.sites(reads=space)), metadata)
 
     def _problems(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, Rows | None]:
         """Return stage 1's problems: of the key and value projections, and of the sentence vector's readers."""

@@ -1,22 +1,24 @@
 """UCE, Unified Concept Editing (Gandikota et al., WACV 2024, arXiv:2308.14761)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from ..backbones.base import Backbone
+from ..closed_form.names import erased_pairs
 from ..closed_form.pair_problems import pair_problems
 from ..closed_form.problem import Rows
+from ..closed_form.projections import projections
 from ..closed_form.readers import EmptyAnchor, Places, PromptPair
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..errors import InputError
-from ..progress import Progress
-from ..prompts import CLASS_TEMPLATES, anchored, blank, preserved_templates, templates
+from ..prompts import CLASS_TEMPLATES, blank, preserved_templates, templates
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser
+from .base import Eraser, solved_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +90,7 @@ class UCE(Eraser):
     class_phrases: bool = False
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        backbone = context.backbone
-        metadata = EditMetadata.of(self.name, asdict(self), backbone, concepts, context.seed)
-        edit = WeightEdit.from_problems(self.problems_of(concepts, context), backbone, metadata)
-        if context.on_progress is not None:
-            context.on_progress(Progress(done=1, total=1))
-        return edit
+        return solved_edit(self, self.problems_of(concepts, context), concepts, context)
 
     def rows_of(self, concepts: Sequence[Concept], context: FitContext) -> Rows:
         """Return the problem of the tokens' states; see `problems_of`."""
@@ -107,7 +104,8 @@ class UCE(Eraser):
         """
         if not concepts:
             raise InputError("concepts: expected at least one, got none. Name what is to be erased.")
-        erased = [pair for concept in concepts for pair in self._erased_pairs(concept)]
+        in_templates = self.rows == "templates"
+        erased = [pair for concept in concepts for pair in erased_pairs(concept, in_templates=in_templates)]
         kept: dict[PromptPair, float] = {}
         for concept in concepts:
             for pair in self._kept_pairs(concept):
@@ -120,6 +118,10 @@ class UCE(Eraser):
             reg=self.reg,
             strength=self.strength,
         )
+
+    def projections(self, backbone: Backbone, space: str) -> list[str]:
+        """Return the full names of the layers that are edited and read a text stream."""
+        return projections(backbone, "all", space)
 
     @property
     def _places(self) -> Places:
@@ -137,21 +139,6 @@ class UCE(Eraser):
     def _preserve_scale(self, concept: Concept) -> float:
         published = max(0.1, 1 / (1 + len(concept.preserve)))  # one is the empty prompt
         return published if self.preserve_scale is None else self.preserve_scale
-
-    def _erased_pairs(self, concept: Concept) -> list[PromptPair]:
-        if self.rows != "templates":
-            return [PromptPair.of("{}", name, concept.anchor, concept.anchor) for name in concept.names]
-        return [
-            PromptPair.of(
-                template,
-                name,
-                concept.anchor,
-                anchored(template, concept),
-                number=number,
-            )
-            for name in concept.names
-            for number, template in enumerate(templates(concept.kind))
-        ]
 
     def _kept_pairs(self, concept: Concept) -> list[PromptPair]:
         if self.preserve_scale == 0:

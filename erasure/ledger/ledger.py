@@ -123,7 +123,7 @@ class Ledger(LedgerView):
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
         check_names(concepts, backbone)
-        standing = self.standing if eraser.depends_on == "weights" else ()
+        standing = self.standing if eraser.dependence == "weights" else ()
         # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
         edits = {entry.id: self._load(entry) for entry in standing}
         beneath = {name: weights_of(edit) for name, edit in edits.items() if not isinstance(edit, SamplingEdit)}

@@ -1,6 +1,5 @@
 """Config files, and the default settings of a method on a model."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def starting_settings(method: str, model: str) -> dict[str, Any]:
         UnknownNameError: There is no such eraser.
     """
     kind = eraser_class(method)
-    settings = asdict(kind())
+    settings = kind().as_settings()
     profile = profile_of(model)
     settings |= profile.settings(method)
     if (example := profile.example(method)) is not None:

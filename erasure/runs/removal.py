@@ -122,7 +122,7 @@ def check_low_memory(run: Run) -> None:
             f"--low-memory: expected the attention sdpa, as no images are sampled, got {run.attention!r}."
             " Leave one of them out."
         )
-    if run.eraser.depends_on == "weights":
+    if run.eraser.dependence != "text":
         fit = ", ".join(name for name in eraser_names() if eraser_class(name).depends_on == "text")
         raise InputError(
             f"--low-memory: expected an eraser that reads text alone ({fit}), got {run.eraser.name!r}."

@@ -77,7 +77,7 @@ class Run:
         """Return the run as the plain data of a config file, which `parse` turns into an equal run."""
         return {
             "model": self.model,
-            "eraser": {"name": self.eraser.name, **json.loads(json.dumps(asdict(self.eraser)))},
+            "eraser": {"name": self.eraser.name, **json.loads(json.dumps(self.eraser.as_settings()))},
             "concepts": [concept.as_json() for concept in self.concepts],
             "seed": self.seed,
             "output": self.output,
