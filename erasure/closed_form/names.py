@@ -149,8 +149,8 @@ class NameReader:
         parts = [(tokens.encoder, states, tokens.span(self._empty)) for tokens, states in stream.parts()]
         rows = []
         for number, (encoder, states, span) in enumerate(parts or [("", stream.states, range(1))]):
-            own = states[self._empty, list(span)].cpu().double()
-            for i, state in enumerate(torch.cat([own[:1], _centres(own[1:], centres)])):
+            read = states[self._empty, list(span)].cpu().double()
+            for i, state in enumerate(torch.cat([read[:1], _centres(read[1:], centres)])):
                 site = f"|{'' if number == 0 else f'{encoder}-'}invariant-{i}"
                 rows.append(Row(label="", site=site, state=state, weight=weight, anchor_label="", anchor=state))
         return rows

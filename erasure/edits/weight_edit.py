@@ -95,12 +95,7 @@ class WeightEdit(Edit):
     def from_problems(
         cls, problems: Iterable[Rows], layers: Callable[[str], Sequence[str]], metadata: EditMetadata
     ) -> "WeightEdit":
-        """Return the edit that solves a problem for each text stream in layers that read it.
-
-        Args:
-            problems: The problems.
-            layers: Returns the full names of a stream's layers.
-            metadata: Origin of the edit.
+        """Return the edit that solves a problem for each text stream in the layers that `layers` gives for it.
 
         Raises:
             InputError: See `closed_form.solve`.
