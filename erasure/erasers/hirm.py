@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..backbones.text_blocks import clip_encoders, first_block, last_block, token_ids
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
-from ..prompts import prompt_pairs
+from ..prompts import anchored_prompts
 from ..registry import Exactness
 from ..training.context import FitContext
 from ..training.finetune import Optimisation, finetune
@@ -121,5 +121,5 @@ class HiRM(Eraser):
         if self.prompts == "bare":
             pairs = [(name, concept.anchor) for concept in concepts for name in concept.names]
         else:
-            pairs = [pair for concept in concepts for pair in prompt_pairs(concept)]
+            pairs = [pair for concept in concepts for pair in anchored_prompts(concept)]
         return sorted(set(pairs))
