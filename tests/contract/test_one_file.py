@@ -46,9 +46,9 @@ def source(stem: str) -> str:
 
 
 def example() -> str:
-    """Return the example of the guide, under a name that the tests choose by."""
+    """Return the example of the guide, with a source and under a name that the tests choose by."""
     _, _, rest = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("```python\n")
-    return rest.partition("```")[0].replace('"towards"', '"added-example"')
+    return rest.partition("```")[0].replace('"towards"', '"added-example"').replace("NNNN.NNNNN", "0000.00000")
 
 
 DROPPED = [
