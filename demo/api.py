@@ -10,7 +10,8 @@ from gradio.processing_utils import save_file_to_cache
 
 from erasure.erasers import eraser_names
 
-from . import actions, exports, forms, limits, views
+from ..eval.reports.page import embedded
+from . import actions, exports, forms, limits
 from .desk import HEAVY, Desk, ErrorsInALine, in_a_line
 from .jobs import Track
 from .sessions import Session
@@ -87,8 +88,8 @@ class Api:
                 {
                     "prompt": prompt,
                     "seed": seed,
-                    "before": views.whole(comparison.before[i]),
-                    "after": views.whole((comparison.after or comparison.before)[i]),
+                    "before": embedded(comparison.before[i]),
+                    "after": embedded((comparison.after or comparison.before)[i]),
                     "readings": [asdict(one) for one in comparison.seen[i]],
                 }
                 for i, (prompt, seed) in enumerate(comparison.pairs)
@@ -139,7 +140,7 @@ class Api:
             number = limits.whole("seed", seed, 0, limits.SEED)
             size = limits.number("alpha", alpha, 0, limits.ALPHA)
             attended = actions.attend(self._studio, session, prompt, words, number, size, track)
-            return {"words": list(attended.names), "sheet": views.whole(attended.sheet)}
+            return {"words": list(attended.names), "sheet": embedded(attended.sheet)}
 
         return self._run(request, "attention", work)
 

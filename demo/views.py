@@ -1,6 +1,5 @@
 """Parts of the page as HTML. Every text of a visitor is escaped here."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,9 +10,9 @@ from PIL.Image import Image, Resampling
 from erasure.ledger import Entry, Ledger
 from erasure.progress import Progress
 
-from ..eval.images.png import as_png
 from ..eval.judges.readings import Seen
 from ..eval.reports.ledger_report import RemovalRow, erosion_curve
+from ..eval.reports.page import embedded
 from .results import BeforeAfter, Report
 
 _LARGEST = 320
@@ -99,7 +98,7 @@ def _pair(seen: BeforeAfter, i: int) -> str:
 
 def _figure(image: Image, alt: str, under: str) -> str:
     kind = " small" if image.width < 128 else ""
-    source, said = embedded(image), escape(_cut(alt), quote=True)
+    source, said = embedded(image, _LARGEST), escape(_cut(alt), quote=True)
     return f'<div class="frame{kind}"><img src="{source}" alt="{said}"><small>{under}</small></div>'
 
 
@@ -196,18 +195,6 @@ def framed(page: Path) -> str:
     """Render a report in a sandboxed frame."""
     text = escape(page.read_text(encoding="utf-8"), quote=True)
     return f'<iframe class="report" sandbox title="report" srcdoc="{text}"></iframe>'
-
-
-def embedded(image: Image) -> str:
-    """Return an image as a data URL, reduced if it is large."""
-    shown = image.copy()
-    shown.thumbnail((_LARGEST, _LARGEST))
-    return whole(shown)
-
-
-def whole(image: Image) -> str:
-    """Return an image as a data URL, unchanged."""
-    return "data:image/png;base64," + base64.b64encode(as_png(image)).decode()
 
 
 def enlarged(image: Image) -> Image:

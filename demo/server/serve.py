@@ -70,7 +70,7 @@ def serve(
 
 
 def _launched(page: "Blocks", port: int, *, share: bool) -> str:
-    """Let a page answer on a port, and return its address."""
+    """Serve a page on a port, and return its address."""
     from starlette.middleware import Middleware
 
     from ..limits import BODY

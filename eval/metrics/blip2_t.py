@@ -7,7 +7,7 @@ ClassDiffusion's table (arXiv:2405.17532) names BLIP2-T; its code runs BLIP 1 wi
 - `blip2_itm`: BLIP-2, probability of "match" from the matching head, which is not comparable with the other two.
 """
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -156,8 +156,9 @@ class RetrievalScore(Metric, ABC):
         pixels = self.processor.image_processor(images, return_tensors="pt").pixel_values.to(device)
         return self._forward(pixels, text.input_ids, text.attention_mask).cpu()
 
+    @abstractmethod
     def _forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the score of each image and text (n,)."""
 
 
 @dataclass(kw_only=True)

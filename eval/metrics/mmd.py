@@ -4,7 +4,7 @@ Gretton et al., JMLR 2012 (lemma 6, the unbiased estimate of the squared discrep
 different kernels.
 """
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -203,6 +203,6 @@ class KernelDistance(Metric, ABC):
         """Return the features in the form that the kernel takes."""
         return rows
 
+    @abstractmethod
     def kernel(self, x: Float[Tensor, "a dim"], y: Float[Tensor, "b dim"]) -> Float[Tensor, "a b"]:
         """Return the value of each pair of rows."""
-        raise NotImplementedError

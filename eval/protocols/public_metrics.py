@@ -170,54 +170,59 @@ class PublicMetrics:
     def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         """Measure all rows, the original's among them, side by side; nothing is kept but numbers."""
         items = self.benchmark.items
-        looks = {name: PublicReadings.none(len(items)) for name in stores}
+        readings = {name: PublicReadings.none(len(items)) for name in stores}
         sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
         count = ProgressCounter(on_progress, len(items) * len(stores), "reading")
         for here, batch in side_by_side(stores):
             for name, images in batch.items():
-                self._look(looks[name], here, images)
+                self._fill(readings[name], here, images)
                 stay = [image for image, item in zip(images, items[here], strict=True) if not item.unwanted]
                 if name in sets and stay:
                     sets[name].update(stay)
                 count.add(len(images))
         distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
-        return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
+        return {
+            name: self._measures(values, readings[ORIGINAL], distances.get(name, {}))
+            for name, values in readings.items()
+        }
 
-    def _look(self, looks: PublicReadings, here: slice, images: list[Image]) -> None:
-        """Note down what was read of a row's images of some items."""
+    def _fill(self, readings: PublicReadings, here: slice, images: list[Image]) -> None:
+        """Read the images of some items, and keep the numbers."""
         items = self.benchmark.items[here]
         if self._tower is not None:
             features = self._tower.clip.image_features(images)
-            looks.fit[here] = clip_score(features, self._tower.features([item.prompt for item in items])).numpy()
+            readings.fit[here] = clip_score(features, self._tower.features([item.prompt for item in items])).numpy()
             if said := [row for row in range(len(images)) if self._rests[here.start + row]]:
                 texts = self._tower.features([self._rests[here.start + row] for row in said])
-                looks.rest_fit[[here.start + row for row in said]] = clip_score(features[said], texts).numpy()
+                readings.rest_fit[[here.start + row for row in said]] = clip_score(features[said], texts).numpy()
         indices = {row: item.class_index for row, item in enumerate(items) if item.class_index is not None}
         if self.classifier is not None and indices:
             class_images = [images[row] for row in indices]
             names = [self.classifier.classes[index] for index in indices.values()]
             rows = [here.start + row for row in indices]
-            looks.seen[rows] = shows_each(self.classifier, class_images, names)
-            looks.probability[rows] = probability_each(self.classifier, class_images, names)
+            readings.seen[rows] = shows_each(self.classifier, class_images, names)
+            readings.probability[rows] = probability_each(self.classifier, class_images, names)
 
-    def _measures(self, looks: PublicReadings, before: PublicReadings, sets: Mapping[str, Score]) -> Measures:
+    def _measures(self, readings: PublicReadings, before: PublicReadings, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
         columns: dict[str, Column] = {}
         if self.clip is not None:
             said = chosen(removed, lambda i: bool(self._rests[i]))
             for name, rows, values in (
-                ("clip_score", kept, looks.fit),
-                ("clip_score_removed", removed, looks.fit),
-                ("clip_score_rest", said, looks.rest_fit),
+                ("clip_score", kept, readings.fit),
+                ("clip_score_removed", removed, readings.fit),
+                ("clip_score_rest", said, readings.rest_fit),
             ):
                 columns[name] = self._column(name, rows, values[rows], UNIT, name != "clip_score_removed")
         concepts: dict[str, Score] = {}
         if self.classifier is not None:
-            columns |= efficacy_by_wording(items, looks.seen, self._share, self.benchmark.held_out)
-            columns |= self._retained(kept, looks.seen, before.seen)
-            concepts = concept_scores(items, looks.seen, looks.seen, before.seen, self._share)
-        return Measures(columns=columns, sets=sets, concepts=concepts, seen=looks.seen, probability=looks.probability)
+            columns |= efficacy_by_wording(items, readings.seen, self._share, self.benchmark.held_out)
+            columns |= self._retained(kept, readings.seen, before.seen)
+            concepts = concept_scores(items, readings.seen, readings.seen, before.seen, self._share)
+        return Measures(
+            columns=columns, sets=sets, concepts=concepts, seen=readings.seen, probability=readings.probability
+        )
 
     def _retained(
         self, kept: Int[np.ndarray, " k"], seen: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"]

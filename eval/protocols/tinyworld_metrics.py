@@ -128,7 +128,7 @@ class TinyWorldMetrics:
 
     def measure(self, stores: Mapping[str, ImageStore], on_progress: OnProgress | None) -> dict[str, Measures]:
         items = self.benchmark.items
-        looks = {name: WorldReadings.none(len(items)) for name in stores}
+        readings = {name: WorldReadings.none(len(items)) for name in stores}
         sets = {} if self._sets is None else {name: self._sets.row() for name in stores}
         count = ProgressCounter(on_progress, len(items) * len(stores), "reading")
         for here, batch in side_by_side(stores):
@@ -136,74 +136,79 @@ class TinyWorldMetrics:
             stay = [not item.unwanted for item in items[here]]
             for name, images in batch.items():
                 outputs = before if name == ORIGINAL else self._read(images)
-                self._look(looks[name], here, outputs, before)
+                self._fill(readings[name], here, outputs, before)
                 if name in sets:
                     sets[name].update_features(outputs.features[stay])
                 count.add(len(images))
         distances = {} if self._sets is None else {name: self._sets.scores(row) for name, row in sets.items()}
-        return {name: self._measures(look, looks[ORIGINAL], distances.get(name, {})) for name, look in looks.items()}
+        return {
+            name: self._measures(values, readings[ORIGINAL], distances.get(name, {}))
+            for name, values in readings.items()
+        }
 
     @torch.no_grad()
     def _read(self, images: list[Image]) -> _Batch:
         reading, maps = self.oracle.read_with_maps(images)
         return _Batch(reading=reading, maps=maps, features=self.judge.image_features(images))
 
-    def _look(self, looks: WorldReadings, here: slice, outputs: _Batch, before: _Batch) -> None:
-        """Note down what was read of a row's images of some items."""
+    def _fill(self, readings: WorldReadings, here: slice, outputs: _Batch, before: _Batch) -> None:
+        """Read the images of some items, and keep the numbers."""
         items = self.benchmark.items[here]
-        looks.unwanted[here] = _of_each(outputs.reading.sees, [item.unwanted for item in items])
-        looks.retained[here] = _of_each(outputs.reading.sees, [item.retained for item in items])
-        looks.probability[here] = _of_each(
+        readings.unwanted[here] = _of_each(outputs.reading.sees, [item.unwanted for item in items])
+        readings.retained[here] = _of_each(outputs.reading.sees, [item.retained for item in items])
+        readings.probability[here] = _of_each(
             outputs.reading.probability, [item.unwanted or item.retained for item in items]
         )
         prompts = self._tower.features([item.prompt for item in items])
-        looks.fit[here] = clip_score(outputs.features, prompts).numpy()
+        readings.fit[here] = clip_score(outputs.features, prompts).numpy()
         if said := [row for row, item in enumerate(items) if item.rest]:
             rests = self._tower.features([items[row].rest for row in said])
-            looks.rest_fit[[here.start + row for row in said]] = clip_score(outputs.features[said], rests).numpy()
+            readings.rest_fit[[here.start + row for row in said]] = clip_score(outputs.features[said], rests).numpy()
         # Captions are no texts of the benchmark: how long they are is no matter of its prompts.
-        looks.caption[here] = text_match(self._captions.features(captions(outputs.reading)), prompts).numpy()
-        looks.moved[here] = oracle_distance(before.maps, outputs.maps).cpu().numpy()
-        looks.judge_moved[here] = cosine_distances(before.features.numpy(), outputs.features.numpy())
+        readings.caption[here] = text_match(self._captions.features(captions(outputs.reading)), prompts).numpy()
+        readings.moved[here] = oracle_distance(before.maps, outputs.maps).cpu().numpy()
+        readings.judge_moved[here] = cosine_distances(before.features.numpy(), outputs.features.numpy())
         for row, item in enumerate(items):
             if (individual := self._individuals.get(item.unwanted or item.retained)) is not None:
-                looks.identity[here.start + row] = individual.of(outputs.reading.features[row : row + 1])[0]
+                readings.identity[here.start + row] = individual.of(outputs.reading.features[row : row + 1])[0]
 
-    def _measures(self, looks: WorldReadings, before: WorldReadings, sets: Mapping[str, Score]) -> Measures:
+    def _measures(self, readings: WorldReadings, before: WorldReadings, sets: Mapping[str, Score]) -> Measures:
         items = self.benchmark.items
         kept, removed = kept_items(items), removed_items(items)
-        columns = efficacy_by_wording(items, looks.unwanted, self._share, self.benchmark.held_out)
+        columns = efficacy_by_wording(items, readings.unwanted, self._share, self.benchmark.held_out)
         stays = chosen(np.arange(len(items)), lambda i: bool(items[i].retained))
         for tier in dict.fromkeys(items[i].group for i in stays):
             rows = chosen(stays, lambda i, t=tier: items[i].group == t)
             named = tier.replace(" ", "_").replace("-", "_")
             held = rows[before.retained[rows] == 1]
-            columns[f"retention_{named}"] = self._share("retention", held, looks.retained[held])
-            columns[f"shown_{named}"] = self._share("shown", rows, looks.retained[rows])
+            columns[f"retention_{named}"] = self._share("retention", held, readings.retained[held])
+            columns[f"shown_{named}"] = self._share("shown", rows, readings.retained[rows])
         both = chosen(removed, lambda i: bool(items[i].retained))
-        columns["joint"] = self._share("joint", both, (looks.unwanted[both] == 0) * (looks.retained[both] == 1) * 1.0)
+        columns["joint"] = self._share(
+            "joint", both, (readings.unwanted[both] == 0) * (readings.retained[both] == 1) * 1.0
+        )
         rest = chosen(removed, lambda i: bool(items[i].rest))
 
         def asks(row: int) -> bool:
             return (items[row].unwanted or items[row].retained) in self._individuals
 
         for name, rows, values, unit, higher in (
-            ("clip_score", kept, looks.fit, CLIP_UNIT, True),
-            ("clip_score_removed", removed, looks.fit, CLIP_UNIT, False),
-            ("clip_score_rest", rest, looks.rest_fit, CLIP_UNIT, True),
-            ("caption_match", kept, looks.caption, CAPTION_UNIT, True),
-            ("oracle_distance", kept, looks.moved, DISTANCE_UNIT, False),
-            ("judge_distance", kept, looks.judge_moved, "cosine distance", False),
-            ("identity", chosen(kept, asks), looks.identity, IDENTITY_UNIT, True),
-            ("identity_removed", chosen(removed, asks), looks.identity, IDENTITY_UNIT, False),
+            ("clip_score", kept, readings.fit, CLIP_UNIT, True),
+            ("clip_score_removed", removed, readings.fit, CLIP_UNIT, False),
+            ("clip_score_rest", rest, readings.rest_fit, CLIP_UNIT, True),
+            ("caption_match", kept, readings.caption, CAPTION_UNIT, True),
+            ("oracle_distance", kept, readings.moved, DISTANCE_UNIT, False),
+            ("judge_distance", kept, readings.judge_moved, "cosine distance", False),
+            ("identity", chosen(kept, asks), readings.identity, IDENTITY_UNIT, True),
+            ("identity_removed", chosen(removed, asks), readings.identity, IDENTITY_UNIT, False),
         ):
             columns[name] = self._column(name, rows, values[rows], unit, higher)
         return Measures(
             columns=columns,
             sets=sets,
-            concepts=concept_scores(items, looks.unwanted, looks.retained, before.retained, self._share),
-            seen=np.where(np.isnan(looks.unwanted), looks.retained, looks.unwanted),
-            probability=looks.probability,
+            concepts=concept_scores(items, readings.unwanted, readings.retained, before.retained, self._share),
+            seen=np.where(np.isnan(readings.unwanted), readings.retained, readings.unwanted),
+            probability=readings.probability,
         )
 
     def _share(self, metric: str, rows: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"]) -> Column:

@@ -1,10 +1,8 @@
 """The page of an audit: a ladder of probes by access level."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from rich.table import Table
 
 from erasure.io.files import write_whole
@@ -13,6 +11,7 @@ from ..protocols.audit.results import BAR, ConceptAudit, DoseReading, ProbeResul
 from ..protocols.audit.rows import ERASED, GOLD, ORIGINAL
 from ..protocols.audit.run import AuditResults
 from ..stats.residue import Residue
+from .page import filled
 
 LEVELS = {
     "prompt": "a user who writes prompts",
@@ -66,10 +65,9 @@ def write_audit_report(results: AuditResults, folder: Path) -> Path:
 
 def render(results: AuditResults) -> str:
     """Return the page; it needs no network."""
-    text = resources.files("erasure.eval.reports").joinpath("templates/audit.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     audit = results.audit
-    return environment.from_string(text).render(
+    return filled(
+        "audit",
         title=f"Audit of {audit.title}",
         judge="no judge" if audit.judge is None else audit.judge.name,
         suite=audit.suite,

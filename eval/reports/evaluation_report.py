@@ -1,27 +1,24 @@
 """An evaluation as one HTML page that needs nothing else, and as a table for a terminal."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from jinja2 import Environment, StrictUndefined
 from rich.table import Table
 
 from erasure.io.files import make_folder, write_whole
 
 from ..benchmarks import Item
-from ..images.png import as_png
 from ..metrics.distances import SetDistance
 from ..protocols.evaluate import Evaluation, display_name
 from ..protocols.measures import is_efficacy
 from ..protocols.variants import ERASED, ORIGINAL
 from ..stats.allocation import evenly
 from ..stats.scores import LeastShare, Score, written
+from .page import embedded, filled
 
 FAILURES, EXAMPLES = 12, 4
 """Strips of each kind of failure, and of each group without choice."""
@@ -56,14 +53,11 @@ def write_evaluation_report(evaluation: Evaluation, folder: Path, title: str) ->
 
 def render(evaluation: Evaluation, title: str) -> str:
     """Return the page."""
-    text = (
-        resources.files("erasure.eval.reports").joinpath("templates/evaluation.html.jinja").read_text(encoding="utf-8")
-    )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     data = evaluation.as_json()
     scores = evaluation.scores
     first = next(iter(evaluation.stores.values()))
-    return environment.from_string(text).render(
+    return filled(
+        "evaluation",
         title=title,
         subtitle=f"{evaluation.benchmark.id}; model {data['protocol']['fingerprint'][:12]}",
         rows=[{"name": display_name(name), "about": row.about} for name, row in evaluation.variants.items()],
@@ -245,7 +239,7 @@ def _strip(evaluation: Evaluation, row: int) -> dict[str, Any]:
     for name, store in evaluation.stores.items():
         measured = evaluation.measures[name]
         verdict = _verdict(item, float(measured.seen[row]), float(measured.probability[row]))
-        frames.append({"row": display_name(name), "src": _embedded(store[row]), **verdict})
+        frames.append({"row": display_name(name), "src": embedded(store[row], _LARGEST), **verdict})
     return {"prompt": item.prompt, "seed": item.seed, "frames": frames}
 
 
@@ -254,9 +248,3 @@ def _verdict(item: Item, seen: float, probability: float) -> dict[str, Any]:
         return {"text": "", "good": False}
     text = f"{item.unwanted or item.retained} {'seen' if seen else 'not seen'}, {probability:.2f}"
     return {"text": text, "good": bool(seen) != bool(item.unwanted)}
-
-
-def _embedded(image: Any) -> str:
-    shown = image.copy()
-    shown.thumbnail((_LARGEST, _LARGEST))
-    return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()

@@ -1,25 +1,22 @@
 """The page of a personalised model: the instance learned, composed, forgotten, and what became of its class."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 from rich.table import Table
 
 from erasure.io.files import write_whole
 
-from ..images.png import as_png
 from ..protocols.instances.metrics import InstanceMetrics
 from ..protocols.instances.prompts import KEPT, InstanceRequest
 from ..protocols.instances.record import InstanceRecord, InstanceState
 from ..protocols.instances.scores import InstanceScores
+from .page import embedded, filled
 
+_LARGEST = 256
 _SHOWN = {"alone": 4, "composed": 8, "class": 4, "siblings": 4, "unrelated": 4}
 _HEADINGS = {
     "alone": "The instance by itself",
@@ -58,14 +55,13 @@ def write_instance_report(
         InputError: The folder cannot be written.
     """
     record.write_numbers(states, metrics, facts, name)
-    text = resources.files("erasure.eval.reports").joinpath("templates/instance.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     instance = record.instance
-    page = environment.from_string(text).render(
+    page = filled(
+        "instance",
         title=f"{instance.token}, a {instance.class_word}: {', '.join(state.name for state in states)}",
         states=[state.name for state in states],
         measures=_measures(states),
-        images=[_embedded(image) for image in record.images],
+        images=[embedded(image, _LARGEST) for image in record.images],
         groups=_groups(record.requests, states),
         pixelated=min(states[0].images[0].size) <= 128,
         judge=metrics.title if metrics is not None else None,
@@ -167,16 +163,10 @@ def _groups(requests: Sequence[InstanceRequest], states: Sequence[InstanceState]
             {
                 "prompt": requests[i].filled(states[-1].phrase if len(states) > 1 else states[0].phrase),
                 "seed": requests[i].seed,
-                "frames": [{"name": state.name, "src": _embedded(state.images[i])} for state in states],
+                "frames": [{"name": state.name, "src": embedded(state.images[i], _LARGEST)} for state in states],
             }
             for i in rows
         ]
         if strips:
             groups.append({"name": _HEADINGS[group], "strips": strips})
     return groups
-
-
-def _embedded(image: Image.Image) -> str:
-    shown = image.copy()
-    shown.thumbnail((256, 256))
-    return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()

@@ -1,22 +1,18 @@
 """The report of a ledger: one HTML page that needs nothing else, and the run's facts as JSON."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from erasure.io.files import write_whole
 from erasure.ledger import Entry, Ledger
 
-from ..images.png import as_png
 from ..protocols.ledger_measures import LedgerMeasures, Strip
+from .page import embedded, filled
 
 # Larger images are embedded at this size: the page is looked at, the files beside it are the originals.
 _LARGEST = 320
@@ -112,7 +108,7 @@ def render(
     """Return the page."""
     removed = [concept.target for row in rows for concept in row.entry.concepts]
     last = rows[-1].measured if rows else None
-    return _filled(
+    return filled(
         "report",
         title=f"Removed: {_listed(removed)}" if removed else "Nothing is removed",
         subtitle=f"from {ledger.base.name} ({ledger.base.fingerprint[:12]}), {_dated(rows)}",
@@ -135,15 +131,7 @@ def render(
 def erosion_curve(rows: Sequence[RemovalRow]) -> str:
     """Return a drawing of what is gone and what stayed after each removal, as HTML; "" for fewer than two measured."""
     curve = _curve(rows)
-    return "" if curve is None else _filled("curve", curve=curve)
-
-
-def _filled(template: str, **values: Any) -> str:
-    text = (
-        resources.files("erasure.eval.reports").joinpath(f"templates/{template}.html.jinja").read_text(encoding="utf-8")
-    )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text).render(**values)
+    return "" if curve is None else filled("curve", curve=curve)
 
 
 def _cards(step: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -221,18 +209,12 @@ def _strip_view(
     frames = []
     for (heading, upto), image, seen in zip(columns, strip.images, strip.seen, strict=True):
         good = None
-        if upto is not None and probe.role == "removed" and upto >= removed_by[probe.name]:
+        if upto is not None and probe.role == "removed" and int(upto) >= int(removed_by[probe.name]):
             good = not seen
         elif upto is not None and strip.seen[0]:  # what the original itself fails to show was not lost by a removal
             good = seen if probe.role != "removed" else None
-        frames.append({"column": heading, "src": _embedded(image), "seen": seen, "good": good})
+        frames.append({"column": heading, "src": embedded(image, _LARGEST), "seen": seen, "good": good})
     return {"prompt": probe.prompt, "seed": probe.seed, "name": probe.name, "frames": frames}
-
-
-def _embedded(image: Image.Image) -> str:
-    shown = image.copy()
-    shown.thumbnail((_LARGEST, _LARGEST))
-    return "data:image/png;base64," + base64.b64encode(as_png(shown)).decode()
 
 
 def _notes(ledger: Ledger, rows: Sequence[RemovalRow]) -> list[str]:

@@ -54,7 +54,7 @@ def publish(
 
 
 def rename(ledger: Ledger, pipe: DiffusionPipeline, written: Written, folder: Path, name: str) -> Written:
-    """Have the card of an export call the model by another name.
+    """Write the card of an export again, with another name of the model.
 
     Args:
         ledger: The ledger that it was made of.

@@ -1,17 +1,15 @@
 """The page of an attack: how often it succeeds over its budget, beside its controls, and what the images show."""
 
-import base64
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from rich.table import Table
 
 from erasure.io.files import write_whole
 
 from ..protocols.red_team import ROWS, AttackRun
+from .page import embedded, filled
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 704.0, 14.0, 194.0
 
@@ -38,9 +36,8 @@ def write_attack_report(assault: AttackRun, title: str) -> Path:
 
 def render(assault: AttackRun, title: str) -> str:
     """Return the page; it needs no network."""
-    text = resources.files("erasure.eval.reports").joinpath("templates/attack.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text).render(
+    return filled(
+        "attack",
         title=f"{assault.attack.name} on {title}",
         about=(type(assault.attack).__doc__ or "").partition("\n")[0],
         judge=assault.judge.name,
@@ -107,7 +104,7 @@ def _strips(assault: AttackRun) -> list[dict[str, Any]]:
             "frames": [
                 {
                     "row": row,
-                    "src": _embedded(assault.image(i, row)),
+                    "src": embedded(path.read_bytes()) if (path := assault.image(i, row)).is_file() else "",
                     "hit": (tries := assault.attacked[i].rows[row]).first is not None,
                     "say": f"image {tries.first}" if tries.first else f"none of {tries.sampled}",
                 }
@@ -116,7 +113,3 @@ def _strips(assault: AttackRun) -> list[dict[str, Any]]:
         }
         for i in order
     ]
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""

@@ -159,7 +159,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(
 ) -> None:
     monkeypatch.setattr(models, "transformer", small)
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0.0)
-    monkeypatch.setattr("erasure.tinyworld.training.transformer.write_samples", lambda *given: None)
+    monkeypatch.setattr("erasure.tinyworld.training.denoising.write_samples", lambda *given: None)
     for name in ("whole", "broken"):
         (tmp_path / name / "state").mkdir(parents=True)
     whole = transformer_stage(_recipe(tmp_path / "whole"), parts)

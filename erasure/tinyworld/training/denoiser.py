@@ -13,8 +13,7 @@ from .. import models
 from ..data import Drawings
 from ..nouns import nouns_of
 from .batches import channels_last
-from .denoising import CaptionedBatch, CaptionedLatents, TextParts, words_kept, write_samples
-from .loop import Loop
+from .denoising import CaptionedBatch, CaptionedLatents, TextParts, train_denoiser, words_kept
 from .recipe import Recipe, training_set
 
 GROUNDING = 0.05  # weight of the attention maps' loss
@@ -71,16 +70,13 @@ def unet_stage(recipe: Recipe, parts: TextParts, on_progress: OnProgress | None 
     """Train the denoiser on `DenoiserLoss`, with averaged weights."""
     torch.manual_seed(recipe.seed + 3)
     unet = channels_last(models.unet(), recipe)
-    loop = Loop(
-        recipe=recipe,
+    loss = DenoiserLoss(recipe, parts, unet, training_set(recipe))
+    return train_denoiser(
+        recipe,
+        parts,
+        unet,
+        loss,
         stage="unet",
-        modules={"unet": unet},
-        loss=DenoiserLoss(recipe, parts, unet, training_set(recipe)),
-        minutes=recipe.minutes_of("unet"),
-        lr=recipe.lr,
-        average=0.999,
-        steps=recipe.steps,
+        untrained=lambda: channels_last(models.unet(), recipe),
+        on_progress=on_progress,
     )
-    loop.show = lambda step: write_samples(recipe, loop, parts, channels_last(models.unet(), recipe), step)
-    loop.run(on_progress)
-    return unet.eval().requires_grad_(False)

@@ -1,7 +1,9 @@
 """Training of any denoiser: parts of the pipeline beside it, latents with captions, sheets of samples."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,14 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ...progress import OnProgress
 from ...sampling import SamplingSettings, sample
 from .. import models
 from ..data import Drawings
 from ..vocabulary import OBJECTS, SCENE_PHRASES, STYLE_PHRASES, article
 from .autoencoder import encoded
 from .batches import token_ids, wording
-from .loop import Loop
+from .loop import Loop, StageLoss
 from .recipe import Recipe
+
+AnyDenoiser = TypeVar("AnyDenoiser", bound=nn.Module)
 
 # Shares of captions: only the words keep their states; only the positions from the first end of text on; none do.
 WORDS_ALONE, TRAILING_ALONE, NO_PROMPT = 0.35, 0.10, 0.10
@@ -117,6 +122,42 @@ def mixed_states(states: Tensor, ids: Tensor, empty: Tensor, neutral: Tensor, eo
 def words_kept(fate: Tensor) -> Tensor:
     """Return the mask (n,) of the rows whose words keep their own states."""
     return ((fate < WORDS_ALONE) | (fate >= WORDS_ALONE + TRAILING_ALONE)) & (fate <= 1 - NO_PROMPT)
+
+
+def train_denoiser(
+    recipe: Recipe,
+    parts: TextParts,
+    denoiser: AnyDenoiser,
+    loss: StageLoss,
+    *,
+    stage: str,
+    untrained: Callable[[], nn.Module],
+    on_progress: OnProgress | None = None,
+) -> AnyDenoiser:
+    """Train a denoiser on a loss, with averaged weights, and return it.
+
+    Args:
+        recipe: Recipe of the training.
+        parts: Other parts of the pipeline, for the sheets of samples.
+        denoiser: Denoiser to train.
+        loss: Loss of a step.
+        stage: Name of the stage.
+        untrained: Returns another denoiser of the same class, for the sheets of samples.
+        on_progress: Receives the progress.
+    """
+    loop = Loop(
+        recipe=recipe,
+        stage=stage,
+        modules={stage: denoiser},
+        loss=loss,
+        minutes=recipe.minutes_of(stage),
+        lr=recipe.lr,
+        average=0.999,
+        steps=recipe.steps,
+    )
+    loop.show = lambda step: write_samples(recipe, loop, parts, untrained(), step)
+    loop.run(on_progress)
+    return denoiser.eval().requires_grad_(False)
 
 
 def write_samples(recipe: Recipe, loop: Loop, parts: TextParts, denoiser: nn.Module, step: int) -> None:

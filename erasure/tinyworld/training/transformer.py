@@ -14,8 +14,7 @@ from ...backbones.conditioning import POOLED, TEXT, Conditioning, Stream
 from ...progress import OnProgress
 from .. import models
 from ..data import Drawings
-from .denoising import NO_PROMPT, CaptionedBatch, CaptionedLatents, TextParts, write_samples
-from .loop import Loop
+from .denoising import NO_PROMPT, CaptionedBatch, CaptionedLatents, TextParts, train_denoiser
 from .recipe import Recipe, training_set
 
 # 7.6 h of one core, measured: 0.65 s a step of 32 images in bfloat16. Batch and learning rate are the UNet's: a step of
@@ -85,19 +84,16 @@ def transformer_stage(recipe: Recipe, parts: TextParts, on_progress: OnProgress 
     torch.manual_seed(recipe.seed + 5)
     transformer = _untrained(recipe)
     _keep_float32(transformer)
-    loop = Loop(
-        recipe=recipe,
+    loss = FlowLoss(recipe, parts, transformer, training_set(recipe))
+    return train_denoiser(
+        recipe,
+        parts,
+        transformer,
+        loss,
         stage="transformer",
-        modules={"transformer": transformer},
-        loss=FlowLoss(recipe, parts, transformer, training_set(recipe)),
-        minutes=recipe.minutes_of("transformer"),
-        lr=recipe.lr,
-        average=0.999,
-        steps=recipe.steps,
+        untrained=lambda: _untrained(recipe),
+        on_progress=on_progress,
     )
-    loop.show = lambda step: write_samples(recipe, loop, parts, _untrained(recipe), step)
-    loop.run(on_progress)
-    return transformer.eval().requires_grad_(False)
 
 
 def _untrained(recipe: Recipe) -> FluxTransformer2DModel:
