@@ -150,7 +150,7 @@ def _stable_diffusion(vocabulary: Vocabulary, pad_token: str, prediction_type: s
     tokens = tokenizer(vocabulary, pad_token=pad_token)
     return StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokens, activation)).eval(),
+        text_encoder=CLIPTextModel(text_config(tokens, activation)).eval(),
         tokenizer=tokens,
         unet=unet(WIDTH),
         scheduler=scheduler,
@@ -167,7 +167,7 @@ def _stable_diffusion_15() -> Any:
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     for parameter in unet.to_empty(device="cpu").parameters():
         parameter.data.normal_(std=0.02)
-    text = _text_config(pipe.tokenizer, "quick_gelu")
+    text = text_config(pipe.tokenizer, "quick_gelu")
     text.update({"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 768})
     text.update({"num_hidden_layers": 12, "num_attention_heads": 12})
     vae = full_vae().eval()
@@ -179,7 +179,7 @@ def _stable_diffusion_15() -> Any:
 
 def _stable_diffusion_xl(vocabulary: Vocabulary, second_width: int) -> Any:
     first, second = tokenizer(vocabulary), tokenizer(vocabulary, pad_token="!")
-    second_config = _text_config(second, "gelu")
+    second_config = text_config(second, "gelu")
     second_config.update({"hidden_size": second_width, "intermediate_size": 2 * second_width})
     denoiser = unet(
         WIDTH + second_width,
@@ -189,7 +189,7 @@ def _stable_diffusion_xl(vocabulary: Vocabulary, second_width: int) -> Any:
     )
     return StableDiffusionXLPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(first, "quick_gelu")).eval(),
+        text_encoder=CLIPTextModel(text_config(first, "quick_gelu")).eval(),
         text_encoder_2=CLIPTextModelWithProjection(second_config).eval(),
         tokenizer=first,
         tokenizer_2=second,
@@ -199,7 +199,7 @@ def _stable_diffusion_xl(vocabulary: Vocabulary, second_width: int) -> Any:
     )
 
 
-def _stable_diffusion_3(t5: bool) -> Any:
+def _stable_diffusion_3(with_t5: bool) -> Any:
     first, second = tokenizer(), tokenizer(pad_token="!")
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -216,15 +216,15 @@ def _stable_diffusion_3(t5: bool) -> Any:
         qk_norm="rms_norm",
     )
     return StableDiffusion3Pipeline(
-        transformer=_visible(transformer),
+        transformer=visible(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(shift_factor=0.1),
-        text_encoder=CLIPTextModelWithProjection(_text_config(first, "quick_gelu")).eval(),
+        text_encoder=CLIPTextModelWithProjection(text_config(first, "quick_gelu")).eval(),
         tokenizer=first,
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(second, "gelu")).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(second, "gelu")).eval(),
         tokenizer_2=second,
-        text_encoder_3=_t5() if t5 else None,
-        tokenizer_3=t5_tokenizer() if t5 else None,
+        text_encoder_3=t5() if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
     )
 
 
@@ -242,19 +242,19 @@ def _flux(guidance_embeds: bool) -> Any:
         axes_dims_rope=(4, 4, 8),
     )
     pipe = FluxPipeline(
-        transformer=_visible(transformer),
+        transformer=visible(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=_vae(shift_factor=0.1),
-        text_encoder=CLIPTextModel(_text_config(tokens, "quick_gelu")).eval(),
+        text_encoder=CLIPTextModel(text_config(tokens, "quick_gelu")).eval(),
         tokenizer=tokens,
-        text_encoder_2=_t5(),
+        text_encoder_2=t5(),
         tokenizer_2=t5_tokenizer(),
     )
     pipe.default_sample_size = 8  # 128 latents for every model, whatever its transformer
     return pipe
 
 
-def _visible(transformer: Any) -> Any:
+def visible(transformer: Any) -> Any:
     """Return a transformer with noise in the parameters that start at zero, whose gates would hide the text."""
     for parameter in transformer.parameters():
         if not parameter.any():
@@ -262,14 +262,15 @@ def _visible(transformer: Any) -> Any:
     return transformer.eval()
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """Return a T5 tokenizer of single characters, 64 tokens long."""
+def t5_tokenizer(longest: int = 64) -> T5Tokenizer:
+    """Return a T5 tokenizer of single characters."""
     characters = [chr(code) for code in range(33, 127)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((char, -3.0) for char in characters)]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=64)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=longest)
 
 
-def _t5() -> Any:
+def t5() -> Any:
+    """Return an encoder of T5's classes whose words have large rows."""
     config = T5Config(
         vocab_size=128, d_model=T5_WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
     )
@@ -278,7 +279,8 @@ def _t5() -> Any:
     return encoder
 
 
-def _text_config(tokens: CLIPTokenizer, activation: str) -> CLIPTextConfig:
+def text_config(tokens: CLIPTokenizer, activation: str, positions: int = POSITIONS) -> CLIPTextConfig:
+    """Return the configuration of a CLIP text encoder."""
     return CLIPTextConfig(
         vocab_size=len(tokens),
         hidden_size=WIDTH,
@@ -286,7 +288,7 @@ def _text_config(tokens: CLIPTokenizer, activation: str) -> CLIPTextConfig:
         projection_dim=WIDTH,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         hidden_act=activation,
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,

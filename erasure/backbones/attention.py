@@ -39,6 +39,10 @@ def layers_named(backbone: Backbone, names: Sequence[str] | None) -> dict[str, n
     Raises:
         UnknownNameError: A layer that the model does not have.
     """
+    if not backbone.reads_maps:
+        raise InputError(
+            f"attention: expected a model whose attention to words is read, got {backbone.family}. Use another method."
+        )
     keys = backbone.sites(("cross.k", "joint.text.k")).values()
     known = dict.fromkeys(site.module.rpartition(".")[0] for site in keys)
     layers = {}

@@ -40,6 +40,16 @@ class Backbone(Protocol):
         ...
 
     @property
+    def reads_maps(self) -> bool:
+        """Whether maps of attention to words can be captured."""
+        ...
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether the pipeline's call takes prompts of different lengths together."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Device of the denoiser."""
         ...

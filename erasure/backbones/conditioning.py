@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
@@ -95,6 +96,17 @@ class Stream:
         if all(tokens.read is None for tokens, _ in parts):
             return self.states.flatten(0, 1)
         return torch.cat([states[i, list(tokens.span(i))] for tokens, states in parts for i in range(len(states))])
+
+    def padded(self, length: int) -> "Stream":
+        """Return rows of `length` tokens, with zeros that nothing reads behind a stream of one text encoder."""
+        missing = length - self.states.shape[1]
+        if missing <= 0 or len(self.tokens) != 1:
+            return self
+        tokens = self.tokens[0]
+        read = tokens.read or ((0, tokens.ids.shape[1]),) * len(tokens.ids)
+        offsets = tuple((*row, *((0, 0),) * missing) for row in tokens.offsets)
+        longer = replace(tokens, ids=F.pad(tokens.ids, (0, missing)), offsets=offsets, read=read)
+        return Stream(states=F.pad(self.states, (0, 0, 0, missing)), tokens=(longer,))
 
     def select(self, indices: Sequence[int]) -> "Stream":
         """Return the rows at `indices`, in that order."""
@@ -250,6 +262,8 @@ def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
 
 
 def _concatenated(streams: Sequence[Stream]) -> Stream:
+    longest = max(stream.states.shape[1] for stream in streams)
+    streams = [stream.padded(longest) for stream in streams]
     return Stream(
         states=torch.cat([stream.states for stream in streams]),
         tokens=tuple(

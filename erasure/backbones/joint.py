@@ -29,7 +29,8 @@ class JointTransformer(LoadedModel):
     packing: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if not hasattr(self.pipe.scheduler.config, "base_shift"):  # of flow matching
+        config = self.pipe.scheduler.config
+        if not (hasattr(config, "base_shift") or config.get("use_flow_sigmas", False)):  # of flow matching
             class_name = type(self.pipe.scheduler).__name__
             raise InputError(f"scheduler: expected one of flow matching, got {class_name}. Use the model's own.")
 
@@ -104,7 +105,7 @@ class JointTransformer(LoadedModel):
         }
         return Conditioning(prompts=tuple(prompts), streams=streams)
 
-    def _encode_prompt(self, *args: object, **kwargs: object) -> tuple[Tensor | None, ...]:
+    def _encode_prompt(self, *args: object, **kwargs: object) -> tuple[Any, ...]:
         # Of the class: a guidance follows the calls of the instance's.
         return cast("Any", type(self.pipe)).encode_prompt(self.pipe, *args, **kwargs)
 

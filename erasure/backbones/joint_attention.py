@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -55,7 +54,9 @@ def watch(name: str, attention: nn.Module, hooks: ExitStack, leave: Callable[[nn
                 " kernel. Set the attention backend to native."
             )
         total = mode.seen["key"].shape[2]
-        text = range(length) if isinstance(module, FluxAttention) else range(total - length, total)
+        # Last in Stable Diffusion 3, first in all other families.
+        last = type(getattr(module, "processor", None)).__name__.startswith("JointAttn")
+        text = range(total - length, total) if last else range(length)
         pixels = slice(length, total) if text.start == 0 else slice(0, total - length)
         leave(module, {**mode.seen, "query": mode.seen["query"][:, :, pixels]}, text)
 

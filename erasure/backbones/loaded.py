@@ -44,6 +44,10 @@ class LoadedModel(ABC):
     # Streams that the weights of a role read, by role.
     streams: ClassVar[Mapping[Role, str]]
     reads_clip: ClassVar[bool] = False
+    # Whether the positions of attention's keys are those of the text's states, as captures take them.
+    reads_maps: ClassVar[bool] = True
+    # Whether the pipeline's call takes prompts of different lengths together.
+    mixes_lengths: ClassVar[bool] = True
 
     pipe: DiffusionPipeline
 

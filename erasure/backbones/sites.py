@@ -14,6 +14,7 @@ A family uses the roles that apply to it:
 - `self.q|k|v|out|norm`: attention from image to image.
 - `joint.q|k|v|out|norm`: the image's part of joint attention; `joint.text.q|k|v|out|norm`: the text's part.
 - `shared.q|k|v|norm|in|out`: blocks that treat image and text tokens alike.
+- `refiner.q|k|v|norm|in|out`: blocks of the text's tokens alone, behind its first projection.
 - `ff.in|out`: feed-forward layers; `ff.text.in|out`: those of the text's part of a joint block.
 - `time`: embedding of the timestep; `modulation`: scales and shifts of a block made from it.
 - `in`, `out`: first and last layers; `conv`, `norm`, `other`: the rest.
@@ -124,6 +125,17 @@ def joint_transformer_role(name: str) -> Role:
         if layer in name:
             return f"{role}.out" if f"{layer}net.2." in name else f"{role}.in"
     return "modulation" if ".norm" in name else "other"
+
+
+def attention_roles(layers: str, role: Role) -> dict[str, Role]:
+    """Return the roles of the parts of attention layers, by patterns of parameter names.
+
+    Args:
+        layers: Pattern of the layers' names: "context_refiner.*.attention".
+        role: Role of the layers: "refiner".
+    """
+    parts = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "out", "norm": "norm"}
+    return {f"{layers}.{layer}*": f"{role}.{part}" for layer, part in parts.items()}
 
 
 def _shared_role(name: str) -> Role:

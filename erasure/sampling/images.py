@@ -99,8 +99,9 @@ def sample(
     negative = _negative(backbone, settings.negative_prompt) if settings.guidance_scale > 1 else None
     latents: list[Latents] = []
     arrays: list[ImageArray] = []
-    for start in range(0, len(prompts), settings.batch_size):
-        batch = slice(start, start + settings.batch_size)
+    size = settings.batch_size if backbone.mixes_lengths else 1
+    for start in range(0, len(prompts), size):
+        batch = slice(start, start + size)
         read = states.select(row_of[batch])
         images = _sampled(runner, backbone, read, negative, seeds[batch], settings, output)
         if isinstance(images, Tensor):
@@ -153,8 +154,9 @@ def sample_part(
     negative = _negative(backbone, settings.negative_prompt) if settings.guidance_scale > 1 else None
     further = {} if eta is None else {"eta": eta}
     parts: list[Latents | np.ndarray] = []
-    for begin in range(0, len(states), settings.batch_size):
-        rows = range(begin, min(begin + settings.batch_size, len(states)))
+    size = settings.batch_size if backbone.mixes_lengths else 1
+    for begin in range(0, len(states), size):
+        rows = range(begin, min(begin + size, len(states)))
         latents = None if start is None else start[begin : begin + len(rows)] / unscaled
         batch = [seeds[i] for i in rows]
         parts.append(

@@ -1,0 +1,62 @@
+"""FLUX.2 klein: FLUX.2 with a smaller language model and a guidance of its own."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from .conditioning import Conditioning
+from .flux2 import Flux2
+from .loaded import unwrapped
+from .templated import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Flux2Klein(Flux2):
+    """A backbone of the FLUX.2 klein classes; see `Backbone` for its members."""
+
+    covered: ClassVar[tuple[str, ...]] = ("FLUX.2 klein",)
+    name: ClassVar[str] = "flux2-klein"
+
+    @classmethod
+    def covers(cls, pipe: DiffusionPipeline) -> bool:
+        """Return True if the pipeline has the family's transformer and encoder."""
+        encoder = type(unwrapped(getattr(pipe, "text_encoder", None))).__name__
+        return super(Flux2, cls).covers(pipe) and encoder.startswith("Qwen3")
+
+    @property
+    def layout(self) -> Layout:
+        longest = self.pipe.tokenizer_max_length
+        return Layout(longest=longest, width=longest, reads_padding=True)
+
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        return {"text_encoder": self.pipe.tokenizer}
+
+    def templated(self, prompt: str) -> str:
+        chat = [{"role": "user", "content": prompt}]
+        text = self.pipe.tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return str(text)
+
+    def call_arguments(
+        self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        arguments = super().call_arguments(latents, conditioning, negative, guidance_scale)
+        if negative is None or self.pipe.config["is_distilled"]:
+            return {**arguments, "guidance_scale": 1.0}
+        return {**arguments, "negative_prompt_embeds": negative.states}
+
+    def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        # The call returns them as the autoencoder takes them: the statistics of its batch norm are taken back.
+        norm = cast("nn.BatchNorm2d", self.pipe.vae.bn)
+        variance = cast("Tensor", norm.running_var) + self.pipe.vae.config.batch_norm_eps
+        mean, deviation = (
+            value.to(latents)[None, :, None, None]
+            for value in (cast("Tensor", norm.running_mean), torch.sqrt(variance))
+        )
+        return F.pixel_shuffle((F.pixel_unshuffle(latents, self.packing) - mean) / deviation, self.packing)

@@ -1,0 +1,72 @@
+"""Lumina 2: a language model's states behind a system prompt, through a norm; one stream for image and text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .conditioning import TEXT, Conditioning, Stream
+from .declared import DeclaredTransformer, linear_shift, mask_of
+from .schedule import Timestep
+from .sites import Role, attention_roles
+from .templated import Layout, templated_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Lumina2(DeclaredTransformer):
+    """A backbone of the Lumina 2 classes; see `Backbone` for its members."""
+
+    covered: ClassVar[tuple[str, ...]] = ("Lumina 2",)
+    name: ClassVar[str] = "lumina2"
+    transformers: ClassVar[tuple[str, ...]] = ("Lumina2Transformer2DModel",)
+    streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
+    roles: ClassVar[Mapping[str, Role]] = {
+        "time_caption_embed.caption_embedder.1.*": "text.in",
+        "time_caption_embed.caption_embedder.0.*": "norm",
+        "time_caption_embed.*": "time",
+        **attention_roles("context_refiner.*.attn", "refiner"),
+        **attention_roles("noise_refiner.*.attn", "self"),
+        **attention_roles("layers.*.attn", "shared"),
+        "context_refiner.*": "refiner.in",
+        "layers.*.feed_forward.*": "shared.in",
+        "*.feed_forward.*": "ff.in",
+    }
+    text_only: ClassVar[tuple[str, ...]] = ("context_refiner.*",)
+    between: ClassVar[tuple[str, ...]] = ("time_caption_embed.caption_embedder.0",)
+    encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
+    reads_maps: ClassVar[bool] = False
+    mask_name: ClassVar[str] = "prompt_attention_mask"
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(longest=256, width=256)
+
+    def templated(self, prompt: str) -> str:
+        return f"{self.pipe.system_prompt} <Prompt Start> {prompt}"
+
+    def unconditional(self) -> Conditioning:
+        """Return the empty prompt, which the pipeline reads without its system prompt."""
+        tokens = templated_tokens(self.pipe.tokenizer, "text_encoder", [""], str, self.layout)
+        with torch.no_grad():
+            states = self._encode_prompt([""], negative_prompt=[""])[2]
+        assert states is not None  # noqa: S101 - of a prompt
+        states = states.to(self.device, self.dtype)
+        return Conditioning(prompts=("",), streams={TEXT: Stream(states=states, tokens=(tokens,))})
+
+    def _output(
+        self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
+    ) -> Float[Tensor, "n c h w"]:
+        return -self._transformer(
+            hidden_states=latents,
+            timestep=1 - timestep / self.schedule.total,
+            encoder_hidden_states=conditioning.states,
+            encoder_attention_mask=mask_of(conditioning),
+            return_dict=False,
+        )[0]
+
+    def _shift(self, config: Mapping[str, Any], steps: int) -> float:
+        # diffusers takes the number of channels for that of tokens.
+        return linear_shift(self._config["in_channels"], config)
