@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -14,6 +15,7 @@ from erasure.edits import SamplingEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import AlreadyRemovedError, ErasureError, InputError, UnknownNameError
 from erasure.ledger import Ledger
+from erasure.registry import registries
 from erasure.runs import configs, lists, overrides, removal, schema
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.profile import TinyWorldProfile
@@ -200,7 +202,14 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
     if raw["eraser"]["name"] == "esd":
         raw["eraser"] |= {"steps": 1, "sample_steps": 2}
     if raw["eraser"]["name"] == "tune":
-        raw["eraser"] |= {"steps": 1, "objective": {"name": "guided", "sample_steps": 2}}
+        raw["eraser"] |= {"steps": 1, "objective": quickened("objective", raw["eraser"]["objective"])}
+        shape = raw["eraser"].get("shape", {})
+        if "sites" in shape:
+            shape["sites"] = quickened("selector", shape["sites"])
+        if "flat" in shape:
+            shape["flat"] |= {"images": 2, "image_steps": 2}
+        if "healing" in shape.get("keep", {}):
+            shape["keep"]["healing"] = {"weight": shape["keep"]["healing"], "view": "text", "neighbours": 1}
     if raw["eraser"]["name"] == "absent":
         raw["eraser"] |= eraser_class("absent").quick
     if raw["eraser"]["name"] == "duge":
@@ -215,6 +224,12 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
     assert entry.method == run.eraser.name
     edit = ledger.edit()
     assert edit.guidances if isinstance(edit, SamplingEdit) else edit.changes
+
+
+def quickened(seam: str, piece: str | dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a piece, by name or with settings, that make it take a moment."""
+    settings = {"name": piece} if isinstance(piece, str) else dict(piece)
+    return {**settings, **registries()[seam].get(settings["name"]).quick}
 
 
 def test_there_is_a_config_for_every_eraser_on_the_tiny_world() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from . import ablations, evaluations, images, methods, removals, sequences, solves, speed, tinyworld
+from . import ablations, evaluations, images, methods, pieces, removals, sequences, solves, speed, tinyworld
 
 TABLES: dict[str, Callable[[str, Path], str]] = {
     "removal": removals.removal,
@@ -43,5 +43,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "absent-settings": ablations.absent_settings,
     "settings": removals.settings,
     "methods": methods.methods,
+    "pieces": pieces.pieces,
+    "papers": pieces.papers,
 }
 """Each table takes the part after its name on the page, and the folder of results."""

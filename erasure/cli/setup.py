@@ -105,9 +105,10 @@ def default_text(item: Field[Any]) -> str:
 def pieces(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Extension point or piece; default: all.")] = None,
 ) -> None:
-    """List the pieces of every extension point, with their settings and sources."""
+    """List the pieces of every extension point, with their settings, sources and measured verdicts."""
     from ..errors import unknown_name
     from ..registry import described
+    from ..runs.verdicts import SEAMS, verdict
 
     points = extension_points()
     known = {*points, *(piece for point in points.values() for piece in point.names())}
@@ -118,9 +119,9 @@ def pieces(
             if name not in (None, noun, piece):
                 continue
             summary = (getdoc(kind) or "").partition("\n")[0]
-            out.print(
-                Text.assemble(f"{noun}  ", (piece, "bold"), f"  {summary} Source: {kind.source}; {kind.exactness}.")
-            )
+            measured = f" Verdict: {verdict(noun, piece)}." if noun in SEAMS else ""
+            origin = f"  {summary} Source: {kind.source}; {kind.exactness}.{measured}"
+            out.print(Text.assemble(f"{noun}  ", (piece, "bold"), origin))
             for setting, text in described(kind).items():
                 if name == piece:
                     out.print(f"    {setting}  {text}")

@@ -1,11 +1,12 @@
 """An eraser made of pieces: objective, terms, transforms, selector and finishes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ..backbones.base import Backbone
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..registry import Chosen, Exactness
@@ -49,11 +50,11 @@ class Tune(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts)
         backbone = context.backbone
-        sites = backbone.sites(TEXT_ATTENTION if self.shape.sites is None else None)
+        trained = self._trained(backbone)
         task = TrainingTask(
             context=context,
             requests=concepts,
-            trained=sites.__contains__,
+            trained=trained,
             reference=context.original,
             batch_size=self.batch_size,
         )
@@ -61,3 +62,9 @@ class Tune(Eraser):
         changes = self.shape.train(task, self.objective, optimisation)
         metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
         return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+
+    def _trained(self, backbone: Backbone) -> Callable[[str], bool]:
+        """Return the function that accepts the names of the weights that may be trained."""
+        if self.shape.sites is not None and self.shape.sites.of_encoder:
+            return lambda name: name.partition(".")[0] in backbone.tokenizers()
+        return backbone.sites(TEXT_ATTENTION if self.shape.sites is None else None).__contains__

@@ -139,6 +139,14 @@ class Shape(Settings):
             InputError: The objective does not weigh single images, or the eraser draws its targets itself.
         """
         if isinstance(main, Objective):
+            encoders = task.backbone.tokenizers()
+            trained = task.backbone.parameters(task.trained)
+            if not main.reads_encoder and any(name.partition(".")[0] in encoders for name in trained):
+                known = [name for name, kind in OBJECTIVES.classes().items() if kind.reads_encoder]
+                raise InputError(
+                    f"shape.sites: expected an objective that trains a text encoder, got {main.name!r}."
+                    f" Use {' or '.join(known)}."
+                )
             if self.unforgotten and not main.weighs_images:
                 known = [name for name, kind in OBJECTIVES.classes().items() if kind.weighs_images]
                 raise InputError(

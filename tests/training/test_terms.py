@@ -1,6 +1,7 @@
 """Terms that keep what stands beside the concept."""
 
 from contextlib import nullcontext
+from math import e, log
 from typing import Any
 
 import pytest
@@ -14,12 +15,17 @@ from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.training import trajectories
 from erasure.training.context import FitContext, Reference, TrainingTask
+from erasure.training.draws.neighbours import NeighbourPool, endangered, kept_beside, neighbour_weights, worst_first
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.phrases import class_phrases
 from erasure.training.shape import Shape
 from erasure.training.student import Student
 from erasure.training.terms import TERMS
 from erasure.training.terms.attention import AttentionRetention
+from erasure.training.terms.direction import along
+from erasure.training.terms.drift import drifted
+from erasure.training.terms.healing import relative_errors
+from erasure.training.terms.relations import inner_relations, local_relations, matching
 from tests import tiny
 
 CAT = Concept(target="cat", preserve=("dog", "bird"))
@@ -141,7 +147,7 @@ def test_a_term_that_the_trained_weights_do_not_reach_is_refused() -> None:
     assert not TERMS.get("semantic-text").reaches([keys], backbone)
     table = "text_encoder.text_model.embeddings.token_embedding.weight"
     assert TERMS.get("semantic-text").reaches([table], backbone)
-    message = r"shape\.keep\.semantic-kv: expected trained weights .* Use attention or semantic-noise\."
+    message = r"shape\.keep\.semantic-kv: expected trained weights .* Use attention or .*semantic-noise\."
     with pytest.raises(InputError, match=message):
         Shape(keep={"semantic-kv": 1.0}).weighted(task_of(backbone, ".attn1."))
     with pytest.raises(InputError, match=r"shape\.keep\.semantic-text"):
@@ -163,3 +169,109 @@ def test_wrong_requests_are_named() -> None:
         make_eraser("esd", shape={"keep": {"attentoin": 1.0}})
     with pytest.raises(InputError, match="expected a number greater than or equal to 0"):
         make_eraser("esd", shape={"keep": {"attention": -1.0}})
+
+
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_healing_is_relative_to_the_reference_and_has_no_unit() -> None:
+    reference, predicted = draws(2, 4, 2, 2), draws(2, 4, 2, 2, seed=1)
+    errors = relative_errors(predicted, reference, reference)
+    torch.testing.assert_close(errors, relative_errors(7 * predicted, 7 * reference, 7 * reference))
+    torch.testing.assert_close(relative_errors(1.5 * reference, reference, reference), torch.full((2,), 0.25))
+
+
+def test_worst_first_raises_what_drifts_and_leaves_still_names() -> None:
+    weights = torch.tensor([0.25, 0.25, 0.5])
+    raised = worst_first(weights, torch.tensor([0.0, 3.0, 0.0]))
+    torch.testing.assert_close(raised, torch.tensor([0.25, 0.25 * e**3, 0.5]) / (0.75 + 0.25 * e**3))
+    torch.testing.assert_close(worst_first(weights, torch.zeros(3)), weights)
+
+
+@pytest.mark.usefixtures("short")
+def test_neighbours_have_shares_by_view_and_the_dry_run_leaves_the_model_alone() -> None:
+    backbone = backbone_of(tiny.sd1())
+    task = task_of(backbone, concept=Concept(target="cat", preserve=("dog", "bird", "car")))
+    before = {name: p.detach().clone() for name, p in backbone.parameters(lambda _: True).items()}
+    pool = NeighbourPool(task)
+    assert not pool.drifts(student_of(backbone)).any(), "the reference does not drift from itself"
+    assert [len(pool.rows(name)) for name in pool.names] == [8, 8, 8]
+    assert sorted(row for name in pool.names for row in pool.rows(name)) == list(range(24))
+    for row in pool.rows("bird"):
+        assert "bird" in pool.points.conditioning.prompts[row]
+    weights = {view: neighbour_weights(pool, view, 2) for view in ("text", "dry-run", "union")}
+    for each in weights.values():
+        assert float(each.sum()) == pytest.approx(1.0)
+    assert int((weights["text"] > 0).sum()) <= 2
+    assert int((weights["dry-run"] > 0).sum()) == 2
+    torch.testing.assert_close(weights["union"], (weights["text"] + weights["dry-run"]) / 2)
+    order = endangered(task)
+    assert [drift for _, drift in order] == sorted((drift for _, drift in order), reverse=True)
+    assert order[0][1] > 0
+    assert all(torch.equal(p, before[name]) for name, p in backbone.parameters(lambda _: True).items())
+
+
+@pytest.mark.usefixtures("short")
+def test_a_boost_is_the_neighbours_own_guidance() -> None:
+    backbone = backbone_of(tiny.sd1())
+    task = task_of(backbone, concept=Concept(target="cat", preserve=("dog",)))
+    plain, boosted = (TERMS.make("healing", view="text", boost=boost).loss(task) for boost in (0.0, 0.3))
+    student = student_of(backbone)
+    values = [float(loss(student, 0, torch.Generator().manual_seed(0))) for loss in (plain, boosted)]
+    assert values[0] == pytest.approx(0.0, abs=1e-10)
+    pool = NeighbourPool(task)
+    rows = pool.rows("dog")
+    expected, free = pool.reference(rows), pool.reference(rows, backbone.unconditional().expand(len(rows)))
+    per_row = relative_errors(expected, expected + 0.3 * (expected - free), expected)
+    assert per_row.min() <= values[1] <= per_row.max(), "the one name has all of the weight"
+
+
+def test_relations_are_kept_by_a_rotation_and_broken_by_noise() -> None:
+    before = draws(40, 6)
+    turn = torch.linalg.qr(draws(6, 6, seed=1)).Q
+    assert float(local_relations(before @ turn + 3.0, before)) == pytest.approx(0.0, abs=1e-6)
+    assert float(local_relations(before + draws(40, 6, seed=2), before)) > 1e-3
+    images = draws(2, 9, 6, seed=3)
+    assert float(inner_relations(images @ turn, images)) == pytest.approx(0.0, abs=1e-10)
+    assert float(inner_relations(2 * images, images)) > 1e-6
+    own, other = (float(matching(each, before, 0.07)) for each in (before, draws(40, 6, seed=4)))
+    assert own < 0.5 < other
+
+
+def test_a_feature_is_held_along_its_mean_and_no_shorter() -> None:
+    reference = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    groups = torch.tensor([0, 0])
+    loss = lambda features: float(along(features, reference, groups))  # noqa: E731
+    assert loss(reference) == pytest.approx(0.0)
+    assert loss(3 * reference) == pytest.approx(0.0), "longer is no worse"
+    assert loss(0.5 * reference) == pytest.approx(0.5), "shorter costs as much as is missing"
+    assert loss(torch.tensor([[0.0, 1.0]] * 2)) == pytest.approx(1.0)
+    two = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert float(along(two, two, groups)) == pytest.approx(1 - 0.5**0.5)
+    assert float(along(two, two, torch.tensor([0, 1]))) == pytest.approx(0.0)
+
+
+def test_drift_restricts_heads_beyond_the_top_of_the_reference_alone() -> None:
+    before = torch.tensor([[[[0.6, 0.4]], [[0.9, 0.1]]]])  # one image, two heads, one pixel, two tokens
+    words = torch.tensor([[False, True]])
+    assert float(drifted(before, before, words)) == 0.0
+    below = torch.tensor([[[[0.7, 0.3]], [[0.7, 0.3]]]])
+    assert float(drifted(below, before, words)) == 0.0, (
+        "the second head looks more than before, and less than the first did"
+    )
+    beyond = torch.tensor([[[[0.6, 0.4]], [[0.5, 0.5]]]]).requires_grad_()
+    loss = drifted(beyond, before, words)
+    expected = 0.9 * log(0.9 / 0.5) + 0.1 * log(0.1 / 0.5)
+    assert float(loss.detach()) == pytest.approx(expected / 2)
+    (gradient,) = torch.autograd.grad(loss, beyond)
+    assert not gradient[0, 0].any()
+    assert gradient[0, 1].any()
+    assert float(drifted(below, before, words, hinge=False)) > 0
+
+
+def test_prompts_beside_name_a_kept_concept_with_the_target_or_the_anchor() -> None:
+    prompts = kept_beside(Concept(target="cat", anchor="dog", preserve=("dog", "umbrella")))
+    assert {(kept, other) for _, kept, other in prompts} == {("dog", "cat"), ("umbrella", "cat"), ("umbrella", "dog")}
+    for prompt, kept, other in prompts:
+        assert f"{kept} and {other}" in prompt

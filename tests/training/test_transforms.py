@@ -23,6 +23,7 @@ from erasure.training.draws.sensitivity import prediction_fisher
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.selectors import Selection
 from erasure.training.selectors.causal import Causal, indirect_effects
+from erasure.training.selectors.cka import Cka, alignment, chosen_layer, wording_bias
 from erasure.training.selectors.gradient import GradientSaliency, largest
 from erasure.training.shape import Shape
 from erasure.training.student import Leaf
@@ -239,6 +240,27 @@ def test_causal_trains_consecutive_layers_and_refuses_too_many(backbone: Backbon
     assert chosen[1] == chosen[0] + 1
     with pytest.raises(InputError, match=rf"causal\.window: expected at most {len(layers)}"):
         Causal(window=50, images=1, image_steps=2).selected(task)
+
+
+def test_wordings_that_differ_by_a_turn_are_one_and_the_earliest_best_layer_is_chosen(backbone: Backbone) -> None:
+    states = draws(1, 8, 5)
+    turned = states @ torch.linalg.qr(draws(5, 5, seed=1)).Q * 3 + 1
+    assert alignment(torch.cat([states, turned])) == pytest.approx(1.0, abs=1e-5)
+    assert alignment(torch.cat([states, draws(1, 8, 5, seed=2)])) < 0.9
+    concepts, wordings = torch.eye(4).repeat(2, 1, 1), torch.eye(2)[:, None].expand(2, 4, 2)
+    assert wording_bias(concepts) == pytest.approx(-1.0)
+    assert wording_bias(wordings) == pytest.approx(1.0)
+    assert chosen_layer([0.5, 0.9, 0.9, 0.95], [0.2, 0.1, 0.1, 0.3], 1.5) == 1
+    assert chosen_layer([0.9, 0.1], [0.5, 0.1], 1.0) == 0, "an empty region is all layers"
+    task = replace(task_of(backbone), trained=lambda name: name.startswith("text_encoder."))
+    names = Cka(wordings=2).selected(task).names
+    assert len({name.split(".layers.")[1].partition(".")[0] for name in names}) == 1
+    with pytest.raises(
+        InputError, match=r"shape\.sites: expected an objective that trains a text encoder, got 'guided'"
+    ):
+        Tune(**{**Tune.quick, "shape": Shape(sites=Cka())}).fit([CAT], task.context)
+    with pytest.raises(InputError, match=r"cka: expected at least three names to compare, got 1"):
+        Cka().selected(replace(task, requests=[Concept(target="cat")]))
 
 
 def test_the_top_entries_are_an_exact_share() -> None:

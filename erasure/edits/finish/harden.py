@@ -1,4 +1,7 @@
-"""An edit that survives rounding: its weights lie on the grid, with the error fed back (GPTQ, arXiv:2210.17323)."""
+"""An edit that survives rounding: its weights lie on the grid, with the error fed back (GPTQ, arXiv:2210.17323).
+
+Rounding can bring back what was erased (arXiv:2410.16454).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

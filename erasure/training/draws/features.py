@@ -14,7 +14,7 @@ from ...backbones.layer_readings import layer_outputs, main_directions, word_reg
 from ...errors import InputError
 from ..context import TrainingTask
 from ..student import Student
-from .noised_images import NoisedDraw, NoisedImages
+from .noised_images import NoisedDraw, NoisedImages, reread
 
 Features = Mapping[str, Float[Tensor, "n pixels channels"]]
 
@@ -54,7 +54,13 @@ class LayerFeatures:
 
     def student(self, student: Student, batch: NoisedDraw, prompts: Conditioning) -> Features:
         """Return the student's outputs, with gradient."""
-        return student(layer_outputs, self.task.backbone, self.layers, batch.latents, batch.timesteps, prompts)
+        backbone = self.task.backbone
+
+        def outputs() -> Features:
+            read = reread(student, backbone, prompts)
+            return layer_outputs(backbone, self.layers, batch.latents, batch.timesteps, read)
+
+        return student(outputs)
 
     @torch.no_grad()
     def reference(self, batch: NoisedDraw, prompts: Conditioning) -> Features:

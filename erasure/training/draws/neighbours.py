@@ -1,13 +1,13 @@
 """Preserved names that an erasure endangers: by text, by a dry run, and by their drift during the training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...backbones.conditioning import Conditioning
+from ...backbones.conditioning import Conditioning, concatenate
 from ...concept import Concept
 from ...edits.changes import exchanged
 from ...errors import InputError
@@ -27,6 +27,7 @@ _DRY_STEPS, _DRY_LR = 6, 3e-4
 _DRY_IMAGES, _DRY_IMAGE_STEPS = 4, 12
 _DRY_ROLES = ("cross.k", "cross.v", "joint.text.k", "joint.text.v", "shared.k", "shared.v")
 _EACH = 4  # trajectories of a name, with as many latents each
+_LOOKED_AT = 4  # latents of a name for its drift
 
 
 class NeighbourPool:
@@ -34,31 +35,36 @@ class NeighbourPool:
 
     Args:
         task: Training.
+        names: Names to sample for; None takes all that the concepts preserve.
 
     Raises:
         InputError: No concept preserves anything.
     """
 
-    def __init__(self, task: TrainingTask) -> None:
+    def __init__(self, task: TrainingTask, names: Sequence[str] | None = None) -> None:
         self.task = task
         kinds = {name: concept.kind for concept in task.concepts for name in concept.preserve}
         if not kinds:
             raise InputError("neighbours: expected concepts that preserve something, got none. Name it in preserve.")
-        self.names = tuple(kinds)
-        sentences = {name: templates(kind) for name, kind in kinds.items()}
-        prompts = [fill(sentences[name][i % len(sentences[name])], name) for name in kinds for i in range(_EACH)]
+        self.names = tuple(kinds if names is None else names)
         generator = torch.Generator().manual_seed(task.context.seed)
+        parts = []
         with task.reference():
-            self.points: TrajectoryPoints = trajectory_points(task.backbone, prompts, generator)
-        total = len(prompts)
-        self._rows = {
-            name: [row for row in range(len(self.points)) if row % total // _EACH == i]
-            for i, name in enumerate(self.names)
-        }
+            for name in self.names:
+                sentences = templates(kinds[name])
+                prompts = [fill(sentences[i % len(sentences)], name) for i in range(_EACH)]
+                parts.append(trajectory_points(task.backbone, prompts, generator))
+        self._each = len(parts[0])
+        self.points = TrajectoryPoints(
+            latents=torch.cat([part.latents for part in parts]),
+            timesteps=torch.cat([part.timesteps for part in parts]),
+            conditioning=concatenate([part.conditioning for part in parts]),
+        )
 
     def rows(self, name: str) -> list[int]:
         """Return the rows of a name's latents."""
-        return self._rows[name]
+        first = self.names.index(name) * self._each
+        return list(range(first, first + self._each))
 
     @torch.no_grad()
     def reference(self, rows: Sequence[int], prompts: Conditioning | None = None) -> Latents:
@@ -72,16 +78,17 @@ class NeighbourPool:
         return student(scheduled_prediction, self.task.backbone, *self.points.select(rows))
 
     @torch.no_grad()
-    def drifts(self, student: Student | None = None, each: int = 4) -> Float[Tensor, " names"]:
-        """Return |eps - eps_0|^2 of each name at some of its latents, by the student or the weights in force."""
+    def drifts(self, student: Student) -> Float[Tensor, " names"]:
+        """Return the student's |eps - eps_0|^2 at some latents of each name."""
+        return self.drifts_by(lambda rows: self.read_by(student, rows))
+
+    @torch.no_grad()
+    def drifts_by(self, read: Callable[[Sequence[int]], Latents]) -> Float[Tensor, " names"]:
+        """Return |eps - eps_0|^2 at some latents of each name, for a function that predicts at rows."""
         drifts = []
         for name in self.names:
-            rows = self.rows(name)[:: max(1, len(self.rows(name)) // each)][:each]
-            if student is None:
-                predicted = scheduled_prediction(self.task.backbone, *self.points.select(rows))
-            else:
-                predicted = self.read_by(student, rows)
-            drifts.append((predicted - self.reference(rows)).square().mean())
+            rows = self.rows(name)[:: max(1, len(self.rows(name)) // _LOOKED_AT)][:_LOOKED_AT]
+            drifts.append((read(rows) - self.reference(rows)).square().mean())
         return torch.stack(drifts).cpu()
 
 
@@ -92,11 +99,20 @@ def neighbour_weights(pool: NeighbourPool, view: NeighbourView, count: int) -> F
     return weights.mean(0)
 
 
+def nearest_by_text(task: TrainingTask, count: int | None = None) -> dict[str, float]:
+    """Return the preserved names that are nearest to a target as text, with their similarity, the nearest first.
+
+    The mean over all names is taken off the similarity.
+    """
+    targets = [concept.target for concept in task.concepts]
+    kept = [name for concept in task.concepts for name in concept.preserve]
+    graph = ConceptGraph.of(task.backbone, [*targets, *kept], views=("likeness",))
+    return dict(graph.nearest(targets, count, view="likeness"))
+
+
 def text_nearness(pool: NeighbourPool) -> Float[Tensor, " names"]:
-    """Return the largest similarity of each name to a target as text, the mean over all names taken off."""
-    targets = [concept.target for concept in pool.task.concepts]
-    graph = ConceptGraph.of(pool.task.backbone, [*targets, *pool.names], views=("likeness",))
-    near: Mapping[str, float] = dict(graph.nearest(targets, view="likeness"))
+    """Return the largest similarity of each name to a target as text."""
+    near = nearest_by_text(pool.task)
     return torch.tensor([near.get(name, 0.0) for name in pool.names])
 
 
@@ -118,8 +134,12 @@ def dry_run_nearness(pool: NeighbourPool) -> Float[Tensor, " names"]:
         )
         parameters = task.backbone.parameters(names.__contains__)
         moved = {name: p.detach() + changes[name].of(p.detach()).to(p.dtype) for name, p in parameters.items()}
-    with exchanged(parameters, moved):
-        return pool.drifts()
+
+    def read(rows: Sequence[int]) -> Latents:
+        with exchanged(parameters, moved):
+            return scheduled_prediction(task.backbone, *pool.points.select(rows))
+
+    return pool.drifts_by(read)
 
 
 class WorstFirst:

@@ -158,7 +158,22 @@ def squared_errors(predicted: Latents, truth: Latents) -> Float[Tensor, " n"]:
 
 def read_by(student: Student, backbone: Backbone, batch: NoisedDraw, prompts: Conditioning) -> Latents:
     """Return the student's prediction for a batch under some prompts, with gradient."""
-    return student(scheduled_prediction, backbone, batch.latents, batch.timesteps, prompts)
+
+    def predicted() -> Latents:
+        return scheduled_prediction(backbone, batch.latents, batch.timesteps, reread(student, backbone, prompts))
+
+    return student(predicted)
+
+
+def reread(student: Student, backbone: Backbone, prompts: Conditioning) -> Conditioning:
+    """Return prompts as a text encoder under training reads them; as they are if none is trained.
+
+    To be called while the student's weights stand in for the pipeline's.
+    """
+    encoders = backbone.tokenizers()
+    if not any(leaf.name.partition(".")[0] in encoders for leaf in student.leaves):
+        return prompts
+    return backbone.encode_ids(prompts.ids)
 
 
 @torch.no_grad()

@@ -14,9 +14,11 @@ class Objective(Plugin):
     """The main loss of a trained eraser: where the predictions for the target should go.
 
     Attributes:
+        reads_encoder: Whether the loss reads its prompts through the text encoder under training.
         weighs_images: Whether the loss is a mean over noised images, each of which can be left out.
     """
 
+    reads_encoder: ClassVar[bool] = False
     weighs_images: ClassVar[bool] = False
 
     @abstractmethod

@@ -30,6 +30,7 @@ class NoisedObjective(Objective):
         early: Share of the schedule that timesteps are drawn from, the noisiest part, in (0, 1].
     """
 
+    reads_encoder: ClassVar[bool] = True
     weighs_images: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {"images": 2, "image_steps": 2}
 

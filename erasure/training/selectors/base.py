@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -63,7 +64,13 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Selector(Plugin):
-    """A choice of weights among those that an eraser trains."""
+    """A choice of weights among those that an eraser trains.
+
+    Attributes:
+        of_encoder: Whether it chooses among the weights of the text encoders, instead of the denoiser's.
+    """
+
+    of_encoder: ClassVar[bool] = False
 
     @abstractmethod
     def selected(self, task: TrainingTask) -> Selection:

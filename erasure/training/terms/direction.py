@@ -31,7 +31,7 @@ class Direction(Term):
 
     name: ClassVar[str] = "direction"
     source: ClassVar[str] = "arXiv:2305.17007"
-    exactness: ClassVar[Exactness] = "published"
+    exactness: ClassVar[Exactness] = "reconstructed"
     reads: ClassVar[Literal["encoder", "text", "any"]] = "text"
 
     def loss(self, task: TrainingTask) -> Loss:

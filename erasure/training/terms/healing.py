@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...registry import Exactness
 from ..context import TrainingTask
-from ..draws.neighbours import NeighbourPool, NeighbourView, WorstFirst, neighbour_weights
+from ..draws.neighbours import NeighbourPool, NeighbourView, WorstFirst, nearest_by_text, neighbour_weights
 from ..finetune import Loss
 from ..student import Student
 from .base import Term
@@ -29,7 +29,7 @@ class Healing(Term):
     n are preserved names, drawn with probability pi_n, and x_t latents of the reference's trajectories for them. The
     loss has no unit. With `boost` 0 it is 0 at the reference.
 
-    Differs from the paper: neighbours by text and a dry run, as those by contribution were measured to be worse; no
+    Differs from the paper: neighbours by text and a dry run, where theirs are by contribution to hidden units; no
     guarantee on the ratios of siblings, which holds for its idealised hierarchy.
 
     Attributes:
@@ -54,7 +54,8 @@ class Healing(Term):
     def loss(self, task: TrainingTask) -> Loss:
         if not any(concept.preserve for concept in task.concepts):
             raise self.nothing_to_preserve()
-        pool = NeighbourPool(task)
+        named = list(nearest_by_text(task, self.neighbours)) if self.view == "text" else None
+        pool = NeighbourPool(task, named)
         weighting = WorstFirst(pool, neighbour_weights(pool, self.view, self.neighbours), self.worst_every or 1)
         blank = task.backbone.unconditional()
 

@@ -1,4 +1,7 @@
-"""Projection of conflicting gradients: dual-head distillation (arXiv:2411.08937), PCGrad (arXiv:2001.06782)."""
+"""Projection of conflicting gradients: dual-head distillation (arXiv:2411.08937), PCGrad (arXiv:2001.06782).
+
+StableUN harmonises its gradients in the same way (arXiv:2509.20230).
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
