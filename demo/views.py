@@ -155,7 +155,7 @@ def _removal(entry: Entry, ledger: Ledger, view: Mapping[str, Any] | None) -> st
         f'<tr class="{entry.state}"><td data-name="id">{entry.id}</td>'
         f'<td data-name="removed"><b>{escape(_cut(names))}</b><small>{when} UTC</small></td>'
         f'<td data-name="becomes">{escape(_cut(becomes, 40))}</td>'
-        f'<td data-name="method">{escape(entry.method)}<small>seed {entry.seed}{seconds}</small></td>'
+        f'<td data-name="method">{escape(entry.shown_method)}<small>seed {entry.seed}{seconds}</small></td>'
         f'<td data-name="state">{entry.state}{approximate}</td>{rates}</tr>'
     )
 

@@ -214,6 +214,8 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
         raw["eraser"] |= eraser_class("absent").quick
     if raw["eraser"]["name"] == "duge":
         raw["eraser"] |= {"steps": 1, "image_steps": 2, "memory_size": 4, "target_images": 2, "max_similarity": 1.0}
+    if raw["eraser"]["name"] == "cfe":
+        raw["eraser"]["keep_rank"] = 4  # of the 32 dimensions of a tiny model
     if raw["eraser"]["name"] == "trce":
         raw["eraser"] |= {"sample_steps": 3, "early_steps": 2, "trajectories": 1, "epochs": 1, "null_trajectories": 2}
         raw["eraser"]["reg"] = 1e-3

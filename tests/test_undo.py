@@ -35,6 +35,9 @@ CLOSED_FORMS: dict[str, dict[str, Any]] = {
     "uce": {},
     "uce, last subject": {"rows": "last-subject"},
     "uce, published": {"rows": "published", "preserve_scale": None, "empty_anchor": "start"},
+    "speed": {},
+    "cfe, last subject": {"rows": "last-subject", "least_share": 0.0},
+    "rece": {"base": {"name": "uce", "rows": "last-subject"}},
     "trce, text": {"stages": "text", **eraser_class("trce").quick},
 }
 UNEDITED = WeightEdit(changes={}, metadata=EditMetadata.unedited(BACKBONE.fingerprint(), "tiny"))

@@ -47,7 +47,7 @@ def step_json(entry: "Entry", measured: dict[str, Any] | None) -> dict[str, Any]
 
 def entry_line(entry: "Entry", measured: dict[str, Any] | None) -> str:
     """Return one line about an entry: method, seconds and measured rates."""
-    start = f"{entry.id} {targets_of(entry)}: {entry.method}"
+    start = f"{entry.id} {targets_of(entry)}: {entry.shown_method}"
     if entry.seconds is not None:
         start += f", {entry.seconds:.1f} s"
     if measured is None:
@@ -86,7 +86,7 @@ def removals_table(ledger: "Ledger", record: "LedgerMeasures") -> Table:
             changed = kept[1] or kept[0]
             cells = [*map(_rate_in_two, rates), f"{changed['distance']['value']:.3f}" if changed else ""]
         seconds = "" if entry.seconds is None else f"{entry.seconds:.1f}"
-        table.add_row(entry.id, Text(targets_of(entry)), entry.method, *cells, seconds)
+        table.add_row(entry.id, Text(targets_of(entry)), entry.shown_method, *cells, seconds)
     return table
 
 

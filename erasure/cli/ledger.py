@@ -35,7 +35,7 @@ def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
     for entry in opened.entries:
         state = f"{entry.state}, approximate" if entry.id in opened.approximate else entry.state
         becomes = ", ".join(dict.fromkeys(concept.anchor or "nothing" for concept in entry.concepts))
-        table.add_row(entry.id, Text(targets_of(entry)), Text(becomes), entry.method, state, entry.time)
+        table.add_row(entry.id, Text(targets_of(entry)), Text(becomes), entry.shown_method, state, entry.time)
     out.print(f"base: {opened.base.name} ({opened.base.fingerprint[:12]})")
     if opened.origin is not None:
         entries = ", ".join(opened.origin.entries)
@@ -157,5 +157,5 @@ def load_edit(
     folder = ledger or new_folder(edit.metadata.concepts)
     opened = Ledger.open_or_create(folder, pipe, lasting_name(name))
     entry = opened.add(edit, distinct=True)
-    out.print(f"{entry.id} {targets_of(entry)}: {entry.method}, {len(weights_of(edit).changes)} weights")
+    out.print(f"{entry.id} {targets_of(entry)}: {entry.shown_method}, {len(weights_of(edit).changes)} weights")
     out.print(f"ledger: {folder}")

@@ -1,9 +1,10 @@
 """Base class of the erasers: settings, and one method that turns concepts into an edit."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from ..backbones.base import Backbone
 from ..backbones.schedule import Discrete, Flow, NoiseSchedule
@@ -17,6 +18,10 @@ from ..training.context import FitContext
 
 Dependence = Literal["text", "base", "weights"]
 """Inputs of an edit; see `Eraser.depends_on`."""
+Stage = Literal["text encoder", "map of text states", "factor of outputs", "trained weights", "sampling"]
+"""Part of the model that an edit acts on; see `Eraser.stage`."""
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""The stages in the order in which edits of several act."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +34,15 @@ class Eraser(Plugin):
             the first removal; or "text", text states alone. An edit of the last two kinds does not depend on earlier
             removals, so a ledger need not apply them first; one of text states can be fitted on a model whose weights
             stay on the disk.
+        stage: Part of the model that the edit acts on, which decides its place among several.
+        clashes: Erasers that must not be stacked with it, each with the reason.
         together: Whether several concepts of one request are removed at once, as one entry of a ledger (the members of
             a family); else one after another.
     """
 
     depends_on: ClassVar[Dependence] = "weights"
+    stage: ClassVar[Stage] = "trained weights"
+    clashes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     together: ClassVar[bool] = False
     # Noise schedules of the models that the method covers.
     schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete, Flow)

@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..graph import ConceptGraph
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, solved_edit
+from .base import Dependence, Eraser, Stage, solved_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ class CFE(Eraser):
     name: ClassVar[str] = "cfe"
     source: ClassVar[str] = "arXiv:2604.10032"
     exactness: ClassVar[Exactness] = "reconstructed"
+    stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "text"
     main: ClassVar[tuple[str, ...]] = ("neighbours", "ridge", "keep_rank")
     quick: ClassVar[Mapping[str, Any]] = {"rows": "last-subject"}

@@ -21,7 +21,7 @@ from ..registry import Exactness
 from ..training.context import FitContext
 from ..training.finetune import Optimisation, finetune
 from ..training.student import Student
-from .base import Eraser
+from .base import Eraser, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class HiRM(Eraser):
     name: ClassVar[str] = "hirm"
     source: ClassVar[str] = "arXiv:2602.19631"
     exactness: ClassVar[Exactness] = "reconstructed"
+    stage: ClassVar[Stage] = "text encoder"
     together: ClassVar[bool] = False
     main: ClassVar[tuple[str, ...]] = ("goal", "steps", "lr")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {

@@ -19,7 +19,7 @@ from ..losses.attention import Rule
 from ..progress import Progress
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser
+from .base import Eraser, Stage
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,6 +44,7 @@ class Localised(Eraser):
     name: ClassVar[str] = "localised"
     source: ClassVar[str] = "ours, built on arXiv:2306.14544 and arXiv:2211.05105"
     exactness: ClassVar[Exactness] = "ours"
+    stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("scale", "region_threshold", "grow")

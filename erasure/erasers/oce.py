@@ -27,7 +27,7 @@ from ..progress import Progress
 from ..prompts import OBJECT_PHRASES, STYLE_PHRASES
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser
+from .base import Eraser, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,8 @@ class OCE(Eraser):
     name: ClassVar[str] = "oce"
     source: ClassVar[str] = "arXiv:2605.28902"
     exactness: ClassVar[Exactness] = "reconstructed"
+    stage: ClassVar[Stage] = "factor of outputs"
+    clashes: ClassVar[Mapping[str, str]] = {"adavd": "two reflections of one concept cancel"}
     main: ClassVar[tuple[str, ...]] = ("alpha", "form", "rank")
     quick: ClassVar[Mapping[str, Any]] = {"alpha": 300.0}
 

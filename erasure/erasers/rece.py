@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..progress import Progress
 from ..registry import Chosen, Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, SharedMap, solved_edit
+from .base import Dependence, Eraser, SharedMap, Stage, solved_edit
 from .uce import UCE
 
 
@@ -59,6 +59,7 @@ class RECE(Eraser):
     name: ClassVar[str] = "rece"
     source: ClassVar[str] = "arXiv:2407.12383"
     exactness: ClassVar[Exactness] = "published"
+    stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "base"
     main: ClassVar[tuple[str, ...]] = ("rounds", "penalty")
 

@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..progress import Progress
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, solved_edit
+from .base import Dependence, Eraser, Stage, solved_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class SPEED(Eraser):
     name: ClassVar[str] = "speed"
     source: ClassVar[str] = "arXiv:2503.07392"
     exactness: ClassVar[Exactness] = "published"
+    stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "text"
     main: ClassVar[tuple[str, ...]] = ("threshold", "ridge")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {

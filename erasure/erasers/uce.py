@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..prompts import CLASS_TEMPLATES, blank, preserved_templates, templates
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, solved_edit
+from .base import Eraser, Stage, solved_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class UCE(Eraser):
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     source: ClassVar[str] = "arXiv:2308.14761"
     exactness: ClassVar[Exactness] = "published"
+    stage: ClassVar[Stage] = "map of text states"
     main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
 
     rows: Literal["templates", "published", "last-subject"] = "templates"

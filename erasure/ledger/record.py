@@ -80,6 +80,12 @@ class Entry:
     undone: str | None = None
     seconds: float | None = None
 
+    @property
+    def shown_method(self) -> str:
+        """The name of the eraser; of a stack those of its parts: "hirm+speed"."""
+        parts = self.settings.get("parts")
+        return "+".join(part["name"] for part in parts) if isinstance(parts, list | tuple) else self.method
+
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         return {**asdict(self), "concepts": [concept.as_json() for concept in self.concepts]}

@@ -11,7 +11,7 @@ from ..concept import Concept, normalized
 from ..erasers import Eraser, eraser_class
 from ..errors import InputError, reason
 from ..loading import Attention
-from ..profile import DEFAULT_MODEL, profile_of
+from ..profile import DEFAULT_MODEL, ModelProfile, profile_of
 from ..sampling import SamplingSettings
 from .lists import families_expanded, list_path, read_concepts
 from .problems import explained
@@ -105,25 +105,39 @@ def parse(config: Mapping[str, Any]) -> Run:
     if isinstance(config["model"], str):
         profile = profile_of(config["model"])
         settings = {**profile.settings(name), **settings}
+        if isinstance(parts := settings.get("parts"), list):
+            settings["parts"] = [_part(part, profile) for part in parts]
         if isinstance(config.get("concepts"), list):
             config["concepts"] = profile.completed(config["concepts"])
     return _validated({**config, "eraser": settings}, eraser_class(name))
 
 
 def _eraser(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return name and settings of a config's eraser.
+    """Return name and settings of a config's eraser; a list and "one+other" are a stack of erasers.
 
     Raises:
         InputError: It is not a mapping with a name.
     """
     value = config.get("eraser", {"name": "uce"})
+    if isinstance(value, list):
+        value = {"name": "stack", "parts": value}
     settings = dict(value) if isinstance(value, Mapping) else {}
+    if isinstance(settings.get("name"), str) and "+" in settings["name"]:
+        value = settings = {**settings, "name": "stack", "parts": settings["name"].split("+")}
     name = settings.pop("name", "uce")
     if not isinstance(value, Mapping) or not isinstance(name, str):
         raise InputError(
             f"eraser: expected a name and settings, got {value!r}. Write for example {{name: uce, reg: 0.5}}."
         )
     return name, settings
+
+
+def _part(part: object, profile: ModelProfile) -> object:
+    """Return a part of a stack with the settings that the profile has for it; anything else is left to the check."""
+    settings = {"name": part} if isinstance(part, str) else part
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
+        return part
+    return {**profile.settings(settings["name"]), **settings}
 
 
 def _validated(config: Mapping[str, Any], eraser: type[Eraser]) -> Run:

@@ -107,7 +107,7 @@ def _source_of_ledger(name: str, load: Loader) -> Source:
     erased = Variant(
         name=ERASED,
         pipe=pipe,
-        about=f"{name}: {', '.join(f'{e.id} by {e.method}' for e in ledger.standing)}",
+        about=f"{name}: {', '.join(f'{e.id} by {e.shown_method}' for e in ledger.standing)}",
         applied=lambda: ledger.applied_to(pipe),
         edit=ledger.state(),
         folder=ledger.path / "evaluations" / "pictures",

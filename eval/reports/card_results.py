@@ -161,7 +161,7 @@ def _quick(ledger: Ledger) -> list[Result]:
 
 def _evaluations(ledger: Ledger) -> list[Result]:
     """Return the scores of `erasure evaluate` of what stands now."""
-    stands = ", ".join(f"{entry.id} by {entry.method}" for entry in ledger.standing)
+    stands = ", ".join(f"{entry.id} by {entry.shown_method}" for entry in ledger.standing)
     results: list[Result] = []
     for path in sorted((ledger.path / "evaluations").glob("*/scores.json")):
         record = record_if_whole(path, _Scores)

@@ -141,7 +141,7 @@ def _removed_row(entry: Entry, concept: Concept) -> str:
         _listed(concept.aliases) or "–",
         in_markdown(concept.anchor) or "nothing",
         kept,
-        in_markdown(entry.method),
+        in_markdown(entry.shown_method),
         as_code(settings),
         str(entry.seed),
         in_markdown(entry.time.removesuffix("+00:00")),

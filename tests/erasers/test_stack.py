@@ -1,0 +1,114 @@
+"""Stacks: order, clashes, the exact product of edits of different sides, one entry of a ledger."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.edits import WeightEdit
+from erasure.erasers import make_eraser
+from erasure.erasers.hirm import HiRM
+from erasure.erasers.oce import OCE
+from erasure.erasers.rece import RECE
+from erasure.erasers.speed import SPEED
+from erasure.erasers.stack import Stack
+from erasure.erasers.uce import UCE
+from erasure.errors import InputError
+from erasure.ledger import Ledger
+from erasure.runs.schema import parse
+from erasure.training.context import FitContext
+from tests import tiny
+
+CAT = Concept(target="cat", anchor="boat", preserve=("dog",))
+QUICK_HIRM = HiRM(steps=1, lr=1e-3)
+
+
+def weights(pipe: Any, edit: Any) -> dict[str, torch.Tensor]:
+    with edit.applied_to(pipe):
+        named = backbone_of(pipe).parameters(edit.changes.__contains__)
+        return {name: parameter.detach().clone() for name, parameter in named.items()}
+
+
+def test_a_factor_on_a_map_is_their_product() -> None:
+    pipe = tiny.sd1()
+    backbone = backbone_of(pipe)
+    stacked = weights(pipe, Stack(parts=(SPEED(), OCE())).fit([CAT], FitContext(backbone=backbone)))
+    first = SPEED().fit([CAT], FitContext(backbone=backbone))
+    with first.applied_to(pipe):
+        second = OCE().fit([CAT], FitContext(backbone=backbone_of(pipe)))
+        with second.applied_to(pipe, check=False):
+            for name, parameter in backbone_of(pipe).parameters(stacked.__contains__).items():
+                torch.testing.assert_close(stacked[name], parameter.detach())
+
+
+def test_later_parts_are_fitted_on_the_edited_encoder() -> None:
+    pipe = tiny.sd1()
+    context = FitContext(backbone=backbone_of(pipe))
+    stacked = Stack(parts=(QUICK_HIRM, SPEED())).fit([CAT], context)
+    alone = SPEED().fit([CAT], context)
+    assert isinstance(stacked, WeightEdit)
+    assert stacked.rows is not None
+    assert alone.rows is not None
+    assert not torch.equal(stacked.rows["text"].targets, alone.rows["text"].targets)
+    with QUICK_HIRM.fit([CAT], context).applied_to(pipe):
+        inside = SPEED().problems_of([CAT], FitContext(backbone=backbone_of(pipe)))[0]
+    torch.testing.assert_close(stacked.rows["text"].targets, inside.targets)
+    assert [part.method for part in stacked.metadata.parts] == ["hirm", "speed"]
+
+
+def test_rece_after_a_map_adds_its_rows_to_that_map() -> None:
+    stack = Stack(parts=(SPEED(), RECE(rounds=2)))
+    assert stack.fitted == (RECE(rounds=2, base=SPEED()),)
+    assert (stack.dependence, Stack(parts=(SPEED(),)).dependence) == ("base", "text")
+    context = FitContext(backbone=backbone_of(tiny.sd1()))
+    one, other = (eraser.fit([CAT], context) for eraser in (stack, RECE(rounds=2, base=SPEED())))
+    assert isinstance(one, WeightEdit)
+    assert isinstance(other, WeightEdit)
+    assert one.closed_form
+    for name, weight in tiny.text_weights(context.backbone).items():
+        if name in one.changes:
+            torch.testing.assert_close(one.edited(name, weight.detach()), other.edited(name, weight.detach()))
+
+
+def test_another_order_is_refused() -> None:
+    with pytest.raises(InputError, match=r"stack.parts: expected the text encoder before .* Put 'hirm' first"):
+        Stack(parts=(SPEED(), HiRM()))
+
+
+def test_two_maps_of_text_states_are_refused() -> None:
+    with pytest.raises(InputError, match="expected one map of text states, got speed and uce"):
+        Stack(parts=(SPEED(), UCE()))
+
+
+def test_parts_that_cancel_each_other_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OCE, "clashes", {"speed": "a reason"})
+    with pytest.raises(InputError, match=r"got 'oce' and 'speed': a reason\. Leave one of them out"):
+        Stack(parts=(SPEED(), OCE()))
+
+
+def test_a_plus_and_a_list_are_stacks_with_the_settings_of_the_profile() -> None:
+    run = parse({"eraser": {"name": "hirm+cfe+rece"}, "concepts": [{"target": "dog"}]})
+    assert isinstance(run.eraser, Stack)
+    assert [part.name for part in run.eraser.parts] == ["hirm", "cfe", "rece"]
+    assert run.eraser.parts[1].as_settings()["keep_rank"] == 24
+    listed = parse({"eraser": ["hirm", {"name": "cfe"}, "rece"], "concepts": [{"target": "dog"}]})
+    assert listed.eraser == run.eraser
+    assert parse(run.as_json()) == run
+    with pytest.raises(Exception, match="hirmm"):
+        parse({"eraser": {"name": "hirmm+speed"}, "concepts": [{"target": "dog"}]})
+
+
+def test_a_stack_is_one_entry_with_its_parts_and_is_undone_as_one(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    before = {name: weight.clone() for name, weight in pipe.text_encoder.state_dict().items()}
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tiny")
+    entry = ledger.remove(pipe, make_eraser("stack", parts=[{"name": "hirm", "steps": 1, "lr": 1e-3}, "speed"]), [CAT])
+    assert (entry.method, entry.shown_method, entry.solved) == ("stack", "hirm+speed", False)
+    assert ledger.verify(pipe) == []
+    with ledger.applied_to(pipe):
+        assert any(not torch.equal(before[name], weight) for name, weight in pipe.text_encoder.state_dict().items())
+    ledger.undo("001")
+    assert not ledger.edit().changes  # type: ignore[attr-defined]
