@@ -137,6 +137,19 @@ def ridge_edit(
     return (start + change).to(weight.dtype)
 
 
+def ridge_edit_from_moments(
+    weight: Float[Tensor, "out dim"], gram: Float[Tensor, "dim dim"], cross: Float[Tensor, "out dim"], reg: float
+) -> Float[Tensor, "out dim"]:
+    """Return the W' that minimises sum |W' x - y|^2 + reg |W' - weight|^2, from the sums of x x^T and of y x^T.
+
+    In float64, and returned in the weight's dtype; `gram` is not changed.
+    """
+    start = weight.double()
+    factor = _cholesky(gram.double().clone(), reg)
+    residual = cross.double() - start @ gram.double()
+    return (start + torch.cholesky_solve(residual.T, factor).T).to(weight.dtype)
+
+
 def _cholesky(gram: Float[Tensor, "dim dim"], reg: float) -> Float[Tensor, "dim dim"]:
     """Return the factor of `gram + reg I`; `gram` is that sum afterwards."""
     gram.diagonal().add_(reg)
