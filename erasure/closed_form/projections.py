@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import TEXT
+from ..backbones.sites import has_role
 
 Projections = Literal["all", "values", "keys"]
 """All layers that read the states of tokens, or those of the values or of the keys.
@@ -16,7 +17,7 @@ Projections = Literal["all", "values", "keys"]
 A layer that reads them for both, as in transformers with joint attention, counts as either.
 """
 
-_ROLES = {"all": None, "values": ("cross.v", "text.in"), "keys": ("cross.k", "text.in")}
+_OTHERS = {"all": (), "values": ("cross.k",), "keys": ("cross.v",)}  # roles that are left out
 
 
 def projections(backbone: Backbone, which: Projections, space: str = TEXT) -> list[str]:
@@ -24,7 +25,8 @@ def projections(backbone: Backbone, which: Projections, space: str = TEXT) -> li
 
     The stream of sentence vectors has layers of one kind, which are returned for any.
     """
-    return list(backbone.sites(_ROLES[which] if space == TEXT else None, reads=space))
+    sites = backbone.sites(reads=space)
+    return [name for name, site in sites.items() if not has_role(site, _OTHERS[which])]
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..backbones.text_blocks import clip_encoders, first_block, last_block, token_ids
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
+from ..errors import InputError
 from ..prompts import anchored_prompts
 from ..registry import Exactness
 from ..training.context import FitContext
@@ -75,6 +76,10 @@ class HiRM(Eraser):
         generator = torch.Generator().manual_seed(context.seed)
         goals = self._goals(concepts, context, generator)
         encoders = clip_encoders(backbone)
+        if not encoders:
+            raise InputError(
+                f"hirm: expected a model with a CLIP text encoder, got {backbone.family}. Use another eraser."
+            )
 
         def loss(student: Student, step: int, draws: torch.Generator) -> Float[Tensor, ""]:
             return torch.stack(
