@@ -15,6 +15,8 @@ from erasure.errors import InputError, UnknownNameError, unknown_name
 from erasure.registry import Plugin
 from erasure.sampling import Pair, SamplingSettings
 
+from .lists import ListRow
+
 Wording = Literal["explicit", "synonym", "combined", "implicit", "paraphrase"]
 
 
@@ -202,6 +204,30 @@ class LabelledList(Benchmark):
             else Role(group="kept", unwanted="", retained=label)
             for form, label in by_form.items()
         }
+
+    def classed_items(self, rows: Sequence[ListRow]) -> tuple[Item, ...]:
+        """Return the items of rows whose label is one of the benchmark's classes, in the column "class".
+
+        Raises:
+            UnknownNameError: A label is no class, or a removed name is no label.
+            InputError: A cell is empty or no number, or a case comes twice.
+        """
+        classes = [class_index(self.name, self.classes, row.text("class")) for row in rows]
+        role = self.roles([name for name, _ in classes])
+        items = []
+        for row, (name, index) in zip(rows, classes, strict=True):
+            prompt = row.text("prompt")
+            items.append(
+                Item(
+                    case=row.text("case_number"),
+                    prompt=prompt,
+                    seed=row.whole("evaluation_seed"),
+                    wording="explicit" if named_in(name, prompt) else "paraphrase",
+                    class_index=index,
+                    **vars(role[normalized(name)]),
+                )
+            )
+        return unique_cases(self.name, items)
 
 
 @dataclass(frozen=True, kw_only=True)

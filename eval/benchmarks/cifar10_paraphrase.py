@@ -6,10 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Final
 
-from erasure.concept import normalized
 from erasure.registry import Exactness
 
-from .base import Item, LabelledList, class_index, named_in, unique_cases
+from .base import Item, LabelledList
 from .lists import read_list
 
 CLASSES: Final[Mapping[str, int]] = MappingProxyType(
@@ -51,19 +50,4 @@ class Cifar10Paraphrase(LabelledList):
 
     def read(self) -> tuple[Item, ...]:
         rows = read_list(self.path, ("case_number", "prompt", "class", "evaluation_seed"))
-        classes = [class_index(self.name, CLASSES, row.text("class")) for row in rows]
-        role = self.roles([name for name, _ in classes])
-        items = []
-        for row, (name, index) in zip(rows, classes, strict=True):
-            prompt = row.text("prompt")
-            items.append(
-                Item(
-                    case=row.text("case_number"),
-                    prompt=prompt,
-                    seed=row.whole("evaluation_seed"),
-                    wording="explicit" if named_in(name, prompt) else "paraphrase",
-                    class_index=index,
-                    **vars(role[normalized(name)]),
-                )
-            )
-        return unique_cases(self.name, items)
+        return self.classed_items(rows)

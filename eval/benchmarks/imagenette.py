@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from erasure.concept import normalized
 from erasure.registry import Exactness
 
 from ..metrics.accuracy import IMAGENETTE as CLASSES
-from .base import Item, LabelledList, class_index, named_in, unique_cases
+from .base import Item, LabelledList
 from .lists import read_list
 
 
@@ -46,19 +45,4 @@ class Imagenette(LabelledList):
 
     def read(self) -> tuple[Item, ...]:
         rows = read_list(self.path, ("case_number", "prompt", "evaluation_seed", "class"), unquoted="prompt")
-        classes = [class_index(self.name, CLASSES, row.text("class")) for row in rows]
-        role = self.roles([name for name, _ in classes])
-        items = []
-        for row, (name, index) in zip(rows, classes, strict=True):
-            prompt = row.text("prompt")
-            items.append(
-                Item(
-                    case=row.text("case_number"),
-                    prompt=prompt,
-                    seed=row.whole("evaluation_seed"),
-                    wording="explicit" if named_in(name, prompt) else "paraphrase",
-                    class_index=index,
-                    **vars(role[normalized(name)]),
-                )
-            )
-        return unique_cases(self.name, items)
+        return self.classed_items(rows)

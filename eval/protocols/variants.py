@@ -36,7 +36,7 @@ class Variant:
         pipe: The pipeline, unedited.
         about: Description.
         applied: Puts in force what makes the row, and takes it back.
-        edit: Id of what is in force, see `store.Manifest`.
+        edit: Id of what is in force, see `images.manifest.Manifest`.
         negative_prompt: In place of the unconditional prompt.
         folder: Folder of its images; None is the shared cache.
     """

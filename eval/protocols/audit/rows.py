@@ -1,8 +1,8 @@
 """The rows of an audit, the concepts that its probes are aimed at, and the checks before it begins."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,10 +56,6 @@ class AuditRow:
         """Put the model in force for the length of a `with`, and return its pipeline."""
         with self.variant.applied():
             yield self.variant.pipe
-
-    def opener(self) -> Callable[[], AbstractContextManager[DiffusionPipeline]]:
-        """Return the function that opens the row."""
-        return self.opened
 
 
 def gold_rows(names: Sequence[str], original: str, load: Loader) -> list[AuditRow]:

@@ -141,7 +141,7 @@ class Audit:
             return {}
         [original] = [row for row in rows if row.name == ORIGINAL]
         gold = next((row for row in rows if row.name == GOLD), None)
-        models = Models(original=original.opener(), gold=None if gold is None else gold.opener())
+        models = Models(original=original.opened, gold=None if gold is None else gold.opened)
         key = [VERSION, probe.name, probe.version, probe.as_settings(), aim.as_json(), original.identity]
         if probe.reads_gold:
             key.append(gold and gold.identity)
