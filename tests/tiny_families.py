@@ -15,10 +15,16 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
+    AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     CogView4Pipeline,
     CogView4Transformer2DModel,
     DDIMScheduler,
@@ -28,6 +34,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PixArtSigmaPipeline,
@@ -36,6 +44,8 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -230,6 +240,10 @@ class TinyFlux2Klein(Flux2KleinPipeline):
 
     def encode_prompt(self, *args: Any, text_encoder_out_layers: Any = None, **kwargs: Any) -> Any:
         return super().encode_prompt(*args, text_encoder_out_layers=(1, 2, 3), **kwargs)
+
+
+# Saved, they are the pipelines themselves.
+TinyFlux2.__name__, TinyFlux2Klein.__name__ = "Flux2Pipeline", "Flux2KleinPipeline"
 
 
 def flux2() -> Any:
@@ -492,6 +506,99 @@ def hidream() -> Any:
     return pipe
 
 
+def wan() -> Any:
+    """Return a pipeline of the Wan 2.1 text-to-video classes."""
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=T5_WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+    autoencoder = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    config = UMT5Config(vocab_size=128, d_model=T5_WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=4)
+    pipe = WanPipeline(
+        transformer=visible(transformer),
+        scheduler=flow(dynamic=False, shift=3.0),
+        vae=autoencoder.eval(),
+        text_encoder=loud(UMT5EncoderModel(config)),
+        tokenizer=t5_tokenizer(),
+    )
+    pipe.default_sample_size = 8
+    return pipe
+
+
+def ltx() -> Any:
+    """Return a pipeline of the LTX-Video classes."""
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=T5_WIDTH,
+        num_layers=1,
+    )
+    autoencoder = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+    pipe = LTXPipeline(
+        transformer=visible(transformer),
+        scheduler=flow(),
+        vae=autoencoder.eval(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(128),
+    )
+    pipe.default_sample_size = 8
+    return pipe
+
+
+def cogvideox() -> Any:
+    """Return a pipeline of the CogVideoX classes."""
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=T5_WIDTH,
+        num_layers=1,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=1,
+        max_text_seq_length=226,
+    )
+    autoencoder = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+    pipe = CogVideoXPipeline(
+        transformer=visible(transformer),
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+        vae=autoencoder.eval(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+    )
+    pipe.default_sample_size = 8
+    return pipe
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     "qwen-image": qwen_image,
     "z-image": z_image,
@@ -504,6 +611,9 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "aura-flow": aura_flow,
     "cogview4": cogview4,
     "hidream": hidream,
+    "wan": wan,
+    "ltx": ltx,
+    "cogvideox": cogvideox,
 }
 
 

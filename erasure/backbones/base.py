@@ -50,6 +50,16 @@ class Backbone(Protocol):
         ...
 
     @property
+    def loads_lora(self) -> bool:
+        """Whether diffusers loads LoRA factors into the pipeline."""
+        ...
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether the pipeline makes images, rather than videos."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Device of the denoiser."""
         ...

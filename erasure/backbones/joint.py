@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import InputError
 from .conditioning import POOLED, TEXT, Conditioning, EncodedTokens, Stream, concatenate, first_end_of_text, tokenized
 from .loaded import LoadedModel, unwrapped
-from .schedule import Flow
+from .schedule import Flow, NoiseSchedule
 from .sites import Role, joint_transformer_role
 
 
@@ -24,6 +24,7 @@ class JointTransformer(LoadedModel):
     """Base of the families; their encoders read padding, so every state is always encoded."""
 
     denoiser_name: ClassVar[str] = "transformer"
+    schedule_kind: ClassVar[type[NoiseSchedule]] = Flow
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
     # Number of latents along a side that are one token of the image.
     packing: ClassVar[int] = 2
@@ -73,7 +74,7 @@ class JointTransformer(LoadedModel):
         return {name: min(limit, self._readers.get(name, limit)) for name, limit in limits.items()}
 
     @property
-    def schedule(self) -> Flow:
+    def schedule(self) -> NoiseSchedule:
         def sigmas(steps: int) -> Float[Tensor, " steps"]:
             scheduler = copy.deepcopy(self.pipe.scheduler)
             self._set_timesteps(scheduler, steps)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokeniz
 from ..errors import InputError, reason, unknown_name
 from ..io.text import composed
 from .conditioning import Conditioning, Stream
+from .schedule import NoiseSchedule
 from .sites import Role, Site, Sites, has_role, sites_of
 
 _LONGEST_SIDE = 4096  # of latents, far above any model's
@@ -46,6 +47,12 @@ class LoadedModel(ABC):
     reads_clip: ClassVar[bool] = False
     # Whether the positions of attention's keys are those of the text's states, as captures take them.
     reads_maps: ClassVar[bool] = True
+    # Noise schedule of the denoiser.
+    schedule_kind: ClassVar[type[NoiseSchedule]]
+    # Whether the pipeline makes images, rather than videos.
+    makes_images: ClassVar[bool] = True
+    # Whether diffusers loads LoRA factors into the pipeline.
+    loads_lora: ClassVar[bool] = True
     # Whether the pipeline's call takes prompts of different lengths together.
     mixes_lengths: ClassVar[bool] = True
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer, mask_of
-from .schedule import Discrete, Timestep
+from .schedule import Discrete, NoiseSchedule, Timestep
 from .sites import Role, attention_roles
 from .templated import Layout
 
@@ -40,6 +40,8 @@ class PixArt(DeclaredTransformer):
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
     mask_name: ClassVar[str] = "prompt_attention_mask"
     packing: ClassVar[int] = 1
+    loads_lora: ClassVar[bool] = False
+    schedule_kind: ClassVar[type[NoiseSchedule]] = Discrete
 
     def __post_init__(self) -> None:
         scheduler = self.pipe.scheduler
@@ -48,7 +50,7 @@ class PixArt(DeclaredTransformer):
             raise InputError(f"scheduler: expected one of discrete timesteps, got {kind}. Use the model's own.")
 
     @property
-    def schedule(self) -> Discrete:  # type: ignore[override]
+    def schedule(self) -> NoiseSchedule:
         alphas: Tensor = self.pipe.scheduler.alphas_cumprod
         return Discrete(alphas_cumprod=alphas.to(self.device, torch.float32), prediction_type="epsilon")
 

@@ -22,7 +22,7 @@ from .conditioning import (
     tokenized,
 )
 from .loaded import LoadedModel, joined, textual_inversion_applied, unwrapped
-from .schedule import Discrete, PredictionType, Timestep
+from .schedule import Discrete, NoiseSchedule, PredictionType, Timestep
 from .sites import Role, unet_role
 
 Read = TypeVar("Read")
@@ -35,6 +35,7 @@ class StableDiffusion(LoadedModel):
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 1.x", "Stable Diffusion 2.x")
     denoiser_name: ClassVar[str] = "unet"
     reads_clip: ClassVar[bool] = True
+    schedule_kind: ClassVar[type[NoiseSchedule]] = Discrete
     streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT, "pooled.in": POOLED}
 
     def __post_init__(self) -> None:

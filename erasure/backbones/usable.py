@@ -49,10 +49,13 @@ def _misfit(tokenizer: PreTrainedTokenizerBase | None, encoder: nn.Module) -> st
     assert isinstance(encoder, PreTrainedModel)  # noqa: S101 - of a backbone
     rows = len(cast("nn.Embedding", encoder.get_input_embeddings()).weight)
     tokens = len(tokenizer)
-    if not rows - _SPARE_ROWS <= tokens <= rows:
-        return f"of {tokens} tokens where the encoder has {rows}"
     special = {"end-of-text": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
     positions = getattr(encoder.config, "max_position_embeddings", None)
+    generates = not type(encoder).__name__.startswith(("CLIP", "T5", "UMT5"))
+    if generates:  # a language model: its chat template has its special tokens, its table hundreds of spare rows
+        positions = None
+    if tokens > rows or (tokens < rows - _SPARE_ROWS and not generates):
+        return f"of {tokens} tokens where the encoder has {rows}"
     if positions is not None:
         special = {"start-of-text": tokenizer.bos_token_id, **special}
         if tokenizer.model_max_length > _NO_LENGTH:

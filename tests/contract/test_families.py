@@ -16,7 +16,6 @@ from erasure.backbones import backbone_of, families
 from erasure.backbones.attention import AttentionCapture
 from erasure.backbones.base import Backbone
 from erasure.backbones.conditioning import TEXT
-from erasure.backbones.schedule import NoiseSchedule
 from erasure.closed_form.pair_problems import pair_problems
 from erasure.closed_form.readers import Places, PromptPair
 from erasure.concept import Concept
@@ -24,12 +23,14 @@ from erasure.edits import EditMetadata, WeightEdit
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import InputError
 from erasure.ledger import Ledger
+from erasure.loading import load_model
 from erasure.sampling import SamplingSettings, noise, sample, scheduled_prediction, trajectory_latents
 from erasure.training.context import FitContext
 from tests import tiny_families
 
 PROMPTS = ["a cat", "a dog there"]
 NAMES = sorted(tiny_families.BUILDERS)
+IMAGES = [name for name in NAMES if name not in ("wan", "ltx", "cogvideox")]
 # Its checkpointed single blocks get no mask, in diffusers 0.42: a version that mends it fails the test of this.
 CHECKPOINTED_OTHERWISE = {"chroma"}
 # Their own calls combine predictions otherwise, or are guided by an embedding.
@@ -66,12 +67,20 @@ def fitted(backbone: Any, name: str = "cat") -> WeightEdit:
 
 def test_it_is_a_backbone_of_its_family_with_a_site_for_each_parameter(backbone: Any) -> None:
     assert isinstance(backbone, Backbone)
-    assert isinstance(backbone.schedule, NoiseSchedule)
+    assert isinstance(backbone.schedule, backbone.schedule_kind)
+    assert backbone.makes_images == (backbone.family in IMAGES)
     assert backbone.family in NAMES
     assert set(backbone.covered) <= set(families())
     sites = backbone.sites()
     assert len(sites) == len(list(backbone.denoiser.parameters()))
     assert backbone.fingerprint() == backbone_of(tiny_families.built(backbone.family)).fingerprint()
+
+
+def test_a_saved_model_loads_as_the_same(backbone: Any, tmp_path: Path) -> None:
+    backbone.pipe.save_pretrained(tmp_path)
+    loaded = backbone_of(load_model(str(tmp_path)))
+    assert (loaded.family, loaded.fingerprint()) == (backbone.family, backbone.fingerprint())
+    assert hasattr(backbone.pipe, "load_lora_weights") == backbone.loads_lora
 
 
 def test_readers_are_the_layers_whose_input_depends_on_the_text_alone(backbone: Any) -> None:
@@ -103,7 +112,9 @@ def test_states_move_with_a_name_and_are_read_as_declared(backbone: Any) -> None
             assert span.start <= named[0] < tokens.ends[0] <= span.stop
             assert bool(moved[span.start : named[0]].any()) != tokens.causal
             assert moved[named[-1]]
-            assert moved[int(tokens.ends[0]) : span.stop].all()
+            behind = moved[int(tokens.ends[0]) : span.stop]
+            assert behind[:1].all()
+            assert behind.all() or backbone.family == "wan"  # whose padding is zeros
 
 
 def test_states_that_are_not_read_have_no_effect(backbone: Any) -> None:
@@ -123,7 +134,16 @@ def test_states_that_are_not_read_have_no_effect(backbone: Any) -> None:
     assert not torch.allclose(predicted(backbone, both.with_states(states))[0], plain[0], rtol=1e-4, atol=1e-5)
 
 
-def test_the_call_of_the_pipeline_follows_predictions_and_schedule(backbone: Any) -> None:
+def test_videos_are_refused_in_one_line(backbone: Any) -> None:
+    if backbone.makes_images:
+        return
+    with pytest.raises(InputError, match=f"sample: expected a model of images, got {backbone.family}, which makes v"):
+        sample(backbone.pipe, PROMPTS, [0, 1], SamplingSettings(steps=1))
+
+
+@pytest.mark.parametrize("family", IMAGES)
+def test_the_call_of_the_pipeline_follows_predictions_and_schedule(family: str) -> None:
+    backbone = backbone_named(family)
     seeds = [0, 1]
     scale = 1.0 if backbone.family in NOT_PLAINLY_GUIDED else 3.0
     sampled = sample(backbone.pipe, PROMPTS, seeds, SamplingSettings(steps=3, guidance_scale=scale), output="latents")
@@ -143,7 +163,9 @@ def test_the_call_of_the_pipeline_follows_predictions_and_schedule(backbone: Any
     torch.testing.assert_close(end, sampled, rtol=1e-3, atol=1e-4)
 
 
-def test_images_are_made_alone_as_in_a_batch(backbone: Any) -> None:
+@pytest.mark.parametrize("family", IMAGES)
+def test_images_are_made_alone_as_in_a_batch(family: str) -> None:
+    backbone = backbone_named(family)
     settings = SamplingSettings(steps=1, guidance_scale=3.0)
     together = sample(backbone.pipe, PROMPTS, [0, 1], settings, output="latents")
     alone = sample(backbone.pipe, PROMPTS[1:], [1], settings)
@@ -181,7 +203,7 @@ def test_removals_are_joined_and_undone_bit_for_bit(backbone: Any, tmp_path: Pat
 
 def test_a_lora_of_the_readers_loads_as_the_edit_itself(backbone: Any, tmp_path: Path) -> None:
     pipe = backbone.pipe
-    if not hasattr(pipe, "load_lora_weights"):
+    if not backbone.loads_lora:
         pytest.skip("diffusers has no LoRA loader for this pipeline")
     states, edit = backbone.encode(PROMPTS), fitted(backbone)
     plain = predicted(backbone, states)
@@ -210,7 +232,7 @@ def test_every_eraser_fits_the_family_or_says_that_it_does_not(name: str, family
         assert re.match(rf"({name}|attention)(\.\w+)?: expected .+, got .+\. \w.+\.$", str(error))  # noqa: PT017
         edit = None
     assert backbone.fingerprint() == before
-    if edit is not None:
+    if edit is not None and backbone.makes_images:
         settings = SamplingSettings(steps=2, guidance_scale=3.0)
         plain = sample(backbone.pipe, PROMPTS, [0, 1], settings, output="latents")
         with edit.applied_to(backbone.pipe):
