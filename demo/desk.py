@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL.Image import Image
 
 from erasure.errors import ErasureError
 from erasure.io.files import make_folder, write_whole
+from erasure.io.text import in_html
 from erasure.progress import Progress
 
 from ..eval.images.png import as_png
@@ -216,7 +216,7 @@ def in_a_line(error: Exception, most: int = _TOAST) -> gr.Error:
 def in_a_toast(error: Exception) -> gr.Error:
     """Return an error as one line for the page, which renders text as HTML."""
     line = in_a_line(error)
-    line.message = escape(line.message)
+    line.message = in_html(line.message)
     return line
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL.Image import Image, Resampling
 
+from erasure.io.text import in_html
 from erasure.ledger import Entry, Ledger
 from erasure.progress import Progress
 
@@ -28,19 +29,19 @@ def progress(now: Progress) -> str:
     kind = "known" if now.total else "unknown"
     return (
         f'<div class="job {kind}" role="status"><div class="rail" role="progressbar" aria-valuemin="0"'
-        f' aria-valuemax="100" aria-valuenow="{100 * share:.0f}" aria-label="{escape(now.stage)}">'
-        f'<i style="{width}"></i></div><p>{escape(now.stage)}{count}{escape(left)}</p></div>'
+        f' aria-valuemax="100" aria-valuenow="{100 * share:.0f}" aria-label="{in_html(now.stage)}">'
+        f'<i style="{width}"></i></div><p>{in_html(now.stage)}{count}{in_html(left)}</p></div>'
     )
 
 
 def note(text: str, kind: str = "plain") -> str:
     """Render one line of text."""
-    return f'<p class="note {kind}" role="status">{escape(text)}</p>' if text else ""
+    return f'<p class="note {kind}" role="status">{in_html(text)}</p>' if text else ""
 
 
 def empty(text: str) -> str:
     """Render a hint for a part that is empty."""
-    return f'<div class="empty"><p>{escape(text)}</p></div>'
+    return f'<div class="empty"><p>{in_html(text)}</p></div>'
 
 
 def basis(entries: Sequence[str] | None, ledger: Ledger | None) -> str:
@@ -57,11 +58,11 @@ def basis(entries: Sequence[str] | None, ledger: Ledger | None) -> str:
 def state(model: str, ledger: Ledger | None) -> str:
     """Render the name of the model and its standing removals."""
     names = [] if ledger is None else [concept.target for entry in ledger.standing for concept in entry.concepts]
-    removed = "".join(f"<b>{escape(_cut(name, 24))}</b>" for name in names[:12])
+    removed = "".join(f"<b>{in_html(_cut(name, 24))}</b>" for name in names[:12])
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     says = f"<span>Removed now {removed}{more}</span>" if names else "<span>Nothing is removed yet</span>"
     return (
-        f'<div class="state" role="status"><span>Model <b>{escape(_cut(Path(model).name, 40))}</b></span>{says}</div>'
+        f'<div class="state" role="status"><span>Model <b>{in_html(_cut(Path(model).name, 40))}</b></span>{says}</div>'
     )
 
 
@@ -71,7 +72,7 @@ def strips(seen: BeforeAfter) -> str:
     for prompt in dict.fromkeys(prompt for prompt, _ in seen.pairs):
         rows = [i for i, pair in enumerate(seen.pairs) if pair[0] == prompt]
         pairs = "".join(_pair(seen, i) for i in rows)
-        parts.append(f'<section><h4>“{escape(_cut(prompt))}”</h4><div class="pairs">{pairs}</div></section>')
+        parts.append(f'<section><h4>“{in_html(_cut(prompt))}”</h4><div class="pairs">{pairs}</div></section>')
     return f'<div class="strips">{"".join(parts)}{_foot(seen)}</div>'
 
 
@@ -79,7 +80,7 @@ def about_pair(seen: BeforeAfter, i: int) -> str:
     """Render prompt, seed and readings of a pair."""
     prompt, seed = seen.pairs[i]
     readings = "".join(reading(one) for one in seen.seen[i])
-    return f'<p class="pair-name">“{escape(_cut(prompt))}” <span>seed {seed}</span> {readings}</p>'
+    return f'<p class="pair-name">“{in_html(_cut(prompt))}” <span>seed {seed}</span> {readings}</p>'
 
 
 def _pair(seen: BeforeAfter, i: int) -> str:
@@ -98,7 +99,7 @@ def _pair(seen: BeforeAfter, i: int) -> str:
 
 def _figure(image: Image, alt: str, under: str) -> str:
     kind = " small" if image.width < 128 else ""
-    source, said = embedded(image, _LARGEST), escape(_cut(alt), quote=True)
+    source, said = embedded(image, _LARGEST), in_html(_cut(alt))
     return f'<div class="frame{kind}"><img src="{source}" alt="{said}"><small>{under}</small></div>'
 
 
@@ -122,7 +123,7 @@ def _foot(seen: BeforeAfter) -> str:
 def reading(seen: Seen) -> str:
     """Render the probability that an image shows a concept, after and before."""
     kind = {True: "ok", False: "no", None: "open"}[seen.good]
-    return f'<b class="seen {kind}">{escape(_cut(seen.name, 24))} {seen.after:.2f}, was {seen.before:.2f}</b>'
+    return f'<b class="seen {kind}">{in_html(_cut(seen.name, 24))} {seen.after:.2f}, was {seen.before:.2f}</b>'
 
 
 def reading_text(seen: Sequence[Seen]) -> str:
@@ -146,16 +147,16 @@ def _removal(entry: Entry, ledger: Ledger, view: Mapping[str, Any] | None) -> st
     becomes = ", ".join(dict.fromkeys(concept.anchor or "nothing" for concept in entry.concepts))
     approximate = ", approximate" if entry.id in ledger.approximate else ""
     seconds = "" if entry.seconds is None else f", {entry.seconds:.1f} s"
-    when = escape(entry.time[:16].replace("T", " "))
+    when = in_html(entry.time[:16].replace("T", " "))
     rates = "".join(
         f'<td data-name="{name}">{_rate(view and view[key])}</td>'
         for name, key in (("gone", "efficacy"), ("near kept", "near"), ("far kept", "far"))
     )
     return (
         f'<tr class="{entry.state}"><td data-name="id">{entry.id}</td>'
-        f'<td data-name="removed"><b>{escape(_cut(names))}</b><small>{when} UTC</small></td>'
-        f'<td data-name="becomes">{escape(_cut(becomes, 40))}</td>'
-        f'<td data-name="method">{escape(entry.shown_method)}<small>seed {entry.seed}{seconds}</small></td>'
+        f'<td data-name="removed"><b>{in_html(_cut(names))}</b><small>{when} UTC</small></td>'
+        f'<td data-name="becomes">{in_html(_cut(becomes, 40))}</td>'
+        f'<td data-name="method">{in_html(entry.shown_method)}<small>seed {entry.seed}{seconds}</small></td>'
         f'<td data-name="state">{entry.state}{approximate}</td>{rates}</tr>'
     )
 
@@ -182,9 +183,9 @@ def curve(rows: Sequence[RemovalRow]) -> str:
 def measured(report: Report) -> str:
     """Render the table of a measurement."""
     head, *rows = report.table
-    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    heads = "".join(f'<th scope="col">{in_html(cell)}</th>' for cell in head)
     lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        f'<tr><th scope="row">{in_html(name)}</th>' + "".join(f"<td>{in_html(cell)}</td>" for cell in cells) + "</tr>"
         for name, *cells in rows
     )
     notes = "".join(note(text) for text in report.notes)

@@ -1,12 +1,12 @@
 """Concept: one removal request with its target, anchor and preserved concepts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from .errors import InputError, unknown_name
-from .io.text import composed
+from .io.text import composed, without_invisible
 from .registry import with_settings
 
 Kind = Literal["object", "style", "identity", "unsafe"]
@@ -14,7 +14,10 @@ Kind = Literal["object", "style", "identity", "unsafe"]
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """One removal request. Its texts are kept in Unicode's composed form (NFC), without blanks around them.
+    """One removal request.
+
+    Its texts are kept in Unicode's composed form (NFC), without blanks around them and invisible characters in them. A
+    name that comes twice, but for case or form, counts once.
 
     Attributes:
         target: Concept to erase, in words: "Van Gogh".
@@ -48,6 +51,9 @@ class Concept:
         for where, word in (("target", self.target), *(("aliases", alias) for alias in self.aliases)):
             if not word.strip():
                 raise InputError(f"concept.{where}: expected words, got {word!r}. Name the concept to erase.")
+        # Alone, a second row of a state would double its weight.
+        object.__setattr__(self, "aliases", _distinct(self.names)[1:])
+        object.__setattr__(self, "preserve", _distinct(self.preserve))
         names = {normalized(name) for name in self.names}
         for kept in self.preserve:
             if normalized(kept) in names:
@@ -91,19 +97,28 @@ class Concept:
 def normalized(phrase: str) -> str:
     """Return the form in which two spellings of one phrase are equal.
 
-    Case, runs of spaces, and the composition of accents do not count. Letters are lowered one by one, as tokenizers do:
-    what they tell apart, "Strasse" from "Straße" or "fish" from a word with the ligature "ﬁ", are two names.
+    Case, runs of spaces, invisible characters, and the composition of accents do not count. Letters are lowered one by
+    one, as tokenizers do: what they tell apart, "Strasse" from "Straße" or "fish" from a word with the ligature "ﬁ",
+    are two names.
     """
-    words = " ".join(phrase.split())
+    words = " ".join(without_invisible(phrase, joining=True).split())
     return words.lower() if words.isascii() else composed("".join(map(str.lower, composed(words))))
 
 
 def _checked_text(text: str, field: str) -> str:
-    """Return a text in its composed form, without blanks around it.
+    """Return a text in its composed form, without blanks around it and invisible characters in it.
 
     Raises:
         InputError: It holds half of a surrogate pair, which no file and no tokenizer takes.
     """
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         raise InputError(f"concept.{field}: expected text in Unicode, got {text!r}. Write it in UTF-8.")
-    return composed(text.strip())
+    return composed(without_invisible(text).strip())
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names, of several spellings of one the first."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(normalized(name), name)
+    return tuple(first.values())

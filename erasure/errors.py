@@ -77,5 +77,9 @@ def expectation(message: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an error's message, or the name of its class if the message is empty.
+
+    What a terminal obeys or does not show is written as its escape: other libraries quote the files that they read.
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in line)

@@ -440,3 +440,28 @@ def test_scores_of_two_evaluations_stand_side_by_side(tmp_path) -> None:
     assert [document["scores"]["joint"][name]["value"] for name in files] == [0.5, 0.25]
     assert "steps 20 against 50" in fails("scores", *files, "--metric", "shown")
     assert "two or more different files" in fails("scores", "uce")
+
+
+@pytest.mark.parametrize("name", ["run.json", "report.html", "measures", "pictures"])
+def test_a_result_that_cannot_be_written_is_found_before_anything_is_recorded(tmp_path, saved, name) -> None:
+    call("remove", "cat", "--model", saved, "--ledger", "ledger", *FAST)
+    place = tmp_path / "ledger" / name
+    place.unlink(missing_ok=True)
+    place.mkdir() if "." in name else place.touch()
+    assert f"{name}: expected the place of a" in fails("remove", "dog", "--ledger", "ledger", *FAST)
+    assert len(Ledger.open("ledger").entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("evaluate", "tinyworld", "--removed", "cat", "--out", "out"), "scores.json"),
+        (("compare", "ledger", "--prompt", "a cat", "--out", "out/image.png"), "image.png"),
+        (("attention", "tinyworld", "--prompt", "a cat", "--concepts", "cat", "--out", "out/maps.png"), "maps.png"),
+    ],
+)
+def test_a_place_that_is_taken_is_found_before_the_work(tmp_path, saved, monkeypatch, arguments, name) -> None:
+    call("remove", "cat", "--model", saved, "--ledger", "ledger", *FAST)
+    (tmp_path / "out" / name).mkdir(parents=True)
+    monkeypatch.setattr("erasure.sampling.images.sample", None)
+    assert f"{name}: expected the place of a file, got a folder" in fails(*arguments)

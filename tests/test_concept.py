@@ -6,9 +6,11 @@ import unicodedata
 from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erasure import UCE, erase
 from erasure.concept import Concept, Kind, normalized
 from erasure.errors import ErasureError, InputError, UnknownNameError, unknown_name
 from erasure.prompts import blank, fill, preserved_templates, speaks_of, templates, without_phrases
@@ -128,3 +130,55 @@ def test_names_of_other_tokens_are_two(pair: tuple[str, str]) -> None:
 def test_blanks_around_a_name_do_not_count() -> None:
     concept = Concept(target=" cat", aliases=("kitty ",), preserve=("\tdog",))
     assert concept == Concept(target="cat", aliases=("kitty",), preserve=("dog",))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ca\u200bt", "cat"),
+        ("\ufeffcat", "cat"),
+        ("ca\u00adt", "cat"),
+        ("\u202acat\u202c", "cat"),
+        ("cat\u2067\u2069", "cat"),
+        ("cat\u200d", "cat"),
+        ("c\u200cat\ufe0f", "cat"),
+        (" \u2060 New\u200b York\u3164 ", "New York"),
+        ("Dal\u200bi\u0301", "Dal\u00ed"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),  # Persian is written with it
+        ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"),  # one emoji of two
+    ],
+)
+def test_a_name_holds_no_invisible_characters(text: str, expected: str) -> None:
+    assert Concept(target=text).target == expected
+    assert Concept(target="a", anchor=text, preserve=(text, expected)).preserve == (expected,)
+    assert normalized(text) == normalized(expected)
+    for fields in ({"anchor": text}, {"preserve": (text,)}):
+        with pytest.raises(InputError):
+            Concept(target=expected, **fields)
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \u00ad", "\u3164", "\u200d"])
+def test_a_name_that_nobody_sees_is_none(text: str) -> None:
+    with pytest.raises(InputError, match="expected words"):
+        Concept(target=text)
+
+
+def test_a_name_that_comes_twice_counts_once() -> None:
+    concept = Concept(
+        target="Salvador Dal\u00ed",
+        aliases=("salvador  dali\u0301", "Dali", "DALI", "Da\u00adli"),
+        preserve=("Monet", "monet", " MONET\u200b", "Klee"),
+    )
+    assert concept.names == ("Salvador Dal\u00ed", "Dali")
+    assert concept.preserve == ("Monet", "Klee")
+
+
+def test_a_repeated_alias_adds_no_row() -> None:
+    pipe = tiny.sd1()
+    plain, doubled = (
+        erase(pipe, Concept(target="cat", aliases=names), eraser=UCE(rows="last-subject"))
+        for names in (("kitty",), ("Cat", "kitty", "KITTY\u200b", "cat "))
+    )
+    for name, change in plain.changes.items():
+        weight = dict(pipe.unet.named_parameters())[name.removeprefix("unet.")].detach()
+        assert torch.equal(change.of(weight), doubled.changes[name].of(weight))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure.errors import InputError
 from erasure.io import files
-from erasure.io.files import new_folder
+from erasure.io.files import check_places, new_folder
 from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names, write_tensors
 
 TENSORS = {
@@ -93,3 +93,23 @@ def test_a_write_deletes_what_a_killed_process_left(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     files.write_whole(tmp_path / "c", b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["c", *(path.name for path in kept)])
+
+
+def test_places_of_results_are_checked_before_the_work(tmp_path: Path) -> None:
+    check_places(tmp_path / "new" / "folder", "run.json", "measures/")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run.json").mkdir()
+    (tmp_path / "measures").touch()
+    (tmp_path / "report.html").touch()
+    check_places(tmp_path, "report.html")
+    for name, message in (("run.json", "the place of a file, got a folder"), ("measures/", "of a folder, got a file")):
+        with pytest.raises(InputError, match=message):
+            check_places(tmp_path, "report.html", name)
+    with pytest.raises(InputError, match="expected a folder that can be written"):
+        check_places(tmp_path / "measures" / "x", "run.json")
+
+
+def test_a_folder_without_permission_is_refused_before_the_work(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(InputError, match="expected a folder that can be written"):
+        check_places(tmp_path / "ledger", "run.json")

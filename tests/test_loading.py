@@ -141,6 +141,10 @@ def test_main_files_come_before_those_of_a_variant(whole: Path, model: Path) -> 
             lambda data: data.update(model_max_length=300),
             "a model_max_length of 300 where the encoder has 77 positions",
         ),
+        (
+            lambda data: data.update(model_max_length="77"),
+            "a model_max_length of '77' where the encoder has 77 positions",
+        ),
         (lambda data: data.update(model_max_length=1), "a model_max_length of 1 where the encoder has 77 positions"),
     ],
 )
@@ -222,3 +226,29 @@ def test_a_denoiser_without_a_size_to_sample_at_is_refused(model: Path, size: ob
 def test_an_autoencoder_without_a_scale_is_refused(model: Path, scale: object) -> None:
     change(model / "vae" / "config.json", lambda config: config.update(scaling_factor=scale))
     assert all("expected a scaling_factor above 0" in message for message in refusals(model))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "number"),
+    [
+        ("vae/config.json", "layers_per_block", 2**31),
+        ("unet/config.json", "layers_per_block", [10**30, 1]),
+        ("text_encoder/config.json", "num_hidden_layers", 2**63),
+        ("text_encoder/config.json", "vocab_size", 2**40),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 2**31),
+    ],
+)
+def test_an_absurd_number_of_a_configuration_is_refused_before_anything_is_built(
+    model: Path, file: str, key: str, number: object
+) -> None:
+    change(model / file, lambda config: config.update({key: number}))
+    for message in refusals(model):
+        assert f"expected a {key} of at most" in message
+        assert file in message
+
+
+@pytest.mark.parametrize("pair", [[1.5, "UNet2DConditionModel"], [7, None], ["diffusers", None], [None, "x"]])
+def test_an_index_of_other_values_than_names_is_refused(model: Path, pair: list[object]) -> None:
+    change(model / "model_index.json", lambda index: index.update(unet=pair))
+    for message in refusals(model):
+        assert "expected library and class of 'unet'" in message

@@ -91,8 +91,15 @@ def test_all_errors_of_a_file_are_shown_at_once() -> None:
     [
         ({"eraser": "uce"}, "eraser: expected a name and settings, got 'uce'"),
         ({"eraser": {"name": "ucee"}}, "Unknown eraser 'ucee'. Did you mean 'uce'?"),
-        ({"concepts": []}, "concepts: .*at least 1"),
-        ({"concepts": "cat"}, "concepts: expected a list's name or file, got 'cat'. Known: nudity, violence, weapons"),
+        ({"concepts": []}, r"concepts: expected a list of concepts, got \[\]\. Write \[\{target: 'cat'\}\]"),
+        (
+            {"concepts": "cat"},
+            r"name \(nudity, violence, weapons\) or file, got 'cat'\. For a concept write \[\{target",
+        ),
+        ({"concepts": ["owl"]}, r"concepts\.0: expected a concept by its keys, got 'owl'\. Write \{target: 'owl'\}"),
+        ({"concepts": [{"target": "a"}, ["owl"]]}, r"concepts\.1: expected a concept .*, got \['owl'\]\. Write"),
+        ({"concepts": {"target": "owl"}}, r"concepts: expected a list of concepts, got .*owl.*\. Write \[\{target"),
+        ({"concepts": None}, r"concepts: expected a list of concepts, got None\. Write \[\{target"),
         ({"concepts": [{"target": " "}]}, "concepts.0: concept.target: expected words"),
         ({"measure": {"far": -1}}, "measure.far: expected a number greater than or equal to 0"),
         ({"measure": {"fra": 1}}, "measure: Unknown key 'fra'. Did you mean 'far'?"),
@@ -387,3 +394,24 @@ def test_a_damaged_record_of_a_run_is_named(tmp_path, text) -> None:
     with pytest.raises(InputError, match=r"run.json: expected a run's record, got .* Restore it from a copy") as caught:
         removal.recorded_facts(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["uce", "localised"])
+def test_a_list_with_a_circle_of_anchors_removes_nothing(tmp_path: Path, method: str) -> None:
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path, pipe, "some/model")
+    chain = [{"target": "bird"}, {"target": "cat", "anchor": "dog"}, {"target": "dog", "anchor": "fox"}]
+    circle = [*chain, {"target": "vixen", "aliases": ["fox"], "anchor": "CAT"}]
+
+    def remove(concepts: list[dict[str, object]]) -> None:
+        config = {"model": "some/model", "eraser": {"name": method}, "concepts": concepts}
+        run, _ = removal.remaining(schema.parse(config), ledger)
+        list(removal.remove(run, pipe, ledger))
+
+    with pytest.raises(InputError, match="anchor: expected a concept that stays, got 'dog' for 'cat', a circle"):
+        remove(circle)
+    assert not ledger.entries
+    remove(chain)
+    with pytest.raises(InputError, match="got 'CAT' for 'vixen', a circle"):
+        remove([{"target": "boat"}, circle[-1]])
+    assert [entry.concepts[0].target for entry in Ledger.open(tmp_path).entries] == ["bird", "cat", "dog"]

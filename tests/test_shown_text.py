@@ -21,12 +21,26 @@ from erasure.cli.setup import extension_points
 from erasure.erasers import make_eraser
 from erasure.errors import InputError
 from erasure.eval.images.png import file_name
+from erasure.eval.protocols.ledger_measures import LedgerMeasures
+from erasure.eval.reports.ledger_report import write_report
 from erasure.eval.reports.model_card import model_card
+from erasure.eval.reports.page import filled
 from erasure.io.text import as_code, in_markdown, is_control, one_line, visible
 from erasure.pipelines.export.formats import Export, Written
 from erasure.runs.seeds import read_seeds
 from tests import tiny
 
+ROOT = Path(__file__).parents[1]
+FACTS = {
+    "config": {"model": "\x1b]0;x\x07", "eraser": {"name": "uce"}, "seed": 0},
+    "git": None,
+    "device": "cpu",
+    "threads": 1,
+    "platform": "Linux",
+    "versions": {},
+    "seconds": 1.0,
+    "peak_mib": 1.0,
+}
 HOSTILE = (
     "cat [/red] \x1b[31m\x1b]0;title\x07 \x9b31m \u202egnp <img src=x onerror=alert(1)> [a](http://b) `c` | _d_ :dog:"
 )
@@ -65,6 +79,31 @@ def test_the_consoles_show_markup_and_commands_of_a_terminal(capsys) -> None:
     assert len(captured.err.strip().splitlines()) == 1
     console.print_json({"name": HOSTILE})
     assert json.loads(capsys.readouterr().out) == {"name": HOSTILE}
+
+
+def test_every_page_is_filled_by_the_function_that_escapes() -> None:
+    sources = [path for folder in ("eval", "demo", "pipelines") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in sources if "Environment(" in path.read_text()] == ["page.py"]
+
+
+def test_a_page_shows_text_as_it_is() -> None:
+    curve = {"lines": [], "grid": [(1.0, HOSTILE)], "labels": [(1.0, HOSTILE)], "left": 0, "right": 1}
+    page = filled("curve", curve=curve)
+    assert not any(is_control(sign) for sign in page if sign != "\n")
+    assert "<img" not in page
+    assert "\\x1b[31m" in page
+
+
+def test_a_report_of_a_hostile_name_holds_no_control_character(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, str(tmp_path))
+    ledger.remove(
+        pipe, make_eraser("uce", rows="last-subject"), [Concept(target="\x07dog\x9b1m", anchor="\x1b[31m<b>")]
+    )
+    page = write_report(LedgerMeasures(ledger, pipe, None), FACTS).read_text()
+    assert not any(is_control(sign) for sign in page if sign != "\n")
+    assert "\\x07dog" in page
+    assert r"\x1b[31m&lt;b&gt;" in page
 
 
 def test_a_card_and_the_log_show_names_as_they_are(tmp_path: Path, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..io.text import shortened
 from .base import Backbone
 from .loaded import denoiser_of
 
@@ -58,12 +59,11 @@ def _misfit(tokenizer: PreTrainedTokenizerBase | None, encoder: nn.Module) -> st
         return f"of {tokens} tokens where the encoder has {rows}"
     if positions is not None:
         special = {"start-of-text": tokenizer.bos_token_id, **special}
-        if tokenizer.model_max_length > _NO_LENGTH:
+        longest = tokenizer.model_max_length
+        if isinstance(longest, int | float) and longest > _NO_LENGTH:
             return "without a model_max_length in its tokenizer_config.json"
-        if not len(special) <= tokenizer.model_max_length <= positions:
-            return (
-                f"with a model_max_length of {tokenizer.model_max_length} where the encoder has {positions} positions"
-            )
+        if not isinstance(longest, int) or not len(special) <= longest <= positions:
+            return f"with a model_max_length of {shortened(longest)} where the encoder has {positions} positions"
     for what, token in special.items():
         if not isinstance(token, int) or not 0 <= token < rows:
             return f"without a {what} token"

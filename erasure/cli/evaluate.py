@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
+from ..io.files import check_places
 from ..progress import progress_bars
 from .console import err, out, print_json, print_whole
 from .models import existing_device, load_pipe
@@ -58,8 +59,6 @@ def evaluate(
     from erasure.eval.protocols.evaluate import write_scores
     from erasure.eval.reports.evaluation_report import terminal_table, write_evaluation_report
 
-    from ..io.files import make_folder
-
     place = existing_device(device)
     edited = sources.source_of(
         source, lambda name: load_pipe(name, place, attention), removed=removed or [], original=original, gold=gold
@@ -67,7 +66,7 @@ def evaluate(
     protocol = sources.benchmark_of(benchmark, edited, suite=suite, lists=lists or [], settings=settings or [])
     sampler = sources.sampler_of(protocol, edited)
     folder = to or edited.folder / protocol.short
-    make_folder(folder)
+    check_places(folder, "scores.json", "report.html")
     with progress_bars(err) as on_progress:
         results = evaluated(
             edited.variants,
@@ -152,9 +151,11 @@ def attack(
     )
     if edited.variants[0].name != ERASED:
         raise InputError(f"attack: expected a model with removed concepts, got the original {source!r}.")
+    folder = to or edited.folder.with_name("attacks") / f"{name}-{edited.variants[0].edit or 'model'}"
+    check_places(folder, "attack.json", "report.html")
     judge, second = sources.judges_of(edited, place)
     assault = AttackRun(
-        folder=to or edited.folder.with_name("attacks") / f"{name}-{edited.variants[0].edit or 'model'}",
+        folder=folder,
         erased=edited.variants[0],
         concepts=edited.concepts,
         attack=chosen,
@@ -207,8 +208,6 @@ def audit(
     from erasure.eval.protocols.audit.plan import audit_of
     from erasure.eval.reports.audit_report import terminal_table, write_audit_report
 
-    from ..io.files import make_folder
-
     place = existing_device(device)
 
     def load(model: str) -> "DiffusionPipeline":
@@ -226,7 +225,7 @@ def audit(
         seed=seed,
     )
     folder = to or edited.folder.with_name("audits") / f"{suite}-{edited.variants[0].edit or 'model'}"
-    make_folder(folder)
+    check_places(folder, "audit.json", "report.html")
     with progress_bars(err) as on_progress:
         results = planned.run(on_progress)
     record = results.write(folder)

@@ -43,11 +43,12 @@ def generate(
     """Sample images from a model, or from the base of a ledger with its standing removals."""
     from erasure.eval.images.png import as_png, file_name
 
-    from ..io.files import make_folder, write_whole
+    from ..io.files import check_places, make_folder, write_whole
     from ..runs.seeds import read_seeds
     from ..sampling import SamplingSettings, sample_pairs
 
     pairs = [(text, seed) for text in dict.fromkeys(prompt) for seed in read_seeds(seeds)]
+    check_places(to, *(file_name(text, seed) for text, seed in pairs))
     model, ledger = model_and_ledger(source)
     place = existing_device(device)
     if offload and not place.startswith("cuda"):

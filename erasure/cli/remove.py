@@ -135,8 +135,9 @@ def _remove(
 ) -> None:
     """Carry out a run and print its results; the lists are the files of its concepts."""
     from erasure.eval.protocols.ledger_measures import LedgerMeasures
-    from erasure.eval.reports.ledger_report import write_report
+    from erasure.eval.reports.ledger_report import PLACES, write_report
 
+    from ..io.files import check_places
     from ..ledger import Ledger
     from ..runs import removal
 
@@ -145,6 +146,7 @@ def _remove(
         removal.check_low_memory(run)
     device = "cpu" if low_memory else existing_device(run.device)
     folder = Path(run.output) if run.output else new_folder(run.concepts)
+    check_places(folder, *PLACES)
     _check_out(to, folder)
     pipe = load_pipe(run.model, device, run.attention, stored=low_memory)
     removal.check_lengths(run, pipe, lists)

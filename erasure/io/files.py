@@ -99,6 +99,27 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: expected a file to write, got a folder. Name a file in it.")
 
 
+def check_places(folder: Path, *names: str) -> None:
+    """Refuse a folder in which files cannot be written, before the work whose results they hold.
+
+    Args:
+        folder: Folder of the files, which may have to be made.
+        names: Names of the files; a name that ends with a slash is of a folder.
+
+    Raises:
+        InputError: A name is taken by a folder, or that of a folder by a file; or the folder cannot be written.
+    """
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: expected a folder that can be written, got {str(there)!r}, which cannot be.")
+    for name in names:
+        path = folder / name
+        if not os.path.lexists(path) or path.is_dir() == name.endswith("/"):
+            continue
+        expected, got = ("a folder", "a file") if name.endswith("/") else ("a file", "a folder")
+        raise InputError(f"{path}: expected the place of {expected}, got {got}. Move it away.")
+
+
 def unusable(path: Path) -> str | None:
     """Return a name for a file without content and the remedy; None for any other file.
 

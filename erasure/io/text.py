@@ -5,14 +5,44 @@ import html
 import re
 import unicodedata
 
+
+def _characters(*ranges: tuple[int, int]) -> frozenset[str]:
+    return frozenset(chr(code) for first, last in ranges for code in range(first, last + 1))
+
+
+# Characters without a width that say nothing in a name: hyphenation, direction, fillers, a byte order mark.
+_INVISIBLE = _characters(
+    *((code, code) for code in (0xAD, 0x34F, 0x61C, 0x180E, 0x3164, 0xFEFF, 0xFFA0, 0xE0001)),
+    *((0x115F, 0x1160), (0x200B, 0x200B), (0x200E, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0xFFF9, 0xFFFB)),
+)
+# Those that join the characters beside them, or choose the form of the one before: of emoji and of some scripts.
+_JOINING = _characters((0x200C, 0x200D), (0xFE00, 0xFE0F), (0xE0020, 0xE007F), (0xE0100, 0xE01EF))
 # Characters that change the direction or the place of what is shown around them, or are not shown at all.
-_UNSEEN = {"\u00ad", "\u200b", "\u200e", "\u200f", "\u2028", "\u2029", "\ufeff"}
-_UNSEEN |= {chr(code) for start, end in ((0x202A, 0x202F), (0x2060, 0x2070)) for code in range(start, end)}
+_UNSEEN = _INVISIBLE | {"\u2028", "\u2029"}
 
 
 def composed(text: str) -> str:
     """Return a text in Unicode's composed form (NFC), in which an accent is one character with its letter."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def without_invisible(text: str, *, joining: bool = False) -> str:
+    """Return a text without the characters that nobody sees and that make two texts of what looks like one.
+
+    Args:
+        text: Any text.
+        joining: Whether those go too that join what stands beside them; else they stay between characters beyond
+            ASCII, of which some scripts and emoji need them.
+    """
+    if text.isascii():
+        return text
+    seen = "".join(sign for sign in text if sign not in _INVISIBLE)
+    if joining:
+        return "".join(sign for sign in seen if sign not in _JOINING)
+    beside = zip(" " + seen, seen, seen[1:] + " ", strict=False)
+    return "".join(
+        sign for before, sign, after in beside if sign not in _JOINING or not (before.isascii() or after.isascii())
+    )
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
@@ -41,6 +71,11 @@ def shortened(value: object) -> str:
 def is_control(sign: str) -> bool:
     """Return True for a character that a terminal obeys or does not show, and for half of a surrogate pair."""
     return unicodedata.category(sign) in ("Cc", "Cs") or sign in _UNSEEN
+
+
+def in_html(text: str) -> str:
+    """Return a text as HTML that shows it as it is, also within an attribute: no tag, no control character."""
+    return html.escape(visible(text))
 
 
 def in_markdown(text: str) -> str:

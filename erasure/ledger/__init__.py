@@ -1,7 +1,8 @@
 """The ledger: the record of removals on one base model."""
 
+from .checks import check_anchors
 from .ledger import Ledger, slug
 from .record import Base, Entry, Origin
 from .renamed import present_settings
 
-__all__ = ["Base", "Entry", "Ledger", "Origin", "present_settings", "slug"]
+__all__ = ["Base", "Entry", "Ledger", "Origin", "check_anchors", "present_settings", "slug"]

@@ -98,6 +98,25 @@ def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None,
     return (moves / changes) ** 0.5 if changes else 0.0
 
 
+def check_anchors(standing: Iterable[Concept], added: Sequence[Concept]) -> None:
+    """Refuse concepts to be solved together whose anchors lead back to them, before the first is removed.
+
+    Args:
+        standing: Concepts whose removals stand, and are solved together with the others.
+        added: Concepts to remove, one after another or at once.
+
+    Raises:
+        InputError: An anchor leads back.
+    """
+    becomes = _anchors([*standing, *added])
+    for concept in added:
+        if _reached([normalized(concept.anchor)], becomes) & _names(concept):
+            raise InputError(
+                f"anchor: expected a concept that stays, got {concept.anchor!r} for {concept.target!r}, a circle: it"
+                f" becomes {concept.target!r} itself. Change one anchor."
+            )
+
+
 def _possible_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> set[str]:
     """Return the names that the anchors of added concepts lead to, if one of them leads back; else none.
 
@@ -106,12 +125,17 @@ def _possible_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> s
     anchors = {normalized(concept.anchor) for concept in added} - {""}  # the unconditional prompt is never erased
     if not anchors:
         return set()
+    reached = _reached(anchors, _anchors([*standing, *added]))
+    return set() if all(reached.isdisjoint(_names(concept)) for concept in added) else reached
+
+
+def _anchors(concepts: Iterable[Concept]) -> dict[str, set[str]]:
+    """Return the anchors of each name, all in their normalized form."""
     becomes: dict[str, set[str]] = {}
-    for concept in (*standing, *added):
+    for concept in concepts:
         for name in _names(concept):
             becomes.setdefault(name, set()).add(normalized(concept.anchor))
-    reached = _reached(anchors, becomes)
-    return set() if all(reached.isdisjoint(_names(concept)) for concept in added) else reached
+    return becomes
 
 
 def _names(concept: Concept) -> set[str]:

@@ -19,6 +19,8 @@ from ..edits.changes import is_finite
 from ..errors import ErasureError, InputError, reason
 from ..io.files import unusable
 from ..io.tensor_files import StoredTensor, stored_tensors
+from ..io.text import shortened
+from .config_numbers import check_numbers
 
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")  # I64 and BOOL are places and masks
 _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -30,8 +32,10 @@ def load_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     A component whose weights are those of a variant alone ("fp16") is loaded from them.
 
     Raises:
-        InputError: A component cannot be loaded, or a weight is missing, of another shape or not finite.
+        InputError: A component cannot be loaded, is described by an absurd number, or a weight is missing, of another
+            shape or not finite.
     """
+    check_numbers(folder)
     modules = {name: _module(name, kind, folder / name, dtype) for name, kind in module_classes(folder).items()}
     return assembled(folder, modules, dtype)
 
@@ -117,7 +121,13 @@ def _index_of(folder: Path) -> dict[str, tuple[str, str]]:
         )
     with one_line(folder):
         parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-        return {name: (library, kind) for name, (library, kind) in parts.items() if library is not None}
+    for name, pair in parts.items():
+        if pair != [None, None] and not all(isinstance(word, str) for word in pair):
+            raise InputError(
+                f"model: expected library and class of {shortened(name)} in {str(file)!r}, got {shortened(pair)}."
+                " Copy or download the file again."
+            )
+    return {name: (library, kind) for name, (library, kind) in parts.items() if library is not None}
 
 
 def _check_content(path: Path) -> None:

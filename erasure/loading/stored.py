@@ -11,6 +11,7 @@ from ..backbones.storage import StoredWeights
 from ..backbones.weight_files import weight_files
 from ..errors import InputError
 from .components import assembled, check_files, module_classes, one_line
+from .config_numbers import check_numbers
 
 # Components of which names and shapes are needed.
 _SKETCHED = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -22,6 +23,7 @@ def stored_model(folder: Path) -> DiffusionPipeline:
     Raises:
         InputError: The folder is not a model, or has weights that are no safetensors files.
     """
+    check_numbers(folder)
     classes = module_classes(folder)
     for name in classes:
         _check_stored(folder / name)

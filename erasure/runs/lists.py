@@ -83,7 +83,9 @@ def list_path(name: str) -> Path:
     path = known.get(normalized(name), Path(name))
     if max(map(len, os.fsencode(name).split(b"/"))) > _LONGEST_NAME or not path.is_file():
         got, names = shortened(name), ", ".join(sorted(known))
-        raise InputError(f"concepts: expected a list's name or file, got {got}. Known: {names}.")
+        raise InputError(
+            f"concepts: expected a list's name ({names}) or file, got {got}. For a concept write [{{target: {got}}}]."
+        )
     return path
 
 

@@ -36,7 +36,17 @@ def _line(problem: ErrorDetails, keys: Sequence[str], parts: Mapping[str, type])
         return f"{where}: expected a value, got none."
     if isinstance(cause, ErasureError):
         return f"{where}: {cause}"
+    if problem["loc"][:1] == ("concepts",) and len(problem["loc"]) <= 2:
+        return _concept_line(where, value, in_list=len(problem["loc"]) == 2)
     return f"{where}: {expectation(problem['msg'])}, got {shortened(value)}."
+
+
+def _concept_line(where: str, value: object, *, in_list: bool) -> str:
+    """Return the error of a value in the place of a concept, or of the list of all, with the form that is right."""
+    name = value if isinstance(value, str) and value.strip() else "cat"
+    form = f"{{target: {shortened(name)}}}"
+    expected, example = ("a concept by its keys", form) if in_list else ("a list of concepts", f"[{form}]")
+    return f"{where}: expected {expected}, got {shortened(value)}. Write {example}."
 
 
 def _known_keys(path: Sequence[int | str], keys: Sequence[str], parts: Mapping[str, type]) -> list[str]:

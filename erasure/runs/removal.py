@@ -13,6 +13,7 @@ from ..concept import Concept, normalized
 from ..erasers import eraser_class, eraser_names
 from ..errors import AlreadyRemovedError, InputError
 from ..io.json_files import read_record
+from ..ledger import check_anchors
 from ..profile import profile_of
 from ..progress import OnProgress
 from ..provenance import provenance
@@ -76,7 +77,10 @@ def remove(
 
     Raises:
         AlreadyRemovedError: See `on_removed_already`; always for concepts that are removed together.
+        InputError: Anchors of concepts that are solved together go round in a circle; nothing is removed.
     """
+    if run.eraser.depends_on == "text":
+        check_anchors(_solved_together(ledger), run.concepts)
     names = [name for concept in run.concepts for name in (concept.target, *concept.preserve)]
     judge = profile_of(run.model).judge(str(pipe.device), names)
     requests: list[tuple[Concept, ...]] = [(concept,) for concept in run.concepts]
@@ -93,6 +97,13 @@ def remove(
             on_removed_already(concepts[0].target)
         else:
             yield entry
+
+
+def _solved_together(ledger: "Ledger") -> Iterator[Concept]:
+    """Give the standing concepts of erasers that read text alone: a circle of their anchors has no solution."""
+    for entry in ledger.standing:
+        if entry.method in eraser_names() and eraser_class(entry.method).depends_on == "text":
+            yield from entry.concepts
 
 
 def check_lengths(run: Run, pipe: "DiffusionPipeline", lists: Sequence[Path]) -> None:

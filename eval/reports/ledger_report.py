@@ -16,6 +16,8 @@ from .page import embedded, filled
 
 # Larger images are embedded at this size: the page is looked at, the files beside it are the originals.
 _LARGEST = 320
+PLACES = ("run.json", "report.html", "measures/", "pictures/")
+"""Files and folders in a ledger's folder that a removal writes beside its record."""
 _GROUPS = {
     "removed": ("Removed", "should no longer be there"),
     "near": ("Kept, near", "most like what was removed; should stay"),
