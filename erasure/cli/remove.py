@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..runs.schema import Run
 
 commands = CommandGroup("Remove and undo")
+_ENDANGERED = 5
 
 
 @commands.command()
@@ -76,6 +77,9 @@ def remove(
         str | None, typer.Option(help="Implementation of attention: sdpa, or xformers on CUDA; default: sdpa.")
     ] = None,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Remove without measuring.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which preserved concepts the removals endanger, and write nothing.")
+    ] = False,
     low_memory: LowMemory = False,
     to: Annotated[
         Path | None, typer.Option("--out", metavar="OUT", help="New folder to write the edited model to.")
@@ -105,7 +109,29 @@ def remove(
         raw["model"] = base
     named = [list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
     lists = [from_file] if from_file is not None else named
+    if dry_run:
+        _dry_run(parse(raw), lists=lists, as_json=as_json)
+        return
     _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, as_json=as_json, start=start)
+
+
+def _dry_run(run: "Run", *, lists: Sequence[Path], as_json: bool) -> None:
+    """Print the preserved concepts that each removal of a run endangers."""
+    from ..runs import removal
+    from ..runs.dry_run import endangered_by
+
+    pipe = load_pipe(run.model, existing_device(run.device), run.attention)
+    removal.check_lengths(run, pipe, lists)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for concept, drifts in endangered_by(run, pipe):
+        results[concept.target] = [{"name": name, "drift": drift} for name, drift in drifts]
+        if not as_json:
+            first, *others = [f"{name} ({drift:.2g})" for name, drift in drifts[:_ENDANGERED]]
+            out.print(
+                f"{concept.target}: endangers first of all {first}{', then ' if others else ''}{', '.join(others)}."
+            )
+    if as_json:
+        print_json({"endangered": results})
 
 
 def _set_concepts(

@@ -243,11 +243,13 @@ class _Update:
         """Make one update and return the weighted losses."""
         terms = list(zip(weighted, draws, strict=True))
         main, further = terms[: self._erasing], terms[self._erasing :]
-        points: list[Gradient] = [{}] if self._around is None else self._around.offsets(self._student, step)
         skipped = bool(step % self._settings.every)
+        keep_too = self._around is not None and self._around.neighbourhood.keep_too
+        points: list[Gradient] = [{}]
+        if self._around is not None and (keep_too or not skipped):
+            points = self._around.offsets(self._student, step)
         parts = [0.0] * len(main) if skipped else self._averaged(main, step, points)
         erase = self._take_gradients() if self._maps else {}
-        keep_too = self._around is not None and self._around.neighbourhood.keep_too
         parts += self._averaged(further, step, points if keep_too else [{}])
         if self._maps:
             self._put_gradients(erase, self._take_gradients(), step)

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..progress import OnProgress
 from ..registry import Chosen, Settings
 from .context import TrainingTask
+from .early_stopping import Until
 from .finetune import Loss, Optimisation, WeightedLoss, finetune
 from .flatness import Flat
 from .objectives import OBJECTIVES, Objective
@@ -46,6 +47,7 @@ class Shape(Settings):
         unforgotten: Whether a noised image counts only while the target's prompt still explains it better than the
             anchor's does for the reference: |eps(x_t, c) - eps|^2 < |eps_0(x_t, a) - eps|^2 (KLUE, arXiv:2502.19207).
         every: Updates of which one erases, > 0; the others follow the terms alone (LWF, arXiv:2505.19715).
+        until: End of the training before its last step; None is that of the eraser.
     """
 
     keep: Mapping[str, Weight | TermSettings] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Shape(Settings):
     schedule: Schedule = "joint"
     unforgotten: bool = False
     every: Annotated[int, Field(ge=1)] = 1
+    until: Until | None = None
 
     def __post_init__(self) -> None:
         _ = self.terms  # refuses unknown terms and settings now
@@ -127,7 +130,7 @@ class Shape(Settings):
             maps=[gradient_map for each in self.gradients if (gradient_map := each.prepared(task)) is not None],
             limits=[limit for limit in (*limits, masked) if limit is not None],
             near=None if self.flat is None else self.flat.neighbourhood(task),
-            stop=stop,
+            stop=stop if self.until is None else self.until.stop(task),
             on_progress=on_progress or task.context.on_progress,
             seed=task.context.seed,
         )

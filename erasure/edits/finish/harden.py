@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...backbones.base import Backbone
 from ...backbones.layer_readings import input_moments
-from ...concept import Concept
+from ...concept import Concept, Kind
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..weight_edit import WeightEdit
@@ -75,7 +75,9 @@ class Harden(Finish):
     @torch.no_grad()
     def _run(self, backbone: Backbone, concepts: Sequence[Concept]) -> None:
         """Make the passes whose inputs count."""
-        pairs = [(name, concept.kind) for concept in concepts for name in (concept.target, *concept.preserve)]
+        pairs: list[tuple[str, Kind]] = [
+            (name, concept.kind) for concept in concepts for name in (concept.target, *concept.preserve)
+        ]
         names = [pairs[i % len(pairs)] for i in range(self.prompts)]
         for each in named_trajectories(backbone, names, self.image_steps):
             scheduled_prediction(backbone, each.latents, each.timestep, each.prompts)

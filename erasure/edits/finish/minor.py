@@ -13,7 +13,7 @@ from torch import Tensor
 from ...backbones.attention import cross_attention_layers
 from ...backbones.base import Backbone
 from ...backbones.layer_readings import layer_outputs, main_directions, word_regions
-from ...concept import Concept
+from ...concept import Concept, Kind
 from ...registry import Exactness
 from ..weight_edit import WeightEdit
 from .base import Finish, with_deltas
@@ -65,7 +65,9 @@ class Minor(Finish):
     @torch.no_grad()
     def _bases(self, backbone: Backbone, concepts: Sequence[Concept], layers: Sequence[str]) -> dict[str, Tensor]:
         """Return the main directions of the target's features in each layer."""
-        names = [(concept.target, concept.kind) for concept in concepts for _ in range(self.images)]
+        names: list[tuple[str, Kind]] = [
+            (concept.target, concept.kind) for concept in concepts for _ in range(self.images)
+        ]
         styles = torch.tensor([kind == "style" for _, kind in names])
         rows: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         for each in named_trajectories(backbone, names, self.image_steps):

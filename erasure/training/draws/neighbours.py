@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...backbones.conditioning import Conditioning, concatenate
-from ...concept import Concept
+from ...concept import Concept, Kind
 from ...edits.changes import exchanged
 from ...errors import InputError
 from ...graph import ConceptGraph
@@ -43,7 +43,7 @@ class NeighbourPool:
 
     def __init__(self, task: TrainingTask, names: Sequence[str] | None = None) -> None:
         self.task = task
-        kinds = {name: concept.kind for concept in task.concepts for name in concept.preserve}
+        kinds: dict[str, Kind] = {name: concept.kind for concept in task.concepts for name in concept.preserve}
         if not kinds:
             raise InputError("neighbours: expected concepts that preserve something, got none. Name it in preserve.")
         self.names = tuple(kinds if names is None else names)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning
 from ...backbones.schedule import NoiseSchedule, Timestep
-from ...concept import Concept
+from ...concept import Concept, Kind
 from ...errors import InputError
 from ...prompts import anchored, fill, templates
 from ...sampling import SamplingSettings, scheduled_prediction
@@ -141,7 +141,7 @@ def image_prompts(concept: Concept, n: int) -> list[ImagePrompt]:
 
 def kept_concepts(concepts: Sequence[Concept]) -> list[Concept]:
     """Return each preserved name as a concept without an anchor."""
-    kinds = {name: concept.kind for concept in concepts for name in concept.preserve}
+    kinds: dict[str, Kind] = {name: concept.kind for concept in concepts for name in concept.preserve}
     return [Concept(target=name, kind=kind) for name, kind in kinds.items()]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -38,6 +38,7 @@ class Fisher(Transform):
     name: ClassVar[str] = "fisher"
     source: ClassVar[str] = "arXiv:2505.19715"
     exactness: ClassVar[Exactness] = "reconstructed"
+    quick: ClassVar[Mapping[str, Any]] = {"samples": 2}
 
     gamma: Annotated[float, Field(ge=0)] = 0.5
     samples: Annotated[int, Field(ge=1)] = 64

@@ -1,0 +1,33 @@
+"""Dry runs: the preserved concepts that a removal endangers, before anything is written."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from ..backbones import backbone_of
+from ..concept import Concept
+from ..ledger import Ledger
+from ..training.context import FitContext, TrainingTask
+from ..training.draws.neighbours import endangered
+from .schema import Run
+
+
+def endangered_by(run: Run, pipe: DiffusionPipeline) -> Iterator[tuple[Concept, list[tuple[str, float]]]]:
+    """Yield each concept of a run with its preserved names by their drift in a dry run, the most endangered first.
+
+    Every concept is tried by itself, on the model that the run's ledger has now, and nothing is recorded.
+
+    Raises:
+        InputError: A concept preserves nothing.
+    """
+    folder = Path(run.output) if run.output else None
+    standing = folder is not None and (folder / "ledger.json").is_file()
+    ledger = Ledger.open(folder) if folder is not None and standing else None
+    with nullcontext() if ledger is None else ledger.applied_to(pipe):
+        backbone = backbone_of(pipe)
+        context = FitContext(backbone=backbone, seed=run.seed)
+        for concept in run.concepts:
+            task = TrainingTask(context=context, requests=[concept], trained=backbone.sites().__contains__)
+            yield concept, endangered(task)
