@@ -1,7 +1,5 @@
-"""Evaluates an untrained tiny world; started in several processes by a test, or called for the numbers of one."""
+"""Evaluates an untrained tiny world; in one of several processes or alone."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,3 @@ def scores(folder: Path) -> dict[str, Any]:
     metrics = TinyWorldMetrics(benchmark=benchmark, oracle=world.oracle(), judge=judge)
     found = evaluate([spoiled, original], benchmark, metrics, sampler=SamplingSettings(steps=2, batch_size=4))
     return found.as_json()["rows"]
-
-
-if __name__ == "__main__":
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True)
-    rows = scores(Path(sys.argv[1]) / "pictures")
-    (Path(sys.argv[1]) / f"scores-{state.process_index}.json").write_text(json.dumps(rows))

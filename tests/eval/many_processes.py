@@ -1,8 +1,6 @@
-"""Fills an image store with a tiny model; started in several processes by a test."""
+"""Fills an image store with a tiny model, in one of several processes."""
 
-import sys
-
-from accelerate import PartialState
+from pathlib import Path
 
 from erasure.eval.images.store import generate
 from erasure.progress import Progress
@@ -13,8 +11,9 @@ PROMPTS = ["a cat", "a dog", "Null", "a house on the beach", "a cat", "", "a tre
 SEEDS = [0, 1, 2, 3, 4, 5, 6]
 SAMPLER = SamplingSettings(steps=2, guidance_scale=4.0, batch_size=2)
 
-if __name__ == "__main__":
-    PartialState(cpu=True)
+
+def rows_made(folder: Path) -> list[int]:
+    """Return the numbers of rows that were reported while the store was filled."""
     reports: list[Progress] = []
-    generate(tiny.sd1(), PROMPTS, SEEDS, sys.argv[1], sampler=SAMPLER, on_progress=reports.append)
-    print(f"made {[report.done for report in reports]}")
+    generate(tiny.sd1(), PROMPTS, SEEDS, folder, sampler=SAMPLER, on_progress=reports.append)
+    return [report.done for report in reports]
