@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
 import shutil
-import subprocess
-import sys
+import signal
+import time
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -17,12 +20,13 @@ from hypothesis import strategies as st
 
 from erasure import Concept, Ledger, make_eraser
 from erasure.backbones import backbone_of
-from erasure.edits import SolvedChange, WeightEdit
-from erasure.errors import BaseMismatchError, InputError, LedgerError, UnknownNameError
+from erasure.edits import Edit, SolvedChange, WeightEdit
+from erasure.errors import BaseMismatchError, ErasureError, InputError, LedgerError, UnknownNameError
 from erasure.ledger import Entry
 from erasure.ledger.record import parsed
 from erasure.training.context import FitContext
 from tests import tiny
+from tests.processes import in_copies
 
 CONCEPTS = [
     Concept(target="cat", preserve=("dog", "house")),
@@ -418,9 +422,7 @@ def test_another_process_is_seen_between_two_additions(tmp_path, pipe, edits) ->
     edits[1].save(tmp_path / "edit.safetensors")
     ledger = new_ledger(tmp_path / "ledger", pipe)
     ledger.add(edits[0])
-    script = "import sys; from erasure import Edit, Ledger; Ledger.open(sys.argv[1]).add(Edit.load(sys.argv[2]))"
-    files = [str(tmp_path / "ledger"), str(tmp_path / "edit.safetensors")]
-    subprocess.run([sys.executable, "-c", script, *files], check=True)
+    in_copies(lambda: Ledger.open(tmp_path / "ledger").add(Edit.load(tmp_path / "edit.safetensors")).id)
     assert ledger.add(edits[2]).id == "003"
     assert [entry.concepts for entry in Ledger.open(ledger.path).entries] == [(concept,) for concept in CONCEPTS]
 
@@ -437,24 +439,20 @@ def test_two_open_ledgers_do_not_lose_each_others_entries(tmp_path, pipe, edits)
 def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, pipe, edits) -> None:
     new_ledger(tmp_path, pipe).add(edits[0])
     before = (tmp_path / "ledger.json").read_bytes()
-    edits[1].save(tmp_path / "second.safetensors")
-    # A limit on the size of files is the nearest thing to a full disk that needs no mount.
-    script = """
-import resource, signal, sys
-from erasure import Edit, Ledger
-from erasure.errors import ErasureError
-edit, ledger = Edit.load(sys.argv[2]), Ledger.open(sys.argv[1])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-try:
-    ledger.add(edit)
-except ErasureError as error:
-    print(error)
-"""
-    command = [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "second.safetensors")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "File too large" in done.stdout
-    assert done.stdout.count("\n") == 1
+
+    def add() -> str:
+        # A limit on the size of files is the nearest thing to a full disk that needs no mount.
+        ledger = Ledger.open(tmp_path)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        try:
+            return ledger.add(edits[1]).id
+        except ErasureError as error:
+            return str(error)
+
+    [line] = in_copies(add)
+    assert "File too large" in line
+    assert "\n" not in line
     assert (tmp_path / "ledger.json").read_bytes() == before
     assert Ledger.open(tmp_path).verify(pipe) == []
     assert [file.suffix for file in (tmp_path / "edits").iterdir()] == [".safetensors"]
@@ -472,11 +470,8 @@ def test_a_folder_that_is_read_only_can_be_read_and_not_written(tmp_path, pipe, 
         tmp_path.chmod(0o700)
 
 
-KILLED_AT_MOMENTS = """
-import os, signal, sys, time
-from erasure import Edit, Ledger
-folder, edit = sys.argv[1], Edit.load(sys.argv[2])
-for moment in map(float, sys.argv[3:]):
+def killed_at(moment: float, folder: Path, edit: Edit) -> bytes:
+    """Kill a process that adds and undoes edits a moment after its first addition; return what it reported."""
     told, tells = os.pipe()
     child = os.fork()
     if not child:
@@ -487,38 +482,34 @@ for moment in map(float, sys.argv[3:]):
             if int(entry.id) % 3 == 0:
                 ledger.undo(entry.id)
                 os.write(tells, b"-")
-    os.read(told, 1)  # it is at work
+    done = os.read(told, 1)  # it is at work
     time.sleep(moment)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(tells)
-    done = b"+"
     while more := os.read(told, 65536):
         done += more
-    ledger = Ledger.open(folder)
-    undone = sum(entry.state == "undone" for entry in ledger.entries)
-    print(len(ledger.entries), undone, done.count(b"+"), done.count(b"-"), *ledger.verify())
-"""
+    os.close(told)
+    return done
 
 
-def test_a_kill_at_any_moment_leaves_the_state_before_or_after(tmp_path, pipe, edits) -> None:
-    edits[0].save(tmp_path / "edit.safetensors")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kill_at_any_moment_leaves_the_state_before_or_after(seed, tmp_path, pipe, edits) -> None:
     new_ledger(tmp_path / "ledger", pipe)
-    draws = torch.Generator().manual_seed(0)
-    moments = [f"{0.03 * float(torch.rand((), generator=draws)):.4f}" for _ in range(30)]
-    files = [str(tmp_path / "ledger"), str(tmp_path / "edit.safetensors")]
-    command = [sys.executable, "-c", KILLED_AT_MOMENTS, *files, *moments]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(lines) == 30
+    draws = torch.Generator().manual_seed(seed)
     entries = undone = 0
-    for line in lines:
-        found = [int(number) for number in line.split()]  # a problem that verify found would be words
-        added, taken_back = found[0] - entries, found[1] - undone
+    for _ in range(6):
+        moment = 0.03 * float(torch.rand((), generator=draws))
+        [done] = in_copies(partial(killed_at, moment, tmp_path / "ledger", edits[0]))
+        ledger = Ledger.open(tmp_path / "ledger")
+        assert ledger.verify() == []
+        now = sum(entry.state == "undone" for entry in ledger.entries)
+        added, taken_back = len(ledger.entries) - entries, now - undone
         # What was reported is there, and at most the one operation that was under way besides.
-        assert 0 <= added - found[2] + taken_back - found[3] <= 1, line
-        assert added >= found[2], line
-        assert taken_back >= found[3], line
-        entries, undone = found[:2]
+        assert 0 <= added - done.count(b"+") + taken_back - done.count(b"-") <= 1, done
+        assert added >= done.count(b"+"), done
+        assert taken_back >= done.count(b"-"), done
+        entries, undone = len(ledger.entries), now
     ledger = Ledger.open(tmp_path / "ledger")
     assert ledger.verify(pipe) == []
     ledger.add(edits[1])
@@ -526,30 +517,17 @@ def test_a_kill_at_any_moment_leaves_the_state_before_or_after(tmp_path, pipe, e
     assert {f"edits/{file.name}" for file in (ledger.path / "edits").iterdir()} == {e.file for e in ledger.entries}
 
 
-ADD_SOME = """
-import sys
-from erasure import Edit, Ledger
-ledger, edit = Ledger.open(sys.argv[1]), Edit.load(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(10):
-    ledger.undo(ledger.add(edit).id)
-"""
-
-
 def test_two_processes_at_once_wait_for_each_other(tmp_path, pipe, edits) -> None:
-    edits[0].save(tmp_path / "edit.safetensors")
     new_ledger(tmp_path / "ledger", pipe)
-    command = [sys.executable, "-c", ADD_SOME, str(tmp_path / "ledger"), str(tmp_path / "edit.safetensors")]
-    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert all(worker.stdout is not None and worker.stdout.readline() == "ready\n" for worker in workers)
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    for worker in workers:
-        worker.communicate()
-        assert worker.returncode == 0
+    both_started = get_context("fork").Barrier(2)
+
+    def add_some() -> None:
+        ledger = Ledger.open(tmp_path / "ledger")
+        both_started.wait()
+        for _ in range(10):
+            ledger.undo(ledger.add(edits[0]).id)
+
+    in_copies(add_some, add_some)
     ledger = Ledger.open(tmp_path / "ledger")
     assert [entry.id for entry in ledger.entries] == [f"{number:03d}" for number in range(1, 21)]
     assert ledger.standing == ()

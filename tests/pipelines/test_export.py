@@ -1,10 +1,7 @@
 """Each format, read by the program that it is for, in a process in which this package cannot be imported."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,18 +23,13 @@ from erasure.pipelines.export.folders import folder_of
 from erasure.pipelines.export.formats import FORMATS, Export, already_written, write_export, write_record
 from erasure.pipelines.export.kohya import kohya_tensors
 from tests import tiny
+from tests.pipelines.elsewhere import Elsewhere
 
 PROMPT = "a cat and a dog"
 READERS = """
 import os
 import sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"erasure", "jaxtyping", "pydantic", "typer"}:
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocked())
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
@@ -118,7 +110,7 @@ saved_whole = pytest.mark.parametrize("world", ["sd1", "sd2", "sdxl"], indirect=
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl", "tinyworld"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(request: pytest.FixtureRequest, elsewhere: Elsewhere, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp(request.param)
     out, name = root / "out", str(request.param)
     model = tinyworld.MODEL if name == "tinyworld" else root / "model"
@@ -132,10 +124,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         written = write_export(ledger, pipe, export, out / kind)
         unmarked = name == "sd2" and kind == "checkpoint"  # there is no mark for its prediction
         assert len(written.notes) == unmarked  # so few rows make a change of low rank
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "home")}
-    command = [sys.executable, "-c", READERS, str(model), str(out), "xl" if name == "sdxl" else "-"]
-    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    elsewhere.run(READERS, str(model), str(out), "xl" if name == "sdxl" else "-")
     original = drawn(pipe)
     with ledger.applied_to(pipe):
         erased = drawn(pipe)

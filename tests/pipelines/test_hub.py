@@ -2,7 +2,6 @@
 
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,12 @@ from erasure.errors import InputError
 from erasure.pipelines.export.formats import GUIDANCES
 from erasure.pipelines.export.hub import PIPELINES, file_name, main, self_contained
 from tests import tiny
+from tests.pipelines.elsewhere import Elsewhere
 
 ALONE = """
 import json
 import sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"erasure", "jaxtyping", "pydantic", "typer"}:
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocked())
 import torch
 from diffusers import DiffusionPipeline
 
@@ -66,7 +60,7 @@ def test_a_file_defines_one_pipeline_and_imports_nothing_of_ours(pipeline: Any) 
     ],
 )
 def test_it_runs_alone_and_makes_the_same_picture(
-    guidance: str, given: dict[str, Any], family: str, tmp_path: Path
+    guidance: str, given: dict[str, Any], family: str, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     kind = GUIDANCES[guidance][family == "sdxl"]
     pipe = tiny.FAMILIES[family]()
@@ -74,16 +68,7 @@ def test_it_runs_alone_and_makes_the_same_picture(
     file = tmp_path / f"{file_name(kind)}.py"
     file.write_text(self_contained(kind))
     arguments = [str(tmp_path / "model"), str(file), str(tmp_path / "out.pt"), json.dumps(given)]
-    run = subprocess.run(
-        [sys.executable, "-c", ALONE, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-        cwd=tmp_path,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split()[-1] == kind.__name__
+    assert elsewhere.run(ALONE, *arguments).split()[-1] == kind.__name__
     here: Any = kind
     guided = here.from_pipe(pipe)
     guided.set_progress_bar_config(disable=True)

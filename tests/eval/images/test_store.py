@@ -22,7 +22,7 @@ from erasure.progress import OnProgress, Progress
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 from tests.eval.many_processes import PROMPTS, SAMPLER, SEEDS, rows_made
-from tests.eval.processes import in_two_processes
+from tests.processes import in_two_processes
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,8 @@ from erasure.tinyworld.judge import WorldClip, build
 from erasure.tinyworld.world import compose, draw
 from tests import tiny
 from tests.eval import many_evaluations, world
-from tests.eval.processes import in_two_processes
 from tests.eval.stores import store_of
+from tests.processes import in_two_processes
 
 SAMPLER = SamplingSettings(steps=2, guidance_scale=4.0, batch_size=8)
 BENCHMARK = TinyWorld(removed=("cat", "neon"), total=24)
