@@ -5,7 +5,7 @@ nothing of it was copied.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -23,7 +23,7 @@ from ..closed_form.projections import projections
 from ..closed_form.solve import ridge_edit_from_moments, solve
 from ..concept import Concept
 from ..edits import DenseChange, EditMetadata, LowRankChange, MapChange, WeightEdit
-from ..progress import Progress, ProgressCounter
+from ..progress import OnProgress, Progress, ProgressCounter
 from ..prompts import fill, templates
 from ..registry import Exactness
 from ..training.context import FitContext
@@ -124,7 +124,10 @@ class MACE(Eraser):
             images.append(self._images(concept, context))
             counter.add()
         with text.applied_to(context.backbone.pipe, check=False):
-            patches = [self._patch(each, names, context) for each in images]
+            patches = [
+                self._patch(each, names, replace(context, on_progress=_counted_on(context.on_progress, i, len(images))))
+                for i, each in enumerate(images)
+            ]
         contexts = [context_gram(context.backbone, [prompt for prompt, _ in _prompts(concept)]) for concept in concepts]
         weights = context.backbone.parameters(frozenset(names).__contains__)
         changes = {}
@@ -198,6 +201,15 @@ class MACE(Eraser):
             name: DenseChange(delta=edit.changes[name].of(weight.detach().cpu()).float())
             for name, weight in weights.items()
         }
+
+
+def _counted_on(on_progress: OnProgress | None, before: int, parts: int) -> OnProgress | None:
+    """Return a receiver that counts the items of several parts as those of one stage."""
+    if on_progress is None:
+        return None
+    return lambda progress: on_progress(
+        replace(progress, done=before * progress.total + progress.done, total=parts * progress.total)
+    )
 
 
 def fusion(

@@ -81,7 +81,7 @@ def word_images(
             maps = AttentionCapture(backbone=backbone, tokens=positions).read(
                 noised[row : row + 1], level, read.select([row])
             )
-            masks[row] = binarised(_resized(maps, height, width))[0]
+            masks[row] = binarised(mean_map(maps, height, width))[0]
     length = read.states.shape[1]
     tokens = tuple(
         (*positions, *range(int(read.eot[row]), length)) if trailing else positions
@@ -98,7 +98,7 @@ def masked_attention(
     """Return the sum over layers of |A * mask|_F, or of its square (eq. 3 of MACE)."""
     total = torch.zeros((), device=mask.device)
     for layer in maps.values():
-        rows, columns = _sides(layer.shape[2], *mask.shape)
+        rows, columns = sides(layer.shape[2], *mask.shape)
         inside = F.interpolate(mask[None, None].float(), (rows, columns), mode="nearest") > 0.5
         square = (layer * inside.flatten()[:, None]).square().sum()
         # The norm has no gradient at zero, where a region of some layer may vanish.
@@ -127,19 +127,19 @@ def focal_density(total: int, first: float, last: float, slope: float) -> Float[
     return density / density.sum()
 
 
-def _resized(
+def mean_map(
     maps: Mapping[str, Float[Tensor, "n heads pixels tokens"]], height: int, width: int
 ) -> Float[Tensor, "n h w"]:
     """Return the mean map over layers, heads and tokens at one size."""
     layers = []
     for layer in maps.values():
-        rows, columns = _sides(layer.shape[2], height, width)
+        rows, columns = sides(layer.shape[2], height, width)
         mean = layer.mean(dim=(1, 3)).unflatten(1, (rows, columns))[:, None]
         layers.append(F.interpolate(mean, (height, width), mode="bilinear")[:, 0])
     return torch.stack(layers).mean(dim=0)
 
 
-def _sides(pixels: int, height: int, width: int) -> tuple[int, int]:
+def sides(pixels: int, height: int, width: int) -> tuple[int, int]:
     """Return the sides of a layer's map of so many pixels, for latents of the given size."""
     rows = round((pixels * height / width) ** 0.5)
     return rows, pixels // rows

@@ -1,0 +1,121 @@
+"""Inputs of a denoiser's layers along trajectories: the image side's keys of a closed form."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...backbones.attention import AttentionCapture
+from ...backbones.base import Backbone
+from ...backbones.conditioning import Conditioning
+from ...losses.attention import binarised
+from ...sampling import noise, trajectory_latents
+from .masked import Mask, mean_map, sides
+
+_SAMPLE_STEPS, _GUIDANCE_SCALE, _EARLY = 20, 4.0, 0.6
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EarlyLatents:
+    """Latents on trajectories of prompts, in their first, noisier part.
+
+    Attributes:
+        latents: Noisy latents.
+        timesteps: Timestep of each.
+        conditioning: Prompt of each.
+    """
+
+    latents: Float[Tensor, "n c h w"]
+    timesteps: Int[Tensor, " n"] | Float[Tensor, " n"]
+    conditioning: Conditioning
+
+    def batches(self) -> Iterator[slice]:
+        """Yield the rows of one pass after another."""
+        yield from (slice(start, start + _BATCH) for start in range(0, len(self.latents), _BATCH))
+
+
+@torch.no_grad()
+def early_places(backbone: Backbone, prompts: Sequence[str], count: int, generator: torch.Generator) -> EarlyLatents:
+    """Return the latents at `count` steps of the first 60 % of a guided trajectory of each prompt."""
+    read = backbone.encode(list(prompts))
+    most = int(_EARLY * _SAMPLE_STEPS)
+    stops = sorted({int(i * most / count) for i in range(count)})
+    latents = trajectory_latents(
+        backbone,
+        noise([generator] * len(prompts), backbone.latent_shape()),
+        read,
+        backbone.unconditional(),
+        steps=_SAMPLE_STEPS,
+        guidance_scale=_GUIDANCE_SCALE,
+        stops=stops,
+    )
+    timesteps = backbone.schedule.timesteps(_SAMPLE_STEPS)
+    return EarlyLatents(
+        latents=torch.cat([latents[stop] for stop in stops]),
+        timesteps=torch.cat([timesteps[stop].repeat(len(prompts)) for stop in stops]).to(backbone.device),
+        conditioning=read.select(list(range(len(prompts))) * len(stops)),
+    )
+
+
+@torch.no_grad()
+def concept_masks(backbone: Backbone, places: EarlyLatents, names: Sequence[str], mask: Mask) -> Bool[Tensor, "n h w"]:
+    """Return where each latent's concept is, by attention to its name in the prompt, or everywhere."""
+    n, _, height, width = places.latents.shape
+    masks = torch.ones(n, height, width, dtype=torch.bool, device=places.latents.device)
+    for row in range(n if mask == "attention" else 0):
+        read = places.conditioning.select([row])
+        capture = AttentionCapture(backbone=backbone, tokens=read.word_positions(0, names[row % len(names)]))
+        maps = capture.read(places.latents[row : row + 1], places.timesteps[row], read)
+        masks[row] = binarised(mean_map(maps, height, width))[0]
+    return masks
+
+
+@torch.no_grad()
+def in_order_of_execution(backbone: Backbone, modules: Sequence[str], places: EarlyLatents) -> list[str]:
+    """Return the full names of layers in the order in which a pass runs them."""
+    order: list[str] = []
+    handles = [
+        _module(backbone, name).register_forward_pre_hook(lambda module, args, name=name: order.append(name))
+        for name in modules
+    ]
+    try:
+        _pass(backbone, places, slice(0, 1), places.conditioning)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(order))
+
+
+@torch.no_grad()
+def layer_inputs(
+    backbone: Backbone, module: str, places: EarlyLatents, rows: slice, conditioning: Conditioning
+) -> Float[Tensor, "n pixels dim"]:
+    """Return the input of a layer for some latents with the given prompts, a row for each latent of all places."""
+    kept: list[Tensor] = []
+    keep: Callable[[nn.Module, tuple[Tensor, ...]], None] = lambda layer, args: kept.append(args[0])  # noqa: E731
+    handle = _module(backbone, module).register_forward_pre_hook(keep)
+    try:
+        _pass(backbone, places, rows, conditioning)
+    finally:
+        handle.remove()
+    return kept[-1]
+
+
+def inside(inputs: Float[Tensor, "n pixels dim"], masks: Bool[Tensor, "n h w"]) -> Bool[Tensor, "n pixels"]:
+    """Return which pixels of a layer's input lie inside the masks."""
+    rows, columns = sides(inputs.shape[1], *masks.shape[1:])
+    return (F.interpolate(masks[:, None].float(), (rows, columns), mode="nearest") > 0.5).flatten(1)
+
+
+def _module(backbone: Backbone, name: str) -> nn.Module:
+    component, _, path = name.partition(".")
+    return backbone.component(component).get_submodule(path)
+
+
+def _pass(backbone: Backbone, places: EarlyLatents, rows: slice, conditioning: Conditioning) -> None:
+    chosen = list(range(*rows.indices(len(places.latents))))
+    backbone.predict(places.latents[rows], places.timesteps[rows], conditioning.select(chosen))
