@@ -15,7 +15,14 @@ from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError, UnknownNameError
 from erasure.training import trajectories
 from erasure.training.context import FitContext, Reference, TrainingTask
-from erasure.training.draws.neighbours import NeighbourPool, endangered, kept_beside, neighbour_weights, worst_first
+from erasure.training.draws.neighbours import (
+    NeighbourPool,
+    WorstFirst,
+    endangered,
+    kept_beside,
+    neighbour_weights,
+    worst_first,
+)
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.phrases import class_phrases
 from erasure.training.shape import Shape
@@ -225,6 +232,27 @@ def test_a_boost_is_the_neighbours_own_guidance() -> None:
     expected, free = pool.reference(rows), pool.reference(rows, backbone.unconditional().expand(len(rows)))
     per_row = relative_errors(expected, expected + 0.3 * (expected - free), expected)
     assert per_row.min() <= values[1] <= per_row.max(), "the one name has all of the weight"
+
+
+@pytest.mark.usefixtures("short")
+def test_worst_neighbour_weighting_looks_at_every_name_and_raises_the_worst() -> None:
+    backbone = backbone_of(tiny.sd1())
+    task = task_of(backbone, concept=Concept(target="cat", preserve=("dog", "bird", "car")))
+    pool = NeighbourPool(task)
+    weighting = WorstFirst(pool, torch.full((3,), 1 / 3), every=2)
+    student = student_of(backbone)
+    with torch.no_grad():
+        for leaf in student.trained:
+            leaf += 0.3 * draws(*leaf.shape)
+    weighting.update(student, 1)
+    torch.testing.assert_close(weighting.weights, torch.full((3,), 1 / 3))
+    weighting.update(student, 2)
+    drifts = pool.drifts(student)
+    assert int(weighting.weights.argmax()) == int(drifts.argmax())
+    torch.testing.assert_close(weighting.weights, worst_first(torch.full((3,), 1 / 3), drifts))
+    loss = TERMS.make("healing", view="text", neighbours=1, worst_every=1).loss(task)
+    generator = torch.Generator().manual_seed(0)
+    assert all(torch.isfinite(loss(student, step, generator)) for step in range(3))
 
 
 def test_relations_are_kept_by_a_rotation_and_broken_by_noise() -> None:

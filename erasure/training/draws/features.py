@@ -16,6 +16,7 @@ from ..context import TrainingTask
 from ..student import Student
 from .noised_images import NoisedDraw, NoisedImages, reread
 
+_AT_ONCE = 16
 Features = Mapping[str, Float[Tensor, "n pixels channels"]]
 
 
@@ -76,6 +77,18 @@ class LayerFeatures:
         everywhere = torch.tensor([prompt.concept.kind == "style" for prompt in batch.prompts])
         return {layer: region | everywhere.to(region.device)[:, None] for layer, region in regions.items()}
 
+    def in_regions(self, images: NoisedImages) -> dict[str, Float[Tensor, "rows channels"]]:
+        """Return the reference's outputs over the pixels that hold the target, of each image once, by layer."""
+        generator = torch.Generator().manual_seed(self.task.context.seed)
+        rows: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
+        total = len(images.prompts)
+        for start in range(0, total, _AT_ONCE):
+            batch = images.noised(range(start, min(start + _AT_ONCE, total)), generator)
+            outputs, regions = self.reference(batch, batch.named), self.regions(batch)
+            for layer in self.layers:
+                rows[layer].append(outputs[layer][regions[layer]])
+        return {layer: torch.cat(parts) for layer, parts in rows.items()}
+
 
 def pixel_mean(features: Float[Tensor, "n pixels channels"]) -> Float[Tensor, "n 1 channels"]:
     """Return the mean over the pixels of each image."""
@@ -103,11 +116,8 @@ class MinorComponents:
         self._bases: dict[str, Tensor] = {}
         if not components:
             return
-        generator = torch.Generator().manual_seed(features.task.context.seed)
-        batch = images.noised(range(len(images.prompts)), generator)
-        outputs, regions = features.reference(batch, batch.named), features.regions(batch)
-        for layer in features.layers:
-            self._bases[layer] = main_directions(outputs[layer][regions[layer]], components)
+        for layer, rows in features.in_regions(images).items():
+            self._bases[layer] = main_directions(rows, components)
 
     def __call__(self, layer: str, values: Float[Tensor, "n pixels channels"]) -> Float[Tensor, "n pixels channels"]:
         """Return the part of features outside the directions."""

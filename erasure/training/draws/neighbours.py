@@ -18,7 +18,7 @@ from ..context import TrainingTask
 from ..finetune import Optimisation, finetune
 from ..student import Student
 from ..trajectories import Latents, TrajectoryPoints, trajectory_points
-from .noised_images import NoisedImages, erasing_loss
+from .noised_images import NoisedImages, erasing_loss, kept_concepts
 
 NeighbourView = Literal["text", "dry-run", "union"]
 """Ways to weigh neighbours: similarity of the names as text, drift in a dry run, or the mean of both."""
@@ -108,6 +108,12 @@ def nearest_by_text(task: TrainingTask, count: int | None = None) -> dict[str, f
     kept = [name for concept in task.concepts for name in concept.preserve]
     graph = ConceptGraph.of(task.backbone, [*targets, *kept], views=("likeness",))
     return dict(graph.nearest(targets, count, view="likeness"))
+
+
+def nearest_concepts(task: TrainingTask, count: int) -> list[Concept]:
+    """Return the preserved names that are nearest to a target as text, as concepts without an anchor."""
+    near = nearest_by_text(task, count)
+    return [concept for concept in kept_concepts(task.concepts) if concept.target in near]
 
 
 def text_nearness(pool: NeighbourPool) -> Float[Tensor, " names"]:

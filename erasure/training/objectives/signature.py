@@ -15,7 +15,8 @@ from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask
 from ..draws.features import LayerFeatures
-from ..draws.noised_images import NoisedDraw, NoisedImages, kept_concepts, read_by, squared_errors
+from ..draws.neighbours import nearest_concepts
+from ..draws.noised_images import NoisedDraw, NoisedImages, read_by, squared_errors
 from ..student import Student
 from .noised import Measure, NoisedObjective
 
@@ -36,6 +37,7 @@ class Signature(NoisedObjective):
     Attributes:
         alpha: Share of the direction that the gate adds, < 0; -1 takes it away.
         sharpness: Slope of the gate, > 0 (k).
+        neighbours: Number of preserved names that stand for all, the nearest as text, > 0.
         share: Share of the layers that are gated, in (0, 1].
         max_pixels: Largest layer, in pixels; None takes all.
     """
@@ -47,11 +49,12 @@ class Signature(NoisedObjective):
 
     alpha: Annotated[float, Field(lt=0)] = -1.0
     sharpness: Annotated[float, Field(gt=0)] = 4.0
+    neighbours: Annotated[int, Field(ge=1)] = 8
     share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
     max_pixels: Annotated[int, Field(ge=1)] | None = None
 
     def measure(self, task: TrainingTask, images: NoisedImages) -> Measure:
-        kept = kept_concepts(task.concepts)
+        kept = nearest_concepts(task, self.neighbours)
         if not kept:
             raise InputError(
                 "signature: expected concepts that preserve something, got none. Name in preserve what the target is"
@@ -77,13 +80,8 @@ class Signature(NoisedObjective):
     ) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """Return the gate of each chosen layer."""
         features = LayerFeatures.of(task, self.max_pixels)
-        generator = torch.Generator().manual_seed(task.context.seed)
-        rows: list[dict[str, Tensor]] = []
-        for pool in (images, others):
-            batch = pool.noised(range(len(pool.prompts)), generator)
-            outputs, regions = features.reference(batch, batch.named), features.regions(batch)
-            rows.append({layer: outputs[layer][regions[layer]] for layer in features.layers})
-        capsules = {layer: Capsule.of(rows[0][layer], rows[1][layer], self) for layer in features.layers}
+        shown, not_shown = features.in_regions(images), features.in_regions(others)
+        capsules = {layer: Capsule.of(shown[layer], not_shown[layer], self) for layer in features.layers}
         count = max(1, round(self.share * len(capsules)))
         chosen = sorted(capsules, key=lambda layer: -capsules[layer].effect)[:count]
         return {layer: capsules[layer] for layer in chosen}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...registry import Exactness
 from ..context import TrainingTask
-from ..draws.noised_images import kept_concepts
+from ..draws.neighbours import nearest_concepts
 from ..draws.sensitivity import erasing_gradients
 from .base import Selection, Selector
 
@@ -34,6 +34,7 @@ class GradientSaliency(Selector):
         kind: "row", "entry" or "weight-entry". Patches take rows alone.
         share: Share of the rows or entries, in (0, 1].
         alpha: Weight of the preserved names' score, >= 0; at 0, or without such names, it is left out.
+        neighbours: Number of preserved names that stand for all, the nearest as text, > 0.
         batches: Batches of four noised images for each mean gradient, > 0.
         images: Images of each name, > 0.
         image_steps: Sampling steps of an image, > 0.
@@ -47,13 +48,14 @@ class GradientSaliency(Selector):
     kind: Literal["row", "entry", "weight-entry"] = "row"
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
     alpha: Annotated[float, Field(ge=0)] = 1.0
+    neighbours: Annotated[int, Field(ge=1)] = 8
     batches: Annotated[int, Field(ge=1)] = 8
     images: Annotated[int, Field(ge=1)] = 16
     image_steps: Annotated[int, Field(ge=1)] = 25
 
     def selected(self, task: TrainingTask) -> Selection:
         scores = self._scores(task, list(task.concepts))
-        kept = kept_concepts(task.concepts)
+        kept = nearest_concepts(task, self.neighbours)
         if self.alpha and kept:
             others = self._scores(task, kept)
             scores = {name: score - self.alpha * others[name] for name, score in scores.items()}

@@ -38,7 +38,8 @@ class Healing(Term):
         view: Way to weigh the names: "text", the similarity of the names; "dry-run", the drift of each name in six
             updates of a plain erasure; "union", the mean of both.
         worst_every: Updates after which the weight of each name grows with its drift, >= 0; 0 keeps the weights
-            (worst-neighbour weighting, ours).
+            (worst-neighbour weighting, ours). All preserved names take part: half of the weight at the start is shared
+            equally.
     """
 
     name: ClassVar[str] = "healing"
@@ -54,9 +55,12 @@ class Healing(Term):
     def loss(self, task: TrainingTask) -> Loss:
         if not any(concept.preserve for concept in task.concepts):
             raise self.nothing_to_preserve()
-        named = list(nearest_by_text(task, self.neighbours)) if self.view == "text" else None
-        pool = NeighbourPool(task, named)
-        weighting = WorstFirst(pool, neighbour_weights(pool, self.view, self.neighbours), self.worst_every or 1)
+        nearest_only = self.view == "text" and not self.worst_every
+        pool = NeighbourPool(task, list(nearest_by_text(task, self.neighbours)) if nearest_only else None)
+        weights = neighbour_weights(pool, self.view, self.neighbours)
+        if self.worst_every:
+            weights = (weights + 1 / len(weights)) / 2
+        weighting = WorstFirst(pool, weights, self.worst_every or 1)
         blank = task.backbone.unconditional()
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
