@@ -1,7 +1,8 @@
 """Inputs of a denoiser's layers along trajectories: the image side's keys of a closed form."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,10 +79,11 @@ def concept_masks(backbone: Backbone, places: EarlyLatents, names: Sequence[str]
 def in_order_of_execution(backbone: Backbone, modules: Sequence[str], places: EarlyLatents) -> list[str]:
     """Return the full names of layers in the order in which a pass runs them."""
     order: list[str] = []
-    handles = [
-        _module(backbone, name).register_forward_pre_hook(lambda module, args, name=name: order.append(name))
-        for name in modules
-    ]
+
+    def note(name: str, module: nn.Module, args: object) -> None:
+        order.append(name)
+
+    handles = [_module(backbone, name).register_forward_pre_hook(partial(note, name)) for name in modules]
     try:
         _pass(backbone, places, slice(0, 1), places.conditioning)
     finally:
@@ -96,7 +98,10 @@ def layer_inputs(
 ) -> Float[Tensor, "n pixels dim"]:
     """Return the input of a layer for some latents with the given prompts, a row for each latent of all places."""
     kept: list[Tensor] = []
-    keep: Callable[[nn.Module, tuple[Tensor, ...]], None] = lambda layer, args: kept.append(args[0])  # noqa: E731
+
+    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept.append(args[0])
+
     handle = _module(backbone, module).register_forward_pre_hook(keep)
     try:
         _pass(backbone, places, rows, conditioning)
