@@ -46,8 +46,7 @@ class _Checked(ABCMeta):
     def __call__(cls, *args: object, **settings: object):
         if is_dataclass(cls) and not args:
             settings = _checked(cls, settings, _valid, f"{getattr(cls, 'name', cls.__name__)}.")
-            for name, presets in getattr(cls, "presets", {}).items():
-                settings = {**presets.get(settings.get(name), {}), **settings}
+            settings = with_presets(cls, settings)
         return super().__call__(*args, **settings)
 
     @property
@@ -172,6 +171,16 @@ def with_settings(kind: type[AnySettings], settings: Mapping[str, Any], *, where
         InputError: Values of a wrong type or out of range, all named at once.
     """
     return kind(**_checked(kind, settings, _parsed, where))
+
+
+def with_presets(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the defaults that go with their values; see `Plugin.presets`."""
+    completed = dict(settings)
+    for name, presets in getattr(kind, "presets", {}).items():
+        value = settings.get(name)
+        if isinstance(value, str | int):  # a config may hold a year as a number
+            completed = {**presets.get(value, presets.get(str(value), {})), **completed}
+    return completed
 
 
 def described(kind: type) -> dict[str, str]:

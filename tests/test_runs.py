@@ -51,6 +51,16 @@ def test_what_is_given_is_not_filled_in() -> None:
     assert concept == Concept(target="cat", anchor="dog", kind="unsafe")
 
 
+@pytest.mark.parametrize("release", ["2025", 2025])
+def test_a_config_has_the_defaults_that_go_with_its_settings(release: str | int) -> None:
+    config = {"model": "some/model", "eraser": {"name": "esd", "release": release}, "concepts": [{"target": "cat"}]}
+    assert schema.parse(config).eraser == make_eraser("esd", release="2025")
+    assert schema.parse(overrides.override(config, "eraser.steps=7")).eraser == make_eraser(
+        "esd", release="2025", steps=7
+    )
+    assert schema.parse({**config, "eraser": {"name": "duge", "match": "maps"}}).eraser.as_settings()["overshoot"] == 0
+
+
 def test_other_models_know_only_what_is_given() -> None:
     (concept,) = schema.parse(ELSEWHERE).concepts
     assert concept == Concept(target="Van Gogh")

@@ -12,6 +12,7 @@ from ..erasers import Eraser, eraser_class
 from ..errors import InputError, reason
 from ..loading import Attention
 from ..profile import DEFAULT_MODEL, ModelProfile, profile_of
+from ..registry import with_presets
 from ..sampling import SamplingSettings
 from .lists import families_expanded, list_path, read_concepts
 from .problems import explained
@@ -90,7 +91,8 @@ class Run:
 def parse(config: Mapping[str, Any]) -> Run:
     """Validate a config whole and fill in its defaults.
 
-    The model's profile fills in settings of the eraser, and aliases, kind and preserve of concepts that it knows.
+    The model's profile fills in settings of the eraser, and aliases, kind and preserve of concepts that it knows; then
+    come the eraser's presets and defaults.
 
     Raises:
         InputError: Every key that is unknown, of the wrong type or out of range, on one line.
@@ -109,7 +111,8 @@ def parse(config: Mapping[str, Any]) -> Run:
             settings["parts"] = [_part(part, profile) for part in parts]
         if isinstance(config.get("concepts"), list):
             config["concepts"] = profile.completed(config["concepts"])
-    return _validated({**config, "eraser": settings}, eraser_class(name))
+    kind = eraser_class(name)
+    return _validated({**config, "eraser": with_presets(kind, settings)}, kind)
 
 
 def _eraser(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
