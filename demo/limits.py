@@ -1,4 +1,4 @@
-"""Limits of the input of visitors, checked by type, length and count before use."""
+"""Limits of visitors: their jobs, and their input, checked by type, length and count before use."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +18,8 @@ BODY = 2**18
 """Largest request, in bytes."""
 JOB_MINUTES = 30.0
 """Default of the longest time that a job may hold the model."""
+WAITING_JOBS, VISITOR_JOBS = 20, 5
+"""Jobs that wait, of all visitors together; jobs that wait or run, of one visitor."""
 PER_MODEL = (20, 80)
 """Images a model of a measurement: the fewest, and those of the quick suite."""
 

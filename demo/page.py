@@ -10,8 +10,9 @@ import gradio as gr
 
 from . import limits, views
 from .api import offer
-from .desk import QUIET, Desk, ErrorsInALine
+from .desk import HEAVY, QUIET, Desk, ErrorsInALine
 from .results import BeforeAfter
+from .server.job_limit import limit_jobs
 from .sessions import Session, Sessions
 from .studio import Studio
 from .tabs import attention as attention_tab
@@ -28,7 +29,6 @@ _HEAD = (
     "<header><h1>erasure</h1><p>Remove a concept from a text-to-image model, and compare images of the same prompts"
     " and seeds before and after.</p></header>"
 )
-_QUEUE = 20
 _CACHE = (3600, 7200)
 """Interval and age in seconds at which files written for the page are deleted."""
 
@@ -94,7 +94,8 @@ def build(
             connect()
         _connect_visits(page, desk, tabs)
         offer(desk)
-    page.queue(max_size=_QUEUE, default_concurrency_limit=4, api_open=False)
+    page.queue(max_size=limits.WAITING_JOBS, default_concurrency_limit=4, api_open=False)
+    limit_jobs(page, HEAVY["concurrency_id"], limits.VISITOR_JOBS)
     return page
 
 

@@ -1,9 +1,16 @@
 """What visitors may send."""
 
+import secrets
+import threading
+import time
+
+import gradio as gr
+import httpx
 import pytest
 
 from erasure.demo import limits
 from erasure.demo.forms import offered, summary
+from erasure.demo.server.job_limit import limit_jobs
 from erasure.demo.sessions import Sessions
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import InputError
@@ -135,3 +142,34 @@ def test_leaving_a_page_ends_its_jobs_and_no_others() -> None:
     assert mine.is_set()
     assert not other.is_set()
     sessions.close()
+
+
+def test_one_visitor_cannot_fill_the_queue_and_light_calls_are_not_counted() -> None:
+    hold = threading.Event()
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.api(lambda: hold.wait(60), api_name="job", concurrency_id="model", concurrency_limit=1)
+        gr.api(lambda: 1, api_name="light")
+    page.queue(max_size=20, api_open=False)
+    limit_jobs(page, "model", 2)
+    _, address, _ = page.launch(quiet=True, prevent_thread_lock=True, ssr_mode=False)
+
+    def send(index: int, visitor: str) -> tuple[int, str]:
+        body = {"data": [], "fn_index": index, "session_hash": secrets.token_hex(5)}  # another session each time
+        reply = httpx.post(f"{address}gradio_api/queue/join", json=body, headers={"X-Forwarded-For": visitor})
+        return reply.status_code, reply.text
+
+    try:
+        assert [send(0, "10.0.0.1")[0] for _ in range(2)] == [200, 200]
+        status, text = send(0, "10.0.0.1")
+        assert status == 503
+        assert "queue: expected at most 2 jobs of one visitor at once, got another. Wait until one is done." in text
+        assert send(1, "10.0.0.1")[0] == 200
+        assert send(0, "10.0.0.2")[0] == 200
+        hold.set()
+        end = time.monotonic() + 60
+        while send(0, "10.0.0.1")[0] == 503:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        hold.set()
+        page.close()
