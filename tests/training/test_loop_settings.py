@@ -11,13 +11,16 @@ from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.erasers.tune import Tune
 from erasure.errors import InputError
+from erasure.progress import Progress
 from erasure.training.context import FitContext, TrainingTask
+from erasure.training.early_stopping import Until
 from erasure.training.finetune import GradientMap, Optimisation, WeightedLoss, finetune
 from erasure.training.flatness import Flat, Neighbours, leaf_gradients, scaled_to
 from erasure.training.shape import Shape
 from erasure.training.student import Leaf, Student
 from erasure.training.terms.meta import Meta
 from tests import tiny
+from tests.erasers.test_duge import Sees
 
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 CAT = Concept(target="cat", preserve=("dog", "bird"))
@@ -207,6 +210,15 @@ def test_the_loop_settings_train_and_are_settings_of_the_edit(backbone: Backbone
     assert edit.metadata.settings["shape"]["flat"]["noise"] == 1
     assert any(change.delta.any() for change in edit.changes.values())
     assert all(torch.equal(change.delta, again.changes[name].delta) for name, change in edit.changes.items())
+
+
+@pytest.mark.parametrize(("shown", "expected"), [(False, 2), (True, 5)])
+def test_a_training_ends_when_the_judge_sees_the_target_no_more(backbone: Backbone, shown: bool, expected: int) -> None:
+    steps: list[Progress] = []
+    context = FitContext(backbone=backbone, judge=Sees(lambda images: [shown] * len(images)), on_progress=steps.append)
+    until = Until(images=2, every=2, image_steps=2)
+    Tune(**{**Tune.quick, "steps": 5, "shape": Shape(until=until)}).fit([CAT], context)
+    assert sum(progress.stage == "fit" for progress in steps) == expected
 
 
 def test_meta_has_the_erasing_gradient_after_the_relearners_steps(backbone: Backbone) -> None:
