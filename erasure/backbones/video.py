@@ -27,8 +27,8 @@ class VideoTransformer(DeclaredTransformer):
     side: ClassVar[Sequence[int]] = (60, 104)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        own = getattr(self.pipe, "default_sample_size", None)
-        sides = self.side if own is None else (own, own)
+        default = getattr(self.pipe, "default_sample_size", None)
+        sides = self.side if default is None else (default, default)
         scale = getattr(self.pipe, self.scale_name)
         rows, columns = (
             side if size is None else size // scale for side, size in zip(sides, (height, width), strict=True)
