@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "absent-settings": ablations.absent_settings,
     "settings": removals.settings,
     "methods": methods.methods,
+    "models": methods.models,
     "pieces": pieces.pieces,
     "papers": pieces.papers,
 }

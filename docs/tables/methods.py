@@ -20,6 +20,18 @@ def methods(source: str, results: Path) -> str:
     return table(("name", "what it does", "source", "page"), rows, ())
 
 
+def models(source: str, results: Path) -> str:
+    """Return one row a model family: what works on it."""
+    from erasure.loading.families import HEADINGS, NOT_RELEASED, family_support
+
+    def row(cells: tuple[str, ...]) -> tuple[str, ...]:
+        streams, erasers = (", ".join(f"`{name}`" for name in names.split(", ")) for names in cells[2:4])
+        return (*cells[:2], streams, erasers, *cells[4:])
+
+    rows = [row(support.cells()) for support in family_support()]
+    return f"{table(HEADINGS, rows, ())}\n{NOT_RELEASED}\n"
+
+
 def page_of(name: str) -> str:
     """Return the page about an eraser, from the root of the project; "" without one."""
     places = (f"docs/erasers/{name}.md", f"docs/{name}.md")

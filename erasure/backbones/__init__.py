@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from ..errors import InputError
 from .base import Backbone
 
-__all__ = ["Backbone", "backbone_of", "families"]
+__all__ = ["Backbone", "backbone_of", "families", "family_classes"]
 
 
 def backbone_of(pipe: DiffusionPipeline) -> Backbone:
@@ -26,7 +26,7 @@ def backbone_of(pipe: DiffusionPipeline) -> Backbone:
     if declared is not None:
         return declared(pipe)
     # The more particular first: it is asked before what it refines.
-    for family in sorted(_families(), key=lambda kind: -len(kind.__mro__)):
+    for family in sorted(family_classes(), key=lambda kind: -len(kind.__mro__)):
         if family.covers(pipe):
             return family(pipe)
     raise InputError(
@@ -37,11 +37,11 @@ def backbone_of(pipe: DiffusionPipeline) -> Backbone:
 
 def families() -> tuple[str, ...]:
     """Return the model families that are covered, in words."""
-    return tuple(words for family in _families() for words in family.covered)
+    return tuple(words for family in family_classes() for words in family.covered)
 
 
 @cache
-def _families() -> tuple[Any, ...]:
+def family_classes() -> tuple[Any, ...]:
     """Return the backbones' classes: those that say which pipelines they cover."""
     modules = [import_module(f".{info.name}", __name__) for info in pkgutil.iter_modules(__path__)]
     return tuple(

@@ -39,7 +39,7 @@ def layers_named(backbone: Backbone, names: Sequence[str] | None) -> dict[str, n
     Raises:
         UnknownNameError: A layer that the model does not have.
     """
-    if not backbone.reads_maps:
+    if "maps" not in backbone.abilities:
         raise InputError(
             f"attention: expected a model whose attention to words is read, got {backbone.family}. Use another method."
         )

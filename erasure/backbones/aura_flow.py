@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Ability
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer
 from .schedule import Timestep
@@ -20,6 +21,7 @@ class AuraFlow(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("AuraFlow",)
     name: ClassVar[str] = "aura-flow"
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("AuraFlowTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -29,7 +31,6 @@ class AuraFlow(DeclaredTransformer):
     }
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
     mask_name: ClassVar[str] = "prompt_attention_mask"
-    reads_maps: ClassVar[bool] = False
 
     @property
     def layout(self) -> Layout:

@@ -4,7 +4,7 @@ A method never names a model family, and a family never names a method: this pro
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,6 +15,18 @@ from transformers import PreTrainedTokenizerBase
 from .conditioning import Conditioning
 from .schedule import NoiseSchedule, Timestep
 from .sites import Role, Sites
+
+Ability = Literal["images", "maps", "guidance", "clip", "lora", "low memory", "mixed lengths"]
+"""An ability of the models of a family, as its file declares it.
+
+- `images`: `sample` makes images; models of videos have closed forms, ledgers and exports alone.
+- `maps`: Attention to words is captured.
+- `guidance`: Guidances act while images are made.
+- `clip`: A CLIP text encoder is read, so methods that edit one apply.
+- `lora`: diffusers loads LoRA factors into the pipeline.
+- `low memory`: Text states are read from a folder whose weights stay on the disk.
+- `mixed lengths`: The pipeline's call takes prompts of different lengths together.
+"""
 
 
 @runtime_checkable
@@ -40,23 +52,13 @@ class Backbone(Protocol):
         ...
 
     @property
-    def reads_maps(self) -> bool:
-        """Whether maps of attention to words can be captured."""
+    def schedule_kind(self) -> type[NoiseSchedule]:
+        """The class of the schedule."""
         ...
 
     @property
-    def mixes_lengths(self) -> bool:
-        """Whether the pipeline's call takes prompts of different lengths together."""
-        ...
-
-    @property
-    def loads_lora(self) -> bool:
-        """Whether diffusers loads LoRA factors into the pipeline."""
-        ...
-
-    @property
-    def makes_images(self) -> bool:
-        """Whether the pipeline makes images, rather than videos."""
+    def abilities(self) -> frozenset[Ability]:
+        """The abilities of the family; see `Ability`."""
         ...
 
     @property

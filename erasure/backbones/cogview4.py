@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Ability
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer, mask_of
 from .schedule import Timestep
@@ -25,6 +26,7 @@ class CogView4(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("CogView4",)
     name: ClassVar[str] = "cogview4"
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora"))
     transformers: ClassVar[tuple[str, ...]] = ("CogView4Transformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -35,8 +37,6 @@ class CogView4(DeclaredTransformer):
         "*.ff.*": "shared.in",
     }
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
-    reads_maps: ClassVar[bool] = False
-    mixes_lengths: ClassVar[bool] = False
 
     @property
     def layout(self) -> Layout:

@@ -159,8 +159,12 @@ class Conditioning:
 
     @property
     def eot(self) -> Int[Tensor, " n"]:
-        """Position of each row's first end-of-text token."""
-        return self.streams[TEXT].tokens[0].ends
+        """Position of each row's first end-of-text token; without one, of the last state that is read."""
+        tokens = self.streams[TEXT].tokens[0]
+        if tokens.read is None:
+            return tokens.ends
+        last = torch.tensor([stop - 1 for _, stop in tokens.read], device=tokens.ends.device)
+        return torch.minimum(tokens.ends, last)
 
     @property
     def end_states(self) -> Float[Tensor, "n dim"]:

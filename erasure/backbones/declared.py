@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import Ability
 from .conditioning import TEXT, Conditioning, EncodedTokens, Stream
 from .joint import JointTransformer
 from .loaded import unwrapped
@@ -37,6 +38,7 @@ class DeclaredTransformer(JointTransformer):
         latent_layout: Layout of the latents that the pipeline's call takes.
     """
 
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "lora", "mixed lengths"))
     name: ClassVar[str]
     transformers: ClassVar[tuple[str, ...]]
     roles: ClassVar[Mapping[str, Role]] = {}

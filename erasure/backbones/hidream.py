@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Ability
 from .conditioning import POOLED, TEXT, Conditioning, EncodedTokens, Stream
 from .declared import DeclaredTransformer
 from .schedule import Timestep
@@ -26,6 +27,7 @@ class HiDream(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("HiDream-I1",)
     name: ClassVar[str] = "hidream"
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "clip", "lora", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("HiDreamImageTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -44,11 +46,14 @@ class HiDream(DeclaredTransformer):
     }
     text_only: ClassVar[tuple[str, ...]] = ("p_embedder.pooled_embedder.linear_2",)
     position: ClassVar[Literal["first", "last"]] = "last"
-    reads_maps: ClassVar[bool] = False
 
     @property
     def layout(self) -> Layout:
         return Layout(longest=_TOKENS, width=_TOKENS, reads_padding=True, causal=False)
+
+    @classmethod
+    def stream_names(cls) -> tuple[str, ...]:
+        return (*super().stream_names(), "llama.N")
 
     def sites(self, roles: Any = None, *, reads: str | None = None) -> dict[str, Site]:
         layers = [f"llama.{layer}" for layer in self._config["llama_layers"]]

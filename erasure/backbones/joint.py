@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from .base import Ability
 from .conditioning import POOLED, TEXT, Conditioning, EncodedTokens, Stream, concatenate, first_end_of_text, tokenized
 from .loaded import LoadedModel, unwrapped
 from .schedule import Flow, NoiseSchedule
@@ -24,6 +25,7 @@ class JointTransformer(LoadedModel):
     """Base of the families; their encoders read padding, so every state is always encoded."""
 
     denoiser_name: ClassVar[str] = "transformer"
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "clip", "lora", "mixed lengths"))
     schedule_kind: ClassVar[type[NoiseSchedule]] = Flow
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
     # Number of latents along a side that are one token of the image.

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokeniz
 
 from ..errors import InputError, reason, unknown_name
 from ..io.text import composed
+from .base import Ability
 from .conditioning import Conditioning, Stream
 from .schedule import NoiseSchedule
 from .sites import Role, Site, Sites, has_role, sites_of
@@ -45,16 +46,9 @@ class LoadedModel(ABC):
     # Streams that the weights of a role read, by role.
     streams: ClassVar[Mapping[Role, str]]
     reads_clip: ClassVar[bool] = False
-    # Whether the positions of attention's keys are those of the text's states, as captures take them.
-    reads_maps: ClassVar[bool] = True
     # Noise schedule of the denoiser.
     schedule_kind: ClassVar[type[NoiseSchedule]]
-    # Whether the pipeline makes images, rather than videos.
-    makes_images: ClassVar[bool] = True
-    # Whether diffusers loads LoRA factors into the pipeline.
-    loads_lora: ClassVar[bool] = True
-    # Whether the pipeline's call takes prompts of different lengths together.
-    mixes_lengths: ClassVar[bool] = True
+    abilities: ClassVar[frozenset[Ability]]
 
     pipe: DiffusionPipeline
 
@@ -87,6 +81,11 @@ class LoadedModel(ABC):
     @abstractmethod
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Set the timesteps of a scheduler as the pipeline does."""
+
+    @classmethod
+    def stream_names(cls) -> tuple[str, ...]:
+        """Return the names of the streams of which layers read the states directly."""
+        return tuple(dict.fromkeys(cls.streams.values()))
 
     @property
     def denoiser(self) -> ModelMixin:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Ability
 from .conditioning import TEXT, Conditioning, Stream
 from .declared import DeclaredTransformer, linear_shift, mask_of
 from .schedule import Timestep
@@ -21,6 +22,7 @@ class Lumina2(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Lumina 2",)
     name: ClassVar[str] = "lumina2"
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("Lumina2Transformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -37,7 +39,6 @@ class Lumina2(DeclaredTransformer):
     text_only: ClassVar[tuple[str, ...]] = ("context_refiner.*",)
     between: ClassVar[tuple[str, ...]] = ("time_caption_embed.caption_embedder.0",)
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
-    reads_maps: ClassVar[bool] = False
     mask_name: ClassVar[str] = "prompt_attention_mask"
 
     @property

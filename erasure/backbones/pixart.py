@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from .base import Ability
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer, mask_of
 from .schedule import Discrete, NoiseSchedule, Timestep
@@ -27,6 +28,7 @@ class PixArt(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("PixArt-alpha", "PixArt-Sigma")
     name: ClassVar[str] = "pixart"
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("PixArtTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -40,7 +42,6 @@ class PixArt(DeclaredTransformer):
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
     mask_name: ClassVar[str] = "prompt_attention_mask"
     packing: ClassVar[int] = 1
-    loads_lora: ClassVar[bool] = False
     schedule_kind: ClassVar[type[NoiseSchedule]] = Discrete
 
     def __post_init__(self) -> None:

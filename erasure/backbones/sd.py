@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from .base import Ability
 from .conditioning import (
     PADDED,
     POOLED,
@@ -35,8 +36,11 @@ class StableDiffusion(LoadedModel):
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 1.x", "Stable Diffusion 2.x")
     denoiser_name: ClassVar[str] = "unet"
     reads_clip: ClassVar[bool] = True
+    abilities: ClassVar[frozenset[Ability]] = frozenset(
+        ("images", "maps", "guidance", "clip", "lora", "low memory", "mixed lengths")
+    )
     schedule_kind: ClassVar[type[NoiseSchedule]] = Discrete
-    streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT, "pooled.in": POOLED}
+    streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT}
 
     def __post_init__(self) -> None:
         _ = self.prediction_type  # a scheduler that cannot be used is refused at once

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedM
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..errors import InputError
-from .conditioning import Conditioning, first_end_of_text, tokenized
+from .conditioning import POOLED, Conditioning, first_end_of_text, tokenized
 from .loaded import joined, textual_inversion_applied, unwrapped
 from .sd import StableDiffusion
 from .sites import Role
@@ -24,6 +24,8 @@ class StableDiffusionXL(StableDiffusion):
     """A backbone of the Stable Diffusion XL classes; see `Backbone` for its members."""
 
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion XL",)
+
+    streams: ClassVar[Mapping[Role, str]] = {**StableDiffusion.streams, "pooled.in": POOLED}
 
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NoReturn
 from torch import Tensor
 
 from ..errors import InputError
+from .base import Ability
 from .conditioning import Conditioning
 from .declared import DeclaredTransformer
 
@@ -16,13 +17,11 @@ class VideoTransformer(DeclaredTransformer):
     """Base of the families; `predict` is that of a video of one frame.
 
     Attributes:
-        makes_images: False.
         scale_name: Name of the pipeline's number of pixels along a side of a latent.
         side: Height and width of the latents at the pipeline's own size.
     """
 
-    makes_images: ClassVar[bool] = False
-    reads_maps: ClassVar[bool] = False
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("lora",))
     scale_name: ClassVar[str] = "vae_scale_factor_spatial"
     side: ClassVar[Sequence[int]] = (60, 104)
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .base import Ability
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer
 from .schedule import Timestep
@@ -24,6 +25,7 @@ class ZImage(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Z-Image",)
     name: ClassVar[str] = "z-image"
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("ZImageTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -40,7 +42,6 @@ class ZImage(DeclaredTransformer):
         "all_x_embedder.*": "in",
         "all_final_layer.*": "out",
     }
-    reads_maps: ClassVar[bool] = False
     between: ClassVar[tuple[str, ...]] = ("cap_embedder.0",)
     text_only: ClassVar[tuple[str, ...]] = ("context_refiner.*",)
 

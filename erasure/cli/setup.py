@@ -140,9 +140,9 @@ def extension_points() -> "Mapping[str, Registry[Any]]":
 
 @commands.command()
 def models() -> None:
-    """List the models that can be edited."""
+    """List the models that can be edited, and what works on each family."""
     from .. import tinyworld
-    from ..backbones import families
+    from ..loading.families import HEADINGS, NOT_RELEASED, family_support
 
     untrained = "" if (tinyworld.FLUX / "transformer" / "config.json").is_file() else "; its weights are not installed"
     kinds = {
@@ -153,7 +153,13 @@ def models() -> None:
     }
     for name, description in kinds.items():
         out.print(Text.assemble((f"{name:<14}", "bold"), f"  {description}"))
-    out.print(f"families: {', '.join(families())}")
+    table = Table(box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for support in family_support():
+        table.add_row(*support.cells())
+    out.print(table)
+    out.print(NOT_RELEASED)
 
 
 @commands.command()

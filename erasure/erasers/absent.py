@@ -58,7 +58,7 @@ class Absent(Eraser):
     rank: Annotated[int, Field(ge=1)] | None = None
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         task = self.task(concepts, context)
         metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
         return self.shape.finished(WeightEdit(changes=self.learned(task), metadata=metadata), task)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
-from ..backbones.base import Backbone
+from ..backbones.base import Ability, Backbone
+from ..backbones.loaded import LoadedModel
 from ..backbones.schedule import Discrete, Flow, NoiseSchedule
 from ..closed_form.problem import Rows
 from ..concept import Concept
@@ -22,6 +23,13 @@ Stage = Literal["text encoder", "map of text states", "factor of outputs", "trai
 """Part of the model that an edit acts on; see `Eraser.stage`."""
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """The stages in the order in which edits of several act."""
+
+
+_NEEDED: Mapping[Ability, str] = {
+    "maps": "whose attention to words is read",
+    "guidance": "that guidances act on",
+    "clip": "with a CLIP text encoder",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,8 @@ class Eraser(Plugin):
     together: ClassVar[bool] = False
     # Noise schedules of the models that the method covers.
     schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete, Flow)
+    # Abilities of the families that the method covers.
+    needs: ClassVar[frozenset[Ability]] = frozenset()
     # The settings that a person turns first.
     main: ClassVar[tuple[str, ...]] = ()
 
@@ -54,19 +64,28 @@ class Eraser(Plugin):
         """The inputs of an edit with these settings."""
         return self.depends_on
 
-    def require(self, concepts: Sequence[Concept]) -> None:
-        """Raise InputError if there is nothing to remove."""
+    @classmethod
+    def covers(cls, family: type[LoadedModel]) -> bool:
+        """Return True if the method, with its default settings, applies to models of a family."""
+        return not cls._lacking(family)
+
+    @classmethod
+    def _lacking(cls, family: type[LoadedModel] | Backbone) -> str:
+        """Return the first thing that the method needs and a family has not, in words; "" without one."""
+        lacking = [_NEEDED[need] for need in sorted(cls.needs - family.abilities)]
+        if not issubclass(family.schedule_kind, cls.schedules):
+            lacking.append(f"with {' or '.join(schedule.words for schedule in cls.schedules)}")
+        # A video is trained on, or sampled, nowhere here.
+        if "images" not in family.abilities and cls.stage in ("trained weights", "sampling"):
+            lacking.append("of images")
+        return next(iter(lacking), "")
+
+    def require(self, concepts: Sequence[Concept], backbone: Backbone) -> None:
+        """Raise InputError if there is nothing to remove, or the method does not cover models of the family."""
         if not concepts:
             raise InputError(f"{self.name}: expected at least one concept, got none. Name what is to be erased.")
-
-    def require_schedule(self, backbone: Backbone) -> None:
-        """Raise InputError if the method does not cover models with the backbone's noise schedule."""
-        if not isinstance(backbone.schedule, self.schedules):
-            covered = " or ".join(schedule.words for schedule in self.schedules)
-            raise InputError(
-                f"{self.name}: expected a model with {covered}, got {backbone.family} with"
-                f" {backbone.schedule.words}. Use another eraser."
-            )
+        if lacking := self._lacking(backbone):
+            raise InputError(f"{self.name}: expected a model {lacking}, got {backbone.family}. Use another eraser.")
 
     @abstractmethod
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:

@@ -96,7 +96,7 @@ class CFE(Eraser):
             InputError: There are no concepts, a name is longer than what the model reads, or a target lies in the span
                 of what is kept.
         """
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         safe = {concept: self._safe(concept, context) for concept in concepts}
         reader = NameReader(
             context.backbone,

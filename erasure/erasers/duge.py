@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..backbones.base import Backbone
+from ..backbones.base import Ability, Backbone
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..errors import InputError
@@ -100,6 +100,7 @@ class DUGE(Eraser):
     source: ClassVar[str] = "arXiv:2503.13769"
     exactness: ClassVar[Exactness] = "reconstructed"
     main: ClassVar[tuple[str, ...]] = ("steps", "overshoot", "prior_scale", "lr")
+    needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"match": {"maps": {"overshoot": 0.0}}}
     quick: ClassVar[Mapping[str, Any]] = {
         "steps": 2,
@@ -107,9 +108,7 @@ class DUGE(Eraser):
         "memory_size": 4,
         "target_images": 2,
         "image_steps": 2,
-        "batch_size": 2,
-        "lr": 1e-3,
-        "max_similarity": 1.0,
+        **{"batch_size": 2, "lr": 1e-3, "max_similarity": 1.0},
     }
 
     match: Match = "outputs"
@@ -151,7 +150,7 @@ class DUGE(Eraser):
             raise InputError(f"duge.overshoot: expected 0 where maps are matched, got {self.overshoot!r}. Set it to 0.")
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         trained = self._trained(context.backbone).__contains__
         task = TrainingTask(context=context, requests=concepts, trained=trained, reference=context.original)
         memory = self._memory(concepts, context)

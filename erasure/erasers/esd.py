@@ -98,7 +98,7 @@ class ESD(Eraser):
     shape: Shape = field(default_factory=Shape)
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         backbone = context.backbone
         task = self._task(concepts, context)
         changes = self.shape.train(

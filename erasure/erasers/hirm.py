@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..backbones.base import Ability
 from ..backbones.text_blocks import clip_encoders, first_block, last_block, token_ids
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
-from ..errors import InputError
 from ..prompts import anchored_prompts
 from ..registry import Exactness
 from ..training.context import FitContext
@@ -57,6 +57,7 @@ class HiRM(Eraser):
     exactness: ClassVar[Exactness] = "reconstructed"
     stage: ClassVar[Stage] = "text encoder"
     together: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Ability]] = frozenset(("clip",))
     main: ClassVar[tuple[str, ...]] = ("goal", "steps", "lr")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {
         "goal": {"random": {"scale": 500.0, "steps": 25}}
@@ -71,15 +72,11 @@ class HiRM(Eraser):
     lr: Annotated[float, Gt(0)] = 5e-5
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         backbone = context.backbone
         generator = torch.Generator().manual_seed(context.seed)
         goals = self._goals(concepts, context, generator)
         encoders = clip_encoders(backbone)
-        if not encoders:
-            raise InputError(
-                f"hirm: expected a model with a CLIP text encoder, got {backbone.family}. Use another eraser."
-            )
 
         def loss(student: Student, step: int, draws: torch.Generator) -> Float[Tensor, ""]:
             return torch.stack(

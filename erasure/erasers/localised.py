@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ..backbones.base import Ability
 from ..backbones.schedule import Discrete, NoiseSchedule
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit
@@ -46,6 +47,7 @@ class Localised(Eraser):
     exactness: ClassVar[Exactness] = "ours"
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
     schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("scale", "region_threshold", "grow")
 
@@ -64,8 +66,7 @@ class Localised(Eraser):
             raise InputError(f"localised.steps_range: expected two shares in order, {got}")
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
-        self.require(concepts)
-        self.require_schedule(context.backbone)
+        self.require(concepts, context.backbone)
         removals = [
             LocalisedRemoval(
                 concepts=concept.names,

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt
 from jaxtyping import Float
 from torch import Tensor
 
+from ..backbones.base import Ability
 from ..backbones.schedule import Discrete, NoiseSchedule
 from ..closed_form.caption_statistics import ordinary_captions, read_captions, square_root, statistics
 from ..closed_form.coexisting import coexisting_rows, context_gram
@@ -85,6 +86,7 @@ class MACE(Eraser):
     name: ClassVar[str] = "mace"
     source: ClassVar[str] = "arXiv:2403.06135"
     exactness: ClassVar[Exactness] = "reconstructed"
+    needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
     together: ClassVar[bool] = True
     main: ClassVar[tuple[str, ...]] = ("steps", "lr", "reg")
@@ -106,8 +108,7 @@ class MACE(Eraser):
     lr: Annotated[float, Gt(0)] = 1e-4
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
-        self.require_schedule(context.backbone)
+        self.require(concepts, context.backbone)
         metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
         texts = (lambda: read_captions(self.captions)) if self.captions else ordinary_captions(concepts)
         preserved = self.preserve_scale * statistics(context.backbone, texts, folder=context.history.memory).states

@@ -87,7 +87,7 @@ class OCE(Eraser):
     empty_anchor: EmptyAnchor = "end"
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         rows = joined_rows([self._rows_of(concepts, context)])
         captions = read_captions(self.captions) if self.captions else ordinary_captions(concepts)
         moment = self.global_scale * word_moment(context.backbone, captions)

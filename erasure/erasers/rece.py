@@ -87,7 +87,7 @@ class RECE(Eraser):
         return self.base
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         if self.rows == "joint":
             return solved_edit(self, self.problems_of(concepts, context), concepts, context)
         changes: dict[str, DenseChange] = {}
@@ -113,7 +113,7 @@ class RECE(Eraser):
         Raises:
             InputError: There are no concepts, or the base cannot remove them.
         """
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         grams: dict[str, Tensor] = {}
         parts: dict[str, list[Rows]] = {}
         for concept in concepts:

@@ -104,7 +104,7 @@ class SPEED(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         if self.form == "shared":
             return solved_edit(self, self.problems_of(concepts, context), concepts, context)
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
         return WeightEdit(changes=self._layers(concepts, context), metadata=metadata)
 
@@ -118,7 +118,7 @@ class SPEED(Eraser):
         Raises:
             InputError: There are no concepts, a name is longer than what the model reads, or the form is "layers".
         """
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         if self.form == "layers":
             raise InputError("speed.form: expected 'shared' for one map of all layers, got 'layers'.")
         problems = self._unfiltered(concepts, context)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import MinLen
 
+from ..backbones.loaded import LoadedModel
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint
 from ..errors import InputError
@@ -79,8 +80,12 @@ class Stack(Eraser):
                 parts.append(part)
         return tuple(parts)
 
+    @classmethod
+    def covers(cls, family: type[LoadedModel]) -> bool:
+        return all(part.covers(family) for part in cls().parts)
+
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         backbone = context.backbone
         metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
         edits: list[Edit] = []

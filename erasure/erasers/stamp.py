@@ -79,7 +79,7 @@ class STAMP(Eraser):
 
     @torch.no_grad()
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         backbone = context.backbone
         samples = self._samples(concepts, context)
         order = self._layers(backbone, samples)

@@ -138,7 +138,7 @@ class TRCE(Eraser):
     shape: Shape = field(default_factory=Shape)
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
         text = WeightEdit(changes={}, metadata=metadata)
         if self.stages != "visual":

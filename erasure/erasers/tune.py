@@ -48,7 +48,7 @@ class Tune(Eraser):
     optimizer: Literal["adam", "adamw"] = "adam"
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         backbone = context.backbone
         trained = self._trained(backbone)
         task = TrainingTask(

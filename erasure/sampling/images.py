@@ -99,7 +99,7 @@ def sample(
     negative = _negative(backbone, settings.negative_prompt) if settings.guidance_scale > 1 else None
     latents: list[Latents] = []
     arrays: list[ImageArray] = []
-    size = settings.batch_size if backbone.mixes_lengths else 1
+    size = settings.batch_size if "mixed lengths" in backbone.abilities else 1
     for start in range(0, len(prompts), size):
         batch = slice(start, start + size)
         read = states.select(row_of[batch])
@@ -154,7 +154,7 @@ def sample_part(
     negative = _negative(backbone, settings.negative_prompt) if settings.guidance_scale > 1 else None
     further = {} if eta is None else {"eta": eta}
     parts: list[Latents | np.ndarray] = []
-    size = settings.batch_size if backbone.mixes_lengths else 1
+    size = settings.batch_size if "mixed lengths" in backbone.abilities else 1
     for begin in range(0, len(states), size):
         rows = range(begin, min(begin + size, len(states)))
         latents = None if start is None else start[begin : begin + len(rows)] / unscaled

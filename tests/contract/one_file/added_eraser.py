@@ -32,7 +32,7 @@ class AddedEraser(Eraser):
 
     @torch.no_grad()
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts)
+        self.require(concepts, context.backbone)
         backbone = context.backbone
         states = backbone.encode([name for concept in concepts for name in concept.names]).end_states
         directions, _ = torch.linalg.qr(states.cpu().double().T)

@@ -41,8 +41,7 @@ class AddedSampling(Eraser):
     scale: Annotated[float, Field(ge=0)] = 1.0
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> SamplingEdit:
-        self.require(concepts)
-        self.require_schedule(context.backbone)
+        self.require(concepts, context.backbone)
         guidances = [AddedGuidance(concepts=concept.names, scale=self.scale) for concept in concepts]
         if context.on_progress is not None:
             context.on_progress(Progress(done=1, total=1))

@@ -1,0 +1,65 @@
+"""Model families, and what works on each: as their files declare it, and as the contract tests hold it."""
+
+from dataclasses import dataclass
+
+from ..backbones import family_classes
+from ..erasers import eraser_class, eraser_names
+
+NOT_RELEASED = (
+    "Tested on tiny models of diffusers' own classes with random weights; nothing was run on released weights."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilySupport:
+    """The methods and exports that work on the models of a family.
+
+    Attributes:
+        models: Names of the models, in words.
+        prediction: Output of the denoiser and its noise schedule, in words.
+        erasers: Erasers that apply to them with their default settings.
+        streams: Streams of text states that closed forms edit, each by a map of its own.
+        samples: Whether images are made, so that removals are measured and looked at.
+        guidance: Whether guidances act while images are made.
+        lora: Whether an edit is exported as a LoRA that diffusers loads.
+        low_memory: Whether a closed form is fitted on a folder without loading the denoiser.
+    """
+
+    models: str
+    prediction: str
+    erasers: tuple[str, ...]
+    streams: tuple[str, ...]
+    samples: bool
+    guidance: bool
+    lora: bool
+    low_memory: bool
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the family as a row of a table; see `HEADINGS`."""
+        marks = ("yes" if value else "–" for value in (self.samples, self.guidance, self.lora, self.low_memory))
+        return (self.models, self.prediction, ", ".join(self.streams), ", ".join(self.erasers), *marks)
+
+
+HEADINGS = ("models", "schedule", "text streams", "erasers", "images", "guidance", "LoRA", "low memory")
+
+
+def family_support() -> list[FamilySupport]:
+    """Return every family, those with the most erasers first."""
+    supports = []
+    for family in family_classes():
+        if not family.covered:  # a base, or one whose weights stay on the disk
+            continue
+        able = family.abilities
+        supports.append(
+            FamilySupport(
+                models=", ".join(family.covered),
+                prediction=family.schedule_kind.words,
+                erasers=tuple(name for name in eraser_names() if eraser_class(name).covers(family)),
+                streams=family.stream_names(),
+                samples="images" in able,
+                guidance="guidance" in able,
+                lora="lora" in able,
+                low_memory="low memory" in able,
+            )
+        )
+    return sorted(supports, key=lambda support: (-len(support.erasers), support.models))
