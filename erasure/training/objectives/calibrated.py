@@ -34,7 +34,7 @@ class Calibrated(NoisedObjective):
     Attributes:
         beta: Sharpness, > 0; 1 is plain unlikelihood -2 log(1 - p).
         confidence: Mean of p at the start over the pixels that the target's prompt explains better, in (0.5, 1).
-        pull: Weight of |eps(x_t, c) - eps_0(x_t, a)|^2, which says where to go instead, >= 0.
+        pull: Weight of tau |eps(x_t, c) - eps_0(x_t, a)|^2, which says where to go instead, >= 0.
     """
 
     name: ClassVar[str] = "calibrated"
@@ -52,7 +52,7 @@ class Calibrated(NoisedObjective):
             anchor = reference_reads(task, batch, batch.anchors)
             named = read_by(student, task.backbone, batch, batch.named)
             value = calibrated_negative(tau * advantage(named, anchor, batch.truth), self.beta)
-            return value + self.pull * squared_errors(named, anchor) if self.pull else value
+            return value + self.pull * tau * squared_errors(named, anchor) if self.pull else value
 
         return measure
 
