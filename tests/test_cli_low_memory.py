@@ -72,6 +72,14 @@ def test_one_command_gives_the_bytes_of_the_loaded_way(model: Path, monkeypatch:
     assert call("verify", "low").startswith("verified: 2 removals")
 
 
+@pytest.mark.parametrize("method", ["speed", "cfe"])
+def test_a_map_with_states_held_exactly_is_fitted_on_the_disk(small: Path, method: str) -> None:
+    given = ("--method", method, "--preserve", "Monet", "--model", small, "--set", "eraser.rows=last-subject")
+    for name, how in {"low": ("--low-memory",), "loaded": ("--no-measure",)}.items():
+        call("remove", "Van Gogh", *given, "--ledger", f"{name}-l", "--out", name, *how)
+    assert contents(Path("low")) == contents(Path("loaded"))
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "model"
@@ -154,9 +162,10 @@ def test_a_kill_leaves_nothing_under_the_name(small: Path) -> None:
 
 def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:
     low = ("--model", small, "--low-memory")
-    assert "expected an eraser that reads text alone (localised, uce), got 'esd'" in fails(
+    assert "expected an eraser that reads text alone (cfe, localised, speed, uce), got 'esd'" in fails(
         "remove", "cat", "--method", "esd", *low
     )
+    assert ", got 'rece'" in fails("remove", "cat", "--method", "rece", *low)
     assert "--low-memory: expected the device cpu, got 'cuda'" in fails("remove", "cat", *low, "--device", "cuda")
     assert "--low-memory: expected the attention sdpa, as no images are sampled, got 'xformers'" in fails(
         "remove", "cat", *low, "--attention", "xformers"

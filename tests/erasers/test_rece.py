@@ -1,5 +1,6 @@
 """RECE: derived rows, joint and chained rounds, the golden example."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from erasure.erasers.rece import RECE, derived_rows
 from erasure.erasers.speed import SPEED
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError
+from erasure.ledger import Ledger
 from erasure.training.context import FitContext
 from tests import tiny
 
@@ -145,3 +147,18 @@ def test_the_published_form_is_trained_on_what_stands_and_covers_every_position(
 def test_a_base_that_is_no_single_map_is_refused(base: Any) -> None:
     with pytest.raises(InputError, match=rf"rece.base: expected an eraser that is one map .*, got '{base.name}'"):
         RECE(base=base)
+
+
+def test_in_a_ledger_it_is_solved_with_the_others_and_undone_exactly(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    eraser = RECE(base=FIRST)
+    both, alone = (Ledger.open_or_create(tmp_path / name, pipe, "tiny") for name in ("both", "alone"))
+    both.remove(pipe, SPEED(), [Concept(target="tree", preserve=("house",))])
+    entry = both.remove(pipe, eraser, [CAT])
+    alone.remove(pipe, eraser, [CAT])
+    assert (entry.solved, entry.started_from) == (True, ())
+    both.undo("001")
+    assert both.verify(pipe) == []
+    for name, weight in tiny.text_weights(backbone_of(pipe)).items():
+        one, other = (ledger.edit().edited(name, weight.detach()) for ledger in (both, alone))  # type: ignore[attr-defined]
+        assert torch.equal(one, other)
