@@ -40,7 +40,9 @@ def remove(
             help="Model: tinyworld, a diffusers folder or a Hub id; default: the base of the ledger, else tinyworld."
         ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Eraser: {erasers}; several as one: hirm+speed; default: uce.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Eraser: {erasers}; several as one: hirm+speed; default: uce.")
+    ] = None,
     anchor: Annotated[
         str | None,
         typer.Option(
