@@ -99,7 +99,7 @@ def sizes(ledger: Ledger) -> dict[str, Any]:
         "disk_bytes_each": sum(files.values()) / len(ledger.entries),
         "target_rows": len(text.targets),
         "preserved_rows": len(text.preserve),
-        "width": rows.targets.shape[1],
+        "width": text.targets.shape[1],
     }
 
 

@@ -1,16 +1,20 @@
 """The benchmarks on small shapes: that each runs, says its numbers, and records what made them."""
 
+import io
 import json
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from tests.processes import in_copies
+
 # The others train or sample for half a minute and more even so.
 QUICK = {
     "apply_edit": [],
-    "closed_form": ["--concepts", "1", "20"],
+    "closed_form": ["--concepts", "20"],
     "encoding": [],
     "ledger": [],
 }
@@ -18,11 +22,15 @@ QUICK = {
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_benchmark_runs_and_records_its_numbers(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--toy", "--repeats", "1", *QUICK[name]]
-    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    def measured() -> str:
+        sys.argv = [name, "--toy", "--repeats", "1", *QUICK[name], "--out", str(tmp_path)]
+        with redirect_stdout(io.StringIO()) as output:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        return output.getvalue()
+
+    [output] = in_copies(measured)
     run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert run["config"]["toy"] is True
     assert run["git"].keys() >= {"commit", "dirty"}
     assert len(run["results"]) >= 1
-    assert len(done.stdout.splitlines()) > 1  # the path, and a line a result
+    assert len(output.splitlines()) > 1  # the path, and a line a result

@@ -273,8 +273,8 @@ def test_the_lists_name_what_there_is() -> None:
 
 
 def test_a_model_folder_is_edited_saved_reloaded_and_undone_bit_for_bit(tmp_path, saved) -> None:
-    done = erasure("remove", "Van Gogh", "--kind", "style", "--model", saved, "--ledger", "here", "--json", *SMALL)
-    assert done.returncode == 0, done.stderr
+    done = call("remove", "Van Gogh", "--kind", "style", "--model", saved, "--ledger", "here", "--json", *SMALL)
+    assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert "no CLIP weights" in document["measure_skipped"]
     assert document["base"]["name"] == str(saved)

@@ -1,8 +1,10 @@
 """`--low-memory`, as a person or a script meets it, beside the same on a loaded model."""
 
 import json
-import subprocess
-import sys
+import os
+import re
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -141,20 +143,20 @@ def test_an_interruption_leaves_nothing(small: Path, monkeypatch: pytest.MonkeyP
     assert Path("out/model_index.json").is_file()
 
 
-def test_a_kill_leaves_nothing_under_the_name(small: Path) -> None:
-    script = (
-        "import os, sys\n"
-        "from erasure.pipelines.export import folders\n"
-        "own = folders.rewrite_tensors\n"
-        "def killed(*given, **named):\n"
-        "    own(*given, **named)\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "folders.rewrite_tensors = killed\n"
-        "from erasure.cli.main import app\n"
-        "app(sys.argv[1:])\n"
-    )
+def test_a_kill_leaves_nothing_under_the_name(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["remove", "Van Gogh", *ASKED, "--model", str(small), "--low-memory", "--ledger", "here", "--out", "out"]
-    assert subprocess.run([sys.executable, "-c", script, *given], capture_output=True, check=False).returncode == -9
+    own = folders.rewrite_tensors
+
+    def killed(*arguments: object, **named: object) -> None:
+        own(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "rewrite_tensors", killed)
+        process = get_context("fork").Process(target=call, args=given)
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not Path("out").exists()
     call(*given)
     assert Path("out/model_index.json").is_file()
@@ -162,9 +164,8 @@ def test_a_kill_leaves_nothing_under_the_name(small: Path) -> None:
 
 def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:
     low = ("--model", small, "--low-memory")
-    assert "expected an eraser that reads text alone (cfe, localised, speed, uce), got 'esd'" in fails(
-        "remove", "cat", "--method", "esd", *low
-    )
+    message = fails("remove", "cat", "--method", "esd", *low)
+    assert re.search(r"expected an eraser that reads text alone \(.*localised, .*uce\), got 'esd'", message)
     assert ", got 'rece'" in fails("remove", "cat", "--method", "rece", *low)
     assert "--low-memory: expected the device cpu, got 'cuda'" in fails("remove", "cat", *low, "--device", "cuda")
     assert "--low-memory: expected the attention sdpa, as no images are sampled, got 'xformers'" in fails(

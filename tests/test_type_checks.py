@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 import beartype
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
@@ -15,14 +14,13 @@ from erasure import progress
 from erasure.closed_form.solve import ridge_edit
 from tests.type_checks import checked
 
-REFUSED = (TypeCheckError, BeartypeCallHintViolation)
 check = checked(typechecker=beartype.beartype)
 
 
 def test_the_product_is_checked() -> None:
-    with pytest.raises(REFUSED):
+    with pytest.raises(TypeCheckError):
         progress.Progress(stage=1, done=0, total=1)
-    with pytest.raises(REFUSED):
+    with pytest.raises(TypeCheckError):
         ridge_edit(torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(4, 2), 1.0)  # keys as wide as the weight is not
 
 
@@ -37,14 +35,14 @@ def product(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> Float[Te
 @pytest.mark.parametrize("arguments", [([1], "2"), (["1"], 2.0), ([1], 0.0)])
 def test_arguments_and_results_are_of_their_type(arguments: Any) -> None:
     assert check(summed)([1, 2], scale=0.5) == 1.5
-    with pytest.raises(REFUSED):
+    with pytest.raises(TypeCheckError):
         check(summed)(*arguments)
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (4, 5)), ((1, 3), (3, 5))])
 def test_axes_agree(shapes: Any) -> None:
     assert check(product)(torch.ones(2, 3), torch.ones(3, 5)).shape == (2, 5)
-    with pytest.raises(REFUSED):
+    with pytest.raises(TypeCheckError):
         check(product)(*map(torch.ones, shapes))
 
 
@@ -64,11 +62,11 @@ def test_an_inner_function_is_the_one_defined_last_and_checked_each_time() -> No
         assert shifted(torch.zeros(2), 3, twice=True).tolist() == [2 * (offset + 3)] * 2
         assert shifted.__doc__ == "Return values, shifted."
         for wrong in ({"twice": 1}, {"name": 1}, {"name": "short"}):
-            with pytest.raises(REFUSED):
+            with pytest.raises(TypeCheckError):
                 shifted(torch.zeros(2), **wrong)
-        with pytest.raises(REFUSED):
+        with pytest.raises(TypeCheckError):
             shifted(torch.zeros(2, 2))
-        with pytest.raises(REFUSED):
+        with pytest.raises(TypeCheckError):
             shifted(torch.zeros(2), "3")
 
 
@@ -83,7 +81,7 @@ def annotated(kind: type) -> Callable[..., Any]:
 def test_inner_functions_of_other_annotations_are_checked_by_their_own() -> None:
     for kind, value, other in ((int, 1, "1"), (str, "1", 1), (int, 1, "1")):
         assert annotated(kind)(value) == value
-        with pytest.raises(REFUSED):
+        with pytest.raises(TypeCheckError):
             annotated(kind)(other)
 
 
@@ -98,7 +96,7 @@ class Pair:
 def test_fields_are_of_their_type_and_shape() -> None:
     Pair("a", torch.ones(2, 3), torch.ones(2))
     for wrong in ((1, torch.ones(2, 3), torch.ones(2)), ("a", torch.ones(2, 3), torch.ones(3))):
-        with pytest.raises(REFUSED):
+        with pytest.raises(TypeCheckError):
             Pair(*wrong)
 
 
@@ -133,5 +131,5 @@ def test_a_protocol_is_met_by_its_members() -> None:
     assert read(Defined())
     assert read(Assigned(whole=True))
     for wrong in (Assigned(whole=False), object(), "a"):
-        with pytest.raises(REFUSED):
+        with pytest.raises(TypeCheckError):
             read(wrong)

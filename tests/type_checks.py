@@ -4,7 +4,7 @@ jaxtyping's import hook decorates every function and dataclass with `jaxtyping.j
 functions for each, binds every call, and checks the arguments again with the result. Shapes alone need that, whose axes
 must agree among arguments and result. `install` puts `checked` in its place, which refuses the same calls:
 
-- a function without shapes is checked by the type checker alone;
+- a function without shapes is checked by beartype alone;
 - a function inside another, defined anew at each call of that, shares what was built for the first;
 - a member of a protocol that an object's class defines is there, and not read. Up to Python 3.11 `isinstance` reads
   every one, properties included: for the device of a denoiser, a walk through its modules.
@@ -20,8 +20,11 @@ from typing import Any
 
 import jaxtyping
 import typing_extensions
+from beartype import BeartypeConf, beartype
 
 _shaped = jaxtyping.jaxtyped
+# Like jaxtyping's own: a TypeError, which the product may catch as what the same call ends in without the checks.
+_plain = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 _ProtocolType = type(typing.Protocol)
 _met_by_value = _ProtocolType.__instancecheck__
 _inner: dict[types.CodeType, Callable[..., Any]] = {}
@@ -53,7 +56,7 @@ def _checked_function(function: Any, typechecker: Any) -> Callable[..., Any]:
         return _checked_inner(function, typechecker)
     if any(map(_needs_scope, function.__annotations__.values())):
         return _shaped(function, typechecker=typechecker)
-    return typechecker(function)
+    return _plain(function)
 
 
 def _needs_scope(annotation: Any) -> bool:

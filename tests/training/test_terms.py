@@ -83,10 +83,10 @@ def test_training_on_it_alone_brings_the_maps_back() -> None:
     harmed = {name: 0.1 * weight for name, weight in original.items()}  # nearly flat maps
 
     def lost(weights: dict[str, torch.Tensor]) -> float:
-        """Return the loss over the same 40 draws."""
+        """Return the loss over the same 20 draws."""
         draws = torch.Generator().manual_seed(1)
         with exchanged(keys, weights), torch.no_grad():
-            return sum(float(loss(student_of(backbone), 0, draws)) for _ in range(10)) / 10
+            return sum(float(loss(student_of(backbone), 0, draws)) for _ in range(5)) / 5
 
     loss = AttentionRetention().loss(task_of(backbone, reference=lambda: exchanged(keys, original)))
     before = lost(harmed)
@@ -109,7 +109,9 @@ def test_every_trained_eraser_takes_it_and_a_weight_of_zero_is_none(name: str, f
 
     plain, none = learned(), learned(shape=Shape(keep={"attention": 0.0}))
     assert all(torch.equal(plain[key], none[key]) for key in plain)
-    for term in ("attention", "semantic-noise", *(() if name == "trce" else ("semantic-kv",))):
+    # The others are held to each family by themselves, below.
+    others = () if family != "sd1" else ("semantic-noise",) if name == "trce" else ("semantic-noise", "semantic-kv")
+    for term in ("attention", *others):
         held = learned(shape=Shape(keep={term: 100.0}))
         assert not all(torch.equal(plain[key], held[key]) for key in plain)
 
