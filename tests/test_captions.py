@@ -58,10 +58,10 @@ def test_a_long_stream_is_read_a_batch_at_a_time() -> None:
     encode = backbone.encode
 
     class Watched(type(backbone)):  # type: ignore[misc]
-        def encode(self, prompts):
+        def encode(self, prompts, *, trailing=True):
             nonlocal most
             most = max(most, len(prompts))
-            return encode(prompts)
+            return encode(prompts, trailing=trailing)
 
     statistics(Watched(backbone.pipe), captions)  # type: ignore[arg-type]
     assert reading == 299
