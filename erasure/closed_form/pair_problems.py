@@ -69,8 +69,9 @@ def calibrated(problems: tuple[Rows, ...], backbone: Backbone) -> tuple[Rows, ..
     """Return problems whose `reg` fits the size of the text states, with the mean of ordinary states held in place.
 
     The states of language models differ in size by orders of magnitude, and a few large entries are common to all of
-    them: without a row that holds these, any edit moves every prompt. The pull is multiplied with the mean squared norm
-    of ordinary states over that of CLIP's. Problems of models that read CLIP alone are returned as they are.
+    them: without a row that holds these, any edit moves every prompt. The pull and the threshold are multiplied with
+    the mean squared norm of ordinary states over that of CLIP's. Problems of models that read CLIP alone are returned
+    as they are.
     """
     if backbone.reads_clip:
         return problems
@@ -89,6 +90,7 @@ def calibrated(problems: tuple[Rows, ...], backbone: Backbone) -> tuple[Rows, ..
             preserve_sites=kept.preserve_sites,
             reg=rows.reg * size,
             reg_each=rows.reg_each * size,
+            threshold=rows.threshold * size,
         )
 
     return tuple(map(fitted, problems))

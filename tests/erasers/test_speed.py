@@ -12,7 +12,9 @@ from erasure.closed_form.problem import Row, Rows
 from erasure.closed_form.solve import free_directions, solve
 from erasure.concept import Concept
 from erasure.edits import WeightEdit
+from erasure.erasers.cfe import CFE
 from erasure.erasers.speed import SPEED, _filtered, _shifts
+from erasure.erasers.uce import UCE
 from erasure.errors import InputError
 from erasure.training.context import FitContext
 from tests import tiny
@@ -158,3 +160,23 @@ def test_an_edit_with_held_states_survives_the_disk(tmp_path: Any) -> None:
     one, other = loaded.rows["text"], edit.rows["text"]
     assert (one.reg_each, one.threshold) == (1.0, 0.1)
     assert torch.equal(one.preserve_weights, other.preserve_weights)
+
+
+def test_removals_by_several_methods_are_one_problem_in_any_order() -> None:
+    parts = [
+        UCE().problems_of([Concept(target="tree", preserve=("bird",))], CONTEXT)[0],
+        SPEED().problems_of([CAT], CONTEXT)[0],
+        CFE(rows="last-subject").problems_of([Concept(target="house", preserve=("bird",))], CONTEXT)[0],
+    ]
+    one, other = joined_rows(parts), joined_rows(parts[::-1])
+    assert (one.reg, one.reg_each, one.threshold, one.held_rank) == (0.5, 1.0, 0.0, None)
+    assert torch.equal(solve(one).matrix(), solve(other).matrix())
+    held = one.preserve[one.held]
+    torch.testing.assert_close(held @ solve(one).matrix().T, held, rtol=0, atol=1e-6)
+
+
+def test_settings_follow_the_size_of_other_encoders_states() -> None:
+    context = FitContext(backbone=backbone_of(tiny.flux()))
+    for rows in SPEED(threshold=0.3, ridge=2.0).problems_of([CAT], context):
+        assert rows.threshold / rows.reg_each == pytest.approx(0.15)
+        assert rows.reg_each != 2.0
