@@ -1,6 +1,7 @@
 """Models that are not whole: one line with the file and the remedy, and never a weight or a word that is made up."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -87,6 +88,8 @@ def test_a_single_missing_weight_is_named(model: Path, part: str) -> None:
         ("scheduler/scheduler_config.json", "", "got an empty file"),
         ("model_index.json", POINTER, "got a Git LFS pointer"),
         ("model_index.json", "[]", "expected a complete diffusers model"),
+        ("unet/config.json", POINTER, "got a Git LFS pointer"),
+        ("text_encoder/config.json", "", "got an empty file"),
         ("unet/config.json", "[]", "expected a complete diffusers model"),
         ("text_encoder/config.json", "{", "expected a complete diffusers model"),
     ],
@@ -181,6 +184,15 @@ def test_a_pipeline_of_another_task_is_refused_before_anything_is_recorded(model
     change(model / "model_index.json", lambda index: index.update(_class_name=kind))
     for message in refusals(model):
         assert f"expected a pipeline that makes images of texts alone, got {kind}, whose call takes an image" in message
+
+
+def test_the_remedy_for_a_pipeline_of_another_task_works(model: Path) -> None:
+    expected = backbone_of(load_model(str(model))).fingerprint()
+    change(model / "model_index.json", lambda index: index.update(_class_name="StableDiffusionImg2ImgPipeline"))
+    (message, _) = refusals(model)
+    (name,) = re.findall(r"write '(\w+)' as _class_name in its model_index.json", message)
+    change(model / "model_index.json", lambda index: index.update(_class_name=name))
+    assert backbone_of(load_model(str(model))).fingerprint() == expected
 
 
 def test_a_denoiser_that_reads_more_is_one_line_to_a_fit(tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ def test_all_errors_of_a_file_are_shown_at_once() -> None:
             {"concepts": "cat"},
             r"name \(nudity, violence, weapons\) or file, got 'cat'\. For a concept write \[\{target",
         ),
+        (
+            {"concepts": [{"target": "cat", "preserve": "dog"}]},
+            r"concepts\.0\.preserve: expected a list, got 'dog'\. Write \['dog'\]\.",
+        ),
         ({"concepts": ["owl"]}, r"concepts\.0: expected a concept by its keys, got 'owl'\. Write \{target: 'owl'\}"),
         ({"concepts": [{"target": "a"}, ["owl"]]}, r"concepts\.1: expected a concept .*, got \['owl'\]\. Write"),
         ({"concepts": {"target": "owl"}}, r"concepts: expected a list of concepts, got .*owl.*\. Write \[\{target"),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import cast
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.models.attention_processor import Attention
@@ -134,7 +135,7 @@ def check_samples(pipe: DiffusionPipeline) -> None:
         what = "takes an image" if takes_image else f"takes no {', '.join(lacking)}"
         raise InputError(
             f"model: expected a pipeline that makes images of texts alone, got {kind.__name__}, whose call {what}."
-            " Load the text-to-image model that it was made from."
+            f" {_remedy(kind)}"
         )
     if getattr(pipe, "vae", None) is None:
         raise InputError(
@@ -152,6 +153,15 @@ def check_samples(pipe: DiffusionPipeline) -> None:
 def _is_distilled(pipe: DiffusionPipeline) -> bool:
     """Return True for a model that is guided by an embedding and has no unconditional prompt."""
     return bool(getattr(getattr(pipe, "transformer", None), "config", {}).get("guidance_embeds", False))
+
+
+def _remedy(kind: type[DiffusionPipeline]) -> str:
+    """Return the way to a pipeline that makes images of texts from one of another task."""
+    for task in ("Img2Img", "Inpaint", "ControlNet"):
+        same = kind.__name__.replace(task, "")
+        if same != kind.__name__ and hasattr(diffusers, same):
+            return f"If its denoiser reads latents alone, write {same!r} as _class_name in its model_index.json."
+    return "Load the text-to-image model that it was made from."
 
 
 def check_channels(denoiser: nn.Module) -> None:

@@ -184,7 +184,8 @@ def _module(name: str, kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module
 
 
 def check_files(folder: Path) -> None:
-    """Raise InputError if a file of a component's weights is damaged, a pointer or empty."""
+    """Raise InputError if a file of a component is a pointer or empty, or one of its weights is damaged."""
+    _check_content(folder)
     for file in weight_files(folder):
         if (got := unusable(file)) is not None:
             raise InputError(f"model: expected weights in {str(file)!r}, got {got}")

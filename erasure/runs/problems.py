@@ -36,9 +36,11 @@ def _line(problem: ErrorDetails, keys: Sequence[str], parts: Mapping[str, type])
         return f"{where}: expected a value, got none."
     if isinstance(cause, ErasureError):
         return f"{where}: {cause}"
+    expected = expectation(problem["msg"])
     if problem["loc"][:1] == ("concepts",) and len(problem["loc"]) <= 2:
         return _concept_line(where, value, in_list=len(problem["loc"]) == 2)
-    return f"{where}: {expectation(problem['msg'])}, got {shortened(value)}."
+    remedy = f" Write [{shortened(value)}]." if "expected a list" in expected and isinstance(value, str) else ""
+    return f"{where}: {expected}, got {shortened(value)}.{remedy}"
 
 
 def _concept_line(where: str, value: object, *, in_list: bool) -> str:

@@ -15,13 +15,8 @@ from erasure.eval.protocols.ledger_measures import measured_of
 from erasure.eval.reports.card_results import results_of
 from erasure.runs import removal
 
-from .run import failures
+from .run import MANY, QUICK, failures
 from .targets import TARGETS, Samples
-
-QUICK = {"ledger": 200, "edit": 400, "yaml": 400, "csv": 600, "folders": 200, "options": 200}
-"""Cases of each kind in every run of the tests: 2,000 in all."""
-MANY = {kind: 10 * count for kind, count in QUICK.items()}
-"""Cases of the marked run: 20,000, others than the quick ones."""
 
 
 @pytest.fixture(scope="module")
