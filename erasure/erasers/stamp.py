@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..backbones.base import Backbone
+from ..backbones.base import Ability, Backbone
 from ..backbones.conditioning import Conditioning
 from ..closed_form.solve import ridge_edit_from_moments
 from ..concept import Concept
@@ -66,6 +66,7 @@ class STAMP(Eraser):
     name: ClassVar[str] = "stamp"
     source: ClassVar[str] = "arXiv:2604.12820"
     exactness: ClassVar[Exactness] = "reconstructed"
+    needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     main: ClassVar[tuple[str, ...]] = ("reg", "preserve_scale", "images")
     quick: ClassVar[Mapping[str, Any]] = {"images": 2, "places": 2}
 

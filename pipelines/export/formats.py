@@ -23,6 +23,7 @@ from .checkpoint import checkpoint_tensors
 from .folders import copy_configs, files_of, write_edited
 from .hub import self_contained
 from .kohya import kohya_tensors, rank_of
+from .loaded_back import check_loader, check_loads
 from .marks import check_family, checkpoint_notes, header, kohya_header
 
 Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint"]
@@ -224,9 +225,11 @@ def _edit(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path)
 
 
 def _lora(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
+    check_loader(pipe)
     lora = _factors(ledger, pipe, export)
     tensors = {_encoder_named(key): factor for key, factor in lora.state_dict.items()}
     write_tensors(folder / export.file, tensors, header(pipe, "lora"))
+    check_loads(pipe, folder / export.file, lora.state_dict)
     return _cut(lora)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from erasure.backbones import backbone_of, families
@@ -23,6 +23,8 @@ from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import InputError
 from erasure.ledger import Ledger
 from erasure.loading import load_model
+from erasure.pipelines.export.formats import Export, write_export
+from erasure.pipelines.export.loaded_back import check_loads
 from erasure.sampling import SamplingSettings, noise, sample, scheduled_prediction, trajectory_latents
 from erasure.training.context import FitContext
 from tests import tiny_families
@@ -198,6 +200,25 @@ def test_removals_are_joined_and_undone_bit_for_bit(backbone: Any, tmp_path: Pat
         assert not torch.equal(one[name], before[name])
         assert torch.equal(undone[name], alone[name])
         assert torch.equal(after[name], before[name])
+
+
+def test_an_exported_lora_is_loaded_back_or_refused(backbone: Any, tmp_path: Path) -> None:
+    ledger = Ledger.open_or_create(tmp_path / "ledger", backbone.pipe, "tiny")
+    ledger.add(fitted(backbone))
+    (tmp_path / "out").mkdir()
+    before = backbone.fingerprint()
+    if "lora" not in backbone.abilities:
+        with pytest.raises(InputError, match=f"lora: expected a pipeline that diffusers loads .*{backbone.family}"):
+            write_export(ledger, backbone.pipe, Export(format="lora"), tmp_path / "out")
+        return
+    write_export(ledger, backbone.pipe, Export(format="lora"), tmp_path / "out")
+    assert backbone.fingerprint() == before
+    file = tmp_path / "out" / "pytorch_lora_weights.safetensors"
+    factors = load_file(file)
+    down = next(key for key in factors if key.endswith("lora_A.weight"))
+    with pytest.raises(InputError, match=r"^lora: expected .* to load what was written, got another change of"):
+        check_loads(backbone.pipe, file, {**factors, down: factors[down] + 1.0})
+    assert backbone.fingerprint() == before
 
 
 def test_a_lora_of_the_readers_loads_as_the_edit_itself(backbone: Any, tmp_path: Path) -> None:
