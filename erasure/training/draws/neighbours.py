@@ -27,7 +27,6 @@ _DRY_STEPS, _DRY_LR = 6, 3e-4
 _DRY_IMAGES, _DRY_IMAGE_STEPS = 4, 12
 _DRY_ROLES = ("cross.k", "cross.v", "joint.text.k", "joint.text.v", "shared.k", "shared.v")
 _EACH = 4  # trajectories of a name, with as many latents each
-_LOOKED_AT = 4  # latents of a name for its drift
 
 
 class NeighbourPool:
@@ -79,17 +78,19 @@ class NeighbourPool:
 
     @torch.no_grad()
     def drifts(self, student: Student) -> Float[Tensor, " names"]:
-        """Return the student's |eps - eps_0|^2 at some latents of each name."""
-        return self.drifts_by(lambda rows: self.read_by(student, rows))
+        """Return the student's |eps - eps_0|^2 at a few latents of each name, each of another trajectory and step."""
+        return self.drifts_by(lambda rows: self.read_by(student, rows), every=_EACH + 1)
 
     @torch.no_grad()
-    def drifts_by(self, read: Callable[[Sequence[int]], Latents]) -> Float[Tensor, " names"]:
-        """Return |eps - eps_0|^2 at some latents of each name, for a function that predicts at rows."""
-        drifts = []
-        for name in self.names:
-            rows = self.rows(name)[:: max(1, len(self.rows(name)) // _LOOKED_AT)][:_LOOKED_AT]
-            drifts.append((read(rows) - self.reference(rows)).square().mean())
-        return torch.stack(drifts).cpu()
+    def drifts_by(self, read: Callable[[Sequence[int]], Latents], every: int = 1) -> Float[Tensor, " names"]:
+        """Return |eps - eps_0|^2 at each name's latents, for a function that predicts at rows.
+
+        Args:
+            read: Returns the predictions at some rows.
+            every: Distance of two rows of a name that are read, > 0.
+        """
+        chosen = [self.rows(name)[::every] for name in self.names]
+        return torch.stack([(read(rows) - self.reference(rows)).square().mean() for rows in chosen]).cpu()
 
 
 def neighbour_weights(pool: NeighbourPool, view: NeighbourView, count: int) -> Float[Tensor, " names"]:
