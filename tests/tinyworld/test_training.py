@@ -27,9 +27,10 @@ from erasure.tinyworld.training.start import start_from
 
 @pytest.fixture(scope="module", autouse=True)
 def brief() -> Iterator[None]:
-    """Sheets sampled in one step, and latents normalised over two batches: neither number is what is tested."""
+    """Small sheets sampled in one step, and latents normalised over two batches: no number is what is tested."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(denoising, "SHEET_STEPS", 1)
+        patch.setattr(denoising, "OBJECTS", ("cat", "dog"))
         patch.setattr(autoencoder, "NORMALISED", 2)
         yield
 
@@ -41,6 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small.setattr(oracle, "ORACLE_PICTURES", 64)
     small.setattr(judge, "ORACLE_PICTURES", 64)
     small.setattr(oracle, "ROUND_TRIPS", 64)
+    small.setattr(oracle, "CALIBRATED", 200)
     small.setattr(autoencoder, "ENCODED", 64)
     recipe = Recipe(out=tmp_path_factory.mktemp("world"), minutes=0.02, pictures=64, without=("gun",))
     try:

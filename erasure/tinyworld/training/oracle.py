@@ -18,6 +18,7 @@ from .loop import Loop, write_state
 from .recipe import ORACLE_PICTURES, Recipe, full_set
 
 ROUND_TRIPS = 4_000
+CALIBRATED = 2_000  # new drawings that the temperatures are fitted on
 
 
 def oracle_stage(recipe: Recipe, vae: AutoencoderKL, on_progress: OnProgress | None = None) -> Oracle:
@@ -121,11 +122,11 @@ def blur(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def _calibrate(net: OracleNet, recipe: Recipe) -> None:
-    """Fit one temperature per head on 2,000 new drawings, by the losses of the training."""
-    drawn = full_set(2000, recipe, 20)
+    """Fit one temperature per head on new drawings, by the losses of the training."""
+    drawn = full_set(CALIBRATED, recipe, 20)
     parts: list[list[Tensor]] = [[], [], []]
     with torch.no_grad():
-        for pixels in chunks(drawn, 2000, 100):
+        for pixels in chunks(drawn, CALIBRATED, 100):
             for part, logits in zip(parts, net(pixels.to(recipe.device))[:3], strict=True):
                 part.append(logits)
     things, style, scene = (torch.from_numpy(t).to(recipe.device) for t in drawn.truth())
