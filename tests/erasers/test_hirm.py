@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from erasure.backbones import backbone_of
+from erasure.backbones.pixart import PixArt
+from erasure.backbones.sd import StableDiffusion
 from erasure.backbones.text_blocks import clip_encoders, first_block, last_block, token_ids
 from erasure.concept import Concept
 from erasure.erasers.hirm import HiRM
-from erasure.errors import InputError
 from erasure.progress import Progress
 from erasure.training.context import FitContext
 from tests import tiny
@@ -75,8 +76,6 @@ def test_templates_are_more_prompts() -> None:
     assert ("a photo of a cat", "a photo of a boat") in many
 
 
-def test_a_model_without_a_clip_encoder_is_refused() -> None:
-    pipe = tiny.sd3()
-    pipe.text_encoder = pipe.text_encoder_2 = None
-    with pytest.raises(InputError, match="hirm: expected a model with a CLIP text encoder, got sd3"):
-        HiRM(steps=1).fit([CAT], FitContext(backbone=backbone_of(pipe)))
+def test_families_without_a_clip_encoder_are_not_covered() -> None:
+    assert HiRM.covers(StableDiffusion)
+    assert not HiRM.covers(PixArt)
