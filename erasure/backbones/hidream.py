@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import Ability
 from .conditioning import POOLED, TEXT, Conditioning, EncodedTokens, Stream
-from .declared import DeclaredTransformer
+from .declared import DeclaredTransformer, linear_shift
 from .schedule import Timestep
 from .sites import Role, Site, attention_roles
 from .templated import Layout, templated_tokens
@@ -118,12 +118,5 @@ class HiDream(DeclaredTransformer):
             return_dict=False,
         )[0]
 
-    def _shift(self, config: Mapping[str, Any], steps: int) -> float:
-        return super()._shift({}, steps)
-
-    @property
-    def _image_tokens(self) -> int:
-        return self._transformer.max_seq
-
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
-        scheduler.set_timesteps(steps, mu=self._shift({}, steps))
+        scheduler.set_timesteps(steps, mu=linear_shift(self._transformer.max_seq, {}))
