@@ -229,3 +229,23 @@ def test_a_table_without_results_says_so(tmp_path: Path) -> None:
 def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         with_tables("<!-- table nothing: here -->\n<!-- end table -->\n", tmp_path)
+
+
+def test_an_ablation_compares_what_stays_with_the_original_of_its_concept(tmp_path: Path) -> None:
+    provenance = {"git": {"commit": "0123456789abcdef", "dirty": False}, "versions": {}, "device": "cpu"}
+    plain = {"seen": 0.9, "seen_held_out": 0.8, "near": [1, 1, 0, 1], "far": [1, 1]}
+    edited = {"seen": 0.0, "seen_held_out": 0.1, "near": [1, 0, 1, 1], "far": [1, 1], "soft-prompt": {"200": 0.25}}
+    original = {"row": "original", "concept": "dog", "images": 16, "measures": {"0": plain}, "provenance": provenance}
+    fit = {
+        **original,
+        "row": "fit",
+        "measures": {"400": edited},
+        "settings": {"steps": 400, "objective": {"odds": "ramp"}},
+    }
+    fit["curve"] = {"cpu_seconds": 300.0}
+    for name, run in (("one", original), ("two", fit)):
+        (tmp_path / "absent" / name).mkdir(parents=True)
+        (tmp_path / "absent" / name / "run.json").write_text(json.dumps(run))
+    page = with_tables("<!-- table absent: absent/*/run.json -->\n<!-- end table -->\n", tmp_path)
+    assert "| fit | dog | 400 | 16 | 0.00 | 0.10 | 0.67 | 1.00 | – | – | 0.25 | – | – | – | 300 |" in page
+    assert "| original | dog | – | 16 | 0.90 | 0.80 | 1.00 | 1.00 |" in page
