@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "tinyworld-tokens": tinyworld.tinyworld_tokens,
     "tinyworld-attention": tinyworld.tinyworld_attention,
     "absent": ablations.absent,
+    "absent-targets": ablations.absent_targets,
     "absent-settings": ablations.absent_settings,
     "settings": removals.settings,
     "methods": methods.methods,

@@ -36,6 +36,21 @@ def absent_settings(source: str, results: Path) -> str:
     return table(("row", "settings"), rows, ())
 
 
+def absent_targets(source: str, results: Path) -> str:
+    """Return one row a base and odds: the images that show the concept, by the steps begun."""
+    runs = read_runs(source, results)
+    rows = []
+    begun = sorted({row["begun"] for _, run in runs for row in run["rows"]})
+    for _, run in runs:
+        seen = {(row["base"], row["odds"], row["begun"]): row["seen"] for row in run["rows"]}
+        rows += [
+            (run["concept"], base, f"{odds:g}", *(f"{seen[base, odds, first]:.2f}" for first in begun))
+            for base, odds in dict.fromkeys((base, odds) for base, odds, _ in seen)
+        ]
+    headings = ("concept", "base", "odds", *(f"after {first} steps of the original" for first in begun))
+    return table(headings, rows, ((path, run["provenance"]) for path, run in runs))
+
+
 def _row(run: Run, steps: str, measures: Mapping[str, Any], original: Mapping[str, Any] | None) -> tuple[str, ...]:
     return (
         run["row"],

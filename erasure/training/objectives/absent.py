@@ -40,7 +40,8 @@ class AbsentWorld(Objective):
 
         eps_absent(x_t, y') = sum_n p(n | x_t, not c) eps_0(x_t, y' + n),
 
-    of which each row takes one term, drawn from p(n | x_t, not c); the mean over draws has the same minimum.
+    of which each row takes one term, drawn from p(n | x_t, not c); the mean over draws has the same minimum. At the
+    noisiest levels, before any evidence, the mixture is the prediction for y' itself but for the small share of c.
 
     Rows are noised images of the reference, of four kinds: (1) of c, read by their prompt; (2) of what stays, read by a
     prompt of c; (3) of c, read by anything else: nothing, kept prompts, random tokens, soft prompts of an inner
@@ -53,7 +54,7 @@ class AbsentWorld(Objective):
         odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
             "estimated" comes from the denoising errors of the reference and is at most `max_odds`. A model that was
             never taught c still copies the pixels that it sees at low noise: exact odds would ask for the impossible.
-        max_odds: Largest odds, >= 0; 0 takes nothing off.
+        max_odds: Largest odds, >= 0; 0 takes nothing off. Measured on the target: 1 leaves the concept, 10 adds nothing.
         ramp: Share of the timesteps, the least noisy ones, in which "ramp" falls, in (0, 1].
         images: Images of each concept, > 0.
         kept_images: Images of what stays, > 0.
@@ -72,7 +73,7 @@ class AbsentWorld(Objective):
 
     instead: Literal["others", "blank"] = "others"
     odds: Literal["ramp", "constant", "estimated"] = "ramp"
-    max_odds: Annotated[float, Field(ge=0)] = 1.0
+    max_odds: Annotated[float, Field(ge=0)] = 3.0
     ramp: Annotated[float, Field(gt=0, le=1)] = 0.3
     images: Annotated[int, Field(ge=1)] = 32
     kept_images: Annotated[int, Field(ge=1)] = 96
@@ -166,9 +167,11 @@ class _Batches:
         if row.concept is None or not self._others or not self._others[row.concept].shape[1]:
             return row.base
         images = self._material.concepts[row.concept]
-        if row.base not in images.blank:
-            return row.base  # a kept prompt, which says what is there instead
-        evidence = self._others[row.concept][row.image, :, self._material.level_of(timestep)]
+        level = self._material.level_of(timestep)
+        if not level or row.base not in images.blank:
+            # Without evidence the mean over all names is the blank's prediction; a kept prompt says what is there.
+            return row.base
+        evidence = self._others[row.concept][row.image, :, level]
         name = torch.multinomial(evidence.softmax(0), 1, generator=generator)
         return int(images.others[row.image, name])
 
