@@ -82,6 +82,10 @@ class Bench:
             result[name] = self._kept(f"{stop}-{name}", lambda name=name: self._probed(name, edit))
         return result
 
+    def probed(self, stop: int) -> list[str]:
+        """Return the probes that a model was measured by before."""
+        return [name for name in DOSES if (self.work / f"{stop}-{name}-{self.options.images}.json").is_file()]
+
     def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         file = self.work / f"{name}-{self.options.images}.json"
         if not file.is_file():
@@ -207,7 +211,7 @@ def main() -> None:
             str(stop): bench.measured(
                 stop,
                 WeightEdit.load(bench.work / f"{stop}.safetensors"),
-                options.probes if stop == eraser.steps else (),
+                options.probes if stop == eraser.steps else bench.probed(stop),
             )
             for stop in sorted({*options.stops, eraser.steps})
         }

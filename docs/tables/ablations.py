@@ -27,7 +27,7 @@ def absent_settings(source: str, results: Path) -> str:
     """Return the settings of each fit that are not the defaults."""
     from erasure.erasers.absent import Absent
 
-    defaults = Absent().as_settings()
+    defaults = json.loads(json.dumps(Absent().as_settings()))
     rows = [
         (run["row"], "; ".join(_changes(run["settings"], defaults)) or "defaults")
         for _, run in read_runs(source, results)

@@ -54,7 +54,8 @@ class AbsentWorld(Objective):
         odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
             "estimated" comes from the denoising errors of the reference and is at most `max_odds`. A model that was
             never taught c still copies the pixels that it sees at low noise: exact odds would ask for the impossible.
-        max_odds: Largest odds, >= 0; 0 takes nothing off. Measured on the target: 1 leaves the concept, 10 adds nothing.
+        max_odds: Largest odds, >= 0; 0 takes nothing off. The exact target with 1 completes
+            images of c; see docs/absent.md.
         ramp: Share of the timesteps, the least noisy ones, in which "ramp" falls, in (0, 1].
         images: Images of each concept, > 0.
         kept_images: Images of what stays, > 0.
