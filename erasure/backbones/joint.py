@@ -37,8 +37,8 @@ class JointTransformer(LoadedModel):
             class_name = type(self.pipe.scheduler).__name__
             raise InputError(f"scheduler: expected one of flow matching, got {class_name}. Use the model's own.")
 
-    @staticmethod
-    def role_of(name: str) -> Role:
+    @classmethod
+    def role_of(cls, name: str) -> Role:
         return joint_transformer_role(name)
 
     @property

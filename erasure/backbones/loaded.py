@@ -52,9 +52,9 @@ class LoadedModel(ABC):
 
     pipe: DiffusionPipeline
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def role_of(name: str) -> Role:
+    def role_of(cls, name: str) -> Role:
         """Return the role of a parameter, from its name inside the denoiser."""
 
     @property

@@ -85,8 +85,8 @@ class StableDiffusion(LoadedModel):
     def _unet(self) -> UNet2DConditionModel:
         return unwrapped(self.pipe.unet)
 
-    @staticmethod
-    def role_of(name: str) -> Role:
+    @classmethod
+    def role_of(cls, name: str) -> Role:
         return unet_role(name)
 
     def text_encoders(self) -> dict[str, PreTrainedModel]:

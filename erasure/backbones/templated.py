@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,8 @@ from .conditioning import EncodedTokens
 
 _NO_LIMIT = 1_000_000  # tokens; a length that is never reached
 _MARK = "\u00a7"  # stands for the prompt where a template is measured; in none of them
+
+_Item = TypeVar("_Item")
 
 Template = Callable[[str], str]
 """The text that the encoder reads, from a prompt."""
@@ -113,5 +116,5 @@ def _tokenized(
     return list(batch["input_ids"]), [(int(begin), int(end)) for begin, end in batch["offset_mapping"]]
 
 
-def _padded(row: list, width: int, shift: int, filling: object) -> list:
+def _padded(row: list[_Item], width: int, shift: int, filling: _Item) -> list[_Item]:
     return [*[filling] * shift, *row, *[filling] * (width - shift - len(row))]

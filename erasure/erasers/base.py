@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from ..backbones.base import Ability, Backbone
 from ..backbones.loaded import LoadedModel
-from ..backbones.schedule import Discrete, Flow, NoiseSchedule
+from ..backbones.schedule import Discrete, Flow
 from ..closed_form.problem import Rows
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, WeightEdit
@@ -53,7 +53,7 @@ class Eraser(Plugin):
     clashes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     together: ClassVar[bool] = False
     # Noise schedules of the models that the method covers.
-    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete, Flow)
+    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete, Flow)
     # Abilities of the families that the method covers.
     needs: ClassVar[frozenset[Ability]] = frozenset()
     # The settings that a person turns first.

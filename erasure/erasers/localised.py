@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, NoiseSchedule
+from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit
 from ..errors import InputError
@@ -48,7 +48,7 @@ class Localised(Eraser):
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
-    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("scale", "region_threshold", "grow")
 
     scale: Annotated[float, Field(ge=0)] = 0.0

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, NoiseSchedule
+from ..backbones.schedule import Discrete, Flow
 from ..closed_form.caption_statistics import ordinary_captions, read_captions, square_root, statistics
 from ..closed_form.coexisting import coexisting_rows, context_gram
 from ..closed_form.joint import joined_rows
@@ -87,7 +87,7 @@ class MACE(Eraser):
     source: ClassVar[str] = "arXiv:2403.06135"
     exactness: ClassVar[Exactness] = "reconstructed"
     needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
-    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     together: ClassVar[bool] = True
     main: ClassVar[tuple[str, ...]] = ("steps", "lr", "reg")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "images": 2, "lr": 1e-2}

@@ -1,6 +1,6 @@
 """The objective `absent`: predictions as if the concept had never been taught."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -70,7 +70,7 @@ class AbsentWorld(Objective):
     name: ClassVar[str] = "absent"
     source: ClassVar[str] = "ours"
     exactness: ClassVar[Exactness] = "ours"
-    quick: ClassVar[dict[str, Any]] = {"images": 2, "kept_images": 2, "sample_steps": 2}
+    quick: ClassVar[Mapping[str, Any]] = {"images": 2, "kept_images": 2, "sample_steps": 2}
 
     instead: Literal["others", "blank"] = "others"
     odds: Literal["ramp", "constant", "estimated"] = "ramp"
