@@ -59,6 +59,8 @@ class UCE(Eraser):
         erase_scale: Weight of an erased prompt, > 0; with "published", of each of its states.
         preserve_scale: Weight of a preserved prompt, >= 0; with "published", of each of its states. 0 ignores them;
             None is the script's of 2023, 1 / (1 + the number of preserved names) and at least 0.1.
+        anchor_scale: Weight of an anchor's prompt and of a prompt without the name, which are held in place, >= 0; for
+            "templates".
         strength: Distance that a state is moved towards its anchor, as a share of the whole, > 0; 1 in the paper. More
             compensates for `reg` and the preserved prompts.
         reg: Pull towards the old weights (lambda in the paper), > 0; larger erases less.
@@ -83,6 +85,7 @@ class UCE(Eraser):
     erase_scale: Annotated[float, Gt(0)] = 1.0
     # measured on the tiny world, with the other defaults: more leaves removed concepts, less takes others along
     preserve_scale: Annotated[float, Ge(0)] | None = 0.1
+    anchor_scale: Annotated[float, Ge(0)] = 0.1
     strength: Annotated[float, Gt(0)] = 1.3
     reg: Annotated[float, Gt(0)] = 0.5
     trailing: Annotated[float, Interval(ge=0, le=1)] = 0.75
@@ -109,8 +112,8 @@ class UCE(Eraser):
         erased = [pair for concept in concepts for pair in erased_pairs(concept, in_templates=in_templates)]
         kept: dict[PromptPair, float] = {}
         for concept in concepts:
-            for pair in self._kept_pairs(concept):
-                kept[pair] = max(self._preserve_scale(concept), kept.get(pair, 0.0))
+            for pair, scale in self._kept_pairs(concept).items():
+                kept[pair] = max(scale, kept.get(pair, 0.0))
         return pair_problems(
             context.backbone,
             dict.fromkeys(erased, self.erase_scale),
@@ -141,20 +144,29 @@ class UCE(Eraser):
         published = max(0.1, 1 / (1 + len(concept.preserve)))  # one is the empty prompt
         return published if self.preserve_scale is None else self.preserve_scale
 
-    def _kept_pairs(self, concept: Concept) -> list[PromptPair]:
-        if self.preserve_scale == 0:
-            return []
-        bare = [PromptPair.kept("{}", name) for name in concept.preserve]
+    def _kept_pairs(self, concept: Concept) -> dict[PromptPair, float]:
+        """Return the pairs of preserved and anchor prompts, each with its weight."""
+        scale = self._preserve_scale(concept)
         if self.rows != "templates":
-            return bare if self.rows == "last-subject" else [PromptPair.kept("", ""), *bare]
-        held = [*concept.preserve, *([concept.anchor] if concept.anchor else [])]
-        named = [
+            empty = [PromptPair.kept("", "")] if self.rows == "published" else []
+            kept = [*empty, *(PromptPair.kept("{}", name) for name in concept.preserve)]
+            return dict.fromkeys(kept, scale) if scale else {}
+        anchors = {pair: self.anchor_scale for pair in self._anchor_pairs(concept)} if self.anchor_scale else {}
+        named = (pair for name in concept.preserve for pair in self._named_pairs(name, concept))
+        return {**(dict.fromkeys(named, scale) if scale else {}), **anchors}
+
+    def _anchor_pairs(self, concept: Concept) -> list[PromptPair]:
+        blanks = dict.fromkeys(["", *(blank(concept.kind, template) for template in templates(concept.kind))])
+        return [
+            *(self._named_pairs(concept.anchor, concept) if concept.anchor else []),
+            *(PromptPair.kept(prompt, "", number=number) for number, prompt in enumerate(blanks)),
+        ]
+
+    def _named_pairs(self, name: str, concept: Concept) -> list[PromptPair]:
+        return [
             PromptPair.kept(template, name, number=number)
-            for name in held
             for number, template in enumerate(self._preserved_templates(concept))
         ]
-        blanks = dict.fromkeys(["", *(blank(concept.kind, template) for template in templates(concept.kind))])
-        return [*named, *(PromptPair.kept(prompt, "", number=number) for number, prompt in enumerate(blanks))]
 
     def _preserved_templates(self, concept: Concept) -> tuple[str, ...]:
         plain = preserved_templates(concept.kind)

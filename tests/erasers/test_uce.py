@@ -148,15 +148,17 @@ def test_strength_scales_the_whole_edit(rows: Any) -> None:
 
 def test_each_prompt_weighs_as_much_as_a_published_row() -> None:
     concept = Concept(target="cat", aliases=("kitten",), preserve=("dog",), anchor="bird")
-    rows = UCE(erase_scale=2.0, preserve_scale=0.5, trailing=0.3).rows_of([concept], FitContext(backbone=BACKBONE))
+    rows = UCE(erase_scale=2.0, preserve_scale=0.5, anchor_scale=0.7, trailing=0.3).rows_of(
+        [concept], FitContext(backbone=BACKBONE)
+    )
     for template in templates("object"):
         here = [site.startswith(f"{template}|") for site in rows.sites]
         tail = [site.startswith(f"{template}|trailing") for site in rows.sites]
         assert rows.weights[torch.tensor(here)].sum().item() == pytest.approx(2 * 2.0)
         assert rows.weights[torch.tensor(tail)].sum().item() == pytest.approx(2 * 2.0 * 0.3)
-    for name in ("dog", "bird"):
+    for name, scale in (("dog", 0.5), ("bird", 0.7)):
         mine = torch.tensor([label == name for label in rows.preserve_labels])
-        assert rows.preserve_weights[mine].sum().item() == pytest.approx(0.5 * len(preserved_templates("object")))
+        assert rows.preserve_weights[mine].sum().item() == pytest.approx(scale * len(preserved_templates("object")))
 
 
 def test_trailing_samples_of_the_templates_cover_the_range() -> None:
@@ -215,11 +217,15 @@ def test_more_reg_changes_less() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_no_preserve_scale_holds_nothing_in_place() -> None:
-    rows = UCE(preserve_scale=0.0).rows_of(
-        [Concept(target="cat", anchor="dog", preserve=("bird",))], FitContext(backbone=BACKBONE)
-    )
-    assert len(rows.preserve) == 0
+def test_a_scale_of_nothing_holds_nothing_in_place() -> None:
+    concept = Concept(target="cat", anchor="dog", preserve=("bird",))
+    for scales, labels in (
+        ({"preserve_scale": 0.0}, {"dog", ""}),
+        ({"anchor_scale": 0.0}, {"bird"}),
+        ({"preserve_scale": 0.0, "anchor_scale": 0.0}, set()),
+    ):
+        rows = UCE(**scales).rows_of([concept], FitContext(backbone=BACKBONE))
+        assert set(rows.preserve_labels) == labels
 
 
 def test_class_phrases_hold_what_is_preserved_in_more_that_is_said_of_it() -> None:
