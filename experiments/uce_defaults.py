@@ -3,9 +3,10 @@
     python -m experiments.uce_defaults --out results/uce-defaults
 
 Four concepts are removed jointly, as a ledger does. Every setting is measured in the denoiser's predictions, on noised
-images of the original model: how much of the concept is left, how far kept concepts move. Those that leave least within
-each bound on the move, and the former defaults, are measured in images. `chosen` states the rule. Each setting that is
-done lies in `--work`; killed at any moment, the same command goes on from there.
+images of the original model: how much of the concept is left, how far kept concepts move, also where few of them are
+preserved. Those that leave least within each bound on the moves, and the former defaults, are measured in images.
+`chosen` states the rule. Each setting that is done lies in `--work`; killed at any moment, the same command goes on
+from there.
 """
 
 import argparse
@@ -53,7 +54,9 @@ CONCEPTS = ("dog", "mosaic", "bomb", "castle")
 SEED = 11
 TIMESTEPS = (900, 700)  # what an image shows is decided at high noise
 NEAR_FLOOR, FAR_FLOOR = 0.95, 0.97
-BOUNDS = (1.0, 0.85, 0.7)  # of the move that the former defaults cause
+BOUNDS = (1.0, 0.9, 0.75)  # of the move that the former defaults cause
+FEW_BOUND = 1.1  # the same where few concepts are preserved
+FEW = 5  # one preserved concept of so many
 
 FORMER: Mapping[str, Any] = {
     "strength": 1.3,
@@ -79,14 +82,13 @@ _ALONE: tuple[Mapping[str, Any], ...] = (
     {"reg": 0.1},
     {"empty_anchor": "start"},
 )
+_PAIRS = ((0.1, 1.3), (0.2, 1.3), (0.2, 1.6), (0.4, 1.45), (0.4, 1.8), (0.8, 1.8), (0.8, 2.2), (1.6, 2.2), (1.6, 3.0))
 _TOGETHER: tuple[Mapping[str, Any], ...] = (
-    *({"preserve_scale": 0.1, "strength": strength} for strength in (1.0, 1.3)),
-    *({"preserve_scale": 0.2, "strength": strength} for strength in (1.3, 1.6)),
-    *({"preserve_scale": 0.4, "strength": strength} for strength in (1.45, 1.8)),
-    *({"preserve_scale": 0.8, "strength": strength} for strength in (1.8, 2.2)),
-    {"preserve_scale": 0.2, "strength": 1.6, "trailing_states": 4},
-    {"preserve_scale": 0.2, "strength": 1.6, "trailing": 0.75},
-    {"preserve_scale": 0.2, "strength": 1.6, "anchor_scale": 3.0},
+    *({"preserve_scale": scale, "strength": strength} for scale, strength in _PAIRS),
+    *(
+        {"preserve_scale": 0.4, "strength": 1.8, **other}
+        for other in ({"trailing_states": 4}, {"trailing": 0.75}, {"anchor_scale": 0.1}, {"anchor_scale": 3.0})
+    ),
 )
 CELLS = ([{**FORMER, **cell} for cell in _ALONE], [{**FORMER, **_WIDE, **cell} for cell in _TOGETHER])
 PLACES = ("the name", "the words after it", "the first end of text", "the states after it")
@@ -129,6 +131,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "version": VERSION,
         "config": {**plain_options(options), "concepts": list(CONCEPTS), "seed": SEED, "timesteps": list(TIMESTEPS)},
         "floors": {"near": NEAR_FLOOR, "far": FAR_FLOOR},
+        "bounds": {"moves": list(BOUNDS), "with_few": FEW_BOUND, "one_in": FEW},
         "former": dict(FORMER),
         "chosen": dict(finalists[choice]),
         "predictions": predicted,
@@ -146,10 +149,11 @@ def best(predicted: Sequence[Mapping[str, Any]]) -> list[int]:
     """
     taken: list[int] = []
     for bound in BOUNDS:
+        bounds = {"near": bound, "far": bound, "near_few": FEW_BOUND, "far_few": FEW_BOUND}
         within = [
             i
             for i, row in enumerate(predicted)
-            if i not in [0, *taken] and all(row[role] <= bound * predicted[0][role] for role in ("near", "far"))
+            if i not in [0, *taken] and all(row[role] <= share * predicted[0][role] for role, share in bounds.items())
         ]
         taken += sorted(within, key=lambda i: max(predicted[i]["plain"], predicted[i]["held_out"]))[:1]
     return taken
@@ -190,6 +194,7 @@ class Trial:
         self._sampler = replace(own_sampling(DEFAULT_MODEL, MeasureSettings()), steps=steps)
         requests = self._profile.completed([{"target": name} for name in CONCEPTS])
         self._concepts = [Concept.from_json(request) for request in requests]
+        self._with_few = [replace(concept, preserve=concept.preserve[::FEW]) for concept in self._concepts]
         self._probes = self._planned(8, 28)
         prompts = [probe.prompt for probe in self._probes]
         self._states = self._backbone.encode(prompts)
@@ -209,20 +214,21 @@ class Trial:
 
     def in_predictions(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Return the share of removed concepts that is left, and the move of kept ones as a share of their effect."""
-        mapped = self._states.states @ solve(self._rows(cell)).matrix().to(self._states.states.dtype).T
-        predicted = self._predicted(mapped)
-        left, moved = self._left(predicted), self._moved(predicted)
+        predicted, with_few = (
+            self._predicted(self._mapped(cell, concepts)) for concepts in (self._concepts, self._with_few)
+        )
+        left, moved, moved_with_few = self._left(predicted), self._moved(predicted), self._moved(with_few)
         return {
             "plain": float(left[self._where("removed", False)].mean()),
             "held_out": float(left[self._where("removed", True)].mean()),
-            "near": float(moved[self._where("near")].mean()),
-            "far": float(moved[self._where("far")].mean()),
+            **{role: float(moved[self._where(role)].mean()) for role in ("near", "far")},
+            **{f"{role}_few": float(moved_with_few[self._where(role)].mean()) for role in ("near", "far")},
         }
 
     def in_images(self, cell: Mapping[str, Any], on_progress: OnProgress | None) -> dict[str, Any]:
         """Return the rates of removed concepts that are gone and of kept ones that stay, of those seen before."""
         probes = self._planned(12, 56)
-        rows = self._rows(cell)
+        rows = self._rows(cell, self._concepts)
         metadata = EditMetadata.of(UCE.name, asdict(UCE(**cell)), self._backbone, self._concepts, 0)
         edit = WeightEdit.from_rows(rows, list(self._backbone.sites(reads="text")), metadata)
         seen = np.array(self.kept("before", {}, lambda _: {"seen": self._seen(probes, on_progress)})["seen"])
@@ -243,8 +249,7 @@ class Trial:
 
     def by_place(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Return the shares of the first concept left, also with some states taken from the prompt without it."""
-        states = self._states.states
-        mapped = states @ solve(self._rows(cell)).matrix().to(states.dtype).T
+        mapped = self._mapped(cell, self._concepts)
         ideal, places = self._ideal()
         ways = {
             "nothing": torch.zeros_like(places, dtype=torch.bool),
@@ -275,9 +280,14 @@ class Trial:
             *(probe for probe in probes if probe.role != "removed"),
         ]
 
-    def _rows(self, cell: Mapping[str, Any]) -> Rows:
+    def _rows(self, cell: Mapping[str, Any], concepts: Sequence[Concept]) -> Rows:
         context = FitContext(backbone=self._backbone)
-        return joined_rows([UCE(**cell).rows_of([concept], context) for concept in self._concepts])
+        return joined_rows([UCE(**cell).rows_of([concept], context) for concept in concepts])
+
+    def _mapped(self, cell: Mapping[str, Any], concepts: Sequence[Concept]) -> Float[Tensor, "n tokens dim"]:
+        """Return the prompts' states as the edited layers read them."""
+        states = self._states.states
+        return states @ solve(self._rows(cell, concepts)).matrix().to(states.dtype).T
 
     def _blank(self, probe: PlannedImage) -> str:
         """Return the prompt without the removed concept; of a kept concept, the empty prompt."""

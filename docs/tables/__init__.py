@@ -43,6 +43,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "absent-targets": ablations.absent_targets,
     "absent-settings": ablations.absent_settings,
     "settings": removals.settings,
+    "uce-defaults": removals.uce_defaults,
+    "uce-places": removals.uce_places,
     "methods": methods.methods,
     "models": methods.models,
     "pieces": pieces.pieces,

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from .layout import (
+    NOTHING,
     changed_settings,
     default_of,
     fit_seconds,
     held_out_cell,
+    rate_cell,
     read_runs,
     share_cell,
     table,
     target_names,
 )
+
+_PHRASINGS = ("plain", "held_out")
 
 
 def removal(source: str, results: Path) -> str:
@@ -96,3 +100,38 @@ def settings(source: str, results: Path) -> str:
 
 def _shown_default(field: Field[Any]) -> str:
     return "to be given" if (default := default_of(field)) is MISSING else f"`{default!r}`"
+
+
+def uce_defaults(source: str, results: Path) -> str:
+    """Return one row a setting of the sweep: what differs from the former defaults, in predictions and in images."""
+    [(path, run)] = read_runs(source, results) or [(Path(), {})]
+    if not run:
+        return NOTHING
+    former, images = run["former"], run["images"]
+    rows = []
+    for row in sorted(run["predictions"], key=lambda row: row["settings"] != former):
+        changed = ", ".join(f"{name}={value}" for name, value in row["settings"].items() if former[name] != value)
+        seen = next((image for image in images if image["settings"] == row["settings"]), None)
+        shares = (f"{row[name]:.2f}" for name in ("plain", "held_out", "near", "far", "near_few", "far_few"))
+        rates = (rate_cell(seen[name]) if seen else "–" for name in ("plain", "held_out", "near", "far"))
+        named = changed or "former defaults"
+        rows.append((f"**{named}**" if row["settings"] == run["chosen"] else named, *shares, *rates))
+    headings = (
+        *("settings", "left, plain", "left, held-out", "near moved", "far moved", "near moved, few", "far moved, few"),
+        *("efficacy", "held-out efficacy", "near kept", "far kept"),
+    )
+    return table(headings, rows, [(path, run)])
+
+
+def uce_places(source: str, results: Path) -> str:
+    """Return one row an exchange of states: the share of a concept that is left, by the former and chosen defaults."""
+    [(path, run)] = read_runs(source, results) or [(Path(), {})]
+    if not run:
+        return NOTHING
+    former, chosen = run["diagnosis"]
+    rows = [
+        (place, *(f"{diagnosed['exchanged'][place][key]:.2f}" for diagnosed in (former, chosen) for key in _PHRASINGS))
+        for place in former["exchanged"]
+    ]
+    headings = ("exchanged", "former, plain", "former, held-out", "chosen, plain", "chosen, held-out")
+    return table(headings, rows, [(path, run)])
