@@ -30,7 +30,7 @@ from erasure.backbones import backbone_of
 from erasure.closed_form.joint import joined_rows
 from erasure.closed_form.problem import Rows
 from erasure.closed_form.solve import solve
-from erasure.concept import Concept
+from erasure.concept import Concept, normalized
 from erasure.edits import EditMetadata, WeightEdit
 from erasure.erasers.uce import UCE
 from erasure.errors import ErasureError
@@ -73,22 +73,14 @@ _ALONE: tuple[Mapping[str, Any], ...] = (
     {"trailing_states": 6},
     {"trailing_states": 24},
     {"trailing": 0.9},
-    {"trailing": 0.5},
     {"anchor_scale": 1.0},
     {"preserve_scale": 0.3},
-    {"preserve_scale": 0.03},
-    {"strength": 1.0},
     {"strength": 1.6},
-    {"reg": 0.1},
-    {"empty_anchor": "start"},
 )
-_PAIRS = ((0.1, 1.3), (0.2, 1.3), (0.2, 1.6), (0.4, 1.45), (0.4, 1.8), (0.8, 1.8), (0.8, 2.2), (1.6, 2.2), (1.6, 3.0))
+_PAIRS = ((0.1, 1.3), (0.2, 1.6), (0.4, 1.8), (0.8, 1.8), (0.8, 2.2), (1.6, 3.0))
 _TOGETHER: tuple[Mapping[str, Any], ...] = (
     *({"preserve_scale": scale, "strength": strength} for scale, strength in _PAIRS),
-    *(
-        {"preserve_scale": 0.4, "strength": 1.8, **other}
-        for other in ({"trailing_states": 4}, {"trailing": 0.75}, {"anchor_scale": 0.1}, {"anchor_scale": 3.0})
-    ),
+    *({"preserve_scale": 0.4, "strength": 1.8, **other} for other in ({"trailing_states": 4}, {"trailing": 0.75})),
 )
 CELLS = ([{**FORMER, **cell} for cell in _ALONE], [{**FORMER, **_WIDE, **cell} for cell in _TOGETHER])
 PLACES = ("the name", "the words after it", "the first end of text", "the states after it")
@@ -194,7 +186,6 @@ class Trial:
         self._sampler = replace(own_sampling(DEFAULT_MODEL, MeasureSettings()), steps=steps)
         requests = self._profile.completed([{"target": name} for name in CONCEPTS])
         self._concepts = [Concept.from_json(request) for request in requests]
-        self._with_few = [replace(concept, preserve=concept.preserve[::FEW]) for concept in self._concepts]
         self._probes = self._planned(8, 28)
         prompts = [probe.prompt for probe in self._probes]
         self._states = self._backbone.encode(prompts)
@@ -214,9 +205,8 @@ class Trial:
 
     def in_predictions(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Return the share of removed concepts that is left, and the move of kept ones as a share of their effect."""
-        predicted, with_few = (
-            self._predicted(self._mapped(cell, concepts)) for concepts in (self._concepts, self._with_few)
-        )
+        parts = self._parts(cell)
+        predicted, with_few = (self._predicted(self._mapped(each)) for each in (parts, self._with_few(parts)))
         left, moved, moved_with_few = self._left(predicted), self._moved(predicted), self._moved(with_few)
         return {
             "plain": float(left[self._where("removed", False)].mean()),
@@ -228,7 +218,7 @@ class Trial:
     def in_images(self, cell: Mapping[str, Any], on_progress: OnProgress | None) -> dict[str, Any]:
         """Return the rates of removed concepts that are gone and of kept ones that stay, of those seen before."""
         probes = self._planned(12, 56)
-        rows = self._rows(cell, self._concepts)
+        rows = joined_rows(self._parts(cell))
         metadata = EditMetadata.of(UCE.name, asdict(UCE(**cell)), self._backbone, self._concepts, 0)
         edit = WeightEdit.from_rows(rows, list(self._backbone.sites(reads="text")), metadata)
         seen = np.array(self.kept("before", {}, lambda _: {"seen": self._seen(probes, on_progress)})["seen"])
@@ -249,7 +239,7 @@ class Trial:
 
     def by_place(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Return the shares of the first concept left, also with some states taken from the prompt without it."""
-        mapped = self._mapped(cell, self._concepts)
+        mapped = self._mapped(self._parts(cell))
         ideal, places = self._ideal()
         ways = {
             "nothing": torch.zeros_like(places, dtype=torch.bool),
@@ -280,14 +270,29 @@ class Trial:
             *(probe for probe in probes if probe.role != "removed"),
         ]
 
-    def _rows(self, cell: Mapping[str, Any], concepts: Sequence[Concept]) -> Rows:
+    def _parts(self, cell: Mapping[str, Any]) -> list[Rows]:
         context = FitContext(backbone=self._backbone)
-        return joined_rows([UCE(**cell).rows_of([concept], context) for concept in concepts])
+        return [UCE(**cell).rows_of([concept], context) for concept in self._concepts]
 
-    def _mapped(self, cell: Mapping[str, Any], concepts: Sequence[Concept]) -> Float[Tensor, "n tokens dim"]:
+    def _with_few(self, parts: Sequence[Rows]) -> list[Rows]:
+        """Return the problems as they were with few preserved concepts."""
+        return [
+            replace(
+                part,
+                preserve=part.preserve[keep],
+                preserve_weights=part.preserve_weights[keep],
+                preserve_labels=tuple(part.preserve_labels[i] for i in keep),
+                preserve_sites=tuple(part.preserve_sites[i] for i in keep),
+            )
+            for part, concept in zip(parts, self._concepts, strict=True)
+            for few in [{"", *map(normalized, concept.preserve[::FEW])}]
+            for keep in [[i for i, label in enumerate(part.preserve_labels) if label in few]]
+        ]
+
+    def _mapped(self, parts: Sequence[Rows]) -> Float[Tensor, "n tokens dim"]:
         """Return the prompts' states as the edited layers read them."""
         states = self._states.states
-        return states @ solve(self._rows(cell, concepts)).matrix().to(states.dtype).T
+        return states @ solve(joined_rows(parts)).matrix().to(states.dtype).T
 
     def _blank(self, probe: PlannedImage) -> str:
         """Return the prompt without the removed concept; of a kept concept, the empty prompt."""
