@@ -83,13 +83,13 @@ class UCE(Eraser):
 
     rows: Literal["templates", "published", "last-subject"] = "templates"
     erase_scale: Annotated[float, Gt(0)] = 1.0
-    # measured on the tiny world, with the other defaults: more leaves removed concepts, less takes others along
-    preserve_scale: Annotated[float, Ge(0)] | None = 0.1
-    anchor_scale: Annotated[float, Ge(0)] = 0.1
-    strength: Annotated[float, Gt(0)] = 1.3
+    # these, `trailing` and `trailing_states`: experiments/uce_defaults.py, together; results/uce-defaults has the sweep
+    preserve_scale: Annotated[float, Ge(0)] | None = 0.8
+    anchor_scale: Annotated[float, Ge(0)] = 1.0
+    strength: Annotated[float, Gt(0)] = 1.8
     reg: Annotated[float, Gt(0)] = 0.5
-    trailing: Annotated[float, Interval(ge=0, le=1)] = 0.75
-    trailing_states: Annotated[int, Ge(1)] = 2
+    trailing: Annotated[float, Interval(ge=0, le=1)] = 0.9
+    trailing_states: Annotated[int, Ge(1)] = 6
     empty_anchor: EmptyAnchor = "end"
     class_phrases: bool = False
 
