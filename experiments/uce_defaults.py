@@ -114,9 +114,10 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         for cell in cells:
             predicted.append(trial.kept("predictions", cell, trial.in_predictions))
             count.add()
-        finalists = [cells[0], *(cells[i] for i in best(predicted))]
+        indices = [0, *best(predicted)]
+        finalists = [cells[i] for i in indices]
         imaged = [trial.kept("images", cell, lambda cell: trial.in_images(cell, on_progress)) for cell in finalists]
-        choice = chosen(imaged)
+        choice = chosen(imaged, [left(predicted[i]) for i in indices])
         diagnosis = [trial.kept("diagnosis", cell, trial.by_place) for cell in (cells[0], finalists[choice])]
     return {
         "benchmark": "uce-defaults",
@@ -147,22 +148,32 @@ def best(predicted: Sequence[Mapping[str, Any]]) -> list[int]:
             for i, row in enumerate(predicted)
             if i not in [0, *taken] and all(row[role] <= share * predicted[0][role] for role, share in bounds.items())
         ]
-        taken += sorted(within, key=lambda i: max(predicted[i]["plain"], predicted[i]["held_out"]))[:1]
+        taken += sorted(within, key=lambda i: left(predicted[i]))[:1]
     return taken
 
 
-def chosen(imaged: Sequence[Mapping[str, Any]]) -> int:
+def left(row: Mapping[str, Any]) -> float:
+    """Return the larger of the shares left in plain and in held-out phrasings."""
+    return max(row["plain"], row["held_out"])
+
+
+def chosen(imaged: Sequence[Mapping[str, Any]], left_shares: Sequence[float]) -> int:
     """Return the index of the setting with the highest smaller one of plain and held-out efficacy.
 
     Of those that keep at least `NEAR_FLOOR` and `FAR_FLOOR`; if none does, of those that keep as much near and far as
-    the first, the former. Of equals the smaller edit.
+    the first, the former. Of equals the one that leaves less in predictions, then the smaller edit: all may remove
+    every image.
     """
 
     def above(near: float, far: float) -> list[int]:
         return [i for i, row in enumerate(imaged) if rate(row, "near") >= near and rate(row, "far") >= far]
 
     allowed = above(NEAR_FLOOR, FAR_FLOOR) or above(rate(imaged[0], "near"), rate(imaged[0], "far"))
-    return max(allowed, key=lambda i: (min(rate(imaged[i], "plain"), rate(imaged[i], "held_out")), -imaged[i]["size"]))
+
+    def merit(i: int) -> tuple[float, float, float]:
+        return min(rate(imaged[i], "plain"), rate(imaged[i], "held_out")), -left_shares[i], -imaged[i]["size"]
+
+    return max(allowed, key=merit)
 
 
 def rate(row: Mapping[str, Any], name: str) -> float:
@@ -226,7 +237,7 @@ class Trial:
         with edit.applied_to(self._pipe):
             after = np.array(self._seen(there, on_progress))
         removed = np.array([probe.role == "removed" for probe in there])
-        held_out = np.array([probe.held_out for probe in there])
+        held_out = np.array([probe.held_out for probe in there], dtype=bool)
         roles = {role: np.array([probe.role == role for probe in there]) for role in ("near", "far")}
         names = {name: removed & np.array([probe.name == name for probe in there]) for name in CONCEPTS}
         return {

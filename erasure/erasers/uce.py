@@ -86,7 +86,7 @@ class UCE(Eraser):
     # these, `trailing` and `trailing_states`: experiments/uce_defaults.py, together; results/uce-defaults has the sweep
     preserve_scale: Annotated[float, Ge(0)] | None = 0.8
     anchor_scale: Annotated[float, Ge(0)] = 1.0
-    strength: Annotated[float, Gt(0)] = 1.8
+    strength: Annotated[float, Gt(0)] = 2.2
     reg: Annotated[float, Gt(0)] = 0.5
     trailing: Annotated[float, Interval(ge=0, le=1)] = 0.9
     trailing_states: Annotated[int, Ge(1)] = 6

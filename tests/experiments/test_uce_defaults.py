@@ -39,11 +39,12 @@ def test_each_bound_on_the_move_names_the_setting_that_leaves_least() -> None:
 
 
 def test_the_weaker_efficacy_decides_among_those_that_keep_enough() -> None:
-    former = imaged(80, 80, 94, 97)
-    assert chosen([former, imaged(99, 90, 95, 97), imaged(92, 92, 96, 98), imaged(99, 99, 94, 99)]) == 2
-    assert chosen([former, imaged(90, 90, 95, 97, size=2.0), imaged(99, 90, 95, 97)]) == 2
-    assert chosen([former, imaged(85, 85, 94, 97), imaged(99, 99, 93, 99)]) == 1
-    assert chosen([former, imaged(99, 99, 93, 99)]) == 0
+    former, equal = imaged(80, 80, 94, 97), [0.1, 0.1, 0.1, 0.1]
+    assert chosen([former, imaged(99, 90, 95, 97), imaged(92, 92, 96, 98), imaged(99, 99, 94, 99)], equal) == 2
+    assert chosen([former, imaged(90, 90, 95, 97, size=2.0), imaged(99, 90, 95, 97)], equal) == 2
+    assert chosen([former, imaged(90, 90, 95, 97, size=2.0), imaged(99, 90, 95, 97)], [0.3, 0.1, 0.2]) == 1
+    assert chosen([former, imaged(85, 85, 94, 97), imaged(99, 99, 93, 99)], equal) == 1
+    assert chosen([former, imaged(99, 99, 93, 99)], equal) == 0
 
 
 def test_no_reported_concept_and_no_reported_seed_takes_part() -> None:
@@ -56,12 +57,13 @@ def test_the_sweep_is_kept_and_tabled(tmp_path: Path, monkeypatch: pytest.Monkey
     planned = Trial._planned
     monkeypatch.setattr(Trial, "_planned", lambda trial, *_: planned(trial, 1, 2))
     monkeypatch.setattr(uce_defaults, "CELLS", (CELLS[0][:1], CELLS[1][:1]))
-    options = argparse.Namespace(steps=1, work=tmp_path / "work", out=tmp_path)
+    options = argparse.Namespace(steps=3, work=tmp_path / "work", out=tmp_path)
     record = experiment(options)
     nothing = record["diagnosis"][0]["exchanged"]
     assert set(nothing) == {"nothing", *PLACES, "the end of text and the states after it"}
     monkeypatch.setattr(Trial, "in_predictions", lambda *_: pytest.fail("was measured already"))
     assert experiment(options)["predictions"] == record["predictions"]
+    (tmp_path / "results").mkdir()
     write_record(record, tmp_path / "results")
     table = settings_table("results/run.json", tmp_path)
     assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == [
