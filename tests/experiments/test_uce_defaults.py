@@ -66,10 +66,12 @@ def test_the_sweep_is_kept_and_tabled(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "results").mkdir()
     write_record(record, tmp_path / "results")
     table = settings_table("results/run.json", tmp_path)
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == [
-        "| **former defaults**",
-        "| anchor_scale=1.0, trailing=0.9, trailing_states=6",
+    named = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:4]]
+    assert [name.strip("*") for name in named] == [
+        "former defaults",
+        "anchor_scale=1.0, trailing=0.9, trailing_states=6",
     ]
+    assert [name.startswith("**") for name in named].count(True) == 1
     assert len(places_table("results/run.json", tmp_path).splitlines()) >= 2 + len(nothing)
 
 
