@@ -42,9 +42,8 @@ from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.prompts import without_phrases
 from erasure.provenance import provenance
-from erasure.runs.sampling import own_sampling
 from erasure.runs.schema import MeasureSettings
-from erasure.sampling import sample
+from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 
 from .experiment import plain_options, write_record
@@ -194,7 +193,7 @@ class Trial:
         self._pipe = tinyworld.load()
         self._backbone = backbone_of(self._pipe)
         self._work, self._oracle = work, tinyworld.load_oracle()
-        self._sampler = replace(own_sampling(DEFAULT_MODEL, MeasureSettings()), steps=steps)
+        self._sampler = replace(SamplingSettings.of(DEFAULT_MODEL), steps=steps)
         requests = self._profile.completed([{"target": name} for name in CONCEPTS])
         self._concepts = [Concept.from_json(request) for request in requests]
         self._probes = self._planned(8, 28)
