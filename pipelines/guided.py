@@ -14,6 +14,9 @@ from erasure.errors import InputError
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.base import Guidance
 from erasure.guidance.localised import LocalisedRemoval
+from erasure.guidance.negative_prompt import NegativePrompt
+from erasure.guidance.safree import SAFREE
+from erasure.guidance.sld import SafeLatentDiffusion
 
 from .signatures import with_call
 
@@ -33,7 +36,7 @@ class GuidedMixin:
             ValueError.
     """
 
-    guidance: type[LocalisedRemoval | AttendAndExcite]
+    guidance: Any  # a class of guidances with concepts
     backbone: type[StableDiffusion]
     # Settings of the removals of an exported model, which act in every call.
     recorded: tuple[dict[str, Any], ...] = ()
@@ -114,4 +117,52 @@ class StableDiffusionXLAttendExcitePipeline(GuidedMixin, StableDiffusionXLPipeli
     """Text to image with Stable Diffusion XL, and Attend-and-Excite; see `AttendAndExcite`."""
 
     guidance = AttendAndExcite
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionNegativePromptPipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, and a negative prompt of concepts; see `NegativePrompt`."""
+
+    guidance = NegativePrompt
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLNegativePromptPipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, and a negative prompt of concepts; see `NegativePrompt`."""
+
+    guidance = NegativePrompt
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionSldPipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, and guidance away from concepts; see `SafeLatentDiffusion`."""
+
+    guidance = SafeLatentDiffusion
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLSldPipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, and guidance away from concepts; see `SafeLatentDiffusion`."""
+
+    guidance = SafeLatentDiffusion
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionSafreePipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, and prompts without concepts' subspace; see `SAFREE`."""
+
+    guidance = SAFREE
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLSafreePipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, and prompts without concepts' subspace; see `SAFREE`."""
+
+    guidance = SAFREE
     backbone = StableDiffusionXL

@@ -96,10 +96,11 @@ def test_the_closed_form_is_the_same_on_both_devices(family: str) -> None:
 def test_a_guidance_acts_in_this_precision(name: str, family: str, device: str, dtype: torch.dtype) -> None:
     pipe = placed(family, device, dtype)
     before = latents(pipe)
-    with guidances()[name](concepts=("cat",)).applied_to(pipe):
+    kind: Any = guidances()[name]
+    with kind(concepts=("cat",), **kind.quick).applied_to(pipe):
         guided = latents(pipe)
     assert torch.isfinite(guided).all()
-    assert torch.equal(guided[1], before[1])  # a prompt without the concept
+    assert kind.every_prompt or torch.equal(guided[1], before[1])  # a prompt without the concept
     assert torch.equal(latents(pipe), before)
 
 

@@ -11,8 +11,9 @@ from ..backbones.loaded import LoadedModel
 from ..backbones.schedule import Discrete, Flow
 from ..closed_form.problem import Rows
 from ..concept import Concept
-from ..edits import Edit, EditMetadata, WeightEdit
+from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit
 from ..errors import InputError
+from ..guidance import Guidance
 from ..progress import Progress
 from ..registry import Plugin
 from ..training.context import FitContext
@@ -133,3 +134,20 @@ def solved_edit(
     if context.on_progress is not None:
         context.on_progress(Progress(done=1, total=1))
     return edit
+
+
+def guided_edit(
+    eraser: Eraser, guidances: Sequence[Guidance], concepts: Sequence[Concept], context: FitContext
+) -> SamplingEdit:
+    """Return the edit of guidances that need no fit; it is reported as one step."""
+    if context.on_progress is not None:
+        context.on_progress(Progress(done=1, total=1))
+    return SamplingEdit(
+        guidances=tuple(guidances),
+        metadata=EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, concepts, context.seed),
+    )
+
+
+def all_names(concepts: Sequence[Concept]) -> tuple[str, ...]:
+    """Return the targets and aliases of concepts, each once."""
+    return tuple(dict.fromkeys(name for concept in concepts for name in concept.names))

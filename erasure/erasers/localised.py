@@ -5,7 +5,7 @@ project's own, see `erasure.guidance.localised`.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -13,14 +13,13 @@ from pydantic import Field
 from ..backbones.base import Ability
 from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
-from ..edits import Edit, EditMetadata, SamplingEdit
+from ..edits import SamplingEdit
 from ..errors import InputError
 from ..guidance.localised import LocalisedRemoval
 from ..losses.attention import Rule
-from ..progress import Progress
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage
+from .base import Eraser, Stage, guided_edit
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -65,20 +64,15 @@ class Localised(Eraser):
             got = f"got {self.steps_range!r}. Write (0, 1) for all steps."
             raise InputError(f"localised.steps_range: expected two shares in order, {got}")
 
-    def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
+    def fit(self, concepts: Sequence[Concept], context: FitContext) -> SamplingEdit:
         self.require(concepts, context.backbone)
         removals = [
             LocalisedRemoval(
                 concepts=concept.names,
                 anchor=concept.anchor,
                 preserve=concept.preserve,
-                **asdict(self),
+                **self.as_settings(),
             )
             for concept in concepts
         ]
-        if context.on_progress is not None:
-            context.on_progress(Progress(done=1, total=1))
-        return SamplingEdit(
-            guidances=LocalisedRemoval.merged(removals),
-            metadata=EditMetadata.of(self.name, asdict(self), context.backbone, concepts, context.seed),
-        )
+        return guided_edit(self, LocalisedRemoval.merged(removals), concepts, context)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from diffusers import DiffusionPipeline
 
@@ -35,14 +35,17 @@ class Guidance(Plugin):
 
     Attributes:
         name: Name in configs and on the command line; the file's name.
+        every_prompt: Whether it acts by default on prompts that name none of its concepts, as its source does.
     """
+
+    every_prompt: ClassVar[bool] = False
 
     @abstractmethod
     def applied_to(self, pipe: DiffusionPipeline) -> AbstractContextManager[object]:
         """Have the pipeline sample with this guidance for the length of a `with`; no weight is changed.
 
         The pipeline's own call is guided, and `sample`. Prompts that name none of the guidance's concepts are made as
-        without it, bit for bit.
+        without it, bit for bit, but for `every_prompt`.
 
         Raises:
             InputError: When an image is made: from embeddings that were given instead of prompts.

@@ -43,3 +43,19 @@ def cloned(generators: Generators) -> Generators:
     if isinstance(generators, Sequence):
         return [None if generator is None else generator.clone_state() for generator in generators]
     return None if generators is None else generators.clone_state()
+
+
+def with_sample(
+    args: tuple[Any, ...], kwargs: dict[str, Any], latents: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of `scheduler.step(model_output, timestep, sample, ...)` with another sample."""
+    if len(args) > 2:
+        return (*args[:2], latents.to(args[2].dtype), *args[3:]), kwargs
+    return args, {**kwargs, "sample": latents.to(kwargs["sample"].dtype)}
+
+
+def sample_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Return the denoiser's first argument, however it was given, and the others."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["sample"], (), {key: value for key, value in kwargs.items() if key != "sample"}

@@ -30,6 +30,7 @@ from .base import AnyGuidance, Guidance, named_prompts
 from .batches import Output, with_first
 from .leak import LeakLoss
 from .steps import Denoising, Latents, Stepping, around_each_step
+from .texts import predicted
 
 NamedRows = Callable[[], Sequence[Named]]
 
@@ -312,13 +313,13 @@ class _Removal:
         inside = masks.any(1, keepdim=True).to(bound)
         force = torch.zeros_like(bound)
         if settings.anchor is not None:
-            force += inside * (self._predicted(call, self._replaced()) - bound)
+            force += inside * (predicted(call, self._replaced()) - bound)
         if settings.scale:
             n = len(call.latents)
-            free = output[:n] if call.guided else self._predicted(call, self.backbone.unconditional().expand(n))
+            free = output[:n] if call.guided else predicted(call, self.backbone.unconditional().expand(n))
             for concept_index, (name, states) in enumerate(self.names.items()):
                 if any(name in row.names for row in self.named()):
-                    away = self._predicted(call, states.expand(n)) - free
+                    away = predicted(call, states.expand(n)) - free
                     force -= settings.scale * masks[:, concept_index, None].to(bound) * away
         return force
 
@@ -329,14 +330,6 @@ class _Removal:
             prompts = states.prompts if states is not None else ()
             self._read, self._without = states, self.backbone.encode(list(map(self.settings.replaced_in, prompts)))
         return self._without
-
-    @staticmethod
-    def _predicted(call: Denoising, states: Conditioning) -> Tensor:
-        """Return the prediction for other texts, one for each image."""
-        replaced: dict[str, Any] = {"encoder_hidden_states": states.states}
-        if states.pooled is not None:
-            replaced["added_cond_kwargs"] = {**call.arguments["added_cond_kwargs"], "text_embeds": states.pooled}
-        return call.predict(call.latents, **replaced)
 
 
 def _set_in(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..backbones.loaded import called_denoiser
 from ..errors import InputError
-from .batches import Output, Value, cloned, rows_of, with_first
+from .batches import Output, Value, cloned, rows_of, sample_of, with_first, with_sample
 
 Latents = Float[Tensor, "n c h w"]
 
@@ -58,7 +58,16 @@ class Denoising:
     @property
     def arguments(self) -> dict[str, Any]:
         """The denoiser's arguments for the prompts, by name."""
-        return self.conditional(dict(self._kwargs))
+        return self.conditional(self.batch_arguments)
+
+    @property
+    def batch_arguments(self) -> dict[str, Any]:
+        """The denoiser's arguments for the whole batch, by name."""
+        return dict(self._kwargs)
+
+    def replace_arguments(self, **replaced: object) -> None:
+        """Have the denoiser read other arguments for the whole batch; to be called before it."""
+        self._kwargs = {**self._kwargs, **replaced}
 
     @property
     def _part(self) -> slice:
@@ -149,11 +158,7 @@ def around_each_step(
         after: Called after it.
         stepped: Called after the scheduler's step.
     """
-    if not hasattr(pipe.scheduler, "scale_model_input"):
-        raise InputError(
-            f"guidance: expected a pipeline whose scheduler scales the denoiser's input, got {type(pipe).__name__} with"
-            f" {type(pipe.scheduler).__name__}. Flow matching is not covered yet."
-        )
+    check_scheduler(pipe)
     link = _Link.of(pipe)
     hook = _Hook(rows=rows, before=before, after=after, stepped=stepped)
     link.hooks.append(hook)
@@ -162,6 +167,15 @@ def around_each_step(
             yield
     finally:
         link.hooks.remove(hook)
+
+
+def check_scheduler(pipe: DiffusionPipeline) -> None:
+    """Raise InputError for a pipeline whose scheduler is of flow matching."""
+    if not hasattr(pipe.scheduler, "scale_model_input"):
+        raise InputError(
+            f"guidance: expected a pipeline whose scheduler scales the denoiser's input, got {type(pipe).__name__} with"
+            f" {type(pipe.scheduler).__name__}. Flow matching is not covered yet."
+        )
 
 
 _SHADOWED = ("set_timesteps", "scale_model_input", "step")
@@ -237,7 +251,7 @@ class _Link:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.resting or self.sample is None:
             return None
-        sample, args, kwargs = _sample_of(args, kwargs)
+        sample, args, kwargs = sample_of(args, kwargs)
         call = self._denoising(denoiser, sample, args, kwargs)
         self.entered.append(call)
         if call is None:
@@ -250,7 +264,7 @@ class _Link:
             self.updated = call.latents
             repeats = len(sample) // len(start)
             sample = call._with_latents(sample, torch.cat([call.latents] * repeats))
-        return (sample, *args), kwargs
+        return (sample, *args), call.batch_arguments
 
     def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], output: Output) -> Output | None:
         if self.resting or not self.entered:
@@ -363,7 +377,7 @@ class _Shadow:
             link.sample, link.updated = args[0] if args else kwargs["sample"], None
         elif self.name == "step":
             if link.updated is not None:
-                args, kwargs = _with_sample(args, kwargs, link.updated)
+                args, kwargs = with_sample(args, kwargs, link.updated)
             link.sample, link.updated = None, None
             return self._stepped(args, kwargs)
         return self._method(*args, **kwargs)
@@ -375,19 +389,3 @@ class _Shadow:
         if "generator" in options:
             options["generator"] = cloned(options["generator"])
         return self.link.after_step(self._method(*args, **kwargs), bound["model_output"], options)
-
-
-def _with_sample(
-    args: tuple[Any, ...], kwargs: dict[str, Any], latents: Latents
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of `scheduler.step(model_output, timestep, sample, ...)` with another sample."""
-    if len(args) > 2:
-        return (*args[:2], latents.to(args[2].dtype), *args[3:]), kwargs
-    return args, {**kwargs, "sample": latents.to(kwargs["sample"].dtype)}
-
-
-def _sample_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Return the denoiser's first argument, however it was given, and the others."""
-    if args:
-        return args[0], args[1:], kwargs
-    return kwargs["sample"], (), {key: value for key, value in kwargs.items() if key != "sample"}

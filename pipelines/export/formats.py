@@ -32,6 +32,9 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
     "a-star": (a_star.StableDiffusionAStarPipeline, a_star.StableDiffusionXLAStarPipeline),
     "attend-and-excite": (guided.StableDiffusionAttendExcitePipeline, guided.StableDiffusionXLAttendExcitePipeline),
     "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
+    "negative-prompt": (guided.StableDiffusionNegativePromptPipeline, guided.StableDiffusionXLNegativePromptPipeline),
+    "safree": (guided.StableDiffusionSafreePipeline, guided.StableDiffusionXLSafreePipeline),
+    "sld": (guided.StableDiffusionSldPipeline, guided.StableDiffusionXLSldPipeline),
 }
 """Guidances by name, with their pipelines for one text encoder and for two."""
 

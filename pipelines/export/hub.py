@@ -58,6 +58,12 @@ PIPELINES: tuple[type, ...] = (
     guided.StableDiffusionXLLocalisedPipeline,
     guided.StableDiffusionAttendExcitePipeline,
     guided.StableDiffusionXLAttendExcitePipeline,
+    guided.StableDiffusionNegativePromptPipeline,
+    guided.StableDiffusionXLNegativePromptPipeline,
+    guided.StableDiffusionSafreePipeline,
+    guided.StableDiffusionXLSafreePipeline,
+    guided.StableDiffusionSldPipeline,
+    guided.StableDiffusionXLSldPipeline,
 )
 """Pipeline classes that `python -m erasure.pipelines.export.hub` writes."""
 

@@ -43,14 +43,24 @@ def test_it_is_a_frozen_dataclass_with_a_docstring_that_names_its_source(kind: A
 def test_it_acts_inside_the_with_alone_and_changes_no_weight(kind: Any, family: str) -> None:
     pipe = tiny.FAMILIES[family]()
     before, weights = latents(pipe), {name: value.clone() for name, value in pipe.unet.state_dict().items()}
-    with kind(concepts=("cat",)).applied_to(pipe) as inside:
+    with kind(concepts=("cat",), **kind.quick).applied_to(pipe) as inside:
         assert inside is pipe
         first, again = latents(pipe), latents(pipe)
     assert torch.equal(first, again)  # nothing is left from one loop to the next
     assert not torch.equal(first[0], before[0])
-    assert torch.equal(first[1], before[1])  # a prompt without the concept
+    assert kind.every_prompt or torch.equal(first[1], before[1])  # a prompt without the concept
     assert torch.equal(latents(pipe), before)
     assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [each for each in KINDS if guidances()[str(each.id)].every_prompt])
+def test_one_that_acts_on_every_prompt_can_be_told_not_to(kind: Any) -> None:
+    pipe = tiny.sd1()
+    before = latents(pipe)
+    with kind(concepts=("cat",), only_named=True, **kind.quick).applied_to(pipe):
+        inside = latents(pipe)
+    assert torch.equal(inside[1], before[1])
+    assert not torch.equal(inside[0], before[0])
 
 
 @pytest.mark.parametrize("family", tiny.JOINT)

@@ -1,0 +1,77 @@
+"""Negative prompt: the concept's prediction in the place of the unconditional one.
+
+It has no paper of its own: it is classifier-free guidance (arXiv:2207.12598) with another base,
+e = e_s + w (e_p - e_s).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ..backbones import backbone_of
+from ..registry import Exactness
+from .base import NamedPrompts
+from .steps import Denoising, Latents, around_each_step
+from .texts import TextGuidance, check_guided, joined_names, predicted
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativePrompt(TextGuidance):
+    """Has the denoiser read the names, joined by ", ", where it reads the empty prompt or the call's negative prompt.
+
+    Names that do not fit into one text make several, and the unconditional prediction is the mean of theirs.
+    """
+
+    name: ClassVar[str] = "negative-prompt"
+    source: ClassVar[str] = "arXiv:2207.12598"
+    exactness: ClassVar[Exactness] = "published"
+    every_prompt: ClassVar[bool] = True
+
+    @contextmanager
+    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+        with self.prompts(pipe) as named:
+            run = _Away(self, pipe, named)
+            with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after):
+                yield pipe
+
+
+class _Away:
+    """The unconditional rows of one pipeline's loops."""
+
+    def __init__(self, settings: NegativePrompt, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
+        self.settings, self.named = settings, named
+        self.first, *self.others = joined_names(backbone_of(pipe), settings.concepts)
+
+    def before(self, call: Denoising) -> Latents:
+        """Have the unconditional rows read the first text."""
+        check_guided(call, self.settings.name)
+        n, rows = len(call.latents), self.settings.acted_on(self.named)
+        arguments = call.batch_arguments
+
+        def replaced(whole: Tensor, state: Tensor) -> Tensor:
+            acted = rows.to(whole.device).view(-1, *[1] * (whole.ndim - 1))
+            return torch.cat([torch.where(acted, state.to(whole), whole[:n]), whole[n:]])
+
+        changed: dict[str, Any] = {
+            "encoder_hidden_states": replaced(arguments["encoder_hidden_states"], self.first.states)
+        }
+        if self.first.pooled is not None:
+            added = arguments["added_cond_kwargs"]
+            changed["added_cond_kwargs"] = {**added, "text_embeds": replaced(added["text_embeds"], self.first.pooled)}
+        call.replace_arguments(**changed)
+        return call.latents
+
+    @torch.no_grad()
+    def after(self, call: Denoising, output: Tensor) -> Tensor:
+        """Take the mean over the texts."""
+        if not self.others:
+            return output
+        n = len(call.latents)
+        parts = [output[:n], *(predicted(call, states.expand(n)) for states in self.others)]
+        acted = self.settings.acted_on(self.named).to(output.device)[:, None, None, None]
+        return torch.cat([torch.where(acted, torch.stack(parts).mean(0), output[:n]), output[n:]])

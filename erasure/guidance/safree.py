@@ -1,0 +1,187 @@
+"""SAFREE: the prompt's states without the concepts' subspace (Yoon et al., ICLR 2025, arXiv:2410.12761).
+
+With P_C the projector on the pooled states of the concepts' names, and q_i the pooled state of the prompt with token i
+masked: token i carries a concept if |(I - P_C) q_i| >= (1 + alpha) times the mean of the other tokens', and its state e
+becomes (I - P_C) P_I e, P_I the projector on the span of all q_i. Written from the equations; the official code has no
+licence.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..backbones import backbone_of
+from ..backbones.conditioning import Conditioning
+from ..backbones.loaded import LoadedModel
+from ..registry import Exactness
+from .base import NamedPrompts
+from .negative_prompt import NegativePrompt
+from .steps import Denoising, Latents, around_each_step
+from .texts import TextGuidance
+
+# Constants of the released code: the token that stands for a masked one ("!"), the steepness and middle of the rule for
+# the number of steps (5.5 and 3.5 for artists), and the largest number of steps.
+_MASK_ID, _STEEPNESS, _MIDDLE, _MOST = 0, 2.5, 5.333, 10
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAFREE(TextGuidance):
+    """Has the denoiser read the prompt's states without the concepts, for the first steps.
+
+    With two text encoders each is filtered in its own space.
+
+    Attributes:
+        alpha: Excess of a token's distance over the mean of the others' from which on it carries a concept, >= 0.
+        steps: Rule for the number of steps: "released" code, "paper", or "all".
+        trailing: Whether the states from the end of text on are projected too where a token carries a concept.
+        negative_prompt: Whether the names are the negative prompt as well, as in the released generator.
+    """
+
+    name: ClassVar[str] = "safree"
+    source: ClassVar[str] = "arXiv:2410.12761, code b8b2c3f"
+    exactness: ClassVar[Exactness] = "reconstructed"
+    every_prompt: ClassVar[bool] = True
+
+    alpha: float = 0.01
+    steps: Literal["released", "paper", "all"] = "released"
+    trailing: bool = False
+    negative_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        self.check("alpha", self.alpha >= 0, "a number of at least 0")
+
+    @contextmanager
+    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+        with ExitStack() as stack:
+            named = stack.enter_context(self.prompts(pipe))
+            run = _Filtering(self, pipe, named)
+            stack.enter_context(around_each_step(pipe, rows=lambda: len(named()), before=run.before))
+            if self.negative_prompt:
+                negative = NegativePrompt(concepts=self.concepts, only_named=self.only_named)
+                stack.enter_context(negative.applied_to(pipe))
+            yield pipe
+
+    def last_step(self, distance: float) -> float:
+        """Return the last step in which the filtered states are read, from `1 - mean cosine` to the original ones."""
+        if self.steps == "all":
+            return math.inf
+        sharp = 2 * _STEEPNESS * (10 * distance - _MIDDLE)
+        return float(round(_MOST / (1 + math.exp(-(sharp if self.steps == "released" else distance)))))
+
+    def triggers(
+        self, masked: Float[Tensor, "n dim"], concept: Float[Tensor, "dim dim"], empty: Float[Tensor, " dim"]
+    ) -> Bool[Tensor, " n"]:
+        """Return which tokens carry a concept, from the pooled states of the prompt with each of them masked.
+
+        Args:
+            masked: The pooled states.
+            concept: Projector on the concepts.
+            empty: Pooled state of the empty prompt, which a prompt of one token is compared with.
+        """
+        distances = (masked - masked @ concept).norm(dim=-1)
+        if len(distances) == 1:
+            return distances > (empty - concept @ empty).norm()
+        others = (distances.sum() - distances) / (len(distances) - 1)
+        return distances >= (1 + self.alpha) * others
+
+
+def projector(rows: Float[Tensor, "n dim"]) -> Float[Tensor, "dim dim"]:
+    """Return the orthogonal projector on the span of rows; near-collinear rows count once."""
+    _, sizes, directions = torch.linalg.svd(rows.double(), full_matrices=False)
+    kept = directions[sizes > _TOLERANCE * sizes.max()]
+    return kept.T @ kept
+
+
+def filtered(
+    states: Float[Tensor, "k dim"], concept: Float[Tensor, "dim dim"], prompt: Float[Tensor, "dim dim"]
+) -> Float[Tensor, "k dim"]:
+    """Return (I - P_C) P_I e of each row e; in this order, the released code's, nothing of the concepts is left."""
+    inside = states.double() @ prompt
+    return inside - inside @ concept
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Safe:
+    """States of one text encoder's columns in a prompt, and the last step in which they are read."""
+
+    columns: slice
+    states: Float[Tensor, "tokens columns"]
+    last: float
+
+
+class _Filtering:
+    """The filtered states of one pipeline's prompts."""
+
+    def __init__(self, settings: SAFREE, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
+        self.settings, self.named = settings, named
+        self.backbone: LoadedModel = backbone_of(pipe)
+        names = self.backbone.encode(list(settings.concepts)).end_states.double()
+        self.empty = self.backbone.encode([""]).end_states[0].double()
+        ends = [0]
+        for encoder in self.backbone.text_encoders().values():
+            ends.append(ends[-1] + encoder.config.hidden_size)
+        self.columns = [slice(*both) for both in pairwise(ends)]
+        self.concepts = [projector(names[:, part]) for part in self.columns]
+        self._read: Conditioning | None = None
+        self._safe: list[list[_Safe]] = []
+
+    @torch.no_grad()
+    def before(self, call: Denoising) -> Latents:
+        """Have the prompts' rows read the filtered states."""
+        safe = self._of_prompts()
+        acting = [[part for part in row if call.step <= part.last] for row in safe]
+        if any(acting):
+            changed = call.batch_arguments["encoder_hidden_states"].clone()
+            prompts = call.conditional(changed)
+            for row, parts in enumerate(acting):
+                for part in parts:
+                    prompts[row, :, part.columns] = part.states.to(changed)
+            call.replace_arguments(encoder_hidden_states=changed)
+        return call.latents
+
+    def _of_prompts(self) -> list[list[_Safe]]:
+        states = self.named.states()
+        if states is not None and states is not self._read:
+            acted = self.settings.acted_on(self.named).tolist()
+            known: dict[str, list[_Safe]] = {}
+            rows: list[list[_Safe]] = []
+            for row, prompt in enumerate(states.prompts):
+                if acted[row] and prompt not in known:
+                    known[prompt] = self._of_prompt(states.select([row]))
+                rows.append(known[prompt] if acted[row] else [])
+            self._read, self._safe = states, rows
+        return self._safe
+
+    def _of_prompt(self, states: Conditioning) -> list[_Safe]:
+        """Return the parts of a prompt's states in which a token carries a concept."""
+        end = int(states.eot[0])
+        if end < 2:
+            return []
+        ids = states.ids[[0] * (end - 1)]
+        places = torch.arange(1, end, device=ids.device)
+        ids[places - 1, places] = _MASK_ID
+        masked = self.backbone.encode_ids(ids).end_states.double()
+        safe = []
+        for columns, concept in zip(self.columns, self.concepts, strict=True):
+            triggers = self.settings.triggers(masked[:, columns], concept, self.empty[columns])
+            if not triggers.any():
+                continue
+            original = states.states[0, :, columns].double()
+            projected = filtered(original, concept, projector(masked[:, columns]))
+            cosines = torch.cosine_similarity(projected[: end + 1], original[: end + 1], dim=-1)
+            replaced = torch.full((len(original),), self.settings.trailing, device=triggers.device)
+            replaced[:end] = False
+            replaced[1:end] = triggers
+            chosen = torch.where(replaced[:, None], projected, original)
+            last = self.settings.last_step(1 - float(cosines.mean()))
+            safe.append(_Safe(columns=columns, states=chosen, last=last))
+        return safe

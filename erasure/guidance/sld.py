@@ -1,0 +1,111 @@
+"""SLD, Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv:2211.05105).
+
+With the predictions e_0 (unconditional), e_p (prompt), e_s (the names), element by element:
+
+    mu = min(1, k |e_p - e_s|) where e_p - e_s < threshold, else 0
+    g = mu (e_s - e_0) + momentum_scale nu
+    nu <- momentum nu + (1 - momentum) g
+    e = e_0 + w (e_p - e_0 - g), from the step `warmup`
+
+so e_p - g in the place of e_p is SLD under any guidance scale w.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ..backbones import backbone_of
+from ..registry import Exactness
+from .base import NamedPrompts
+from .steps import Denoising, around_each_step
+from .texts import TextGuidance, check_guided, joined_names, predicted
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeLatentDiffusion(TextGuidance):
+    """Pushes the prompt's prediction away from that for the names, where the two are close.
+
+    Predictions of v are compared as noise, which the settings are calibrated on. Names that do not fit into one text
+    make several, and g is the mean of theirs.
+
+    Attributes:
+        scale: Factor of the difference in mu (k), >= 0.
+        threshold: Difference from which on an element is left alone (lambda).
+        momentum_scale: Share of the momentum in g, >= 0.
+        momentum: Share of the old momentum in the new one, in [0, 1).
+        warmup: Number of steps in which only the momentum is collected, >= 0.
+    """
+
+    name: ClassVar[str] = "sld"
+    source: ClassVar[str] = "arXiv:2211.05105, code a42923c"
+    exactness: ClassVar[Exactness] = "published"
+    every_prompt: ClassVar[bool] = True
+    quick: ClassVar[Mapping[str, Any]] = {"warmup": 0}
+
+    scale: float = 1000.0
+    threshold: float = 0.01
+    momentum_scale: float = 0.3
+    momentum: float = 0.4
+    warmup: int = 10
+
+    def __post_init__(self) -> None:
+        self.check("scale", self.scale >= 0, "a number of at least 0")
+        self.check("momentum_scale", self.momentum_scale >= 0, "a number of at least 0")
+        self.check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        self.check("warmup", self.warmup >= 0, "a number of steps of at least 0")
+
+    @contextmanager
+    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+        with self.prompts(pipe) as named:
+            run = _Away(self, pipe, named)
+            with around_each_step(pipe, rows=lambda: len(named()), after=run.after):
+                yield pipe
+
+    def force(
+        self, free: Tensor, prompted: Tensor, unwanted: Sequence[Tensor], momentum: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return g and the next momentum from noise predictions: e_0, e_p, and e_s of each text."""
+        away = torch.zeros_like(prompted)
+        for each in unwanted:
+            difference = prompted - each
+            size = (self.scale * difference.abs()).clamp(max=1)
+            away += torch.where(difference < self.threshold, size, 0) * (each - free) / len(unwanted)
+        away += self.momentum_scale * momentum
+        return away, self.momentum * momentum + (1 - self.momentum) * away
+
+
+class _Away:
+    """The momentum of one pipeline's loops."""
+
+    def __init__(self, settings: SafeLatentDiffusion, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
+        self.settings, self.named = settings, named
+        self.backbone = backbone_of(pipe)
+        self.texts = joined_names(self.backbone, settings.concepts)
+        self.momentum: Tensor | None = None
+
+    @torch.no_grad()
+    def after(self, call: Denoising, output: Tensor) -> Tensor:
+        """Take g off the prompts' predictions."""
+        check_guided(call, self.settings.name)
+        n = len(call.latents)
+        prompted = call.conditional(output).float()
+        if call.first or self.momentum is None:
+            self.momentum = torch.zeros_like(prompted)
+        # The latents' part of a prediction of v is the same for every text: it drops out of all differences.
+        zero, one = torch.zeros_like(prompted[:1]), torch.ones_like(prompted[:1])
+        factor = self.backbone.schedule.noise_of(one, zero, call.timestep.reshape(-1)[:1].long())
+        unwanted = [factor * predicted(call, states.expand(n)).float() for states in self.texts]
+        away, self.momentum = self.settings.force(
+            factor * output[:n].float(), factor * prompted, unwanted, self.momentum
+        )
+        if call.step < self.settings.warmup:
+            return output
+        acted = self.settings.acted_on(self.named).to(output.device)[:, None, None, None]
+        changed = output.clone()
+        call.conditional(changed).copy_(torch.where(acted, prompted - away / factor, prompted))
+        return changed

@@ -1,0 +1,108 @@
+"""Guidance by the text of concepts: one list of names, and the denoiser's predictions and arguments for other texts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Bool
+from torch import Tensor
+
+from ..backbones.base import Backbone
+from ..backbones.conditioning import Conditioning
+from ..errors import InputError
+from .base import AnyGuidance, Guidance, NamedPrompts, named_prompts
+from .steps import Denoising, check_scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextGuidance(Guidance):
+    """Guidance that knows concepts by the states of their names alone.
+
+    Attributes:
+        concepts: Names of the concepts.
+        only_named: Whether prompts that name none of the concepts are left alone; the sources act on every prompt.
+    """
+
+    concepts: tuple[str, ...]
+    only_named: bool = False
+
+    def check(self, setting: str, holds: bool, expected: str) -> None:
+        """Raise InputError if a setting is out of range."""
+        if not holds:
+            raise InputError(f"{self.name}.{setting}: expected {expected}, got {getattr(self, setting)!r}. Change it.")
+
+    @contextmanager
+    def prompts(self, pipe: DiffusionPipeline) -> Iterator[NamedPrompts]:
+        """Follow the prompts of the pipeline, for the length of a `with`.
+
+        Raises:
+            InputError: There are no concepts, or the pipeline is one of flow matching.
+        """
+        check_scheduler(pipe)
+        with named_prompts(pipe, self.concepts, longest=True) as named:
+            yield named
+
+    def acted_on(self, named: NamedPrompts) -> Bool[Tensor, " n"]:
+        """Return for each image of the running loop whether its prompt is acted on."""
+        return torch.tensor([bool(row.positions) or not self.only_named for row in named()], dtype=torch.bool)
+
+    @classmethod
+    def merged(cls: type[AnyGuidance], parts: Sequence[AnyGuidance]) -> tuple[AnyGuidance, ...]:
+        """Return one guidance for all that have the same settings, with the names of all."""
+        listed = cast("Sequence[TextGuidance]", parts)
+        groups: list[tuple[TextGuidance, list[TextGuidance]]] = []
+        for part in listed:
+            plain = replace(part, concepts=())
+            group = next((members for kind, members in groups if kind == plain), None)
+            if group is None:
+                groups.append((plain, [part]))
+            else:
+                group.append(part)
+        return cast(
+            "tuple[AnyGuidance, ...]",
+            tuple(
+                replace(kind, concepts=tuple(dict.fromkeys(name for part in members for name in part.concepts)))
+                for kind, members in groups
+            ),
+        )
+
+
+def joined_names(backbone: Backbone, names: Sequence[str]) -> list[Conditioning]:
+    """Return the states of the names joined by ", ", of as few texts as the encoder reads whole.
+
+    Raises:
+        InputError: A single name is longer than what the model reads.
+    """
+    texts: list[Conditioning] = []
+    waiting = list(dict.fromkeys(names))
+    while waiting:
+        taken, states = 1, backbone.encode([waiting[0]])
+        if states.is_cut(0):
+            raise InputError(f"concepts: expected names that the model reads whole, got {waiting[0]!r}. Shorten it.")
+        while taken < len(waiting):
+            longer = backbone.encode([", ".join(waiting[: taken + 1])])
+            if longer.is_cut(0):
+                break
+            taken, states = taken + 1, longer
+        texts.append(states)
+        waiting = waiting[taken:]
+    return texts
+
+
+def predicted(call: Denoising, states: Conditioning) -> Tensor:
+    """Return the prediction for other texts, one for each image."""
+    replaced: dict[str, Any] = {"encoder_hidden_states": states.states}
+    if states.pooled is not None:
+        replaced["added_cond_kwargs"] = {**call.arguments["added_cond_kwargs"], "text_embeds": states.pooled}
+    return call.predict(call.latents, **replaced)
+
+
+def check_guided(call: Denoising, name: str) -> None:
+    """Raise InputError where the loop asks for no unconditional prediction, which the guidance changes or reads."""
+    if not call.guided:
+        raise InputError(
+            f"{name}: expected classifier-free guidance, got a loop without it. Sample with a guidance scale above 1."
+        )
