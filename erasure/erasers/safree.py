@@ -24,7 +24,7 @@ class SAFREE(Eraser):
         alpha: Excess of a token's distance over the mean of the others' from which on it carries a concept, >= 0.
         steps: Rule for the number of steps: "released" code, "paper", or "all".
         trailing: Whether the states from the end of text on are projected too where a token carries a concept.
-        negative_prompt: Whether the names are the negative prompt as well, as in the released generator.
+        as_negative: Whether the names are the negative prompt as well, as in the released generator.
         only_named: Whether prompts that name none of the concepts are left alone; the source acts on every prompt.
     """
 
@@ -41,7 +41,7 @@ class SAFREE(Eraser):
     alpha: Annotated[float, Field(ge=0)] = 0.01
     steps: Literal["released", "paper", "all"] = "released"
     trailing: bool = False
-    negative_prompt: bool = False
+    as_negative: bool = False
     only_named: bool = False
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> SamplingEdit:

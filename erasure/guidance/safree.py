@@ -43,7 +43,7 @@ class SAFREE(TextGuidance):
         alpha: Excess of a token's distance over the mean of the others' from which on it carries a concept, >= 0.
         steps: Rule for the number of steps: "released" code, "paper", or "all".
         trailing: Whether the states from the end of text on are projected too where a token carries a concept.
-        negative_prompt: Whether the names are the negative prompt as well, as in the released generator.
+        as_negative: Whether the names are the negative prompt as well, as in the released generator.
     """
 
     name: ClassVar[str] = "safree"
@@ -54,7 +54,7 @@ class SAFREE(TextGuidance):
     alpha: float = 0.01
     steps: Literal["released", "paper", "all"] = "released"
     trailing: bool = False
-    negative_prompt: bool = False
+    as_negative: bool = False
 
     def __post_init__(self) -> None:
         self.check("alpha", self.alpha >= 0, "a number of at least 0")
@@ -65,7 +65,7 @@ class SAFREE(TextGuidance):
             named = stack.enter_context(self.prompts(pipe))
             run = _Filtering(self, pipe, named)
             stack.enter_context(around_each_step(pipe, rows=lambda: len(named()), before=run.before))
-            if self.negative_prompt:
+            if self.as_negative:
                 negative = NegativePrompt(concepts=self.concepts, only_named=self.only_named)
                 stack.enter_context(negative.applied_to(pipe))
             yield pipe

@@ -57,6 +57,9 @@ def test_a_file_defines_one_pipeline_and_imports_nothing_of_ours(pipeline: Any) 
         ("a-star", {"concepts": ["cat", "dog"]}),
         ("attend-and-excite", {"concepts": ["cat", "dog"], "refine_at": [], "peaks": []}),
         ("localised", {"concepts": ["cat"], "preserve": ["dog"], "scale": 3.0}),
+        ("negative-prompt", {"concepts": ["cat"]}),
+        ("safree", {"concepts": ["cat"], "as_negative": True, "steps": "all"}),
+        ("sld", {"concepts": ["cat"], "warmup": 0}),
     ],
 )
 def test_it_runs_alone_and_makes_the_same_picture(

@@ -1,0 +1,57 @@
+"""Erasers that act during sampling: recorded, combined, exported as a pipeline and taken back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from erasure import Concept, Ledger, make_eraser
+from erasure.backbones import backbone_of
+from erasure.edits import SamplingEdit
+from erasure.erasers import eraser_class, eraser_names
+from erasure.guidance.texts import TextGuidance
+from erasure.pipelines.export.formats import GUIDANCES, Export, write_export
+from tests import tiny
+
+NAMES = [name for name in eraser_names() if eraser_class(name).stage == "sampling" and name != "localised"]
+
+
+def images(pipe: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a cat and a dog", num_inference_steps=2, output_type="latent", generator=generator).images
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_ledger_records_exports_and_undoes_it(name: str, tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    pipe.save_pretrained(tmp_path / "model")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    plain = images(pipe)
+    ledger = Ledger.create(tmp_path / "ledger", backbone_of(pipe).fingerprint(), str(tmp_path / "model"))
+    eraser = make_eraser(name, **eraser_class(name).quick)
+    first = ledger.remove(pipe, eraser, [Concept(target="cat", aliases=("kitten",))])
+    with ledger.applied_to(pipe):
+        alone = images(pipe)
+    second = ledger.remove(pipe, eraser, [Concept(target="dog")])
+    edit = ledger.edit()
+    assert isinstance(edit, SamplingEdit)
+    (guidance,) = edit.guidances
+    assert isinstance(guidance, TextGuidance)
+    assert guidance.concepts == ("cat", "kitten", "dog")
+    with Ledger.open(tmp_path / "ledger").applied_to(pipe):
+        both = images(pipe)
+    assert not torch.equal(both, plain)
+    if name in GUIDANCES:
+        (tmp_path / "out").mkdir()
+        write_export(ledger, pipe, Export(format="pipeline"), tmp_path / "out")
+        exported = DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        assert torch.equal(images(exported), both)
+    ledger.undo(second.id)
+    with ledger.applied_to(pipe):
+        assert torch.equal(images(pipe), alone)
+    ledger.undo(first.id)
+    with ledger.applied_to(pipe):
+        assert torch.equal(images(pipe), plain)
