@@ -16,6 +16,7 @@ from erasure.guidance.base import Guidance
 from erasure.guidance.localised import LocalisedRemoval
 from erasure.guidance.negative_prompt import NegativePrompt
 from erasure.guidance.safree import SAFREE
+from erasure.guidance.semantic_surgery import SemanticSurgery
 from erasure.guidance.sld import SafeLatentDiffusion
 
 from .signatures import with_call
@@ -165,4 +166,20 @@ class StableDiffusionXLSafreePipeline(GuidedMixin, StableDiffusionXLPipeline):
     """Text to image with Stable Diffusion XL, and prompts without concepts' subspace; see `SAFREE`."""
 
     guidance = SAFREE
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionSemanticSurgeryPipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, and prompts less concepts' directions; see `SemanticSurgery`."""
+
+    guidance = SemanticSurgery
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLSemanticSurgeryPipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, and prompts less concepts' directions; see `SemanticSurgery`."""
+
+    guidance = SemanticSurgery
     backbone = StableDiffusionXL

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -25,7 +24,7 @@ from ..registry import Exactness
 from .base import NamedPrompts
 from .negative_prompt import NegativePrompt
 from .steps import Denoising, Latents, around_each_step
-from .texts import TextGuidance
+from .texts import PerPrompt, TextGuidance, encoder_columns
 
 # Constants of the released code: the token that stands for a masked one ("!"), the steepness and middle of the rule for
 # the number of steps (5.5 and 3.5 for artists), and the largest number of steps.
@@ -111,10 +110,10 @@ def filtered(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Safe:
-    """States of one text encoder's columns in a prompt, and the last step in which they are read."""
+    """Change of one text encoder's columns in a prompt's states, and the last step in which it is read."""
 
     columns: slice
-    states: Float[Tensor, "tokens columns"]
+    change: Float[Tensor, "tokens columns"]
     last: float
 
 
@@ -126,42 +125,25 @@ class _Filtering:
         self.backbone: LoadedModel = backbone_of(pipe)
         names = self.backbone.encode(list(settings.concepts)).end_states.double()
         self.empty = self.backbone.encode([""]).end_states[0].double()
-        ends = [0]
-        for encoder in self.backbone.text_encoders().values():
-            ends.append(ends[-1] + encoder.config.hidden_size)
-        self.columns = [slice(*both) for both in pairwise(ends)]
+        self.columns = encoder_columns(self.backbone)
         self.concepts = [projector(names[:, part]) for part in self.columns]
-        self._read: Conditioning | None = None
-        self._safe: list[list[_Safe]] = []
+        self.of_prompts = PerPrompt(settings, named, self.of_prompt)
 
     @torch.no_grad()
     def before(self, call: Denoising) -> Latents:
         """Have the prompts' rows read the filtered states."""
-        safe = self._of_prompts()
-        acting = [[part for part in row if call.step <= part.last] for row in safe]
+        acting = [[part for part in row or () if call.step <= part.last] for row in self.of_prompts()]
         if any(acting):
             changed = call.batch_arguments["encoder_hidden_states"].clone()
             prompts = call.conditional(changed)
             for row, parts in enumerate(acting):
                 for part in parts:
-                    prompts[row, :, part.columns] = part.states.to(changed)
+                    now = prompts[row, :, part.columns].double()
+                    prompts[row, :, part.columns] = (now + part.change).to(changed)
             call.replace_arguments(encoder_hidden_states=changed)
         return call.latents
 
-    def _of_prompts(self) -> list[list[_Safe]]:
-        states = self.named.states()
-        if states is not None and states is not self._read:
-            acted = self.settings.acted_on(self.named).tolist()
-            known: dict[str, list[_Safe]] = {}
-            rows: list[list[_Safe]] = []
-            for row, prompt in enumerate(states.prompts):
-                if acted[row] and prompt not in known:
-                    known[prompt] = self._of_prompt(states.select([row]))
-                rows.append(known[prompt] if acted[row] else [])
-            self._read, self._safe = states, rows
-        return self._safe
-
-    def _of_prompt(self, states: Conditioning) -> list[_Safe]:
+    def of_prompt(self, states: Conditioning) -> list[_Safe]:
         """Return the parts of a prompt's states in which a token carries a concept."""
         end = int(states.eot[0])
         if end < 2:
@@ -181,7 +163,7 @@ class _Filtering:
             replaced = torch.full((len(original),), self.settings.trailing, device=triggers.device)
             replaced[:end] = False
             replaced[1:end] = triggers
-            chosen = torch.where(replaced[:, None], projected, original)
+            change = torch.where(replaced[:, None], projected - original, 0)
             last = self.settings.last_step(1 - float(cosines.mean()))
-            safe.append(_Safe(columns=columns, states=chosen, last=last))
+            safe.append(_Safe(columns=columns, change=change, last=last))
         return safe

@@ -1,9 +1,10 @@
 """Guidance by the text of concepts: one list of names, and the denoiser's predictions and arguments for other texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from itertools import accumulate, pairwise
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning
+from ..backbones.loaded import LoadedModel
 from ..errors import InputError
 from .base import AnyGuidance, Guidance, NamedPrompts, named_prompts
 from .steps import Denoising, check_scheduler
@@ -68,6 +70,44 @@ class TextGuidance(Guidance):
                 for kind, members in groups
             ),
         )
+
+
+Computed = TypeVar("Computed")
+
+
+class PerPrompt(Generic[Computed]):
+    """Results of a function of a prompt for the prompts of the running loop, computed once a batch.
+
+    Args:
+        settings: The guidance.
+        named: The prompts.
+        compute: Function of the states of one prompt.
+    """
+
+    def __init__(
+        self, settings: TextGuidance, named: NamedPrompts, compute: Callable[[Conditioning], Computed]
+    ) -> None:
+        self._settings, self._named, self._compute = settings, named, compute
+        self._read: Conditioning | None = None
+        self._results: list[Computed | None] = []
+
+    def __call__(self) -> list[Computed | None]:
+        """Return a result for each image; None where the guidance leaves the prompt alone."""
+        states = self._named.states()
+        if states is not None and states is not self._read:
+            known: dict[str, Computed | None] = {}
+            for row, acted in enumerate(self._settings.acted_on(self._named).tolist()):
+                prompt = states.prompts[row]
+                if prompt not in known:
+                    known[prompt] = self._compute(states.select([row])) if acted else None
+            self._read, self._results = states, [known[prompt] for prompt in states.prompts]
+        return self._results
+
+
+def encoder_columns(backbone: LoadedModel) -> list[slice]:
+    """Return the columns of each text encoder in the states of the tokens."""
+    widths = [encoder.config.hidden_size for encoder in backbone.text_encoders().values()]
+    return [slice(*both) for both in pairwise([0, *accumulate(widths)])]
 
 
 def joined_names(backbone: Backbone, names: Sequence[str]) -> list[Conditioning]:

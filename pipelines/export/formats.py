@@ -34,6 +34,10 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
     "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
     "negative-prompt": (guided.StableDiffusionNegativePromptPipeline, guided.StableDiffusionXLNegativePromptPipeline),
     "safree": (guided.StableDiffusionSafreePipeline, guided.StableDiffusionXLSafreePipeline),
+    "semantic-surgery": (
+        guided.StableDiffusionSemanticSurgeryPipeline,
+        guided.StableDiffusionXLSemanticSurgeryPipeline,
+    ),
     "sld": (guided.StableDiffusionSldPipeline, guided.StableDiffusionXLSldPipeline),
 }
 """Guidances by name, with their pipelines for one text encoder and for two."""

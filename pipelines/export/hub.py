@@ -62,6 +62,8 @@ PIPELINES: tuple[type, ...] = (
     guided.StableDiffusionXLNegativePromptPipeline,
     guided.StableDiffusionSafreePipeline,
     guided.StableDiffusionXLSafreePipeline,
+    guided.StableDiffusionSemanticSurgeryPipeline,
+    guided.StableDiffusionXLSemanticSurgeryPipeline,
     guided.StableDiffusionSldPipeline,
     guided.StableDiffusionXLSldPipeline,
 )

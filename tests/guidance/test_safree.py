@@ -77,11 +77,10 @@ def test_words_alone_are_replaced_unless_the_trailing_states_are_asked_for(famil
     end = int(states.eot[0])
     with named_prompts(pipe, ["cat"]) as named, torch.no_grad():
         run = _Filtering(SAFREE(concepts=("cat",), trailing=trailing), pipe, named)
-        parts = run._of_prompt(states)
+        parts = run.of_prompt(states)
     assert parts
     for part in parts:
-        original = states.states[0, :, part.columns]
-        changed = (part.states.to(original) != original).any(-1)
+        changed = part.change.any(-1)
         assert not changed[0]
         assert changed[1:end].any()
         assert bool(changed[end:].any()) is trailing

@@ -59,6 +59,7 @@ def test_a_file_defines_one_pipeline_and_imports_nothing_of_ours(pipeline: Any) 
         ("localised", {"concepts": ["cat"], "preserve": ["dog"], "scale": 3.0}),
         ("negative-prompt", {"concepts": ["cat"]}),
         ("safree", {"concepts": ["cat"], "as_negative": True, "steps": "all"}),
+        ("semantic-surgery", {"concepts": ["cat"], "beta": -1.0}),
         ("sld", {"concepts": ["cat"], "warmup": 0}),
     ],
 )
