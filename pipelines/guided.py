@@ -14,9 +14,9 @@ from erasure.errors import InputError
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.base import Guidance
 from erasure.guidance.localised import LocalisedRemoval
-from erasure.guidance.negative_prompt import NegativePrompt
-from erasure.guidance.safree import SAFREE
-from erasure.guidance.semantic_surgery import SemanticSurgery
+from erasure.guidance.negative_prompt import NegativePromptGuidance
+from erasure.guidance.safree import SAFREEGuidance
+from erasure.guidance.semantic_surgery import SemanticSurgeryGuidance
 from erasure.guidance.sld import SafeLatentDiffusion
 
 from .signatures import with_call
@@ -123,17 +123,17 @@ class StableDiffusionXLAttendExcitePipeline(GuidedMixin, StableDiffusionXLPipeli
 
 @_with_guided_signature
 class StableDiffusionNegativePromptPipeline(GuidedMixin, StableDiffusionPipeline):
-    """Text to image with Stable Diffusion 1.x and 2.x, and a negative prompt of concepts; see `NegativePrompt`."""
+    """Text to image with Stable Diffusion 1.x and 2.x, concepts as negative prompt; see `NegativePromptGuidance`."""
 
-    guidance = NegativePrompt
+    guidance = NegativePromptGuidance
     backbone = StableDiffusion
 
 
 @_with_guided_signature
 class StableDiffusionXLNegativePromptPipeline(GuidedMixin, StableDiffusionXLPipeline):
-    """Text to image with Stable Diffusion XL, and a negative prompt of concepts; see `NegativePrompt`."""
+    """Text to image with Stable Diffusion XL, concepts as negative prompt; see `NegativePromptGuidance`."""
 
-    guidance = NegativePrompt
+    guidance = NegativePromptGuidance
     backbone = StableDiffusionXL
 
 
@@ -155,31 +155,31 @@ class StableDiffusionXLSldPipeline(GuidedMixin, StableDiffusionXLPipeline):
 
 @_with_guided_signature
 class StableDiffusionSafreePipeline(GuidedMixin, StableDiffusionPipeline):
-    """Text to image with Stable Diffusion 1.x and 2.x, and prompts without concepts' subspace; see `SAFREE`."""
+    """Text to image with Stable Diffusion 1.x and 2.x, without concepts' subspace; see `SAFREEGuidance`."""
 
-    guidance = SAFREE
+    guidance = SAFREEGuidance
     backbone = StableDiffusion
 
 
 @_with_guided_signature
 class StableDiffusionXLSafreePipeline(GuidedMixin, StableDiffusionXLPipeline):
-    """Text to image with Stable Diffusion XL, and prompts without concepts' subspace; see `SAFREE`."""
+    """Text to image with Stable Diffusion XL, without concepts' subspace; see `SAFREEGuidance`."""
 
-    guidance = SAFREE
+    guidance = SAFREEGuidance
     backbone = StableDiffusionXL
 
 
 @_with_guided_signature
 class StableDiffusionSemanticSurgeryPipeline(GuidedMixin, StableDiffusionPipeline):
-    """Text to image with Stable Diffusion 1.x and 2.x, and prompts less concepts' directions; see `SemanticSurgery`."""
+    """Text to image with Stable Diffusion 1.x and 2.x, less concepts' directions; see `SemanticSurgeryGuidance`."""
 
-    guidance = SemanticSurgery
+    guidance = SemanticSurgeryGuidance
     backbone = StableDiffusion
 
 
 @_with_guided_signature
 class StableDiffusionXLSemanticSurgeryPipeline(GuidedMixin, StableDiffusionXLPipeline):
-    """Text to image with Stable Diffusion XL, and prompts less concepts' directions; see `SemanticSurgery`."""
+    """Text to image with Stable Diffusion XL, less concepts' directions; see `SemanticSurgeryGuidance`."""
 
-    guidance = SemanticSurgery
+    guidance = SemanticSurgeryGuidance
     backbone = StableDiffusionXL

@@ -8,7 +8,7 @@ from ..backbones.base import Ability
 from ..backbones.schedule import Discrete, NoiseSchedule
 from ..concept import Concept
 from ..edits import SamplingEdit
-from ..guidance.negative_prompt import NegativePrompt as NegativePromptGuidance
+from ..guidance.negative_prompt import NegativePromptGuidance
 from ..registry import Exactness
 from ..training.context import FitContext
 from .base import Eraser, Stage, all_names, guided_edit

@@ -10,7 +10,7 @@ from ..backbones.base import Ability
 from ..backbones.schedule import Discrete, NoiseSchedule
 from ..concept import Concept
 from ..edits import SamplingEdit
-from ..guidance.semantic_surgery import SemanticSurgery as SemanticSurgeryGuidance
+from ..guidance.semantic_surgery import SemanticSurgeryGuidance
 from ..registry import Exactness
 from ..training.context import FitContext
 from .base import Eraser, Stage, all_names, guided_edit

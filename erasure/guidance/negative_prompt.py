@@ -21,7 +21,7 @@ from .texts import TextGuidance, check_guided, joined_names, predicted
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegativePrompt(TextGuidance):
+class NegativePromptGuidance(TextGuidance):
     """Has the denoiser read the names, joined by ", ", where it reads the empty prompt or the call's negative prompt.
 
     Names that do not fit into one text make several, and the unconditional prediction is the mean of theirs.
@@ -35,15 +35,15 @@ class NegativePrompt(TextGuidance):
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
-            run = _Away(self, pipe, named)
+            run = _UnconditionalRows(self, pipe, named)
             with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after):
                 yield pipe
 
 
-class _Away:
+class _UnconditionalRows:
     """The unconditional rows of one pipeline's loops."""
 
-    def __init__(self, settings: NegativePrompt, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
+    def __init__(self, settings: NegativePromptGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
         self.first, *self.others = joined_names(backbone_of(pipe), settings.concepts)
 

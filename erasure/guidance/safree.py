@@ -22,7 +22,7 @@ from ..backbones.conditioning import Conditioning
 from ..backbones.loaded import LoadedModel
 from ..registry import Exactness
 from .base import NamedPrompts
-from .negative_prompt import NegativePrompt
+from .negative_prompt import NegativePromptGuidance
 from .steps import Denoising, Latents, around_each_step
 from .texts import PerPrompt, TextGuidance, encoder_columns
 
@@ -33,7 +33,7 @@ _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAFREE(TextGuidance):
+class SAFREEGuidance(TextGuidance):
     """Has the denoiser read the prompt's states without the concepts, for the first steps.
 
     With two text encoders each is filtered in its own space.
@@ -65,7 +65,7 @@ class SAFREE(TextGuidance):
             run = _Filtering(self, pipe, named)
             stack.enter_context(around_each_step(pipe, rows=lambda: len(named()), before=run.before))
             if self.as_negative:
-                negative = NegativePrompt(concepts=self.concepts, only_named=self.only_named)
+                negative = NegativePromptGuidance(concepts=self.concepts, only_named=self.only_named)
                 stack.enter_context(negative.applied_to(pipe))
             yield pipe
 
@@ -120,7 +120,7 @@ class _Safe:
 class _Filtering:
     """The filtered states of one pipeline's prompts."""
 
-    def __init__(self, settings: SAFREE, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
+    def __init__(self, settings: SAFREEGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
         self.backbone: LoadedModel = backbone_of(pipe)
         names = self.backbone.encode(list(settings.concepts)).end_states.double()

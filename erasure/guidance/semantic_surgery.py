@@ -30,7 +30,7 @@ from .texts import PerPrompt, TextGuidance, encoder_columns, joined_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticSurgery(TextGuidance):
+class SemanticSurgeryGuidance(TextGuidance):
     """Has the denoiser read the prompt's states less the direction of the concepts that are present.
 
     Presence is a matter of states, not of words. With two text encoders it is the mean of both, and the sentence vector
@@ -71,7 +71,7 @@ class SemanticSurgery(TextGuidance):
 def presence(
     direction: Float[Tensor, "positions dim"], states: Float[Tensor, "positions dim"], columns: Sequence[slice]
 ) -> float:
-    """Return how present a concept is in a prompt: the mean cosine of its direction with the states, by position.
+    """Return the presence of a concept in a prompt: the mean cosine of its direction with the states, by position.
 
     Args:
         direction: E(c) - E("").
@@ -83,7 +83,7 @@ def presence(
 
 
 def presences(backbone: LoadedModel, concept: str, prompts: Sequence[str]) -> list[float]:
-    """Return how present a concept is in prompts; half way between prompts with and without it is a `beta`."""
+    """Return the presence of a concept in prompts; half way between prompts with and without it is a `beta`."""
     with torch.no_grad():
         empty, named, *states = backbone.encode(["", concept, *prompts]).states.double()
         return [presence(named - empty, each, encoder_columns(backbone)) for each in states]
@@ -91,7 +91,7 @@ def presences(backbone: LoadedModel, concept: str, prompts: Sequence[str]) -> li
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Direction:
-    """What is taken off a prompt's states and sentence vector."""
+    """Direction that is taken off a prompt's states and sentence vector."""
 
     states: Float[Tensor, "positions dim"]
     pooled: Float[Tensor, " pooled"] | None
@@ -100,7 +100,7 @@ class _Direction:
 class _Surgery:
     """The directions of one pipeline's prompts."""
 
-    def __init__(self, settings: SemanticSurgery, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
+    def __init__(self, settings: SemanticSurgeryGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings = settings
         self.backbone: LoadedModel = backbone_of(pipe)
         self.names = sorted(dict.fromkeys(settings.concepts))

@@ -62,7 +62,7 @@ class SafeLatentDiffusion(TextGuidance):
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
-            run = _Away(self, pipe, named)
+            run = _Pushing(self, pipe, named)
             with around_each_step(pipe, rows=lambda: len(named()), after=run.after):
                 yield pipe
 
@@ -79,7 +79,7 @@ class SafeLatentDiffusion(TextGuidance):
         return away, self.momentum * momentum + (1 - self.momentum) * away
 
 
-class _Away:
+class _Pushing:
     """The momentum of one pipeline's loops."""
 
     def __init__(self, settings: SafeLatentDiffusion, pipe: DiffusionPipeline, named: NamedPrompts) -> None:

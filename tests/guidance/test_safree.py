@@ -8,7 +8,7 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.guidance.base import named_prompts
-from erasure.guidance.safree import SAFREE, _Filtering, filtered, projector
+from erasure.guidance.safree import SAFREEGuidance, _Filtering, filtered, projector
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 
@@ -23,7 +23,7 @@ def latents(pipe: Any, prompts: list[str]) -> Tensor:
 
 def test_the_specifications_example() -> None:
     concept, prompt = projector(CONCEPT), projector(MASKED)
-    safree = SAFREE(concepts=("cat",))
+    safree = SAFREEGuidance(concepts=("cat",))
     assert safree.triggers(MASKED, concept, torch.zeros(4).double()).tolist() == [False, True]
     expected = [
         [0.942029, 0.115942, -0.202899, 0],
@@ -39,13 +39,13 @@ def test_the_specifications_example() -> None:
     distance = 1 - float(torch.cosine_similarity(safe, states, dim=-1).mean())
     assert distance == pytest.approx(0.375784, abs=1e-6)
     assert safree.last_step(distance) == 0
-    assert SAFREE(concepts=("cat",), steps="paper").last_step(distance) == 6
+    assert SAFREEGuidance(concepts=("cat",), steps="paper").last_step(distance) == 6
 
 
 @pytest.mark.parametrize(("distance", "last"), [(0.3, 0), (0.45, 0), (0.5, 2), (0.5333, 5), (0.55, 7), (0.6, 10)])
 def test_the_rule_of_steps(distance: float, last: int) -> None:
-    assert SAFREE(concepts=("cat",)).last_step(distance) == last
-    assert SAFREE(concepts=("cat",), steps="all").last_step(distance) > 1000
+    assert SAFREEGuidance(concepts=("cat",)).last_step(distance) == last
+    assert SAFREEGuidance(concepts=("cat",), steps="all").last_step(distance) > 1000
 
 
 def test_projectors() -> None:
@@ -63,7 +63,7 @@ def test_projectors() -> None:
 
 
 def test_a_prompt_of_one_token_is_compared_with_the_empty_one() -> None:
-    safree, concept = SAFREE(concepts=("cat",)), projector(CONCEPT)
+    safree, concept = SAFREEGuidance(concepts=("cat",)), projector(CONCEPT)
     one = torch.tensor([[0.0, 2, 0, 0]]).double()
     assert safree.triggers(one, concept, torch.tensor([0.0, 1, 0, 0]).double()).tolist() == [True]
     assert safree.triggers(one, concept, torch.tensor([0.0, 3, 0, 0]).double()).tolist() == [False]
@@ -76,7 +76,7 @@ def test_words_alone_are_replaced_unless_the_trailing_states_are_asked_for(famil
     states = backbone_of(pipe).encode(["a cat"])
     end = int(states.eot[0])
     with named_prompts(pipe, ["cat"]) as named, torch.no_grad():
-        run = _Filtering(SAFREE(concepts=("cat",), trailing=trailing), pipe, named)
+        run = _Filtering(SAFREEGuidance(concepts=("cat",), trailing=trailing), pipe, named)
         parts = run.of_prompt(states)
     assert parts
     for part in parts:
@@ -89,9 +89,9 @@ def test_words_alone_are_replaced_unless_the_trailing_states_are_asked_for(famil
 def test_without_a_token_that_carries_a_concept_every_bit_stays() -> None:
     pipe = tiny.sd1()
     plain = latents(pipe, ["a cat", ""])
-    with SAFREE(concepts=("cat",), alpha=1e9).applied_to(pipe):
+    with SAFREEGuidance(concepts=("cat",), alpha=1e9).applied_to(pipe):
         assert torch.equal(latents(pipe, ["a cat", ""]), plain)
-    with SAFREE(concepts=("cat",), alpha=0.0).applied_to(pipe):
+    with SAFREEGuidance(concepts=("cat",), alpha=0.0).applied_to(pipe):
         changed = latents(pipe, ["a cat", ""])
     assert not torch.equal(changed[0], plain[0])
     assert torch.equal(changed[1], plain[1])  # the empty prompt has no token
@@ -100,6 +100,6 @@ def test_without_a_token_that_carries_a_concept_every_bit_stays() -> None:
 def test_the_released_generators_negative_prompt_is_a_further_change() -> None:
     pipe, made = tiny.sd1(), []
     for more in ({}, {"as_negative": True}):
-        with SAFREE(concepts=("cat",), **more).applied_to(pipe):
+        with SAFREEGuidance(concepts=("cat",), **more).applied_to(pipe):
             made.append(latents(pipe, ["a cat"]))
     assert not torch.equal(*made)

@@ -9,7 +9,7 @@ from torch import Tensor
 from erasure.backbones import backbone_of
 from erasure.erasers import make_eraser
 from erasure.errors import InputError
-from erasure.guidance.negative_prompt import NegativePrompt
+from erasure.guidance.negative_prompt import NegativePromptGuidance
 from erasure.guidance.sld import SafeLatentDiffusion
 from erasure.guidance.steps import Denoising, Stepping, around_each_step
 from erasure.guidance.texts import joined_names
@@ -107,7 +107,7 @@ def test_the_warm_up_leaves_every_bit_and_collects_the_momentum() -> None:
 @pytest.mark.parametrize("name", ["sld", "negative-prompt"])
 def test_images_of_a_batch_do_not_meet(name: str) -> None:
     pipe = tiny.sd1()
-    kind: Any = {"sld": SafeLatentDiffusion, "negative-prompt": NegativePrompt}[name]
+    kind: Any = {"sld": SafeLatentDiffusion, "negative-prompt": NegativePromptGuidance}[name]
     with kind(concepts=("cat",), **kind.quick).applied_to(pipe):
         both = latents(pipe, ["a cat", "a tree"])
         first = latents(pipe, ["a cat"])
@@ -118,7 +118,7 @@ def test_images_of_a_batch_do_not_meet(name: str) -> None:
 def test_the_negative_prompt_is_the_pipelines_own(family: str) -> None:
     pipe = tiny.FAMILIES[family]()
     own = latents(pipe, ["a cat and a dog"], negative_prompt="cat, gun")
-    with NegativePrompt(concepts=("cat", "gun")).applied_to(pipe):
+    with NegativePromptGuidance(concepts=("cat", "gun")).applied_to(pipe):
         torch.testing.assert_close(latents(pipe, ["a cat and a dog"]), own)
 
 
@@ -130,9 +130,9 @@ def test_names_that_do_not_fit_make_several_texts_and_their_mean() -> None:
     assert ", ".join(prompt for text in texts for prompt in text.prompts) == ", ".join(names)
     assert len(texts) > 1
     assert not any(text.is_cut(0) for text in texts)
-    with NegativePrompt(concepts=names).applied_to(pipe):
+    with NegativePromptGuidance(concepts=names).applied_to(pipe):
         several = latents(pipe, ["a cat"])
-    with NegativePrompt(concepts=names[:2]).applied_to(pipe):
+    with NegativePromptGuidance(concepts=names[:2]).applied_to(pipe):
         assert not torch.equal(several, latents(pipe, ["a cat"]))
     with pytest.raises(InputError, match="expected names that the model reads whole, got 'aaa"):
         joined_names(backbone, ["a" * 100])
@@ -141,7 +141,7 @@ def test_names_that_do_not_fit_make_several_texts_and_their_mean() -> None:
 @pytest.mark.parametrize("name", ["sld", "negative-prompt"])
 def test_sampling_without_guidance_is_refused(name: str) -> None:
     pipe = tiny.sd1()
-    kind: Any = {"sld": SafeLatentDiffusion, "negative-prompt": NegativePrompt}[name]
+    kind: Any = {"sld": SafeLatentDiffusion, "negative-prompt": NegativePromptGuidance}[name]
     with kind(concepts=("cat",)).applied_to(pipe), pytest.raises(InputError, match="expected classifier-free") as error:
         latents(pipe, ["a cat"], scale=1.0)
     assert "\n" not in str(error.value)
