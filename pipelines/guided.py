@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from erasure.backbones.sd import StableDiffusion
 from erasure.backbones.sdxl import StableDiffusionXL
 from erasure.errors import InputError
+from erasure.guidance.adavd import AdaVDGuidance
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.base import Guidance
 from erasure.guidance.localised import LocalisedRemoval
@@ -182,4 +183,20 @@ class StableDiffusionXLSemanticSurgeryPipeline(GuidedMixin, StableDiffusionXLPip
     """Text to image with Stable Diffusion XL, less concepts' directions; see `SemanticSurgeryGuidance`."""
 
     guidance = SemanticSurgeryGuidance
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionAdavdPipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, values without concepts; see `AdaVDGuidance`."""
+
+    guidance = AdaVDGuidance
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLAdavdPipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, values without concepts; see `AdaVDGuidance`."""
+
+    guidance = AdaVDGuidance
     backbone = StableDiffusionXL

@@ -61,6 +61,11 @@ class Denoising:
         return self.conditional(self.batch_arguments)
 
     @property
+    def resting(self) -> bool:
+        """True while a further prediction is made, beside the loop's own."""
+        return self._link.resting
+
+    @property
     def batch_arguments(self) -> dict[str, Any]:
         """The denoiser's arguments for the whole batch, by name."""
         return dict(self._kwargs)

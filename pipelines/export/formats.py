@@ -30,6 +30,7 @@ Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint"]
 FORMATS: tuple[str, ...] = get_args(Format)
 GUIDANCES: Mapping[str, tuple[type, type]] = {
     "a-star": (a_star.StableDiffusionAStarPipeline, a_star.StableDiffusionXLAStarPipeline),
+    "adavd": (guided.StableDiffusionAdavdPipeline, guided.StableDiffusionXLAdavdPipeline),
     "attend-and-excite": (guided.StableDiffusionAttendExcitePipeline, guided.StableDiffusionXLAttendExcitePipeline),
     "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
     "negative-prompt": (guided.StableDiffusionNegativePromptPipeline, guided.StableDiffusionXLNegativePromptPipeline),

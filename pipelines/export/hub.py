@@ -58,6 +58,8 @@ PIPELINES: tuple[type, ...] = (
     guided.StableDiffusionXLLocalisedPipeline,
     guided.StableDiffusionAttendExcitePipeline,
     guided.StableDiffusionXLAttendExcitePipeline,
+    guided.StableDiffusionAdavdPipeline,
+    guided.StableDiffusionXLAdavdPipeline,
     guided.StableDiffusionNegativePromptPipeline,
     guided.StableDiffusionXLNegativePromptPipeline,
     guided.StableDiffusionSafreePipeline,

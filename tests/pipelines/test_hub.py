@@ -57,6 +57,7 @@ def test_a_file_defines_one_pipeline_and_imports_nothing_of_ours(pipeline: Any) 
         ("a-star", {"concepts": ["cat", "dog"]}),
         ("attend-and-excite", {"concepts": ["cat", "dog"], "refine_at": [], "peaks": []}),
         ("localised", {"concepts": ["cat"], "preserve": ["dog"], "scale": 3.0}),
+        ("adavd", {"concepts": ["cat"], "threshold": 0.0}),
         ("negative-prompt", {"concepts": ["cat"]}),
         ("safree", {"concepts": ["cat"], "as_negative": True, "steps": "all"}),
         ("semantic-surgery", {"concepts": ["cat"], "beta": -1.0}),

@@ -1,0 +1,157 @@
+"""AdaVD: the concept's direction off each token's value (Wang et al., CVPR 2025, arXiv:2412.06143).
+
+With v the value of a token of the prompt and t that of the concept's last token, in each layer of cross-attention:
+
+    v' = v - delta (<v, t> / <t, t>) t,  delta = strength sigmoid(slope (cos(v, t) - threshold))
+
+Several concepts are made orthogonal by Gram-Schmidt, B = L T, and v' = v - sum_k (<b_k, v> / <b_k, b_k>) sum_i L_ki
+delta_i t_i.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..backbones import backbone_of
+from ..backbones.loaded import LoadedModel
+from ..registry import Exactness
+from .base import NamedPrompts
+from .steps import Denoising, Latents, around_each_step
+from .texts import TextGuidance
+
+# A shift this small is none, so that a token far from the concepts keeps every bit.
+_NONE = 1e-3
+# A target of which less than this share of the square is new lies in the span of those before it.
+_SPANNED = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaVDGuidance(TextGuidance):
+    """Takes concepts off the values of the prompt's tokens, more from those that point at them.
+
+    Attributes:
+        strength: Largest shift (s), >= 0: 1 projects a concept out, 2 mirrors it.
+        slope: Steepness of the shift in the cosine (p), >= 0.
+        threshold: Cosine at which the shift is half its largest (epsilon).
+        shifted: Whether tokens are told apart by their cosine; else every token is shifted by 1.
+        branches: Values that are compared and changed: those of the prompt ("conditional"), or those of the
+            unconditional text beside them ("joint").
+    """
+
+    name: ClassVar[str] = "adavd"
+    source: ClassVar[str] = "arXiv:2412.06143, code c2d2962"
+    exactness: ClassVar[Exactness] = "published"
+    every_prompt: ClassVar[bool] = True
+    quick: ClassVar[Mapping[str, Any]] = {"threshold": -1.0}
+
+    strength: float = 2.0
+    slope: float = 100.0
+    threshold: float = 0.93
+    shifted: bool = True
+    branches: Literal["conditional", "joint"] = "conditional"
+
+    def __post_init__(self) -> None:
+        self.check("strength", self.strength >= 0, "a number of at least 0")
+        self.check("slope", self.slope >= 0, "a number of at least 0")
+
+    @contextmanager
+    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+        with ExitStack() as stack:
+            named = stack.enter_context(self.prompts(pipe))
+            run = _Values(self, pipe, named)
+            hooks = around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after)
+            stack.enter_context(hooks)
+            stack.callback(run.remove)
+            run.hook()
+            yield pipe
+
+    def without(
+        self, values: Float[Tensor, "tokens dim"], targets: Float[Tensor, "tokens k dim"]
+    ) -> Float[Tensor, "tokens dim"]:
+        """Return values without the targets, which may differ by token."""
+        n, k = targets.shape[:2]
+        if self.shifted:
+            cosines = torch.cosine_similarity(values[:, None], targets, dim=-1)
+            shifts = self.strength * torch.sigmoid(self.slope * (cosines - self.threshold))
+            shifts = torch.where(shifts < _NONE, 0, shifts)
+        else:
+            shifts = torch.ones(n, k).to(values)
+        removed = torch.zeros_like(values)
+        bases: list[tuple[Tensor, Tensor, Tensor]] = []  # b_k, its square, its row of L
+        for i in range(k):
+            base, weights = targets[:, i], torch.zeros(n, k).to(values)
+            weights[:, i] = 1
+            for other, square, row in bases:
+                share = (targets[:, i] * other).sum(-1, keepdim=True) / square
+                base, weights = base - share * other, weights - share * row
+            square = base.square().sum(-1, keepdim=True)
+            spanned = square <= _SPANNED * targets[:, i].square().sum(-1, keepdim=True)
+            base, square = torch.where(spanned, 0, base), torch.where(spanned, 1, square)
+            bases.append((base, square, weights))
+            share = (base * values).sum(-1, keepdim=True) / square
+            removed += share * ((weights * shifts)[..., None] * targets).sum(1)
+        return values - removed
+
+
+class _Values:
+    """The hooks on the value projections of one pipeline's denoiser."""
+
+    def __init__(self, settings: AdaVDGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
+        self.settings, self.named = settings, named
+        backbone: LoadedModel = backbone_of(pipe)
+        states = backbone.encode(sorted(dict.fromkeys(settings.concepts)))
+        rows = torch.arange(len(states), device=states.states.device)
+        self.concepts = states.states[rows, (states.eot - 1).to(rows.device)].detach()
+        names = [name.removesuffix(".weight").partition(".")[2] for name in backbone.sites({"cross.v"})]
+        self.layers = [backbone.denoiser.get_submodule(name) for name in names]
+        self.removals: list[Callable[[], None]] = []
+        self.call: Denoising | None = None
+
+    def hook(self) -> None:
+        """Have the layers' outputs changed."""
+        self.removals += [layer.register_forward_hook(self.changed).remove for layer in self.layers]
+
+    def remove(self) -> None:
+        """Leave the layers as they were."""
+        while self.removals:
+            self.removals.pop()()
+
+    def before(self, call: Denoising) -> Latents:
+        """Take note of the call."""
+        self.call = call
+        return call.latents
+
+    def after(self, call: Denoising, output: Tensor) -> Tensor:
+        """Forget the call."""
+        self.call = None
+        return output
+
+    @torch.no_grad()
+    def changed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Return a layer's values without the concepts, for the prompts of the loop."""
+        call = self.call
+        if call is None or call.resting:
+            return None
+        n, joint = len(call.latents), self.settings.branches == "joint" and call.guided
+        targets = layer.forward(self.concepts.to(args[0])).float()
+        changed = output.clone()
+        for row, acted in enumerate(self.settings.acted_on(self.named).tolist()):
+            if not acted:
+                continue
+            values = call.conditional(output)[row, 1:].float()
+            wanted = targets.expand(len(values), -1, -1)
+            if joint:
+                free = output[row, 1:].float()
+                wanted = torch.cat([free[:, None].expand(-1, len(targets), -1), wanted], -1)
+                both = self.settings.without(torch.cat([free, values], -1), wanted)
+                changed[row, 1:] = both[:, : free.shape[-1]].to(output)
+                changed[n + row, 1:] = both[:, free.shape[-1] :].to(output)
+            else:
+                call.conditional(changed)[row, 1:] = self.settings.without(values, wanted).to(output)
+        return changed
