@@ -145,13 +145,13 @@ class _Values:
             if not acted:
                 continue
             values = call.conditional(output)[row, 1:].float()
-            wanted = targets.expand(len(values), -1, -1)
+            directions = targets.expand(len(values), -1, -1)
             if joint:
                 free = output[row, 1:].float()
-                wanted = torch.cat([free[:, None].expand(-1, len(targets), -1), wanted], -1)
-                both = self.settings.without(torch.cat([free, values], -1), wanted)
+                directions = torch.cat([free[:, None].expand(-1, len(targets), -1), directions], -1)
+                both = self.settings.without(torch.cat([free, values], -1), directions)
                 changed[row, 1:] = both[:, : free.shape[-1]].to(output)
                 changed[n + row, 1:] = both[:, free.shape[-1] :].to(output)
             else:
-                call.conditional(changed)[row, 1:] = self.settings.without(values, wanted).to(output)
+                call.conditional(changed)[row, 1:] = self.settings.without(values, directions).to(output)
         return changed
