@@ -11,8 +11,10 @@ from erasure import Concept, Ledger, make_eraser
 from erasure.backbones import backbone_of
 from erasure.edits import SamplingEdit
 from erasure.erasers import eraser_class, eraser_names
+from erasure.errors import InputError
 from erasure.guidance.texts import TextGuidance
 from erasure.pipelines.export.formats import GUIDANCES, Export, write_export
+from erasure.training.context import FitContext
 from tests import tiny
 
 NAMES = [name for name in eraser_names() if eraser_class(name).stage == "sampling" and name != "localised"]
@@ -55,3 +57,24 @@ def test_a_ledger_records_exports_and_undoes_it(name: str, tmp_path: Path) -> No
     ledger.undo(first.id)
     with ledger.applied_to(pipe):
         assert torch.equal(images(pipe), plain)
+
+
+@pytest.mark.parametrize("parts", [("safree", "semantic-surgery"), ("semantic-surgery", "safree"), ("oce", "adavd")])
+def test_those_that_undo_one_another_are_not_stacked(parts: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match=r"stack.parts: expected parts that go together, got") as caught:
+        make_eraser("stack", parts=parts)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_stands_on_a_change_of_weights() -> None:
+    pipe = tiny.sd1()
+    stacked = make_eraser("stack", parts=("uce", {"name": "sld", "strength": "max"}))
+    edit = stacked.fit([Concept(target="cat")], FitContext(backbone=backbone_of(pipe)))
+    assert isinstance(edit, SamplingEdit)
+    assert edit.weights is not None
+    plain = images(pipe)
+    with edit.weights.applied_to(pipe):
+        beneath = images(pipe)
+    with edit.applied_to(pipe):
+        assert not torch.equal(images(pipe), beneath)
+    assert torch.equal(images(pipe), plain)
