@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, NoiseSchedule
+from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import SamplingEdit
 from ..guidance.adavd import AdaVDGuidance
@@ -37,7 +37,7 @@ class AdaVD(Eraser):
     clashes: ClassVar[Mapping[str, str]] = {"oce": "two reflections of one concept cancel"}
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
-    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "threshold", "branches")
     quick: ClassVar[Mapping[str, Any]] = {"threshold": -1.0}
 

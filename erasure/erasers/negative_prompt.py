@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, NoiseSchedule
+from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import SamplingEdit
 from ..guidance.negative_prompt import NegativePromptGuidance
@@ -28,7 +28,7 @@ class NegativePrompt(Eraser):
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
-    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("only_named",)
 
     only_named: bool = False

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, NoiseSchedule
+from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import SamplingEdit
 from ..guidance.semantic_surgery import SemanticSurgeryGuidance
@@ -35,7 +35,7 @@ class SemanticSurgery(Eraser):
     clashes: ClassVar[Mapping[str, str]] = {"safree": "both move the same states of the prompt"}
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
-    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     quick: ClassVar[Mapping[str, Any]] = {"beta": -1.0}
 

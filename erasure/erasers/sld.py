@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, NoiseSchedule
+from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import SamplingEdit
 from ..guidance.sld import SafeLatentDiffusion
@@ -46,7 +46,7 @@ class SLD(Eraser):
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
-    schedules: ClassVar[tuple[type[NoiseSchedule], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "warmup")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {
         "strength": {

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
-from ..backbones.loaded import LoadedModel
+from ..backbones.base import Backbone
 from ..registry import Exactness
 from .base import NamedPrompts
 from .steps import Denoising, Latents, around_each_step
@@ -104,7 +104,7 @@ class _Values:
 
     def __init__(self, settings: AdaVDGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
-        backbone: LoadedModel = backbone_of(pipe)
+        backbone: Backbone = backbone_of(pipe)
         states = backbone.encode(sorted(dict.fromkeys(settings.concepts)))
         rows = torch.arange(len(states), device=states.states.device)
         self.concepts = states.states[rows, (states.eot - 1).to(rows.device)].detach()

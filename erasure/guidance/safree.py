@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..backbones import backbone_of
+from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning
-from ..backbones.loaded import LoadedModel
 from ..registry import Exactness
 from .base import NamedPrompts
 from .negative_prompt import NegativePromptGuidance
@@ -122,7 +122,7 @@ class _Filtering:
 
     def __init__(self, settings: SAFREEGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
-        self.backbone: LoadedModel = backbone_of(pipe)
+        self.backbone: Backbone = backbone_of(pipe)
         names = self.backbone.encode(list(settings.concepts)).end_states.double()
         self.empty = self.backbone.encode([""]).end_states[0].double()
         self.columns = encoder_columns(self.backbone)

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones import backbone_of
+from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning
-from ..backbones.loaded import LoadedModel
 from ..errors import InputError
 from ..registry import Exactness
 from .base import NamedPrompts
@@ -82,7 +82,7 @@ def presence(
     return float(torch.stack(cosines).mean())
 
 
-def presences(backbone: LoadedModel, concept: str, prompts: Sequence[str]) -> list[float]:
+def presences(backbone: Backbone, concept: str, prompts: Sequence[str]) -> list[float]:
     """Return the presence of a concept in prompts; half way between prompts with and without it is a `beta`."""
     with torch.no_grad():
         empty, named, *states = backbone.encode(["", concept, *prompts]).states.double()
@@ -102,7 +102,7 @@ class _Surgery:
 
     def __init__(self, settings: SemanticSurgeryGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings = settings
-        self.backbone: LoadedModel = backbone_of(pipe)
+        self.backbone: Backbone = backbone_of(pipe)
         self.names = sorted(dict.fromkeys(settings.concepts))
         self.empty, self.concepts = self.backbone.encode([""]), self.backbone.encode(self.names)
         self.columns = encoder_columns(self.backbone)

@@ -104,9 +104,9 @@ class PerPrompt(Generic[Computed]):
         return self._results
 
 
-def encoder_columns(backbone: LoadedModel) -> list[slice]:
+def encoder_columns(backbone: Backbone) -> list[slice]:
     """Return the columns of each text encoder in the states of the tokens."""
-    widths = [encoder.config.hidden_size for encoder in backbone.text_encoders().values()]
+    widths = [encoder.config.hidden_size for encoder in cast(LoadedModel, backbone).text_encoders().values()]
     return [slice(*both) for both in pairwise([0, *accumulate(widths)])]
 
 
