@@ -37,7 +37,7 @@ class AdaVD(Eraser):
     clashes: ClassVar[Mapping[str, str]] = {"oce": "two reflections of one concept cancel"}
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
-    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "threshold", "branches")
     quick: ClassVar[Mapping[str, Any]] = {"threshold": -1.0}
 

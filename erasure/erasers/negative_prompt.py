@@ -28,7 +28,7 @@ class NegativePrompt(Eraser):
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
-    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("only_named",)
 
     only_named: bool = False

@@ -35,7 +35,7 @@ class SAFREE(Eraser):
     clashes: ClassVar[Mapping[str, str]] = {"semantic-surgery": "both move the same states of the prompt"}
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
-    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("alpha", "steps", "trailing")
 
     alpha: Annotated[float, Field(ge=0)] = 0.01

@@ -46,7 +46,7 @@ class SLD(Eraser):
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
-    schedules: ClassVar[tuple[type[Discrete] | type[Flow], ...]] = (Discrete,)
+    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "warmup")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {
         "strength": {
