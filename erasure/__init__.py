@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 
 # Each public name and the module that defines it.
 _HOMES = {
+    "Absent": ".erasers.absent",
+    "AdaVD": ".erasers.adavd",
+    "CFE": ".erasers.cfe",
     "Concept": ".concept",
     "Conditioning": ".backbones.conditioning",
     "DUGE": ".erasers.duge",
@@ -18,11 +21,22 @@ _HOMES = {
     "Edit": ".edits",
     "Eraser": ".erasers",
     "ErasureError": ".errors",
+    "HiRM": ".erasers.hirm",
     "Ledger": ".ledger",
     "Localised": ".erasers.localised",
+    "MACE": ".erasers.mace",
+    "NegativePrompt": ".erasers.negative_prompt",
+    "OCE": ".erasers.oce",
     "Progress": ".progress",
+    "RECE": ".erasers.rece",
+    "SAFREE": ".erasers.safree",
+    "SLD": ".erasers.sld",
+    "SPEED": ".erasers.speed",
+    "STAMP": ".erasers.stamp",
     "SamplingEdit": ".edits",
     "SamplingSettings": ".sampling",
+    "SemanticSurgery": ".erasers.semantic_surgery",
+    "Stack": ".erasers.stack",
     "TRCE": ".erasers.trce",
     "Tune": ".erasers.tune",
     "UCE": ".erasers.uce",
@@ -36,20 +50,34 @@ _HOMES = {
 }
 
 __all__ = [
+    "CFE",
     "DUGE",
     "ESD",
+    "MACE",
+    "OCE",
+    "RECE",
+    "SAFREE",
+    "SLD",
+    "SPEED",
+    "STAMP",
     "TRCE",
     "UCE",
+    "Absent",
+    "AdaVD",
     "Concept",
     "Conditioning",
     "Edit",
     "Eraser",
     "ErasureError",
+    "HiRM",
     "Ledger",
     "Localised",
+    "NegativePrompt",
     "Progress",
     "SamplingEdit",
     "SamplingSettings",
+    "SemanticSurgery",
+    "Stack",
     "Tune",
     "WeightEdit",
     "__version__",
@@ -68,9 +96,23 @@ if TYPE_CHECKING:
     from .concept import Concept
     from .edits import Edit, SamplingEdit, WeightEdit
     from .erasers import Eraser, eraser_names, make_eraser
+    from .erasers.absent import Absent
+    from .erasers.adavd import AdaVD
+    from .erasers.cfe import CFE
     from .erasers.duge import DUGE
     from .erasers.esd import ESD
+    from .erasers.hirm import HiRM
     from .erasers.localised import Localised
+    from .erasers.mace import MACE
+    from .erasers.negative_prompt import NegativePrompt
+    from .erasers.oce import OCE
+    from .erasers.rece import RECE
+    from .erasers.safree import SAFREE
+    from .erasers.semantic_surgery import SemanticSurgery
+    from .erasers.sld import SLD
+    from .erasers.speed import SPEED
+    from .erasers.stack import Stack
+    from .erasers.stamp import STAMP
     from .erasers.trce import TRCE
     from .erasers.tune import Tune
     from .erasers.uce import UCE
