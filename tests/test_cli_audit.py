@@ -56,7 +56,7 @@ def test_a_model_without_a_judge_is_measured_inside_and_says_what_is_missing(
     arguments = ("audit", edited, "--removed", "cat", "--original", base, *asked, "--set", "traces.latents=2")
     result = call(*arguments, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "not measured: hand-over: a judge of the images: download one of" in result.output
+    assert "not measured: hand-over: a judge of the images: hf download openai" in result.output
     [concept] = json.loads((tmp_path / "out" / "audit.json").read_text())["concepts"]
     status = {name: probe["status"] for name, probe in concept["probes"].items()}
     assert status == {"plain": "missing", "hand-over": "missing", "hidden": "measured", "traces": "measured"}
