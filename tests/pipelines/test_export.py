@@ -328,8 +328,8 @@ def test_what_cannot_be_asked_for_is_one_line() -> None:
         Export(format="edit", rank=4)
     with pytest.raises(InputError, match="guidance: expected the format pipeline, got lora"):
         Export(format="lora", guidance="a-star")
-    with pytest.raises(UnknownNameError, match="Unknown guidance to export 'sld'"):
-        Export(guidance="sld")
+    with pytest.raises(UnknownNameError, match="Unknown guidance to export 'nothing'"):
+        Export(guidance="nothing")
 
 
 def test_nothing_that_stands_and_another_base_are_refused(tmp_path: Path) -> None:
