@@ -24,10 +24,9 @@ from ..prompts import anchored, fill, preserved_templates, templates
 from ..registry import Exactness
 from ..training.context import FitContext
 from ..training.finetune import below
+from ..training.trajectories import TrajectoryPoints, early_points
 from ..training.word_attention.layer_inputs import (
-    EarlyLatents,
     concept_masks,
-    early_places,
     in_order_of_execution,
     inside,
     layer_inputs,
@@ -36,6 +35,7 @@ from ..training.word_attention.masked import Mask
 from .base import Eraser
 
 _ROLES = ("cross.out", "joint.out")
+_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class STAMP(Eraser):
         ]
         chosen = [pairs[below(len(pairs), generator)] for _ in range(self.images)]
         prompts, anchors, names = zip(*chosen, strict=True)
-        target = early_places(backbone, prompts, self.places, generator)
+        target = early_points(backbone, prompts, self.places, generator)
         repeats = len(target.latents) // len(prompts)
         kept = sorted(
             {
@@ -164,7 +164,7 @@ class STAMP(Eraser):
             target=target,
             anchor=backbone.encode(list(anchors)).select(list(range(len(anchors))) * repeats),
             masks=concept_masks(backbone, target, names, self.mask),
-            kept=early_places(backbone, others, self.places, generator),
+            kept=early_points(backbone, others, self.places, generator),
         )
 
 
@@ -181,24 +181,24 @@ class _Samples:
     """
 
     backbone: Backbone
-    target: EarlyLatents
+    target: TrajectoryPoints
     anchor: Conditioning
     masks: Bool[Tensor, "n h w"]
-    kept: EarlyLatents
+    kept: TrajectoryPoints
 
     def moments(
         self, module: str, originals: Mapping[str, Any], edited: Mapping[str, Tensor]
     ) -> tuple[Float[Tensor, "dim dim"], Float[Tensor, "dim dim"], Float[Tensor, "dim dim"]]:
         """Return the means of x_c x_c^T, x_a x_c^T and x_k x_k^T for one layer, the layers before it edited."""
         gram, cross, kept, count, others = (torch.zeros(()) for _ in range(5))
-        for rows in self.target.batches():
+        for rows in self.target.batches(_BATCH):
             instead = layer_inputs(self.backbone, module, self.target, rows, self.anchor)
             with exchanged(originals, edited):
                 inputs = layer_inputs(self.backbone, module, self.target, rows, self.target.conditioning)
             chosen = inside(inputs, self.masks[rows])
             x, a = (each[chosen].to("cpu", torch.float64) for each in (inputs, instead))
             gram, cross, count = gram + x.T @ x, cross + a.T @ x, count + len(x)
-        for rows in self.kept.batches():
+        for rows in self.kept.batches(_BATCH):
             with exchanged(originals, edited):
                 inputs = layer_inputs(self.backbone, module, self.kept, rows, self.kept.conditioning)
             x = inputs.flatten(0, 1).to("cpu", torch.float64)
@@ -207,7 +207,7 @@ class _Samples:
 
     def difference(self, module: str) -> float:
         """Return the difference of the inputs by the two prompts, relative to those of the concept's."""
-        rows = next(self.target.batches())
+        rows = next(self.target.batches(_BATCH))
         one, other = (
             layer_inputs(self.backbone, module, self.target, rows, prompts)
             for prompts in (self.target.conditioning, self.anchor)

@@ -1,7 +1,7 @@
 """Latents on the way from noise to images, sampled by the model that is in force."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ Pairing = Literal["exact", "bin"]
 
 # Enough that no single trajectory is learned by heart, few enough to be sampled in a moment beside the training.
 POOL_SIZE = 16
-_STOPS, _SAMPLE_STEPS, _GUIDANCE_SCALE = 4, 20, 4.0
+_STOPS, _SAMPLE_STEPS, _GUIDANCE_SCALE, _EARLY = 4, 20, 4.0, 0.6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +40,10 @@ class TrajectoryPoints:
     def __len__(self) -> int:
         return len(self.latents)
 
+    def batches(self, size: int) -> Iterator[slice]:
+        """Yield the rows of one batch after another."""
+        yield from (slice(start, start + size) for start in range(0, len(self), size))
+
     def select(self, rows: Sequence[int]) -> tuple[Latents, Timestep, Conditioning]:
         """Return the latents at `rows` with their timesteps and prompts, as `Backbone.predict` takes them."""
         return self.latents[list(rows)], self.timesteps[list(rows)], self.conditioning.select(list(rows))
@@ -47,8 +51,22 @@ class TrajectoryPoints:
 
 def trajectory_points(backbone: Backbone, prompts: Sequence[str], generator: torch.Generator) -> TrajectoryPoints:
     """Return the latents at four random steps of a guided trajectory for each prompt, one step after another."""
-    read = backbone.encode(list(prompts))
     stops = torch.randperm(_SAMPLE_STEPS, generator=generator)[:_STOPS].tolist()
+    return _points_of(backbone, prompts, stops, generator)
+
+
+def early_points(
+    backbone: Backbone, prompts: Sequence[str], count: int, generator: torch.Generator
+) -> TrajectoryPoints:
+    """Return the latents at `count` steps of the first 60 % of a guided trajectory for each prompt."""
+    most = int(_EARLY * _SAMPLE_STEPS)
+    return _points_of(backbone, prompts, sorted({int(i * most / count) for i in range(count)}), generator)
+
+
+def _points_of(
+    backbone: Backbone, prompts: Sequence[str], stops: Sequence[int], generator: torch.Generator
+) -> TrajectoryPoints:
+    read = backbone.encode(list(prompts))
     latents = trajectory_latents(
         backbone,
         noise([generator] * len(prompts), backbone.latent_shape()),
@@ -62,7 +80,7 @@ def trajectory_points(backbone: Backbone, prompts: Sequence[str], generator: tor
     return TrajectoryPoints(
         latents=torch.cat([latents[stop] for stop in stops]),
         timesteps=torch.cat([timesteps[stop].repeat(len(prompts)) for stop in stops]).to(backbone.device),
-        conditioning=read.select(list(range(len(prompts))) * _STOPS),
+        conditioning=read.select(list(range(len(prompts))) * len(stops)),
     )
 
 

@@ -1,11 +1,10 @@
 """Inputs of a denoiser's layers along trajectories: the image side's keys of a closed form."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,57 +12,14 @@ from ...backbones.attention import AttentionCapture
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning
 from ...losses.attention import binarised
-from ...sampling import noise, trajectory_latents
+from ..trajectories import TrajectoryPoints
 from .masked import Mask, mean_map, sides
 
-_SAMPLE_STEPS, _GUIDANCE_SCALE, _EARLY = 20, 4.0, 0.6
-_BATCH = 16
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EarlyLatents:
-    """Latents on trajectories of prompts, in their first, noisier part.
-
-    Attributes:
-        latents: Noisy latents.
-        timesteps: Timestep of each.
-        conditioning: Prompt of each.
-    """
-
-    latents: Float[Tensor, "n c h w"]
-    timesteps: Int[Tensor, " n"] | Float[Tensor, " n"]
-    conditioning: Conditioning
-
-    def batches(self) -> Iterator[slice]:
-        """Yield the rows of one pass after another."""
-        yield from (slice(start, start + _BATCH) for start in range(0, len(self.latents), _BATCH))
-
 
 @torch.no_grad()
-def early_places(backbone: Backbone, prompts: Sequence[str], count: int, generator: torch.Generator) -> EarlyLatents:
-    """Return the latents at `count` steps of the first 60 % of a guided trajectory of each prompt."""
-    read = backbone.encode(list(prompts))
-    most = int(_EARLY * _SAMPLE_STEPS)
-    stops = sorted({int(i * most / count) for i in range(count)})
-    latents = trajectory_latents(
-        backbone,
-        noise([generator] * len(prompts), backbone.latent_shape()),
-        read,
-        backbone.unconditional(),
-        steps=_SAMPLE_STEPS,
-        guidance_scale=_GUIDANCE_SCALE,
-        stops=stops,
-    )
-    timesteps = backbone.schedule.timesteps(_SAMPLE_STEPS)
-    return EarlyLatents(
-        latents=torch.cat([latents[stop] for stop in stops]),
-        timesteps=torch.cat([timesteps[stop].repeat(len(prompts)) for stop in stops]).to(backbone.device),
-        conditioning=read.select(list(range(len(prompts))) * len(stops)),
-    )
-
-
-@torch.no_grad()
-def concept_masks(backbone: Backbone, places: EarlyLatents, names: Sequence[str], mask: Mask) -> Bool[Tensor, "n h w"]:
+def concept_masks(
+    backbone: Backbone, places: TrajectoryPoints, names: Sequence[str], mask: Mask
+) -> Bool[Tensor, "n h w"]:
     """Return where each latent's concept is, by attention to its name in the prompt, or everywhere."""
     n, _, height, width = places.latents.shape
     masks = torch.ones(n, height, width, dtype=torch.bool, device=places.latents.device)
@@ -76,7 +32,7 @@ def concept_masks(backbone: Backbone, places: EarlyLatents, names: Sequence[str]
 
 
 @torch.no_grad()
-def in_order_of_execution(backbone: Backbone, modules: Sequence[str], places: EarlyLatents) -> list[str]:
+def in_order_of_execution(backbone: Backbone, modules: Sequence[str], places: TrajectoryPoints) -> list[str]:
     """Return the full names of layers in the order in which a pass runs them."""
     order: list[str] = []
 
@@ -94,7 +50,7 @@ def in_order_of_execution(backbone: Backbone, modules: Sequence[str], places: Ea
 
 @torch.no_grad()
 def layer_inputs(
-    backbone: Backbone, module: str, places: EarlyLatents, rows: slice, conditioning: Conditioning
+    backbone: Backbone, module: str, places: TrajectoryPoints, rows: slice, conditioning: Conditioning
 ) -> Float[Tensor, "n pixels dim"]:
     """Return the input of a layer for some latents with the given prompts, a row for each latent of all places."""
     kept: list[Tensor] = []
@@ -121,6 +77,6 @@ def _module(backbone: Backbone, name: str) -> nn.Module:
     return backbone.component(component).get_submodule(path)
 
 
-def _pass(backbone: Backbone, places: EarlyLatents, rows: slice, conditioning: Conditioning) -> None:
+def _pass(backbone: Backbone, places: TrajectoryPoints, rows: slice, conditioning: Conditioning) -> None:
     chosen = list(range(*rows.indices(len(places.latents))))
     backbone.predict(places.latents[rows], places.timesteps[rows], conditioning.select(chosen))
