@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from erasure import Ledger, tinyworld
+from erasure import Ledger, erase, tinyworld
 from erasure.backbones import backbone_of
 from erasure.cli.main import app
 from erasure.erasers.uce import UCE
@@ -305,6 +305,22 @@ def test_a_removal_during_sampling_is_measured_reported_and_undone() -> None:
     assert "localised" in call("log", "here").stdout
     assert call("undo", "here", "001").exit_code == 0
     assert Ledger.open("here").standing == ()
+
+
+def test_a_failed_command_leaves_no_ledger_that_it_started(tmp_path) -> None:
+    Path("circle.csv").write_text("target,anchor\ncat,dog\ndog,cat\n")
+    Path("empty").mkdir()
+    for folder in ("new", "empty"):
+        result = call("remove", "--from", "circle.csv", "--ledger", folder, *FAST)
+        assert (result.exit_code, result.stderr.count("anchor")) == (2, 1), result.stderr
+    assert not Path("new").exists()
+    assert list(Path("empty").iterdir()) == []
+    erase(tiny.sd1(), "cat", eraser=UCE(rows="last-subject")).save("other.safetensors")
+    assert "base" in fails("load-edit", "other.safetensors", "--ledger", "new")
+    assert not Path("new").exists()
+    started = Ledger.create("before", backbone_of(world.pipeline()).fingerprint(), "tinyworld")
+    assert call("remove", "--from", "circle.csv", "--ledger", "before", *FAST).exit_code == 2
+    assert Ledger.open("before").entries == started.entries == ()
 
 
 def test_ctrl_c_leaves_what_was_finished_and_says_one_line(tmp_path, saved) -> None:

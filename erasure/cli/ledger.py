@@ -93,14 +93,14 @@ def replay(
     device: Device = "auto",
 ) -> None:
     """Fit the standing removals of a ledger on another model, as a new ledger."""
-    from ..ledger import Ledger
+    from ..ledger import Ledger, starting
     from ..ledger.replay import replay as replayed
     from ..profile import profile_of
 
     source, place = Ledger.open(ledger), existing_device(device)
     pipe = load_pipe(model, place)
     folder = to or new_folder([concept for entry in source.standing for concept in entry.concepts])
-    with progress_bars(err) as on_progress:
+    with starting(folder), progress_bars(err) as on_progress:
         target, entries = replayed(
             source,
             pipe,
@@ -133,7 +133,7 @@ def load_edit(
     """Record an existing edit as an entry: weights in the formats of UCE and ESD, or an edit of this library."""
     from ..edits import Edit, weights_of
     from ..edits.foreign_weights import import_edit, is_own
-    from ..ledger import Ledger
+    from ..ledger import Ledger, starting
     from ..profile import DEFAULT_MODEL
     from ..runs.schema import parse
 
@@ -155,7 +155,7 @@ def load_edit(
         requests = [{"target": target, **shared} for target in removed or []]
         edit = import_edit(file, pipe, parse({"model": name, "concepts": requests}).concepts)
     folder = ledger or new_folder(edit.metadata.concepts)
-    opened = Ledger.open_or_create(folder, pipe, lasting_name(name))
-    entry = opened.add(edit, distinct=True)
+    with starting(folder):
+        entry = Ledger.open_or_create(folder, pipe, lasting_name(name)).add(edit, distinct=True)
     out.print(f"{entry.id} {targets_of(entry)}: {entry.shown_method}, {len(weights_of(edit).changes)} weights")
     out.print(f"ledger: {folder}")

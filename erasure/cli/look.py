@@ -112,7 +112,7 @@ def attention(
     source: LedgerOrModel,
     prompt: Annotated[str, typer.Option(help="Prompt of the image.")],
     concepts: Annotated[str, typer.Option(metavar="A,B", help="Words or phrases of the prompt, separated by commas.")],
-    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="Image file to write.")],
+    to: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Image file to write.")],
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the noise.")] = 0,
     columns: Annotated[int, typer.Option(min=2, help="Number of steps to show.")] = 6,
     alpha: Annotated[float, typer.Option(min=0, help="Step size of A-STAR; 0 shows the model alone.")] = 20.0,

@@ -166,7 +166,7 @@ def _remove(
     from erasure.eval.reports.ledger_report import PLACES, write_report
 
     from ..io.files import check_places
-    from ..ledger import Ledger
+    from ..ledger import Ledger, starting
     from ..runs import removal
 
     show = err if as_json else out  # with --json, stdout holds the document alone
@@ -178,18 +178,18 @@ def _remove(
     _check_out(to, folder)
     pipe = load_pipe(run.model, device, run.attention, stored=low_memory)
     removal.check_lengths(run, pipe, lists)
-    ledger = Ledger.open_or_create(folder, pipe, lasting_name(run.model))
-    run, already = removal.remaining(run, ledger)
-    for name in already:
-        show.print(f"{name}: already removed, see `erasure log {folder}`.")
-
-    def skip(name: str) -> None:
-        already.append(name)
-        show.print(f"{name}: removed by another process meanwhile, see `erasure log {folder}`.")
-
-    _announce(run, ledger, show)
     steps = []
-    with progress_bars(err) as on_progress:
+    with starting(folder), progress_bars(err) as on_progress:
+        ledger = Ledger.open_or_create(folder, pipe, lasting_name(run.model))
+        run, already = removal.remaining(run, ledger)
+        for name in already:
+            show.print(f"{name}: already removed, see `erasure log {folder}`.")
+
+        def skip(name: str) -> None:
+            already.append(name)
+            show.print(f"{name}: removed by another process meanwhile, see `erasure log {folder}`.")
+
+        _announce(run, show)
         record = LedgerMeasures(ledger, pipe, run.measure, on_progress)
         for entry in removal.remove(run, pipe, ledger, on_progress=on_progress, on_removed_already=skip):
             measured = record.measure(entry)
@@ -242,7 +242,7 @@ def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path) -> None:
     publish(ledger, pipe, Export(), to, name=to.resolve().name, prompts=[], sampler=sampler)
 
 
-def _announce(run: "Run", ledger: "Ledger", show: Console) -> None:
+def _announce(run: "Run", show: Console) -> None:
     """Print the concepts of a run with their resolved settings."""
     for concept in run.concepts:
         aliases = f" (also {', '.join(concept.aliases)})" if concept.aliases else ""

@@ -4,5 +4,6 @@ from .checks import check_anchors
 from .ledger import Ledger, slug
 from .record import Base, Entry, Origin
 from .renamed import present_settings
+from .store import starting
 
-__all__ = ["Base", "Entry", "Ledger", "Origin", "check_anchors", "present_settings", "slug"]
+__all__ = ["Base", "Entry", "Ledger", "Origin", "check_anchors", "present_settings", "slug", "starting"]

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -127,6 +127,34 @@ class LedgerStore:
         for name in os.listdir(self.path / "rows") if (self.path / "rows").is_dir() else ():
             if name.endswith(".tmp"):
                 (self.path / "rows" / name).unlink()
+
+
+@contextmanager
+def starting(path: Path) -> Iterator[None]:
+    """Delete a ledger that was started inside the `with`, if an error ends it before there is anything in its folder.
+
+    Args:
+        path: Folder of the ledger.
+    """
+    was_folder, was_ledger = path.exists(), (path / FILE).exists()
+    try:
+        yield
+    except BaseException:
+        if not was_ledger:
+            with suppress(OSError, LedgerError):
+                _delete_unused(path, folder=not was_folder)
+        raise
+
+
+def _delete_unused(path: Path, *, folder: bool) -> None:
+    with _lock_of(path):
+        if {other.name for other in path.iterdir()} != {FILE, ".lock", "edits"}:
+            return
+        (path / "edits").rmdir()  # an error if it holds an edit
+        (path / FILE).unlink()
+    (path / ".lock").unlink(missing_ok=True)
+    if folder:
+        path.rmdir()
 
 
 @contextmanager
