@@ -257,7 +257,7 @@ def _chosen(base: type[Plugin], value: object) -> Plugin:
     try:
         return kind(**_parsed(kind, {str(key): each for key, each in settings.items() if key != "name"}))
     except ValidationError as error:
-        raise _PieceError(_lines(error, f"{kind.name}.")) from error
+        raise PieceError(_lines(error, f"{kind.name}.")) from error
 
 
 def _checked(
@@ -333,7 +333,7 @@ def _plain(value: object) -> object:
     return value
 
 
-class _PieceError(ValueError):
+class PieceError(ValueError):
     """Settings of a nested piece that cannot be used, a line each."""
 
     def __init__(self, lines: Sequence[str]) -> None:
@@ -349,7 +349,7 @@ def _lines(error: ValidationError, where: str) -> list[str]:
 def _lines_of(problem: ErrorDetails, where: str) -> list[str]:
     path = f"{where}{'.'.join(map(str, problem['loc']))}"
     cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, _PieceError):
+    if isinstance(cause, PieceError):
         return [f"{path}.{line}" for line in cause.lines]
     if isinstance(cause, ErasureError):  # of a piece that checks its settings together: it names the place itself
         return [str(cause)]

@@ -1,13 +1,15 @@
 """Validation errors of a config as lines of the form "key: expected something, got value"."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from typing import get_args, get_type_hints
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ErasureError, expectation, unknown_name
 from ..io.text import shortened
+from ..registry import PieceError
 
 
 def explained(error: ValidationError, keys: Sequence[str], parts: Mapping[str, type]) -> str:
@@ -34,8 +36,13 @@ def _line(problem: ErrorDetails, keys: Sequence[str], parts: Mapping[str, type])
         return f"{parent or 'config'}: {unknown_name('key', key, known)}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{where}: expected a value, got none."
+    if isinstance(cause, PieceError):
+        return " ".join(f"{where}.{line}" for line in cause.lines)
     if isinstance(cause, ErasureError):
-        return f"{where}: {cause}"
+        kind = parts[str(problem["loc"][0])]
+        head, _, line = str(cause).partition(".")  # of "concept.anchor: ..." or "duge.overshoot: ..."
+        named = head in (getattr(kind, "name", ""), kind.__name__.lower())
+        return f"{where}.{line}" if named else f"{where}: {cause}"
     expected = expectation(problem["msg"])
     if problem["loc"][:1] == ("concepts",) and len(problem["loc"]) <= 2:
         return _concept_line(where, value, in_list=len(problem["loc"]) == 2)
@@ -55,5 +62,9 @@ def _known_keys(path: Sequence[int | str], keys: Sequence[str], parts: Mapping[s
     """Return the keys that are valid at a path of a config."""
     if not path:
         return list(keys)
-    names = [item.name for item in fields(parts[str(path[0])])]
-    return ["name", *names] if path[0] == "eraser" and "name" not in names else names
+    kind = parts[str(path[0])]
+    for key in path[1:]:
+        inner = get_type_hints(kind)[key] if isinstance(key, str) else kind
+        kind = next(each for each in (inner, *get_args(inner)) if is_dataclass(each))
+    names = [item.name for item in fields(kind)]
+    return ["name", *names] if path == ("eraser",) and "name" not in names else names
