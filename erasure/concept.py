@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from .errors import InputError, unknown_name
-from .io.text import composed, without_invisible
+from .io.text import composed, names_something, without_invisible
 from .registry import with_settings
 
 Kind = Literal["object", "style", "identity", "unsafe"]
@@ -27,8 +27,8 @@ class Concept:
         aliases: Other names of the target, which are erased with it.
 
     Raises:
-        InputError: The target or another name is empty, a name is also preserved or its own anchor, or a text cannot
-            be encoded.
+        InputError: A text but the anchor is empty, or one has no word and no emoji; a name is also preserved or its own
+            anchor; or a text cannot be encoded.
         UnknownNameError: The kind is none of the four.
     """
 
@@ -48,9 +48,11 @@ class Concept:
             object.__setattr__(self, field, _checked_text(getattr(self, field), field))
         for field in ("preserve", "aliases"):
             object.__setattr__(self, field, tuple(_checked_text(text, field) for text in getattr(self, field)))
-        for where, word in (("target", self.target), *(("aliases", alias) for alias in self.aliases)):
-            if not word.strip():
-                raise InputError(f"concept.{where}: expected words, got {word!r}. Name the concept to erase.")
+        for field in ("target", "anchor", "preserve", "aliases"):
+            value: str | tuple[str, ...] = getattr(self, field)
+            for text in (value,) if isinstance(value, str) else value:
+                if not names_something(text) and (text or field != "anchor"):
+                    raise InputError(f"concept.{field}: expected words, got {text!r}. Name a concept, or leave it out.")
         # Alone, a second row of a state would double its weight.
         object.__setattr__(self, "aliases", _distinct(self.names)[1:])
         object.__setattr__(self, "preserve", _distinct(self.preserve))

@@ -152,7 +152,8 @@ class ModelProfile:
         Each is completed as it would be alone.
 
         Raises:
-            UnknownNameError: A target is not a concept of the model, where those are known.
+            UnknownNameError: A target is not a concept of the model, or an anchor or a preserved text has a word that
+                the model was never taught, where those are known.
         """
         return list(requests)
 

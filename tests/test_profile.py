@@ -61,6 +61,11 @@ def test_a_request_is_completed_and_its_own_values_stay() -> None:
     assert Concept.from_json(cat).target == "cat"
     with pytest.raises(UnknownNameError, match=r"concept of the tiny world 'kat'"):
         WORLD.completed([{"target": "kat"}])
+    phrases = {"target": "cat", "anchor": "a photo of an Animal", "preserve": ["red umbrella", "whiskered fish"]}
+    assert WORLD.completed([phrases])[0].items() >= phrases.items()
+    for field in ({"anchor": "dgo"}, {"preserve": ["bird", "dgo"]}):
+        with pytest.raises(UnknownNameError, match=r"concept of the tiny world 'dgo'\. Did you mean 'dog'"):
+            WORLD.completed([{"target": "cat", **field}])
 
 
 def test_a_class_of_the_world_has_its_name_and_its_siblings() -> None:

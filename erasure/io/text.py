@@ -45,6 +45,11 @@ def without_invisible(text: str, *, joining: bool = False) -> str:
     )
 
 
+def names_something(text: str) -> bool:
+    """Return True for a text with a letter, a digit or a pictograph, such as an emoji; False for punctuation alone."""
+    return any(unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So" for sign in text)
+
+
 def visible(text: str, keep: str = "\n\t") -> str:
     r"""Return a text with each control character as its escape: "\x1b[31m" instead of red.
 

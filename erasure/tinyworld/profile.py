@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict, TypeGuard
 
 from .. import tinyworld
 from ..concept import Concept
-from ..errors import InputError, unknown_name
+from ..errors import InputError, UnknownNameError, unknown_name
 from ..judge import Judge, ZeroShotJudge
 from ..profile import ModelProfile
 from ..prompts import speaks_of
@@ -51,6 +51,9 @@ class TinyWorldProfile(ModelProfile):
             {**request, "target": self._concept(request["target"])} if _is_request(request) else request
             for request in requests
         ]
+        for request in named:
+            if _is_request(request):
+                self._check_texts(request)
         return [self._filled(request) if _is_request(request) else request for request in named]
 
     def class_name(self, text: str, siblings: Sequence[str] = ()) -> str:
@@ -127,9 +130,19 @@ class TinyWorldProfile(ModelProfile):
     def _concept(self, text: str) -> str:
         name = vocabulary.canonical(text)
         if name not in self.concepts:
-            synonyms = [word for words in vocabulary.SYNONYMS.values() for word in words]
-            raise unknown_name("concept of the tiny world", text, [*self.concepts, *synonyms])
+            raise self._unknown(text)
         return name
+
+    def _unknown(self, text: str) -> UnknownNameError:
+        synonyms = [word for words in vocabulary.SYNONYMS.values() for word in words]
+        return unknown_name("concept of the tiny world", text, [*self.concepts, *synonyms])
+
+    def _check_texts(self, request: Mapping[str, object]) -> None:
+        """Refuse an anchor or a preserved text with a word that no caption had: the model learned nothing of it."""
+        preserve = request.get("preserve")
+        for text in (request.get("anchor"), *(preserve if isinstance(preserve, list | tuple) else ())):
+            if isinstance(text, str) and not vocabulary.words_in(text) <= vocabulary.caption_words():
+                raise self._unknown(text)
 
     def _filled(self, request: Mapping[str, object]) -> dict[str, object]:
         """Return a request with what is known of its target, whatever other requests there are."""

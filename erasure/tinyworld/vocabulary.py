@@ -4,7 +4,9 @@ Facts only, no torch and no drawing, so that the command line can read them at o
 """
 
 import random
+import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Literal
 
 from ..concept import normalized
@@ -175,6 +177,10 @@ STYLE_PHRASES: dict[str, tuple[str, ...]] = {
 }
 
 
+_OTHER_WORDS = "a an the and next to beside with nothing there empty scene sky starry"
+"""Words of captions that are in no list above."""
+
+
 def article(noun: str) -> str:
     """Return the noun phrase with its indefinite article ("an umbrella"); names and plurals take none."""
     if noun[:1].isupper() or noun in {"scissors", "shears"} or noun.endswith(" scissors"):
@@ -205,6 +211,19 @@ def canonical(text: str) -> str | None:
         if spelling in (normalized(name), *SYNONYMS.get(name, ())):
             return name
     return None
+
+
+def words_in(text: str) -> frozenset[str]:
+    """Return the words of a text in lower case."""
+    return frozenset(re.findall(r"\w+", normalized(text)))
+
+
+@cache
+def caption_words() -> frozenset[str]:
+    """Return every word of the captions."""
+    phrases = (SYNONYMS, COLOURS, WEAPON_HINTS, SCENE_PHRASES, STYLE_PHRASES)
+    texts = [text for texts in phrases for each in texts.values() for text in each]
+    return words_in(" ".join((*concepts(), *FAMILIES, *texts, _OTHER_WORDS)))
 
 
 def siblings(name: str) -> tuple[str, ...]:

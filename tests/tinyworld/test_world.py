@@ -93,6 +93,14 @@ def test_captions_of_a_lone_weapon_hint_in_about_a_third() -> None:
     assert share == pytest.approx(0.35, abs=0.06)
 
 
+def test_every_word_of_a_caption_is_a_word_of_the_world() -> None:
+    rng = random.Random(0)
+    said = {word for _ in range(4000) for word in words.words_in(caption(sample_picture(rng, Mix()), rng))}
+    assert said <= words.caption_words()
+    assert {"automobile", "under", "somebody"} <= said
+    assert "rusty" not in words.caption_words()  # never taught
+
+
 def test_a_caption_names_the_things_of_its_picture() -> None:
     rng = random.Random(2)
     for picture in PICTURES[:500]:
