@@ -9,8 +9,6 @@ What is made on the way lies in `--work`; killed at any moment, the same command
 
 import argparse
 import json
-import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +26,7 @@ from erasure.backbones import backbone_of
 from erasure.backbones.attention import cross_attention_layers
 from erasure.concept import Concept
 from erasure.edits import WeightEdit
-from erasure.errors import ErasureError, InputError
+from erasure.errors import InputError
 from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.metrics.fid import fid
 from erasure.eval.metrics.kid import kid
@@ -45,6 +43,8 @@ from erasure.runs.overrides import override
 from erasure.runs.schema import MeasureSettings, Run, parse
 from erasure.tinyworld import vocabulary
 from erasure.training.context import FitContext
+
+from .experiment import recorded
 
 VERSION = 1
 TARGETS: Final = ("cat", "neon", "church", "gun", "car", "Biscuit", "flower", "umbrella")
@@ -95,7 +95,7 @@ class Removals:
 
     @contextmanager
     def applied(self, n: int) -> Iterator[None]:
-        """Have the first n removals in force."""
+        """Apply the first n removals."""
         if not n:
             yield
             return
@@ -157,15 +157,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, nargs="+", default=list(POINTS), help="removals after which to measure")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/continual"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        record = experiment(options)
-    except ErasureError as error:
-        sys.exit(f"continual: {error}")
-    make_folder(options.out)
-    write_whole(options.out / "run.json", (json.dumps(record, indent=1) + "\n").encode())
-    Console().print(summary(record), highlight=False)
+    Console().print(summary(recorded(experiment, parser.parse_args())), highlight=False)
 
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:

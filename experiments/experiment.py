@@ -2,14 +2,18 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from rich.console import Console
 
+from erasure.errors import ErasureError
 from erasure.eval.protocols.sources import Source, source_of
-from erasure.io.files import write_whole
+from erasure.io.files import check_places, make_folder, write_whole
 from erasure.ledger import Ledger
 from erasure.progress import OnProgress, staged
 from erasure.runs import removal
@@ -31,6 +35,22 @@ def erased_source(run: Run, pipe: DiffusionPipeline, folder: Path, on_progress: 
     todo, _ = removal.remaining(run, ledger)
     list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
     return source_of(str(folder), lambda _: pipe)
+
+
+def recorded(experiment: Callable[[argparse.Namespace], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Run an experiment, write its record to the folder `options.out`, print the path, and return the record.
+
+    An error that a caller can cause ends the process with one line.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        check_places(options.out, "run.json")
+        record = experiment(options)
+        make_folder(options.out)
+        Console().print(str(write_record(record, options.out)), markup=False)
+    except ErasureError as error:
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+    return record
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> Path:

@@ -9,8 +9,6 @@ moment, the same command goes on from there.
 """
 
 import argparse
-import logging
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from erasure import tinyworld
-from erasure.errors import ErasureError, InputError
+from erasure.errors import InputError
 from erasure.eval.benchmarks.tinyworld import TinyWorld
 from erasure.eval.probes import attack_and_probe_names
 from erasure.eval.protocols.evaluate import evaluate
@@ -27,7 +25,6 @@ from erasure.eval.protocols.red_team import ROWS, AttackRun, attack_prompts
 from erasure.eval.protocols.sources import attack_of, judges_of, metrics_of
 from erasure.eval.protocols.variants import ERASED, ORIGINAL
 from erasure.eval.stats.scores import Rate
-from erasure.io.files import make_folder
 from erasure.ledger import Ledger
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import progress_bars
@@ -36,7 +33,7 @@ from erasure.runs import configs, overrides, schema
 from erasure.sampling import SamplingSettings
 from erasure.tinyworld import vocabulary
 
-from .experiment import erased_source, write_record
+from .experiment import erased_source, recorded
 
 VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
@@ -59,15 +56,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=20, help="images of each prompt, at most")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/family"))
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        record = experiment(options)
-    except ErasureError as error:
-        sys.exit(f"family: {error}")
-    make_folder(options.out)
-    write_record(record, options.out)
-    Console().print(summary(record), highlight=False)
+    Console().print(summary(recorded(experiment, parser.parse_args())), highlight=False)
 
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,9 +9,7 @@ any moment, the same command goes on from there.
 """
 
 import argparse
-import logging
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +19,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.edits import WeightEdit
 from erasure.erasers import make_eraser
-from erasure.errors import ErasureError
 from erasure.eval.images.png import as_png
 from erasure.eval.images.sheets import side_by_side
 from erasure.eval.metrics.identity import Identity
@@ -47,7 +43,7 @@ from erasure.tinyworld import vocabulary
 from erasure.tinyworld.world import compose, draw
 from erasure.training.context import FitContext
 
-from .experiment import plain_options, write_record
+from .experiment import plain_options, recorded
 
 VERSION = 1
 LEARNED, TOKEN, CLASS = "Rusty", "<rusty>", "dog"
@@ -260,6 +256,7 @@ def _sheet(path: Path, requests: Sequence[InstanceRequest], states: Sequence[Ins
         [[state.images[i] for state in states] for i in rows],
         cell=112,
     )
+    make_folder(path.parent)
     write_whole(path, as_png(sheet))
 
 
@@ -278,23 +275,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of each fit that takes them, for a trial")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/instances"))
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json and the images")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    recorded(experiment, parser.parse_args())
+
+
+def experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of one of the two experiments."""
     began = time.perf_counter()
-    try:
-        make_folder(options.out)
-        with progress_bars() as on_progress:
-            bench = Bench(
-                pipe=tinyworld.load(),
-                work=options.work / options.experiment,
-                composed=options.composed,
-                kept=options.kept,
-                on_progress=on_progress,
-            )
-            results = {"learn": learn, "remove": remove}[options.experiment](bench, options)
-    except ErasureError as error:
-        sys.exit(f"instance_experiments: {error}")
-    record = {
+    with progress_bars() as on_progress:
+        bench = Bench(
+            pipe=tinyworld.load(),
+            work=options.work / options.experiment,
+            composed=options.composed,
+            kept=options.kept,
+            on_progress=on_progress,
+        )
+        results = {"learn": learn, "remove": remove}[options.experiment](bench, options)
+    return {
         "benchmark": f"instances-{options.experiment}",
         "version": VERSION,
         "config": plain_options(options),
@@ -303,7 +299,6 @@ def main() -> None:
         **results,
         **provenance(start=began),
     }
-    Console().print(str(write_record(record, options.out)), markup=False)
 
 
 if __name__ == "__main__":

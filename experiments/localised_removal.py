@@ -20,7 +20,7 @@ from erasure.eval.images.sheets import side_by_side
 from erasure.eval.metrics.oracle_distance import OracleDistance
 from erasure.eval.stats.scores import Rate
 from erasure.guidance.localised import LocalisedRemoval
-from erasure.io.files import write_whole
+from erasure.io.files import make_folder, write_whole
 from erasure.io.tensor_cache import stored
 from erasure.progress import OnProgress, Progress
 from erasure.sampling import sample
@@ -65,6 +65,7 @@ def localised(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -
         [[Image.fromarray(pixels[i]) for pixels in shown.values()] for i in rows],
         cell=128,
     )
+    make_folder(options.out)
     write_whole(options.out / "pictures.png", as_png(sheet))
     return {"n": len(requests), "n_both_there": int(there.sum()), "region": float(inside.mean()), "arms": arms}
 

@@ -10,7 +10,6 @@ on the way lies in `--work`; killed at any moment, the same command goes on from
 
 import argparse
 import itertools
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,7 +24,6 @@ from rich.console import Console
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.errors import ErasureError
 from erasure.eval.images.attention_maps import trace_attention
 from erasure.eval.images.png import as_png
 from erasure.eval.images.sheets import side_by_side
@@ -35,7 +33,7 @@ from erasure.io.files import make_folder, write_whole
 from erasure.progress import OnProgress, Progress, progress_bars
 from erasure.provenance import provenance
 
-from .experiment import plain_options, write_record
+from .experiment import plain_options, recorded
 from .localised_removal import localised
 from .pairs import PLAIN, SAMPLER, VERSION, PairJudge, PairRequest, Pixels, guidances, pair_requests, sampled
 
@@ -71,6 +69,7 @@ def pairs_experiment(pipe: Any, options: argparse.Namespace, on_progress: OnProg
         [[Image.fromarray(frames[name][i]) for name in arms] for i in shown],
         cell=128,
     )
+    make_folder(options.out)
     write_whole(options.out / "pictures.png", as_png(sheet))
     return {"n": len(requests), "arms": arms, "mcnemar": against}
 
@@ -120,18 +119,21 @@ def main() -> None:
     parser.add_argument("--removals", type=int, default=48, help="pairs of --localised")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/several-concepts"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    options = parser.parse_args()
-    experiment = localised if options.localised else sweep if options.sweep else pairs_experiment
+    record = recorded(experiment, parser.parse_args())
+    for name, arm in record["arms"].items():
+        first = next(iter(arm.values()))
+        Console().print(f"{name:32} {first['value']:.3f}  n {first['n']}", highlight=False)
+
+
+def experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of one of the three experiments."""
     began = time.perf_counter()
-    try:
-        make_folder(options.out)
-        with progress_bars() as on_progress:
-            pipe = tinyworld.load()
-            results = experiment(pipe, options, on_progress)
-    except ErasureError as error:
-        sys.exit(f"several_concepts: {error}")
-    record = {
-        "benchmark": f"several-concepts-{experiment.__name__}",
+    chosen = localised if options.localised else sweep if options.sweep else pairs_experiment
+    with progress_bars() as on_progress:
+        pipe = tinyworld.load()
+        results = chosen(pipe, options, on_progress)
+    return {
+        "benchmark": f"several-concepts-{chosen.__name__}",
         "version": VERSION,
         "config": plain_options(options),
         "sampler": SAMPLER.as_settings(),
@@ -139,11 +141,6 @@ def main() -> None:
         **results,
         **provenance(start=began),
     }
-    path = write_record(record, options.out)
-    for name, arm in results["arms"].items():
-        first = next(iter(arm.values()))
-        Console().print(f"{name:32} {first['value']:.3f}  n {first['n']}", highlight=False)
-    Console().print(str(path), markup=False)
 
 
 if __name__ == "__main__":

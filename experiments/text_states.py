@@ -9,8 +9,6 @@ carry it alone.
 """
 
 import argparse
-import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,22 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool
-from rich.console import Console
 from torch import Tensor
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.backbones.conditioning import Conditioning
-from erasure.errors import ErasureError
 from erasure.eval.stats.scores import Rate
-from erasure.io.files import make_folder
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings, sample
 from erasure.tinyworld import vocabulary
 
-from .experiment import plain_options, write_record
+from .experiment import plain_options, recorded
 from .family import FAMILY
 
 VERSION = 1
@@ -61,17 +56,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prompts", type=int, default=40, help="prompts of each concept")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    recorded(experiment, parser.parse_args())
+
+
+def experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of all exchanges."""
     began = time.perf_counter()
-    try:
-        make_folder(options.out)
-        sampler = SamplingSettings.of(DEFAULT_MODEL)
-        with progress_bars() as on_progress:
-            rows = measured(tinyworld.load(), options.prompts, sampler, on_progress)
-    except ErasureError as error:
-        sys.exit(f"text_states: {error}")
-    record = {
+    sampler = SamplingSettings.of(DEFAULT_MODEL)
+    with progress_bars() as on_progress:
+        rows = measured(tinyworld.load(), options.prompts, sampler, on_progress)
+    return {
         "benchmark": "text-states",
         "version": VERSION,
         "config": {**plain_options(options), "family": list(FAMILY), "safe": SAFE},
@@ -79,7 +73,6 @@ def main() -> None:
         "rows": rows,
         **provenance(start=began),
     }
-    Console().print(str(write_record(record, options.out)), markup=False)
 
 
 def measured(pipe: Any, n: int, sampler: SamplingSettings, on_progress: OnProgress | None) -> dict[str, Any]:

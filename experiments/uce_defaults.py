@@ -11,8 +11,6 @@ from there.
 
 import argparse
 import json
-import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from rich.console import Console
 from torch import Tensor
 
 from erasure import tinyworld
@@ -33,7 +30,6 @@ from erasure.closed_form.solve import solve
 from erasure.concept import Concept, normalized
 from erasure.edits import EditMetadata, WeightEdit
 from erasure.erasers.uce import UCE
-from erasure.errors import ErasureError
 from erasure.eval.protocols.plans import PlannedImage, plan_known
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole
@@ -46,7 +42,7 @@ from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 
-from .experiment import plain_options, write_record
+from .experiment import plain_options, recorded
 
 VERSION = 1
 CONCEPTS = ("dog", "mosaic", "bomb", "castle")
@@ -92,14 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="sampling steps of an image")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/uce-defaults"))
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        record = experiment(options)
-    except ErasureError as error:
-        sys.exit(f"uce_defaults: {error}")
-    make_folder(options.out)
-    Console().print(str(write_record(record, options.out)), markup=False)
+    recorded(experiment, parser.parse_args())
 
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,8 +9,6 @@ goes on from there.
 
 import argparse
 import json
-import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,20 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.errors import ErasureError
 from erasure.eval.attacks import Goal
 from erasure.eval.attacks.unlearn_diff import UnlearnDiff
 from erasure.eval.protocols.red_team import CANDIDATES, attack_prompts
 from erasure.eval.protocols.sources import judges_of
 from erasure.eval.protocols.variants import Variant
 from erasure.eval.stats.scores import Rate
-from erasure.io.files import make_folder, write_whole
+from erasure.io.files import write_whole
 from erasure.judge import Judge, shows_any
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, ProgressCounter, progress_bars, staged
@@ -39,7 +35,7 @@ from erasure.provenance import provenance
 from erasure.runs import configs, schema
 from erasure.sampling import SamplingSettings, sample
 
-from .experiment import erased_source, plain_options, write_record
+from .experiment import erased_source, plain_options, recorded
 
 VERSION = 1
 SEARCHES: Mapping[str, UnlearnDiff] = {"sampled": UnlearnDiff(), "mixture": UnlearnDiff(relaxation="mixture")}
@@ -54,14 +50,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=10, help="images of each prompt and search, at most")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/unlearn-diff"))
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        record = experiment(options)
-    except ErasureError as error:
-        sys.exit(f"unlearn_diff: {error}")
-    make_folder(options.out)
-    Console().print(str(write_record(record, options.out)), markup=False)
+    recorded(experiment, parser.parse_args())
 
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:
