@@ -203,9 +203,10 @@ class Conditioning:
         return positions
 
     def is_cut(self, row: int) -> bool:
-        """Return True if the prompt of `row` is longer than what the model reads."""
-        prompt = self.prompts[row]
-        return max((end for _, end in self.offsets[row]), default=0) < len(prompt.rstrip())
+        """Return True if the prompt of `row` is longer than what any of the text encoders reads."""
+        whole = len(self.prompts[row].rstrip())
+        encoders = self.streams[TEXT].tokens
+        return all(max((end for _, end in tokens.offsets[row]), default=0) < whole for tokens in encoders)
 
     def select(self, indices: Sequence[int]) -> "Conditioning":
         """Return the rows at `indices`, in that order; a row may be taken more than once."""
@@ -243,7 +244,7 @@ _READ: ContextVar[Conditioning | None] = ContextVar("being_read", default=None)
 
 @contextmanager
 def reading(conditioning: Conditioning) -> Generator[None]:
-    """Have `being_read` return the prompts of the images that are being made, for the length of a `with`."""
+    """Set the prompts of the images that are being made, which `being_read` returns, for the length of a `with`."""
     token = _READ.set(conditioning)
     try:
         yield

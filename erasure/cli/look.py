@@ -8,7 +8,7 @@ import typer
 from ..errors import InputError
 from ..progress import ProgressCounter, progress_bars, staged
 from .console import err, out
-from .models import existing_device, fingerprint_of, load_pipe, model_and_ledger, note_cut, standing_in
+from .models import encoded, existing_device, fingerprint_of, load_pipe, model_and_ledger, standing_in
 from .options import (
     MOST_SEED,
     AttentionBy,
@@ -45,10 +45,10 @@ def generate(
 
     from ..io.files import check_places, make_folder, write_whole
     from ..runs.seeds import read_seeds
-    from ..sampling import SamplingSettings, sample_pairs
+    from ..sampling import SamplingSettings, grid, sample
 
-    pairs = [(text, seed) for text in dict.fromkeys(prompt) for seed in read_seeds(seeds)]
-    check_places(to, *(file_name(text, seed) for text, seed in pairs))
+    texts, image_seeds = grid(dict.fromkeys(prompt), read_seeds(seeds))
+    check_places(to, *map(file_name, texts, image_seeds))
     model, ledger = model_and_ledger(source)
     place = existing_device(device)
     if offload and not place.startswith("cuda"):
@@ -56,12 +56,11 @@ def generate(
     pipe = load_pipe(model, place, attention, dtype)
     make_folder(to)
     sampler = SamplingSettings.of(model, steps=steps, guidance_scale=guidance_scale)
-    note_cut(pipe, prompt)
     with progress_bars(err) as on_progress, standing_in(ledger, pipe):
         if offload:
             pipe.enable_model_cpu_offload(device=place)
-        images = sample_pairs(pipe, pairs, sampler, on_progress)
-    for (text, seed), image in zip(pairs, images, strict=True):
+        images = sample(pipe, encoded(pipe, texts), image_seeds, sampler, on_progress=on_progress)
+    for text, seed, image in zip(texts, image_seeds, images, strict=True):
         path = to / file_name(text, seed)
         facts = {"prompt": text, "seed": seed, "model": source, **sampler.as_settings()}
         write_whole(path, as_png(image, facts))
@@ -87,22 +86,23 @@ def compare(
     from ..io.files import check_file, write_whole
     from ..ledger import Ledger
     from ..runs.seeds import read_seeds
-    from ..sampling import SamplingSettings, sample_pairs
+    from ..sampling import SamplingSettings, grid, sample
 
     opened = Ledger.open(ledger)
-    pairs = [(text, seed) for text in dict.fromkeys(prompt) for seed in read_seeds(seeds)]
+    texts, image_seeds = grid(dict.fromkeys(prompt), read_seeds(seeds))
     pipe = load_pipe(opened.base.name, existing_device(device), attention)
     opened.check_base(fingerprint_of(pipe), opened.base.name)
     check_file(to)
-    note_cut(pipe, prompt)
     sampler = SamplingSettings.of(opened.base.name, steps=steps, guidance_scale=guidance_scale)
     with progress_bars(err) as on_progress:
-        columns = [sample_pairs(pipe, pairs, sampler, staged(on_progress, "images, original"))]
+        on_images = staged(on_progress, "images, original")
+        columns = [sample(pipe, encoded(pipe, texts), image_seeds, sampler, on_progress=on_images)]
         for entry in opened.standing:
             with opened.applied_to(pipe, upto=entry.id):
-                columns.append(sample_pairs(pipe, pairs, sampler, staged(on_progress, f"images, {entry.id}")))
+                on_images = staged(on_progress, f"images, {entry.id}")
+                columns.append(sample(pipe, texts, image_seeds, sampler, on_progress=on_images))
     columns_named = ["original", *headings(opened)]
-    captions = [f"{text}, seed {seed}" for text, seed in pairs]
+    captions = [f"{text}, seed {seed}" for text, seed in zip(texts, image_seeds, strict=True)]
     write_whole(to, as_png(side_by_side(columns_named, captions, list(zip(*columns, strict=True)))))
     out.print(str(to))
 

@@ -14,6 +14,7 @@ from .console import err
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from ..backbones.conditioning import Conditioning
     from ..concept import Concept
     from ..ledger import Ledger
 
@@ -74,14 +75,15 @@ def fingerprint_of(pipe: "DiffusionPipeline") -> str:
     return backbone_of(pipe).fingerprint()
 
 
-def note_cut(pipe: "DiffusionPipeline", prompts: Sequence[str]) -> None:
-    """Print a note on stderr for each prompt that is longer than the input of the text encoder."""
+def encoded(pipe: "DiffusionPipeline", prompts: Sequence[str]) -> "Conditioning":
+    """Return encoded prompts, with a note on stderr for each that is longer than the input of the text encoder."""
     from ..backbones import backbone_of
 
     states = backbone_of(pipe).encode(prompts)
-    for row, prompt in enumerate(prompts):
-        if states.is_cut(row):
+    for prompt in dict.fromkeys(prompts):
+        if states.is_cut(prompts.index(prompt)):
             err.print(f"note: the model reads only the beginning of {prompt!r}.")
+    return states
 
 
 def base_of(ledger: Path | None) -> str | None:
