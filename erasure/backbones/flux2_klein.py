@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .conditioning import Conditioning
 from .flux2 import Flux2
 from .loaded import unwrapped
-from .templated import Layout
+from .templated import Layout, chat_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +37,7 @@ class Flux2Klein(Flux2):
         return {"text_encoder": self.pipe.tokenizer}
 
     def templated(self, prompt: str) -> str:
-        chat = [{"role": "user", "content": prompt}]
-        text = self.pipe.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return str(text)
+        return chat_text(self.pipe.tokenizer, prompt, thinks=False)
 
     def call_arguments(
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float

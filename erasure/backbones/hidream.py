@@ -58,9 +58,8 @@ class HiDream(DeclaredTransformer):
     def sites(self, roles: Any = None, *, reads: str | None = None) -> dict[str, Site]:
         layers = [f"llama.{layer}" for layer in self._config["llama_layers"]]
         streams = {f"transformer.caption_projection.{i}.linear.weight": layer for i, layer in enumerate(layers)}
-        named = {
-            name: replace(site, reads=streams.get(name, site.reads)) for name, site in super().sites(roles).items()
-        }
+        sites = super().sites(roles)
+        named = {name: replace(site, reads=streams.get(name, site.reads)) for name, site in sites.items()}
         return {name: site for name, site in named.items() if reads is None or site.reads == reads}
 
     def call_arguments(
@@ -79,10 +78,10 @@ class HiDream(DeclaredTransformer):
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=_TOKENS
         )
         assert t5 is not None and llama is not None and pooled is not None  # noqa: S101, PT018 - of prompts
-        read = {name: self._tokens_of(name, prompts) for name in ("text_encoder_3", "text_encoder_4")}
-        streams = {TEXT: (t5, read["text_encoder_3"]), POOLED: (pooled[:, None], ())}
-        for layer in sorted(set(self._config["llama_layers"])):
-            streams[f"llama.{layer}"] = (llama[layer], read["text_encoder_4"])
+        t5_tokens, llama_tokens = (self._tokens_of(name, prompts) for name in ("text_encoder_3", "text_encoder_4"))
+        layers = sorted(set(self._config["llama_layers"]))
+        streams = {TEXT: (t5, t5_tokens), POOLED: (pooled[:, None], ())}
+        streams |= {f"llama.{layer}": (llama[layer], llama_tokens) for layer in layers}
         placed = {
             name: Stream(states=states.to(self.device, self.dtype), tokens=tokens)
             for name, (states, tokens) in streams.items()
@@ -92,8 +91,7 @@ class HiDream(DeclaredTransformer):
     def _tokens_of(self, encoder: str, prompts: Sequence[str]) -> tuple[EncodedTokens, ...]:
         tokenizer = self.tokenizers()[encoder]
         # The states of padding on the left average over all tokens: these are no rows.
-        left = tokenizer.padding_side == "left"
-        layout = replace(self.layout, causal=encoder == "text_encoder_4", left=left)
+        layout = replace(self.layout, causal=encoder == "text_encoder_4", left=tokenizer.padding_side == "left")
         return (templated_tokens(tokenizer, encoder, prompts, self.templated, layout),)
 
     @property

@@ -73,6 +73,18 @@ def templated_tokens(
     )
 
 
+def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, *, thinks: bool) -> str:
+    """Return the prompt as a person's message in a language model's chat, up to where its answer begins.
+
+    Args:
+        tokenizer: The language model's tokenizer.
+        prompt: The prompt.
+        thinks: Whether the template leaves the model's thoughts open.
+    """
+    chat = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=thinks))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     """The tokens of one text: those of the prompt are from `start` to before `end`."""

@@ -14,7 +14,7 @@ from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer
 from .schedule import Timestep
 from .sites import Role, attention_roles
-from .templated import Layout
+from .templated import Layout, chat_text
 
 _PIXELS = 1024  # the pipeline's own size
 
@@ -50,11 +50,7 @@ class ZImage(DeclaredTransformer):
         return Layout(longest=512)
 
     def templated(self, prompt: str) -> str:
-        chat = [{"role": "user", "content": prompt}]
-        text = self.pipe.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        return str(text)
+        return chat_text(self.pipe.tokenizer, prompt, thinks=True)
 
     def call_arguments(
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
