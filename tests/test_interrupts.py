@@ -29,7 +29,8 @@ def interrupted_after(seconds: float, folder: Path, *arguments: str) -> tuple[in
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
     end = processor_time(process.pid) + seconds
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline and processor_time(process.pid) < end:

@@ -102,7 +102,7 @@ class Material:
         schedule = task.backbone.schedule
         self.levels = schedule.timesteps(_EVIDENCE_LEVELS)
 
-    def evidence(self, rows: Sequence[Int[Tensor, "n k"]]) -> list[Float[Tensor, "n k levels"]]:
+    def evidence(self, rows: Sequence[Int[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _ levels"]]:
         """Return the log likelihood of each concept's images under rows of prompts, with a level without any first."""
         evidence = []
         task = self._task

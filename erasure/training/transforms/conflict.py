@@ -46,7 +46,6 @@ class _Projection(GradientMap):
     def __init__(self, per: Literal["all", "tensor"]) -> None:
         self._per = per
         self._projected, self._seen, self._cosine = 0, 0, 0.0
-        self._squares = 0.0
 
     def __call__(self, erase: Gradient, keep: Gradient, step: int) -> tuple[Gradient, Gradient]:
         groups = [list(keep)] if self._per == "all" else [[leaf] for leaf in keep]
