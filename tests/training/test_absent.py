@@ -13,6 +13,7 @@ from erasure.backbones.schedule import Discrete, Flow, NoiseSchedule
 from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
+from erasure.errors import InputError
 from erasure.training.absence.batches import Material, Shares
 from erasure.training.absence.evidence import log_evidence, log_snr
 from erasure.training.absence.images import ImageSettings
@@ -201,3 +202,9 @@ def test_the_eraser_trains_all_but_the_embedding_of_the_noise_level(backbone: Ba
     time = set(backbone.sites(("time",)))
     assert time
     assert set(edit.changes) == set(backbone.sites()) - time
+
+
+def test_shares_of_more_than_everything_are_refused() -> None:
+    AbsentWorld(named=0.5, crossed=0.3, otherwise=0.2)
+    with pytest.raises(InputError, match=r"absent\.otherwise: expected shares of at most 1 together, got 1\.2\."):
+        AbsentWorld(named=0.5, crossed=0.4, otherwise=0.3)

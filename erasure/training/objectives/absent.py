@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones.conditioning import Conditioning, concatenate
+from ...errors import InputError
 from ...registry import Exactness
 from ...sampling import noise, scheduled_prediction
 from ..absence.batches import DrawnRow, Material, Shares
@@ -84,6 +85,10 @@ class AbsentWorld(Objective):
     crossed: Share = 0.15
     otherwise: Share = 0.3
     attack: InnerAttack = field(default_factory=InnerAttack)
+
+    def __post_init__(self) -> None:
+        if (shares := self.named + self.crossed + self.otherwise) > 1 + 1e-9:
+            raise InputError(f"absent.otherwise: expected shares of at most 1 together, got {shares:g}. Lower one.")
 
     def loss(self, task: TrainingTask) -> Loss:
         batches: list[_Batches] = []
