@@ -23,7 +23,14 @@ from erasure.training.draws.sensitivity import prediction_fisher
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.selectors import Selection
 from erasure.training.selectors.causal import Causal, indirect_effects
-from erasure.training.selectors.cka import Cka, alignment, chosen_layer, wording_bias
+from erasure.training.selectors.cka import (
+    Cka,
+    alignment,
+    chosen_layer,
+    end_states_by_layer,
+    layer_parameters,
+    wording_bias,
+)
 from erasure.training.selectors.gradient import GradientSaliency, largest
 from erasure.training.shape import Shape
 from erasure.training.student import Leaf
@@ -252,6 +259,9 @@ def test_wordings_that_differ_by_a_turn_are_one_and_the_earliest_best_layer_is_c
     assert wording_bias(wordings) == pytest.approx(1.0)
     assert chosen_layer([0.5, 0.9, 0.9, 0.95], [0.2, 0.1, 0.1, 0.3], 1.5) == 1
     assert chosen_layer([0.9, 0.1], [0.5, 0.1], 1.0) == 0, "an empty region is all layers"
+    flux = backbone_of(tiny.flux())
+    assert len(layers := end_states_by_layer(flux, [["a cat", "a dog"], ["cat", "dog"]])) == 2
+    assert layer_parameters(flux, 0, len(layers))[0].startswith("text_encoder_2.encoder.block.0."), "T5, not CLIP"
     task = replace(task_of(backbone), trained=lambda name: name.startswith("text_encoder."))
     names = Cka(wordings=2).selected(task).names
     assert len({name.split(".layers.")[1].partition(".")[0] for name in names}) == 1

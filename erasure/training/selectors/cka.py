@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ...backbones.base import Backbone
+from ...backbones.conditioning import TEXT
 from ...errors import InputError
 from ...prompts import fill, templates
 from ...registry import Exactness
 from ..context import TrainingTask
 from .base import Selection, Selector
-
-_ENCODER = "text_encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def end_states_by_layer(
         wordings: Prompts of the same concepts, in each wording.
     """
     flat = backbone.encode([prompt for prompts in wordings for prompt in prompts])
-    encoder = cast("PreTrainedModel", backbone.component(_ENCODER))
+    encoder = cast("PreTrainedModel", backbone.component(_first_encoder(backbone)))
     outputs = encoder(flat.ids.to(encoder.device), output_hidden_states=True).hidden_states[1:]
     rows, ends = torch.arange(len(flat), device=encoder.device), flat.eot.to(encoder.device)
     return [layer[rows, ends].float().unflatten(0, (len(wordings), -1)) for layer in outputs]
@@ -92,11 +91,17 @@ def layer_parameters(backbone: Backbone, layer: int, count: int) -> list[str]:
     Raises:
         InputError: The encoder has no such list of layers.
     """
-    encoder = backbone.component(_ENCODER)
+    first = _first_encoder(backbone)
+    encoder = backbone.component(first)
     for path, module in encoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
-            return [f"{_ENCODER}.{path}.{layer}.{name}" for name, _ in module[layer].named_parameters()]
+            return [f"{first}.{path}.{layer}.{name}" for name, _ in module[layer].named_parameters()]
     raise InputError(f"cka: expected a text encoder with a list of {count} layers, got none. Use another selector.")
+
+
+def _first_encoder(backbone: Backbone) -> str:
+    """Return the name of the encoder whose states come first in the text stream: T5 in FLUX."""
+    return backbone.encode([""]).streams[TEXT].tokens[0].encoder
 
 
 def alignment(states: Float[Tensor, "wordings concepts dim"]) -> float:
