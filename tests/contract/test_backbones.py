@@ -266,3 +266,10 @@ def test_a_lora_of_the_readers_loads_as_the_edit_itself(joint: Any, tmp_path: An
         pipe.unload_lora_weights()
     torch.testing.assert_close(loaded, edited, rtol=1e-4, atol=1e-5)
     assert (edited - plain).abs().max() > 1e-3
+
+
+def test_a_prompt_that_one_of_the_encoders_reads_whole_is_not_cut() -> None:
+    pipe = tiny.sd3()
+    pipe.tokenizer_3.model_max_length = 200
+    read = backbone_of(pipe).encode(["xy" * 10, "xy" * 45, "xy" * 130])  # CLIP reads 75 letters
+    assert [read.is_cut(row) for row in range(3)] == [False, False, True]
