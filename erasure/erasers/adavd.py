@@ -13,7 +13,7 @@ from ..edits import SamplingEdit
 from ..guidance.adavd import AdaVDGuidance
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage, all_names, guided_edit
+from .base import Dependence, Eraser, Stage, all_names, guided_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class AdaVD(Eraser):
     exactness: ClassVar[Exactness] = "published"
     stage: ClassVar[Stage] = "sampling"
     clashes: ClassVar[Mapping[str, str]] = {"oce": "two reflections of one concept cancel"}
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "threshold", "branches")

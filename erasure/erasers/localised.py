@@ -19,7 +19,7 @@ from ..guidance.localised import LocalisedRemoval
 from ..losses.attention import Rule
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage, guided_edit
+from .base import Dependence, Eraser, Stage, guided_edit
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -45,7 +45,7 @@ class Localised(Eraser):
     source: ClassVar[str] = "ours, built on arXiv:2306.14544 and arXiv:2211.05105"
     exactness: ClassVar[Exactness] = "ours"
     stage: ClassVar[Stage] = "sampling"
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("scale", "region_threshold", "grow")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from ..backbones.base import Ability
 from ..backbones.schedule import Discrete, Flow
@@ -11,7 +11,7 @@ from ..edits import SamplingEdit
 from ..guidance.negative_prompt import NegativePromptGuidance
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage, all_names, guided_edit
+from .base import Dependence, Eraser, Stage, all_names, guided_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class NegativePrompt(Eraser):
     source: ClassVar[str] = "arXiv:2207.12598"
     exactness: ClassVar[Exactness] = "published"
     stage: ClassVar[Stage] = "sampling"
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("only_named",)

@@ -13,7 +13,7 @@ from ..edits import SamplingEdit
 from ..guidance.safree import SAFREEGuidance
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage, all_names, guided_edit
+from .base import Dependence, Eraser, Stage, all_names, guided_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SAFREE(Eraser):
     exactness: ClassVar[Exactness] = "reconstructed"
     stage: ClassVar[Stage] = "sampling"
     clashes: ClassVar[Mapping[str, str]] = {"semantic-surgery": "both move the same states of the prompt"}
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("alpha", "steps", "trailing")

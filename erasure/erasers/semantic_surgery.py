@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from ..edits import SamplingEdit
 from ..guidance.semantic_surgery import SemanticSurgeryGuidance
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage, all_names, guided_edit
+from .base import Dependence, Eraser, Stage, all_names, guided_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SemanticSurgery(Eraser):
     exactness: ClassVar[Exactness] = "published"
     stage: ClassVar[Stage] = "sampling"
     clashes: ClassVar[Mapping[str, str]] = {"safree": "both move the same states of the prompt"}
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("beta", "gamma")

@@ -13,7 +13,7 @@ from ..edits import SamplingEdit
 from ..guidance.sld import SafeLatentDiffusion
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage, all_names, guided_edit
+from .base import Dependence, Eraser, Stage, all_names, guided_edit
 
 
 def _published(warmup: int, scale: float, threshold: float, momentum_scale: float, momentum: float) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class SLD(Eraser):
     source: ClassVar[str] = "arXiv:2211.05105, code a42923c"
     exactness: ClassVar[Exactness] = "published"
     stage: ClassVar[Stage] = "sampling"
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "warmup")

@@ -14,11 +14,10 @@ from ..closed_form.projections import projections
 from ..closed_form.readers import EmptyAnchor, Places, PromptPair
 from ..concept import Concept
 from ..edits import WeightEdit
-from ..errors import InputError
 from ..prompts import CLASS_TEMPLATES, blank, preserved_templates, templates
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Eraser, Stage, solved_edit
+from .base import Dependence, Eraser, Stage, solved_edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ class UCE(Eraser):
     """
 
     name: ClassVar[str] = "uce"
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
+    depends_on: ClassVar[Dependence] = "text"
     source: ClassVar[str] = "arXiv:2308.14761"
     exactness: ClassVar[Exactness] = "published"
     stage: ClassVar[Stage] = "map of text states"
@@ -106,8 +105,7 @@ class UCE(Eraser):
         Raises:
             InputError: There are no concepts, or a name is longer than what the model reads.
         """
-        if not concepts:
-            raise InputError("concepts: expected at least one, got none. Name what is to be erased.")
+        self.require(concepts, context.backbone)
         in_templates = self.rows == "templates"
         erased = [pair for concept in concepts for pair in erased_pairs(concept, in_templates=in_templates)]
         kept: dict[PromptPair, float] = {}

@@ -11,9 +11,10 @@ delta_i t_i.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ _SPANNED = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class AdaVDGuidance(TextGuidance):
-    """Takes concepts off the values of the prompt's tokens, more from those that point at them.
+    """Removal of concepts from the values of the prompt's tokens, more from those that point at them.
 
     Attributes:
         strength: Largest shift (s), >= 0: 1 projects a concept out, 2 mirrors it.
@@ -50,15 +51,11 @@ class AdaVDGuidance(TextGuidance):
     every_prompt: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {"threshold": -1.0}
 
-    strength: float = 2.0
-    slope: float = 100.0
+    strength: Annotated[float, Ge(0)] = 2.0
+    slope: Annotated[float, Ge(0)] = 100.0
     threshold: float = 0.93
     shifted: bool = True
     branches: Literal["conditional", "joint"] = "conditional"
-
-    def __post_init__(self) -> None:
-        self.check("strength", self.strength >= 0, "a number of at least 0")
-        self.check("slope", self.slope >= 0, "a number of at least 0")
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
@@ -114,7 +111,7 @@ class _Values:
         self.call: Denoising | None = None
 
     def hook(self) -> None:
-        """Have the layers' outputs changed."""
+        """Change the layers' outputs."""
         self.removals += [layer.register_forward_hook(self.changed).remove for layer in self.layers]
 
     def remove(self) -> None:

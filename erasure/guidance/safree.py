@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from diffusers import DiffusionPipeline
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,7 +35,7 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class SAFREEGuidance(TextGuidance):
-    """Has the denoiser read the prompt's states without the concepts, for the first steps.
+    """The prompt's states without the concepts for the denoiser, for the first steps.
 
     With two text encoders each is filtered in its own space.
 
@@ -50,13 +51,10 @@ class SAFREEGuidance(TextGuidance):
     exactness: ClassVar[Exactness] = "reconstructed"
     every_prompt: ClassVar[bool] = True
 
-    alpha: float = 0.01
+    alpha: Annotated[float, Ge(0)] = 0.01
     steps: Literal["released", "paper", "all"] = "released"
     trailing: bool = False
     as_negative: bool = False
-
-    def __post_init__(self) -> None:
-        self.check("alpha", self.alpha >= 0, "a number of at least 0")
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
@@ -131,7 +129,7 @@ class _Filtering:
 
     @torch.no_grad()
     def before(self, call: Denoising) -> Latents:
-        """Have the prompts' rows read the filtered states."""
+        """Filter the states that the prompts' rows read."""
         acting = [[part for part in row or () if call.step <= part.last] for row in self.of_prompts()]
         if any(acting):
             changed = call.batch_arguments["encoder_hidden_states"].clone()

@@ -12,9 +12,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Gt, Interval
 from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +32,7 @@ from .texts import PerPrompt, TextGuidance, encoder_columns, joined_names
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticSurgeryGuidance(TextGuidance):
-    """Has the denoiser read the prompt's states less the direction of the concepts that are present.
+    """The prompt's states less the direction of the concepts that are present, for the denoiser.
 
     Presence is a matter of states, not of words. With two text encoders it is the mean of both, and the sentence vector
     is changed as the states are.
@@ -49,12 +50,8 @@ class SemanticSurgeryGuidance(TextGuidance):
     quick: ClassVar[Mapping[str, Any]] = {"beta": -1.0}
 
     beta: float = 0.12
-    gamma: float = 0.02
-    threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        self.check("gamma", self.gamma > 0, "a number above 0")
-        self.check("threshold", 0 < self.threshold < 1, "a number in (0, 1)")
+    gamma: Annotated[float, Gt(0)] = 0.02
+    threshold: Annotated[float, Interval(gt=0, lt=1)] = 0.5
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
@@ -110,7 +107,7 @@ class _Surgery:
 
     @torch.no_grad()
     def before(self, call: Denoising) -> Latents:
-        """Have the prompts' rows read the changed states."""
+        """Change the states that the prompts' rows read."""
         rows = {row: each for row, each in enumerate(self.of_prompts()) if each is not None}
         if not rows:
             return call.latents

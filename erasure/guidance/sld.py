@@ -13,9 +13,10 @@ so e_p - g in the place of e_p is SLD under any guidance scale w.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Interval
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from .texts import TextGuidance, check_guided, joined_names, predicted
 
 @dataclass(frozen=True, kw_only=True)
 class SafeLatentDiffusion(TextGuidance):
-    """Pushes the prompt's prediction away from that for the names, where the two are close.
+    """Push of the prompt's prediction away from that for the names, where the two are close.
 
     Predictions of v are compared as noise, which the settings are calibrated on. Names that do not fit into one text
     make several, and g is the mean of theirs.
@@ -47,17 +48,11 @@ class SafeLatentDiffusion(TextGuidance):
     every_prompt: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {"warmup": 0}
 
-    scale: float = 1000.0
+    scale: Annotated[float, Ge(0)] = 1000.0
     threshold: float = 0.01
-    momentum_scale: float = 0.3
-    momentum: float = 0.4
-    warmup: int = 10
-
-    def __post_init__(self) -> None:
-        self.check("scale", self.scale >= 0, "a number of at least 0")
-        self.check("momentum_scale", self.momentum_scale >= 0, "a number of at least 0")
-        self.check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
-        self.check("warmup", self.warmup >= 0, "a number of steps of at least 0")
+    momentum_scale: Annotated[float, Ge(0)] = 0.3
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.4
+    warmup: Annotated[int, Ge(0)] = 10
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:

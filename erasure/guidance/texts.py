@@ -31,11 +31,6 @@ class TextGuidance(Guidance):
     concepts: tuple[str, ...]
     only_named: bool = False
 
-    def check(self, setting: str, holds: bool, expected: str) -> None:
-        """Raise InputError if a setting is out of range."""
-        if not holds:
-            raise InputError(f"{self.name}.{setting}: expected {expected}, got {getattr(self, setting)!r}. Change it.")
-
     @contextmanager
     def prompts(self, pipe: DiffusionPipeline) -> Iterator[NamedPrompts]:
         """Follow the prompts of the pipeline, for the length of a `with`.
