@@ -351,7 +351,7 @@ class AttentionCapture:
 
 
 class _EnoughError(Exception):
-    """Ends a pass in which all that was wanted has been seen."""
+    """End of a pass in which all that was wanted has been seen."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def watch(name: str, attention: nn.Module, hooks: ExitStack, leave: Callable[[nn
 
 
 class _Interception(TorchFunctionMode):
-    """Keeps the arguments of the last fused attention."""
+    """Interception of the arguments of the last fused attention."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ def word_regions(
 
 @contextmanager
 def changed_outputs(backbone: Backbone, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Have the outputs of some cross-attention layers changed on their way, for the length of a `with`.
+    """Change the outputs of some cross-attention layers on their way, for the length of a `with`.
 
     Args:
         backbone: Model.

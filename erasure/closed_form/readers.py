@@ -136,7 +136,7 @@ class PairReader:
 
 
 class _VectorReader:
-    """Reads the sentence vectors: one row a prompt."""
+    """Reader of the sentence vectors: one row a prompt."""
 
     def __init__(self, row_of: dict[str, int], space: str, states: Float[Tensor, "n 1 dim"]) -> None:
         self.encoder = space
@@ -149,7 +149,7 @@ class _VectorReader:
 
 
 class _PartReader:
-    """Reads the states of one text encoder."""
+    """Reader of the states of one text encoder."""
 
     def __init__(
         self,

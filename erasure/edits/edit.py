@@ -47,7 +47,7 @@ class Edit(ABC):
 
     @abstractmethod
     def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> AbstractContextManager[DiffusionPipeline]:
-        """Have the edit in force for the length of a `with`; on exit the pipeline is as it was, bit for bit.
+        """Apply the edit for the length of a `with`; on exit the pipeline is as it was, bit for bit.
 
         Args:
             pipe: A diffusers pipeline.

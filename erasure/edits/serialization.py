@@ -91,7 +91,7 @@ def _description(text: str | None) -> Mapping[str, Any]:
 
 
 class ChangeWriter:
-    """Turns changes and new tokens into JSON values that name tensors; a shared tensor is stored once.
+    """Writer of changes and new tokens as JSON values that name tensors; a shared tensor is stored once.
 
     Attributes:
         tensors: The tensors by name.
@@ -148,7 +148,7 @@ class ChangeWriter:
 
 
 class ChangeReader:
-    """Reads back the values of a `ChangeWriter`; changes that shared a tensor share it again."""
+    """Reader of the values of a `ChangeWriter`; changes that shared a tensor share it again."""
 
     def __init__(self, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], by_columns: Sequence[str] = ()) -> None:
         self._tensors = {**tensors, **{name: _tensor(tensors, name, 2).T.contiguous().T for name in by_columns}}

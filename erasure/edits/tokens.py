@@ -42,7 +42,7 @@ class NewToken:
 
 @contextmanager
 def tokens_added(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Iterator[None]:
-    """Have the pipeline know some new words for the length of a `with`; on exit it is as it was, bit for bit.
+    """Add some new words to the pipeline for the length of a `with`; on exit it is as it was, bit for bit.
 
     The pipeline gets other tokenizers for that time: copies with the words.
 

@@ -224,7 +224,7 @@ class AttentionGuidance(MapReading, ABC):
         *,
         on_guided: OnGuided | None = None,
     ) -> Iterator[None]:
-        """Have the pipeline's loop guided for the length of a `with`; no weight is changed and none gets a gradient.
+        """Guide the pipeline's loop for the length of a `with`; no weight is changed and none gets a gradient.
 
         Args:
             pipe: A diffusers pipeline with a UNet.

@@ -42,7 +42,7 @@ class Guidance(Plugin):
 
     @abstractmethod
     def applied_to(self, pipe: DiffusionPipeline) -> AbstractContextManager[object]:
-        """Have the pipeline sample with this guidance for the length of a `with`; no weight is changed.
+        """Guide the sampling of the pipeline for the length of a `with`; no weight is changed.
 
         The pipeline's own call is guided, and `sample`. Prompts that name none of the guidance's concepts are made as
         without it, bit for bit, but for `every_prompt`.

@@ -10,7 +10,7 @@ from .attention import AttentionGuidance, ConceptMaps, Masks, Named, Terms
 
 @dataclass(frozen=True, kw_only=True)
 class LeakLoss(AttentionGuidance):
-    """Pushes concepts out of their neighbours' regions: the sum of `leak` over the concepts that go.
+    """Push of concepts out of their neighbours' regions: the sum of `leak` over the concepts that go.
 
     One-sided: A-STAR's segregation would also strengthen a concept that is to go wherever it is the stronger of two.
 

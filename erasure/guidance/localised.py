@@ -37,7 +37,7 @@ NamedRows = Callable[[], Sequence[Named]]
 
 @dataclass(frozen=True, kw_only=True)
 class LocalisedRemoval(MapReading, Guidance):
-    """Makes a concept's own region of the image from the prompt without it, and leaves the rest as it would be.
+    """A concept's own region of the image made from the prompt without it, and the rest left as it would be.
 
     Beside the image that is made runs the one that would be made without this, from the same noise. At each step its
     maps say where the concept is, B_e, and where its neighbours are, B_n. Inside
@@ -281,7 +281,7 @@ class _Removal:
 
     @contextmanager
     def setting_in(self, pipe: DiffusionPipeline) -> Iterator[None]:
-        """Have the autoencoder give the other image outside of the region, for the length of a `with`."""
+        """Decode the other image outside of the region, for the length of a `with`."""
         vae, decode = pipe.vae, pipe.vae.decode
 
         @wraps(decode)

@@ -22,7 +22,7 @@ from .texts import TextGuidance, check_guided, joined_names, predicted
 
 @dataclass(frozen=True, kw_only=True)
 class NegativePromptGuidance(TextGuidance):
-    """Has the denoiser read the names, joined by ", ", where it reads the empty prompt or the call's negative prompt.
+    """The names, joined by ", ", in the place of the empty prompt or of the call's negative prompt.
 
     Names that do not fit into one text make several, and the unconditional prediction is the mean of theirs.
     """
@@ -48,7 +48,7 @@ class _UnconditionalRows:
         self.first, *self.others = joined_names(backbone_of(pipe), settings.concepts)
 
     def before(self, call: Denoising) -> Latents:
-        """Have the unconditional rows read the first text."""
+        """Replace the text of the unconditional rows by the first of the names'."""
         check_guided(call, self.settings.name)
         n, rows = len(call.latents), self.settings.acted_on(self.named)
         arguments = call.batch_arguments

@@ -71,7 +71,7 @@ class Denoising:
         return dict(self._kwargs)
 
     def replace_arguments(self, **replaced: object) -> None:
-        """Have the denoiser read other arguments for the whole batch; to be called before it."""
+        """Replace arguments of the denoiser for the whole batch; to be called before it."""
         self._kwargs = {**self._kwargs, **replaced}
 
     @property
@@ -151,7 +151,7 @@ def around_each_step(
     after: After | None = None,
     stepped: Stepped | None = None,
 ) -> Iterator[None]:
-    """Have functions called around the denoiser at each step of the pipeline's loop, for the length of a `with`.
+    """Call functions around the denoiser at each step of the pipeline's loop, for the length of a `with`.
 
     Several can be in force at once; they are called in the order they were entered. Shallow copies of the pipeline
     share them, also with a scheduler copied deeply.
@@ -210,7 +210,7 @@ class _Link:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Have no hook called: what runs inside is not the loop's."""
+        """Call no hook: what runs inside is not the loop's."""
         before, self.resting = self.resting, True
         try:
             yield
@@ -354,7 +354,7 @@ class _Link:
 
 
 class _Shadow:
-    """Stands before a scheduler's method on the instance; a deep copy of the scheduler has one of its own."""
+    """Stand-in for a scheduler's method on the instance; a deep copy of the scheduler has one of its own."""
 
     def __init__(self, scheduler: SchedulerMixin, name: str, link: _Link, shadowed: Callable[..., Any] | None) -> None:
         self.scheduler, self.name, self.link, self.shadowed = scheduler, name, link, shadowed

@@ -179,7 +179,7 @@ def half_noised(pipe: DiffusionPipeline, clean: Latents, seeds: Sequence[int], s
 
 
 def _cut_steps(scheduler: Any, first: int, last: int | None) -> None:
-    """Have a scheduler run a part of its steps only, the place in the whole schedule kept.
+    """Cut the steps that a scheduler runs, the place in the whole schedule kept.
 
     A pipeline reads the steps right after it set their number; what steps the scheduler makes is then decided by the
     whole list again, as in image-to-image.

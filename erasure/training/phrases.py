@@ -46,7 +46,7 @@ def phrase_features(
 
 @contextmanager
 def _without_positions(backbone: Backbone, end: int) -> Iterator[None]:
-    """Have the embedding of added words, whose ids are beyond the end of text, enter the encoder without a position."""
+    """Leave out the position of added words, whose ids are beyond the end of text, in what the encoder reads."""
     encoder = cast("PreTrainedModel", backbone.component("text_encoder"))
     table = encoder.get_input_embeddings()
     embeddings = next(module for module in encoder.modules() if any(part is table for part in module.children()))

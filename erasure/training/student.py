@@ -87,7 +87,7 @@ class Student:
 
     @contextmanager
     def moved(self, offsets: Mapping[Leaf, Tensor]) -> Iterator[None]:
-        """Have the model run with `leaf + offset` for the length of a `with`; no leaf changes.
+        """Run the model with `leaf + offset` for the length of a `with`; no leaf changes.
 
         A gradient by the leaves is that at the moved weights. A backward pass belongs inside the `with` as well.
         """
