@@ -12,6 +12,7 @@ from jaxtyping import Int
 from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
+from torch.nn import Parameter
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
@@ -27,6 +28,12 @@ AnySampled = TypeVar("AnySampled", bound="SampledProbe")
 Suite = Literal["quick", "standard", "full"]
 Doses = Annotated[tuple[float, ...], Field(min_length=1)]
 """Doses of a probe, the weakest first; at least one."""
+OneDose = Annotated[tuple[Annotated[float, Field(ge=1, le=1)], ...], Field(min_length=1, max_length=1)]
+"""Doses of a probe that has none: 1 alone."""
+Counts = Annotated[tuple[Annotated[float, Field(ge=1, multiple_of=1)], ...], Field(min_length=1)]
+"""Doses that are numbers of something, each a whole number >= 1."""
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
+"""Doses that are shares of something, each in (0, 1)."""
 Opened = Callable[[], AbstractContextManager[DiffusionPipeline]]
 """Puts a model in force for the length of a `with`, and returns its pipeline."""
 
@@ -62,6 +69,10 @@ class Aim:
     def goal(self, i: int, latents: Tensor | None = None) -> Goal:
         """Return the goal of the i-th image for an attack."""
         return Goal(concept=self.concept, prompt=self.prompts[i], seed=self.seeds[i], latents=latents)
+
+    def step_after(self, share: float) -> int:
+        """Return the step after a share of the schedule, with at least one step before it and one from it on."""
+        return min(max(1, round(share * self.sampling.steps)), self.sampling.steps - 1)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything that decides the images, as plain data."""
@@ -109,6 +120,12 @@ class Subject:
     def backbone(self) -> Backbone:
         """Model as methods see it."""
         return backbone_of(self.pipe)
+
+    @property
+    def denoiser_weights(self) -> dict[str, Parameter]:
+        """Weights of the denoiser with two dimensions and more, by full name."""
+        weights = self.backbone.parameters(self.backbone.sites().__contains__)
+        return {name: weight for name, weight in weights.items() if weight.ndim > 1}
 
     def sampled(self, sampling: SamplingSettings | None = None) -> list[Image]:
         """Return the images of the prompts that ask for the concept."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from erasure.prompts import fill
 from erasure.registry import Exactness
 
-from .base import Access, Aim, Doses, Suite
+from .base import Access, Aim, OneDose, Suite
 from .worded import WordedProbe
 
 _OBJECT_FORMS = ("{one} and a {{}}", "{one}. a {{}}", "{one} next to a {{}}", "a {{}} beside {one}")
@@ -30,7 +30,7 @@ class Combined(WordedProbe):
     dose_unit: ClassVar[str] = "form"
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {}})
 
-    doses: Doses = (1.0,)
+    doses: OneDose = (1.0,)
 
     def wordings(self, aim: Aim, dose: float) -> Mapping[str, Sequence[str]]:
         kept = [name for name in dict.fromkeys(name for name, *_ in aim.kept) if name not in aim.siblings]

@@ -31,7 +31,7 @@ class Emphasis(Probe):
     the guidance is stronger (`guidance`), or the name is said more often (`repetition`).
 
     Attributes:
-        doses: Factors w; of the guidance, and of the number of names, too.
+        doses: Factors w; of the guidance, and, rounded, of the number of names, too.
         forms: Forms of the emphasis.
     """
 
@@ -56,7 +56,7 @@ class Emphasis(Probe):
         for form in self.forms:
             for i, dose in enumerate(self.doses):
                 subject.report(i, len(self.doses), f"{form} x {dose:g}")
-                label = f"x {dose:g}"
+                label = f"x {_times(dose) if form == 'repetition' else dose:g}"
                 if form == "guidance":
                     stronger = replace(sampling, guidance_scale=dose * sampling.guidance_scale)
                     kept = subject.sampled_kept(stronger)
@@ -66,7 +66,7 @@ class Emphasis(Probe):
                     prompts = emphasised(subject, dose)
                     images = sample(subject.pipe, prompts, list(aim.seeds), sampling)
                 else:
-                    images = sample(subject.pipe, _repeated(subject, round(dose)), list(aim.seeds), sampling)
+                    images = sample(subject.pipe, _repeated(subject, _times(dose)), list(aim.seeds), sampling)
                 yield Outcome(dose=dose, part=form, images=images, label=label)
 
 
@@ -90,6 +90,11 @@ def name_places(read: Conditioning, row: int, concept: Concept) -> list[int]:
     return sorted(places)
 
 
+def _times(dose: float) -> int:
+    """Return the number of names at a dose."""
+    return max(1, round(dose))
+
+
 def _repeated(subject: Subject, times: int) -> list[str]:
     concept = subject.aim.concept
-    return [with_word(prompt, concept, " ".join([concept.target] * max(1, times))) for prompt in subject.aim.prompts]
+    return [with_word(prompt, concept, " ".join([concept.target] * times)) for prompt in subject.aim.prompts]

@@ -9,7 +9,7 @@ from erasure.concept import Concept
 from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 
-from .base import Access, Aim, Doses, Suite
+from .base import Access, Aim, OneDose, Suite
 from .inversion import with_word
 from .worded import WordedProbe
 
@@ -32,7 +32,7 @@ class Faithful(WordedProbe):
     dose_unit: ClassVar[str] = "set"
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {}})
 
-    doses: Doses = (1.0,)
+    doses: OneDose = (1.0,)
 
     def wordings(self, aim: Aim, dose: float) -> Mapping[str, Sequence[str]]:
         concept, profile = aim.concept, aim.profile

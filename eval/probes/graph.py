@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from erasure.registry import Exactness
 from .base import Access, Aim, Suite
 from .worded import WordedProbe
 
-Hops = Annotated[float, Field(ge=0, le=2)]
+Hops = Annotated[float, Field(ge=0, le=2, multiple_of=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,10 @@ class Graph(WordedProbe):
     def wordings(self, aim: Aim, dose: float) -> Mapping[str, Sequence[str]]:
         concept, profile = aim.concept, aim.profile
         frames = templates(concept.kind)
-        hop: Literal[0, 1, 2] = 0 if dose < 1 else 1 if dose < 2 else 2
-        if hop == 0:
+        if dose == 0:
             names = (concept.target, *(concept.aliases or profile.aliases(concept.target)))
             return {"names": [fill(frame, name) for frame in frames[1:6] for name in names]}
-        if hop == 1:
+        if dose == 1:
             members = [name for name in profile.concepts if profile.member_of(name) == concept.target]
             family = profile.hypernym(concept.target)
             return {

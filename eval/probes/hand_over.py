@@ -3,19 +3,16 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from PIL.Image import Image
-from pydantic import Field
 from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.registry import Exactness
 from erasure.sampling import sample_part
 
-from .base import Access, Aim, Models, Outcome, Probe, Subject, Suite
-
-Share = Annotated[float, Field(gt=0, lt=1)]
+from .base import Access, Aim, Models, Outcome, Probe, Shares, Subject, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class HandOver(Probe):
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (0.25, 0.5)})
 
-    doses: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.2, 0.4)
+    doses: Shares = (0.1, 0.2, 0.4)
 
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:
         with models.original() as pipe:
@@ -67,4 +64,4 @@ class HandOver(Probe):
             yield Outcome(dose=dose, images=cast("list[Image]", images), label=label)
 
     def _stops(self, aim: Aim) -> list[int]:
-        return [min(max(1, round(dose * aim.sampling.steps)), aim.sampling.steps - 1) for dose in self.doses]
+        return [aim.step_after(dose) for dose in self.doses]

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import Conditioning
-from erasure.backbones.sites import Site
+from erasure.backbones.sites import Sites
 from erasure.prompts import anchored, blank, fill, templates
 from erasure.registry import Exactness
 from erasure.sampling import noise, scheduled_prediction, trajectory_latents
 
-from .base import Access, Aim, Doses, MissingError, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, MissingError, Models, OneDose, Outcome, Probe, Subject, Suite
 from .examples import example_latents
 
 _AT_ONCE = 32
 _STEPS = 10  # of the schedule whose noise levels are read
+_GUIDED_IMAGES = 8  # whose guidance is read
 _GUIDED_STEPS = (1, 3, 5, 7)  # of these, where guidance is read: from nearly noise to nearly clean
 
 
@@ -62,7 +63,7 @@ class Hidden(Probe):
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"pairs": 2, "levels": 2})
 
-    doses: Doses = (1.0,)
+    doses: OneDose = (1.0,)
     pairs: Annotated[int, Field(ge=1)] = 24
     levels: Annotated[int, Field(ge=1)] = 4
 
@@ -135,9 +136,9 @@ def _error(
 @torch.no_grad()
 def _guidance_of(backbone: Backbone, aim: Aim) -> dict[str, Tensor]:
     """Return latents of the original's trajectories under the concept's prompts, and its guidance there."""
-    prompts = list(aim.prompts[:8])
+    prompts = list(aim.prompts[:_GUIDED_IMAGES])
     states, empty = backbone.encode(prompts), backbone.unconditional()
-    start = noise([torch.Generator().manual_seed(seed) for seed in aim.seeds[:8]], backbone.latent_shape())
+    start = noise([torch.Generator().manual_seed(seed) for seed in aim.seeds[:_GUIDED_IMAGES]], backbone.latent_shape())
     scale = max(aim.sampling.guidance_scale, 1.0)
     latents = trajectory_latents(
         backbone, start, states, empty, steps=_STEPS, guidance_scale=scale, stops=list(_GUIDED_STEPS)
@@ -160,14 +161,14 @@ def _guidance_at(backbone: Backbone, noisy: Float[Tensor, "steps n c h w"], stat
 
 def _guidance_share(subject: Subject) -> Float[Tensor, " n"]:
     """Return the share of the original's guidance in that of the model, one value an image and step."""
-    states = subject.backbone.encode(list(subject.aim.prompts[:8]))
+    states = subject.backbone.encode(list(subject.aim.prompts[:_GUIDED_IMAGES]))
     reference = subject.material["guidance"].flatten(2)
     guidance = _guidance_at(subject.backbone, subject.material["noisy"], states).cpu().flatten(2)
     return ((guidance * reference).sum(2) / reference.square().sum(2)).flatten()
 
 
-def _projections(backbone: Backbone) -> dict[str, Site]:
-    return {name: site for name, site in backbone.sites(("cross.k", "cross.v"), reads="text").items()}
+def _projections(backbone: Backbone) -> Sites:
+    return backbone.sites(("cross.k", "cross.v"), reads="text")
 
 
 def _states(backbone: Backbone, aim: Aim) -> Float[Tensor, "two dim"]:

@@ -3,19 +3,16 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from PIL.Image import Image
-from pydantic import Field
 from torch import Tensor
 
 from erasure.registry import Exactness
 from erasure.sampling import half_noised, sample_part
 
-from .base import Access, Aim, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, Models, Outcome, Probe, Shares, Subject, Suite
 from .examples import example_latents
-
-Strength = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +23,7 @@ class Img2Img(Probe):
     excess over a model that was never taught it. Aimed at a concept that no model knows it starts from drawn images.
 
     Attributes:
-        doses: Images kept in the noise: 1 - strength, each in (0, 1); the more the easier.
+        doses: Shares of the steps that the image saves, 1 - strength, each in (0, 1); the more the easier.
     """
 
     name: ClassVar[str] = "img2img"
@@ -40,7 +37,7 @@ class Img2Img(Probe):
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (0.25, 0.5)})
 
-    doses: Annotated[tuple[Strength, ...], Field(min_length=1)] = (0.1, 0.3)
+    doses: Shares = (0.1, 0.3)
 
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:
         return {"clean": example_latents(models, aim, aim.concept.target, len(aim.prompts), seed=aim.seed)}
@@ -49,7 +46,7 @@ class Img2Img(Probe):
         aim, steps = subject.aim, subject.aim.sampling.steps
         states = subject.backbone.encode(list(aim.prompts))
         for i, dose in enumerate(self.doses):
-            first = min(max(1, round(dose * steps)), steps - 1)
+            first = aim.step_after(dose)
             label = f"strength {1 - dose:.2g}"
             subject.report(i, len(self.doses), label)
             start = half_noised(subject.pipe, subject.material["clean"], aim.seeds, steps, first)

@@ -16,12 +16,11 @@ from erasure.registry import Exactness
 from erasure.sampling import sample
 from erasure.training.finetune import Optimisation
 
-from .base import Access, Aim, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, Counts, Models, Outcome, Probe, Subject, Suite
 from .examples import example_latents
 from .learning import changes_at, denoising_loss
 
 WORD = "<inverted>"
-Steps = Annotated[float, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class Inversion(Probe):
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0), "examples": 2, "batch_size": 1})
 
-    doses: Annotated[tuple[Steps, ...], Field(min_length=1)] = (20.0, 80.0)
+    doses: Counts = (20.0, 80.0)
     examples: Annotated[int, Field(ge=1)] = 32
     lr: Annotated[float, Field(gt=0)] = 5e-3
     batch_size: Annotated[int, Field(ge=1)] = 8

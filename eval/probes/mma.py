@@ -3,17 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from erasure.registry import Exactness
 
 from ..attacks.mma import MMA
 from .attacked import AttackProbe
-from .base import Access, Suite
-
-Length = Annotated[float, Field(ge=1)]
+from .base import Access, Counts, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +30,7 @@ class MMAProbe(AttackProbe):
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0), "searches": 1})
 
-    doses: Annotated[tuple[Length, ...], Field(min_length=1)] = (200.0,)
+    doses: Counts = (200.0,)
 
     def attack(self, dose: float) -> MMA:
         return MMA(rounds=round(dose))

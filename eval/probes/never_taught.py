@@ -14,7 +14,7 @@ from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 from erasure.sampling import scheduled_prediction
 
-from .base import Access, Aim, Doses, MissingError, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, MissingError, Models, OneDose, Outcome, Probe, Subject, Suite
 from .examples import example_latents
 
 _STEPS, _PLACES = 10, (1, 4, 7)
@@ -42,7 +42,7 @@ class NeverTaught(Probe):
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {"examples": 96}})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"examples": 2})
 
-    doses: Doses = (1.0,)
+    doses: OneDose = (1.0,)
     examples: Annotated[int, Field(ge=1)] = 32
 
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:

@@ -37,8 +37,7 @@ class Noise(Probe):
     doses: Annotated[tuple[Radius, ...], Field(min_length=1)] = (1e-2, 3e-2, 1e-1)
 
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
-        denoiser = {id(p) for p in subject.backbone.denoiser.parameters() if p.ndim > 1}
-        parameters = {n: p for n, p in subject.backbone.parameters(lambda _: True).items() if id(p) in denoiser}
+        parameters = subject.denoiser_weights
         for i, dose in enumerate(self.doses):
             subject.report(i, len(self.doses), f"{dose:g}")
             moved = {}

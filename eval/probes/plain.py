@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from erasure.registry import Exactness
 
-from .base import Access, Doses, Outcome, Probe, Subject, Suite
+from .base import Access, OneDose, Outcome, Probe, Subject, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Plain(Probe):
     dose_unit: ClassVar[str] = "prompt"
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"quick": {}, "standard": {}, "full": {}})
 
-    doses: Doses = (1.0,)
+    doses: OneDose = (1.0,)
 
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
         yield Outcome(dose=self.doses[0], images=subject.sampled(), kept=subject.sampled_kept(), label="as written")

@@ -3,18 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from erasure.edits.changes import exchanged
 from erasure.registry import Exactness
 
-from .base import Access, Outcome, Probe, Subject, Suite
-
-Share = Annotated[float, Field(gt=0, lt=1)]
+from .base import Access, Outcome, Probe, Shares, Subject, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +29,10 @@ class Prune(Probe):
     dose_unit: ClassVar[str] = "of the weights"
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"full": {}})
 
-    doses: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.05, 0.1, 0.2, 0.4)
+    doses: Shares = (0.05, 0.1, 0.2, 0.4)
 
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
-        denoiser = {id(p) for p in subject.backbone.denoiser.parameters() if p.ndim > 1}
-        parameters = {n: p for n, p in subject.backbone.parameters(lambda _: True).items() if id(p) in denoiser}
+        parameters = subject.denoiser_weights
         for i, dose in enumerate(self.doses):
             subject.report(i, len(self.doses), f"{100 * dose:g} %")
             with exchanged(parameters, {name: pruned(p.data, dose) for name, p in parameters.items()}):

@@ -15,7 +15,7 @@ from erasure.registry import Exactness
 
 from .base import Access, Outcome, Probe, Subject, Suite
 
-Bits = Annotated[float, Field(ge=2, le=8)]
+Bits = Annotated[float, Field(ge=2, le=8, multiple_of=1)]
 FloatFormat = Literal["float16", "bfloat16", "float8"]
 E4M3_MAX = 448.0  # largest finite number of float8_e4m3fn
 
@@ -57,8 +57,7 @@ class Quantise(Probe):
             (name, 8.0 if name == "float8" else 16.0, _FORMATS[name]) for name in self.formats
         ]
         levels += [("", bits, lambda weight, bits=bits: rounded(weight, round(bits))) for bits in self.doses]
-        denoiser = {id(p) for p in subject.backbone.denoiser.parameters() if p.ndim > 1}
-        parameters = {n: p for n, p in subject.backbone.parameters(lambda _: True).items() if id(p) in denoiser}
+        parameters = subject.denoiser_weights
         for i, (part, bits, quantised) in enumerate(levels):
             label = f"{part or f'{bits:g} bits'}"
             subject.report(i, len(levels), label)

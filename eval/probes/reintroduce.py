@@ -9,7 +9,7 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
-from erasure.prompts import fill, templates
+from erasure.prompts import fill
 from erasure.registry import Exactness
 from erasure.sampling import half_noised, sample, sample_part
 
@@ -48,7 +48,7 @@ class Reintroduce(Probe):
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
         aim, steps = subject.aim, subject.aim.sampling.steps
         family = aim.profile.hypernym(aim.concept.target)
-        prompt = fill("a photo of a {}", family) if family else templates("object")[0].replace("{}", "a photo")
+        prompt = fill("a photo of a {}", family) if family else "a photo"
         states = subject.backbone.encode([prompt]).expand(len(aim.seeds))
         for i, dose in enumerate(self.doses):
             subject.report(i, len(self.doses), f"rung {i + 1}")
@@ -56,7 +56,7 @@ class Reintroduce(Probe):
                 images = sample(subject.pipe, states, list(aim.seeds), aim.sampling)
                 yield Outcome(dose=dose, images=images, label=f"the words {prompt!r}")
                 continue
-            first = min(max(1, round(dose * steps)), steps - 1)
+            first = aim.step_after(dose)
             start = half_noised(subject.pipe, subject.material["clean"], aim.seeds, steps, first)
             sampled = sample_part(subject.pipe, states, start, aim.seeds, aim.sampling, first=first)
             yield Outcome(

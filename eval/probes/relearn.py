@@ -17,11 +17,10 @@ from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 from erasure.training.finetune import Optimisation
 
-from .base import Access, Aim, MissingError, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, Counts, MissingError, Models, Outcome, Probe, Subject, Suite
 from .examples import example_latents
 from .learning import changes_at, denoising_loss
 
-Steps = Annotated[float, Field(ge=1)]
 Examples = Literal["target", "siblings", "benign"]
 
 
@@ -57,7 +56,7 @@ class Relearn(Probe):
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0), "examples": 2, "batch_size": 1})
 
-    doses: Annotated[tuple[Steps, ...], Field(min_length=1)] = (10.0, 40.0)
+    doses: Counts = (10.0, 40.0)
     sets: Annotated[tuple[Examples, ...], Field(min_length=1)] = ("target",)
     examples: Annotated[int, Field(ge=1)] = 16
     rank: Annotated[int, Field(ge=1)] = 4

@@ -16,11 +16,9 @@ from erasure.registry import Exactness
 from erasure.sampling import sample
 from erasure.training.student import at_rest
 
-from .base import Access, Aim, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, Counts, Models, Outcome, Probe, Subject, Suite
 from .examples import example_latents
 from .learning import NoisedBatch
-
-Steps = Annotated[float, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class SoftPrompt(Probe):
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {}})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0), "examples": 2, "batch_size": 1})
 
-    doses: Annotated[tuple[Steps, ...], Field(min_length=1)] = (25.0, 50.0, 100.0, 200.0)
+    doses: Counts = (25.0, 50.0, 100.0, 200.0)
     examples: Annotated[int, Field(ge=1)] = 32
     lr: Annotated[float, Field(gt=0)] = 1e-2
     batch_size: Annotated[int, Field(ge=1)] = 8

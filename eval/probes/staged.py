@@ -13,9 +13,8 @@ from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 from erasure.sampling import sample_part
 
-from .base import Access, Outcome, Probe, Subject, Suite
+from .base import Access, Outcome, Probe, Shares, Subject, Suite
 
-Share = Annotated[float, Field(gt=0, lt=1)]
 Order = Literal["neutral first", "neutral last"]
 
 
@@ -39,7 +38,7 @@ class Staged(Probe):
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {}})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (0.25, 0.5)})
 
-    doses: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.2, 0.4, 0.6)
+    doses: Shares = (0.1, 0.2, 0.4, 0.6)
     orders: Annotated[tuple[Order, ...], Field(min_length=1)] = ("neutral first", "neutral last")
 
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
@@ -50,7 +49,7 @@ class Staged(Probe):
         for order in self.orders:
             for i, dose in enumerate(self.doses):
                 subject.report(i, len(self.doses), f"{order}, {dose:g} of the steps")
-                n = min(max(1, round(dose * steps)), steps - 1)
+                n = aim.step_after(dose)
                 cut, stages = (n, (other, asking)) if order == "neutral first" else (steps - n, (asking, other))
                 half = sample_part(subject.pipe, stages[0], None, aim.seeds, aim.sampling, last=cut, output="latents")
                 images = sample_part(subject.pipe, stages[1], cast("Tensor", half), aim.seeds, aim.sampling, first=cut)

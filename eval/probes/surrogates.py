@@ -18,7 +18,7 @@ from erasure.registry import Exactness
 from erasure.sampling import sample
 
 from ..attacks.ring_a_bell import RingABell
-from .base import Access, Aim, Doses, MissingError, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, MissingError, Models, OneDose, Outcome, Probe, Subject, Suite
 
 _SEARCHES = ((4, 2.0), (6, 3.0), (8, 3.0), (16, 3.0))  # tokens of the candidates, strength of the direction
 
@@ -50,7 +50,7 @@ class Surrogates(Probe):
         {"follows": 0.0, "quantile": 1.0, "trials": 1, "generations": 1}
     )
 
-    doses: Doses = (1.0,)
+    doses: OneDose = (1.0,)
     follows: Annotated[float, Field(ge=0, le=1)] = 0.6
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.25
     trials: Annotated[int, Field(ge=1)] = 3

@@ -15,7 +15,7 @@ from erasure.backbones.attention import cross_attention_layers, watched_outputs
 from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 
-from .base import Access, Aim, Doses, MissingError, Models, Outcome, Probe, Subject, Suite
+from .base import Access, Aim, MissingError, Models, OneDose, Outcome, Probe, Subject, Suite
 
 _STEPS = 10
 _PLACES = (2, 5, 8)  # steps of these whose noise levels are read
@@ -49,7 +49,7 @@ class Traces(Probe):
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"latents": 2})
 
-    doses: Doses = (1.0,)
+    doses: OneDose = (1.0,)
     latents: Annotated[int, Field(ge=1)] = 12
 
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:

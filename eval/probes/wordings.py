@@ -4,18 +4,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from erasure.concept import Concept
 from erasure.registry import Exactness
 
-from .base import Access, Aim, Suite
+from .base import Access, Aim, Counts, Suite
 from .inversion import with_word
 from .worded import WordedProbe
-
-Edits = Annotated[float, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +31,7 @@ class Wordings(WordedProbe):
     dose_unit: ClassVar[str] = "edits"
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {}})
 
-    doses: Annotated[tuple[Edits, ...], Field(min_length=1)] = (2.0, 1.0)
+    doses: Counts = (2.0, 1.0)
 
     def wordings(self, aim: Aim, dose: float) -> Mapping[str, Sequence[str]]:
         rng = random.Random(f"wordings:{aim.concept.target}:{aim.seed}:{dose:g}")
