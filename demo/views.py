@@ -126,11 +126,6 @@ def reading(seen: Seen) -> str:
     return f'<b class="seen {kind}">{in_html(_cut(seen.name, 24))} {seen.after:.2f}, was {seen.before:.2f}</b>'
 
 
-def reading_text(seen: Sequence[Seen]) -> str:
-    """Return the readings as plain text."""
-    return ", ".join(f"{one.name} {one.after:.2f}, was {one.before:.2f}" for one in seen)
-
-
 def removals(ledger: Ledger | None, rows: Sequence[RemovalRow]) -> str:
     """Render the ledger as a table, with the rates measured after each standing entry."""
     if ledger is None or not ledger.entries:

@@ -78,6 +78,20 @@ class _Open:
         pass
 
 
+@pytest.mark.parametrize("name", ["graph", "mma", "quantise", "relearn", "soft-prompt", "wordings"])
+def test_a_dose_that_counts_something_is_whole(name: str) -> None:
+    assert probe_class(name)(doses=(2.0,)).doses == (2.0,)
+    with pytest.raises(InputError, match=rf"{name}.doses.0: expected a multiple of 1, got 1.5"):
+        probe_class(name)(doses=(1.5,))
+
+
+def test_a_probe_without_a_dose_takes_none() -> None:
+    for name in ("combined", "faithful", "hidden", "never-taught", "plain", "surrogates", "traces"):
+        for doses in ((2.0,), (1.0, 1.0)):
+            with pytest.raises(InputError, match=rf"{name}.doses"):
+                probe_class(name)(doses=doses)
+
+
 @pytest.mark.parametrize("name", probe_names())
 def test_it_is_a_piece_with_an_access_level_and_doses(name: str) -> None:
     kind = probe_class(name)
