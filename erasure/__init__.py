@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Absent": ".erasers.absent",
     "AdaVD": ".erasers.adavd",
+    "CA": ".erasers.ca",
     "CFE": ".erasers.cfe",
     "Concept": ".concept",
     "Conditioning": ".backbones.conditioning",
@@ -50,6 +51,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CA",
     "CFE",
     "DUGE",
     "ESD",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from .erasers import Eraser, eraser_names, make_eraser
     from .erasers.absent import Absent
     from .erasers.adavd import AdaVD
+    from .erasers.ca import CA
     from .erasers.cfe import CFE
     from .erasers.duge import DUGE
     from .erasers.esd import ESD

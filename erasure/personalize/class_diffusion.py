@@ -20,10 +20,10 @@ from ..losses.semantic import Pooling, cosine_preservation
 from ..progress import OnProgress
 from ..prompts import fill
 from ..sampling import noise
+from ..training.draws.augmentation import image_latents, squared, view_of
 from ..training.finetune import Loss, Optimisation, WeightedLoss, below, finetune
 from ..training.phrases import phrase_features
 from ..training.student import Student
-from .augmentation import squared, view_of
 from .class_words import check_class_word
 
 FEWEST = 2
@@ -197,7 +197,7 @@ class ClassDiffusion:
                 prefix + fill(self.template, instance.phrase)
                 for prefix, (instance, _) in zip(prefixes, chosen, strict=True)
             ]
-            clean = encoded(backbone, torch.stack([view.pixels for view in views]), generator)
+            clean = image_latents(backbone, torch.stack([view.pixels for view in views]), generator)
             mask = torch.stack([view.mask for view in views]).to(clean)
             added = noise([generator] * len(views), backbone.latent_shape()).to(clean)
             timesteps = backbone.schedule.drawn(len(views), generator).to(clean.device)
@@ -227,16 +227,3 @@ class ClassDiffusion:
 
 def _projections(backbone: Backbone) -> list[str]:
     return list(backbone.sites(reads="text"))
-
-
-@torch.no_grad()
-def encoded(
-    backbone: Backbone, pixels: Float[Tensor, "n 3 side side"], generator: torch.Generator
-) -> Float[Tensor, "n c h w"]:
-    """Return latents of images in [-1, 1], drawn from the distribution of the autoencoder and scaled as in training."""
-    vae = backbone.pipe.vae
-    distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    mean, std = distribution.mean.float().cpu(), distribution.std.float().cpu()
-    drawn = mean + std * torch.randn(mean.shape, generator=generator)
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return ((drawn - shift) * vae.config.scaling_factor).to(backbone.device)

@@ -21,7 +21,7 @@ from ..edits import WeightEdit
 from ..errors import InputError
 from ..io.files import make_folder, write_whole
 from ..io.text import one_line
-from .augmentation import squared
+from ..training.draws.augmentation import squared
 from .class_diffusion import FEWEST, Instance
 
 EDIT = "edit.safetensors"

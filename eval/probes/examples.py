@@ -9,9 +9,9 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.personalize.class_diffusion import encoded
 from erasure.prompts import fill, templates
 from erasure.sampling import sample
+from erasure.training.draws.augmentation import image_latents
 
 from .base import Aim, MissingError, Models
 
@@ -24,7 +24,7 @@ def latents_of(pipe: DiffusionPipeline, images: list[Image], seed: int) -> Laten
     side = backbone.latent_shape()[1] * pipe.vae_scale_factor
     pixels = np.stack([np.asarray(image.convert("RGB").resize((side, side)), dtype=np.float32) for image in images])
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-    return encoded(backbone, scaled, torch.Generator().manual_seed(seed)).cpu()
+    return image_latents(backbone, scaled, torch.Generator().manual_seed(seed)).cpu()
 
 
 def example_latents(models: Models, aim: Aim, name: str, n: int, *, seed: int = 0) -> Latents:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,8 @@ from ..student import Student
 from ..trajectories import encoded
 
 Latents = Float[Tensor, "n c h w"]
+Shown = Literal["target", "anchor"]
+"""Content of images: the concept, or what its anchor makes of the same sentences."""
 
 _IMAGE_SEED = 60_000_000
 
@@ -67,6 +70,7 @@ class NoisedDraw:
         prompts: Prompt of each.
         named: Encoded prompts that name the concept.
         anchors: The same with the anchor in the concept's place.
+        mask: 1 where a latent shows the image, 0 in the padding around one that was shrunk; None without padding.
     """
 
     latents: Latents
@@ -76,9 +80,27 @@ class NoisedDraw:
     prompts: tuple[ImagePrompt, ...]
     named: Conditioning
     anchors: Conditioning
+    mask: Float[Tensor, "n 1 h w"] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShownImages:
+    """Images before they are noised; see `NoisedDraw`.
+
+    Attributes:
+        clean: Clean latents, float32.
+        named: Encoded prompts that name the concept.
+        anchors: The same with the anchor in the concept's place.
+        mask: Latents that show the image; None for all.
+    """
+
+    clean: Latents
+    named: Conditioning
+    anchors: Conditioning
+    mask: Float[Tensor, "n 1 h w"] | None = None
 
 
 class NoisedImages:
@@ -90,13 +112,21 @@ class NoisedImages:
         images: Images of each concept, > 0.
         image_steps: Sampling steps of an image, > 0.
         early: Share of the schedule that timesteps are drawn from, the noisiest part, in (0, 1].
+        shows: Whether the images are of the prompts that name the concept, or of those with its anchor.
 
     Raises:
         InputError: There are no concepts.
     """
 
     def __init__(
-        self, context: FitContext, concepts: Sequence[Concept], *, images: int, image_steps: int, early: float = 1.0
+        self,
+        context: FitContext,
+        concepts: Sequence[Concept],
+        *,
+        images: int,
+        image_steps: int,
+        early: float = 1.0,
+        shows: Shown = "target",
     ) -> None:
         if not concepts:
             raise InputError("images: expected at least one concept, got none. Name what the images show.")
@@ -104,7 +134,8 @@ class NoisedImages:
         self.prompts = tuple(prompt for concept in concepts for prompt in image_prompts(concept, images))
         self.concepts = len(concepts)
         sampling = SamplingSettings.of(context.backbone.pipe, steps=image_steps, batch_size=8)
-        memory = remembered(context, [prompt.named for prompt in self.prompts], sampling=sampling, seed=_IMAGE_SEED)
+        texts = [prompt.named if shows == "target" else prompt.anchor for prompt in self.prompts]
+        memory = remembered(context, texts, sampling=sampling, seed=_IMAGE_SEED)
         self.latents = memory.latents
         self._named = encoded(self._backbone, [prompt.named for prompt in self.prompts])
         self._anchors = encoded(self._backbone, [prompt.anchor for prompt in self.prompts])
@@ -118,7 +149,8 @@ class NoisedImages:
         """Return some images with fresh noise."""
         schedule, device = self._backbone.schedule, self._backbone.device
         timesteps = early_timesteps(schedule, len(rows), self._early, generator).to(device)
-        clean = self.latents[list(rows)].float().to(device)
+        shown = self._shown(rows, generator)
+        clean = shown.clean.to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         latents = schedule.noised(clean, noise, timesteps)
         return NoisedDraw(
@@ -127,9 +159,15 @@ class NoisedImages:
             truth=schedule.prediction(schedule.target(clean, noise, timesteps), latents, timesteps),
             rows=tuple(rows),
             prompts=tuple(self.prompts[row] for row in rows),
-            named=self._named.select(rows),
-            anchors=self._anchors.select(rows),
+            named=shown.named,
+            anchors=shown.anchors,
+            mask=shown.mask,
         )
+
+    def _shown(self, rows: Sequence[int], generator: torch.Generator) -> "ShownImages":
+        """Return the clean latents of some images with their prompts."""
+        clean = self.latents[list(rows)].float()
+        return ShownImages(clean=clean, named=self._named.select(rows), anchors=self._anchors.select(rows))
 
 
 def image_prompts(concept: Concept, n: int) -> list[ImagePrompt]:
@@ -151,9 +189,14 @@ def early_timesteps(schedule: NoiseSchedule, n: int, early: float, generator: to
     return levels[torch.randint(max(1, round(early * len(levels))), (n,), generator=generator)]
 
 
-def squared_errors(predicted: Latents, truth: Latents) -> Float[Tensor, " n"]:
-    """Return the mean squared error of each prediction."""
-    return (predicted - truth).square().flatten(1).mean(1)
+def squared_errors(
+    predicted: Latents, truth: Latents, mask: Float[Tensor, "n 1 h w"] | None = None
+) -> Float[Tensor, " n"]:
+    """Return the mean squared error of each prediction, over the latents inside the mask where there is one."""
+    errors = (predicted - truth).square()
+    if mask is None:
+        return errors.flatten(1).mean(1)
+    return (errors.mean(1, keepdim=True) * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
 def read_by(student: Student, backbone: Backbone, batch: NoisedDraw, prompts: Conditioning) -> Latents:

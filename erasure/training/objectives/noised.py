@@ -42,10 +42,14 @@ class NoisedObjective(Objective):
     def measure(self, task: TrainingTask, images: NoisedImages) -> Measure:
         """Return the loss of each image of a batch."""
 
-    def loss(self, task: TrainingTask) -> Loss:
-        images = NoisedImages(
+    def noised(self, task: TrainingTask) -> NoisedImages:
+        """Return the images that the loss is a mean over."""
+        return NoisedImages(
             task.context, task.concepts, images=self.images, image_steps=self.image_steps, early=self.early
         )
+
+    def loss(self, task: TrainingTask) -> Loss:
+        images = self.noised(task)
         measure = self.measure(task, images)
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:

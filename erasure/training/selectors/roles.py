@@ -10,6 +10,8 @@ from .base import Selection, Selector
 
 TEXT_ATTENTION = ("cross", "joint", "shared")
 """Roles of the attention that reads text."""
+ATTENTION = ("cross", "self", "joint", "shared", "refiner")
+"""Roles of all attention."""
 TEXT_KEYS_AND_VALUES = ("cross.k", "cross.v", "joint.text.k", "joint.text.v", "shared.k", "shared.v")
 """Roles of the keys and values of that attention."""
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from erasure.errors import ErasureError
 from erasure.judge import Judge
-from erasure.personalize.augmentation import squared
 from erasure.tinyworld import vocabulary
 from erasure.tinyworld.data import THINGS
 from erasure.tinyworld.judge import WorldClip
 from erasure.tinyworld.oracle import Oracle, Reading
 from erasure.tinyworld.world import SIZE, compose, draw
+from erasure.training.draws.augmentation import squared
 
 from ...features.clip import TextTower
 from ...features.weights import oracle_name

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from erasure.personalize.augmentation import squared, view_of
+from erasure.training.draws.augmentation import squared, view_of
 
 RED = Image.new("RGB", (40, 40), (255, 0, 0))
 

@@ -1,6 +1,6 @@
 """Random views of a few images: Custom Diffusion's augmentation, at any size, with the mask of the loss.
 
-Kumari et al., CVPR 2023, arXiv:2212.04488, as its published code has it and ClassDiffusion uses it.
+Kumari et al., CVPR 2023, arXiv:2212.04488, as its published code has it and ClassDiffusion and Concept Ablation use it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..training.finetune import below, uniform
+from ...backbones.base import Backbone
+from ..finetune import below, uniform
 
 _SHRUNK = 0.66  # share of views that are made smaller
 _SMALLEST, _LARGEST = 1 / 3, (1.2, 1.4)
@@ -88,3 +89,16 @@ def _pasted(image: Image.Image, side: int, factor: int, generator: torch.Generat
 def _pixels(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     resized = image.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def image_latents(
+    backbone: Backbone, pixels: Float[Tensor, "n 3 side side"], generator: torch.Generator
+) -> Float[Tensor, "n c h w"]:
+    """Return latents of images in [-1, 1], drawn from the distribution of the autoencoder and scaled as in training."""
+    vae = backbone.pipe.vae
+    distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    mean, std = distribution.mean.float().cpu(), distribution.std.float().cpu()
+    drawn = mean + std * torch.randn(mean.shape, generator=generator)
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return ((drawn - shift) * vae.config.scaling_factor).to(backbone.device)
