@@ -134,6 +134,11 @@ class ModelProfile:
         """Return the kind of a known concept; None if it is not known."""
         return None
 
+    def ability(self, name: str) -> str:
+        """Return the group of a concept in a health check: its kind, or a finer one; what is unsafe is an object."""
+        kind = self.kind(name) or "object"
+        return "object" if kind == "unsafe" else kind
+
     def member_of(self, name: str) -> str | None:
         """Return the concept that a known individual is a member of; None for anything else."""
         return None

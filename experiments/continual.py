@@ -31,7 +31,14 @@ from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.metrics.fid import fid
 from erasure.eval.metrics.kid import kid
 from erasure.eval.protocols.plans import PlannedImage, Role, known_images, pairs_of
-from erasure.eval.stats.aggregates import erosion_slope, generalization_erosion, retention_accuracy, unlearning_accuracy
+from erasure.eval.stats.aggregates import (
+    backward_transfer,
+    erosion_slope,
+    forgotten_per_removed,
+    generalization_erosion,
+    retention_accuracy,
+    unlearning_accuracy,
+)
 from erasure.eval.stats.scores import Rate
 from erasure.io.files import make_folder, write_whole
 from erasure.ledger import Ledger
@@ -213,6 +220,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "model": backbone_of(pipe).fingerprint(),
         "removals": times,
         "points": {str(n): point for n, point in measured.items()},
+        "backward_transfer": _transfer(measured, targets),
         "slope": erosion_slope([measured[n]["ge"] for n in (0, *options.points)], steps=[0, *options.points]),
         **provenance(start=began),
     }
@@ -293,12 +301,26 @@ def _measured(
         "ra_far": retention_accuracy([shares[name] for name in FAR]),
         "ra_far_interval": list(Rate.of(look.seen[np.isin(names, FAR)]).interval),
         "ge": generalization_erosion([first[name] for name in (*NEAR, *FAR)], [shares[n] for n in (*NEAR, *FAR)]),
+        "forgotten_per_removed": forgotten_per_removed(
+            *([side[name] for name in (*NEAR, *FAR)] for side in (first, shares)),
+            *([1 - side[name] for name in removed_names] for side in (first, shares)),
+        ),
         "fd": None,
         "kid": None,
         **{name: float(measure(before.features, look.features)) for name, measure in distances.items()},
         "drift": drift,
         "accuracy": {name: rate.as_json() for name, rate in rates.items()},
     }
+
+
+def _transfer(measured: Mapping[int, Mapping[str, Any]], targets: Sequence[str]) -> float | None:
+    """Return the backward transfer up to the last point, of the targets that an earlier point measured first."""
+    *earlier, last = sorted(n for n in measured if n)
+    seen: dict[str, float] = {}
+    for n in earlier:
+        for name in targets[:n]:
+            seen.setdefault(name, 1 - measured[n]["accuracy"][name]["value"])
+    return backward_transfer(list(seen.values()), [1 - measured[last]["accuracy"][name]["value"] for name in seen])
 
 
 def _cross_attention(pipe: Any) -> list[Tensor]:

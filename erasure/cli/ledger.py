@@ -21,15 +21,20 @@ commands = CommandGroup("Remove and undo")
 @commands.command()
 def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
     """List the entries of a ledger, undone ones included."""
+    from erasure.eval.protocols.ledger_measures import course_of, health_lines, measured_of
+
     from ..ledger import Ledger
 
     opened = Ledger.open(ledger)
     if as_json:
-        removals = [entry_json(entry, opened) for entry in opened.entries]
+        removals = [
+            {**entry_json(entry, opened), "health": (measured_of(opened, entry) or {}).get("health")}
+            for entry in opened.entries
+        ]
         base = {"name": opened.base.name, "fingerprint": opened.base.fingerprint}
         origin = opened.origin and asdict(opened.origin)
         document = {"ledger": str(ledger), "base": base, "origin": origin, "entries": removals}
-        print_json(document)
+        print_json({**document, "course": course_of(opened).as_json()})
         return
     table = Table("id", "removed", "becomes", "method", "state", "time", box=None, pad_edge=False)
     for entry in opened.entries:
@@ -41,6 +46,8 @@ def log(ledger: LedgerFolder, as_json: AsJson = False) -> None:
         entries = ", ".join(opened.origin.entries)
         out.print(f"replayed: {entries} of a ledger of {opened.origin.base.name}")
     out.print(table if opened.entries else "no removals yet")
+    for line in health_lines(opened):
+        out.print(line)
 
 
 @commands.command()

@@ -162,7 +162,7 @@ def _remove(
     run: "Run", *, lists: Sequence[Path], low_memory: bool, to: Path | None, as_json: bool, start: float
 ) -> None:
     """Carry out a run and print its results; the lists are the files of its concepts."""
-    from erasure.eval.protocols.ledger_measures import LedgerMeasures
+    from erasure.eval.protocols.ledger_measures import LedgerMeasures, health_lines
     from erasure.eval.reports.ledger_report import PLACES, write_report
 
     from ..io.files import check_places
@@ -215,7 +215,7 @@ def _remove(
         print_json(document)
         return
     out.print(removals_table(ledger, record))
-    out.print(f"report: {report}")
+    out.print(*health_lines(ledger), f"report: {report}", sep="\n")
     if to is not None:
         out.print(f"model: {to}")
 

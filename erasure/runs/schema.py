@@ -33,6 +33,7 @@ class MeasureSettings:
         steps: Number of sampling steps, > 0; None is the default of the model's profile.
         guidance_scale: Scale of classifier-free guidance, >= 0; None is the default of the model's profile.
         batch_size: Images sampled at once, > 0. Images are equal to the last bit only at equal batch sizes.
+        health: Whether abilities on kept concepts are compared with the original's after each entry.
     """
 
     per_concept: Annotated[int, Field(gt=0)] = 20
@@ -42,6 +43,7 @@ class MeasureSettings:
     steps: Annotated[int, Field(gt=0)] | None = None
     guidance_scale: Annotated[float, Field(ge=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 16
+    health: bool = True
 
     def sampling(self, model: str) -> SamplingSettings:
         """Return the sampling settings of the measure, with the model's defaults where it leaves them open."""

@@ -40,6 +40,9 @@ class TinyWorldProfile(ModelProfile):
     def kind(self, name: str) -> str | None:
         return vocabulary.kind_of(name)
 
+    def ability(self, name: str) -> str:
+        return "scene" if name in vocabulary.SCENES else super().ability(name)
+
     def member_of(self, name: str) -> str | None:
         return vocabulary.INDIVIDUALS.get(name)
 

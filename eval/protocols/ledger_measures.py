@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -27,6 +27,7 @@ from erasure.runs.schema import MeasureSettings
 
 from ..images.store import ImageStore, fill
 from ..stats.allocation import evenly
+from .health import Course, HealthRecord, checks_of, damages, health
 from .plans import PlannedImage, pairs_of, plan_of
 from .quick import measure
 
@@ -101,13 +102,19 @@ class LedgerMeasures:
         if self.settings is None or judge is None:
             return None
         start = time.perf_counter()
-        plan = plan_of(self.profile, self._removed(entry.id), self.settings)
-        before, after = (self._made(upto, plan.pairs) for upto in (None, entry.id))
+        removed = self._removed(entry.id)
+        plan = plan_of(self.profile, removed, self.settings)
+        checks = checks_of(self.profile, removed, plan.probes) if self.settings.health else []
+        pairs = list(dict.fromkeys([*plan.pairs, *((check.prompt, check.seed) for check in checks)]))
+        before, after = (dict(zip(pairs, self._made(upto, pairs), strict=True)) for upto in (None, entry.id))
+        sides = ([images[pair] for pair in plan.pairs] for images in (before, after))
+        checked = ([images[check.prompt, check.seed] for check in checks] for images in (before, after))
         kept = {
-            **measure(plan.probes, judge, before, after, plan.left_out).as_json(),
+            **measure(plan.probes, judge, *sides, plan.left_out).as_json(),
+            "health": health(checks, self.profile, judge, *checked) if checks else None,
             "state": self.ledger.state(entry.id),
             "measure_seconds": round(time.perf_counter() - start, 2),
-            "pictures": len(plan.probes),
+            "pictures": len(pairs),
             "sampler": self.sampler.as_settings(),
         }
         write_whole(self._file(entry), (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
@@ -116,6 +123,10 @@ class LedgerMeasures:
     def measured(self, entry: Entry) -> dict[str, Any] | None:
         """Return the stored measure after an entry; None if the removals up to it have changed since."""
         return measured_of(self.ledger, entry)
+
+    def course(self) -> Course:
+        """Return the measures over the entries that stand."""
+        return course_of(self.ledger)
 
     def columns(self) -> list[tuple[str, str | None]]:
         """Return headings and entry ids of the states to show: the original, then after each removal that stands."""
@@ -210,9 +221,15 @@ class _Distance(TypedDict):
     value: float
 
 
+class _Accuracy(TypedDict):
+    before: float
+    after: float
+
+
 class _KeptRecord(TypedDict):
     retention: RateRecord | None
     distance: _Distance
+    accuracy: NotRequired[Mapping[str, _Accuracy]]
 
 
 class MeasureRecord(TypedDict):
@@ -224,6 +241,7 @@ class MeasureRecord(TypedDict):
     sampler: _Sampler
     removed: Mapping[str, _RemovedRecord]
     kept: Mapping[str, _KeptRecord]
+    health: NotRequired[HealthRecord | None]
 
 
 def measured_of(ledger: Ledger, entry: Entry) -> dict[str, Any] | None:
@@ -233,6 +251,29 @@ def measured_of(ledger: Ledger, entry: Entry) -> dict[str, Any] | None:
     """
     record = record_if_whole(ledger.path / "measures" / f"{entry.id}.json", MeasureRecord)
     return record if record is not None and record["state"] == ledger.state(entry.id) else None
+
+
+def course_of(ledger: Ledger) -> Course:
+    """Return the measures over the standing entries, from what was stored after each."""
+    return Course.of([measured_of(ledger, entry) for entry in ledger.standing])
+
+
+def health_lines(ledger: Ledger) -> list[str]:
+    """Return lines on the health of a ledger: the damaged abilities by entry, then the course over the entries.
+
+    A ledger that was not measured has none.
+    """
+    records = {entry.id: measured_of(ledger, entry) for entry in ledger.standing}
+    lines = [
+        f"health after {name}: damaged: {'; '.join(damaged)}"
+        for name, record in records.items()
+        if record is not None and record.get("health") and (damaged := damages(record["health"]))
+    ]
+    checked = [name for name, record in records.items() if record is not None and record.get("health")]
+    if checked and not lines:
+        lines = [f"health: no ability is damaged ({len(checked)} of {len(records)} entries checked)"]
+    course = course_of(ledger).line
+    return [*lines, f"over the entries: {course}"] if course else lines
 
 
 def _showcase(probes: Sequence[PlannedImage]) -> list[PlannedImage]:

@@ -43,6 +43,7 @@ class KeptResult:
         before: Share of the original's images that show their concept.
         distance: Distance of each image from the original's, in the judge's features.
         names: Retention of each concept.
+        accuracy: Share of images that show each concept, of the original and of the edited model.
     """
 
     retention: Rate | None
@@ -50,6 +51,7 @@ class KeptResult:
     before: Rate
     distance: Score
     names: Mapping[str, Rate | None]
+    accuracy: Mapping[str, tuple[Rate, Rate]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,10 @@ class QuickMeasure:
                     "before": kept.before.as_json(),
                     "distance": kept.distance.as_json(),
                     "names": {name: rate and rate.as_json() for name, rate in kept.names.items()},
+                    "accuracy": {
+                        name: {"before": first.value, "after": second.value}
+                        for name, (first, second) in kept.accuracy.items()
+                    },
                 }
                 for role, kept in groups.items()
                 if kept is not None
@@ -164,15 +170,14 @@ def measure(
         here = roles == role
         if not here.any():
             return None
+        rows_of = {name: here & (names == name) for name in dict.fromkeys(names[here].tolist())}
         return KeptResult(
             retention=kept_rate(seen_before[here], seen_after[here]),
             after=Rate.of(seen_after[here]),
             before=Rate.of(seen_before[here]),
             distance=Score.mean(distances[here], unit="cosine distance", higher_is_better=False),
-            names={
-                name: kept_rate(seen_before[here & (names == name)], seen_after[here & (names == name)])
-                for name in dict.fromkeys(names[here].tolist())
-            },
+            names={name: kept_rate(seen_before[rows], seen_after[rows]) for name, rows in rows_of.items()},
+            accuracy={name: (Rate.of(seen_before[rows]), Rate.of(seen_after[rows])) for name, rows in rows_of.items()},
         )
 
     def removed(name: str) -> RemovedResult:

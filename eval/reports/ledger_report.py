@@ -11,6 +11,7 @@ from markupsafe import Markup
 from erasure.io.files import write_whole
 from erasure.ledger import Entry, Ledger
 
+from ..protocols.health import Course
 from ..protocols.ledger_measures import LedgerMeasures, Strip
 from .page import embedded, filled
 
@@ -116,6 +117,8 @@ def render(
         subtitle=f"from {ledger.base.name} ({ledger.base.fingerprint[:12]}), {_dated(rows)}",
         cards=_cards(rows[-1].as_view()) if last else [],
         last=last,
+        health=((last or {}).get("health") or {}).get("abilities"),
+        course=Course.of([row.measured for row in rows]).line,
         skipped=skipped if last is None else None,
         notes=_notes(ledger, rows),
         steps=[row.as_view() for row in rows],

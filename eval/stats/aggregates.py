@@ -171,15 +171,82 @@ def erosion_slope(erosions: Sequence[Number], steps: Sequence[int] | None = None
     Raises:
         InputError: There are fewer than two different steps, or an erosion is not a fraction.
     """
-    heights = np.array([_fractions("erosion_slope", erosion=value)[0] for value in erosions])
-    places = np.arange(len(heights)) if steps is None else np.array(steps)
-    if len(places) != len(heights) or len(set(places.tolist())) < 2:
+    heights = [_fractions("erosion_slope", erosion=value)[0] for value in erosions]
+    places = range(len(heights)) if steps is None else steps
+    if len(places) != len(heights) or len(set(places)) < 2:
         raise InputError(
             f"erosion_slope: expected at least two steps, one an erosion, got {len(heights)} erosions at"
-            f" {places.tolist()}. Report GE alone."
+            f" {list(places)}. Report GE alone."
         )
-    places = places - places.mean()
-    return float(places @ heights / (places @ places))
+    return least_squares_slope(heights, places)
+
+
+def least_squares_slope(values: Sequence[Number], steps: Sequence[int]) -> float:
+    """Return the least-squares slope of some values over at least two different steps, per step."""
+    places = np.array(steps) - np.mean(steps)
+    return float(places @ np.array(values, dtype=np.float64) / (places @ places))
+
+
+def backward_transfer(first: Sequence[Number], last: Sequence[Number]) -> float | None:
+    """Return BWT = mean_{j < n} (UA_n(c_j) - UA_j(c_j)) over earlier removals (after CUBER, arXiv:2211.00789).
+
+    Below 0 is resurgence: a later removal brings earlier targets back.
+
+    Args:
+        first: UA_j(c_j), share of images without the j-th target right after its own removal, in [0, 1].
+        last: UA_n(c_j), the same after the n-th removal, in the same order.
+
+    Returns:
+        None where there is no earlier removal.
+
+    Raises:
+        InputError: The lengths differ, or a share is not a fraction.
+    """
+    if len(first) != len(last):
+        raise InputError(f"backward_transfer: expected shares of the same targets, got {len(first)} and {len(last)}.")
+    pairs = [_fractions("backward_transfer", first=one, last=other) for one, other in zip(first, last, strict=True)]
+    return float(np.mean([other - one for one, other in pairs])) if pairs else None
+
+
+def forgotten_per_removed(
+    kept_before: Sequence[Number],
+    kept_after: Sequence[Number],
+    removed_before: Sequence[Number],
+    removed_after: Sequence[Number],
+) -> float | None:
+    """Return the accuracy that kept concepts lost for each point of the targets that was removed (arXiv:2110.03215).
+
+        FUAR = sum_kept max(0, acc_0 - acc_n) / sum_targets max(0, UA_n - UA_0)
+
+    Losses of few images are noisy, and gains do not offset them: with n images a concept the sum is at least as large
+    as chance makes it.
+
+    Args:
+        kept_before: acc_0, accuracy on each kept concept of the original, in [0, 1].
+        kept_after: acc_n, the same after the removals, in the same order.
+        removed_before: UA_0, share of images without each target of the original, in [0, 1].
+        removed_after: UA_n, the same after the removals.
+
+    Returns:
+        None where nothing was removed.
+
+    Raises:
+        InputError: The lengths differ, or a value is not a fraction.
+    """
+    for name, before, after in (("kept", kept_before, kept_after), ("removed", removed_before, removed_after)):
+        if len(before) != len(after):
+            raise InputError(
+                f"forgotten_per_removed.{name}: expected values of the same concepts, got {len(before)} and"
+                f" {len(after)}."
+            )
+    lost = sum(_gain(after, before) for before, after in zip(kept_before, kept_after, strict=True))
+    removed = sum(_gain(before, after) for before, after in zip(removed_before, removed_after, strict=True))
+    return lost / removed if removed > 0 else None
+
+
+def _gain(before: Number, after: Number) -> float:
+    first, second = _fractions("forgotten_per_removed", before=before, after=after)
+    return max(0.0, second - first)
 
 
 @dataclass(frozen=True, kw_only=True)
