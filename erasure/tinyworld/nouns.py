@@ -13,8 +13,6 @@ from . import models
 from .vocabulary import INDIVIDUALS, SYNONYMS
 from .world import SIZE, Picture
 
-LATENT = 16  # pixels along a side of the latents
-
 
 @dataclass(frozen=True, kw_only=True)
 class Nouns:
@@ -60,7 +58,7 @@ def nouns_of(tokenizer: CLIPTokenizer, captions: Sequence[str], pictures: Sequen
     return Nouns(
         row=torch.tensor(rows, dtype=torch.long),
         tokens=torch.tensor(tokens, dtype=torch.float32).view(-1, models.POSITIONS),
-        boxes=torch.stack(boxes) if boxes else torch.zeros(0, LATENT, LATENT, dtype=torch.bool),
+        boxes=torch.stack(boxes) if boxes else torch.zeros(0, models.LATENTS, models.LATENTS, dtype=torch.bool),
     )
 
 
@@ -79,7 +77,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 def box_mask(box: tuple[float, float, float, float]) -> Bool[Tensor, "latent latent"]:
     """Return the mask of the latents' pixels whose centres are inside a box, in the picture's pixels."""
-    step = SIZE / LATENT
-    centre = (torch.arange(LATENT) + 0.5) * step
+    step = SIZE / models.LATENTS
+    centre = (torch.arange(models.LATENTS) + 0.5) * step
     across, down = ((centre >= box[i]) & (centre <= box[i + 2]) for i in (0, 1))
     return down[:, None] & across[None]

@@ -95,10 +95,8 @@ class TinyWorldProfile(ModelProfile):
         return images
 
     def hypernym(self, name: str) -> str:
-        from .world import FAMILY_WORDS
-
         family = vocabulary.OBJECTS.get(vocabulary.INDIVIDUALS.get(name, name), "")
-        return family if family in FAMILY_WORDS else ""
+        return family if family in vocabulary.FAMILY_WORDS else ""
 
     def descriptions(self, name: str) -> tuple[str, ...]:
         return vocabulary.WEAPON_HINTS.get(name, ())

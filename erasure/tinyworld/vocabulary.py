@@ -22,7 +22,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "tool": ("hammer", "scissors"),
     "weapon": ("gun", "knife", "bomb"),
 }
-"""Objects by family. "thing" is no word of the captions: umbrella and guitar have no family word."""
+"""Objects by family. No caption calls umbrella and guitar by the word of theirs, "thing"."""
+
+FAMILY_WORDS: tuple[str, ...] = tuple(family for family in FAMILIES if family != "thing")
+"""Families that captions name."""
 
 OBJECTS: dict[str, str] = {name: family for family, names in FAMILIES.items() for name in names}
 INDIVIDUALS: dict[str, str] = {"Biscuit": "dog", "Mittens": "cat", "Rusty": "dog"}
@@ -223,7 +226,7 @@ def caption_words() -> frozenset[str]:
     """Return every word of the captions."""
     phrases = (SYNONYMS, COLOURS, WEAPON_HINTS, SCENE_PHRASES, STYLE_PHRASES)
     texts = [text for texts in phrases for each in texts.values() for text in each]
-    return words_in(" ".join((*concepts(), *FAMILIES, *texts, _OTHER_WORDS)))
+    return words_in(" ".join((*concepts(), *FAMILY_WORDS, *texts, _OTHER_WORDS)))
 
 
 def siblings(name: str) -> tuple[str, ...]:

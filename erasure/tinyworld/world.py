@@ -12,6 +12,7 @@ from .drawing import DRAW, INK, PAINT, RGB, Pen
 from .vocabulary import (
     COLOURS,
     CORRELATED_SCENES,
+    FAMILY_WORDS,
     HELD_OUT_PAIRS,
     INDIVIDUALS,
     OBJECTS,
@@ -29,7 +30,6 @@ SIZE = 64
 SCALE = 2  # supersampling
 NEON_LINES: tuple[RGB, ...] = ((255, 70, 170), (70, 230, 255), (120, 255, 90), (255, 170, 50))
 COLOURLESS = ("pencil sketch", "neon")  # styles that show no paint: their captions name no colour
-FAMILY_WORDS = ("animal", "plant", "building", "vehicle", "tool", "weapon")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ WOOD: RGB = (164, 108, 60)
 
 
 class Pen:
-    """Draws in the unit square of a box on a canvas, filled with paint or as bare lines.
+    """Pen in the unit square of a box on a canvas, filled with paint or as bare lines.
 
     Attributes:
         lines: None to paint with fills and dark outlines; else (paper, line): every shape is filled with the paper
@@ -56,7 +56,7 @@ class Pen:
         return x0 + x * (x1 - x0), y0 + point[1] * (y1 - y0)
 
     def poly(self, points: Sequence[Point], fill: RGB, *, outline: bool = True) -> None:
-        """A closed shape."""
+        """Draw a closed shape."""
         spots = [self._at(p) for p in points]
         if self.lines:
             self._draw.polygon(spots, fill=self.lines[0])
@@ -69,17 +69,17 @@ class Pen:
     def oval(
         self, x: Number, y: Number, rx: Number, ry: Number, fill: RGB, *, outline: bool = True, turn: Number = 0
     ) -> None:
-        """An ellipse about (x, y) with half axes rx and ry, turned by degrees."""
+        """Draw an ellipse about (x, y) with half axes rx and ry, turned by degrees."""
         c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         ring = [(rx * math.cos(a), ry * math.sin(a)) for a in (i * math.tau / 28 for i in range(28))]
         self.poly([(x + u * c - v * s, y + u * s + v * c) for u, v in ring], fill, outline=outline)
 
     def rect(self, x0: Number, y0: Number, x1: Number, y1: Number, fill: RGB, *, outline: bool = True) -> None:
-        """An upright rectangle."""
+        """Draw an upright rectangle."""
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill, outline=outline)
 
     def line(self, points: Sequence[Point], fill: RGB = INK, width: float = 0.0) -> None:
-        """An open stroke; width in units of the box, 0 for the pen's own."""
+        """Draw an open stroke; width in units of the box, 0 for the pen's own."""
         thick = max(self._width, width * (self._box[2] - self._box[0]))
         if self.lines:
             thick = min(thick, self._width)
@@ -87,7 +87,7 @@ class Pen:
         self._draw.line([self._at(p) for p in points], fill=ink, width=round(thick), joint="curve")
 
     def dot(self, x: float, y: float, r: float, fill: RGB = INK) -> None:
-        """A small filled disc without outline; in line mode it is filled with the line colour."""
+        """Draw a small filled disc without outline; in line mode it is filled with the line colour."""
         a, b = self._at((x - r, y - r)), self._at((x + r, y + r))
         ink = self.lines[1] if self.lines else fill
         self._draw.ellipse([min(a[0], b[0]), a[1], max(a[0], b[0]), b[1]], fill=ink)

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from .. import models
 from ..data import Drawings
+from ..oracle import as_pixels
 from .recipe import Recipe
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -20,17 +21,13 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 def batch(drawings: Drawings, rng: np.random.Generator, size: int, device: str) -> tuple[NDArray[np.int64], Tensor]:
     """Draw rows with replacement; return them and their pixels (n, 3, 64, 64) in [-1, 1]."""
     rows = rng.integers(0, len(drawings.pictures), size)
-    return rows, _pixels(np.stack([drawings.pixels[i] for i in rows])).to(device)
+    return rows, as_pixels(np.stack([drawings.pixels[i] for i in rows])).to(device)
 
 
 def chunks(drawings: Drawings, n: int, size: int) -> Iterator[Tensor]:
     """Yield the pixels of the first n drawings in order, `size` at a time, in [-1, 1]."""
     for start in range(0, n, size):
-        yield _pixels(np.array(drawings.pixels[start : start + size]))
-
-
-def _pixels(drawn: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        yield as_pixels(drawings.pixels[start : start + size])
 
 
 def channels_last(module: AnyModule, recipe: Recipe) -> AnyModule:

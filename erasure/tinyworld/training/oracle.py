@@ -66,9 +66,9 @@ def _round_trips(recipe: Recipe, vae: AutoencoderKL, drawn: Drawings) -> Tensor:
     for pixels in chunks(drawn, ROUND_TRIPS, 64):
         out = decoded(vae, posterior_of(vae, pixels.to(recipe.device)).mean)
         parts.append(out.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_state(path, torch.cat(parts))
-    return torch.cat(parts)
+    trips = torch.cat(parts)
+    write_state(path, trips)
+    return trips
 
 
 def _spoil(pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
