@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from erasure.backbones import backbone_of
 from erasure.closed_form.problem import Rows
@@ -47,7 +48,7 @@ def main() -> None:
     write_run(options, name="apply-edit", version=VERSION, results=results, started=started, torch=torch)
 
 
-def solved(pipe: Any, concepts: int, *, seed: int) -> tuple[WeightEdit, float]:
+def solved(pipe: DiffusionPipeline, concepts: int, *, seed: int) -> tuple[WeightEdit, float]:
     """Return a closed-form edit of that many concepts, one state each, and the seconds of its solve."""
     backbone = backbone_of(pipe)
     projections = backbone.parameters(backbone.sites(reads="text").__contains__)
@@ -60,7 +61,7 @@ def solved(pipe: Any, concepts: int, *, seed: int) -> tuple[WeightEdit, float]:
     return edit, time.perf_counter() - start
 
 
-def measured(pipe: Any, edit: WeightEdit, repeats: int) -> dict[str, Any]:
+def measured(pipe: DiffusionPipeline, edit: WeightEdit, repeats: int) -> dict[str, Any]:
     """Return the seconds of applying, of undoing, and of finding out that the model is the edit's base."""
     parameters = backbone_of(pipe).parameters(edit.changes.__contains__)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -89,7 +90,7 @@ def measured(pipe: Any, edit: WeightEdit, repeats: int) -> dict[str, Any]:
     }
 
 
-def switching(pipe: Any, edit: WeightEdit, repeats: int) -> dict[str, Any]:
+def switching(pipe: DiffusionPipeline, edit: WeightEdit, repeats: int) -> dict[str, Any]:
     """Return the seconds of turning an edit on and off again, on weights that it has been prepared for."""
     with edit.switched(pipe) as switch:
 
@@ -100,7 +101,7 @@ def switching(pipe: Any, edit: WeightEdit, repeats: int) -> dict[str, Any]:
         return timed(on_and_off, repeats)
 
 
-def beside_lora(pipe: Any, edit: WeightEdit, repeats: int, passes: int) -> dict[str, Any]:
+def beside_lora(pipe: DiffusionPipeline, edit: WeightEdit, repeats: int, passes: int) -> dict[str, Any]:
     """Return the cost of an edit of rank one and of the same LoRA: application, switching, and passes with it."""
     plain, applied = passes_with(pipe, edit, passes)
     switch = switching(pipe, edit, repeats)
@@ -131,7 +132,7 @@ def beside_lora(pipe: Any, edit: WeightEdit, repeats: int, passes: int) -> dict[
     }
 
 
-def passes_with(pipe: Any, edit: WeightEdit, passes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def passes_with(pipe: DiffusionPipeline, edit: WeightEdit, passes: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the seconds of the denoiser's passes without and with an edit, in turns."""
     plain, applied = [], []
     with edit.switched(pipe) as switch:
@@ -144,7 +145,7 @@ def passes_with(pipe: Any, edit: WeightEdit, passes: int) -> tuple[dict[str, Any
 
 
 @torch.no_grad()
-def one_pass(pipe: Any) -> float:
+def one_pass(pipe: DiffusionPipeline) -> float:
     """Return the seconds of one pass of the denoiser over one latent of its own size."""
     backbone = backbone_of(pipe)
     latents = torch.zeros(1, *backbone.latent_shape(), dtype=backbone.dtype)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
@@ -49,7 +50,7 @@ def main() -> None:
     write_run(options, name="ledger", version=VERSION, results=results, started=started, torch=torch)
 
 
-def grown(pipe: Any, concepts: list[Concept], folder: Path, every: int) -> list[dict[str, Any]]:
+def grown(pipe: DiffusionPipeline, concepts: list[Concept], folder: Path, every: int) -> list[dict[str, Any]]:
     """Return the times of every so many removals, then what the whole came to."""
     uce, results = make_eraser("uce"), []
     ledger = Ledger.open_or_create(folder / "grown", pipe, "small")
@@ -103,7 +104,7 @@ def sizes(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def reversed_ledger(pipe: Any, ledger: Ledger, folder: Path) -> Ledger:
+def reversed_ledger(pipe: DiffusionPipeline, ledger: Ledger, folder: Path) -> Ledger:
     """Return a ledger of the same removals in the other order."""
     other = Ledger.open_or_create(folder, pipe, "small")
     for entry in reversed(ledger.entries):
@@ -111,7 +112,7 @@ def reversed_ledger(pipe: Any, ledger: Ledger, folder: Path) -> Ledger:
     return other
 
 
-def same(pipe: Any, one: WeightEdit, other: WeightEdit) -> bool:
+def same(pipe: DiffusionPipeline, one: WeightEdit, other: WeightEdit) -> bool:
     """Return True if two edits give the same weights, bit for bit."""
     weights = backbone_of(pipe).parameters(one.changes.__contains__)
     return one.changes.keys() == other.changes.keys() and all(

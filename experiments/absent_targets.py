@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def followed(
     return latents
 
 
-def decoded(pipe: Any, latents: Tensor) -> list[Image.Image]:
+def decoded(pipe: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
     """Return latents as images."""
     with torch.no_grad():
         pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample

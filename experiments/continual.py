@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from diffusers import DiffusionPipeline
 from PIL.Image import Image
 from rich.console import Console
 from torch import Tensor
@@ -79,7 +80,7 @@ class Removals:
     """
 
     folder: Path
-    pipe: Any
+    pipe: DiffusionPipeline
     run: Run
     memory: Path
 
@@ -323,7 +324,7 @@ def _transfer(measured: Mapping[int, Mapping[str, Any]], targets: Sequence[str])
     return backward_transfer(list(seen.values()), [1 - measured[last]["accuracy"][name]["value"] for name in seen])
 
 
-def _cross_attention(pipe: Any) -> list[Tensor]:
+def _cross_attention(pipe: DiffusionPipeline) -> list[Tensor]:
     """Return a copy of all weights of cross-attention."""
     layers = cross_attention_layers(backbone_of(pipe))
     return [parameter.detach().clone() for layer in layers.values() for parameter in layer.parameters()]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from erasure import tinyworld
@@ -109,7 +110,7 @@ class Bench:
         on_progress: Receives the progress of each stage.
     """
 
-    pipe: Any
+    pipe: DiffusionPipeline
     work: Path
     composed: int
     kept: int

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Bool
 from PIL import Image
 
@@ -32,7 +33,7 @@ from .pairs import ALL, PLAIN, SAMPLER, VERSION, PairRequest, Pixels, sampled
 _FILE_IMAGES = 8  # images that one file of removals holds
 
 
-def localised(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+def localised(pipe: DiffusionPipeline, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Return the effect of each way to remove the first of two objects on it, on the other and on the rest."""
     rng = random.Random("localised removal")
     pairs = rng.sample(list(itertools.permutations(ALL, 2)), options.removals)
@@ -83,7 +84,7 @@ def removals(scale: float) -> dict[str, Mapping[str, Any]]:
 
 
 def _removed(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     requests: Sequence[PairRequest],
     settings: Mapping[str, Any],
     work: Path,
@@ -118,7 +119,7 @@ def _removed(
     return np.concatenate(pixels), torch.cat(acted)
 
 
-def _negative(pipe: Any, requests: Sequence[PairRequest], work: Path, on_progress: OnProgress) -> Pixels:
+def _negative(pipe: DiffusionPipeline, requests: Sequence[PairRequest], work: Path, on_progress: OnProgress) -> Pixels:
     """Return the images with the first object as the negative prompt."""
     parts = []
     for done, request in enumerate(requests, start=1):

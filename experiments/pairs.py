@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
@@ -86,7 +87,7 @@ def guidances(alpha: float, alpha_excite: float) -> dict[str, Applicable | None]
 
 
 def sampled(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     requests: Sequence[PairRequest],
     guidance: Applicable | None,
     work: Path,
@@ -111,7 +112,7 @@ def sampled(
     return np.concatenate(parts)
 
 
-def _key(pipe: Any, guidance: Applicable | None) -> list[Any]:
+def _key(pipe: DiffusionPipeline, guidance: Applicable | None) -> list[Any]:
     settings = {} if guidance is None else {item.name: getattr(guidance, item.name) for item in _plain_fields(guidance)}
     return [VERSION, backbone_of(pipe).fingerprint(), type(guidance).__name__, settings, SAMPLER.as_settings()]
 

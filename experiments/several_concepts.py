@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Bool
 from PIL import Image
 from rich.console import Console
@@ -42,7 +43,7 @@ TRACED = 24
 """Images whose attention maps are followed over the steps."""
 
 
-def pairs_experiment(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+def pairs_experiment(pipe: DiffusionPipeline, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Return every arm's scores over all pairs, the paired tests between them, and maps over the steps."""
     requests = pair_requests(options.seeds, prompts=options.prompts)
     judged = PairJudge(requests)
@@ -75,7 +76,7 @@ def pairs_experiment(pipe: Any, options: argparse.Namespace, on_progress: OnProg
 
 
 def map_changes(
-    pipe: Any, requests: Sequence[PairRequest], guidance: Applicable | None, on_progress: OnProgress
+    pipe: DiffusionPipeline, requests: Sequence[PairRequest], guidance: Applicable | None, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Return the overlap of the two objects' maps and the share of its region that each keeps, by step."""
     overlaps, kept = [], []
@@ -94,7 +95,7 @@ def _kept(before: torch.Tensor, after: torch.Tensor) -> float:
     return float(((after * regions).sum((1, 2)) / after.sum((1, 2)).clamp(min=1e-12)).mean())
 
 
-def sweep(pipe: Any, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+def sweep(pipe: DiffusionPipeline, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Return the scores of A-STAR and Attend-and-Excite at each size of update, on other seeds, 20 prompts x 4."""
     requests = pair_requests(4, first=1_000_000, prompts=20)
     judged = PairJudge(requests)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -75,7 +76,9 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measured(pipe: Any, n: int, sampler: SamplingSettings, on_progress: OnProgress | None) -> dict[str, Any]:
+def measured(
+    pipe: DiffusionPipeline, n: int, sampler: SamplingSettings, on_progress: OnProgress | None
+) -> dict[str, Any]:
     """Return for each exchange how often the concept is seen, and how often the safe one.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -128,7 +129,11 @@ def by_group(requests: Sequence[QualityRequest], good: NDArray[np.bool_]) -> dic
 
 
 def generate(
-    pipe: Any, requests: Sequence[QualityRequest], steps: int, guidance: float, on_progress: OnProgress | None = None
+    pipe: DiffusionPipeline,
+    requests: Sequence[QualityRequest],
+    steps: int,
+    guidance: float,
+    on_progress: OnProgress | None = None,
 ) -> NDArray[np.uint8]:
     """Make the images, uint8 (n, 64, 64, 3)."""
     parts = []
@@ -186,7 +191,7 @@ def _uint8(pixels: Tensor) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[str, Any]:
+def token_test(pipe: DiffusionPipeline, oracle: Oracle, steps: int, guidance: float) -> dict[str, Any]:
     """Return the share of images with the object for its words' states alone, the trailing ones alone, and mixtures.
 
     "Words alone" takes the states from the first end of text on from the empty prompt; "trailing alone" replaces the
@@ -229,7 +234,7 @@ def token_test(pipe: Any, oracle: Oracle, steps: int, guidance: float) -> dict[s
 
 
 @torch.no_grad()
-def attention_test(pipe: Any, n: int = 144) -> dict[str, Any]:
+def attention_test(pipe: DiffusionPipeline, n: int = 144) -> dict[str, Any]:
     """Return the overlap of the maps of an object's word with the object's true box, beside other words' maps.
 
     Drawings of one object in a scene, noised to one timestep; maps of the layers with the most pixels, on the way up in

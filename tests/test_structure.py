@@ -212,13 +212,13 @@ def bare_any() -> list[Violation]:
 
 
 def untyped_pipelines() -> list[Violation]:
-    """Return parameters for a pipeline whose type is `Any`: it is a `DiffusionPipeline`."""
+    """Return parameters and fields for a pipeline whose type is `Any`: it is a `DiffusionPipeline`."""
     return [
-        Violation(source.path, node.lineno, f"{node.arg}: Any")
-        for source in package_sources()
+        Violation(source.path, node.lineno, f"{name}: Any")
+        for source in (*package_sources(), *script_sources())
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.arg) and node.arg in ("pipe", "pipeline")
-        if node.annotation and _is_any(node.annotation)
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation and _is_any(node.annotation)
+        if (name := node.arg if isinstance(node, ast.arg) else ast.unparse(node.target)) in ("pipe", "pipeline")
     ]
 
 

@@ -158,7 +158,7 @@ class MapReading:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionGuidance(MapReading, ABC):
-    """Moves the latents so that concepts' attention maps have a low loss.
+    """Move of the latents so that concepts' attention maps have a low loss.
 
     Attributes:
         alpha: Size of the update: latents lose alpha_i times the gradient of their loss.

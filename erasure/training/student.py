@@ -168,7 +168,7 @@ def at_rest(backbone: Backbone) -> Iterator[None]:
 
 
 class _Scope(nn.Module):
-    """Holds the models under the first part of their parameters' full names; its forward runs any function."""
+    """Models under the first part of their parameters' full names; its forward runs any function."""
 
     def __init__(self, backbone: Backbone, names: Iterable[str]) -> None:
         super().__init__()
