@@ -23,8 +23,8 @@ from erasure.erasers.trce import TRCE, steered
 from erasure.losses.attention import EPSILON
 from erasure.prompts import preserved_templates
 from erasure.training.context import FitContext, History
+from erasure.training.draws.prompt_pairs import prompt_pairs
 from erasure.training.finetune import below, uniform
-from erasure.training.objectives.guided import prompt_pairs
 from erasure.training.replay import noised
 from erasure.training.steering import planned_latents
 from erasure.training.trajectories import encoded

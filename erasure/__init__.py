@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # Each public name and the module that defines it.
 _HOMES = {
+    "ANT": ".erasers.ant",
     "Absent": ".erasers.absent",
     "AdaVD": ".erasers.adavd",
     "CA": ".erasers.ca",
@@ -20,8 +21,11 @@ _HOMES = {
     "DUGE": ".erasers.duge",
     "ESD": ".erasers.esd",
     "Edit": ".edits",
+    "EraseAnything": ".erasers.eraseanything",
+    "EraseFlow": ".erasers.eraseflow",
     "Eraser": ".erasers",
     "ErasureError": ".errors",
+    "GEM": ".erasers.gem",
     "HiRM": ".erasers.hirm",
     "Ledger": ".ledger",
     "Localised": ".erasers.localised",
@@ -51,10 +55,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "ANT",
     "CA",
     "CFE",
     "DUGE",
     "ESD",
+    "GEM",
     "MACE",
     "OCE",
     "RECE",
@@ -69,6 +75,8 @@ __all__ = [
     "Concept",
     "Conditioning",
     "Edit",
+    "EraseAnything",
+    "EraseFlow",
     "Eraser",
     "ErasureError",
     "HiRM",
@@ -100,10 +108,14 @@ if TYPE_CHECKING:
     from .erasers import Eraser, eraser_names, make_eraser
     from .erasers.absent import Absent
     from .erasers.adavd import AdaVD
+    from .erasers.ant import ANT
     from .erasers.ca import CA
     from .erasers.cfe import CFE
     from .erasers.duge import DUGE
+    from .erasers.eraseanything import EraseAnything
+    from .erasers.eraseflow import EraseFlow
     from .erasers.esd import ESD
+    from .erasers.gem import GEM
     from .erasers.hirm import HiRM
     from .erasers.localised import Localised
     from .erasers.mace import MACE

@@ -48,6 +48,10 @@ class NoiseSchedule(Protocol):
         """Return random timesteps of training, on the CPU."""
         ...
 
+    def factors(self, timestep: Timestep) -> tuple[Float[Tensor, "#n 1 1 1"], Float[Tensor, "#n 1 1 1"]]:
+        """Return the factors of the clean latents and of the noise in `noised`, float32."""
+        ...
+
     def noised(self, clean: SomeLatents, noise: SomeLatents, timestep: Timestep) -> SomeLatents:
         """Return clean latents with noise of the level."""
         ...
@@ -112,6 +116,10 @@ class Discrete:
     def drawn(self, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
         return torch.randint(self.total, (n,), generator=generator)
 
+    def factors(self, timestep: Timestep) -> tuple[Float[Tensor, "#n 1 1 1"], Float[Tensor, "#n 1 1 1"]]:
+        alpha = self._alpha(timestep)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
     def noised(self, clean: SomeLatents, noise: SomeLatents, timestep: Timestep) -> SomeLatents:
         alpha = self._alpha(timestep)
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
@@ -175,6 +183,10 @@ class Flow:
     def drawn(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
         # A uniform index of the sampler's levels has the density of its shift.
         return self.timesteps(self.total)[torch.randint(self.total, (n,), generator=generator)]
+
+    def factors(self, timestep: Timestep) -> tuple[Float[Tensor, "#n 1 1 1"], Float[Tensor, "#n 1 1 1"]]:
+        sigma = (timestep.to(torch.float32) / self.total).reshape(-1, 1, 1, 1)
+        return 1 - sigma, sigma
 
     def noised(self, clean: SomeLatents, noise: SomeLatents, timestep: Timestep) -> SomeLatents:
         sigma = self._sigma(timestep, clean)

@@ -6,6 +6,7 @@ from .lora import Lora
 from .metadata import EditMetadata
 from .sampling_edit import SamplingEdit, joint, weights_of
 from .switch import Switch
+from .ties import ties
 from .weight_edit import WeightEdit
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "Switch",
     "WeightEdit",
     "joint",
+    "ties",
     "weights_of",
 ]

@@ -17,8 +17,9 @@ from ..edits import EditMetadata, WeightEdit
 from ..registry import Exactness
 from ..sampling import scheduled_prediction
 from ..training.context import FitContext, TrainingTask
+from ..training.draws.prompt_pairs import PromptForm
 from ..training.finetune import Loss, Optimisation, WeightedLoss, below
-from ..training.objectives.guided import Guided, PromptForm, preserved_prompts
+from ..training.objectives.guided import Guided, preserved_prompts
 from ..training.selectors.roles import TEXT_ATTENTION, TEXT_KEYS_AND_VALUES
 from ..training.shape import Shape
 from ..training.student import Student

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from ..backbones.base import Backbone
 from ..edits import DenseChange, LowRankChange
@@ -69,6 +70,13 @@ class Student:
     def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Return `function(*args, **kwargs)` computed while the pipeline's models have the student's weights."""
         return functional_call(self._scope, self.weights(), (function, args, kwargs))
+
+    def recomputed(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return the value of a call whose activations are computed again in the backward pass, not kept for it.
+
+        For sums of many passes, whose activations together would not fit into memory.
+        """
+        return cast("R", checkpoint(self, function, *args, use_reentrant=False, **kwargs))
 
     @property
     def leaves(self) -> dict[Leaf, Tensor]:

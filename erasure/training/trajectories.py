@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..sampling import noise, trajectory_latents
 
 Latents = Float[Tensor, "n c h w"]
-Pairing = Literal["exact", "bin"]
+Pairing = Literal["exact", "bin", "any"]
 
 # Enough that no single trajectory is learned by heart, few enough to be sampled in a moment beside the training.
 POOL_SIZE = 16
@@ -98,7 +98,10 @@ class PartialTrajectories:
         guidance_scale: Scale of classifier-free guidance.
         uses: Batches of one partial denoising, > 0.
         batch_size: Latents a batch, > 0.
-        pairing: Timestep of the latents: "exact", the one that they are at; or "bin", as in ESD's code of 2023. With n
+        stops: Returns the steps at which one partial denoising leaves its latents, in the order of the batches; None
+            draws `uses` random ones.
+        pairing: Timestep of the latents: "exact", the one that they are at; "any", a random one of the steps, for
+            latents that are denoised to the end; or "bin", as in ESD's code of 2023. With n
             steps of T timesteps it draws a number k < n and a timestep from [k T / n, (k + 1) T / n). Its sampler takes
             the noise for latents of the second-noisiest step and stops two steps behind k: at the (k - 2)-th step
             from the end, and at timestep 0 for k < 2.
@@ -118,14 +121,15 @@ class PartialTrajectories:
         uses: int,
         batch_size: int,
         pairing: Pairing = "exact",
+        stops: Callable[[torch.Generator], Sequence[int]] | None = None,
     ) -> None:
         self._backbone, self._conditioning, self._draw = backbone, conditioning, draw
         self._steps, self._guidance_scale, self._batch_size = steps, guidance_scale, batch_size
         self._uses = min(uses, steps)
         self._unconditional = backbone.unconditional()
         self._timesteps = backbone.schedule.timesteps(steps).to(backbone.device)
-        self._binned = pairing == "bin"
-        if self._binned and not isinstance(backbone.schedule, Discrete):
+        self._pairing, self._stops = pairing, stops or self._random_stops
+        if pairing == "bin" and not isinstance(backbone.schedule, Discrete):
             raise InputError(
                 f"pairing: expected a model with discrete timesteps, got {backbone.family} with"
                 f" {backbone.schedule.words}. Pair exactly."
@@ -138,12 +142,20 @@ class PartialTrajectories:
             self._ready.extend(self._sampled(generator))
         return self._ready.popleft()
 
+    def _random_stops(self, generator: torch.Generator) -> list[int]:
+        return torch.randperm(self._steps, generator=generator)[: self._uses].tolist()
+
     def _sampled(self, generator: torch.Generator) -> list[tuple[Latents, Timestep, list[int]]]:
         rows = [self._draw(generator) for _ in range(self._batch_size)]
-        drawn = torch.randperm(self._steps, generator=generator)[: self._uses].tolist()
-        # Of the code's run, which begins a step late and has timestep 0 behind its last, the latents of bin k.
-        stops = [min(self._steps - k, self._steps - 1) for k in drawn] if self._binned else drawn
-        run = torch.cat([self._timesteps[1:], torch.zeros_like(self._timesteps[:1])])
+        drawn = list(self._stops(generator))
+        # Timestep 0 is behind the last one.
+        run = torch.cat([self._timesteps, torch.zeros_like(self._timesteps[:1])])
+        stops = drawn
+        if self._pairing == "bin":
+            # Of the code's run, which begins a step late, the latents of bin k.
+            run, stops = run[1:], [min(self._steps - k, self._steps - 1) for k in drawn]
+        elif self._pairing == "any":
+            stops = [self._steps] * len(drawn)
         latents = trajectory_latents(
             self._backbone,
             noise([generator] * self._batch_size, self._backbone.latent_shape()),
@@ -152,9 +164,10 @@ class PartialTrajectories:
             steps=self._steps,
             guidance_scale=self._guidance_scale,
             stops=stops,
-            timesteps=run if self._binned else self._timesteps,
+            timesteps=run,
         )
-        timesteps = [self._within(k, generator) for k in drawn] if self._binned else self._timesteps[stops]
+        binned = self._pairing == "bin"
+        timesteps = [self._within(k, generator) for k in drawn] if binned else self._timesteps[drawn]
         return [(latents[stop], timestep, rows) for stop, timestep in zip(stops, timesteps, strict=True)]
 
     def _within(self, k: int, generator: torch.Generator) -> Int[Tensor, ""]:

@@ -19,9 +19,10 @@ from erasure.prompts import templates
 from erasure.sampling import scheduled_prediction
 from erasure.training import trajectories
 from erasure.training.context import FitContext, TrainingTask
+from erasure.training.draws.prompt_pairs import prompt_pairs
 from erasure.training.finetune import Loss
 from erasure.training.objectives import guided
-from erasure.training.objectives.guided import negatively_guided, preserved_prompts, prompt_pairs
+from erasure.training.objectives.guided import negatively_guided, preserved_prompts
 from erasure.training.student import Student
 from erasure.training.trajectories import PartialTrajectories
 from tests.tiny import FAMILIES, JOINT, sd1

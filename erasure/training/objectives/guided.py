@@ -12,17 +12,17 @@ from torch.nn import functional as F
 
 from ...backbones.conditioning import concatenate
 from ...concept import Concept
-from ...prompts import anchored_prompts, fill, templates
+from ...prompts import fill, templates
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask
-from ..finetune import Loss, below
+from ..draws.prompt_pairs import PromptForm, PromptPairs
+from ..finetune import Loss
 from ..student import Student
-from ..trajectories import Pairing, PartialTrajectories, encoded
+from ..trajectories import Pairing, PartialTrajectories
 from .base import Objective
 
 Latents = Float[Tensor, "n c h w"]
-PromptForm = Literal["bare", "templates"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,10 @@ class Guided(Objective):
             Differs from the paper: "bare" there.
         denoiser: Model of the partial denoising: the "student", the model under training, as in the paper, or the
             "frozen" one.
-        pairing: Timestep of the loss: "exact", that of the latents, or "bin", as in the code of 2023: see
+        teacher: Model of the goal: the "frozen" one, as in the paper, or the "student", whose goal moves with it
+            (EraseAnything's code, arXiv:2412.20413).
+        pairing: Timestep of the loss: "exact", that of the latents; "any", a random one for latents that are denoised
+            to the end (EraseAnything's code); or "bin", as in the code of 2023: see
             `erasure.training.trajectories.PartialTrajectories`.
     """
 
@@ -68,23 +71,16 @@ class Guided(Objective):
     trajectory_uses: Annotated[int, Field(ge=1)] = 1
     prompts: PromptForm = "bare"
     denoiser: Literal["student", "frozen"] = "student"
+    teacher: Literal["frozen", "student"] = "frozen"
     pairing: Pairing = "exact"
 
     def loss(self, task: TrainingTask) -> Loss:
         backbone = task.backbone
-        pairs = [prompt_pairs(concept, self.prompts) for concept in task.concepts]
-        firsts = [sum(map(len, pairs[:i])) for i in range(len(pairs))]
-        targets = backbone.encode([target for some in pairs for target, _ in some])
-        anchors = encoded(backbone, [anchor for some in pairs for _, anchor in some])
-
-        def draw(generator: torch.Generator) -> int:
-            concept = below(len(pairs), generator)
-            return firsts[concept] + below(len(pairs[concept]), generator)
-
+        pairs = PromptPairs.of(backbone, task.concepts, self.prompts)
         latents = PartialTrajectories(
             backbone,
-            targets,
-            draw,
+            pairs.targets,
+            pairs.draw,
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
             uses=self.trajectory_uses,
@@ -95,10 +91,12 @@ class Guided(Objective):
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             frozen = self.denoiser == "frozen"
             x, timestep, rows = latents.next(generator) if frozen else student(latents.next, generator)
-            target, anchor = targets.select(rows), anchors.select(rows)
+            target, anchor = pairs.targets.select(rows), pairs.anchors.select(rows)
             with torch.no_grad():
-                read = concatenate([anchor, target])
-                free, bound = scheduled_prediction(backbone, torch.cat([x, x]), timestep, read).chunk(2)
+                inputs = torch.cat([x, x]), timestep, concatenate([anchor, target])
+                moves = self.teacher == "student"
+                both = student(scheduled_prediction, backbone, *inputs) if moves else None
+                free, bound = (scheduled_prediction(backbone, *inputs) if both is None else both).chunk(2)
             predicted = student(scheduled_prediction, backbone, x, timestep, target)
             return F.mse_loss(predicted, negatively_guided(free, bound, self.negative_guidance))
 
@@ -108,11 +106,6 @@ class Guided(Objective):
 def negatively_guided(anchor: Latents, target: Latents, negative_guidance: float) -> Latents:
     """Return the prediction that ESD learns, from the frozen model's for anchor and target."""
     return anchor - negative_guidance * (target - anchor)
-
-
-def prompt_pairs(concept: Concept, form: PromptForm) -> list[tuple[str, str]]:
-    """Return the prompts that name the target, each with the anchor's prompt."""
-    return [(concept.target, concept.anchor)] if form == "bare" else anchored_prompts(concept)
 
 
 def preserved_prompts(concepts: Sequence[Concept], form: PromptForm) -> list[str]:
