@@ -231,15 +231,15 @@ def _flux2_parts(guidance_embeds: bool) -> dict[str, Any]:
 class TinyFlux2(Flux2Pipeline):
     """The pipeline with the layers of an encoder of four."""
 
-    def encode_prompt(self, *args: Any, text_encoder_out_layers: Any = None, **kwargs: Any) -> Any:
-        return super().encode_prompt(*args, text_encoder_out_layers=(1, 2, 3), **kwargs)
+    def encode_prompt(self, *args: Any, text_encoder_out_layers: Any = (1, 2, 3), **kwargs: Any) -> Any:
+        return super().encode_prompt(*args, text_encoder_out_layers=text_encoder_out_layers, **kwargs)
 
 
 class TinyFlux2Klein(Flux2KleinPipeline):
     """The pipeline with the layers of an encoder of four."""
 
-    def encode_prompt(self, *args: Any, text_encoder_out_layers: Any = None, **kwargs: Any) -> Any:
-        return super().encode_prompt(*args, text_encoder_out_layers=(1, 2, 3), **kwargs)
+    def encode_prompt(self, *args: Any, text_encoder_out_layers: Any = (1, 2, 3), **kwargs: Any) -> Any:
+        return super().encode_prompt(*args, text_encoder_out_layers=text_encoder_out_layers, **kwargs)
 
 
 # Saved, they are the pipelines themselves.

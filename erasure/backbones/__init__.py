@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from ..errors import InputError
 from .base import Backbone
+from .storage import is_stored, on_disk
 
 __all__ = ["Backbone", "backbone_of", "families", "family_classes"]
 
@@ -28,7 +29,7 @@ def backbone_of(pipe: DiffusionPipeline) -> Backbone:
     # The more particular first: it is asked before what it refines.
     for family in sorted(family_classes(), key=lambda kind: -len(kind.__mro__)):
         if family.covers(pipe):
-            return family(pipe)
+            return on_disk(family)(pipe) if is_stored(pipe) else family(pipe)
     raise InputError(
         f"backbone_of: expected a pipeline of {', '.join(families())}, got {type(pipe).__name__}."
         " Load one of those with diffusers."

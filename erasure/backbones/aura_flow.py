@@ -21,7 +21,7 @@ class AuraFlow(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("AuraFlow",)
     name: ClassVar[str] = "aura-flow"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("AuraFlowTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {

@@ -4,6 +4,7 @@ A method never names a model family, and a family never names a method: this pro
 """
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -147,6 +148,23 @@ class Backbone(Protocol):
 
     def parameters(self, which: Callable[[str], bool]) -> dict[str, nn.Parameter]:
         """Return the parameters of denoiser and text encoders whose full name `which` accepts."""
+        ...
+
+    def weights(self, which: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Return the values of the parameters that `which` accepts, read from the files where they are there alone."""
+        ...
+
+    def weights_present(self, *names: str) -> AbstractContextManager[torch.device | None]:
+        """Have the weights of text encoders or of parts of the denoiser in reach, for the length of a `with`.
+
+        Those of a model that stays on the disk are read layer by layer inside.
+
+        Args:
+            names: Full names of the modules.
+
+        Returns:
+            A context manager that gives the device to encode on; None is the pipeline's own.
+        """
         ...
 
     def predict(

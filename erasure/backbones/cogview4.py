@@ -26,7 +26,7 @@ class CogView4(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("CogView4",)
     name: ClassVar[str] = "cogview4"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory"))
     transformers: ClassVar[tuple[str, ...]] = ("CogView4Transformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -37,6 +37,9 @@ class CogView4(DeclaredTransformer):
         "*.ff.*": "shared.in",
     }
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
+
+    def last_layers(self) -> Mapping[str, int]:
+        return {"text_encoder": -1}
 
     @property
     def layout(self) -> Layout:

@@ -38,7 +38,7 @@ class DeclaredTransformer(JointTransformer):
         latent_layout: Layout of the latents that the pipeline's call takes.
     """
 
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "lora", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "lora", "low memory", "mixed lengths"))
     name: ClassVar[str]
     transformers: ClassVar[tuple[str, ...]]
     roles: ClassVar[Mapping[str, Role]] = {}
@@ -90,8 +90,9 @@ class DeclaredTransformer(JointTransformer):
 
     def _as_read(self, streams: Mapping[str, Stream]) -> Mapping[str, Stream]:
         states = streams[TEXT].states
-        for module in self.between:
-            states = self._transformer.get_submodule(module)(states)
+        with self.weights_present(*(f"{self.denoiser_name}.{module}" for module in self.between)):
+            for module in self.between:
+                states = self._transformer.get_submodule(module)(states)
         return {**streams, TEXT: replace(streams[TEXT], states=states.detach())}
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """FLUX.2 dev and klein: several layers of a language model side by side, latents of two by two patches."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -44,6 +45,10 @@ class Flux2(DeclaredTransformer):
     def covers(cls, pipe: DiffusionPipeline) -> bool:
         """Return True if the pipeline has the family's transformer and encoder."""
         return super().covers(pipe) and "Mistral" in type(unwrapped(getattr(pipe, "text_encoder", None))).__name__
+
+    def last_layers(self) -> Mapping[str, int]:
+        read = inspect.signature(type(self.pipe).encode_prompt).parameters["text_encoder_out_layers"].default
+        return {"text_encoder": max(read)}
 
     @property
     def layout(self) -> Layout:

@@ -27,7 +27,7 @@ class HiDream(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("HiDream-I1",)
     name: ClassVar[str] = "hidream"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "clip", "lora", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "clip", "lora", "low memory", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("HiDreamImageTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -46,6 +46,9 @@ class HiDream(DeclaredTransformer):
     }
     text_only: ClassVar[tuple[str, ...]] = ("p_embedder.pooled_embedder.linear_2",)
     position: ClassVar[Literal["first", "last"]] = "last"
+
+    def last_layers(self) -> Mapping[str, int]:
+        return {"text_encoder_4": max(self._config["llama_layers"]) + 1}
 
     @property
     def layout(self) -> Layout:

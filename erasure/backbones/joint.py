@@ -19,13 +19,16 @@ from .loaded import LoadedModel, unwrapped
 from .schedule import Flow, NoiseSchedule
 from .sites import Role, joint_transformer_role
 
+# Bytes of an encoder's scores of attention on a CPU, of which some copies are in memory: four prompts of T5-XXL's.
+_SCORES = 2**28
+
 
 @dataclass(frozen=True, eq=False)
 class JointTransformer(LoadedModel):
     """Base of the families; their encoders read padding, so every state is always encoded."""
 
     denoiser_name: ClassVar[str] = "transformer"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "clip", "lora", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "clip", "lora", "low memory", "mixed lengths"))
     schedule_kind: ClassVar[type[NoiseSchedule]] = Flow
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
     # Number of latents along a side that are one token of the image.
@@ -89,6 +92,15 @@ class JointTransformer(LoadedModel):
         _, height, width = self.latent_shape()
         return (height // self.packing) * (width // self.packing)
 
+    @property
+    def _at_once(self) -> int:
+        scores = [
+            4 * self.text_encoders()[name].config.get_text_config().num_attention_heads * length**2
+            for name, length in self._readers.items()
+        ]
+        most = super()._at_once
+        return most if self.device.type != "cpu" else max(1, min(most, _SCORES // max(scores)))
+
     def encode_ids(self, ids: Int[Tensor, "n tokens"]) -> Conditioning:
         raise InputError(
             f"ids: expected a model whose text encoders share one vocabulary, got {self.family}. Encode prompts."
@@ -109,8 +121,10 @@ class JointTransformer(LoadedModel):
         return Conditioning(prompts=tuple(prompts), streams=streams)
 
     def _encode_prompt(self, *args: object, **kwargs: object) -> tuple[Any, ...]:
-        # Of the class: a guidance follows the calls of the instance's.
-        return cast("Any", type(self.pipe)).encode_prompt(self.pipe, *args, **kwargs)
+        with self.weights_present(*self.text_encoders()) as device:
+            further = {} if device is None else {"device": device}
+            # Of the class: a guidance follows the calls of the instance's.
+            return cast("Any", type(self.pipe)).encode_prompt(self.pipe, *args, **kwargs, **further)
 
     def _tokens(self, encoder: str, prompts: Sequence[str], length: int) -> EncodedTokens:
         tokenizer = getattr(self.pipe, _tokenizer_of(encoder))

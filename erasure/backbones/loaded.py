@@ -4,6 +4,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, TypeVar, cast
@@ -112,6 +113,20 @@ class LoadedModel(ABC):
 
     def parameters(self, which: Callable[[str], bool]) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self._named_parameters() if which(name)}
+
+    def weights(self, which: Callable[[str], bool]) -> dict[str, Tensor]:
+        return {name: parameter.data for name, parameter in self.parameters(which).items()}
+
+    def last_layers(self) -> Mapping[str, int]:
+        """Return the number of a text encoder's layers that come before a state that is read, by its name.
+
+        Negative numbers count the layers after it. All layers of an encoder that is left out do.
+        """
+        return {}
+
+    @contextmanager
+    def weights_present(self, *names: str) -> Iterator[torch.device | None]:
+        yield None
 
     def sites(self, roles: Collection[Role] | None = None, *, reads: str | None = None) -> dict[str, Site]:
         names = tuple(name for name, _ in self.denoiser.named_parameters())

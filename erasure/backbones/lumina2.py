@@ -22,7 +22,7 @@ class Lumina2(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Lumina 2",)
     name: ClassVar[str] = "lumina2"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("Lumina2Transformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -40,6 +40,9 @@ class Lumina2(DeclaredTransformer):
     between: ClassVar[tuple[str, ...]] = ("time_caption_embed.caption_embedder.0",)
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
     mask_name: ClassVar[str] = "prompt_attention_mask"
+
+    def last_layers(self) -> Mapping[str, int]:
+        return {"text_encoder": -1}
 
     @property
     def layout(self) -> Layout:

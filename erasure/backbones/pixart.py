@@ -28,7 +28,7 @@ class PixArt(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("PixArt-alpha", "PixArt-Sigma")
     name: ClassVar[str] = "pixart"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "low memory", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("PixArtTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {

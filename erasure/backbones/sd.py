@@ -213,7 +213,8 @@ class StableDiffusion(LoadedModel):
 
     def _read_by(self, name: str, read: Callable[[PreTrainedModel], Read]) -> Read:
         """Return the result of a function of a text encoder."""
-        return read(self.text_encoders()[name])
+        with self.weights_present(name):
+            return read(self.text_encoders()[name])
 
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)

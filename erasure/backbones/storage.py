@@ -1,14 +1,14 @@
 """A model whose weights stay in their files: enough to fit the layers that read text alone, in little memory.
 
-It is a pipeline of diffusers whose modules have names and shapes and no weights. A text encoder is read when prompts
-are encoded, and let go of before the next one. The denoiser is never read whole.
+It is a pipeline of diffusers whose modules have names and shapes and no weights. Those of a text encoder are read layer
+by layer while prompts are encoded. The denoiser is never read whole.
 """
 
-import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,9 +18,8 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 from ..io.tensor_files import StoredTensor, stored_tensors
 from .conditioning import Conditioning
-from .loaded import other_names, spread_step
-from .sd import Read, StableDiffusion
-from .sdxl import StableDiffusionXL
+from .loaded import LoadedModel, spread_step
+from .streaming import blocks_of, file_names, streamed
 from .weight_files import weight_files
 
 _WHOLE_MODEL = "Leave --low-memory out."
@@ -36,6 +35,7 @@ class StoredWeights:
 
     folder: Path
     _parts: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, init=False, repr=False)
+    _file_names: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, part: str) -> Mapping[str, StoredTensor]:
         """Return a component's tensors by their names in its files.
@@ -48,15 +48,15 @@ class StoredWeights:
             self._parts[part] = {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
         return self._parts[part]
 
-    def parameter(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        """Return the tensor of a parameter by its full name.
+    def parameter(self, name: str, shape: tuple[int, ...], component: nn.Module) -> StoredTensor:
+        """Return the tensor of a parameter of a component by its full name.
 
         Raises:
             InputError: There is none, or one of another shape.
         """
         part, _, key = name.partition(".")
         stored = self.of(part)
-        tensor = next((stored[each] for each in other_names(key) if each in stored), None)
+        tensor = stored.get(self._names(part, component).get(key, ""))
         if tensor is None or tensor.shape != shape:
             got = "none" if tensor is None else f"one of shape {tensor.shape}"
             raise InputError(
@@ -66,16 +66,16 @@ class StoredWeights:
         return tensor
 
 
+    def _names(self, part: str, component: nn.Module) -> Mapping[str, str]:
+        """Return the names in a component's files by those of its parameters."""
+        if part not in self._file_names:
+            self._file_names[part] = file_names(component, self.of(part))
+        return self._file_names[part]
+
+
 @dataclass(frozen=True, eq=False)
-class StoredStableDiffusion(StableDiffusion):
-    """A backbone of Stable Diffusion 1.x and 2.x whose weights stay in their files."""
-
-    covered: ClassVar[tuple[str, ...]] = ()  # no family of its own
-
-    @classmethod
-    def covers(cls, pipe: DiffusionPipeline) -> bool:
-        """Return True for a pipeline of `load_stored` that has the family's parts."""
-        return is_stored(pipe) and super().covers(pipe)
+class StoredModel(LoadedModel):
+    """Base of backbones whose weights stay in their files; see `on_disk`."""
 
     @property
     def device(self) -> torch.device:
@@ -98,37 +98,56 @@ class StoredStableDiffusion(StableDiffusion):
             )
         return parameters
 
+    def weights(self, which: Callable[[str], bool]) -> dict[str, Tensor]:
+        named = ((name, parameter) for name, parameter in self._named_parameters() if which(name))
+        return {name: self._stored(name, parameter).read().to(torch.float32) for name, parameter in named}
+
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """Raise InputError: there is no denoiser in memory."""
         raise InputError(f"model: expected one in memory, got files, to predict with. {_WHOLE_MODEL}")
 
     def _spread_values(self, name: str, weight: Tensor) -> Tensor:
-        stored = self.pipe.stored.parameter(name, tuple(weight.shape))
         # By way of float32, in which a model is loaded, so that no type is rounded otherwise than there.
-        return stored.every(spread_step(weight.numel())).to(torch.float32).to(torch.float16)
+        values = self._stored(name, weight).every(spread_step(weight.numel()))
+        return values.to(torch.float32).to(torch.float16)
 
-    def _read_by(self, name: str, read: Callable[[PreTrainedModel], Read]) -> Read:
-        sketch = self.text_encoders()[name]
-        # Given its tensors and not its file, which would be mapped into memory beside what is made of it.
-        tensors = {key: _widened(stored.read()) for key, stored in self.pipe.stored.of(name).items()}
-        loaded = type(sketch).from_pretrained(None, config=sketch.config, state_dict=tensors, dtype=torch.float32)
-        del tensors
-        try:
-            return read(loaded.eval())
-        finally:
-            del loaded
-            gc.collect()  # before the next encoder is read
+    def _stored(self, name: str, weight: Tensor) -> StoredTensor:
+        part = name.partition(".")[0]
+        return self.pipe.stored.parameter(name, tuple(weight.shape), self.component(part))
+
+    @contextmanager
+    def weights_present(self, *names: str) -> Iterator[torch.device | None]:
+        with ExitStack() as stack:
+            for name in names:
+                part, _, path = name.partition(".")
+                component = self.component(part)
+                module = component.get_submodule(path)
+                shapes = {inner: tuple(p.shape) for inner, p in module.named_parameters()}
+                read = partial(self._tensor_in, name, shapes)
+                stack.enter_context(streamed(module, read, unread=self._unread(part, module)))
+            yield self.device
+
+    def _tensor_in(self, name: str, shapes: Mapping[str, tuple[int, ...]], inner: str) -> StoredTensor:
+        """Return the tensor of a parameter from its name inside a module of that full name."""
+        component = self.component(name.partition(".")[0])
+        return self.pipe.stored.parameter(f"{name}.{inner}", shapes[inner], component)
+
+    def _unread(self, part: str, module: nn.Module) -> list[nn.Module]:
+        """Return the layers of a text encoder whose output nothing reads, and its table of scores of words."""
+        if not isinstance(module, PreTrainedModel):
+            return []
+        scores = module.get_output_embeddings()
+        last = self.last_layers().get(part)
+        return [*([] if last is None else blocks_of(module)[last:]), *([] if scores is None else [scores])]
 
 
-@dataclass(frozen=True, eq=False)
-class StoredStableDiffusionXL(StoredStableDiffusion, StableDiffusionXL):
-    """A backbone of Stable Diffusion XL whose weights stay in their files."""
+@cache
+def on_disk(family: type[LoadedModel]) -> type[LoadedModel]:
+    """Return the backbones of a family whose weights stay in their files."""
+    return type(f"Stored{family.__name__}", (StoredModel, family), {"covered": ()})
 
 
 def is_stored(pipe: DiffusionPipeline) -> bool:
     """Return True if a pipeline's weights stay in their files."""
     return isinstance(getattr(pipe, "stored", None), StoredWeights)
 
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor

@@ -21,7 +21,7 @@ class VideoTransformer(DeclaredTransformer):
         side: Height and width of the latents at the pipeline's own size.
     """
 
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("lora",))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("lora", "low memory"))
     scale_name: ClassVar[str] = "vae_scale_factor_spatial"
     side: ClassVar[Sequence[int]] = (60, 104)
 

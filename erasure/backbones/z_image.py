@@ -25,7 +25,7 @@ class ZImage(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Z-Image",)
     name: ClassVar[str] = "z-image"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("ZImageTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -44,6 +44,9 @@ class ZImage(DeclaredTransformer):
     }
     between: ClassVar[tuple[str, ...]] = ("cap_embedder.0",)
     text_only: ClassVar[tuple[str, ...]] = ("context_refiner.*",)
+
+    def last_layers(self) -> Mapping[str, int]:
+        return {"text_encoder": -1}
 
     @property
     def layout(self) -> Layout:

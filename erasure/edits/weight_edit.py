@@ -1,6 +1,6 @@
 """Edits of a model's weights and words: scaled, composed, solved together, merged, exported as a LoRA."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -227,7 +227,8 @@ class WeightEdit(Edit):
         Raises:
             InputError: All changes would be left out.
         """
-        weights = {name: parameter.data for name, parameter in self._parameters_of(pipe).items()}
+        weights = backbone_of(pipe).weights(self.changes.__contains__)
+        self._check_all(weights)
         return lora_of(self.changes, weights, pipe, rank)
 
     def with_metadata(self, metadata: EditMetadata) -> "WeightEdit":
@@ -270,10 +271,13 @@ class WeightEdit(Edit):
         if self.changes:
             check_editable(backbone)
         parameters = backbone.parameters(self.changes.__contains__)
-        for name in self.changes:
-            if name not in parameters:
-                raise InputError(f"edit: expected a model with the parameter {name!r}, got one without. Load its base.")
+        self._check_all(parameters)
         return {name: parameters[name] for name in self.changes}
+
+    def _check_all(self, names: Container[str]) -> None:
+        for name in self.changes:
+            if name not in names:
+                raise InputError(f"edit: expected a model with the parameter {name!r}, got one without. Load its base.")
 
     def _edited(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         return edited_weights({name: parameters[name].data for name in self.changes}, self.changes)

@@ -5,7 +5,7 @@ Nothing is mapped into memory, where what was read once would go on counting as 
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -90,6 +90,18 @@ class StoredTensor:
             if file.readinto(content) < self.size:
                 raise _cut(self.path)
         return _of_bytes(content, dtype).reshape(self.shape)
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """Return some of its rows, in that order; for errors see `read`."""
+        width = self.size // self.shape[0]
+        content = bytearray()
+        with self.path.open("rb", buffering=0) as file:
+            for index in indices:
+                file.seek(self.start + index * width)
+                content += file.read(width)
+        if len(content) < len(indices) * width:
+            raise _cut(self.path)
+        return _of_bytes(content, self.dtype).reshape(len(indices), *self.shape[1:])
 
     def every(self, step: int) -> Tensor:
         """Return its entries 0, step, 2 step, ... in the order of the file; for errors see `read`."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -13,8 +14,8 @@ from ..errors import InputError
 from .components import assembled, check_files, module_classes, one_line
 from .config_numbers import check_numbers
 
-# Components of which names and shapes are needed.
-_SKETCHED = ("unet", "vae", "text_encoder", "text_encoder_2")
+# Beginnings of the names of components of which names and shapes are needed.
+_SKETCHED = ("unet", "transformer", "vae", "text_encoder")
 
 
 def stored_model(folder: Path) -> DiffusionPipeline:
@@ -27,7 +28,7 @@ def stored_model(folder: Path) -> DiffusionPipeline:
     classes = module_classes(folder)
     for name in classes:
         _check_stored(folder / name)
-    sketches = {name: _sketch(kind, folder / name) if name in _SKETCHED else None for name, kind in classes.items()}
+    sketches = {name: _sketch(kind, folder / name) if name.startswith(_SKETCHED) else None for name, kind in classes.items()}
     pipe = assembled(folder, sketches, torch.float32)
     pipe.stored = StoredWeights(folder)
     return pipe
@@ -35,10 +36,15 @@ def stored_model(folder: Path) -> DiffusionPipeline:
 
 def _sketch(kind: Any, folder: Path) -> nn.Module:
     """Return a component with the names and shapes of its parameters and no values."""
-    with torch.device("meta"), one_line(folder):
+    with one_line(folder):
         if hasattr(kind, "load_config"):
-            return kind.from_config(kind.load_config(folder, local_files_only=True)).eval()
-        return kind(kind.config_class.from_pretrained(folder, local_files_only=True)).eval()
+            with torch.device("meta"):
+                return kind.from_config(kind.load_config(folder, local_files_only=True)).eval()
+        # What encoders compute when they are made, such as frequencies of positions, is in no file.
+        with init_empty_weights(include_buffers=False):
+            encoder = kind(kind.config_class.from_pretrained(folder, local_files_only=True)).eval()
+        encoder.tie_weights()
+        return encoder
 
 
 def _check_stored(folder: Path) -> None:

@@ -43,7 +43,8 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
 }
 """Guidances by name, with their pipelines for one text encoder and for two."""
 
-_STREAMED = ("pipeline", "edit")
+_COMPARED = 2  # prompts whose predictions are compared when a file was loaded back
+_STREAMED = ("pipeline", "edit", "lora")
 _WITH_GUIDANCE = ("pipeline", "edit")
 """Formats that can hold a removal during sampling."""
 _NAMED_LAYERS = ("kohya", "checkpoint")
@@ -237,7 +238,8 @@ def _lora(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path)
     lora = _factors(ledger, pipe, export)
     tensors = {_encoder_named(key): factor for key, factor in lora.state_dict.items()}
     write_tensors(folder / export.file, tensors, header(pipe, "lora"))
-    check_loads(pipe, folder / export.file, lora.state_dict)
+    targets = [concept.target for entry in ledger.standing for concept in entry.concepts]
+    check_loads(pipe, folder / export.file, lora.state_dict, targets[:_COMPARED])
     return _cut(lora)
 
 

@@ -1,6 +1,6 @@
 """Load an exported LoRA back, as a user will, and compare what it changes: a loader that ignores a key says nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,9 +9,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from erasure.backbones import backbone_of
+from erasure.backbones.storage import is_stored
+from erasure.edits.changes import exchanged
 from erasure.errors import InputError, reason
+from erasure.sampling import noise
 
 _ADAPTER = "loaded_back"
+_SHARE = 0.02  # of the distance of two predictions; a file of half the rank misses more
+_ROUNDING = 256  # of float32, through the layers of a denoiser
 _TOLERANCE = 1e-4  # of a change's norm; the factors are float32, and some converters pad them
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -26,32 +31,52 @@ def check_loader(pipe: DiffusionPipeline) -> None:
         )
 
 
-def check_loads(pipe: DiffusionPipeline, file: Path, factors: Mapping[str, Tensor]) -> None:
-    """Refuse a LoRA file that does not change each layer as its factors do, once the pipeline has loaded it.
+def check_loads(
+    pipe: DiffusionPipeline, file: Path, factors: Mapping[str, Tensor], prompts: Sequence[str] = ("",)
+) -> None:
+    """Refuse a LoRA file that does not change the model as its factors do, once the pipeline has loaded it.
 
-    The pipeline is as before afterwards.
+    Each layer's change is compared, and a prediction with that of the weights to which the factors were added. Of a
+    model whose weights stay on the disk the changed layers alone are run. The pipeline is as before afterwards.
 
     Args:
         pipe: The base, with nothing loaded.
         file: The file.
         factors: The factors, by diffusers' names for layers.
+        prompts: Prompts of the predictions that are compared, such as the removed concepts.
 
     Raises:
         InputError: The loader refuses the file, or ignores a part of it.
     """
-    loader = cast("Any", pipe)
-    try:
-        loader.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_ADAPTER)
-    except (ValueError, KeyError, RuntimeError, AttributeError, IndexError) as error:
-        raise _differs(pipe, f"an error ({reason(error)})") from error
-    try:
-        for module in (key.removesuffix(_DOWN) for key in factors if key.endswith(_DOWN)):
-            change = factors[f"{module}{_UP}"].flatten(1).double() @ factors[f"{module}{_DOWN}"].flatten(1).double()
-            missed = float((_loaded(pipe, module, change) - change).norm())
-            if missed > _TOLERANCE * float(change.norm()):
-                raise _differs(pipe, f"another change of {module!r}")
-    finally:
-        loader.unload_lora_weights()
+    loader, stored = cast("Any", pipe), is_stored(pipe)
+    changes = _changes(factors)
+    wanted = None if stored else (_prediction(pipe, prompts, {}), _prediction(pipe, prompts, changes))
+    parts = tuple({module.partition(".")[0]: None for module in changes}) if stored else ()
+    with backbone_of(pipe).weights_present(*parts):
+        try:
+            loader.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_ADAPTER)
+        except (ValueError, KeyError, RuntimeError, AttributeError, IndexError) as error:
+            raise _differs(pipe, f"an error ({reason(error)})") from error
+        try:
+            for module, change in changes.items():
+                missed = float((_loaded(pipe, module, change) - change).norm())
+                if missed > _TOLERANCE * float(change.norm()):
+                    raise _differs(pipe, f"another change of {module!r}")
+                if stored and not _runs(pipe, module, change):
+                    raise _differs(pipe, f"another output of {module!r}")
+            if wanted is not None and not _is_near(_prediction(pipe, prompts, {}), *wanted):
+                raise _differs(pipe, "another prediction than that of the edited weights")
+        finally:
+            loader.unload_lora_weights()
+
+
+def _changes(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the change of each layer by its full name, float64 and flat."""
+    modules = (key.removesuffix(_DOWN) for key in factors if key.endswith(_DOWN))
+    return {
+        module: factors[f"{module}{_UP}"].flatten(1).double() @ factors[f"{module}{_DOWN}"].flatten(1).double()
+        for module in modules
+    }
 
 
 def _loaded(pipe: DiffusionPipeline, module: str, change: Tensor) -> Tensor:
@@ -61,6 +86,40 @@ def _loaded(pipe: DiffusionPipeline, module: str, change: Tensor) -> Tensor:
     if _ADAPTER not in getattr(layer, "lora_A", {}):
         return torch.zeros_like(change)
     return layer.get_delta_weight(_ADAPTER).detach().flatten(1).to("cpu", torch.float64)
+
+
+@torch.no_grad()
+def _prediction(pipe: DiffusionPipeline, prompts: Sequence[str], changes: Mapping[str, Tensor]) -> Tensor:
+    """Return the denoiser's output for prompts at a middle timestep, with changes added to the weights."""
+    backbone = backbone_of(pipe)
+    weights = backbone.parameters(lambda name: name.removesuffix(".weight") in changes)
+    added = {
+        name: (weight.double() + changes[name.removesuffix(".weight")].to(weight.device).view_as(weight)).to(weight)
+        for name, weight in weights.items()
+    }
+    with exchanged(weights, added):
+        conditioning = backbone.encode(prompts)
+        generators = [torch.Generator().manual_seed(0)] * len(prompts)
+        timestep = torch.tensor(500, device=backbone.device)
+        output = backbone.predict(noise(generators, backbone.latent_shape()), timestep, conditioning)
+    return output.to("cpu", torch.float64)
+
+
+def _is_near(output: Tensor, plain: Tensor, wanted: Tensor) -> bool:
+    """Return True if an output is the wanted one, by a share of the distance to the plain one, but for rounding."""
+    rounding = _ROUNDING * torch.finfo(torch.float32).eps
+    missed, moved, size = (float(each.norm()) for each in (output - wanted, wanted - plain, wanted))
+    return missed <= _SHARE * moved + rounding * size
+
+
+@torch.no_grad()
+def _runs(pipe: DiffusionPipeline, module: str, change: Tensor) -> bool:
+    """Return True if a linear layer with the adapter gives the output of its changed weight."""
+    part, _, inner = module.partition(".")
+    layer = cast("Any", backbone_of(pipe).component(part).get_submodule(inner))
+    inputs = torch.randn(4, change.shape[1], generator=torch.Generator().manual_seed(0))
+    plain = layer.base_layer(inputs).double()
+    return _is_near(layer(inputs).double(), plain, plain + inputs.double() @ change.T)
 
 
 def _differs(pipe: DiffusionPipeline, got: str) -> InputError:

@@ -22,7 +22,6 @@ from erasure.edits import EditMetadata, WeightEdit
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import InputError
 from erasure.ledger import Ledger
-from erasure.loading import load_model
 from erasure.pipelines.export.formats import Export, write_export
 from erasure.pipelines.export.loaded_back import check_loads
 from erasure.sampling import SamplingSettings, noise, sample, scheduled_prediction, trajectory_latents
@@ -75,13 +74,6 @@ def test_it_is_a_backbone_of_its_family_with_a_site_for_each_parameter(backbone:
     sites = backbone.sites()
     assert len(sites) == len(list(backbone.denoiser.parameters()))
     assert backbone.fingerprint() == backbone_of(tiny_families.built(backbone.family)).fingerprint()
-
-
-def test_a_saved_model_loads_as_the_same(backbone: Any, tmp_path: Path) -> None:
-    backbone.pipe.save_pretrained(tmp_path)
-    loaded = backbone_of(load_model(str(tmp_path)))
-    assert (loaded.family, loaded.fingerprint()) == (backbone.family, backbone.fingerprint())
-    assert hasattr(backbone.pipe, "load_lora_weights") == ("lora" in backbone.abilities)
 
 
 def test_readers_are_the_layers_whose_input_depends_on_the_text_alone(backbone: Any) -> None:
