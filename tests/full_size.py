@@ -11,12 +11,22 @@ from typing import Any
 import torch
 from diffusers import (
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PretrainedConfig,
+    T5Config,
+    T5EncoderModel,
+)
 
 from benchmarks.record import peak_mib, reset_peak, resident_mib
 from erasure import erase
@@ -25,12 +35,22 @@ from erasure.concept import Concept
 from erasure.io.tensor_files import write_tensors
 from tests import tiny
 
-# A small process starts the command: what a process held when it forked counts as its child's.
+# A small process starts the command: what a process held when it forked counts as its child's. Memory without files,
+# which the system does not sum up, is looked at every few milliseconds.
 _WAITING = """
-import os, subprocess, sys
+import os, re, subprocess, sys, time
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, usage = os.wait4(child.pid, 0)
-print(usage.ru_maxrss)
+ended = anonymous = 0
+while not ended:
+    try:
+        with open(f"/proc/{child.pid}/status") as file:
+            held = re.search(r"RssAnon:\\s+(\\d+)", file.read())
+    except OSError:
+        held = None
+    anonymous = max(anonymous, int(held[1]) if held else 0)
+    time.sleep(0.02)
+    ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+print(usage.ru_maxrss, anonymous)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 _SHARD = 500 * 2**20  # bytes
@@ -85,7 +105,35 @@ def sdxl() -> Any:
     )
 
 
+def flux(blocks: tuple[int, int] = (19, 38), layers: int = 24) -> Any:
+    """Return a pipeline of FLUX.1's sizes without weights.
+
+    Args:
+        blocks: Number of double and of single blocks of the transformer.
+        layers: Number of layers of T5-XXL.
+    """
+    tokens = tiny.t5_tokenizer(512, 32_000)
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(num_layers=blocks[0], num_single_layers=blocks[1], guidance_embeds=True)
+        vae = tiny.full_vae(latent_channels=16, shift_factor=0.1159, scaling_factor=0.3611)
+        text_encoder = CLIPTextModel(_text_config("quick_gelu", **_FIRST))
+        sizes = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": layers}
+        text_encoder_2 = T5EncoderModel(T5Config(**sizes, vocab_size=32_128, feed_forward_proj="gated-gelu"))
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tiny.tokenizer("clip"),
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokens,
+        transformer=transformer,
+    )
+
+
 MODELS: dict[str, Callable[[], Any]] = {"sd15": sd15, "sdxl": sdxl}
+
+# Models that are larger than the memory of most machines: 33 GB in bfloat16, and of the same widths 3 GB.
+LARGE: dict[str, Callable[[], Any]] = {"flux": flux, "flux-thin": lambda: flux((1, 1), 2)}
 
 
 def write_model(pipe: Any, folder: Path, *, dtype: torch.dtype = torch.float16, seed: int = 0) -> None:
@@ -98,7 +146,7 @@ def write_model(pipe: Any, folder: Path, *, dtype: torch.dtype = torch.float16, 
                 part.save_pretrained(folder / name)
             continue
         described: Any = part
-        if isinstance(described.config, CLIPTextConfig):
+        if isinstance(described.config, PretrainedConfig):
             described.config.architectures = [type(part).__name__]
             described.config.save_pretrained(folder / name)
             _write_weights(part, folder / name, "model", dtype, generator)
@@ -131,6 +179,8 @@ def peak_beyond_mib(pipe: Any, concept: Concept) -> float:
 def command(arguments: Sequence[str]) -> dict[str, float]:
     """Run `erasure` in a process of its own, and return its seconds and its peak memory in MiB.
 
+    `anonymous_mib` is the part of it that no file backs; Linux only, else 0.
+
     Raises:
         RuntimeError: It failed.
     """
@@ -141,7 +191,12 @@ def command(arguments: Sequence[str]) -> dict[str, float]:
         raise RuntimeError(f"erasure {' '.join(arguments)}: {done.stderr[-500:]}")
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {"seconds": time.perf_counter() - start, "peak_mib": int(done.stdout) / unit}
+    peak, anonymous = map(int, done.stdout.split())
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak_mib": peak / unit,
+        "anonymous_mib": anonymous / 2**10,
+    }
 
 
 def _text_config(activation: str, **sizes: int) -> CLIPTextConfig:

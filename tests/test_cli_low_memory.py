@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DConditionModel
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
@@ -21,7 +21,7 @@ from tests.test_cli import fails
 ASKED = ("--kind", "style", "--preserve", "Monet", "--set", "eraser.rows=last-subject")
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl", "flux"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with shards, and with a variant in float16 beside them."""
     path = tmp_path_factory.mktemp(request.param) / "model"
@@ -62,7 +62,8 @@ def test_one_command_gives_the_bytes_of_the_loaded_way(model: Path, monkeypatch:
 
     low = ("--low-memory", "--out", "out")
     with monkeypatch.context() as patched:
-        patched.setattr(UNet2DConditionModel, "from_pretrained", refuse)
+        for kind in (UNet2DConditionModel, FluxTransformer2DModel):
+            patched.setattr(kind, "from_pretrained", refuse)
         lines = call("remove", "Van Gogh", "Dali", *ASKED, "--model", model, "--ledger", "low", *low).splitlines()
         # What is recorded is a removal like another: the loaded way's ledger is written as well.
         call("export", "loaded", "again", "--low-memory")
@@ -114,6 +115,18 @@ def test_an_edit_needs_no_loaded_model_either(small: Path) -> None:
     call("export", "here", "other", "--format", "edit", "--no-images")
     one, other = (read_whole(Path(name, "edit.safetensors")) for name in ("one", "other"))
     assert one == other
+
+
+def test_files_that_do_not_change_are_linked_where_asked(small: Path) -> None:
+    call("remove", "Van Gogh", *ASKED, "--model", small, "--low-memory", "--ledger", "l", "--out", "linked", "--link")
+    call("export", "l", "copied", "--low-memory")
+    assert contents(Path("linked")) == contents(Path("copied"))
+    linked = {path for path in Path("linked").rglob("*.safetensors") if path.stat().st_nlink > 1}
+    assert {path.parent.name for path in linked} >= {"vae", "text_encoder"}
+    assert any(path not in linked for path in Path("linked/unet").glob("*.safetensors"))
+    assert all(path.stat().st_nlink == 1 for path in Path("copied").rglob("*.safetensors"))
+    assert "link: expected the format pipeline, got edit" in fails("export", "l", "o", "--format", "edit", "--link")
+    assert "--link: expected --out OUT beside it" in fails("remove", "Dali", "--model", small, "--link")
 
 
 def test_a_lora_needs_no_loaded_model_either(small: Path) -> None:

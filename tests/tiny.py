@@ -90,14 +90,15 @@ def sd15(*, seed: int = 0) -> Any:
     return _seeded(seed, _stable_diffusion_15)
 
 
-def full_vae() -> Any:
-    """Return an autoencoder of Stable Diffusion's own size."""
+def full_vae(**further: Any) -> Any:
+    """Return an autoencoder of Stable Diffusion's own size, with further settings."""
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
         sample_size=512,
+        **further,
     )
 
 
@@ -262,10 +263,11 @@ def visible(transformer: Any) -> Any:
     return transformer.eval()
 
 
-def t5_tokenizer(longest: int = 64) -> T5Tokenizer:
-    """Return a T5 tokenizer of single characters."""
+def t5_tokenizer(longest: int = 64, words: int = 0) -> T5Tokenizer:
+    """Return a T5 tokenizer of single characters, and of words that occur in no prompt."""
     characters = [chr(code) for code in range(33, 127)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((char, -3.0) for char in characters)]
+    vocabulary += [(f"▁word{number}", -9.0) for number in range(words)]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=longest)
 
 

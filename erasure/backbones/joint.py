@@ -28,7 +28,9 @@ class JointTransformer(LoadedModel):
     """Base of the families; their encoders read padding, so every state is always encoded."""
 
     denoiser_name: ClassVar[str] = "transformer"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "clip", "lora", "low memory", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(
+        ("images", "maps", "clip", "lora", "low memory", "mixed lengths")
+    )
     schedule_kind: ClassVar[type[NoiseSchedule]] = Flow
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
     # Number of latents along a side that are one token of the image.

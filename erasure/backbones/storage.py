@@ -65,7 +65,6 @@ class StoredWeights:
             )
         return tensor
 
-
     def _names(self, part: str, component: nn.Module) -> Mapping[str, str]:
         """Return the names in a component's files by those of its parameters."""
         if part not in self._file_names:
@@ -150,4 +149,3 @@ def on_disk(family: type[LoadedModel]) -> type[LoadedModel]:
 def is_stored(pipe: DiffusionPipeline) -> bool:
     """Return True if a pipeline's weights stay in their files."""
     return isinstance(getattr(pipe, "stored", None), StoredWeights)
-

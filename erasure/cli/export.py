@@ -11,7 +11,7 @@ from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import targets_of
 from .models import existing_device, load_pipe
-from .options import AsJson, CommandGroup, Device, Guidance, LedgerFolder, LowMemory, Steps
+from .options import AsJson, CommandGroup, Device, Guidance, LedgerFolder, Link, LowMemory, Steps
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -58,6 +58,7 @@ def export(
     steps: Steps = None,
     guidance_scale: Guidance = None,
     low_memory: LowMemory = False,
+    link: Link = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +71,7 @@ def export(
     from ..ledger import Ledger
     from ..sampling import SamplingSettings
 
-    opened, spec = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance)
+    opened, spec = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance, link=link)
     check_standing(opened)
     if low_memory:
         check_low_memory(spec, device)

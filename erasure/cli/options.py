@@ -48,6 +48,10 @@ LowMemory = Annotated[
     bool,
     typer.Option("--low-memory", help="Read weights one by one from the disk, on the CPU; no images are sampled."),
 ]
+Link = Annotated[
+    bool,
+    typer.Option("--link", help="Make hard links to the base's files of weights that do not change, where they can."),
+]
 
 
 _NAMES = {

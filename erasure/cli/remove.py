@@ -13,7 +13,7 @@ from ..progress import progress_bars
 from .console import err, out, print_json
 from .entries import entry_line, removals_table, step_json
 from .models import base_of, existing_device, lasting_name, load_pipe, new_folder
-from .options import MOST_SEED, AsJson, CommandGroup, LowMemory
+from .options import MOST_SEED, AsJson, CommandGroup, Link, LowMemory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -86,6 +86,7 @@ def remove(
     to: Annotated[
         Path | None, typer.Option("--out", metavar="OUT", help="New folder to write the edited model to.")
     ] = None,
+    link: Link = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove concepts one after another, each as an entry of a ledger, and measure after each."""
@@ -114,7 +115,7 @@ def remove(
     if dry_run:
         _dry_run(parse(raw), lists=lists, as_json=as_json)
         return
-    _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, as_json=as_json, start=start)
+    _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, link=link, as_json=as_json, start=start)
 
 
 def _dry_run(run: "Run", *, lists: Sequence[Path], as_json: bool) -> None:
@@ -159,7 +160,7 @@ def _set_concepts(
 
 
 def _remove(
-    run: "Run", *, lists: Sequence[Path], low_memory: bool, to: Path | None, as_json: bool, start: float
+    run: "Run", *, lists: Sequence[Path], low_memory: bool, to: Path | None, link: bool, as_json: bool, start: float
 ) -> None:
     """Carry out a run and print its results; the lists are the files of its concepts."""
     from erasure.eval.protocols.ledger_measures import LedgerMeasures, health_lines
@@ -175,7 +176,7 @@ def _remove(
     device = "cpu" if low_memory else existing_device(run.device)
     folder = Path(run.output) if run.output else new_folder(run.concepts)
     check_places(folder, *PLACES)
-    _check_out(to, folder)
+    _check_out(to, folder, link)
     pipe = load_pipe(run.model, device, run.attention, stored=low_memory)
     removal.check_lengths(run, pipe, lists)
     steps = []
@@ -200,7 +201,7 @@ def _remove(
         facts = {**removal.facts(run, device=device, start=start), "low_memory": low_memory, "steps": steps}
         report = write_report(record, (not steps and removal.recorded_facts(folder)) or facts)  # only new entries count
     if to is not None:
-        _write_model(ledger, pipe, to)
+        _write_model(ledger, pipe, to, link)
     if as_json:
         document = {
             "ledger": str(folder),
@@ -220,10 +221,12 @@ def _remove(
         out.print(f"model: {to}")
 
 
-def _check_out(to: Path | None, ledger: Path) -> None:
+def _check_out(to: Path | None, ledger: Path, link: bool) -> None:
     """Refuse an output folder that exists or is the ledger, before any work."""
     from ..io.files import check_free
 
+    if to is None and link:
+        raise InputError("--link: expected --out OUT beside it, got none. Leave it out.")
     if to is None:
         return
     check_free(to)
@@ -231,7 +234,7 @@ def _check_out(to: Path | None, ledger: Path) -> None:
         raise InputError(f"--out: expected another folder than the ledger's, got {str(to)!r}. Name a new one.")
 
 
-def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path) -> None:
+def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path, link: bool) -> None:
     """Write the edited model to a new folder, with a card without images."""
     from erasure.eval.reports.publish import publish
     from erasure.pipelines.export.formats import Export
@@ -239,7 +242,7 @@ def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path) -> None:
     from ..sampling import SamplingSettings
 
     sampler = SamplingSettings.of(ledger.base.name)
-    publish(ledger, pipe, Export(), to, name=to.resolve().name, prompts=[], sampler=sampler)
+    publish(ledger, pipe, Export(link=link), to, name=to.resolve().name, prompts=[], sampler=sampler)
 
 
 def _announce(run: "Run", show: Console) -> None:

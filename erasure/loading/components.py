@@ -54,7 +54,14 @@ def assembled(folder: Path, modules: Mapping[str, nn.Module | None], dtype: torc
             with one_line(folder / name), without_warnings():
                 parts[name] = kind.from_pretrained(folder / name, local_files_only=True)
     with one_line(folder), without_warnings():
-        return DiffusionPipeline.from_pretrained(folder, **parts, dtype=dtype, local_files_only=True)
+        # Of the class itself: the general one loads again what this has as optional, such as Wan's transformer.
+        return _pipeline_class(folder).from_pretrained(folder, **parts, dtype=dtype, local_files_only=True)
+
+
+def _pipeline_class(folder: Path) -> type[DiffusionPipeline]:
+    """Return the class of a folder's pipeline; the general one where diffusers has none of that name."""
+    name = DiffusionPipeline.load_config(folder, local_files_only=True)["_class_name"]
+    return getattr(diffusers, name, DiffusionPipeline)
 
 
 @contextmanager

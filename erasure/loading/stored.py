@@ -28,7 +28,9 @@ def stored_model(folder: Path) -> DiffusionPipeline:
     classes = module_classes(folder)
     for name in classes:
         _check_stored(folder / name)
-    sketches = {name: _sketch(kind, folder / name) if name.startswith(_SKETCHED) else None for name, kind in classes.items()}
+    sketches = {
+        name: _sketch(kind, folder / name) if name.startswith(_SKETCHED) else None for name, kind in classes.items()
+    }
     pipe = assembled(folder, sketches, torch.float32)
     pipe.stored = StoredWeights(folder)
     return pipe

@@ -1,10 +1,11 @@
 """A model's folder in diffusers' layout with an edit put into its files: variants stay variants, shards stay shards."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,7 +85,7 @@ def copy_configs(source: Path, to: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
-def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Path) -> None:
+def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Path, *, link: bool = False) -> None:
     """Write a model's files with an edit in them.
 
     Of each file of weights the changed tensors are computed from those of that file. In the main files they are at
@@ -96,6 +97,7 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
         pipe: The base model, for components whose weights are no safetensors files.
         source: Its files.
         to: An empty folder.
+        link: Whether files without a changed tensor are hard links to those of the base, where the disk has them.
 
     Raises:
         InputError: The files lack a parameter that the edit changes, or have one of another shape.
@@ -110,7 +112,7 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
                 part.save_pretrained(to / name)
             written |= {key for key in edit.changes if key.partition(".")[0] == name}
         for path in weights:
-            written |= _write_weights(edit, name, path, to / path.relative_to(source))
+            written |= _write_weights(edit, name, path, to / path.relative_to(source), link)
         for path in (source / name).glob("*.safetensors.index*.json"):
             _write_index(path, to / name / path.name)
     missing = sorted(edit.changes.keys() - written)
@@ -126,15 +128,24 @@ def _is_weights(path: Path) -> bool:
     return path.suffix in {".safetensors", *_OTHER_WEIGHTS} or ".index." in path.name
 
 
-def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path) -> set[str]:
+def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path, link: bool) -> set[str]:
     """Write one file of a component's weights and return the parameters that it changed."""
     names = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
     if names:
         changed = {key: partial(edit.edited, name) for key, name in names.items()}
         rewrite_tensors(path, to, changed, at_least=None if _is_variant(path) else torch.float32)
     else:
-        shutil.copyfile(path, to)
+        _copy(path, to, link)
     return set(names.values())
+
+
+def _copy(path: Path, to: Path, link: bool) -> None:
+    """Copy a file, or make a hard link to it where both are on one disk."""
+    if link:
+        with suppress(OSError):
+            os.link(path.resolve(), to)  # of the file, where the local cache has a symbolic link
+            return
+    shutil.copyfile(path, to)
 
 
 def _parameter(edit: WeightEdit, part: str, key: str) -> str | None:

@@ -61,11 +61,13 @@ class Export:
         format: "pipeline", "edit", "lora", "kohya" or "checkpoint".
         rank: Largest rank of a layer in "lora" and "kohya"; None keeps all of a low-rank change.
         guidance: Guidance written beside the weights of "pipeline"; None writes that of the removals alone.
+        link: Whether files of "pipeline" without a changed weight are hard links to those of the base.
     """
 
     format: str = "pipeline"
     rank: int | None = None
     guidance: str | None = None
+    link: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -74,6 +76,8 @@ class Export:
             raise InputError(f"rank: expected none for the format {self.format}, got {self.rank}. Leave it out.")
         if self.rank is not None and self.rank < 1:
             raise InputError(f"rank: expected at least 1, got {self.rank}. Leave it out to keep all.")
+        if self.link and self.format != "pipeline":
+            raise InputError(f"link: expected the format pipeline, got {self.format}. Leave it out.")
         if self.guidance is not None and self.guidance not in GUIDANCES:
             raise unknown_name("guidance to export", self.guidance, GUIDANCES)
         if self.guidance is not None and self.format != "pipeline":
@@ -202,7 +206,7 @@ def already_written(ledger: Ledger, export: Export, folder: Path) -> Written | N
 def _pipeline(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     edit = ledger.edit()
     with files_of(ledger.base.name, pipe) as files:
-        write_edited(weights_of(edit), pipe, files, folder)
+        write_edited(weights_of(edit), pipe, files, folder, link=export.link)
     recorded = edit.guidances if isinstance(edit, SamplingEdit) else ()
     method = recorded[0].name if recorded else export.guidance
     if method is None:

@@ -50,7 +50,7 @@ def check_loads(
     """
     loader, stored = cast("Any", pipe), is_stored(pipe)
     changes = _changes(factors)
-    wanted = None if stored else (_prediction(pipe, prompts, {}), _prediction(pipe, prompts, changes))
+    expected = None if stored else (_prediction(pipe, prompts, {}), _prediction(pipe, prompts, changes))
     parts = tuple({module.partition(".")[0]: None for module in changes}) if stored else ()
     with backbone_of(pipe).weights_present(*parts):
         try:
@@ -64,7 +64,7 @@ def check_loads(
                     raise _differs(pipe, f"another change of {module!r}")
                 if stored and not _runs(pipe, module, change):
                     raise _differs(pipe, f"another output of {module!r}")
-            if wanted is not None and not _is_near(_prediction(pipe, prompts, {}), *wanted):
+            if expected is not None and not _is_near(_prediction(pipe, prompts, {}), *expected):
                 raise _differs(pipe, "another prediction than that of the edited weights")
         finally:
             loader.unload_lora_weights()
@@ -105,10 +105,10 @@ def _prediction(pipe: DiffusionPipeline, prompts: Sequence[str], changes: Mappin
     return output.to("cpu", torch.float64)
 
 
-def _is_near(output: Tensor, plain: Tensor, wanted: Tensor) -> bool:
-    """Return True if an output is the wanted one, by a share of the distance to the plain one, but for rounding."""
+def _is_near(output: Tensor, plain: Tensor, expected: Tensor) -> bool:
+    """Return True if an output is the expected one, by a share of the distance to the plain one, but for rounding."""
     rounding = _ROUNDING * torch.finfo(torch.float32).eps
-    missed, moved, size = (float(each.norm()) for each in (output - wanted, wanted - plain, wanted))
+    missed, moved, size = (float(each.norm()) for each in (output - expected, expected - plain, expected))
     return missed <= _SHARE * moved + rounding * size
 
 

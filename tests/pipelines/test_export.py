@@ -66,7 +66,7 @@ torch.save(found, f"{out}/found.pt")
 
 def family(name: str) -> Any:
     """Return a tiny pipeline; of XL one whose encoders can be told apart in a single file, as the real ones can."""
-    return tiny.sdxl(second_width=48) if name == "sdxl" else tiny.FAMILIES[name]()
+    return tiny.sdxl(second_width=48) if name == "sdxl" else tiny.EVERY[name]()
 
 
 def save_whole(name: str, folder: Path) -> None:
