@@ -137,6 +137,28 @@ def layer_pixels(backbone: Backbone) -> dict[str, int]:
     return pixels
 
 
+def layers_up_to(backbone: Backbone, max_pixels: int | None, layers: Sequence[str] | None = None) -> list[str]:
+    """Return the full names of the cross-attention layers of at most so many pixels.
+
+    Args:
+        backbone: Model.
+        max_pixels: Largest size at the model's own image size; None takes all.
+        layers: Layers to choose from; None takes every one.
+
+    Raises:
+        InputError: None is so small.
+    """
+    known = list(cross_attention_layers(backbone) if layers is None else layers)
+    if max_pixels is None:
+        return known
+    pixels = layer_pixels(backbone)
+    if max_pixels < (smallest := min(pixels[layer] for layer in known)):
+        raise InputError(
+            f"max_pixels: expected at least {smallest}, the size of the smallest layer, got {max_pixels!r}. Raise it."
+        )
+    return [layer for layer in known if pixels[layer] <= max_pixels]
+
+
 def average_maps(maps: Mapping[str, Maps], height: int, width: int) -> Float[Tensor, "batch tokens {height} {width}"]:
     """Return the mean over heads and over the layers that have `height` x `width` pixels.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from ..backbones.attention import layers_up_to
 from ..backbones.base import Ability, Backbone
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
@@ -20,7 +21,7 @@ from ..sampling import SamplingSettings
 from ..training.context import FitContext, TrainingTask
 from ..training.early_stopping import stop_when_gone
 from ..training.finetune import Loss, Optimisation, WeightedLoss
-from ..training.matching import LayerReading, Match, Matching, TargetImages, image_prompt, layers_up_to
+from ..training.matching import LayerReading, Match, Matching, TargetImages, image_prompt
 from ..training.replay import Regularisation, anchoring_loss, calibrated, diagonal_fisher, reading_loss, replay_loss
 from ..training.replay_memory import Memory, replayed
 from ..training.selectors.roles import TEXT_ATTENTION, TEXT_KEYS_AND_VALUES

@@ -344,7 +344,7 @@ class _Run:
         return self.settings.attention(self.capture, maps, latents, self.denoiser)
 
     def _masks_of(self, image_index: int, named: Named, maps: ConceptMaps) -> Masks:
-        """Return the regions of the step before, with the user's in the place of those that he gave."""
+        """Return the regions of the step before, those that the user gave in their place."""
         return {**self.masks[image_index], **{place: _resized(mask, maps) for place, mask in named.layout.items()}}
 
     def _moved(self, latents: Latents, change: Latents) -> Latents:

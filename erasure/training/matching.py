@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbones.attention import AttentionCapture, Reduce, at_least_float32, layer_pixels, watched_outputs
+from ..backbones.attention import AttentionCapture, Reduce, at_least_float32, watched_outputs
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, concatenate
 from ..backbones.schedule import Timestep
 from ..concept import Concept, Kind
-from ..errors import InputError
 from ..losses.attention import map_distance, output_distance
 from ..prompts import blank, fill, templates
 from ..sampling import SamplingSettings
@@ -191,22 +190,6 @@ class Matching:
         if self.reference == "prev" and self.context.history.originals:
             reference = self.reading.read(latents, timestep, blank)
         return {name: reference[name] + self.overshoot * (aim - away) for name, (aim, away) in pairs.items()}
-
-
-def layers_up_to(backbone: Backbone, max_pixels: int | None) -> list[str]:
-    """Return the names of the cross-attention layers of at most so many pixels; None is all.
-
-    Raises:
-        InputError: There is none.
-    """
-    pixels = layer_pixels(backbone)
-    layers = [name for name, size in pixels.items() if max_pixels is None or size <= max_pixels]
-    if not layers:
-        raise InputError(
-            f"max_pixels: expected at least {min(pixels.values())}, the size of the smallest layer, got {max_pixels!r}."
-            " Raise it."
-        )
-    return layers
 
 
 def image_prompt(concept: Concept, i: int, *, paired: bool) -> str:

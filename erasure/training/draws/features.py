@@ -8,10 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones.attention import cross_attention_layers, layer_pixels
+from ...backbones.attention import cross_attention_layers, layers_up_to
 from ...backbones.conditioning import Conditioning
 from ...backbones.layer_readings import layer_outputs, main_directions, word_regions
-from ...errors import InputError
 from ..context import TrainingTask
 from ..student import Student
 from .noised_images import NoisedDraw, NoisedImages, reread
@@ -40,18 +39,9 @@ class LayerFeatures:
             InputError: No layer is so small.
         """
         trained = task.backbone.parameters(task.trained)
-        layers = tuple(cross_attention_layers(task.backbone))
-        chosen = [layer for layer in layers if any(name.startswith(f"{layer}.") for name in trained)] or list(layers)
-        if max_pixels is not None:
-            pixels = layer_pixels(task.backbone)
-            smallest = min(pixels[layer] for layer in chosen)
-            if max_pixels < smallest:
-                raise InputError(
-                    f"max_pixels: expected at least {smallest}, the size of the smallest layer, got {max_pixels!r}."
-                    " Raise it."
-                )
-            chosen = [layer for layer in chosen if pixels[layer] <= max_pixels]
-        return cls(task=task, layers=tuple(chosen))
+        layers = list(cross_attention_layers(task.backbone))
+        chosen = [layer for layer in layers if any(name.startswith(f"{layer}.") for name in trained)] or layers
+        return cls(task=task, layers=tuple(layers_up_to(task.backbone, max_pixels, chosen)))
 
     def student(self, student: Student, batch: NoisedDraw, prompts: Conditioning) -> Features:
         """Return the student's outputs, with gradient."""

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from ...backbones.attention import layers_up_to
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning
 from ...backbones.schedule import Timestep
@@ -19,7 +20,6 @@ from ...prompts import fill, templates
 from ...registry import Exactness
 from ..context import TrainingTask
 from ..finetune import Loss, below
-from ..matching import layers_up_to
 from ..student import Student
 from ..trajectories import POOL_SIZE, Latents, TrajectoryPoints, trajectory_points
 from ..word_attention.mass import word_mass

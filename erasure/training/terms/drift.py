@@ -9,11 +9,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ...backbones.attention import AttentionCapture, layer_pixels
+from ...backbones.attention import AttentionCapture, layers_up_to
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning
 from ...backbones.schedule import Timestep
-from ...errors import InputError
 from ...registry import Exactness
 from ..context import TrainingTask
 from ..draws.neighbours import kept_beside
@@ -56,7 +55,7 @@ class Drift(Term):
         prompts = [prompt for concept in task.concepts for prompt in kept_beside(concept)]
         if not prompts:
             raise self.nothing_to_preserve()
-        layers = self._layers(backbone)
+        layers = layers_up_to(backbone, self.max_pixels)
         pool: list[tuple[TrajectoryPoints, list[str]]] = []
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -76,16 +75,6 @@ class Drift(Term):
             return torch.stack(parts).mean()
 
         return loss
-
-    def _layers(self, backbone: Backbone) -> list[str]:
-        pixels = layer_pixels(backbone)
-        layers = [name for name, size in pixels.items() if size <= self.max_pixels]
-        if not layers:
-            raise InputError(
-                f"drift.max_pixels: expected at least {min(pixels.values())}, the size of the smallest layer, got"
-                f" {self.max_pixels!r}. Raise it."
-            )
-        return layers
 
 
 def attention_maps(

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from ...backbones.attention import layers_up_to
 from ...prompts import fill, templates
 from ...registry import Exactness
 from ..context import TrainingTask
 from ..finetune import Loss, below
-from ..matching import layers_up_to
 from ..student import Student
 from ..trajectories import POOL_SIZE, TrajectoryPoints, trajectory_points
 from ..word_attention.mass import word_mass
