@@ -34,6 +34,7 @@ _HOMES = {
     "OCE": ".erasers.oce",
     "Progress": ".progress",
     "RECE": ".erasers.rece",
+    "Receler": ".erasers.receler",
     "SAFREE": ".erasers.safree",
     "SLD": ".erasers.sld",
     "SPEED": ".erasers.speed",
@@ -84,6 +85,7 @@ __all__ = [
     "Localised",
     "NegativePrompt",
     "Progress",
+    "Receler",
     "SamplingEdit",
     "SamplingSettings",
     "SemanticSurgery",
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     from .erasers.negative_prompt import NegativePrompt
     from .erasers.oce import OCE
     from .erasers.rece import RECE
+    from .erasers.receler import Receler
     from .erasers.safree import SAFREE
     from .erasers.semantic_surgery import SemanticSurgery
     from .erasers.sld import SLD

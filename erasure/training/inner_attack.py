@@ -1,12 +1,13 @@
-"""The inner attack of adversarial training: soft prompts that find a concept in the model under training.
+"""The inner attack of adversarial training: a search for vectors that find a concept in the model under training.
 
-They are free states in the place of the text encoder's, so no prompt and no new word can reach further. The search is
-that of the probe `soft-prompt`; erasers that train against it share this file.
+Soft prompts are free states in the place of the text encoder's, so no prompt and no new word can reach further; their
+search is that of the probe `soft-prompt`. Other methods search for a few vectors inside a prompt. Erasers that train
+against either share this file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -46,6 +47,119 @@ class InnerAttack(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 8
 
 
+class Search:
+    """Vectors that Adam moves against a loss of the model under training, whose weights get no gradient.
+
+    Args:
+        start: The vectors as they start.
+        lr: Learning rate, > 0.
+        weight_decay: Weight decay, >= 0.
+        clear_gradients: Whether an update follows its own gradient; else the sum of all so far.
+    """
+
+    def __init__(self, start: Tensor, *, lr: float, weight_decay: float = 0.0, clear_gradients: bool = True) -> None:
+        self.vectors = start.detach().float().clone().requires_grad_()
+        self._optimiser = torch.optim.Adam([self.vectors], lr=lr, weight_decay=weight_decay)
+        self._clear_gradients = clear_gradients
+
+    def move(self, gradient: Tensor) -> None:
+        """Make one update."""
+        before = self.vectors.grad
+        self.vectors.grad = gradient if self._clear_gradients or before is None else before + gradient
+        self._optimiser.step()
+
+
+def descend(searches: Sequence[Search], loss: Float[Tensor, ""]) -> None:
+    """Make one update of several searches against a loss of all of them."""
+    # Not backward, which would add to the gradient of the weights.
+    gradients = torch.autograd.grad(loss, [search.vectors for search in searches])
+    for search, gradient in zip(searches, gradients, strict=True):
+        search.move(gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorAttack(Settings):
+    """Settings of the search for a few vectors inside a prompt, at each step of a training.
+
+    Attributes:
+        vectors: Number of vectors, >= 0; 0 makes no attack.
+        updates: Updates a training step, > 0.
+        lr: Learning rate of Adam, > 0.
+        weight_decay: Weight decay of Adam, >= 0.
+        start: Entries at the start: "uniform" in [0, 1), or "normal" around the mean of the vectors that the model
+            reads at such a place.
+        spread: Standard deviation of a "normal" start, in units of that of those vectors, >= 0.
+        renewed: Whether each training step starts anew; else the vectors go on from the last one.
+        clear_gradients: Whether an update follows its own gradient; else the sum of all so far.
+    """
+
+    name: ClassVar[str] = "vector-attack"
+
+    vectors: Annotated[int, Field(ge=0)] = 16
+    updates: Annotated[int, Field(ge=1)] = 50
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    start: Literal["uniform", "normal"] = "normal"
+    spread: Annotated[float, Field(ge=0)] = 0.1
+    renewed: bool = False
+    clear_gradients: bool = True
+
+    def begun(self, around: Float[Tensor, "n dim"], generator: torch.Generator) -> Search:
+        """Return a search at its start.
+
+        Args:
+            around: Vectors that the model reads at such a place.
+            generator: Generator of the start.
+        """
+        known = around.detach().float()
+        shape = (self.vectors, known.shape[1])
+        if self.start == "uniform":
+            start = torch.rand(shape, generator=generator).to(known)
+        else:
+            drawn = torch.randn(shape, generator=generator).to(known)
+            start = known.mean(0) + self.spread * known.std(0) * drawn
+        return Search(start, lr=self.lr, weight_decay=self.weight_decay, clear_gradients=self.clear_gradients)
+
+
+class RunningAttack:
+    """The search of a training: it goes on from step to step, or starts anew at each.
+
+    Args:
+        settings: Settings of the search.
+        around: Vectors that the model reads at the place of those under search.
+    """
+
+    def __init__(self, settings: VectorAttack, around: Float[Tensor, "n dim"]) -> None:
+        self._settings, self._around = settings, around
+        self._search: Search | None = None
+
+    def moved(
+        self, loss: Callable[[Float[Tensor, "k dim"]], Float[Tensor, ""]], generator: torch.Generator
+    ) -> Float[Tensor, "k dim"]:
+        """Return the vectors after the updates of a training step, without gradient."""
+        if self._search is None or self._settings.renewed:
+            self._search = self._settings.begun(self._around, generator)
+        search = self._search
+        for _ in range(self._settings.updates if self._settings.vectors else 0):
+            with torch.enable_grad():
+                descend([search], loss(search.vectors))
+        return search.vectors.detach()
+
+
+def inserted(read: Conditioning, vectors: Float[Tensor, "k dim"], firsts: Sequence[int]) -> Conditioning:
+    """Return prompts whose states from the given positions on are the vectors, with gradient by them.
+
+    Vectors that would stand beyond the last state stand before it.
+    """
+    if not len(vectors):
+        return read
+    states = read.states.clone()
+    length, k = states.shape[1], len(vectors)
+    places = torch.tensor([min(first, length - k) for first in firsts])[:, None] + torch.arange(k)
+    states[torch.arange(len(read))[:, None], places] = vectors.to(states)
+    return read.with_states(states)
+
+
 class SoftPrompts:
     """Soft prompts under search, which minimise the student's denoising loss on images of a concept.
 
@@ -62,13 +176,12 @@ class SoftPrompts:
         self._settings, self._backbone, self._clean, self._starts = settings, backbone, clean, starts
         # Where a prompt's text is in its life at the beginning.
         self._ages = [settings.life * i // settings.prompts for i in range(settings.prompts)]
-        self._states: list[Tensor] = []
-        self._optimisers: list[torch.optim.Adam] = []
+        self._searches: list[Search] = []
         self._texts: list[Conditioning] = []
 
     def advance(self, student: Student, step: int, generator: torch.Generator) -> None:
         """Update the prompts if the step is one of the search's; the first call draws their starts."""
-        if not self._states:
+        if not self._searches:
             for _ in range(self._settings.prompts):
                 self._begin(None, generator)
         if step % self._settings.every:
@@ -81,7 +194,7 @@ class SoftPrompts:
 
     def read(self, prompts: Sequence[int]) -> Conditioning:
         """Return some of the soft prompts as a denoiser reads them, without gradient."""
-        return self._conditioning([self._states[i].detach() for i in prompts], prompts)
+        return self._conditioning([self._searches[i].vectors.detach() for i in prompts], prompts)
 
     def __len__(self) -> int:
         return self._settings.prompts
@@ -89,14 +202,12 @@ class SoftPrompts:
     def _begin(self, i: int | None, generator: torch.Generator) -> None:
         """Start a prompt anew, or a further one."""
         text = self._starts.select([below(len(self._starts), generator)])
-        states = text.states.detach().float().clone().requires_grad_()
-        optimiser = torch.optim.Adam([states], lr=self._settings.lr)
+        search = Search(text.states, lr=self._settings.lr)
         if i is None:
-            self._states.append(states)
-            self._optimisers.append(optimiser)
+            self._searches.append(search)
             self._texts.append(text)
         else:
-            self._states[i], self._optimisers[i], self._texts[i], self._ages[i] = states, optimiser, text, 0
+            self._searches[i], self._texts[i], self._ages[i] = search, text, 0
 
     def _update(self, student: Student, generator: torch.Generator) -> None:
         schedule, n = self._backbone.schedule, self._settings.batch_size
@@ -105,17 +216,13 @@ class SoftPrompts:
         timesteps = schedule.drawn(n, generator).to(clean.device)
         first = below(len(self), generator)
         prompts = [(first + row) % len(self) for row in range(n)]
-        states = [self._states[i] for i in dict.fromkeys(prompts)]
         with torch.enable_grad():
-            read = self._conditioning([self._states[i] for i in prompts], prompts)
+            read = self._conditioning([self._searches[i].vectors for i in prompts], prompts)
             noisy = schedule.noised(clean, added, timesteps)
             predicted = student(self._backbone.predict, noisy, timesteps, read).float()
             loss = F.mse_loss(predicted, schedule.target(clean, added, timesteps))
-            # Not backward, which would add to the gradient of the weights.
-            gradients = torch.autograd.grad(loss, states)
-        for i, gradient in zip(dict.fromkeys(prompts), gradients, strict=True):
-            self._states[i].grad = gradient
-            self._optimisers[i].step()
+            descend([self._searches[i] for i in dict.fromkeys(prompts)], loss)
+        for i in dict.fromkeys(prompts):
             self._ages[i] += 1
 
     def _conditioning(self, states: Sequence[Tensor], prompts: Sequence[int]) -> Conditioning:

@@ -1,6 +1,7 @@
 """Inputs of a denoiser's layers along trajectories: the image side's keys of a closed form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -53,17 +54,23 @@ def layer_inputs(
     backbone: Backbone, module: str, places: TrajectoryPoints, rows: slice, conditioning: Conditioning
 ) -> Float[Tensor, "n pixels dim"]:
     """Return the input of a layer for some latents with the given prompts, a row for each latent of all places."""
-    kept: list[Tensor] = []
-
-    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept.append(args[0])
-
-    handle = _module(backbone, module).register_forward_pre_hook(keep)
-    try:
+    with watched_inputs(backbone, [module]) as inputs:
         _pass(backbone, places, rows, conditioning)
-    finally:
-        handle.remove()
-    return kept[-1]
+    return inputs[module]
+
+
+@contextmanager
+def watched_inputs(backbone: Backbone, modules: Sequence[str]) -> Iterator[dict[str, Float[Tensor, "n pixels dim"]]]:
+    """While entered, keep the input of each named layer in the last pass through it, with gradient."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept[name] = args[0]
+
+    with ExitStack() as hooks:
+        for name in modules:
+            hooks.callback(_module(backbone, name).register_forward_pre_hook(partial(keep, name)).remove)
+        yield kept
 
 
 def inside(inputs: Float[Tensor, "n pixels dim"], masks: Bool[Tensor, "n h w"]) -> Bool[Tensor, "n pixels"]:
