@@ -47,18 +47,14 @@ class StartingPoint(Term):
 
     def loss(self, task: TrainingTask) -> Loss:
         distance = l2_sp if self.form == "l2" else l1_sp
-        offsets = self._offsets(task)
+        if self.towards == "start":
+            return lambda student, step, generator: distance(student.shifts())
+        weights = task.backbone.parameters(task.trained)
+        with task.reference():
+            reference = {name: weight.detach().float().clone() for name, weight in weights.items()}
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            return distance({name: shift + offsets.get(name, 0.0) for name, shift in student.shifts().items()})
+            offsets = {name: weights[name].detach().float() - reference[name] for name in reference}
+            return distance({name: shift + offsets[name] for name, shift in student.shifts().items()})
 
         return loss
-
-    def _offsets(self, task: TrainingTask) -> dict[str, Tensor]:
-        """Return the difference of the starting point from the reference, by parameter name."""
-        if self.towards == "start":
-            return {}
-        start = {name: p.detach().float() for name, p in task.backbone.parameters(task.trained).items()}
-        with task.reference():
-            reference = task.backbone.parameters(task.trained)
-            return {name: weight - reference[name].detach().float() for name, weight in start.items()}
