@@ -1,16 +1,18 @@
 """Main path in one call: from a pipeline and a few words to an edit."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from .backbones import backbone_of
 from .backbones.name_lengths import check_names
 from .backbones.usable import check_tokenizers
-from .concept import Concept, Kind
+from .concept import Concept, Kind, distinct
 from .edits import Edit
 from .erasers import Eraser
 from .erasers.uce import UCE
+from .errors import InputError
 from .progress import OnProgress
 from .training.context import FitContext
 
@@ -31,7 +33,8 @@ def erase(
 
     Args:
         pipe: Loaded diffusers pipeline.
-        concepts: One concept or several; a text becomes a Concept with the arguments below.
+        concepts: One concept or several; a text becomes a Concept with the arguments below. One that comes twice
+            counts once.
         eraser: Method with its settings; None is UCE().
         anchor: Concept that replaces a target; "" is the unconditional prompt.
         preserve: Concepts that must not change.
@@ -41,15 +44,20 @@ def erase(
         on_progress: Receives the progress of the fit.
 
     Raises:
-        InputError: A concept cannot be used, a name is too long for the model, or no backbone covers the model.
+        InputError: An argument cannot be used, two concepts share a name and differ, a name is too long for the model,
+            weights of the model are not finite, or no backbone covers it.
     """
     requests = [concepts] if isinstance(concepts, str | Concept) else concepts
-    completed = [
-        request
-        if isinstance(request, Concept)
-        else Concept(target=request, anchor=anchor, preserve=tuple(preserve), kind=kind, aliases=tuple(aliases))
-        for request in requests
-    ]
+    if not isinstance(requests, Sequence):
+        raise InputError(f"concepts: expected a text, a Concept or a list of them, got {concepts!r}. Name a concept.")
+    lists = {"preserve": preserve, "aliases": aliases}
+    texts = {field: tuple(value) if isinstance(value, list) else value for field, value in lists.items()}
+    shared: Any = {"anchor": anchor, "kind": kind, **texts}
+    completed = distinct(
+        [request if isinstance(request, Concept) else Concept(target=request, **shared) for request in requests]
+    )
+    if not isinstance(eraser, Eraser | None):
+        raise InputError(f"eraser: expected an eraser with its settings, got {eraser!r}. Give one such as UCE().")
     backbone = backbone_of(pipe)
     check_tokenizers(backbone)
     check_names(completed, backbone)

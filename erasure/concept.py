@@ -1,6 +1,6 @@
 """Concept: one removal request with its target, anchor and preserved concepts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -27,8 +27,8 @@ class Concept:
         aliases: Other names of the target, which are erased with it.
 
     Raises:
-        InputError: A text but the anchor is empty, or one has no word and no emoji; a name is also preserved or its own
-            anchor; or a text cannot be encoded.
+        InputError: A field is of another type; a text but the anchor is empty, or one has no word and no emoji; a name
+            is also preserved or its own anchor; or a text cannot be encoded.
         UnknownNameError: The kind is none of the four.
     """
 
@@ -40,14 +40,11 @@ class Concept:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise unknown_name("kind of concept", self.kind, get_args(Kind))
-        for where, words in (("preserve", self.preserve), ("aliases", self.aliases)):
-            if isinstance(words, str):
-                raise InputError(f"concept.{where}: expected a tuple of texts, got {words!r}. Write ({words!r},).")
+            raise unknown_name("kind of concept", str(self.kind), get_args(Kind))
         for field in ("target", "anchor"):
             object.__setattr__(self, field, _checked_text(getattr(self, field), field))
         for field in ("preserve", "aliases"):
-            object.__setattr__(self, field, tuple(_checked_text(text, field) for text in getattr(self, field)))
+            object.__setattr__(self, field, tuple(_checked_texts(getattr(self, field), field)))
         for field in ("target", "anchor", "preserve", "aliases"):
             value: str | tuple[str, ...] = getattr(self, field)
             for text in (value,) if isinstance(value, str) else value:
@@ -107,12 +104,51 @@ def normalized(phrase: str) -> str:
     return words.lower() if words.isascii() else composed("".join(map(str.lower, composed(words))))
 
 
+def distinct(requests: Sequence[Concept]) -> tuple[Concept, ...]:
+    """Return the requests without those that an earlier one repeats: names are compared, aliases included.
+
+    Raises:
+        InputError: Two requests share a name and are not the same.
+    """
+    kept: list[Concept] = []
+    owner: dict[str, int] = {}
+    for i, concept in enumerate(requests):
+        names = {normalized(name) for name in concept.names}
+        shared = {owner[name] for name in names if name in owner}
+        if not shared:
+            kept.append(concept)
+            owner |= dict.fromkeys(names, i)
+        elif not names.issubset(owner) or any(
+            normalized(requests[j].anchor) != normalized(concept.anchor) for j in shared
+        ):
+            raise InputError(
+                f"concepts.{i}: expected a concept that no other request names, got {concept.target!r}, which shares a"
+                f" name with concepts.{min(shared)} and differs in names or anchor. Leave one of them out."
+            )
+    return tuple(kept)
+
+
+def _checked_texts(texts: Iterable[str], field: str) -> Iterable[str]:
+    """Return texts as `_checked_text` does.
+
+    Raises:
+        InputError: It is no collection of texts.
+    """
+    if not isinstance(texts, tuple | list | set | frozenset):
+        remedy = f" Write ({texts!r},)." if isinstance(texts, str) else " Write them in parentheses, with commas."
+        raise InputError(f"concept.{field}: expected a tuple of texts, got {texts!r}.{remedy}")
+    ordered = texts if isinstance(texts, tuple | list) else sorted(texts, key=str)
+    return (_checked_text(text, field) for text in ordered)
+
+
 def _checked_text(text: str, field: str) -> str:
     """Return a text in its composed form, without blanks around it and invisible characters in it.
 
     Raises:
-        InputError: It holds half of a surrogate pair, which no file and no tokenizer takes.
+        InputError: It is no text, or holds half of a surrogate pair, which no file and no tokenizer takes.
     """
+    if not isinstance(text, str):
+        raise InputError(f"concept.{field}: expected a text, got {text!r}. Write it in quotes.")
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         raise InputError(f"concept.{field}: expected text in Unicode, got {text!r}. Write it in UTF-8.")
     return composed(without_invisible(text).strip())

@@ -1,5 +1,9 @@
 """The shortest way in, and the front module."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +13,8 @@ from erasure import Concept
 from erasure.erasers import ERASERS
 from erasure.errors import InputError, UnknownNameError
 from tests import tiny
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_word_is_erased_in_one_call_and_the_pipe_is_untouched() -> None:
@@ -41,6 +47,82 @@ def test_a_wrong_setting_is_one_line(settings: dict[str, Any], error: type[Excep
         erasure.erase(tiny.sd1(), "cat", eraser=erasure.UCE(**settings))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "targets"),
+    [
+        (["cat", "Cat"], ["cat"]),
+        ([Concept(target="cat", aliases=("kitty",)), "Kitty"], ["cat"]),
+        ([Concept(target="cafe\u0301"), "caf\u00e9", "dog"], ["caf\u00e9", "dog"]),
+    ],
+)
+def test_a_request_that_comes_twice_is_one(concepts: list[str | Concept], targets: list[str]) -> None:
+    edit = erasure.erase(tiny.sd1(), concepts, eraser=erasure.UCE(rows="last-subject"))
+    assert [concept.target for concept in edit.metadata.concepts] == targets
+
+
+WRONG = {
+    "Concept(target=3)": "concept.target: expected a text, got 3.",
+    "Concept(target=b'cat')": "concept.target: expected a text, got b'cat'.",
+    "Concept(target='cat', anchor=None)": "concept.anchor: expected a text, got None.",
+    "Concept(target='cat', kind=3)": "Unknown kind of concept '3'.",
+    "Concept(target='cat', preserve='dog')": "concept.preserve: expected a tuple of texts, got 'dog'. Write ('dog',).",
+    "Concept(target='cat', preserve={'dog': 1})": "concept.preserve: expected a tuple of texts, got {'dog': 1}.",
+    "Concept(target='cat', aliases=('kitty', 3))": "concept.aliases: expected a text, got 3.",
+    "SamplingSettings(steps='3')": "sampling.steps: expected an integer, got '3'.",
+    "UCE(reg='x')": "uce.reg: expected a number, got 'x'.",
+    "SamplingEdit(guidances=3, metadata=None)": "edit.guidances: expected tuple, got 3.",
+    "SamplingEdit(guidances=(), metadata=None)": "edit.metadata: expected EditMetadata, got None.",
+    "WeightEdit(changes={'unet': 3}, metadata=None)": "edit.metadata: expected EditMetadata, got None.",
+    "erase(pipe, 3)": "concepts: expected a text, a Concept or a list of them, got 3.",
+    "erase(pipe, [3])": "concept.target: expected a text, got 3.",
+    "erase(pipe, [Concept(target='cat', anchor='dog'), 'cat'])": "concepts.1: expected a concept that no other request",
+    "erase(pipe, 'cat', preserve='dog')": "concept.preserve: expected a tuple of texts, got 'dog'.",
+    "erase(pipe, 'cat', eraser='uce')": "eraser: expected an eraser with its settings, got 'uce'.",
+    "erase(pipe, 'cat', seed='1')": "seed: expected a whole number from 0 to 2^63 - 1, got '1'.",
+    "erase(pipe, 'cat', seed=-1)": "seed: expected a whole number from 0 to 2^63 - 1, got -1.",
+    "sample(pipe, 'a cat', [0])": "sample.prompts: expected a list of texts, got 'a cat'.",
+    "sample(pipe, [3], [0])": "sample.prompts: expected texts, got 3.",
+    "sample(pipe, ['a cat'], ['x'])": "sample.seeds: expected whole numbers from 0 to 2^63 - 1, got 'x'.",
+    "sample(pipe, ['a cat'], [2**64])": "sample.seeds: expected whole numbers from 0 to 2^63 - 1, got 1844674",
+}
+"""Calls with values that cannot be used, and the beginnings of their errors."""
+_CALL_EACH = """
+import json, sys
+import erasure
+from erasure import *
+from tests import tiny
+
+pipe, answers = tiny.sd1(), {}
+for call in json.loads(sys.argv[1]):
+    try:
+        answers[call] = f"returned {eval(call)!r}"
+    except ErasureError as error:
+        answers[call] = str(error)
+    except Exception as error:
+        answers[call] = f"{type(error).__name__}: {error}"
+print(json.dumps(answers))
+"""
+
+
+def test_values_that_cannot_be_used_are_one_line() -> None:
+    # In a process of its own: the type checks of the tests refuse some of the calls before the library sees them.
+    command = [sys.executable, "-c", _CALL_EACH, json.dumps(list(WRONG))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for call, message in WRONG.items():
+        assert answers[call].startswith(message), f"{call}: {answers[call]}"
+        assert "\n" not in answers[call]
+
+
+@pytest.mark.parametrize("name", ["unet.conv_in.bias", "vae.decoder.conv_in.bias"])
+def test_a_weight_of_the_pipe_that_is_not_finite_is_named(name: str) -> None:
+    pipe = tiny.sd1()
+    component, _, inner = name.partition(".")
+    getattr(pipe, component).get_parameter(inner).data[0] = float("nan")
+    with pytest.raises(InputError, match=f"expected finite weights, got inf or nan in '{name}'"):
+        erasure.erase(pipe, "cat")
 
 
 def test_every_eraser_is_a_public_name() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DConditionModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from erasure.cli.main import app
@@ -182,6 +184,20 @@ def test_a_kill_leaves_nothing_under_the_name(small: Path, monkeypatch: pytest.M
     assert not Path("out").exists()
     call(*given)
     assert Path("out/model_index.json").is_file()
+
+
+@pytest.mark.parametrize("place", ["unet.attn2.to_v", "text_encoder.layers.0", "vae.conv_in"])
+def test_weights_that_are_not_finite_are_named(small: Path, tmp_path: Path, place: str) -> None:
+    shutil.copytree(small, tmp_path / "model")
+    part, _, key = place.partition(".")
+    for file in sorted((tmp_path / "model" / part).glob("*.safetensors")):
+        tensors = load_file(file)
+        for name in [name for name in tensors if key in name]:
+            tensors[name].view(-1)[-1] = float("nan")
+        save_file(tensors, file, metadata={"format": "pt"})
+    request = ("remove", "Van Gogh", *ASKED, "--model", "model", "--low-memory", "--ledger", "here", "--out", "out")
+    assert re.search(rf"expected finite weights, got inf or nan in '{part}\.[^']*{key}", run(*request).stderr)
+    assert not Path("out").exists()
 
 
 def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:

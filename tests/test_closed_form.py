@@ -153,6 +153,11 @@ def test_a_system_that_cannot_be_solved_names_reg() -> None:
     with pytest.raises(SolveError, match=r"^reg: expected a value that makes the 12 x 12 system solvable, got 0.0\."):
         solve(problem(reg=0.0))
     assert solve(problem(3, 20, reg=0.0)).rank == 3
+    for setting, weights in (("erase_scale", "weights"), ("preserve_scale", "preserve_weights")):
+        rows = problem(reg=0.5)
+        heavy = replace(rows, **{weights: torch.full_like(getattr(rows, weights), 1e40)})
+        with pytest.raises(SolveError, match=rf"^{setting}: expected weights .*, got 1e\+40\. Lower it"):
+            solve(heavy)
     with pytest.raises(InputError, match="reg: expected a finite number >= 0"):
         solve(problem(reg=-1.0))
 

@@ -144,6 +144,16 @@ def test_a_ledger_names_the_damaged_file_and_adds_none(tmp_path: Path) -> None:
     assert [entry.file in problem for problem in ledger.verify(PIPE)] == [True]
     with pytest.raises(LedgerError):
         ledger.edit()
+    # Nothing is added on top of what cannot be read, by a fit or from a file, until it is back or undone.
+    for addition in (
+        lambda: Ledger.open(tmp_path).remove(PIPE, UCE(), [Concept(target="dog")]),
+        lambda: Ledger.open(tmp_path).add(erase(PIPE, "dog")),
+    ):
+        with pytest.raises(LedgerError, match=f"{entry.file}: .* Put it back from a copy, or undo 001"):
+            addition()
+    assert len(Ledger.open(tmp_path).entries) == 1
+    Ledger.open(tmp_path).undo("001")
+    assert Ledger.open(tmp_path).remove(PIPE, UCE(), [Concept(target="cat")]).id == "002"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])

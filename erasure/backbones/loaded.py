@@ -321,6 +321,16 @@ def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
     return unwrapped(called_denoiser(pipe))
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return True if all entries are finite; by their sum, which needs no memory."""
+    return bool(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite())
+
+
+def not_finite(name: str) -> InputError:
+    """Return the error for a weight of a model that is not finite."""
+    return InputError(f"model: expected finite weights, got inf or nan in {name!r}. Load or download the model again.")
+
+
 def spread_step(entries: int) -> int:
     """Return the distance between the entries of a tensor that the fingerprint has."""
     return -(-entries // _FINGERPRINT_VALUES)

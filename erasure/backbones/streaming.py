@@ -11,6 +11,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ..io.tensor_files import StoredTensor
+from .loaded import is_finite, not_finite
 
 Reader = Callable[[str], StoredTensor]
 """Returns the tensor of a parameter from its name inside the module."""
@@ -77,10 +78,10 @@ def _follow(layer: nn.Module, files: Mapping[str, StoredTensor], stack: ExitStac
     def read(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if isinstance(layer, nn.Embedding):
             words, places = cast("Tensor", args[0]).unique(return_inverse=True)
-            layer.weight = _present(files["weight"].rows(words.tolist()))
+            layer.weight = _present(files["weight"], files["weight"].rows(words.tolist()))
             return (places, *args[1:])
         for key, tensor in files.items():
-            layer._parameters[key] = _present(tensor.read())
+            layer._parameters[key] = _present(tensor, tensor.read())
         return None
 
     def drop(*_: object) -> None:
@@ -98,8 +99,15 @@ def _absent(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(torch.full((), torch.nan).expand(parameter.shape), requires_grad=False)
 
 
-def _present(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.to(torch.float32), requires_grad=False)
+def _present(stored: StoredTensor, values: Tensor) -> nn.Parameter:
+    """Return a parameter in float32 of some or all values of a tensor.
+
+    Raises:
+        InputError: A value is not finite.
+    """
+    if not is_finite(values):
+        raise not_finite(f"{stored.path.parent.name}.{stored.name}")
+    return nn.Parameter(values.to(torch.float32), requires_grad=False)
 
 
 def _passing_on(module: nn.Module) -> Callable[[], None]:

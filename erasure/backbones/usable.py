@@ -12,14 +12,15 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.models.attention_processor import Attention
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..io.text import shortened
 from .base import Backbone
-from .loaded import denoiser_of
+from .loaded import denoiser_of, is_finite, not_finite
+from .storage import is_stored
 
 # Encoders' tables of words are made longer than the vocabulary to fit the hardware: T5's by 28.
 _SPARE_ROWS = 128
@@ -99,6 +100,32 @@ def check_editable(backbone: Backbone) -> None:
             if parameter.dtype not in _EDITABLE:
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 raise _unreached(f"{name}.{key}", f"numbers of {dtype}", "Load the model without quantisation")
+
+
+def check_finite(backbone: Backbone) -> None:
+    """Refuse a model with weights that are not finite.
+
+    Of a model whose weights stay in their files the layers are read that read text; export reads the others.
+
+    Raises:
+        InputError: A weight is inf or nan.
+    """
+    for name, weight in _weights(backbone):
+        if weight.dtype in _EDITABLE and not is_finite(weight.detach()):
+            raise not_finite(name)
+
+
+def _weights(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
+    """Give weights by full name; a text encoder that stays in its files is checked where it is read."""
+    if is_stored(backbone.pipe):
+        for name in (name for name, site in backbone.sites().items() if site.reads is not None):
+            yield from backbone.weights(name.__eq__).items()
+        return
+    for component, module in backbone.pipe.components.items():
+        if isinstance(module, nn.Module):
+            for name, weight in module.named_parameters():
+                if not weight.is_meta:
+                    yield f"{component}.{name}", weight
 
 
 def _is_fused(module: nn.Module) -> bool:

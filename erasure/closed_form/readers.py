@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,6 +67,10 @@ class PromptPair:
     def kept(cls, template: str, name: str, *, number: int = 0) -> "PromptPair":
         """Return the pair of a prompt with itself: its states stay."""
         return cls.of(template, name, name, fill(template, name), number=number)
+
+
+TrailingStates = Annotated[int, Interval(ge=1, le=512)]
+"""Number of trailing states of a prompt; no model has more tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,14 @@ def solve(rows: Rows, *, wide: int = _WIDE) -> TextMap:
         SolveError: The Gram matrix is singular to float64's precision, or the solution is not finite.
     """
     _check(rows)
+    try:
+        return _solution(rows, wide)
+    except SolveError as error:
+        raise _overweight(rows) or error from None
+
+
+def _solution(rows: Rows, wide: int) -> TextMap:
+    """Return the solution of checked rows; see `solve`."""
     # A row that stays where it is holds others in place, as a preserved one does, and adds nothing to the rank.
     goals = rows.goals()
     moved = (goals != rows.targets).any(dim=1) & (rows.weights > 0)
@@ -162,6 +170,22 @@ def _cholesky(gram: Float[Tensor, "dim dim"], reg: float) -> Float[Tensor, "dim 
             f"reg: expected a value that makes the {len(gram)} x {len(gram)} system solvable, got {reg!r}. Raise it."
         )
     return factor
+
+
+def _overweight(rows: Rows) -> SolveError | None:
+    """Return the error for weights beside which a usual pull is nothing; None where the pull itself is too small."""
+    kept = rows.preserve_weights[~rows.held]
+    heaviest = {
+        setting: float(weights.max()) if len(weights) else 0.0
+        for setting, weights in (("erase_scale", rows.weights), ("preserve_scale", kept))
+    }
+    setting = max(heaviest, key=lambda name: heaviest[name])
+    if heaviest[setting] * rows.pull <= 1:
+        return None
+    return SolveError(
+        f"{setting}: expected weights of prompts beside which reg {rows.pull!r} counts, got {heaviest[setting]:.3g}."
+        " Lower it, or raise reg."
+    )
 
 
 def _check(rows: Rows) -> None:

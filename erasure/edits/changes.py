@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones.conditioning import POOLED, TEXT
+from ..backbones.loaded import is_finite
 from ..closed_form.joint import joined_rows
 from ..closed_form.problem import Rows, TextMap
 from ..closed_form.solve import solve
@@ -207,7 +208,7 @@ Change = DenseChange | LowRankChange | MapChange | SolvedChange | SumChange
 
 
 def check_size(changes: Mapping[str, Change], where: str) -> None:
-    """Refuse changes that are not finite or absurdly large.
+    """Refuse what is no change, and changes that are not finite or absurdly large.
 
     A solution that was stored is judged by its norm in the file, without solving again.
 
@@ -222,6 +223,8 @@ def check_size(changes: Mapping[str, Change], where: str) -> None:
     for name, change in changes.items():
         if id(change) in seen:  # many weights share one
             continue
+        if not isinstance(change, Change):
+            raise InputError(f"edit.changes: expected a change of {name!r}, got {change!r}. See `erasure.edits`.")
         seen.add(id(change))
         stored = change.size if isinstance(change, SolvedChange) else None
         norm = change.norm if stored is None else stored
@@ -269,11 +272,6 @@ def edited_weights(weights: Mapping[str, Tensor], changes: Mapping[str, Change])
                 f" {str(weight.dtype).removeprefix('torch.')}. Check the model's weights, or load it in float32."
             )
     return edited
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Return True if all entries are finite; by their sum, which needs no memory."""
-    return bool(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite())
 
 
 def on_float64_device(weight: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """The protocol of all edits: apply, undo, switch, save, load."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
@@ -39,6 +40,17 @@ class Edit(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         Edit._kinds.update(dict.fromkeys(cls.formats, cls))
+
+    def _check_types(self, kinds: Mapping[str, Any]) -> None:
+        """Refuse fields of other types than the given ones.
+
+        Raises:
+            InputError: A field is.
+        """
+        for field, kind in kinds.items():
+            if not isinstance(value := getattr(self, field), kind):
+                name = getattr(kind, "__name__", str(kind))
+                raise InputError(f"edit.{field}: expected {name}, got {value!r}. See `erasure.edits`.")
 
     @classmethod
     def known_formats(cls) -> tuple[str, ...]:

@@ -10,11 +10,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
-from ..backbones.loaded import other_names
+from ..backbones.loaded import is_finite, other_names
 from ..backbones.usable import check_editable
 from ..concept import Concept
 from ..errors import InputError
-from .changes import Change, DenseChange, is_finite
+from .changes import Change, DenseChange
 from .edit import Edit
 from .metadata import EditMetadata
 from .weight_edit import WeightEdit

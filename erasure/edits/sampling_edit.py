@@ -28,6 +28,9 @@ class SamplingEdit(Edit):
         guidances: Guidances in the order in which they are put in force.
         metadata: Origin of the edit.
         weights: Weight edit beneath the guidances; None leaves the weights as they are.
+
+    Raises:
+        InputError: A field is of another type.
     """
 
     formats: ClassVar[tuple[str, ...]] = (_FORMAT,)
@@ -35,6 +38,12 @@ class SamplingEdit(Edit):
     guidances: tuple[Guidance, ...]
     metadata: EditMetadata
     weights: WeightEdit | None = None
+
+    def __post_init__(self) -> None:
+        self._check_types({"guidances": tuple, "metadata": EditMetadata, "weights": WeightEdit | None})
+        for guidance in self.guidances:
+            if not isinstance(guidance, Guidance):
+                raise InputError(f"edit.guidances: expected guidances, got {guidance!r}. See erasure.guidance.")
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[DiffusionPipeline]:

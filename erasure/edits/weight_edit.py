@@ -43,7 +43,7 @@ class WeightEdit(Edit):
         tokens: New words of the model; a change of a table of words leaves out their rows.
 
     Raises:
-        InputError: A change or the row of a word is not finite, or absurdly large.
+        InputError: A field is of another type, or a change or the row of a word is not finite, or absurdly large.
     """
 
     formats: ClassVar[tuple[str, ...]] = (_FORMAT, _SECOND_FORMAT, _FIRST_FORMAT)
@@ -54,6 +54,7 @@ class WeightEdit(Edit):
     tokens: tuple[NewToken, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types({"changes": Mapping, "metadata": EditMetadata, "rows": Mapping | None, "tokens": tuple})
         check_size(self.changes, self.metadata.method)
         for token in self.tokens:
             token.check_finite()
@@ -146,8 +147,7 @@ class WeightEdit(Edit):
             for name, change in edit.changes.items():
                 changes[name] = SumChange(parts=(changes[name], change)) if name in changes else change
         tokens = tuple(token for edit in edits for token in edit.tokens)
-        metadata = EditMetadata.composed([edit.metadata for edit in edits])
-        return cls(changes=changes, metadata=metadata, tokens=tokens)
+        return cls(changes=changes, metadata=EditMetadata.composed([edit.metadata for edit in edits]), tokens=tokens)
 
     def scaled(self, factor: float) -> "WeightEdit":
         """Return the edit `factor` times as strong; 0 changes no weight. New words do not depend on the strength."""

@@ -18,7 +18,7 @@ from ..closed_form.names import NameReader, Wording
 from ..closed_form.pair_problems import calibrated
 from ..closed_form.problem import Row, Rows
 from ..closed_form.projections import Projections, projections
-from ..closed_form.readers import EmptyAnchor
+from ..closed_form.readers import EmptyAnchor, TrailingStates
 from ..closed_form.solve import free_directions
 from ..concept import Concept, normalized
 from ..edits import WeightEdit
@@ -51,7 +51,7 @@ class CFE(Eraser):
         proxy: Whether a target becomes its projection on the safe span; else its anchor.
         keep_proxies: Whether the safe concepts and the anchor are held as well.
         rows: Text states that are rows.
-        trailing_states: Number of trailing states of a prompt, >= 1, unless `rows` is "last-subject".
+        trailing_states: Number of trailing states of a prompt, 1 to 512, unless `rows` is "last-subject".
         keep_rank: Number of directions of what is kept that are held, the largest, >= 0; None holds all of them.
         ridge: Pull towards the old weights, >= 0; 0 is exact.
         invariants: Number of centres of the empty prompt's states after the first that are held, >= 0.
@@ -74,7 +74,7 @@ class CFE(Eraser):
     proxy: bool = True
     keep_proxies: bool = True
     rows: Wording = "name"
-    trailing_states: Annotated[int, Ge(1)] = 4
+    trailing_states: TrailingStates = 4
     keep_rank: Annotated[int, Ge(0)] | None = None
     ridge: Annotated[float, Ge(0)] = 0.0
     invariants: Annotated[int, Ge(0)] = 3

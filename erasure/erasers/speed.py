@@ -16,7 +16,7 @@ from ..closed_form.names import NameReader, Wording
 from ..closed_form.pair_problems import calibrated
 from ..closed_form.problem import Row, Rows
 from ..closed_form.projections import Projections, projection_gram, projections
-from ..closed_form.readers import EmptyAnchor
+from ..closed_form.readers import EmptyAnchor, TrailingStates
 from ..closed_form.solve import solve
 from ..concept import Concept
 from ..edits import Change, DenseChange, EditMetadata, LowRankChange, WeightEdit
@@ -55,7 +55,7 @@ class SPEED(Eraser):
     Attributes:
         form: One map for all layers, "shared", or one a layer, "layers"; see above.
         rows: Text states that are rows.
-        trailing_states: Number of trailing states of a prompt, >= 1, unless `rows` is "last-subject".
+        trailing_states: Number of trailing states of a prompt, 1 to 512, unless `rows` is "last-subject".
         threshold: Eigenvalue from which a direction of what is kept is held, >= 0; 1e-4 for many celebrities in the
             paper.
         ridge: Pull towards the old weights, > 0 (rho in the code); 0.05 for celebrities, 0.7 for nudity there.
@@ -79,7 +79,7 @@ class SPEED(Eraser):
 
     form: Literal["shared", "layers"] = "shared"
     rows: Wording = "name"
-    trailing_states: Annotated[int, Ge(1)] = 4
+    trailing_states: TrailingStates = 4
     threshold: Annotated[float, Ge(0)] = 0.1
     ridge: Annotated[float, Gt(0)] = 1.0
     ridge_invariants: Annotated[float, Ge(0)] = 0.0

@@ -11,7 +11,7 @@ from ..closed_form.names import erased_pairs
 from ..closed_form.pair_problems import pair_problems
 from ..closed_form.problem import Rows
 from ..closed_form.projections import projections
-from ..closed_form.readers import EmptyAnchor, Places, PromptPair
+from ..closed_form.readers import EmptyAnchor, Places, PromptPair, TrailingStates
 from ..concept import Concept
 from ..edits import WeightEdit
 from ..prompts import CLASS_TEMPLATES, blank, preserved_templates, templates
@@ -64,8 +64,8 @@ class UCE(Eraser):
             compensates for `reg` and the preserved prompts.
         reg: Pull towards the old weights (lambda in the paper), > 0; larger erases less.
         trailing: Share of a template's weight that its trailing states get, in [0, 1].
-        trailing_states: Number of trailing states of a template that are rows, >= 1; the first end-of-text state always
-            is one, the others are spread over the rest, elsewhere in each template. Neighbours differ little, so
+        trailing_states: Number of trailing states of a template that are rows, 1 to 512; the first end-of-text state
+            always is one, the others are spread over the rest, elsewhere in each template. Neighbours differ little, so
             a few of each template cover the range at a fraction of the rows.
         empty_anchor: State of the empty prompt that stands for the name where that prompt is the anchor: its "start" of
             text, as in the published code, or its first "end" of text.
@@ -88,7 +88,7 @@ class UCE(Eraser):
     strength: Annotated[float, Gt(0)] = 2.2
     reg: Annotated[float, Gt(0)] = 0.5
     trailing: Annotated[float, Interval(ge=0, le=1)] = 0.9
-    trailing_states: Annotated[int, Ge(1)] = 6
+    trailing_states: TrailingStates = 6
     empty_anchor: EmptyAnchor = "end"
     class_phrases: bool = False
 

@@ -103,6 +103,24 @@ class StoredTensor:
             raise _cut(self.path)
         return _of_bytes(content, self.dtype).reshape(len(indices), *self.shape[1:])
 
+    def is_finite(self) -> bool:
+        """Return True if all entries are finite, those of types that are not computed with here unseen.
+
+        The sum tells, of a piece of the file at a time; for errors see `read`.
+        """
+        dtype = _TYPES.get(self.type_name, torch.bool)
+        if not dtype.is_floating_point:
+            return True
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            for start in range(0, self.size, _PIECE):
+                content = bytearray(min(_PIECE, self.size - start))
+                if file.readinto(content) < len(content):
+                    raise _cut(self.path)
+                if not _of_bytes(content, dtype).sum(dtype=torch.float64).isfinite():
+                    return False
+        return True
+
     def every(self, step: int) -> Tensor:
         """Return its entries 0, step, 2 step, ... in the order of the file; for errors see `read`."""
         width = self.dtype.itemsize

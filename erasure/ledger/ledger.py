@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from ..backbones import backbone_of
 from ..backbones.name_lengths import check_names
 from ..concept import Concept
+from ..concept import distinct as one_of_each
 from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights_of
 from ..edits.metadata import now
 from ..erasers import Eraser
@@ -118,11 +119,13 @@ class Ledger(LedgerView):
             BaseMismatchError: The pipeline is not the ledger's base.
             AlreadyRemovedError: See `distinct`.
             InputError: The method cannot remove these concepts.
-            LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
+            LedgerError: The folder cannot be changed, or a standing removal cannot be read; nothing is added.
         """
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
+        concepts = one_of_each(concepts)
         check_names(concepts, backbone)
+        self._store.check_whole()
         standing = self.standing if eraser.dependence == "weights" else ()
         # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
         edits = {entry.id: self._load(entry) for entry in standing}
@@ -250,6 +253,7 @@ class Ledger(LedgerView):
         with self._store.locked():
             if distinct:  # here, because another process may have removed it since the fit began
                 check_distinct(self.removed_names, edit.metadata.concepts)
+            self._store.check_whole()
             check_solvable(self._store, edit)
             number = f"{len(self.entries) + 1:03d}"
             file = f"edits/{number}-{slug(edit.metadata.concepts)}.safetensors"

@@ -28,6 +28,7 @@ class LedgerStore:
         self.path = path
         self.record = record
         self._content = content  # the bytes that the record was read from or written as
+        self._whole: set[str] = set()  # hashes of the edits that this process wrote, or read and found whole
 
     @classmethod
     def create(cls, path: Path, record: Record, *, or_open: bool = False) -> "LedgerStore":
@@ -101,20 +102,36 @@ class LedgerStore:
         try:
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
-            raise LedgerError(f"{path}: expected the edit of entry {entry.id}, got {error.strerror!r}.") from None
+            raise LedgerError(
+                f"{path}: expected the edit of entry {entry.id}, got {error.strerror!r}. {_repair(entry)}"
+            ) from None
         if sha256 != entry.sha256:
             raise LedgerError(
                 f"{path}: expected the file with sha256 {entry.sha256[:12]}, got {sha256[:12]}. It was changed."
+                f" {_repair(entry)}"
             )
         try:
             return Edit.load(path, shared=self.path / "rows")
         except InputError as error:
-            raise LedgerError(f"ledger entry {entry.id}: {error}") from None
+            raise LedgerError(f"ledger entry {entry.id}: {error} {_repair(entry)}") from None
+
+    def check_whole(self) -> None:
+        """Refuse a ledger with a standing removal that cannot be read; each is read once by this process.
+
+        Raises:
+            LedgerError: One cannot.
+        """
+        for entry in self.record.entries:
+            if entry.state == "standing" and entry.sha256 not in self._whole:
+                self.load(entry)
+                self._whole.add(entry.sha256)
 
     def save(self, edit: Edit, file: str) -> str:
         """Write the edit of a new entry and return its hash."""
         path = edit.save(self.path / file, shared=self.path / "rows")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._whole.add(sha256)
+        return sha256
 
     def _sweep(self) -> None:
         """Delete the files of an addition that was killed before `ledger.json` named it."""
@@ -127,6 +144,11 @@ class LedgerStore:
         for name in os.listdir(self.path / "rows") if (self.path / "rows").is_dir() else ():
             if name.endswith(".tmp"):
                 (self.path / "rows" / name).unlink()
+
+
+def _repair(entry: Entry) -> str:
+    """Return the ways to a ledger whose standing removals can all be read."""
+    return f"Put it back from a copy, or undo {entry.id} and remove it again."
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from ..backbones.loaded import is_finite
 from ..backbones.weight_files import has_weights, variant_of, weight_files
-from ..edits.changes import is_finite
 from ..errors import ErasureError, InputError, reason
 from ..io.files import unusable
 from ..io.tensor_files import StoredTensor, stored_tensors

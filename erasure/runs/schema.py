@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from ..concept import Concept, normalized
+from ..concept import Concept, distinct
 from ..erasers import Eraser, eraser_class
 from ..errors import InputError, reason
 from ..loading import Attention
@@ -159,29 +159,7 @@ def _validated(config: Mapping[str, Any], eraser: type[Eraser]) -> Run:
         parts = {"concepts": Concept, "measure": MeasureSettings, "eraser": eraser}
         raise InputError(explained(error, list(schema.model_fields), parts)) from None
     values = {key: getattr(checked, key) for key in schema.model_fields}
-    return Run(**{**values, "concepts": _distinct(values["concepts"])})
-
-
-def _distinct(concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
-    """Return the requests without those that an earlier one repeats: names are compared, aliases included.
-
-    Raises:
-        InputError: Two requests share a name and are not the same.
-    """
-    requests: list[Concept] = []
-    owner: dict[str, int] = {}
-    for i, concept in enumerate(concepts):
-        names = {normalized(name) for name in concept.names}
-        shared = [j for j in {owner[name] for name in names if name in owner}]
-        if not shared:
-            requests.append(concept)
-            owner |= dict.fromkeys(names, i)
-        elif not names.issubset(owner) or any(concepts[j].anchor != concept.anchor for j in shared):
-            raise InputError(
-                f"concepts.{i}: expected a concept that no other request names, got {concept.target!r}, which shares a"
-                f" name with concepts.{min(shared)} and differs in names or anchor. Leave one of them out."
-            )
-    return tuple(requests)
+    return Run(**{**values, "concepts": distinct(values["concepts"])})
 
 
 def _schema(eraser: type[Eraser]) -> type[BaseModel]:

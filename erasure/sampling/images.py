@@ -318,6 +318,13 @@ def _nothing(
 def _check(prompts: Sequence[str] | Conditioning, seeds: Sequence[int]) -> None:
     if isinstance(prompts, str):
         raise InputError(f"sample.prompts: expected a list of texts, got {prompts!r}. Write [{prompts!r}].")
+    if not isinstance(prompts, Conditioning):
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise InputError(f"sample.prompts: expected texts, got {prompt!r}. Write each in quotes.")
+    for seed in seeds:
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+            raise InputError(f"sample.seeds: expected whole numbers from 0 to 2^63 - 1, got {seed!r}. Give another.")
     if len(prompts) != len(seeds):
         raise InputError(
             f"sample.seeds: expected one seed for each of {len(prompts)} prompts, got {len(seeds)}."

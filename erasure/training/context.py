@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..backbones.usable import check_editable
+from ..backbones.usable import check_editable, check_finite
 from ..concept import Concept, normalized
 from ..edits.changes import exchanged
+from ..errors import InputError
 from ..graph import ConceptGraph
 from ..judge import Judge
 from ..progress import OnProgress
@@ -45,6 +46,10 @@ class FitContext:
         judge: Judge of the model's images; None without one.
         seed: Seed of everything random in the fit, >= 0.
         on_progress: Receives the progress of a fit of many steps.
+
+    Raises:
+        InputError: The seed is no whole number that a generator takes, or an edit would not reach the model's weights,
+            or they are not finite.
     """
 
     backbone: Backbone
@@ -54,7 +59,10 @@ class FitContext:
     on_progress: OnProgress | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            raise InputError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed!r}. Give another one.")
         check_editable(self.backbone)
+        check_finite(self.backbone)
 
     @contextmanager
     def original(self) -> Iterator[None]:

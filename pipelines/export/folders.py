@@ -16,10 +16,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 
-from erasure.backbones.loaded import other_names, unwrapped
+from erasure.backbones.loaded import not_finite, other_names, unwrapped
+from erasure.backbones.storage import is_stored
 from erasure.edits import WeightEdit
 from erasure.errors import InputError
-from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names
+from erasure.io.tensor_files import data_size, rewrite_tensors, stored_tensors, tensor_names
 from erasure.personalize.folder import PERSONALIZED
 from erasure.profile import profile_of
 
@@ -100,8 +101,11 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
         link: Whether files without a changed tensor are hard links to those of the base, where the disk has them.
 
     Raises:
-        InputError: The files lack a parameter that the edit changes, or have one of another shape.
+        InputError: The files lack a parameter that the edit changes, or have one of another shape, or, of a model whose
+            weights stay in its files, a tensor is not finite; any other was checked when it was loaded.
     """
+    if is_stored(pipe):
+        _check_finite(source)
     copy_configs(source, to)
     written: set[str] = set()
     for name in parts_of(source):
@@ -118,6 +122,15 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
     missing = sorted(edit.changes.keys() - written)
     if missing:
         raise InputError(f"export: expected the parameter {missing[0]!r} in {str(source)!r}, got none. Check the base.")
+
+
+def _check_finite(source: Path) -> None:
+    """Raise InputError for a tensor in a model's files that is not finite."""
+    for name in parts_of(source):
+        for path in (source / name).glob("*.safetensors"):
+            for tensor in stored_tensors(path).values():
+                if not tensor.is_finite():
+                    raise not_finite(f"{name}.{tensor.name}")
 
 
 def _files(folder: Path) -> Iterator[Path]:
