@@ -39,6 +39,7 @@ _HOMES = {
     "SLD": ".erasers.sld",
     "SPEED": ".erasers.speed",
     "STAMP": ".erasers.stamp",
+    "STEREO": ".erasers.stereo",
     "SamplingEdit": ".edits",
     "SamplingSettings": ".sampling",
     "SemanticSurgery": ".erasers.semantic_surgery",
@@ -69,6 +70,7 @@ __all__ = [
     "SLD",
     "SPEED",
     "STAMP",
+    "STEREO",
     "TRCE",
     "UCE",
     "Absent",
@@ -131,6 +133,7 @@ if TYPE_CHECKING:
     from .erasers.speed import SPEED
     from .erasers.stack import Stack
     from .erasers.stamp import STAMP
+    from .erasers.stereo import STEREO
     from .erasers.trce import TRCE
     from .erasers.tune import Tune
     from .erasers.uce import UCE

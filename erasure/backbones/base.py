@@ -17,13 +17,14 @@ from .conditioning import Conditioning
 from .schedule import NoiseSchedule, Timestep
 from .sites import Role, Sites
 
-Ability = Literal["images", "maps", "guidance", "clip", "lora", "low memory", "mixed lengths"]
+Ability = Literal["images", "maps", "guidance", "clip", "token ids", "lora", "low memory", "mixed lengths"]
 """An ability of the models of a family, as its file declares it.
 
 - `images`: `sample` makes images; models of videos have closed forms, ledgers and exports alone.
 - `maps`: Attention to words is captured.
 - `guidance`: Guidances act while images are made.
 - `clip`: A CLIP text encoder is read, so methods that edit one apply.
+- `token ids`: The text encoders share one vocabulary, so that rows of token ids are encoded, with gradient.
 - `lora`: diffusers loads LoRA factors into the pipeline.
 - `low memory`: Text states are read from a folder whose weights stay on the disk.
 - `mixed lengths`: The pipeline's call takes prompts of different lengths together.

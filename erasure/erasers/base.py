@@ -30,6 +30,7 @@ _NEEDED: Mapping[Ability, str] = {
     "maps": "whose attention to words is read",
     "guidance": "that guidances act on",
     "clip": "with a CLIP text encoder",
+    "token ids": "whose text encoders share one vocabulary",
 }
 
 

@@ -179,11 +179,14 @@ class SoftPrompts:
         self._searches: list[Search] = []
         self._texts: list[Conditioning] = []
 
+    def begin(self, generator: torch.Generator) -> None:
+        """Draw the prompts' starts, unless that was done."""
+        while len(self._searches) < self._settings.prompts:
+            self._begin(None, generator)
+
     def advance(self, student: Student, step: int, generator: torch.Generator) -> None:
         """Update the prompts if the step is one of the search's; the first call draws their starts."""
-        if not self._searches:
-            for _ in range(self._settings.prompts):
-                self._begin(None, generator)
+        self.begin(generator)
         if step % self._settings.every:
             return
         for _ in range(self._settings.updates):
