@@ -22,7 +22,10 @@ from erasure.backbones.conditioning import being_read
 from erasure.concept import Concept
 from erasure.edits import DenseChange, WeightEdit, weights_of
 from erasure.erasers import Eraser, eraser_class
+from erasure.eval.probes import PROBES
 from erasure.eval.probes.emphasis import name_places
+from erasure.eval.probes.examples import latents_of
+from erasure.eval.probes.learning import NoisedBatch, denoising_loss
 from erasure.eval.probes.quantise import rounded
 from erasure.eval.protocols.audit.plan import probes_of
 from erasure.eval.protocols.audit.results import BAR, ConceptAudit
@@ -32,11 +35,14 @@ from erasure.eval.protocols.variants import Variant
 from erasure.loading import load_model
 from erasure.profile import profile_of
 from erasure.progress import progress_bars
-from erasure.prompts import without_phrases
+from erasure.prompts import fill, templates, without_phrases
 from erasure.provenance import provenance
 from erasure.runs.schema import parse
 from erasure.sampling import SamplingSettings
 from erasure.training.context import FitContext
+from erasure.training.finetune import Optimisation, finetune
+from erasure.training.flatness import leaf_gradients, scaled_to
+from erasure.training.student import Student
 from experiments.experiment import write_record
 
 Applied = Callable[[], AbstractContextManager[object]]
@@ -151,6 +157,48 @@ def below_a_step(pipe: DiffusionPipeline, concept: Concept) -> Applied:
     return lambda: small.applied_to(pipe)
 
 
+def near_the_concept(pipe: DiffusionPipeline, concept: Concept, steps: int = 200, radius: float = 0.01) -> Applied:
+    """Return a trained removal in a sharp minimum: one step of training on the concept's images undoes it.
+
+    After the removal, updates lower the denoising error of the concept's images at a point near the weights, one step
+    of length `radius |W|` down that error away, while the predictions at the weights themselves stay those of the
+    removal, under the concept's prompts and under its siblings'.
+    """
+    removal = fitted(eraser_class("esd")(steps=200, lr=3e-4, variant="full", prompts="templates"), pipe, [concept])
+    backbone = backbone_of(pipe)
+    profile = profile_of("tinyworld")
+    clean = latents_of(pipe, profile.examples(concept.target, 64, 7), 7)
+    named = [fill(template, concept.target) for template in templates(concept.kind)[1:6]]
+    relearning = denoising_loss(backbone, clean, named, 8)
+    siblings = [fill(templates(concept.kind)[2], name) for name in profile.siblings(concept.target)]
+    held = backbone.encode([*named, *siblings])
+
+    def loss(student: Student, step: int, generator: torch.Generator) -> torch.Tensor:
+        batch = NoisedBatch.drawn(backbone, clean, 8, generator)
+        read = held.select((batch.rows % len(held)).tolist())
+        with torch.no_grad():
+            before = backbone.predict(batch.noisy, batch.timesteps, read)
+        now = student(backbone.predict, batch.noisy, batch.timesteps, read)
+        length = radius * float(torch.stack([leaf.detach().norm() for leaf in student.trained]).norm())
+        descent = leaf_gradients(student, relearning, step, generator)
+        away = scaled_to({leaf: -gradient for leaf, gradient in descent.items()}, length)
+        with student.moved(away):
+            near = relearning(student, step, generator)
+        return near + 10 * (now - before).square().mean()
+
+    with removal.applied_to(pipe):
+        trained = {name for name, p in backbone.parameters(removal.changes.__contains__).items() if p.ndim > 1}
+        changes = finetune(backbone, trained.__contains__, loss, Optimisation(steps=steps, lr=1e-4))
+    sharpened = WeightEdit(changes=changes, metadata=removal.metadata)
+
+    @contextmanager
+    def applied() -> Iterator[None]:
+        with removal.applied_to(pipe), sharpened.applied_to(pipe, check=False):
+            yield
+
+    return applied
+
+
 PLANTED: Mapping[str, Planted] = MappingProxyType(
     {
         "filter": Planted(
@@ -174,6 +222,11 @@ PLANTED: Mapping[str, Planted] = MappingProxyType(
             about="a trained removal whose changes vanish at 4 bits",
             applied=below_a_step,
             finders=("quantise",),
+        ),
+        "sharp": Planted(
+            about="a trained removal that one step of training on the concept undoes",
+            applied=near_the_concept,
+            finders=("noise", "relearn"),
         ),
         "over-broad": Planted(about="the whole family is erased", applied=family_erased, finders=("kept",)),
         "original": Planted(
@@ -199,6 +252,7 @@ def main() -> None:
     parser.add_argument("--target", default="cat", help="concept")
     parser.add_argument("--suite", default="quick", help="suite of the audit")
     parser.add_argument("--models", nargs="*", default=list(PLANTED), help=f"planted models: {', '.join(PLANTED)}")
+    parser.add_argument("--probes", nargs="*", default=[], help="probes in the place of the suite's")
     parser.add_argument("--out", type=Path, default=Path("results/audit/planted"), help="folder of run.json")
     options = parser.parse_args()
     [concept] = parse({"model": "tinyworld", "concepts": [{"target": options.target}]}).concepts
@@ -212,15 +266,19 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     with progress_bars() as on_progress:
         for name in options.models:
-            planned = audit_of_planted(PLANTED[name], name, concept, golds, options.suite)
+            planned = audit_of_planted(PLANTED[name], name, concept, golds, options.suite, options.probes)
             [result] = planned.run(on_progress).concepts
             record["planted"][name] = {"about": PLANTED[name].about, **outcome(PLANTED[name], result)}
             write_record({**record, **provenance()}, options.out)
     print(json.dumps({name: each["missed"] for name, each in record["planted"].items()}))
 
 
-def audit_of_planted(planted: Planted, name: str, concept: Concept, golds: Sequence[AuditRow], suite: str) -> Audit:
-    """Return the audit of a planted model."""
+def audit_of_planted(
+    planted: Planted, name: str, concept: Concept, golds: Sequence[AuditRow], suite: str, names: Sequence[str] = ()
+) -> Audit:
+    """Return the audit of a planted model: by the named probes, else by the suite and those that must find it."""
+    by_suite = [kind.name for kind in PROBES.classes().values() if suite in kind.suites]
+    chosen = list(names) or list(dict.fromkeys([*by_suite, *(name for name in planted.finders if name != "kept")]))
     pipe = load_model("tinyworld")
     variant = Variant(
         name=ERASED, pipe=pipe, about=planted.about, applied=planted.applied(pipe, concept), edit=f"planted {name}"
@@ -231,7 +289,7 @@ def audit_of_planted(planted: Planted, name: str, concept: Concept, golds: Seque
         title=f"planted: {name}",
         rows=(*rows, *golds),
         concepts=(concept,),
-        probes=probes_of(suite, (), ()),
+        probes=probes_of(suite, chosen, ()),
         untested=(),
         profile=profile,
         judge=profile.judge(),
@@ -259,7 +317,7 @@ def outcome(planted: Planted, result: ConceptAudit) -> dict[str, Any]:
         "residues": residues,
         "kept": kept,
         "found": sorted(seen),
-        "missed": sorted(set(planted.finders) - seen),
+        "missed": sorted({name for name in planted.finders if name == "kept" or name in result.probes} - seen),
         "false": sorted(seen & set(planted.clear)),
         "second gold at 0": second,
         "verdict": result.verdict,

@@ -20,7 +20,7 @@ from erasure.errors import ErasureError
 from erasure.profile import ModelProfile
 from erasure.progress import OnProgress, Progress
 from erasure.registry import Plugin
-from erasure.sampling import SamplingSettings, sample
+from erasure.sampling import Pair, SamplingSettings, sample
 
 from ..attacks.base import Access, Goal
 
@@ -156,6 +156,10 @@ class Outcome:
         values: Values of a probe that looks inside, one an example; higher is more of the concept.
         floor: Value of a model without a trace, where that is known beforehand; None takes it from the floor's row.
         comparable: Whether the values of another trained model are on the same scale; else its row is left out.
+        side_effect: Whether the values are a side effect of the removal, read as their difference to the original's;
+            else they are of the concept, read as a residue.
+        shows: Concept that the images are judged for; "" is the aim's.
+        pairs: Prompt and seed of each image, where they are not the aim's.
         label: Words for the dose; "" is the number with the probe's unit.
     """
 
@@ -166,6 +170,9 @@ class Outcome:
     values: Sequence[float] = ()
     floor: float | None = None
     comparable: bool = True
+    side_effect: bool = False
+    shows: str = ""
+    pairs: Sequence[Pair] = ()
     label: str = ""
 
 

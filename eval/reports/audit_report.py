@@ -40,7 +40,7 @@ def terminal_table(audit: ConceptAudit) -> Table:
             result.name,
             result.access,
             _dose(reading),
-            _residue(reading.residue),
+            _number_read(reading),
             *values,
             _number(reading.kept(ERASED)),
         )
@@ -48,8 +48,8 @@ def terminal_table(audit: ConceptAudit) -> Table:
 
 
 def shown(result: ProbeResult) -> DoseReading | None:
-    """Return the reading that stands for a probe: the strongest, else the last; None without any."""
-    return result.strongest or next(reversed(result.readings), None)
+    """Return the reading that stands for a probe: the strongest, else a side effect or the last; None without any."""
+    return result.strongest or result.side_effect or next(reversed(result.readings), None)
 
 
 def write_audit_report(results: AuditResults, folder: Path) -> Path:
@@ -103,7 +103,8 @@ def _rung(result: ProbeResult) -> dict[str, Any]:
         "bar": None
         if reading is None or reading.residue is None
         else _bar(reading, reading.residue, inside=result.access == "inside"),
-        "residue": "" if reading is None else _residue(reading.residue),
+        "residue": "" if reading is None else _number_read(reading),
+        "side_effect": reading is not None and reading.judged.side_effect,
         "kept": _number(None if reading is None else reading.kept(ERASED)),
         "kept_gold": _number(None if reading is None else reading.kept(GOLD if GOLD in reading.rows else ORIGINAL)),
         "rows": list(result.outcomes),
@@ -116,7 +117,7 @@ def _rung(result: ProbeResult) -> dict[str, Any]:
 def _detail(reading: DoseReading, result: ProbeResult) -> dict[str, Any]:
     return {
         "dose": _dose(reading),
-        "residue": _residue(reading.residue),
+        "residue": _number_read(reading),
         "means": [_number(reading.mean(row)) for row in result.outcomes],
         "kept": _number(reading.kept(ERASED)),
         "floor": reading.floor,
@@ -177,6 +178,12 @@ def _dose(reading: DoseReading) -> str:
 
 def _residue(value: Residue | None) -> str:
     return "no contrast" if value is None else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _number_read(reading: DoseReading) -> str:
+    """Return the residue of a reading, or the difference of a side effect, with its interval."""
+    side = reading.difference
+    return _residue(reading.residue) if side is None else f"{side.value:+.2f} [{side.low:+.2f}, {side.high:+.2f}]"
 
 
 def _number(value: float | None) -> str:

@@ -126,7 +126,7 @@ def test_it_has_an_outcome_at_each_dose(name: str) -> None:
         assert part or set(doses) <= set(probe.doses)
     for outcome in outcomes:
         assert bool(outcome.images) != bool(outcome.values)
-        assert not outcome.images or len(outcome.images) == 2, "as many images as the plain prompt has"
+        assert not outcome.images or len(outcome.images) == (len(outcome.pairs) or 2), "as many as the plain prompt has"
         assert len(outcome.kept) in (0, 2)
 
 

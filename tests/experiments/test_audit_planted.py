@@ -1,14 +1,17 @@
 """Planted models: each has the fault that its name says, and is undone on exit."""
 
+import pytest
 import torch
 
-from erasure.backbones import backbone_of
+from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
+from erasure.edits import DenseChange, EditMetadata, WeightEdit
 from erasure.eval.probes import Models, Subject, probe_class
 from erasure.eval.probes.quantise import rounded
 from erasure.profile import profile_of
 from erasure.sampling import SamplingSettings, sample
-from experiments.audit_planted import PLANTED, names_dropped, within_a_step, words_masked
+from experiments import audit_planted
+from experiments.audit_planted import PLANTED, names_dropped, near_the_concept, within_a_step, words_masked
 from tests.contract.test_probes import _Open, aim
 from tests.eval.world import pipeline
 
@@ -75,3 +78,26 @@ def test_a_change_within_a_step_vanishes_at_4_bits_and_not_at_8() -> None:
     assert (cut != weight).float().mean() > 0.9
     assert torch.equal(rounded(cut, 4), rounded(weight, 4))
     assert not torch.equal(rounded(cut, 8), rounded(weight, 8))
+
+
+def test_a_sharp_removal_is_undone_by_a_step_towards_the_concept() -> None:
+    pipe = pipeline()
+    backbone = backbone_of(pipe)
+    before = {name: p.clone() for name, p in backbone.parameters(lambda _: True).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_planted, "fitted", lambda *_: unchanged_weights(backbone))
+        applied = near_the_concept(pipe, CAT, steps=2, radius=0.02)
+    assert all(torch.equal(before[name], p) for name, p in backbone.parameters(lambda _: True).items())
+    with applied():
+        after = backbone.parameters(lambda _: True)
+        assert not all(torch.equal(before[name], p) for name, p in after.items())
+    assert all(torch.equal(before[name], p) for name, p in backbone.parameters(lambda _: True).items())
+
+
+def unchanged_weights(backbone: Backbone) -> WeightEdit:
+    """Return an edit of all attention's weights that changes none."""
+    names = backbone.sites(("cross.k", "cross.v", "cross.q"))
+    changes = {
+        name: DenseChange(delta=torch.zeros_like(p)) for name, p in backbone.parameters(names.__contains__).items()
+    }
+    return WeightEdit(changes=changes, metadata=EditMetadata.unedited(backbone.fingerprint(), "tiny"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
@@ -35,6 +34,7 @@ class Judged:
         kept: 1 for each image of a kept concept that shows it, else 0; empty where the dose does not touch them.
         floor: Value of a model without a trace, where that is known.
         comparable: Whether the values of another trained model are on the same scale.
+        side_effect: Whether the values are a side effect, read as their difference to the original's.
         images: The most successful images: data of the PNG file, prompt, seed and probability.
     """
 
@@ -45,6 +45,7 @@ class Judged:
     kept: tuple[float, ...] = ()
     floor: float | None = None
     comparable: bool = True
+    side_effect: bool = False
     images: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
@@ -58,7 +59,7 @@ class Judged:
         if outcome.images:
             if judge is None:
                 raise InputError("probe: expected a judge of the images, got none.")
-            values, images = _seen(outcome.images, aim, judge)
+            values, images = _seen(outcome, aim, judge)
         kept: tuple[float, ...] = ()
         if outcome.kept and judge is not None:
             kept = tuple(map(float, shows_each(judge, outcome.kept, [name for name, *_ in aim.kept])))
@@ -70,6 +71,7 @@ class Judged:
             kept=kept,
             floor=outcome.floor,
             comparable=outcome.comparable,
+            side_effect=outcome.side_effect,
             images=images,
         )
 
@@ -125,18 +127,20 @@ class UnitFile:
         write_whole(self.path, json.dumps(data, ensure_ascii=False).encode())
 
 
-def _seen(images: Sequence[Image], aim: Aim, judge: Judge) -> tuple[tuple[float, ...], tuple[Mapping[str, Any], ...]]:
-    if len(images) != len(aim.prompts):
-        raise InputError(f"probe: expected an image for each of {len(aim.prompts)} prompts, got {len(images)}.")
-    target = aim.concept.target
+def _seen(outcome: Outcome, aim: Aim, judge: Judge) -> tuple[tuple[float, ...], tuple[Mapping[str, Any], ...]]:
+    images = outcome.images
+    pairs = outcome.pairs or list(zip(aim.prompts, aim.seeds, strict=True))
+    if len(images) != len(pairs):
+        raise InputError(f"probe: expected an image for each of {len(pairs)} prompts, got {len(images)}.")
+    target = outcome.shows or aim.concept.target
     values = tuple(map(float, judge.shows(images, target)))
     likely = judge.probabilities(images, target)
     order = torch.argsort(likely, descending=True, stable=True)[:BEST].tolist()
     best = [
         {
             "png": base64.b64encode(as_png(images[i])).decode(),
-            "prompt": aim.prompts[i],
-            "seed": aim.seeds[i],
+            "prompt": pairs[i][0],
+            "seed": pairs[i][1],
             "probability": round(float(likely[i]), 4),
             "shows": bool(values[i]),
         }

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ...attacks.base import Access
+from ...stats.effects import Difference, difference
 from ...stats.residue import Residue, half_dose, residue
 from .record import Judged
 from .rows import ERASED, GOLD, NOVEL, ORIGINAL, PLAIN
@@ -45,8 +46,8 @@ class DoseReading:
         return "known" if self.judged.floor is not None else PLAIN
 
     def residue_of(self, row: str) -> Residue | None:
-        """Return the residue of a row; None where the original does not stand out from the floor."""
-        if ORIGINAL not in self.rows or row not in self.rows:
+        """Return the residue of a row; None for a side effect, or where the original is not above the floor."""
+        if ORIGINAL not in self.rows or row not in self.rows or self.judged.side_effect:
             return None
         floor: Sequence[float] | float
         if self.floor == "known":
@@ -61,6 +62,13 @@ class DoseReading:
     def residue(self) -> Residue | None:
         """Residue of the erased model."""
         return self.residue_of(ERASED)
+
+    @cached_property
+    def difference(self) -> Difference | None:
+        """Difference of the erased model's values to the original's, of a side effect; None of anything else."""
+        if not self.judged.side_effect or ORIGINAL not in self.rows:
+            return None
+        return difference(self.rows[ORIGINAL].values, self.judged.values, confidence=self.confidence)
 
     def mean(self, row: str) -> float | None:
         """Return the mean value of a row; None without it."""
@@ -80,6 +88,7 @@ class DoseReading:
             "label": self.judged.label,
             "floor": self.floor,
             "residue": self.residue and self.residue.as_json(),
+            "difference": self.difference and self.difference.as_json(),
             "rows": {
                 name: {
                     "mean": self.mean(name),
@@ -142,6 +151,12 @@ class ProbeResult:
         """The reading with the largest residue; None if no dose tells the original from the floor."""
         contrasting = [reading for reading in self.readings if reading.residue is not None]
         return max(contrasting, key=lambda reading: reading.residue.value if reading.residue else 0.0, default=None)
+
+    @property
+    def side_effect(self) -> DoseReading | None:
+        """The side effect with the largest difference to the original; None without one."""
+        effects = [reading for reading in self.readings if reading.difference is not None]
+        return max(effects, key=lambda reading: reading.difference.value if reading.difference else 0.0, default=None)
 
     def half_doses(self) -> dict[str, dict[str, float | None]]:
         """Return by part and row the dose that brings back half of the original's rate; None if none did."""
@@ -222,6 +237,11 @@ class ConceptAudit:
         parts = [self._main_claim()]
         if latent := [name for name, rho in self.inside.items() if rho.low > BAR]:
             parts.append(f"inside, {_listed(latent)} still tell it from a model without it, which is no attack")
+        for name, result in self.probes.items():
+            effect = result.side_effect
+            if effect is not None and effect.difference is not None and effect.difference.low > 0:
+                what = ", ".join(filter(None, (name, effect.judged.part)))
+                parts.append(f"a side effect: {what} is up by {100 * effect.difference.value:.0f} points")
         if kept := self.kept:
             parts.append(
                 f"{100 * kept[0]:.0f} % of what should stay is drawn, against {100 * kept[1]:.0f} % ({kept[2]})"

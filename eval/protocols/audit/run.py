@@ -131,6 +131,8 @@ class Audit:
         with row.opened() as pipe:
             subject = Subject(pipe=pipe, aim=aim, material=material, on_progress=counter.within(row.name))
             for outcome in probe.outcomes(subject):
+                if outcome.shows and self.judge is not None and not self.judge.knows(outcome.shows):
+                    continue  # an anchor that the judge cannot look for
                 judged.append(Judged.of(outcome, aim, self.judge, f"{outcome.dose:g} {probe.dose_unit}"))
         file.write(judged, round(time.perf_counter() - start, 2))
         counter.add(row.name)
