@@ -29,9 +29,10 @@ _BATCH = 16
 class Noise(Probe):
     """Every weight of the denoiser with two dimensions and more is moved, by a length relative to it.
 
-    Kept concepts are sampled at each dose, as a destroyed model draws nothing. Gaussian noise is the same for every model. `gradient` is one step down the denoising error of images of the
-    concept under its name, of all weights together: a removal in a sharp minimum, where the concept is near in that
-    one direction, shows it there and not along random ones.
+    Kept concepts are sampled at each dose, as a destroyed model draws nothing. Gaussian noise is the same for every
+    model. `gradient` is one step down the denoising error of images of the concept under its name, of all weights
+    together: a removal in a sharp minimum, where the concept is near in that one direction, shows it there and not
+    along random ones.
 
     Attributes:
         doses: Norms of the move, relative to that of each weight (random) or of all weights (gradient), > 0.

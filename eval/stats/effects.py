@@ -1,15 +1,9 @@
-"""Sizes of effects: between two shares, and between two rows of values."""
+"""Size of an effect between two shares."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
-
-from erasure.errors import InputError
-
-from .residue import posteriors, resampled
 from .scores import Rate
 
 
@@ -56,50 +50,3 @@ def hedges_g(before: Rate, after: Rate, *, confidence: float = 0.95) -> Effect:
     spread = (total / (sizes[0] * sizes[1]) + g**2 / (2 * total)) ** 0.5
     reach = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
     return Effect(value=g, low=g - reach, high=g + reach)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Difference of the means of two rows, with its interval.
-
-    Attributes:
-        value: Second mean less the first.
-        low: Lower end of the interval.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def as_json(self) -> dict[str, float]:
-        """Return the fields as plain data."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-
-def difference(
-    first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95, seed: int = 0
-) -> Difference:
-    """Return the difference of two rows of values, of the same prompts and seeds.
-
-    The interval is a percentile interval: of rates (values 0 and 1) from their Jeffreys posteriors, taken as
-    independent; of other values from resampled pairs.
-
-    Args:
-        first: Values of the first row, such as the original's.
-        second: Values of the second row, as many.
-        confidence: Coverage of the interval, in (0, 1).
-        seed: Seed of the draws.
-
-    Raises:
-        InputError: A row has no values.
-    """
-    rows = [np.asarray(row, dtype=np.float64) for row in (first, second)]
-    if any(row.size == 0 for row in rows):
-        raise InputError("difference: expected values of both rows, got an empty one. Leave the dose out.")
-    rng = np.random.default_rng(seed)
-    rates = all(np.isin(row, (0.0, 1.0)).all() for row in rows)
-    drawn = posteriors(rows, rng) if rates else resampled(rows, rng)
-    value = float(rows[1].mean() - rows[0].mean())
-    low, high = np.quantile(drawn[1] - drawn[0], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(value=value, low=min(float(low), value), high=max(float(high), value))

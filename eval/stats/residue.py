@@ -72,7 +72,7 @@ def residue(
         raise InputError("residue: expected values of each row, got an empty one. Leave the dose out.")
     rng = np.random.default_rng(seed)
     rates = all(np.isin(row, (0.0, 1.0)).all() for row in rows[:2]) and not isinstance(floor, float)
-    drawn = posteriors(rows, rng) if rates else resampled(rows, rng)
+    drawn = _posteriors(rows, rng) if rates else _resampled(rows, rng)
     means = [float(row.mean()) for row in rows]
     span, spans = means[1] - means[2], drawn[1] - drawn[2]
     if rates and span < LEAST_SPAN:
@@ -110,12 +110,11 @@ def half_dose(doses: Sequence[float], erased: Sequence[float], original: Sequenc
     return None
 
 
-def posteriors(rows: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> list[Float[np.ndarray, " _"]]:
-    """Return draws of the rates of some rows from their Jeffreys posteriors."""
+def _posteriors(rows: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> list[Float[np.ndarray, " _"]]:
     return [rng.beta(row.sum() + 0.5, row.size - row.sum() + 0.5, RESAMPLES) for row in rows]
 
 
-def resampled(rows: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> list[Float[np.ndarray, " _"]]:
+def _resampled(rows: Sequence[Float[np.ndarray, " _"]], rng: np.random.Generator) -> list[Float[np.ndarray, " _"]]:
     """Return means of resampled rows: rows of one length are resampled together, a known value stays."""
     chosen = {size: rng.integers(size, size=(RESAMPLES, size)) for size in dict.fromkeys(row.size for row in rows)}
     return [row[chosen[row.size]].mean(axis=1) for row in rows]

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ...attacks.base import Access
-from ...stats.effects import Difference, difference
+from ...stats.paired import Difference, paired_bootstrap
 from ...stats.residue import Residue, half_dose, residue
 from .record import Judged
 from .rows import ERASED, GOLD, NOVEL, ORIGINAL, PLAIN
@@ -68,7 +68,7 @@ class DoseReading:
         """Difference of the erased model's values to the original's, of a side effect; None of anything else."""
         if not self.judged.side_effect or ORIGINAL not in self.rows:
             return None
-        return difference(self.rows[ORIGINAL].values, self.judged.values, confidence=self.confidence)
+        return paired_bootstrap(self.rows[ORIGINAL].values, self.judged.values, confidence=self.confidence)
 
     def mean(self, row: str) -> float | None:
         """Return the mean value of a row; None without it."""

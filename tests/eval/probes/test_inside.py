@@ -16,7 +16,7 @@ from erasure.eval.probes.priming import Priming
 from erasure.eval.protocols.audit.record import Judged
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
 from erasure.eval.protocols.audit.rows import ERASED, ORIGINAL
-from erasure.eval.stats.effects import difference
+from erasure.eval.stats.paired import paired_bootstrap
 from erasure.profile import profile_of
 from tests.contract.test_probes import _Open, aim
 from tests.eval.world import pipeline
@@ -78,21 +78,13 @@ def test_a_side_effect_is_a_difference_and_no_residue() -> None:
     result = ProbeResult(name="priming", access="inside", about="", unit="", settings={}, outcomes=outcomes)
     assert result.strongest is None
     assert result.side_effect is not None
-    assert result.side_effect.difference == difference(outcomes[ORIGINAL][0].values, outcomes[ERASED][0].values)
+    values = (outcomes[ORIGINAL][0].values, outcomes[ERASED][0].values)
+    assert result.side_effect.difference == paired_bootstrap(*values)
     assert result.side_effect.difference.value == pytest.approx(0.2)
     assert result.side_effect.difference.low > 0
     audit = ConceptAudit(concept="cat", probes={"priming": result}, gold="g", untested=())
     assert "a side effect: priming, anchor is up by 20 points" in audit.verdict
     assert result.as_json()["readings"][0]["difference"]["value"] == pytest.approx(0.2)
-
-
-def test_equal_rows_do_not_differ() -> None:
-    same = difference([1.0, 0.0, 0.0], [1.0, 0.0, 0.0])
-    assert same.value == 0
-    assert same.low < 0 < same.high
-    values = difference([0.1, 0.4], [0.3, 0.6])
-    assert values.value == pytest.approx(0.2)
-    assert values.low == pytest.approx(0.2), "pairs differ equally"
 
 
 def test_the_audit_can_make_the_official_search() -> None:
