@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -31,10 +32,12 @@ _COLUMNS = {
 }
 """Field of a concept by the name of its column."""
 _OTHER_COLUMNS = {
-    *("", "index", "id", "case_number", "case_num", "image_id", "evaluation_seed", "seed", "prompt", "artist", "class"),
-    *("label", "label_str", "name", "text", "type", "erase", "forget", "retain", "keep", "guide", "mapping"),
+    *("", "index", "id", "seed", "prompt", "artist", "class", "category", "source", "label", "labels", "name", "text"),
+    *("type", "erase", "forget", "retain", "keep", "guide", "mapping"),
 }
 """Columns of lists for other programs; a line of nothing else is a heading."""
+_OTHER_COLUMN = re.compile(r"\w+_(id|idx|num|number|seed|str|guidance|prompts?)")
+"""Names that no concept has: `case_number`, `evaluation_seed`, "sensitive prompt"; a line with one is a heading."""
 
 
 def read_concepts(path: Path) -> list[dict[str, Any]]:
@@ -114,7 +117,11 @@ def _lists() -> dict[str, Path]:
 def _numbered_concepts(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the requests of a list, each with the name of the file and the number of its line."""
     where = f"--from {str(path)!r}"
-    rows = [row.stripped() for row in csv_rows(path, where, spaced=True)]
+    rows: list[CsvRow] = []
+    for row in csv_rows(path, where, spaced=True):
+        if not rows:  # of another format, whose quotes are no quotes here
+            check_delimiter(row, ",".join(row.cells), ";")
+        rows.append(row.stripped())
     while rows and not any(rows[-1].cells):
         rows.pop()  # blank lines at the end say nothing
     for row in rows:
@@ -147,7 +154,7 @@ def _check_row(row: CsvRow) -> None:
 def _is_heading(cells: Sequence[str]) -> bool:
     """Return True for a line that names columns: it holds the name of one, or nothing but words like such names."""
     names = [normalized(cell).replace(" ", "_") for cell in cells]
-    if any(name in _COLUMNS for name in names):
+    if any(name in _COLUMNS or _OTHER_COLUMN.fullmatch(name) for name in names):
         return True
     return all(name in _OTHER_COLUMNS or difflib.get_close_matches(name, _COLUMNS, cutoff=0.8) for name in names)
 
