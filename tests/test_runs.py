@@ -1,7 +1,7 @@
 """Runs: a file is checked whole, what it leaves open is filled in, and what was run can be run again."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,17 @@ def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, text) -> None
 def test_yaml_1_2_reads_a_bare_exponent_as_a_number(tmp_path) -> None:
     (tmp_path / "run.yaml").write_text("lr: 1e-5\nno: no\n")
     assert configs.read_config(tmp_path / "run.yaml") == {"lr": 1e-5, "no": "no"}
+
+
+def test_published_forms_take_the_start_of_the_empty_prompt() -> None:
+    erasers = [configs.read_config(file)["eraser"] for file in CONFIGS.glob("*/*-published-*.yaml")]
+    erasers += [configs.read_config(file)["eraser"] for file in CONFIGS.glob("uce/*-rewrite-*.yaml")]
+    pieces = [piece for eraser in erasers for piece in (eraser, eraser.get("base", {})) if "name" in piece]
+    having = [
+        piece for piece in pieces if "empty_anchor" in {field.name for field in fields(eraser_class(piece["name"]))}
+    ]
+    assert {piece["name"] for piece in having} == {"uce", "speed", "oce"}
+    assert {piece.get("empty_anchor") for piece in having} == {"start"}
 
 
 @pytest.mark.parametrize(
