@@ -48,8 +48,10 @@ class ANT(Eraser):
         trajectory_uses: Updates fed by one trajectory, > 0.
         prompts: "bare" trains on the target's name, "templates" on the name and its aliases in the templates of the
             concept's kind.
-        mask_share: Share of the entries that is trained, those with the largest gradient of a plain erasure, in (0, 1];
-            None, or a selector in `shape.sites`, has no such mask.
+        mask_share: Share of the entries that is trained, by their gradient of a plain erasure, in (0, 1]; None, or a
+            selector in `shape.sites`, has no such mask.
+        mask: Trained entries: those with the "largest" gradients of all weights, as in the paper, or with the
+            "smallest" of each weight, as in the script.
         steps: Number of updates, >= 0.
         lr: Learning rate of Adam, > 0.
         batch_size: Start codes a step, > 0.
@@ -64,7 +66,7 @@ class ANT(Eraser):
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "keep_until": 0.4, "mask_share": None}
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {
         "release": {
-            "single": {"order": "late"},
+            "single": {"order": "late", "mask": "smallest"},
             "several": {
                 "keep_until": 0.08,
                 "keep_weight": 0.5,
@@ -91,6 +93,7 @@ class ANT(Eraser):
     trajectory_uses: Annotated[int, Field(ge=1)] = 1
     prompts: PromptForm = "bare"
     mask_share: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    mask: Literal["largest", "smallest"] = "largest"
     steps: Annotated[int, Field(ge=0)] = 250
     lr: Annotated[float, Field(gt=0)] = 5e-4
     batch_size: Annotated[int, Field(ge=1)] = 1
@@ -119,7 +122,8 @@ class ANT(Eraser):
         """The shape with the mask as its selector."""
         if self.mask_share is None or self.shape.sites is not None:
             return self.shape
-        return replace(self.shape, sites=GradientSaliency(kind="entry", share=self.mask_share, alpha=0.0))
+        mask = GradientSaliency(kind="entry", share=self.mask_share, end=self.mask, alpha=0.0)
+        return replace(self.shape, sites=mask)
 
     @property
     def _objective(self) -> Reversal:

@@ -88,6 +88,7 @@ class EraseAnything(Eraser):
         "memory_size": 2,
         "image_steps": 2,
         "max_similarity": 1.0,
+        "contrast_weight": 0.0,
     }
 
     negative_guidance: Annotated[float, Field(ge=0)] = 1.0

@@ -63,7 +63,7 @@ class EraseFlow(Eraser):
     source: ClassVar[str] = "arXiv:2511.00804"
     exactness: ClassVar[Exactness] = "reconstructed"
     main: ClassVar[tuple[str, ...]] = ("objective", "steps", "log_beta")
-    quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "transitions": 2, "lr": 1e-3}
+    quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "path_guidance": 1.0, "lr": 1e-3}
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"density": {"sum": {"log_beta": 83.0}}}
 
     objective: Literal["trajectory balance", "matching"] = "trajectory balance"

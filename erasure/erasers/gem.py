@@ -59,7 +59,7 @@ class GEM(Eraser):
     source: ClassVar[str] = "arXiv:2606.00140"
     exactness: ClassVar[Exactness] = "reconstructed"
     main: ClassVar[tuple[str, ...]] = ("steps", "repel", "lr")
-    quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 4, "until": 0.5}
+    quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 4, "until": 0.5, "start_guidance": 1.0}
 
     repel: Annotated[float, Field(ge=0, le=1)] = 1.0
     margin: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -113,14 +113,21 @@ def test_the_mask_is_of_the_largest_gradients() -> None:
     masks = largest({"a": torch.tensor([[1.0, 4.0]]), "b": torch.tensor([[3.0, 2.0]])}, 0.5)
     assert masks["a"].tolist() == [[0.0, 1.0]]
     assert masks["b"].tolist() == [[1.0, 0.0]]
+    smallest = GradientSaliency(kind="entry", alpha=0.0, end="smallest", batches=1, images=2, image_steps=2, share=0.5)
+    by_script = smallest.selected(TASK).masks
+    by_paper = replace(smallest, end="largest").selected(TASK).masks
+    both = sum(float((by_script[name] * mask).sum()) for name, mask in by_paper.items())
+    assert both < 0.5 * sum(float(mask.sum()) for mask in by_paper.values())
+    assert all(int(mask.sum()) == round(0.5 * mask.numel()) for mask in by_script.values())
     selector = ANT()._shape.sites
     assert isinstance(selector, GradientSaliency)
-    assert (selector.kind, selector.share, selector.alpha) == ("entry", 0.5, 0.0)
+    assert (selector.kind, selector.share, selector.alpha, selector.end) == ("entry", 0.5, 0.0, "largest")
     assert ANT(mask_share=None)._shape.sites is None
 
 
 def test_a_release_has_the_settings_of_its_trainer() -> None:
-    assert ANT(release="single") == ANT(release="single", order="late")
+    single = ANT(release="single")
+    assert (single.order, single.mask) == ("late", "smallest")
     several = ANT(release="several")
     assert (several.rank, several.steps, several.keep_until, several.order) == (64, 10, 0.08, "early")
     assert (several.keep_weight, several.hold_weight, several.prediction_guidance) == (0.5, 2.5, 7.5)

@@ -26,7 +26,7 @@ from erasure.training.word_attention.mass import word_columns, word_mass
 from tests import tiny
 
 CAT = Concept(target="cat", aliases=("kitten",), preserve=("dog", "bird"))
-QUICK = EraseAnything(**EraseAnything.quick)
+QUICK = EraseAnything(**{**EraseAnything.quick, "contrast_weight": 0.1})
 
 
 def task_of(family: str, *concepts: Concept) -> TrainingTask:

@@ -64,7 +64,12 @@ class AnchorPaths(Objective):
     name: ClassVar[str] = "anchor-paths"
     source: ClassVar[str] = "arXiv:2511.00804"
     exactness: ClassVar[Exactness] = "reconstructed"
-    quick: ClassVar[Mapping[str, Any]] = {"sample_steps": 4, "transitions": 2, "form": "matching"}
+    quick: ClassVar[Mapping[str, Any]] = {
+        "sample_steps": 3,
+        "transitions": 1,
+        "form": "matching",
+        "path_guidance": 1.0,
+    }
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"density": {"sum": {"log_beta": 83.0}}}
 
     form: Literal["balance", "matching"] = "balance"

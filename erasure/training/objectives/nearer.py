@@ -48,7 +48,7 @@ class Nearer(Objective):
     name: ClassVar[str] = "nearer"
     source: ClassVar[str] = "arXiv:2606.00140"
     exactness: ClassVar[Exactness] = "reconstructed"
-    quick: ClassVar[Mapping[str, Any]] = {"sample_steps": 4, "until": 0.5}
+    quick: ClassVar[Mapping[str, Any]] = {"sample_steps": 4, "until": 0.25, "start_guidance": 1.0}
 
     repel: Annotated[float, Field(ge=0, le=1)] = 1.0
     margin: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -59,7 +59,7 @@ class Reversal(Objective):
     name: ClassVar[str] = "reversal"
     source: ClassVar[str] = "arXiv:2504.12782"
     exactness: ClassVar[Exactness] = "reconstructed"
-    quick: ClassVar[Mapping[str, Any]] = {"sample_steps": 3, "keep_until": 0.4}
+    quick: ClassVar[Mapping[str, Any]] = {"sample_steps": 3, "keep_until": 0.4, "start_guidance": 1.0}
 
     keep_until: Annotated[float, Field(ge=0, le=1)] = 0.14
     order: Literal["early", "late"] = "early"

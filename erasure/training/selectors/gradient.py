@@ -33,6 +33,8 @@ class GradientSaliency(Selector):
     Attributes:
         kind: "row", "entry" or "weight-entry". Patches take rows alone.
         share: Share of the rows or entries, in (0, 1].
+        end: Scores that are trained: the "largest" of all weights together, or the "smallest" of each weight, as in the
+            script of ANT (arXiv:2504.12782).
         alpha: Weight of the preserved names' score, >= 0; at 0, or without such names, it is left out.
         neighbours: Number of preserved names that stand for all, the nearest as text, > 0.
         batches: Batches of four noised images for each mean gradient, > 0.
@@ -47,6 +49,7 @@ class GradientSaliency(Selector):
 
     kind: Literal["row", "entry", "weight-entry"] = "row"
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    end: Literal["largest", "smallest"] = "largest"
     alpha: Annotated[float, Field(ge=0)] = 1.0
     neighbours: Annotated[int, Field(ge=1)] = 8
     batches: Annotated[int, Field(ge=1)] = 8
@@ -61,7 +64,10 @@ class GradientSaliency(Selector):
             scores = {name: score - self.alpha * others[name] for name, score in scores.items()}
         if not scores:
             raise InputError("gradient: expected weights with two dimensions, got vectors alone. Train other weights.")
-        masks = largest(scores, self.share)
+        if self.end == "largest":
+            masks = largest(scores, self.share)
+        else:
+            masks = {name: largest({name: -score}, self.share)[name] for name, score in scores.items()}
         return Selection(names=frozenset(masks), masks=masks)
 
     def _scores(self, task: TrainingTask, concepts: list[Any]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from ...concept import Kind
 from ...errors import InputError
 from ...prompts import fill, preserved_templates, speaks_of
 from ...registry import Exactness
@@ -92,7 +93,7 @@ class TextProjection(Transform):
         Raises:
             InputError: Nothing is protected.
         """
-        kinds = {name: concept.kind for concept in task.concepts for name in concept.preserve}
+        kinds: dict[str, Kind] = {name: concept.kind for concept in task.concepts for name in concept.preserve}
         if self.earlier:
             kinds |= {concept.target: concept.kind for concept in task.context.targets}
         names = [name for name in kinds if not speaks_of(name, task.concepts)]
