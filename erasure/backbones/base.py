@@ -64,6 +64,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def checkpoints(self) -> bool:
+        """Whether the denoiser with gradient checkpointing computes the same values again."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Device of the denoiser."""
         ...

@@ -30,6 +30,7 @@ class Chroma(DeclaredTransformer):
     transformers: ClassVar[tuple[str, ...]] = ("ChromaTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {"distilled_guidance_layer.*": "modulation"}
+    checkpoints: ClassVar[bool] = False  # the single blocks get no mask when they are computed again
     mask_name: ClassVar[str] = "prompt_attention_mask"
     latent_layout: ClassVar[Literal["plain", "packed"]] = "packed"
 

@@ -50,6 +50,7 @@ class LoadedModel(ABC):
     # Noise schedule of the denoiser.
     schedule_kind: ClassVar[type[NoiseSchedule]]
     abilities: ClassVar[frozenset[Ability]]
+    checkpoints: ClassVar[bool] = True
 
     pipe: DiffusionPipeline
 

@@ -28,6 +28,9 @@ _NO_LENGTH = 10**9  # transformers has a larger number where a tokenizer says no
 _EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CALL = ("prompt_embeds", "negative_prompt_embeds", "latents", "generator", "num_inference_steps", "output_type")
 _IMAGE_OR_TEXT = {"Flux2Pipeline", "Flux2KleinPipeline"}  # make images of texts alone too
+_QUANTISED = (
+    "Remove from the unquantised model with --low-memory, and load here what `erasure export --format lora` makes of it"
+)
 _OFFLOADING = {"group_offloading", "lazy_prefetch_group_offloading"}  # names of diffusers' hooks
 
 
@@ -99,7 +102,7 @@ def check_editable(backbone: Backbone) -> None:
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dtype not in _EDITABLE:
                 dtype = str(parameter.dtype).removeprefix("torch.")
-                raise _unreached(f"{name}.{key}", f"numbers of {dtype}", "Load the model without quantisation")
+                raise _unreached(f"{name}.{key}", f"numbers of {dtype}", _QUANTISED)
 
 
 def check_finite(backbone: Backbone) -> None:

@@ -1,6 +1,7 @@
 """The two consoles of the command. Text of a user is printed as it is, never as markup or as a terminal's commands."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 
 import typer
@@ -53,6 +54,27 @@ def fail(message: str) -> None:
     """Print one line on stderr and end with exit code 2."""
     show_error(message)
     raise typer.Exit(2)
+
+
+def note_on(console: Console, logger: str) -> None:
+    """Print the messages of a logger on a console, each once and as a line of its own."""
+    receiver = logging.getLogger(logger)
+    receiver.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Notes) for handler in receiver.handlers):
+        receiver.addHandler(_Notes(console))
+
+
+class _Notes(logging.Handler):
+    """Handler that prints each message that is not the last one again."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console, self._last = console, ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (message := record.getMessage()) != self._last:
+            self._last = message
+            self._console.print(message, style="dim")
 
 
 def print_json(document: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..errors import InputError
 from ..progress import progress_bars
-from .console import err, out, print_json
+from .console import err, note_on, out, print_json
 from .entries import entry_line, removals_table, step_json
 from .models import base_of, existing_device, lasting_name, load_pipe, new_folder
 from .options import MOST_SEED, AsJson, CommandGroup, Link, LowMemory
@@ -177,7 +177,7 @@ def _remove(
     folder = Path(run.output) if run.output else new_folder(run.concepts)
     check_places(folder, *PLACES)
     _check_out(to, folder, link)
-    pipe = load_pipe(run.model, device, run.attention, stored=low_memory)
+    pipe = _loaded(run, device, low_memory)
     removal.check_lengths(run, pipe, lists)
     steps = []
     with starting(folder), progress_bars(err) as on_progress:
@@ -219,6 +219,16 @@ def _remove(
     out.print(*health_lines(ledger), f"report: {report}", sep="\n")
     if to is not None:
         out.print(f"model: {to}")
+
+
+def _loaded(run: "Run", device: str, low_memory: bool) -> "DiffusionPipeline":
+    """Return the model of a run, after a check that it fits into the memory unless it stays on the disk."""
+    from ..loading.room import check_weights_fit
+
+    if not low_memory:
+        check_weights_fit(run.model, device)
+        note_on(err, "erasure.training.memory")
+    return load_pipe(run.model, device, run.attention, stored=low_memory)
 
 
 def _check_out(to: Path | None, ledger: Path, link: bool) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
+from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -173,6 +174,19 @@ def at_rest(backbone: Backbone) -> Iterator[None]:
             module.training = training
         for parameter, required in parameters.items():
             parameter.requires_grad_(required)
+
+
+@contextmanager
+def checkpointed(backbone: Backbone) -> Iterator[None]:
+    """Have the blocks of the denoiser computed again in the backward pass, for the length of a `with`."""
+    denoiser = cast("ModelMixin", backbone.denoiser)
+    before = denoiser.is_gradient_checkpointing
+    denoiser.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if not before:
+            denoiser.disable_gradient_checkpointing()
 
 
 class _Scope(nn.Module):

@@ -1,0 +1,116 @@
+"""Count of the values that a pass keeps for its gradient, on a model of the same sizes that has no values."""
+
+import copy
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, cast
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ...backbones.base import Backbone
+from ..student import Student
+
+logger = logging.getLogger(__name__)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that keeps what fused kernels do: its inputs and its output, without scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return an output of the right shape; values are of no use here."""
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Counts attention as fused kernels compute it: without values, torch would choose the plain form."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        arguments = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
+        return _Fused.apply(arguments["query"], arguments["key"], arguments["value"])
+
+
+class _Kept:
+    """The storages that autograd keeps for a backward pass, by the block of the denoiser in whose pass they are."""
+
+    def __init__(self) -> None:
+        self.block: nn.Module | None = None
+        self.inputs: dict[int, Tensor] = {}
+        self.tensors: dict[int, tuple[nn.Module | None, Tensor]] = {}
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Note a tensor that is kept; see `torch.autograd.graph.saved_tensors_hooks`."""
+        self.tensors.setdefault(_storage(tensor), (self.block, tensor))
+        return tensor
+
+    def enter(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Note the inputs of a block."""
+        self.block = module
+        arguments = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        self.inputs |= {_storage(value): value for value in arguments}
+
+    def leave(self, *_: object) -> None:
+        """Note the end of a block's pass."""
+        self.block = None
+
+    def sizes(self, weights: set[int]) -> tuple[int, int]:
+        """Return the bytes that are kept, and the most where blocks are computed again; weights are left out."""
+        within: dict[nn.Module | None, int] = {None: 0}
+        for storage, (block, tensor) in self.tensors.items():
+            if storage not in weights:
+                within[block] = within.get(block, 0) + tensor.untyped_storage().nbytes()
+        inputs = sum(each.untyped_storage().nbytes() for key, each in self.inputs.items() if key not in weights)
+        return sum(within.values()), within.pop(None) + inputs + max(within.values(), default=0)
+
+
+def kept_for_gradient(
+    backbone: Backbone, which: Callable[[str], bool], rank: int | None, n: int
+) -> tuple[int, int] | None:
+    """Return the bytes that a pass of n latents keeps for its gradient, plain and checkpointed, without computing it.
+
+    It is that of a model of the same sizes on the meta device, which has no values.
+    """
+    conditioning, kept = backbone.encode([""]).select([0] * n), _Kept()
+    twin, denoiser = _without_values(backbone)
+    student = Student(twin, which, rank, torch.Generator().manual_seed(0))
+    latents = torch.zeros(n, *backbone.latent_shape(), device="meta")
+    with ExitStack() as hooks:
+        for block in _blocks(denoiser):
+            hooks.callback(block.register_forward_pre_hook(kept.enter, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(kept.leave).remove)
+        hooks.enter_context(_FusedAttention())
+        hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor))
+        try:
+            student(twin.predict, latents, torch.full((), 500, device="meta"), conditioning)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):  # of a model that looks at values
+            logger.debug("activations are not counted", exc_info=True)
+            return None
+    return kept.sizes({_storage(tensor) for tensor in (*denoiser.parameters(), *denoiser.buffers(), *student.trained)})
+
+
+def _without_values(backbone: Backbone) -> tuple[Backbone, nn.Module]:
+    """Return a model with a denoiser of the same sizes that has no values, and that denoiser."""
+    denoiser = cast("ModelMixin", backbone.denoiser)
+    with torch.device("meta"):
+        empty = type(denoiser).from_config(denoiser.config).to(backbone.dtype).requires_grad_(False).eval()
+    pipe = copy.copy(backbone.pipe)
+    setattr(pipe, next(iter(backbone.sites())).partition(".")[0], empty)
+    return type(backbone)(pipe), empty
+
+
+def _blocks(denoiser: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a denoiser, in the lists that it consists of."""
+    return [block for part in denoiser.children() if isinstance(part, nn.ModuleList) for block in part]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
