@@ -40,6 +40,7 @@ _HOMES = {
     "SPEED": ".erasers.speed",
     "STAMP": ".erasers.stamp",
     "STEREO": ".erasers.stereo",
+    "SalUn": ".erasers.salun",
     "SamplingEdit": ".edits",
     "SamplingSettings": ".sampling",
     "SemanticSurgery": ".erasers.semantic_surgery",
@@ -88,6 +89,7 @@ __all__ = [
     "NegativePrompt",
     "Progress",
     "Receler",
+    "SalUn",
     "SamplingEdit",
     "SamplingSettings",
     "SemanticSurgery",
@@ -128,6 +130,7 @@ if TYPE_CHECKING:
     from .erasers.rece import RECE
     from .erasers.receler import Receler
     from .erasers.safree import SAFREE
+    from .erasers.salun import SalUn
     from .erasers.semantic_surgery import SemanticSurgery
     from .erasers.sld import SLD
     from .erasers.speed import SPEED
