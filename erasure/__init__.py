@@ -15,6 +15,7 @@ _HOMES = {
     "Absent": ".erasers.absent",
     "AdaVD": ".erasers.adavd",
     "CA": ".erasers.ca",
+    "CASteer": ".erasers.casteer",
     "CFE": ".erasers.cfe",
     "Concept": ".concept",
     "Conditioning": ".backbones.conditioning",
@@ -76,6 +77,7 @@ __all__ = [
     "UCE",
     "Absent",
     "AdaVD",
+    "CASteer",
     "Concept",
     "Conditioning",
     "Edit",
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
     from .erasers.adavd import AdaVD
     from .erasers.ant import ANT
     from .erasers.ca import CA
+    from .erasers.casteer import CASteer
     from .erasers.cfe import CFE
     from .erasers.duge import DUGE
     from .erasers.eraseanything import EraseAnything

@@ -1,12 +1,17 @@
 """Guidances as diffusers pipelines: guidance as a part of the call of an ordinary pipeline."""
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load
+from torch import Tensor
 
 from erasure.backbones.sd import StableDiffusion
 from erasure.backbones.sdxl import StableDiffusionXL
@@ -14,6 +19,7 @@ from erasure.errors import InputError
 from erasure.guidance.adavd import AdaVDGuidance
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.base import Guidance
+from erasure.guidance.casteer import CASteerGuidance
 from erasure.guidance.localised import LocalisedRemoval
 from erasure.guidance.negative_prompt import NegativePromptGuidance
 from erasure.guidance.safree import SAFREEGuidance
@@ -21,6 +27,9 @@ from erasure.guidance.semantic_surgery import SemanticSurgeryGuidance
 from erasure.guidance.sld import SafeLatentDiffusion
 
 from .signatures import with_call
+
+TENSORS = "guidance.safetensors"
+"""File of an export with the tensors of its removals."""
 
 
 class GuidedMixin:
@@ -40,8 +49,9 @@ class GuidedMixin:
 
     guidance: Any  # a class of guidances with concepts
     backbone: type[StableDiffusion]
-    # Settings of the removals of an exported model, which act in every call.
+    # Settings of the removals of an exported model, which act in every call, and the hash of the file of their tensors.
     recorded: tuple[dict[str, Any], ...] = ()
+    recorded_tensors: str = ""
 
     def __call__(self, *args: object, concepts: Sequence[str] | None = None, **kwargs: object) -> Any:
         call: Callable[..., Any] = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
@@ -67,10 +77,37 @@ class GuidedMixin:
 
     @contextmanager
     def _recorded_in_force(self) -> Iterator[None]:
+        tensors = _fitted(cast(DiffusionPipeline, self), self.recorded_tensors) if self.recorded_tensors else {}
         with ExitStack() as stack:
-            for settings in self.recorded:
-                stack.enter_context(self.guidance(**settings).applied_to(cast(DiffusionPipeline, self)))
+            for i, settings in enumerate(self.recorded):
+                fitted = {name: _below(f"guidance.{i}.{name}.", tensors) for name in self.guidance.fitted}
+                stack.enter_context(self.guidance(**settings, **fitted).applied_to(cast(DiffusionPipeline, self)))
             yield
+
+
+def _fitted(pipe: DiffusionPipeline, sha256: str) -> Mapping[str, Tensor]:
+    """Return the tensors of the removals of an exported model, from the file beside its weights.
+
+    Raises:
+        InputError: The file is missing, or is not the one that was exported.
+    """
+    folder = Path(str(pipe.name_or_path))
+    try:
+        path = folder / TENSORS if folder.is_dir() else Path(hf_hub_download(str(pipe.name_or_path), TENSORS))
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"pipeline: expected {TENSORS} in {str(pipe.name_or_path)!r}, got {type(error).__name__}. Load the whole"
+            " export, from where it was written to."
+        ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise InputError(f"{path}: expected the sha256 {sha256[:12]}, got {digest[:12]}. Export the model again.")
+    return load(content)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 GuidedClass = TypeVar("GuidedClass", bound=type[GuidedMixin])
@@ -78,7 +115,8 @@ GuidedClass = TypeVar("GuidedClass", bound=type[GuidedMixin])
 
 def _settings(guidance: type[Guidance]) -> dict[str, Any]:
     """Return a guidance's settings with their defaults, the concepts apart."""
-    return {item.name: item.default for item in fields(guidance) if item.default is not MISSING}
+    factories = {item.name: item.default_factory() for item in fields(guidance) if item.default_factory is not MISSING}
+    return {item.name: item.default for item in fields(guidance) if item.default is not MISSING} | factories
 
 
 def _with_guided_signature(pipeline: GuidedClass) -> GuidedClass:
@@ -199,4 +237,20 @@ class StableDiffusionXLAdavdPipeline(GuidedMixin, StableDiffusionXLPipeline):
     """Text to image with Stable Diffusion XL, values without concepts; see `AdaVDGuidance`."""
 
     guidance = AdaVDGuidance
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionCasteerPipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, concepts' directions mirrored; see `CASteerGuidance`."""
+
+    guidance = CASteerGuidance
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLCasteerPipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, concepts' directions mirrored; see `CASteerGuidance`."""
+
+    guidance = CASteerGuidance
     backbone = StableDiffusionXL

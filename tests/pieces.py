@@ -1,14 +1,20 @@
 """Contract of every piece, whatever its extension point."""
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
+from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.edits import SamplingEdit
+from erasure.erasers import eraser_class, make_eraser
 from erasure.errors import InputError, UnknownNameError
+from erasure.guidance import Guidance
 from erasure.registry import Plugin, described
+from erasure.training.context import FitContext
 
 
 def check(kind: type[Plugin], *, frozen: bool = True) -> None:
@@ -36,3 +42,14 @@ def check(kind: type[Plugin], *, frozen: bool = True) -> None:
 
 def _settings(kind: type[Plugin]) -> dict[str, Any]:
     return dict(kind.quick or MappingProxyType({}))
+
+
+def guidance(kind: Any, pipe: Any, **settings: Any) -> Guidance:
+    """Return a guidance for the word "cat"; one with tensors is fitted by the eraser of its name."""
+    made = kind(concepts=("cat",), **{**kind.quick, **settings})
+    if not kind.fitted:
+        return made
+    eraser = make_eraser(kind.name, **eraser_class(kind.name).quick)
+    edit = eraser.fit([Concept(target="cat", preserve=("bird",))], FitContext(backbone=backbone_of(pipe)))
+    assert isinstance(edit, SamplingEdit)
+    return replace(edit.guidances[0], **{**kind.quick, **settings})

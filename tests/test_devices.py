@@ -26,6 +26,7 @@ from erasure.loading import attend_by, load_model
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 from tests import tiny
+from tests.pieces import guidance
 
 CONCEPTS = [Concept(target="cat", anchor="dog", preserve=("bird",))]
 PROMPTS, SEEDS = ["a cat and a dog", "a tree"], [0, 1]
@@ -97,7 +98,7 @@ def test_a_guidance_acts_in_this_precision(name: str, family: str, device: str, 
     pipe = placed(family, device, dtype)
     before = latents(pipe)
     kind: Any = guidances()[name]
-    with kind(concepts=("cat",), **kind.quick).applied_to(pipe):
+    with guidance(kind, pipe).applied_to(pipe):
         guided = latents(pipe)
     assert torch.isfinite(guided).all()
     assert kind.every_prompt or torch.equal(guided[1], before[1])  # a prompt without the concept

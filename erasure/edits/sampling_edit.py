@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from ..errors import InputError, unknown_name
 from ..guidance import Guidance, guidances
 from ..registry import with_settings
 from .edit import Edit
 from .metadata import EditMetadata
-from .serialization import EditFile, member
+from .serialization import EditFile, member, stored_tensor
 from .switch import Switch
 from .weight_edit import WeightEdit
 
@@ -83,11 +84,12 @@ class SamplingEdit(Edit):
     def as_file(self, shared: Path | None = None) -> EditFile:
         beneath = None if self.weights is None else self.weights.as_file(shared)
         description = {
-            "guidances": [{"name": each.name, "settings": recorded_settings(each)} for each in self.guidances],
+            "guidances": [_described(guidance) for guidance in self.guidances],
             "metadata": self.metadata.as_json(),
             "weights": None if beneath is None else beneath.description,
         }
-        return EditFile(format=_FORMAT, description=description, tensors={} if beneath is None else beneath.tensors)
+        tensors = {**({} if beneath is None else beneath.tensors), **fitted_tensors(self.guidances)}
+        return EditFile(format=_FORMAT, description=description, tensors=tensors)
 
     @classmethod
     def of_file(cls, file: EditFile, shared: Path) -> "SamplingEdit":
@@ -98,7 +100,9 @@ class SamplingEdit(Edit):
             inner = EditFile(format=WeightEdit.formats[0], description=beneath, tensors=file.tensors)
             weights = WeightEdit.of_file(inner, shared)
         return cls(
-            guidances=tuple(_guidance(each) for each in member(description, "guidances", list)),
+            guidances=tuple(
+                _guidance(each, i, file.tensors) for i, each in enumerate(member(description, "guidances", list))
+            ),
             metadata=EditMetadata.from_json(member(description, "metadata", dict)),
             weights=weights,
         )
@@ -140,12 +144,51 @@ def weights_of(edit: Edit) -> WeightEdit:
 
 
 def recorded_settings(guidance: Guidance) -> dict[str, Any]:
-    """Return the settings of a guidance as plain values; functions to be called back (`on_...`) are not recorded."""
-    return {item.name: getattr(guidance, item.name) for item in fields(guidance) if not item.name.startswith("on_")}
+    """Return the settings of a guidance as plain values.
+
+    Functions to be called back (`on_...`) are not recorded, and tensors of a fit are no settings.
+    """
+    return {
+        item.name: getattr(guidance, item.name)
+        for item in fields(guidance)
+        if not item.name.startswith("on_") and item.name not in guidance.fitted
+    }
 
 
-def _guidance(description: Mapping[str, Any]) -> Guidance:
+def fitted_tensors(guidances: Sequence[Guidance]) -> dict[str, Tensor]:
+    """Return the tensors that fits gave to guidances, by place, field and name: "guidance.0.directions.unet..."."""
+    return {
+        _key(i, field, name): tensor.detach().cpu().contiguous()
+        for i, guidance in enumerate(guidances)
+        for field in guidance.fitted
+        for name, tensor in getattr(guidance, field).items()
+    }
+
+
+def _key(place: int, field: str, name: str) -> str:
+    return f"guidance.{place}.{field}.{name}"
+
+
+def _described(guidance: Guidance) -> dict[str, Any]:
+    description: dict[str, Any] = {"name": guidance.name, "settings": recorded_settings(guidance)}
+    if guidance.fitted:
+        description["fitted"] = {field: list(getattr(guidance, field)) for field in guidance.fitted}
+    return description
+
+
+def _guidance(description: Mapping[str, Any], place: int, tensors: Mapping[str, Tensor]) -> Guidance:
     name = member(description, "name", str)
     if name not in guidances():
         raise InputError(f"edit: {unknown_name('guidance', name, guidances())} Update this library.")
-    return with_settings(guidances()[name], member(description, "settings", dict), where=f"{name}.")
+    kind = guidances()[name]
+    guidance = with_settings(kind, member(description, "settings", dict), where=f"{name}.")
+    if not kind.fitted:
+        return guidance
+    names = {field: member(member(description, "fitted", dict), field, list) for field in kind.fitted}
+    return replace(
+        guidance,
+        **{
+            field: {key: stored_tensor(tensors, _key(place, field, str(key))) for key in keys}
+            for field, keys in names.items()
+        },
+    )

@@ -151,7 +151,7 @@ class ChangeReader:
     """Reader of the values of a `ChangeWriter`; changes that shared a tensor share it again."""
 
     def __init__(self, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], by_columns: Sequence[str] = ()) -> None:
-        self._tensors = {**tensors, **{name: _tensor(tensors, name, 2).T.contiguous().T for name in by_columns}}
+        self._tensors = {**tensors, **{name: stored_tensor(tensors, name, 2).T.contiguous().T for name in by_columns}}
         self._rows = rows
         self._maps: dict[str, MapChange] = {}
         self._solved: dict[tuple[str, float], SolvedChange] = {}
@@ -204,18 +204,22 @@ class ChangeReader:
         return tuple(
             NewToken(
                 text=member(token, "text", str),
-                rows={part: _tensor(self._tensors, key, 1) for part, key in member(token, "rows", dict).items()},
+                rows={part: stored_tensor(self._tensors, key, 1) for part, key in member(token, "rows", dict).items()},
             )
             for token in data
         )
 
     def _of(self, data: Mapping[str, Any], name: str, axes: int | None = None) -> Tensor:
         """Return the tensor that a description names."""
-        return _tensor(self._tensors, member(data, name, str), axes)
+        return stored_tensor(self._tensors, member(data, name, str), axes)
 
 
-def _tensor(tensors: Mapping[str, Tensor], key: object, axes: int | None) -> Tensor:
-    """Return a tensor of numbers by its name; a number of axes of None is any."""
+def stored_tensor(tensors: Mapping[str, Tensor], key: object, axes: int | None = None) -> Tensor:
+    """Return a tensor of numbers by its name; a number of axes of None is any.
+
+    Raises:
+        InputError: There is none of that name, or it is of another kind.
+    """
     tensor = tensors.get(key) if isinstance(key, str) else None
     if tensor is None or not tensor.is_floating_point() or axes not in (None, tensor.ndim):
         got = "none" if tensor is None else f"one of {tensor.dtype} with {tensor.ndim} axes"

@@ -45,7 +45,7 @@ class Eraser(Plugin):
             removals, so a ledger need not apply them first; one of text states can be fitted on a model whose weights
             stay on the disk.
         stage: Part of the model that the edit acts on, which decides its place among several.
-        clashes: Erasers that must not be stacked with it, each with the reason.
+        clashes: Erasers whose removals must not stand beside its own, of whichever concepts, each with the reason.
         together: Whether several concepts of one request are removed at once, as one entry of a ledger (the members of
             a family); else one after another.
     """
@@ -65,6 +65,26 @@ class Eraser(Plugin):
     def dependence(self) -> Dependence:
         """The inputs of an edit with these settings."""
         return self.depends_on
+
+    @property
+    def place(self) -> Stage:
+        """The part of the model that an edit with these settings acts on."""
+        return self.stage
+
+    @property
+    def at_once(self) -> bool:
+        """Whether several concepts of one request are removed at once with these settings."""
+        return self.together
+
+    @property
+    def reflects(self) -> bool:
+        """Whether an edit with these settings mirrors a concept's direction, so that a second mirror restores it."""
+        return False
+
+    @property
+    def members(self) -> tuple["Eraser", ...]:
+        """The single erasers that it consists of: itself, or the parts of a stack."""
+        return (self,)
 
     @classmethod
     def covers(cls, family: type[LoadedModel]) -> bool:

@@ -8,8 +8,8 @@ Several concepts are made orthogonal by Gram-Schmidt, B = L T, and v' = v - sum_
 delta_i t_i.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,13 +17,14 @@ import torch
 from annotated_types import Ge
 from diffusers import DiffusionPipeline
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones import backbone_of
 from ..backbones.base import Backbone
 from ..registry import Exactness
 from .base import NamedPrompts
-from .steps import Denoising, Latents, around_each_step
+from .layers import changed_layers
+from .steps import Denoising
 from .texts import TextGuidance
 
 # A shift this small is none, so that a token far from the concepts keeps every bit.
@@ -59,14 +60,10 @@ class AdaVDGuidance(TextGuidance):
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
-        with ExitStack() as stack:
-            named = stack.enter_context(self.prompts(pipe))
-            run = _Values(self, pipe, named)
-            hooks = around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after)
-            stack.enter_context(hooks)
-            stack.callback(run.remove)
-            run.hook()
-            yield pipe
+        with self.prompts(pipe) as named:
+            values = _Values(self, pipe, named)
+            with changed_layers(pipe, values.layers, values.changed, rows=lambda: len(named())):
+                yield pipe
 
     def without(
         self, values: Float[Tensor, "tokens dim"], targets: Float[Tensor, "tokens k dim"]
@@ -97,7 +94,7 @@ class AdaVDGuidance(TextGuidance):
 
 
 class _Values:
-    """The hooks on the value projections of one pipeline's denoiser."""
+    """The values of one pipeline's denoiser."""
 
     def __init__(self, settings: AdaVDGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
@@ -106,37 +103,13 @@ class _Values:
         rows = torch.arange(len(states), device=states.states.device)
         self.concepts = states.states[rows, (states.eot - 1).to(rows.device)].detach()
         names = [name.removesuffix(".weight").partition(".")[2] for name in backbone.sites({"cross.v"})]
-        self.layers = [backbone.denoiser.get_submodule(name) for name in names]
-        self.removals: list[Callable[[], None]] = []
-        self.call: Denoising | None = None
-
-    def hook(self) -> None:
-        """Change the layers' outputs."""
-        self.removals += [layer.register_forward_hook(self.changed).remove for layer in self.layers]
-
-    def remove(self) -> None:
-        """Leave the layers as they were."""
-        while self.removals:
-            self.removals.pop()()
-
-    def before(self, call: Denoising) -> Latents:
-        """Take note of the call."""
-        self.call = call
-        return call.latents
-
-    def after(self, call: Denoising, output: Tensor) -> Tensor:
-        """Forget the call."""
-        self.call = None
-        return output
+        self.layers = {name: backbone.denoiser.get_submodule(name) for name in names}
 
     @torch.no_grad()
-    def changed(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def changed(self, name: str, call: Denoising, read: Tensor, output: Tensor) -> Tensor:
         """Return a layer's values without the concepts, for the prompts of the loop."""
-        call = self.call
-        if call is None or call.resting:
-            return None
         n, joint = len(call.latents), self.settings.branches == "joint" and call.guided
-        targets = layer.forward(self.concepts.to(args[0])).float()
+        targets = self.layers[name].forward(self.concepts.to(read)).float()
         changed = output.clone()
         for row, acted in enumerate(self.settings.acted_on(self.named).tolist()):
             if not acted:

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from erasure.backbones import backbone_of
 from erasure.edits import Lora, SamplingEdit, WeightEdit, weights_of
-from erasure.edits.sampling_edit import recorded_settings
+from erasure.edits.sampling_edit import fitted_tensors, recorded_settings
 from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
 from erasure.io.tensor_files import write_tensors
@@ -32,6 +32,7 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
     "a-star": (a_star.StableDiffusionAStarPipeline, a_star.StableDiffusionXLAStarPipeline),
     "adavd": (guided.StableDiffusionAdavdPipeline, guided.StableDiffusionXLAdavdPipeline),
     "attend-and-excite": (guided.StableDiffusionAttendExcitePipeline, guided.StableDiffusionXLAttendExcitePipeline),
+    "casteer": (guided.StableDiffusionCasteerPipeline, guided.StableDiffusionXLCasteerPipeline),
     "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
     "negative-prompt": (guided.StableDiffusionNegativePromptPipeline, guided.StableDiffusionXLNegativePromptPipeline),
     "safree": (guided.StableDiffusionSafreePipeline, guided.StableDiffusionXLSafreePipeline),
@@ -216,8 +217,11 @@ def _pipeline(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: P
     if not recorded:
         write_whole(folder / "pipeline.py", source.encode())
         return ()
-    settings = tuple(map(recorded_settings, recorded))
-    write_whole(folder / "pipeline.py", f"{source}\n\n{kind.__name__}.recorded = {settings!r}\n".encode())
+    lines = f"\n\n{kind.__name__}.recorded = {tuple(map(recorded_settings, recorded))!r}\n"
+    if tensors := fitted_tensors(recorded):
+        write_tensors(folder / guided.TENSORS, tensors, {"format": "pt"})
+        lines += f"{kind.__name__}.recorded_tensors = {_sha256(folder / guided.TENSORS)!r}\n"
+    write_whole(folder / "pipeline.py", f"{source}{lines}".encode())
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index["_class_name"] = ["pipeline", kind.__name__]  # so that nobody loads the weights without the guidance
     write_whole(folder / "model_index.json", (json.dumps(index, indent=2) + "\n").encode())

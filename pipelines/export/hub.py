@@ -60,6 +60,8 @@ PIPELINES: tuple[type, ...] = (
     guided.StableDiffusionXLAttendExcitePipeline,
     guided.StableDiffusionAdavdPipeline,
     guided.StableDiffusionXLAdavdPipeline,
+    guided.StableDiffusionCasteerPipeline,
+    guided.StableDiffusionXLCasteerPipeline,
     guided.StableDiffusionNegativePromptPipeline,
     guided.StableDiffusionXLNegativePromptPipeline,
     guided.StableDiffusionSafreePipeline,
@@ -252,7 +254,7 @@ def _import_order(line: str) -> tuple[int, str]:
 def _header(pipeline: type) -> str:
     summary = (inspect.getdoc(pipeline) or pipeline.__name__).splitlines()[0]
     origin = f"Written by {_PACKAGE} {__version__} (Apache-2.0) from {pipeline.__module__} and what it needs."
-    return f'"""{summary}\n\n{origin}\nNeeds diffusers, transformers, torch, numpy and Pillow.\n"""'
+    return f'"""{summary}\n\n{origin}\nNeeds diffusers with its requirements, transformers and torch.\n"""'
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from erasure.errors import InputError
 from erasure.guidance import Applicable, Guidance, guidances
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny
+from tests.pieces import guidance
 
 KINDS = [pytest.param(kind, id=name) for name, kind in sorted(guidances().items())]
 PROMPTS = ["a cat and a dog", "a tree"]
@@ -43,7 +44,7 @@ def test_it_is_a_frozen_dataclass_with_a_docstring_that_names_its_source(kind: A
 def test_it_acts_inside_the_with_alone_and_changes_no_weight(kind: Any, family: str) -> None:
     pipe = tiny.FAMILIES[family]()
     before, weights = latents(pipe), {name: value.clone() for name, value in pipe.unet.state_dict().items()}
-    with kind(concepts=("cat",), **kind.quick).applied_to(pipe) as inside:
+    with guidance(kind, pipe).applied_to(pipe) as inside:
         assert inside is pipe
         first, again = latents(pipe), latents(pipe)
     assert torch.equal(first, again)  # nothing is left from one loop to the next
@@ -57,7 +58,7 @@ def test_it_acts_inside_the_with_alone_and_changes_no_weight(kind: Any, family: 
 def test_one_that_acts_on_every_prompt_can_be_told_not_to(kind: Any) -> None:
     pipe = tiny.sd1()
     before = latents(pipe)
-    with kind(concepts=("cat",), only_named=True, **kind.quick).applied_to(pipe):
+    with guidance(kind, pipe, only_named=True).applied_to(pipe):
         inside = latents(pipe)
     assert torch.equal(inside[1], before[1])
     assert not torch.equal(inside[0], before[0])
@@ -79,7 +80,7 @@ def test_a_pipeline_of_flow_matching_is_refused_in_one_line(kind: Any, family: s
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exception_inside_leaves_nothing_behind(kind: Any) -> None:
     pipe = tiny.sd1()
-    with pytest.raises(RuntimeError, match="stop"), kind(concepts=("cat",)).applied_to(pipe):
+    with pytest.raises(RuntimeError, match="stop"), guidance(kind, pipe).applied_to(pipe):
         raise RuntimeError("stop")
     assert not {"step", "set_timesteps", "scale_model_input"} & vars(pipe.scheduler).keys()
     assert "encode_prompt" not in vars(pipe)
