@@ -36,6 +36,7 @@ class AdaVD(Eraser):
     stage: ClassVar[Stage] = "sampling"
     clashes: ClassVar[Mapping[str, str]] = {"oce": "two reflections of one concept cancel"}
     depends_on: ClassVar[Dependence] = "text"
+    depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "threshold", "branches")
@@ -47,6 +48,10 @@ class AdaVD(Eraser):
     shifted: bool = True
     branches: Literal["conditional", "joint"] = "conditional"
     only_named: bool = False
+
+    @property
+    def reflects(self) -> bool:
+        return self.strength > 1
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> SamplingEdit:
         self.require(concepts, context.backbone)

@@ -172,3 +172,20 @@ def guided_edit(
 def all_names(concepts: Sequence[Concept]) -> tuple[str, ...]:
     """Return the targets and aliases of concepts, each once."""
     return tuple(dict.fromkeys(name for concept in concepts for name in concept.names))
+
+
+def clash_of(one: Eraser, other: Eraser, *, one_concept: bool) -> str:
+    """Return the reason for which removals by two erasers must not stand together; "" without one.
+
+    Args:
+        one: An eraser, or a stack.
+        other: Another.
+        one_concept: Whether they remove the same concept.
+    """
+    for first in one.members:
+        for second in other.members:
+            if reason := first.clashes.get(second.name) or second.clashes.get(first.name):
+                return reason
+            if one_concept and first.reflects and second.reflects:
+                return "two reflections of one concept cancel"
+    return ""

@@ -98,6 +98,10 @@ class CASteer(Eraser):
     def place(self) -> Stage:
         return "factor of outputs" if self.form == "weights" else "sampling"
 
+    @property
+    def reflects(self) -> bool:
+        return self.strength > 1
+
     @torch.no_grad()
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
         self.require(concepts, context.backbone)

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..progress import staged
 from ..registry import Chosen, Exactness
 from ..training.context import FitContext
-from .base import STAGES, Dependence, Eraser, SharedMap
+from .base import STAGES, Dependence, Eraser, SharedMap, clash_of
 from .hirm import HiRM
 from .rece import RECE
 from .speed import SPEED
@@ -42,10 +42,12 @@ class Stack(Eraser):
     parts: Annotated[tuple[Chosen[Eraser], ...], MinLen(1)] = (HiRM(), SPEED())
 
     def __post_init__(self) -> None:
+        if any(isinstance(part, Stack) for part in self.parts):
+            raise InputError("stack.parts: expected single erasers, got a stack. Put its parts in its place.")
         for first, second in zip(self.parts, self.parts[1:], strict=False):
-            if STAGES.index(first.stage) > STAGES.index(second.stage):
+            if STAGES.index(first.place) > STAGES.index(second.place):
                 raise InputError(
-                    f"stack.parts: expected the {second.stage} before the {first.stage}, got {first.name!r} before"
+                    f"stack.parts: expected the {second.place} before the {first.place}, got {first.name!r} before"
                     f" {second.name!r}. Put {second.name!r} first."
                 )
         maps = [part.name for part in self.fitted if isinstance(part, SharedMap)]
@@ -55,11 +57,11 @@ class Stack(Eraser):
                 " with the rows of both. Remove with one of them."
             )
         for i, part in enumerate(self.parts):
-            for other in (*self.parts[:i], *self.parts[i + 1 :]):
-                if other.name in part.clashes:
+            for other in self.parts[i + 1 :]:
+                if reason := clash_of(part, other, one_concept=True):
                     raise InputError(
                         f"stack.parts: expected parts that go together, got {part.name!r} and {other.name!r}:"
-                        f" {part.clashes[other.name]}. Leave one of them out."
+                        f" {reason}. Leave one of them out."
                     )
 
     @property
@@ -68,6 +70,18 @@ class Stack(Eraser):
         if "weights" in kinds:
             return "weights"
         return "base" if "base" in kinds else "text"
+
+    @property
+    def at_once(self) -> bool:
+        return any(part.at_once for part in self.parts)  # all parts see the concepts of one entry together
+
+    @property
+    def reflects(self) -> bool:
+        return any(part.reflects for part in self.parts)
+
+    @property
+    def members(self) -> tuple[Eraser, ...]:
+        return self.parts
 
     @property
     def fitted(self) -> tuple[Eraser, ...]:
@@ -85,8 +99,9 @@ class Stack(Eraser):
         return all(part.covers(family) for part in cls().parts)
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
-        self.require(concepts, context.backbone)
         backbone = context.backbone
+        for eraser in (self, *self.parts):  # before the first is fitted
+            eraser.require(concepts, backbone)
         metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
         edits: list[Edit] = []
         with ExitStack() as applied:

@@ -7,3 +7,6 @@ from .renamed import present_settings
 from .store import starting
 
 __all__ = ["Base", "Entry", "Ledger", "Origin", "check_anchors", "present_settings", "slug", "starting"]
+from .renamed import present_settings, recorded_eraser
+
+__all__ = ["Base", "Entry", "Ledger", "Origin", "check_anchors", "present_settings", "recorded_eraser", "slug"]

@@ -9,8 +9,11 @@ from ..closed_form.joint import joined_rows
 from ..closed_form.solve import solve
 from ..concept import Concept, normalized
 from ..edits import Edit, MapChange, SamplingEdit, SolvedChange, WeightEdit, joint
+from ..erasers import Eraser
+from ..erasers.base import clash_of
 from ..errors import AlreadyRemovedError, ErasureError, InputError
 from .record import Entry
+from .renamed import recorded_eraser
 from .store import LedgerStore
 
 _REPLAY_TOLERANCE = 1e-6  # relative; the solve is in float64, where another machine's rounding stays far below it
@@ -51,6 +54,30 @@ def check_distinct(removed_names: Mapping[str, str], concepts: Sequence[Concept]
             raise AlreadyRemovedError(
                 f"ledger: expected a concept that does not stand removed, got {name!r}, which entry {entry} removes."
                 f" Undo {entry} first, or leave it out."
+            )
+
+
+def check_together(standing: Iterable[Entry], eraser: Eraser | None, concepts: Sequence[Concept]) -> None:
+    """Refuse a removal that would undo one that stands, or act where that one acts.
+
+    Args:
+        standing: Removals that stand.
+        eraser: Method of the new one; None for an edit of which nothing is known.
+        concepts: Concepts of the new one.
+
+    Raises:
+        InputError: They do not go together.
+    """
+    names = {name for concept in concepts for name in _names(concept)}
+    for entry in standing:
+        other = recorded_eraser(entry)
+        if eraser is None or other is None:
+            continue
+        one_concept = any(not names.isdisjoint(_names(concept)) for concept in entry.concepts)
+        if reason := clash_of(eraser, other, one_concept=one_concept):
+            raise InputError(
+                f"ledger: expected a removal that goes together with those that stand, got one by {eraser.name!r}"
+                f" beside {entry.id} by {entry.shown_method!r}: {reason}. Undo {entry.id} first, or use another method."
             )
 
 

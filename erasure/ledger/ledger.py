@@ -30,8 +30,9 @@ from ..io.text import slug as text_slug
 from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
-from .checks import check_distinct, check_solvable, problems_of, relative_move
+from .checks import check_distinct, check_solvable, check_together, problems_of, relative_move
 from .record import FILE, FORMAT, Base, Entry, Origin, Record
+from .renamed import recorded_eraser
 from .store import LedgerStore
 from .view import LedgerView
 
@@ -120,12 +121,15 @@ class Ledger(LedgerView):
             AlreadyRemovedError: See `distinct`.
             InputError: The method cannot remove these concepts.
             LedgerError: The folder cannot be changed, or a standing removal cannot be read; nothing is added.
+            InputError: The method cannot remove these concepts, or not beside a removal that stands.
+            LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
         """
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
         concepts = one_of_each(concepts)
         check_names(concepts, backbone)
         self._store.check_whole()
+        check_together(self.standing, eraser, concepts)
         standing = self.standing if eraser.dependence == "weights" else ()
         # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
         edits = {entry.id: self._load(entry) for entry in standing}
@@ -153,6 +157,7 @@ class Ledger(LedgerView):
         Raises:
             BaseMismatchError: It was fitted on another model.
             AlreadyRemovedError: A concept stands removed already, and `distinct` is set.
+            InputError: It does not go together with a removal that stands.
             LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
         """
         self.check_base(edit.metadata.base_fingerprint, edit.metadata.base_name)
@@ -254,6 +259,7 @@ class Ledger(LedgerView):
             if distinct:  # here, because another process may have removed it since the fit began
                 check_distinct(self.removed_names, edit.metadata.concepts)
             self._store.check_whole()
+            check_together(self.standing, recorded_eraser(edit.metadata), edit.metadata.concepts)
             check_solvable(self._store, edit)
             number = f"{len(self.entries) + 1:03d}"
             file = f"edits/{number}-{slug(edit.metadata.concepts)}.safetensors"

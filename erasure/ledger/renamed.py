@@ -3,8 +3,15 @@
 A record stays as it was written; only what makes a removal again reads it by today's names.
 """
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
+
+from ..edits import EditMetadata
+from ..erasers import Eraser, eraser_names, make_eraser
+from ..errors import ErasureError
+from .record import Entry
 
 # Path of a setting before -> now, by eraser; "a.b" is the setting b of the piece a.
 _TERMS = {"preservation": "shape.keep"}
@@ -36,3 +43,17 @@ def present_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]
             values = RENAMED_VALUES.get((method, setting), {})
             present[setting] = values.get(value, value) if isinstance(value, str) else value
     return present
+
+
+@lru_cache(maxsize=256)  # the entries of a long ledger have few settings
+def _eraser(method: str, settings: str) -> Eraser | None:
+    try:
+        return make_eraser(method, **present_settings(method, json.loads(settings)))
+    except ErasureError:
+        return None
+
+
+def recorded_eraser(record: Entry | EditMetadata) -> Eraser | None:
+    """Return the eraser of a removal; None for an edit that no eraser made, or none of this version."""
+    known = record.method in eraser_names()
+    return _eraser(record.method, json.dumps(record.settings, sort_keys=True)) if known else None

@@ -13,7 +13,7 @@ from ..concept import Concept, normalized
 from ..erasers import eraser_class, eraser_names
 from ..errors import AlreadyRemovedError, InputError
 from ..io.json_files import read_record
-from ..ledger import check_anchors
+from ..ledger import check_anchors, recorded_eraser
 from ..profile import profile_of
 from ..progress import OnProgress
 from ..provenance import provenance
@@ -63,7 +63,7 @@ def remove(
     on_progress: OnProgress | None = None,
     on_removed_already: Callable[[str], None] | None = None,
 ) -> Iterator["Entry"]:
-    """Remove the concepts of a run one after another, or as one entry if the method is `together`; yield the entries.
+    """Remove the concepts of a run one after another, or as one entry if the method is `at_once`; yield the entries.
 
     An entry is in the ledger before it is yielded, so the ledger is complete wherever the caller stops.
 
@@ -79,12 +79,12 @@ def remove(
         AlreadyRemovedError: See `on_removed_already`; always for concepts that are removed together.
         InputError: Anchors of concepts that are solved together go round in a circle; nothing is removed.
     """
-    if run.eraser.depends_on == "text":
+    if run.eraser.dependence == "text":
         check_anchors(_solved_together(ledger), run.concepts)
     names = [name for concept in run.concepts for name in (concept.target, *concept.preserve)]
     judge = profile_of(run.model).judge(str(pipe.device), names)
     requests: list[tuple[Concept, ...]] = [(concept,) for concept in run.concepts]
-    if run.eraser.together and run.concepts:
+    if run.eraser.at_once and run.concepts:
         requests = [run.concepts]
     for concepts in requests:
         try:
@@ -102,7 +102,8 @@ def remove(
 def _solved_together(ledger: "Ledger") -> Iterator[Concept]:
     """Give the standing concepts of erasers that read text alone: a circle of their anchors has no solution."""
     for entry in ledger.standing:
-        if entry.method in eraser_names() and eraser_class(entry.method).depends_on == "text":
+        eraser = recorded_eraser(entry)
+        if eraser is not None and eraser.dependence == "text":
             yield from entry.concepts
 
 

@@ -104,7 +104,7 @@ def parse(config: Mapping[str, Any]) -> Run:
     name, settings = _eraser(config)
     if isinstance(config.get("concepts"), str):
         config["concepts"] = read_concepts(list_path(config["concepts"]))
-    elif eraser_class(name).together and isinstance(config.get("concepts"), list):
+    elif _at_once(name, settings) and isinstance(config.get("concepts"), list):
         config["concepts"] = families_expanded(config["concepts"])
     if isinstance(config["model"], str):
         profile = profile_of(config["model"])
@@ -135,6 +135,14 @@ def _eraser(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             f"eraser: expected a name and settings, got {value!r}. Write for example {{name: uce, reg: 0.5}}."
         )
     return name, settings
+
+
+def _at_once(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return True if an eraser, or a part of a stack, removes several concepts of one request at once."""
+    parts = settings.get("parts")
+    listed = parts if isinstance(parts, list) else []
+    named = [part.get("name") if isinstance(part, Mapping) else part for part in listed]
+    return any(eraser_class(each).together for each in (name, *named) if isinstance(each, str))
 
 
 def _part(part: object, profile: ModelProfile) -> object:

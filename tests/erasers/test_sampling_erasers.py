@@ -20,6 +20,9 @@ from tests import tiny
 NAMES = [name for name in eraser_names() if eraser_class(name).stage == "sampling" and name != "localised"]
 
 
+STRONG_OCE = {"name": "oce", "alpha": 1000.0}
+
+
 def images(pipe: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return pipe("a cat and a dog", num_inference_steps=2, output_type="latent", generator=generator).images
@@ -59,8 +62,17 @@ def test_a_ledger_records_exports_and_undoes_it(name: str, tmp_path: Path) -> No
         assert torch.equal(images(pipe), plain)
 
 
-@pytest.mark.parametrize("parts", [("safree", "semantic-surgery"), ("semantic-surgery", "safree"), ("oce", "adavd")])
-def test_those_that_undo_one_another_are_not_stacked(parts: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("safree", "semantic-surgery"),
+        ("semantic-surgery", "safree"),
+        (STRONG_OCE, "adavd"),
+        (STRONG_OCE, "casteer"),
+        ("casteer", "adavd"),
+    ],
+)
+def test_those_that_undo_one_another_are_not_stacked(parts: tuple[Any, str]) -> None:
     with pytest.raises(InputError, match=r"stack.parts: expected parts that go together, got") as caught:
         make_eraser("stack", parts=parts)
     assert "\n" not in str(caught.value)
@@ -78,3 +90,33 @@ def test_one_stands_on_a_change_of_weights() -> None:
     with edit.applied_to(pipe):
         assert not torch.equal(images(pipe), beneath)
     assert torch.equal(images(pipe), plain)
+
+
+def test_one_that_projects_stands_beside_one_that_mirrors() -> None:
+    make_eraser("stack", parts=(STRONG_OCE, {"name": "adavd", "strength": 1.0}))
+    make_eraser("stack", parts=("oce", "adavd"))
+
+
+def test_a_ledger_refuses_what_does_not_go_together_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tiny")
+    cat, dog = Concept(target="cat", aliases=("kitten",)), Concept(target="dog")
+    surgery, safree = make_eraser("semantic-surgery"), make_eraser("safree")
+    ledger.remove(pipe, make_eraser("stack", parts=("uce", "semantic-surgery")), [cat])
+    edit = safree.fit([dog], FitContext(backbone=backbone_of(pipe)))
+    monkeypatch.setattr(type(safree), "fit", lambda *_: pytest.fail("it is fitted"))
+    refused = r"got one by 'safree' beside 001 by 'uce\+semantic-surgery': both move the same states"
+    with pytest.raises(InputError, match=refused):
+        ledger.remove(pipe, safree, [dog])
+    with pytest.raises(InputError, match=refused):
+        ledger.add(edit)
+    ledger.remove(pipe, surgery, [dog])
+    ledger.remove(pipe, make_eraser("oce", alpha=1000.0), [Concept(target="bird")])
+    ledger.remove(pipe, make_eraser("adavd"), [Concept(target="boat")])  # of another concept
+    with pytest.raises(InputError, match="beside 003 by 'oce': two reflections of one concept cancel"):
+        ledger.remove(pipe, make_eraser("adavd"), [Concept(target="robin", aliases=("Bird",))])
+    ledger.undo("001")
+    ledger.undo("002")
+    ledger.add(edit)

@@ -18,6 +18,7 @@ from erasure.erasers.stack import Stack
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError
 from erasure.ledger import Ledger
+from erasure.runs.removal import remove
 from erasure.runs.schema import parse
 from erasure.training.context import FitContext
 from tests import tiny
@@ -85,8 +86,40 @@ def test_two_maps_of_text_states_are_refused() -> None:
 
 def test_parts_that_cancel_each_other_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OCE, "clashes", {"speed": "a reason"})
-    with pytest.raises(InputError, match=r"got 'oce' and 'speed': a reason\. Leave one of them out"):
+    with pytest.raises(InputError, match=r"got 'speed' and 'oce': a reason\. Leave one of them out"):
         Stack(parts=(SPEED(), OCE()))
+
+
+def test_a_stack_removes_a_family_at_once_if_a_part_does() -> None:
+    assert not Stack().at_once
+    assert Stack(parts=(SPEED(), make_eraser("absent"))).at_once
+    weapons = parse({"eraser": {"name": "speed+trce"}, "concepts": [{"target": "weapons"}]})
+    alone = parse({"eraser": {"name": "trce"}, "concepts": [{"target": "weapons"}]})
+    assert [concept.target for concept in weapons.concepts] == [concept.target for concept in alone.concepts]
+    assert len(weapons.concepts) > 1
+    listed = parse({"eraser": ["speed", {"name": "absent"}], "concepts": [{"target": "weapon"}]})
+    assert len(listed.concepts) == len(weapons.concepts)
+
+
+def test_a_family_is_one_entry_of_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SPEED, "together", True)
+    concepts = [{"target": "cat"}, {"target": "dog"}]
+    run = parse({"model": str(tmp_path), "eraser": ["speed"], "concepts": concepts})
+    pipe = tiny.sd1()
+    (entry,) = remove(run, pipe, Ledger.open_or_create(tmp_path / "ledger", pipe, "tiny"))
+    assert [concept.target for concept in entry.concepts] == ["cat", "dog"]
+
+
+def test_a_stack_in_a_stack_is_refused() -> None:
+    with pytest.raises(InputError, match=r"stack.parts: expected single erasers, got a stack"):
+        Stack(parts=(Stack(), SPEED()))
+
+
+def test_a_model_that_a_part_does_not_cover_is_refused_before_the_first_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SPEED, "fit", lambda *_: pytest.fail("it is fitted"))
+    stack = make_eraser("stack", parts=("speed", "adavd"))
+    with pytest.raises(InputError, match="adavd: expected a model"):
+        stack.fit([CAT], FitContext(backbone=backbone_of(tiny.flux())))
 
 
 def test_a_plus_and_a_list_are_stacks_with_the_settings_of_the_profile() -> None:
