@@ -34,9 +34,7 @@ class AdaVD(Eraser):
     source: ClassVar[str] = "arXiv:2412.06143, code c2d2962"
     exactness: ClassVar[Exactness] = "published"
     stage: ClassVar[Stage] = "sampling"
-    clashes: ClassVar[Mapping[str, str]] = {"oce": "two reflections of one concept cancel"}
     depends_on: ClassVar[Dependence] = "text"
-    depends_on: ClassVar[Literal["text", "weights"]] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "threshold", "branches")

@@ -3,10 +3,17 @@
 from .checks import check_anchors
 from .ledger import Ledger, slug
 from .record import Base, Entry, Origin
-from .renamed import present_settings
+from .renamed import present_settings, recorded_eraser
 from .store import starting
 
-__all__ = ["Base", "Entry", "Ledger", "Origin", "check_anchors", "present_settings", "slug", "starting"]
-from .renamed import present_settings, recorded_eraser
-
-__all__ = ["Base", "Entry", "Ledger", "Origin", "check_anchors", "present_settings", "recorded_eraser", "slug"]
+__all__ = [
+    "Base",
+    "Entry",
+    "Ledger",
+    "Origin",
+    "check_anchors",
+    "present_settings",
+    "recorded_eraser",
+    "slug",
+    "starting",
+]

@@ -81,13 +81,16 @@ def check_together(standing: Iterable[Entry], eraser: Eraser | None, concepts: S
             )
 
 
-def check_solvable(store: LedgerStore, edit: Edit) -> None:
-    """Refuse a removal that closes a circle of anchors, for which the joint solve has no solution.
+def check_addable(store: LedgerStore, edit: Edit) -> None:
+    """Refuse a removal that does not go together with one that stands, or that has no solution beside them.
+
+    A circle of anchors has none.
 
     Raises:
-        InputError: There is no solution.
+        InputError: It cannot be added.
     """
     entries = [entry for entry in store.record.entries if entry.state == "standing"]
+    check_together(entries, recorded_eraser(edit.metadata), edit.metadata.concepts)
     standing = (concept for entry in entries for concept in entry.concepts)
     # Only such a removal is solved for now; to solve at every addition would make a thousand of them slow.
     trained = isinstance(edit, WeightEdit) and edit.rows is None

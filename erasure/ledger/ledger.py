@@ -30,9 +30,8 @@ from ..io.text import slug as text_slug
 from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
-from .checks import check_distinct, check_solvable, check_together, problems_of, relative_move
+from .checks import check_addable, check_distinct, check_together, problems_of, relative_move
 from .record import FILE, FORMAT, Base, Entry, Origin, Record
-from .renamed import recorded_eraser
 from .store import LedgerStore
 from .view import LedgerView
 
@@ -119,10 +118,8 @@ class Ledger(LedgerView):
         Raises:
             BaseMismatchError: The pipeline is not the ledger's base.
             AlreadyRemovedError: See `distinct`.
-            InputError: The method cannot remove these concepts.
-            LedgerError: The folder cannot be changed, or a standing removal cannot be read; nothing is added.
             InputError: The method cannot remove these concepts, or not beside a removal that stands.
-            LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
+            LedgerError: The folder cannot be changed, or a standing removal cannot be read; nothing is added.
         """
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
@@ -135,12 +132,11 @@ class Ledger(LedgerView):
         edits = {entry.id: self._load(entry) for entry in standing}
         beneath = {name: weights_of(edit) for name, edit in edits.items() if not isinstance(edit, SamplingEdit)}
         edit = WeightEdit.joint(list(beneath.values())) if beneath else self._unedited()
-        originals = {name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()}
         history = History(
             # An eraser that reads text states alone keeps the rows of earlier targets: the joint solve leaves them out
             # while those removals stand, and has them again when they are undone.
             targets=tuple(concept for entry in standing for concept in entry.concepts),
-            originals=originals,
+            originals={name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()},
             memory=self.path / "memory",
         )
         context = FitContext(backbone=backbone, history=history, judge=judge, seed=seed, on_progress=on_progress)
@@ -157,7 +153,6 @@ class Ledger(LedgerView):
         Raises:
             BaseMismatchError: It was fitted on another model.
             AlreadyRemovedError: A concept stands removed already, and `distinct` is set.
-            InputError: It does not go together with a removal that stands.
             LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
         """
         self.check_base(edit.metadata.base_fingerprint, edit.metadata.base_name)
@@ -259,8 +254,7 @@ class Ledger(LedgerView):
             if distinct:  # here, because another process may have removed it since the fit began
                 check_distinct(self.removed_names, edit.metadata.concepts)
             self._store.check_whole()
-            check_together(self.standing, recorded_eraser(edit.metadata), edit.metadata.concepts)
-            check_solvable(self._store, edit)
+            check_addable(self._store, edit)
             number = f"{len(self.entries) + 1:03d}"
             file = f"edits/{number}-{slug(edit.metadata.concepts)}.safetensors"
             entry = Entry(

@@ -26,7 +26,7 @@ from .. import a_star, guided
 
 _PACKAGE = ErasureError.__module__.partition(".")[0]
 # Modules that need packages which a self-contained file must not: their parts that such a file uses, without the checks
-# of settings by pydantic. A guidance checks the ranges of its settings itself.
+# of settings by pydantic.
 _STAND_INS = {
     f"{_PACKAGE}.registry": """
 from abc import ABC
@@ -45,7 +45,9 @@ class Plugin(ABC):
     quick: ClassVar[Mapping[str, Any]] = {}
 """
 }
-_SHAPED = {"Bool", "Float", "Int", "UInt8"}
+# Annotations of which the first part is the type, and the packages that the others are of.
+_SHAPED = {"Annotated", "Bool", "Float", "Int", "UInt8"}
+_OF_ANNOTATIONS = ("annotated_types", "jaxtyping")
 
 PIPELINES: tuple[type, ...] = (
     a_star.StableDiffusionAStarPipeline,
@@ -182,7 +184,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 def _foreign_of(module: _Module, name: str) -> Iterator[str]:
     for node in module.definitions[name]:
         for used in _names(node):
-            if used in module.foreign and "jaxtyping" not in module.foreign[used]:
+            if used in module.foreign and not any(each in module.foreign[used] for each in _OF_ANNOTATIONS):
                 yield module.foreign[used]
 
 
