@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from erasure.concept import Concept, Kind
@@ -20,8 +20,10 @@ from erasure.sampling import Pair, SamplingSettings, sample_pairs
 from ..eval.images.attention_maps import attention_sheet, trace_attention
 from ..eval.judges.readings import read
 from ..eval.protocols import sources
+from ..eval.protocols.audit.plan import audit_of
 from ..eval.protocols.evaluate import evaluate, write_scores
 from ..eval.protocols.ledger_measures import LedgerMeasures
+from ..eval.reports.audit_report import write_audit_report
 from ..eval.reports.evaluation_report import write_evaluation_report
 from ..eval.reports.ledger_report import RemovalRow, removal_rows, write_report
 from . import limits
@@ -31,7 +33,7 @@ from .results import Attended, BeforeAfter, Report
 from .sessions import Session
 from .studio import Studio
 
-_STEP_MEASURE = schema.MeasureSettings(per_concept=10, near=16, far=20)
+_STEP_MEASURE = schema.MeasureSettings(per_concept=10, near=16, far=20, health=False)
 """Measure of the erosion curve: few images after each step, with wide intervals."""
 _SHOWN_STEPS = 6
 
@@ -291,6 +293,39 @@ def _ledger_report(studio: Studio, session: Session, ledger: Ledger, images: int
 
 def _rate(rate: Mapping[str, Any]) -> str:
     return f"{rate['value']:.3f} of {rate['n']}"
+
+
+def audit(studio: Studio, session: Session, concept: str, track: Track) -> Report:
+    """Audit one removed concept by the quick suite, and keep the record in the ledger, for the model card.
+
+    Raises:
+        InputError: No entry stands, the concept is not removed, or the judge does not know it.
+        StoppedError: The job was stopped; what was measured is used by the next one.
+    """
+    ledger = _ledger(session, "audit")
+    targets = [each.target for each in _removed(ledger)]
+    if concept not in targets:
+        raise InputError(
+            f"audit: expected a concept that stands removed, got {concept!r}."
+            f" {'Choose one of ' + ', '.join(targets) if targets else 'Erase one first'}."
+        )
+    with track.holding(studio.lock):
+        source = sources.source_of(str(session.ledger_folder), lambda name: studio.pipe)
+        planned = replace(audit_of(source, lambda name: studio.pipe, device=studio.device), aimed=(concept,))
+        results = planned.run(track.report)
+        track.say("writing the report")
+        folder = session.ledger_folder / "audits" / f"{planned.suite}-{ledger.state()}"
+        record = results.write(folder)
+        [audited] = results.concepts
+        silent = [each for each in audited.probes.values() if each.status != "measured"]
+        session.audited = Report(
+            table=(("verdict",), (audited.verdict,)),
+            page=write_audit_report(results, folder),
+            scores=record,
+            entries=tuple(entry.id for entry in ledger.standing),
+            notes=tuple(f"not measured: {each.name}: {each.reason}" for each in silent),
+        )
+    return session.audited
 
 
 def ledger_json(session: Session) -> list[dict[str, Any]]:

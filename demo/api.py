@@ -25,7 +25,7 @@ _LINE = 2000
 def offer(desk: Desk) -> None:
     """Add the API to the page that is being built."""
     api = Api(desk)
-    for heavy in (api.erase, api.compare, api.verify, api.attention, api.measure, api.export):
+    for heavy in (api.erase, api.compare, api.verify, api.attention, api.measure, api.audit, api.export):
         gr.api(heavy, api_name=heavy.__name__, **HEAVY)
     for light in (api.ledger, api.undo, api.suggest, api.methods):
         gr.api(light, api_name=light.__name__)
@@ -157,6 +157,20 @@ class Api:
             }
 
         return self._run(request, "measure", work)
+
+    def audit(self, request: gr.Request, concept: str) -> dict[str, Any]:
+        """Audit a removed concept by the quick suite; return its verdict, what failed, and the ladder as HTML."""
+
+        def work(session: Session, track: Track) -> dict[str, Any]:
+            report = actions.audit(self._studio, session, limits.name("concept", concept), track)
+            _, (verdict,) = report.table
+            return {
+                "verdict": verdict,
+                "notes": list(report.notes),
+                "report": report.page.read_text(encoding="utf-8"),
+            }
+
+        return self._run(request, "audit", work)
 
     def export(self, request: gr.Request, form: str = "edit") -> dict[str, Any]:
         """Return the standing removals as a file: edit, lora, kohya, pipeline, checkpoint or ledger."""

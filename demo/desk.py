@@ -16,11 +16,11 @@ from PIL.Image import Image
 from erasure.errors import ErasureError
 from erasure.io.files import make_folder, write_whole
 from erasure.io.text import in_html
-from erasure.progress import Progress
+from erasure.progress import Progress, StoppedError
 
 from ..eval.images.png import as_png
 from . import limits, views
-from .jobs import StoppedError, Track, followed
+from .jobs import Track, followed
 from .sessions import Session, Sessions
 from .studio import Studio
 

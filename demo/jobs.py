@@ -8,16 +8,11 @@ from dataclasses import replace
 from math import inf
 from typing import Generic, TypeVar
 
-from erasure.errors import ErasureError
-from erasure.progress import Progress
+from erasure.progress import Progress, StoppedError
 
 Result = TypeVar("Result")
 _LOOK_SECONDS = 0.2
 """Interval between two updates of the page, in seconds."""
-
-
-class StoppedError(ErasureError):
-    """The visitor pressed Cancel or left the page, or the time of the job is over."""
 
 
 class Track:
@@ -51,7 +46,7 @@ class Track:
         """Receive a report of the job; the `on_progress` of all its parts.
 
         Raises:
-            StoppedError: The job was stopped.
+            StoppedError: The visitor pressed Cancel or left the page, or the time of the job is over.
         """
         stage = {"fit": "fitting"}.get(progress.stage, progress.stage)
         if stage != self._now.stage or progress.done < self._now.done:

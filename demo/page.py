@@ -55,6 +55,7 @@ class _Tabs:
             **compare_tab.filled(self.compare, session.compared),
             **attention_tab.filled(self.attention, session.attended),
             **measure_tab.filled(self.measure, session.measured),
+            **measure_tab.audited(self.measure, session.audited),
             **export_tab.filled(self.export, session.exported),
         }
 

@@ -36,6 +36,7 @@ class Session:
         compared: The last comparison.
         attended: The last attention maps.
         measured: The last measurement.
+        audited: The last audit.
         exported: The last export.
         suggested: Texts that the page suggests, by the field's name.
         typed: Names of the fields in which the visitor typed a text of their own.
@@ -49,6 +50,7 @@ class Session:
     compared: BeforeAfter | None = None
     attended: Attended | None = None
     measured: Report | None = None
+    audited: Report | None = None
     exported: Exported | None = None
     suggested: dict[str, list[str]] = field(default_factory=dict)
     typed: set[str] = field(default_factory=set)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
+from .errors import ErasureError
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -27,6 +29,10 @@ class Progress:
     loss: float | None = None
     parts: tuple[float, ...] = ()
     note: str = ""
+
+
+class StoppedError(ErasureError):
+    """The receiver of the progress raised this to end the work; what catches the errors of a part lets it pass."""
 
 
 OnProgress = Callable[[Progress], None]

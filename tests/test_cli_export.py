@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -92,9 +93,50 @@ def test_the_card_says_what_was_removed_and_carries_the_licence(ledger: Path, sa
     assert '| cat (object) | – | nothing | dog | uce | `rows="last-subject"' in card.text
     assert "## What was measured\n\nNothing." in card.text
     assert "- Whether what was removed is gone." in card.text
-    assert "no attack was run" in card.text
+    assert "no attack was run, and no audit made" in card.text
+    assert "## Audit\n\nNone was made of what stands" in card.text
     assert 'DiffusionPipeline.from_pretrained("out", dtype=torch.float32)' in card.text
     assert "[Open Terms](https://terms)" in card.text
+
+
+def audit_record(time: str, dose: str) -> dict[str, Any]:
+    """Return what `erasure audit` writes, cut to what a card shows."""
+    residue = {"value": 0.5, "low": 0.25, "high": 0.75, "confidence": 0.95}
+    rows = {"erased": {"mean": 0.4, "kept": 0.9}, "original": {"mean": 0.8, "kept": 1.0}}
+    reading = {"part": "", "label": dose, "residue": residue, "difference": None, "rows": rows}
+    side = {**reading, "part": "ghost", "residue": None, "difference": {"value": 0.1, "low": 0.02, "high": 0.2}}
+    measured = {"access": "image", "status": "measured", "reason": "", "readings": [reading], "strongest": 0}
+    probes = {
+        "hand-over": measured,
+        "priming": {**measured, "access": "inside", "readings": [side], "strongest": None},
+        "mma": {**measured, "access": "prompt", "status": "failed", "reason": "no kernel | for it", "readings": []},
+    }
+    concept = {"concept": "cat", "gold": "", "verdict": "Cat is not gone.", "untested": ["prune"], "probes": probes}
+    return {"suite": "quick", "judge": "the oracle", "time": time, "concepts": [concept]}
+
+
+def test_the_card_carries_the_last_audit_of_what_stands(ledger: Path) -> None:
+    state = Ledger.open(ledger).state()
+    for folder, record in (
+        (f"quick-{state}", audit_record("2026-01-02T00:00:00+00:00", "10 of 25 steps")),
+        (f"full-{state}", audit_record("2026-01-01T00:00:00+00:00", "an older one")),
+        ("quick-0123456789abcdef", audit_record("2027-01-01T00:00:00+00:00", "of another state")),
+    ):
+        (ledger / "audits" / folder).mkdir(parents=True)
+        (ledger / "audits" / folder / "audit.json").write_text(json.dumps(record))
+    (ledger / "audits" / f"standard-{state}").mkdir()
+    (ledger / "audits" / f"standard-{state}" / "audit.json").write_text('{"suite": 3}')
+    call("export", ledger, "out", "--format", "edit", "--no-images")
+    text = card_of(Path("out")).text
+    assert "**cat.** Cat is not gone." in text
+    assert "| hand-over | image | 10 of 25 steps | 0.50 \\[0.25, 0.75\\] | 0.40 | 0.80 | 0.90 |" in text
+    assert "| priming | inside | ghost, 10 of 25 steps | +0.10 \\[+0.02, +0.20\\], a side effect |" in text
+    assert "| mma | prompt | not measured: no kernel \\| for it |" in text
+    assert "Not tested: prune." in text
+    assert "an older one" not in text
+    assert "of another state" not in text
+    assert "no attack was run" not in text
+    assert "What further training" in text, "no relearning in this audit"
 
 
 def test_the_card_has_what_was_measured_of_what_stands() -> None:

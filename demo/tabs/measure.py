@@ -1,4 +1,4 @@
-"""Tab "Measure": the quick suite on the edited model, with its report."""
+"""Tab "Measure": the quick suite on the edited model and the quick audit of a removed concept, with their reports."""
 
 from typing import Any
 
@@ -11,6 +11,11 @@ from ..results import Report
 from ..sessions import Session
 
 _EMPTY = "Nothing is removed, so there is nothing to measure. Remove a concept in the tab Erase."
+_NO_AUDIT = "Nothing is removed, so there is nothing to audit. Remove a concept in the tab Erase."
+_AUDIT = (
+    "Press Audit: is the concept really gone? Every quick probe tries to bring it back, from other words to training on"
+    " its images. On two cores it takes about six minutes; what was measured once is kept."
+)
 _READY = "Press Measure: efficacy and specificity of the removals. It takes some minutes."
 
 
@@ -41,6 +46,8 @@ def build(desk: Desk) -> dict[str, Any]:
         scores = gr.DownloadButton("Download the numbers", visible=False, elem_id="scores-file", min_width=220)
     report = gr.HTML(elem_id="report")
 
+    pieces = {"page": page, "scores": scores, "report": report, **_place_audit(desk)}
+
     def work(session: Session, track: Track, many: float) -> Report:
         return actions.measure(desk.studio, session, limits.whole("images", many, low, high), track)
 
@@ -51,9 +58,56 @@ def build(desk: Desk) -> dict[str, Any]:
 
     desk.standing[shown] = table
     desk.standing[basis] = lambda session: views.basis(session.measured and session.measured.entries, session.ledger())
-    pieces = {"page": page, "scores": scores, "report": report}
-    desk.runs(job, [images], list(pieces.values()), work, lambda _, result: filled(pieces, result))
+    outputs = [page, scores, report]
+    desk.runs(job, [images], outputs, work, lambda _, result: filled(pieces, result))
     return pieces
+
+
+def _place_audit(desk: Desk) -> dict[str, Any]:
+    """Place the components of the audit; return those that a reloaded page fills again."""
+    gr.Markdown("### Audit")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=320):
+            concept = gr.Dropdown([], label="Removed concept", interactive=True, elem_id="audited")
+        with gr.Column(scale=8, min_width=320):
+            job = Job.placed("audit", "Audit")
+    basis = gr.HTML(elem_id="audit-basis")
+    verdict = gr.HTML(views.empty(_NO_AUDIT), elem_id="verdict")
+    with gr.Row():
+        page = gr.DownloadButton("Download the ladder", visible=False, elem_id="ladder-file", min_width=220)
+        record = gr.DownloadButton("Download the record", visible=False, elem_id="audit-file", min_width=220)
+    ladder = gr.HTML(elem_id="ladder")
+    pieces = {"ladder page": page, "record": record, "ladder": ladder}
+
+    def work(session: Session, track: Track, name: str | None) -> Report:
+        return actions.audit(desk.studio, session, limits.name("concept", name), track)
+
+    def names(session: Session) -> Any:
+        ledger = session.ledger()
+        removed = [] if ledger is None else [each.target for entry in ledger.standing for each in entry.concepts]
+        return gr.update(choices=removed, value=removed[-1] if removed else None)
+
+    def shown(session: Session) -> str:
+        if session.audited is not None:
+            return views.measured(session.audited)
+        return views.empty(_AUDIT if session.standing() else _NO_AUDIT)
+
+    desk.standing[concept] = names
+    desk.standing[verdict] = shown
+    desk.standing[basis] = lambda session: views.basis(session.audited and session.audited.entries, session.ledger())
+    desk.runs(job, [concept], list(pieces.values()), work, lambda _, result: audited(pieces, result))
+    return pieces
+
+
+def audited(pieces: dict[str, Any], result: Report | None) -> dict[Any, Any]:
+    """Return the updates of the tab for an audit; none without one."""
+    if result is None:
+        return {}
+    return {
+        pieces["ladder page"]: gr.update(value=str(result.page), visible=True),
+        pieces["record"]: gr.update(value=str(result.scores), visible=True),
+        pieces["ladder"]: views.framed(result.page),
+    }
 
 
 def filled(pieces: dict[str, Any], result: Report | None) -> dict[Any, Any]:

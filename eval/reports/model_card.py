@@ -26,6 +26,7 @@ from erasure.sampling import SamplingSettings, sample_pairs
 from ...pipelines.export.folders import folder_of
 from ...pipelines.export.formats import Export, Written
 from ..images.sheets import side_by_side
+from .card_audit import audit_section, last_audit
 from .card_results import Result, results_of
 
 BEFORE_AFTER = "before-after.png"
@@ -110,6 +111,7 @@ def model_card(ledger: Ledger, pipe: DiffusionPipeline, written: Written, *, ima
         f"{base}, from which the Python library `erasure` {version('erasure')} removed: {targets}.",
         _removed(ledger),
         _measured(results, written.notes),
+        audit_section(ledger),
         _not_measured(ledger, pipe, results),
         _loading(ledger, pipe, written),
         _licence(ledger, licence),
@@ -187,14 +189,20 @@ def _not_measured(ledger: Ledger, pipe: DiffusionPipeline, results: Sequence[Res
         missing.append("Whether what was removed is gone.")
     if not any(result.what.startswith("retention") for result in results):
         missing.append("Whether what was to stay has stayed.")
-    if not any(result.what.startswith("attack") for result in results):
-        missing.append("Whether somebody who tries can bring it back: no attack was run.")
+    if not any(result.what.startswith("attack") for result in results) and last_audit(ledger) is None:
+        missing.append("Whether somebody who tries can bring it back: no attack was run, and no audit made.")
     missing += [
         "Languages other than English, and names of the removed concept that are not listed above.",
-        "What further training on images of the removed concept brings back.",
+        *([] if _relearned(ledger) else ["What further training on images of the removed concept brings back."]),
     ]
     missing += profile_of(ledger.base.name).data.limitations
     return "\n".join(["## What was not measured", "", *(f"- {line}" for line in missing)])
+
+
+def _relearned(ledger: Ledger) -> bool:
+    """Return True if the last audit trained the model on images of each concept."""
+    concepts = (last_audit(ledger) or {}).get("concepts", [])
+    return bool(concepts) and all(each["probes"].get("relearn", {}).get("readings") for each in concepts)
 
 
 def _leaves_sentence_vector(ledger: Ledger, pipe: DiffusionPipeline) -> bool:

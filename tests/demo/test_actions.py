@@ -5,6 +5,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +17,17 @@ from erasure.demo import actions, exports
 from erasure.demo.actions import Wish
 from erasure.demo.exports import FORMS, export, upload
 from erasure.demo.forms import offered
-from erasure.demo.jobs import StoppedError, Track
+from erasure.demo.jobs import Track
 from erasure.demo.sessions import Session, Sessions
 from erasure.demo.studio import Studio
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import ErasureError, InputError
+from erasure.eval.protocols.audit.plan import audit_of
+from erasure.eval.protocols.audit.run import Audit
 from erasure.eval.protocols.ledger_measures import LedgerMeasures
+from erasure.eval.reports.card_audit import audit_section
 from erasure.io.push import Pushed
-from erasure.progress import Progress
+from erasure.progress import Progress, StoppedError
 from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings, sample_pairs
 from tests import tiny
@@ -352,6 +356,52 @@ def test_another_model_is_measured_by_clip_or_not_at_all(session, monkeypatch) -
     assert found.table[1][0] == "cat"
     assert "<html" in found.page.read_text(encoding="utf-8")
     assert json.loads(found.scores.read_text(encoding="utf-8"))["removed"].keys() == {"cat"}
+
+
+def test_an_audit_shows_its_ladder_and_is_kept_for_the_card(session, monkeypatch, tmp_path) -> None:
+    other = Studio(tiny.sd1(vocabulary="clip"), "a/model", "cpu")
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("erasure.profile.cached_clips", list)
+    monkeypatch.setattr(actions, "audit_of", few_probes)
+    with pytest.raises(InputError, match="audit: expected a removal, got none"):
+        actions.audit(other, session, "cat", track())
+    actions.erase(other, session, Wish(concepts=["cat", "boat"], settings=UCE, preserve=["dog"]), track())
+    with pytest.raises(InputError, match=r"expected a concept that stands removed, got 'dog'. Choose one of cat"):
+        actions.audit(other, session, "dog", track())
+    found = actions.audit(other, session, "cat", track())
+    assert session.audited is found
+    assert "not tested: " in found.table[1][0]
+    assert any(note.startswith("not measured: hand-over: a judge of the images") for note in found.notes)
+    assert "<details" in found.page.read_text(encoding="utf-8")
+    [concept] = json.loads(found.scores.read_text(encoding="utf-8"))["concepts"]
+    assert concept["concept"] == "cat", "the other one is not asked for"
+    assert concept["probes"]["traces"]["status"] == "measured"
+    assert "suite quick" in audit_section(Ledger.open(session.ledger_folder))
+
+
+def few_probes(*args: Any, **options: Any) -> Audit:
+    """Return the quick audit with two of its probes, so that it takes a moment."""
+    settings = ["traces.latents=2"]
+    return audit_of(*args, names=["hand-over", "traces"], settings=settings, **options)
+
+
+def test_an_audit_that_is_cancelled_fails_no_probe(session, monkeypatch, tmp_path) -> None:
+    other = Studio(tiny.sd1(vocabulary="clip"), "a/model", "cpu")
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(actions, "audit_of", few_probes)
+    actions.erase(other, session, Wish(concepts=["cat"], settings=UCE, preserve=["dog"]), track())
+    with pytest.raises(StoppedError):
+        actions.audit(other, session, "cat", StoppedWithin(threading.Event()))
+    assert session.audited is None
+
+
+class StoppedWithin(Track):
+    """A track that is stopped while a probe runs."""
+
+    def report(self, progress: Progress) -> None:
+        if "traces, " in progress.note:
+            self.stop.set()
+        super().report(progress)
 
 
 def test_what_a_visitor_without_a_vocabulary_keeps_is_suggested(session) -> None:

@@ -109,7 +109,7 @@ def test_the_pages_own_events_are_not_part_of_the_api(client: Client) -> None:
     offered = client.view_api(print_info=False, return_format="dict")
     assert set(offered["named_endpoints"]) == {  # type: ignore[index]
         *("/erase", "/compare", "/ledger", "/undo", "/verify", "/suggest", "/methods"),
-        *("/attention", "/measure", "/export"),
+        *("/attention", "/measure", "/audit", "/export"),
     }
     assert not offered["unnamed_endpoints"]  # type: ignore[index]
 

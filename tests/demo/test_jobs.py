@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from erasure.demo.jobs import Progress, StoppedError, Track, followed
+from erasure.demo.jobs import Progress, Track, followed
+from erasure.progress import StoppedError
 
 
 def last(track: Track, work) -> list[Progress | str]:

@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from erasure.concept import Concept
+from erasure.edits.metadata import now
 from erasure.errors import ErasureError, reason
 from erasure.io.files import make_folder, write_whole
 from erasure.io.tensor_cache import stored
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
-from erasure.progress import OnProgress, Progress
+from erasure.progress import OnProgress, Progress, StoppedError
 from erasure.provenance import provenance
 from erasure.sampling import SamplingSettings
 
@@ -40,6 +41,7 @@ class Audit:
         title: Title of the report.
         rows: Erased model, original, then golds.
         concepts: Removed concepts.
+        aimed: Those of them to audit; empty audits all.
         probes: Probes by name, without the plain prompt, which is always measured.
         untested: Names of the other probes.
         profile: Profile of the model.
@@ -60,6 +62,7 @@ class Audit:
     judge: Judge | None
     no_judge: str = ""
     sampling: SamplingSettings
+    aimed: tuple[str, ...] = ()
     suite: str = "quick"
     seed: int = 0
     cache: Path = field(default_factory=lambda: image_cache().with_name("audit"))
@@ -67,8 +70,9 @@ class Audit:
     def run(self, on_progress: OnProgress | None = None) -> "AuditResults":
         """Return the results; whatever was measured before, with equal settings on equal models, is read."""
         start = time.perf_counter()
-        counter = _Counter(on_progress, sum(map(self._units, self.concepts)))
-        audits = [self._concept(concept, counter) for concept in self.concepts]
+        concepts = [each for each in self.concepts if not self.aimed or each.target in self.aimed]
+        counter = _Counter(on_progress, sum(map(self._units, concepts)))
+        audits = [self._concept(concept, counter) for concept in concepts]
         device = str(self.rows[0].variant.pipe.device)
         return AuditResults(audit=self, concepts=tuple(audits), origin=provenance(device=device, start=start))
 
@@ -100,6 +104,8 @@ class Audit:
             novel = novel_concept(self.profile)
             if novel is not None and self._needs_novel(probe, rows):
                 outcomes[NOVEL] = self._unit(probe, self._aim(novel), rows[0], rows, counter)
+        except StoppedError:
+            raise
         except MissingError as error:
             outcomes, status, why = {}, "missing", reason(error)
         except _FAULTS as error:
@@ -217,6 +223,7 @@ class AuditResults:
         return {
             "format": VERSION,
             "title": audit.title,
+            "time": now(),
             "suite": audit.suite,
             "seed": audit.seed,
             "judge": None if audit.judge is None else audit.judge.name,
