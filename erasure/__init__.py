@@ -14,6 +14,7 @@ _HOMES = {
     "ANT": ".erasers.ant",
     "Absent": ".erasers.absent",
     "AdaVD": ".erasers.adavd",
+    "AdvUnlearn": ".erasers.advunlearn",
     "CA": ".erasers.ca",
     "CASteer": ".erasers.casteer",
     "CFE": ".erasers.cfe",
@@ -77,6 +78,7 @@ __all__ = [
     "UCE",
     "Absent",
     "AdaVD",
+    "AdvUnlearn",
     "CASteer",
     "Concept",
     "Conditioning",
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
     from .erasers import Eraser, eraser_names, make_eraser
     from .erasers.absent import Absent
     from .erasers.adavd import AdaVD
+    from .erasers.advunlearn import AdvUnlearn
     from .erasers.ant import ANT
     from .erasers.ca import CA
     from .erasers.casteer import CASteer

@@ -24,6 +24,12 @@ def first_block(backbone: Backbone, encoder: str) -> list[str]:
     return [f"{encoder}.{name}" for name in names if ".layers.0." in f".{name}"]
 
 
+def encoder_blocks(backbone: Backbone, encoder: str) -> list[str]:
+    """Return the full names of the parameters of all blocks of an encoder and of its final norm, the tables apart."""
+    names = (name for name, _ in backbone.component(encoder).named_parameters())
+    return [f"{encoder}.{name}" for name in names if ".layers." in f".{name}" or "final_layer_norm." in name]
+
+
 def token_ids(backbone: Backbone, encoder: str, prompts: Sequence[str]) -> Int[Tensor, "n tokens"]:
     """Return the ids of prompts as a pipeline tokenizes them for the encoder."""
     tokenizer = backbone.tokenizers()[encoder]

@@ -19,9 +19,10 @@ from ..prompts import anchored, fill, templates
 from ..registry import Exactness
 from ..sampling import scheduled_prediction
 from ..training.context import FitContext, TrainingTask
+from ..training.draws.prompt_pairs import PromptForm
 from ..training.finetune import Loss, Optimisation, below
 from ..training.inner_attack import RunningAttack, VectorAttack, inserted
-from ..training.objectives.guided import PromptForm, negatively_guided
+from ..training.objectives.guided import negatively_guided
 from ..training.shape import Shape
 from ..training.student import Student
 from ..training.trajectories import PartialTrajectories, encoded
