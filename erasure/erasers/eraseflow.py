@@ -37,8 +37,8 @@ class EraseFlow(Eraser):
     Attributes:
         objective: "trajectory balance", as published, or "matching", which is at its least where the target's chain is
             the anchor's.
-        density: Log densities are the "mean" over the entries of the latents, as in the code, or their "sum", as in the
-            paper's equations.
+        density: Log densities and divergences are the "mean" over the entries of the latents, as in the code, or their
+            "sum", as in the paper's equations.
         log_beta: Logarithm of the reward, in the unit of `density`; None measures the anchor's own.
         log_z: Logarithm of the normaliser.
         transitions: Steps of a path in one update, > 0.

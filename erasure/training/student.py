@@ -72,6 +72,10 @@ class Student:
         """Return `function(*args, **kwargs)` computed while the pipeline's models have the student's weights."""
         return functional_call(self._scope, self.weights(), (function, args, kwargs))
 
+    def by(self, model: Literal["student", "frozen"], function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return `function(*args, **kwargs)` computed with the student's weights or with those in force."""
+        return function(*args, **kwargs) if model == "frozen" else self(function, *args, **kwargs)
+
     def recomputed(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the value of a call whose activations are computed again in the backward pass, not kept for it.
 

@@ -87,8 +87,8 @@ def _points_of(
 class PartialTrajectories:
     """Latents of fresh trajectories at random steps, a batch at a time.
 
-    One partial denoising feeds `uses` batches: it runs to the least noisy of as many random steps, and leaves its
-    latents at each.
+    One partial denoising feeds several batches: it runs to the least noisy of as many steps, and leaves its latents at
+    each.
 
     Args:
         backbone: Model.
@@ -96,10 +96,9 @@ class PartialTrajectories:
         draw: Returns the row of a random prompt.
         steps: Steps of the whole schedule, > 0.
         guidance_scale: Scale of classifier-free guidance.
-        uses: Batches of one partial denoising, > 0.
         batch_size: Latents a batch, > 0.
-        stops: Returns the steps at which one partial denoising leaves its latents, in the order of the batches; None
-            draws `uses` random ones.
+        uses: Batches of one partial denoising, > 0, at as many random steps; `stops` says it where given.
+        stops: Returns the steps at which one partial denoising leaves its latents, in the order of the batches.
         pairing: Timestep of the latents: "exact", the one that they are at; "any", a random one of the steps, for
             latents that are denoised to the end; or "bin", as in ESD's code of 2023. With n
             steps of T timesteps it draws a number k < n and a timestep from [k T / n, (k + 1) T / n). Its sampler takes
@@ -118,8 +117,8 @@ class PartialTrajectories:
         *,
         steps: int,
         guidance_scale: float,
-        uses: int,
         batch_size: int,
+        uses: int = 1,
         pairing: Pairing = "exact",
         stops: Callable[[torch.Generator], Sequence[int]] | None = None,
     ) -> None:

@@ -136,6 +136,12 @@ def test_sums_are_means_times_the_entries() -> None:
     student = student_of()
     mean, total = (log_ratio(replace(QUICK, density=density), student) for density in ("mean", "sum"))
     torch.testing.assert_close(total, mean * 4 * 8 * 8, rtol=1e-3, atol=1e-2)
+    matching, generators = replace(QUICK, form="matching"), [torch.Generator().manual_seed(0) for _ in range(2)]
+    mean, total = (
+        replace(matching, density=density).loss(task_of())(student, 0, generator)
+        for density, generator in zip(("mean", "sum"), generators, strict=True)
+    )
+    assert float(total.detach()) == pytest.approx(float(mean.detach()) * 4 * 8 * 8, rel=1e-3)
     assert EraseFlow(density="sum").log_beta == 83.0
 
 

@@ -45,8 +45,8 @@ class AnchorPaths(Objective):
 
     Attributes:
         form: "balance", as published, or "matching".
-        density: Log densities are the "mean" over the entries of the latents, as in the code, or their "sum", as in the
-            equations; `log_beta` is in the same unit.
+        density: Log densities and divergences are the "mean" over the entries of the latents, as in the code, or their
+            "sum", as in the equations; `log_beta` is in the same unit.
         log_beta: Logarithm of the reward; None measures at the start the value at which the anchor's paths, given the
             anchor, have no residual.
         log_z: Logarithm of the normaliser.
@@ -152,9 +152,7 @@ class _Paths:
         if self._path and (step >= settings.fresh or step % settings.path_uses):
             return
         start, rows = self._drawn(generator)
-        frozen = settings.denoiser == "frozen"
-        arguments = (start, rows, generator)
-        self._path = self._sampled(*arguments) if frozen else student(self._sampled, *arguments)
+        self._path = student.by(settings.denoiser, self._sampled, start, rows, generator)
         self._rows = rows
 
     def _drawn(self, generator: torch.Generator) -> tuple[Latents, list[int]]:
@@ -180,13 +178,13 @@ class _Paths:
             output = self._output(*arguments) if student is None else self._student_output(student, *arguments)
             return transition.denoising(output, x, reached) - transition.noising(x, reached)
 
-        total = self._summed(part, places)
-        return total * self._path[0][0].numel() if self._settings.density == "sum" else total
+        return self._summed(part, places)
 
     def _summed(self, part: _Part, places: list[int]) -> Float[Tensor, " n"]:
         """Return a sum over places of the paths, a few paths at a time."""
         lots = [slice(start, start + _AT_ONCE) for start in range(0, self._batch_size, _AT_ONCE)]
-        return torch.cat([torch.stack([part(place, rows) for place in places]).sum(0) for rows in lots])
+        total = torch.cat([torch.stack([part(place, rows) for place in places]).sum(0) for rows in lots])
+        return total * self._path[0][0].numel() if self._settings.density == "sum" else total
 
     def _transition(self, place: int) -> Transition:
         following = self._timesteps[place + 1]

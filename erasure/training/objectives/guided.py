@@ -89,14 +89,11 @@ class Guided(Objective):
         )
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            frozen = self.denoiser == "frozen"
-            x, timestep, rows = latents.next(generator) if frozen else student(latents.next, generator)
+            x, timestep, rows = student.by(self.denoiser, latents.next, generator)
             target, anchor = pairs.targets.select(rows), pairs.anchors.select(rows)
             with torch.no_grad():
                 inputs = torch.cat([x, x]), timestep, concatenate([anchor, target])
-                moves = self.teacher == "student"
-                both = student(scheduled_prediction, backbone, *inputs) if moves else None
-                free, bound = (scheduled_prediction(backbone, *inputs) if both is None else both).chunk(2)
+                free, bound = student.by(self.teacher, scheduled_prediction, backbone, *inputs).chunk(2)
             predicted = student(scheduled_prediction, backbone, x, timestep, target)
             return F.mse_loss(predicted, negatively_guided(free, bound, self.negative_guidance))
 

@@ -73,7 +73,6 @@ class Nearer(Objective):
             pairs.draw,
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
-            uses=steps,
             batch_size=task.batch_size,
             stops=lambda _: range(steps),
         )
@@ -86,8 +85,7 @@ class Nearer(Objective):
             return nearer_to(predicted, *both.chunk(2), repel=self.repel, margin=self.margin).mean()
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            frozen = self.denoiser == "frozen"
-            path = [latents.next(generator) if frozen else student(latents.next, generator) for _ in range(steps)]
+            path = [student.by(self.denoiser, latents.next, generator) for _ in range(steps)]
             return self.scale * torch.stack([at_step(student, *batch) for batch in path]).mean()
 
         return loss

@@ -90,7 +90,6 @@ class Reversal(Objective):
             pairs.draw,
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
-            uses=self.trajectory_uses,
             batch_size=task.batch_size,
             stops=self.stops,
         )
@@ -98,8 +97,7 @@ class Reversal(Objective):
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             total = torch.zeros((), device=backbone.device)
             for keeps in self._parts:
-                frozen = self.denoiser == "frozen"
-                x, timestep, rows = latents.next(generator) if frozen else student(latents.next, generator)
+                x, timestep, rows = student.by(self.denoiser, latents.next, generator)
                 reads = pairs.targets.select(rows), pairs.anchors.select(rows), blank.expand(len(rows))
 
                 def predictions(
