@@ -25,13 +25,49 @@ from erasure.io.files import write_whole
 from .. import a_star, guided
 
 _PACKAGE = ErasureError.__module__.partition(".")[0]
-# Modules that need packages which a self-contained file must not: their parts that such a file uses, without the checks
-# of settings by pydantic.
+# Modules that a self-contained file must not need, or that need such: their parts that it uses. Of the checks of
+# settings by pydantic it has those of ranges.
 _STAND_INS = {
-    f"{_PACKAGE}.registry": """
+    "annotated_types": """
+from dataclasses import dataclass
+from operator import ge, gt, le, lt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    \"\"\"Range of a number.\"\"\"
+
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    def __str__(self) -> str:
+        bounds = {">": self.gt, ">=": self.ge, "<": self.lt, "<=": self.le}
+        return "a number " + " and ".join(f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None)
+
+    def __contains__(self, value: float) -> bool:
+        limits = ((gt, self.gt), (ge, self.ge), (lt, self.lt), (le, self.le))
+        return all(bound is None or holds(value, bound) for holds, bound in limits)
+
+
+def Ge(ge: float) -> Interval:
+    \"\"\"Return the numbers from a bound upwards.\"\"\"
+    return Interval(ge=ge)
+
+
+def Gt(gt: float) -> Interval:
+    \"\"\"Return the numbers above a bound.\"\"\"
+    return Interval(gt=gt)
+""",
+    f"{_PACKAGE}.registry": f"""
 from abc import ABC
 from collections.abc import Mapping
+from inspect import get_annotations
 from typing import Any, ClassVar, Literal
+
+from annotated_types import Interval
+from {_PACKAGE}.errors import InputError
 
 Exactness = Literal["published", "reconstructed", "ours"]
 
@@ -42,12 +78,16 @@ class Plugin(ABC):
     name: ClassVar[str]
     source: ClassVar[str]
     exactness: ClassVar[Exactness]
-    quick: ClassVar[Mapping[str, Any]] = {}
-"""
+    quick: ClassVar[Mapping[str, Any]] = {{}}
+
+    def __post_init__(self) -> None:
+        for setting, hint in [item for kind in type(self).__mro__ for item in get_annotations(kind).items()]:
+            for limit in getattr(hint, "__metadata__", ()):
+                if isinstance(limit, Interval) and (value := getattr(self, setting)) not in limit:
+                    raise InputError(f"{{self.name}}.{{setting}}: expected {{limit}}, got {{value!r}}. Change it.")
+""",
 }
-# Annotations of which the first part is the type, and the packages that the others are of.
-_SHAPED = {"Annotated", "Bool", "Float", "Int", "UInt8"}
-_OF_ANNOTATIONS = ("annotated_types", "jaxtyping")
+_SHAPED = {"Bool", "Float", "Int", "UInt8"}
 
 PIPELINES: tuple[type, ...] = (
     a_star.StableDiffusionAStarPipeline,
@@ -105,7 +145,7 @@ class _Module:
                 source = _absolute(node, module)
                 for alias in node.names:
                     name = alias.asname or alias.name
-                    if source.partition(".")[0] == _PACKAGE:
+                    if source.partition(".")[0] == _PACKAGE or source in _STAND_INS:
                         self.ours[name] = (source, alias.name)
                     else:
                         self.foreign[name] = f"from {source} import {alias.name}" + (
@@ -184,7 +224,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 def _foreign_of(module: _Module, name: str) -> Iterator[str]:
     for node in module.definitions[name]:
         for used in _names(node):
-            if used in module.foreign and not any(each in module.foreign[used] for each in _OF_ANNOTATIONS):
+            if used in module.foreign and "jaxtyping" not in module.foreign[used]:
                 yield module.foreign[used]
 
 

@@ -10,7 +10,7 @@ import json, os, sys, traceback
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"erasure", "jaxtyping", "pydantic", "typer"}:
+        if name.partition(".")[0] in {"annotated_types", "erasure", "jaxtyping", "pydantic", "typer"}:
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Blocked())

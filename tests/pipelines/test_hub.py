@@ -94,6 +94,20 @@ def test_it_runs_alone_and_makes_the_same_picture(
     assert not torch.equal(expected, plain)
 
 
+def test_a_setting_out_of_range_is_refused_without_this_package(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    file = tmp_path / "sld.py"
+    file.write_text(self_contained(GUIDANCES["sld"][False]))
+    script = """
+import runpy, sys
+parts = runpy.run_path(sys.argv[1])
+try:
+    parts["SafeLatentDiffusion"](concepts=("cat",), momentum=1.0)
+except parts["InputError"] as error:
+    print(error)
+"""
+    assert elsewhere.run(script, str(file)).startswith("sld.momentum: expected a number >= 0 and < 1, got 1.0.")
+
+
 def test_the_command_writes_a_file_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
