@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from erasure.concept import Concept
 from erasure.errors import InputError
-from erasure.ledger import Ledger
+from erasure.ledger import Ledger, is_ledger
 
 from .results import Attended, BeforeAfter, Exported, Report
 
@@ -73,7 +73,7 @@ class Session:
         Raises:
             LedgerError: The ledger is damaged.
         """
-        return Ledger.open(self.ledger_folder) if (self.ledger_folder / "ledger.json").exists() else None
+        return Ledger.open(self.ledger_folder) if is_ledger(self.ledger_folder) else None
 
     def standing(self) -> tuple[str, ...]:
         """Return the ids of the standing entries."""

@@ -88,19 +88,17 @@ def encoded(pipe: "DiffusionPipeline", prompts: Sequence[str]) -> "Conditioning"
 
 def base_of(ledger: Path | None) -> str | None:
     """Return the name of the base model of a ledger; None if there is no ledger in the folder."""
-    if ledger is None or not (ledger / "ledger.json").is_file():
-        return None
-    from ..ledger import Ledger
+    from ..ledger import Ledger, is_ledger
 
-    return Ledger.open(ledger).base.name
+    return Ledger.open(ledger).base.name if ledger is not None and is_ledger(ledger) else None
 
 
 def model_and_ledger(source: str) -> "tuple[str, Ledger | None]":
     """Return the name of the model of a LEDGER|MODEL argument, and the ledger, if it is one."""
-    if not (Path(source) / "ledger.json").is_file():
-        return source, None
-    from ..ledger import Ledger
+    from ..ledger import Ledger, is_ledger
 
+    if not is_ledger(source):
+        return source, None
     ledger = Ledger.open(source)
     return ledger.base.name, ledger
 

@@ -2,7 +2,7 @@
 
 from .checks import check_anchors
 from .ledger import Ledger, slug
-from .record import Base, Entry, Origin
+from .record import Base, Entry, Origin, is_ledger
 from .renamed import present_settings, recorded_eraser
 from .store import starting
 
@@ -12,6 +12,7 @@ __all__ = [
     "Ledger",
     "Origin",
     "check_anchors",
+    "is_ledger",
     "present_settings",
     "recorded_eraser",
     "slug",

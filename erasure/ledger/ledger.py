@@ -31,7 +31,7 @@ from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
 from .checks import check_addable, check_distinct, check_together, problems_of, relative_move
-from .record import FILE, FORMAT, Base, Entry, Origin, Record
+from .record import FORMAT, Base, Entry, Origin, Record, is_ledger
 from .store import LedgerStore
 from .view import LedgerView
 
@@ -86,7 +86,7 @@ class Ledger(LedgerView):
             LedgerError: See `open` and `create`.
         """
         fingerprint = backbone_of(pipe).fingerprint()
-        if not (Path(path) / FILE).exists():
+        if not is_ledger(path):
             record = Record(format=FORMAT, base=Base(name=name, fingerprint=fingerprint), entries=())
             return cls(LedgerStore.create(Path(path), record, or_open=True))
         ledger = cls.open(path)

@@ -124,6 +124,11 @@ class Record:
         return f'{head[:-1]}, "entries": [{lines}\n]}}\n'.encode()
 
 
+def is_ledger(folder: str | Path) -> bool:
+    """Return True for the folder of a ledger, whole or damaged."""
+    return (Path(folder) / FILE).exists()
+
+
 def read_record(folder: Path) -> bytes:
     """Return the bytes of a ledger's record.
 

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..judge import Judge
 from ..progress import OnProgress
 from .ledger import Ledger
-from .record import Entry, Origin
+from .record import Entry, Origin, is_ledger
 from .renamed import present_settings
 
 
@@ -53,7 +53,7 @@ def replay(
     _check_family(source, pipe, name)
     origin = Origin(base=source.base, state=source.state(), entries=tuple(erasers))
     fingerprint = backbone_of(pipe).fingerprint()
-    if (Path(path) / "ledger.json").exists():
+    if is_ledger(path):
         target = Ledger.open(path)
         target.check_base(fingerprint, name)
         if target.origin != origin or len(target.standing) < len(target.entries):

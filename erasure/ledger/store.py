@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from ..edits import Edit
 from ..errors import InputError, LedgerError
 from ..io.files import write_whole
-from .record import FILE, Entry, Record, parsed, read_record
+from .record import FILE, Entry, Record, is_ledger, parsed, read_record
 
 _LOCK_SECONDS = 30.0
 
@@ -46,7 +46,7 @@ class LedgerStore:
         with _written_in(path):
             (path / "edits").mkdir(parents=True, exist_ok=True)
             with _lock_of(path):
-                if not (path / FILE).exists():
+                if not is_ledger(path):
                     store = cls(path, record)
                     store.write(record)
                     return store
@@ -158,7 +158,7 @@ def starting(path: Path) -> Iterator[None]:
     Args:
         path: Folder of the ledger.
     """
-    was_folder, was_ledger = path.exists(), (path / FILE).exists()
+    was_folder, was_ledger = path.exists(), is_ledger(path)
     try:
         yield
     except BaseException:

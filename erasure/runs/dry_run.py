@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
 from ..backbones import backbone_of
 from ..concept import Concept
-from ..ledger import Ledger
+from ..ledger import Ledger, is_ledger
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.neighbours import endangered
 from .schema import Run
@@ -22,9 +21,7 @@ def endangered_by(run: Run, pipe: DiffusionPipeline) -> Iterator[tuple[Concept, 
     Raises:
         InputError: A concept preserves nothing.
     """
-    folder = Path(run.output) if run.output else None
-    standing = folder is not None and (folder / "ledger.json").is_file()
-    ledger = Ledger.open(folder) if folder is not None and standing else None
+    ledger = Ledger.open(run.output) if run.output and is_ledger(run.output) else None
     with nullcontext() if ledger is None else ledger.applied_to(pipe):
         backbone = backbone_of(pipe)
         context = FitContext(backbone=backbone, seed=run.seed)

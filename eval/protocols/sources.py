@@ -14,7 +14,7 @@ from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
 from erasure.io.text import distinct_slug
 from erasure.judge import CLIP_WEIGHTS, Judge
-from erasure.ledger import Ledger
+from erasure.ledger import Ledger, is_ledger
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.registry import with_settings
 from erasure.runs.overrides import override, with_assignments
@@ -71,7 +71,7 @@ def source_of(
         InputError: No removal stands in the ledger, the removed concepts or the original of a model are missing, or
             they are given for a ledger.
     """
-    if (Path(name) / "ledger.json").is_file():
+    if is_ledger(name):
         for option, value in (("--removed", list(removed)), ("--original", original)):
             if value:
                 raise InputError(
