@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .conditioning import Conditioning
+from .picked import PickedTexts, PlacesOf
 from .schedule import NoiseSchedule, Timestep
 from .sites import Role, Sites
 
@@ -133,6 +134,17 @@ class Backbone(Protocol):
 
         They differ from those of `encode` where a norm or a projection of the text alone comes first. Rows of closed
         forms are of these; `predict` takes those of `encode`.
+        """
+        ...
+
+    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts | None:
+        """Return prompts with the states of `read` at some places, or None for a model that is read whole alone.
+
+        A beginning that several prompts share is read once, and no prompt further than its last place.
+
+        Args:
+            prompts: Texts.
+            places_of: Function of the prompts, as they are encoded, and their tokens to the places that are read.
         """
         ...
 

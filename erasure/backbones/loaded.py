@@ -21,6 +21,7 @@ from ..errors import InputError, reason, unknown_name
 from ..io.text import composed
 from .base import Ability
 from .conditioning import Conditioning, Stream
+from .picked import PickedTexts, PlacesOf
 from .schedule import NoiseSchedule
 from .sites import Role, Site, Sites, has_role, sites_of
 
@@ -156,6 +157,9 @@ class LoadedModel(ABC):
     def read(self, prompts: Sequence[str], *, trailing: bool = True) -> Conditioning:
         encoded = self.encode(prompts, trailing=trailing)
         return replace(encoded, streams=self._as_read(encoded.streams))
+
+    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts | None:
+        return None
 
     def _as_read(self, streams: Mapping[str, Stream]) -> Mapping[str, Stream]:
         """Return the states that the readers of each stream receive."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..io.text import composed
 from .base import Ability
 from .conditioning import (
     PADDED,
@@ -23,8 +24,10 @@ from .conditioning import (
     tokenized,
 )
 from .loaded import LoadedModel, joined, textual_inversion_applied, unwrapped
+from .picked import PickedStates, PickedTexts, Place, PlacesOf
 from .schedule import Discrete, NoiseSchedule, PredictionType, Timestep
 from .sites import Role, unet_role
+from .token_tree import TokenTree, attends_by_sdpa, read_places, read_tree
 
 Read = TypeVar("Read")
 
@@ -120,6 +123,52 @@ class StableDiffusion(LoadedModel):
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         sides = self._latent_sides(self._unet.config["sample_size"], height, width)
         return (self._unet.config["in_channels"], sides[0], sides[1])
+
+    @torch.no_grad()
+    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts | None:
+        encoders = self.text_encoders().values()
+        exact = self.device.type == "cpu" and self.dtype == torch.float32  # else attention has other kernels
+        if self._masked or not exact or not all(map(attends_by_sdpa, encoders)):
+            return None
+        tokenizer = self.pipe.tokenizer
+        texts = tuple(textual_inversion_applied(self.pipe, composed(prompt), tokenizer) for prompt in prompts)
+        ids, offsets = tokenized(tokenizer, texts)
+        ends = first_end_of_text(ids, tokenizer)
+        tokens = EncodedTokens(encoder="text_encoder", ids=ids, ends=ends, offsets=offsets)
+        places = sorted(set(places_of(texts, tokens)))
+        reach: list[int] = (ends + 1).tolist()
+        for row, position in places:
+            reach[row] = max(reach[row], position + 1)
+        states, vectors = self._picked(texts, ids, reach, places)
+        number = {place: i for i, place in enumerate(places)}
+        return PickedTexts(
+            prompts=texts, tokens=tokens, states=PickedStates(states=states, number=number), vectors=vectors
+        )
+
+    def _picked(
+        self, texts: Sequence[str], ids: Int[Tensor, "n tokens"], reach: Sequence[int], places: Sequence[Place]
+    ) -> tuple[Float[Tensor, "k dim"], dict[str, Float[Tensor, "n dim"]]]:
+        """Return the states at some places of prompts, each read so far, and the prompts' sentence vectors."""
+        states, _ = self._read_places("text_encoder", self.pipe.tokenizer, ids, reach, places)
+        return states, {}
+
+    def _read_places(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        ids: Int[Tensor, "n tokens"],
+        reach: Sequence[int],
+        places: Sequence[Place],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the states of an encoder at some places, and the last state of each prompt that it pools."""
+        ends: list[int] = first_end_of_text(ids, tokenizer).tolist()
+        rows = [row[: max(far, end + 1)] for row, far, end in zip(ids.tolist(), reach, ends, strict=True)]
+        return self._read_by(name, lambda encoder: read_places(encoder, rows, places, self._read_tree))
+
+    def _read_tree(self, encoder: PreTrainedModel, tree: TokenTree) -> tuple[Tensor, Tensor]:
+        """Return the states of a tree's nodes that the denoiser reads, and the encoder's last."""
+        last = read_tree(encoder, tree).last_hidden_state
+        return last, last
 
     @torch.no_grad()
     def _encode_distinct(self, prompts: Sequence[str], trailing: bool) -> Conditioning:

@@ -15,8 +15,10 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from ..errors import InputError
 from .conditioning import POOLED, Conditioning, first_end_of_text, tokenized
 from .loaded import joined, textual_inversion_applied, unwrapped
+from .picked import Place
 from .sd import StableDiffusion
 from .sites import Role
+from .token_tree import TokenTree, read_tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,20 @@ class StableDiffusionXL(StableDiffusion):
         second, pooled = self._last_states_but_one("text_encoder_2", ids_2, reach)
         # SDXL reads the last layer but one of both encoders, before the final norm (arXiv:2307.01952, table 1).
         return torch.cat([first, second], dim=-1), torch.cat(pooled)
+
+    def _picked(
+        self, texts: Sequence[str], ids: Int[Tensor, "n tokens"], reach: Sequence[int], places: Sequence[Place]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        second = self.pipe.tokenizer_2
+        ids_2, _ = tokenized(second, [textual_inversion_applied(self.pipe, text, second) for text in texts])
+        first, _ = self._read_places("text_encoder", self.pipe.tokenizer, ids, reach, places)
+        states, pooled = self._read_places("text_encoder_2", second, ids_2, reach, places)
+        return torch.cat([first, states], dim=-1), {POOLED: pooled}
+
+    def _read_tree(self, encoder: PreTrainedModel, tree: TokenTree) -> tuple[Tensor, Tensor]:
+        with _last_input(encoder) as read:
+            last = read_tree(encoder, tree).last_hidden_state
+        return read[0], encoder.text_projection(last) if isinstance(encoder, CLIPTextModelWithProjection) else last
 
     def _last_states_but_one(
         self, name: str, ids: Int[Tensor, "n tokens"], reach: Sequence[int] | None

@@ -119,7 +119,7 @@ class NameReader:
         prompts = sorted({prompt for pair in pairs for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
         self._read = backbone.read(prompts)
         self._empty = prompts.index("")
-        self.spaces = spaces_of(backbone, self._read) if wording != "last-subject" else (TEXT,)
+        self.spaces = spaces_of(backbone, self._read.streams) if wording != "last-subject" else (TEXT,)
         places = Places(words="subject", empty_anchor=empty_anchor)
         if wording != "last-subject":
             places = Places(words="all", trailing=_TRAILING, trailing_states=trailing_states, empty_anchor=empty_anchor)

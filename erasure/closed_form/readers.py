@@ -4,11 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.conditioning import TEXT, Conditioning, EncodedTokens, tokens_at
+from ..backbones.picked import PickedStates, PickedTexts, Place
 from ..concept import normalized
 from ..errors import InputError
 from ..prompts import fill
@@ -97,19 +99,28 @@ class PairReader:
 
     Args:
         prompts: The prompts.
-        conditioning: The same, encoded.
+        texts: The same, encoded, or with the states alone that the rows are.
         places: Positions whose states are rows; of sentence vectors there is one.
         space: Text stream to read.
     """
 
-    def __init__(self, prompts: Sequence[str], conditioning: Conditioning, places: Places, space: str = TEXT) -> None:
-        stream = conditioning.streams[space]
+    def __init__(
+        self, prompts: Sequence[str], texts: Conditioning | PickedTexts, places: Places, space: str = TEXT
+    ) -> None:
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
-        texts = conditioning.prompts
-        self._width = stream.states.shape[-1]
-        self._parts: list[_PartReader | _VectorReader] = [
-            _PartReader(row_of, texts, tokens, states, places) for tokens, states in stream.parts()
-        ] or [_VectorReader(row_of, space, stream.states)]
+        self._parts: list[_PartReader | _VectorReader]
+        if isinstance(texts, Conditioning):
+            stream = texts.streams[space]
+            self._width = stream.states.shape[-1]
+            self._parts = [
+                _PartReader(row_of, texts.prompts, tokens, states.cpu(), places) for tokens, states in stream.parts()
+            ] or [_VectorReader(row_of, space, stream.states[:, 0].cpu())]
+        elif space in texts.vectors:
+            self._width = texts.vectors[space].shape[-1]
+            self._parts = [_VectorReader(row_of, space, texts.vectors[space])]
+        else:
+            self._width = texts.states.states.shape[-1]
+            self._parts = [_PartReader(row_of, texts.prompts, texts.tokens, texts.states, places)]
 
     @property
     def width(self) -> int:
@@ -140,12 +151,45 @@ class PairReader:
         ]
 
 
+class _Noted:
+    """States that are not there: the places that are looked at are noted."""
+
+    def __init__(self) -> None:
+        self.places: set[Place] = set()
+
+    def __getitem__(self, place: Place) -> Tensor:
+        self.places.add(place)
+        return _NOTHING
+
+
+_NOTHING = torch.zeros(0)
+
+
+def places_read(
+    prompts: Sequence[str], pairs: Iterable[PromptPair], places: Places, texts: tuple[str, ...], tokens: EncodedTokens
+) -> set[Place]:
+    """Return the places of prompts whose states are rows of pairs.
+
+    Args:
+        prompts: The prompts.
+        pairs: Pairs of them.
+        places: Positions whose states are rows.
+        texts: The prompts as they are encoded.
+        tokens: Their tokens.
+    """
+    noted = _Noted()
+    reader = _PartReader({prompt: row for row, prompt in enumerate(prompts)}, texts, tokens, noted, places)
+    for pair in pairs:
+        reader.weighted(pair, 1.0)
+    return noted.places
+
+
 class _VectorReader:
     """Reader of the sentence vectors: one row a prompt."""
 
-    def __init__(self, row_of: dict[str, int], space: str, states: Float[Tensor, "n 1 dim"]) -> None:
+    def __init__(self, row_of: dict[str, int], space: str, vectors: Float[Tensor, "n dim"]) -> None:
         self.encoder = space
-        self._row_of, self._values = row_of, states[:, 0].cpu()
+        self._row_of, self._values = row_of, vectors
 
     def weighted(self, pair: PromptPair, scale: float) -> list[tuple[str, float, Tensor, Tensor]]:
         """Return the place of a prompt with its weight, its vector and the vector that this becomes."""
@@ -161,14 +205,14 @@ class _PartReader:
         row_of: dict[str, int],
         texts: Sequence[str],
         tokens: EncodedTokens,
-        states: Float[Tensor, "n length dim"],
+        states: "Float[Tensor, 'n length dim'] | PickedStates | _Noted",
         places: Places,
     ) -> None:
         self.encoder = tokens.encoder
         self._row_of, self._texts, self._tokens, self._places = row_of, texts, tokens, places
-        self._values = states.cpu()  # `Rows.of` takes those that it needs to float64
+        self._values = states  # `Rows.of` takes those that it needs to float64
         self._ends: list[int] = tokens.ends.tolist()
-        self._spans = [tokens.span(row) for row in range(len(states))]
+        self._spans = [tokens.span(row) for row in range(len(texts))]
 
     def weighted(self, pair: PromptPair, scale: float) -> list[tuple[str, float, Tensor, Tensor]]:
         """Return the places of a prompt with their weights, states and the states that these become."""
@@ -252,7 +296,7 @@ class _PartReader:
         if not positions or covered < end:
             raise InputError(
                 f"concept: expected a name that the model's text encoder can read, got {pair.label!r} in"
-                f" {pair.prompt!r}. Shorten it to fewer than {self._values.shape[1] - 2} tokens."
+                f" {pair.prompt!r}. Shorten it to fewer than {self._tokens.ids.shape[1] - 2} tokens."
             )
         return positions[-1]
 

@@ -52,7 +52,7 @@ def a_map(dim: int) -> TextMap:
 def test_every_reader_receives_the_rows_of_its_stream(backbone: Any) -> None:
     """What `read` returns is the input of the layers, each row of it that is read, and no row is not a number."""
     states = backbone.read(PROMPTS)
-    spaces = spaces_of(backbone, states)
+    spaces = spaces_of(backbone, states.streams)
     assert spaces[0] == TEXT
     for space in spaces:
         stream = states.streams[space]
@@ -74,7 +74,7 @@ def test_every_reader_receives_the_rows_of_its_stream(backbone: Any) -> None:
 
 
 def test_a_map_of_the_rows_is_an_edit_of_their_readers(backbone: Any) -> None:
-    for space in spaces_of(backbone, backbone.read(PROMPTS)):
+    for space in spaces_of(backbone, backbone.read(PROMPTS).streams):
         dim = backbone.read(PROMPTS).streams[space].states.shape[-1]
         change = MapChange(map=a_map(dim), space=space)
         matrix = change.map.matrix().float()
@@ -98,7 +98,7 @@ def test_a_map_of_the_rows_is_an_edit_of_their_readers(backbone: Any) -> None:
 
 def test_a_closed_form_moves_the_name_in_every_stream(backbone: Any) -> None:
     edit = fitted(backbone)
-    spaces = spaces_of(backbone, backbone.read(PROMPTS))
+    spaces = spaces_of(backbone, backbone.read(PROMPTS).streams)
     assert set(edit.changes) == {name for space in spaces for name in backbone.sites(reads=space)}
     cat, dog = backbone.read(["a photo of a cat", "a photo of a dog"]).streams, {}
     for space in spaces:
