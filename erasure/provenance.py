@@ -40,13 +40,16 @@ def provenance(*packages: str, device: str = "cpu", start: float | None = None) 
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of Python, of the packages that decide a result, and of some more packages."""
-    numbers = {"python": platform.python_version()}
-    for name in (*PACKAGES, *packages):
-        try:
-            numbers[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            numbers[name] = "not installed"
-    return numbers
+    return {"python": platform.python_version(), **{name: _version(name) for name in (*PACKAGES, *packages)}}
+
+
+@cache
+def _version(package: str) -> str:
+    """Return the version of a package; cached, since each of a list of removals records it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @cache

@@ -1,8 +1,9 @@
 """Base class of the erasers: settings, and one method that turns concepts into an edit."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -12,6 +13,7 @@ from ..backbones.schedule import Discrete, Flow
 from ..closed_form.problem import Rows
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit
+from ..edits.metadata import now
 from ..errors import InputError
 from ..guidance import Guidance
 from ..progress import Progress
@@ -121,6 +123,20 @@ class Eraser(Plugin):
             InputError: There are no concepts.
         """
 
+    def fit_each(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[Edit]:
+        """Return the edits of several requests, in order: for each the one that `fit` returns for it alone.
+
+        An eraser of text states may read those of all requests first, together.
+
+        Args:
+            requests: Concepts of each request.
+            context: See `fit`.
+
+        Raises:
+            InputError: See `fit`.
+        """
+        return (self.fit(concepts, context) for concepts in requests)
+
 
 @runtime_checkable
 class SharedMap(Protocol):
@@ -150,11 +166,24 @@ def solved_edit(
     eraser: SharedMap, problems: Sequence[Rows], concepts: Sequence[Concept], context: FitContext
 ) -> WeightEdit:
     """Return the edit that solves the problems of an eraser in its layers; the fit has one step."""
-    metadata = EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, concepts, context.seed)
-    edit = WeightEdit.from_problems(problems, lambda space: eraser.projections(context.backbone, space), metadata)
-    if context.on_progress is not None:
-        context.on_progress(Progress(done=1, total=1))
-    return edit
+    return next(solved_edits(eraser, lambda _: problems, [concepts], context))
+
+
+def solved_edits(
+    eraser: SharedMap,
+    problems_of: Callable[[Sequence[Concept]], Sequence[Rows]],
+    requests: Sequence[Sequence[Concept]],
+    context: FitContext,
+) -> Iterator[WeightEdit]:
+    """Yield the edits of several requests, each of which solves problems of its own in the layers of an eraser."""
+    origin = EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, (), context.seed)
+    layers = cache(lambda space: eraser.projections(context.backbone, space))
+    for concepts in requests:
+        metadata = replace(origin, concepts=tuple(concepts), time=now())
+        edit = WeightEdit.from_problems(problems_of(concepts), layers, metadata)
+        if context.on_progress is not None:
+            context.on_progress(Progress(done=1, total=1))
+        yield edit
 
 
 def guided_edit(

@@ -1,6 +1,6 @@
 """UCE, Unified Concept Editing (Gandikota et al., WACV 2024, arXiv:2308.14761)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Interval
 
 from ..backbones.base import Backbone
 from ..closed_form.names import erased_pairs
-from ..closed_form.pair_problems import pair_problems
+from ..closed_form.pair_problems import PairTexts
 from ..closed_form.problem import Rows
 from ..closed_form.projections import projections
 from ..closed_form.readers import EmptyAnchor, Places, PromptPair, TrailingStates
@@ -17,7 +17,7 @@ from ..edits import WeightEdit
 from ..prompts import CLASS_TEMPLATES, blank, preserved_templates, templates
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, Stage, solved_edit
+from .base import Dependence, Eraser, Stage, solved_edit, solved_edits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +105,32 @@ class UCE(Eraser):
         Raises:
             InputError: There are no concepts, or a name is longer than what the model reads.
         """
-        self.require(concepts, context.backbone)
+        return self._problems(concepts, self._texts([concepts], context))
+
+    def fit_each(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[WeightEdit]:
+        texts = self._texts(requests, context)
+        return solved_edits(self, lambda concepts: self._problems(concepts, texts), requests, context)
+
+    def _texts(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> PairTexts:
+        """Return the text states of all pairs of requests."""
+        for concepts in requests:
+            self.require(concepts, context.backbone)
+        pairs = (pair for concepts in requests for side in self._pairs(concepts) for pair in side)
+        return PairTexts(context.backbone, pairs, self._places)
+
+    def _problems(self, concepts: Sequence[Concept], texts: PairTexts) -> tuple[Rows, ...]:
+        erased, kept = self._pairs(concepts)
+        return texts.problems(erased, kept, reg=self.reg, strength=self.strength)
+
+    def _pairs(self, concepts: Sequence[Concept]) -> tuple[dict[PromptPair, float], dict[PromptPair, float]]:
+        """Return the pairs that are moved and those that stay, each with its weight."""
         in_templates = self.rows == "templates"
         erased = [pair for concept in concepts for pair in erased_pairs(concept, in_templates=in_templates)]
         kept: dict[PromptPair, float] = {}
         for concept in concepts:
             for pair, scale in self._kept_pairs(concept).items():
                 kept[pair] = max(scale, kept.get(pair, 0.0))
-        return pair_problems(
-            context.backbone,
-            dict.fromkeys(erased, self.erase_scale),
-            kept,
-            self._places,
-            reg=self.reg,
-            strength=self.strength,
-        )
+        return dict.fromkeys(erased, self.erase_scale), kept
 
     def projections(self, backbone: Backbone, space: str) -> list[str]:
         """Return the full names of the layers that are edited and read a text stream."""

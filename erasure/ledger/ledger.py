@@ -10,27 +10,23 @@ which makes their order irrelevant and undoing one exact, then the changes of tr
 removal was fitted on top of those before it, so undoing one beneath it is an approximation and is labelled so.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from typing_extensions import Unpack
 
 from ..backbones import backbone_of
-from ..backbones.name_lengths import check_names
 from ..concept import Concept
-from ..concept import distinct as one_of_each
 from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights_of
 from ..edits.metadata import now
 from ..erasers import Eraser
-from ..errors import BaseMismatchError, ErasureError, LedgerError
+from ..errors import AlreadyRemovedError, BaseMismatchError, ErasureError, LedgerError
 from ..io.text import slug as text_slug
-from ..judge import Judge
-from ..progress import OnProgress
-from ..training.context import FitContext, History
-from .checks import check_addable, check_distinct, check_together, problems_of, relative_move
+from .checks import check_addable, check_distinct, problems_of, relative_move
+from .fits import FitOptions, Fitter
 from .record import FORMAT, Base, Entry, Origin, Record, is_ledger
 from .store import LedgerStore
 from .view import LedgerView
@@ -99,10 +95,8 @@ class Ledger(LedgerView):
         eraser: Eraser,
         concepts: Sequence[Concept],
         *,
-        on_progress: OnProgress | None = None,
-        seed: int = 0,
-        judge: Judge | None = None,
         distinct: bool = False,
+        **options: Unpack[FitOptions],
     ) -> Entry:
         """Fit a removal on top of the standing ones, and add it; the pipeline is left as it was.
 
@@ -110,10 +104,8 @@ class Ledger(LedgerView):
             pipe: The unedited base model.
             eraser: The method.
             concepts: Concepts to remove, as one entry.
-            on_progress: Receives the progress of the fit.
-            seed: Seed of the fit, >= 0.
-            judge: Judge of images for methods that look at them; None without one.
             distinct: Whether a concept that stands removed already is refused.
+            options: See `FitOptions`.
 
         Raises:
             BaseMismatchError: The pipeline is not the ledger's base.
@@ -121,39 +113,47 @@ class Ledger(LedgerView):
             InputError: The method cannot remove these concepts, or not beside a removal that stands.
             LedgerError: The folder cannot be changed, or a standing removal cannot be read; nothing is added.
         """
-        backbone = backbone_of(pipe)
-        self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
-        concepts = one_of_each(concepts)
-        check_names(concepts, backbone)
+        return next(self.remove_each(pipe, eraser, [concepts], distinct=distinct, **options))
+
+    def remove_each(
+        self,
+        pipe: DiffusionPipeline,
+        eraser: Eraser,
+        requests: Sequence[Sequence[Concept]],
+        *,
+        distinct: bool = False,
+        on_removed_already: Callable[[Sequence[Concept]], None] | None = None,
+        **options: Unpack[FitOptions],
+    ) -> Iterator[Entry]:
+        """Make the entries of `remove` of several requests, in order: each is in the ledger before it is yielded.
+
+        Where the method depends on text states alone, those of all requests are read together.
+
+        Args:
+            pipe: The unedited base model.
+            eraser: The method.
+            requests: Concepts of each entry.
+            distinct: See `remove`, also for `options`.
+            on_removed_already: Receives a request that `distinct` refuses and that is left out; None makes it an error.
+            options: See `remove`.
+        """
         self._store.check_whole()
-        check_together(self.standing, eraser, concepts)
-        standing = self.standing if eraser.dependence == "weights" else ()
-        # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
-        edits = {entry.id: self._load(entry) for entry in standing}
-        beneath = {name: weights_of(edit) for name, edit in edits.items() if not isinstance(edit, SamplingEdit)}
-        edit = WeightEdit.joint(list(beneath.values())) if beneath else self._unedited()
-        history = History(
-            # An eraser that reads text states alone keeps the rows of earlier targets: the joint solve leaves them out
-            # while those removals stand, and has them again when they are undone.
-            targets=tuple(concept for entry in standing for concept in entry.concepts),
-            originals={name: p.data for name, p in backbone.parameters(edit.changes.__contains__).items()},
-            memory=self.path / "memory",
-        )
-        context = FitContext(backbone=backbone, history=history, judge=judge, seed=seed, on_progress=on_progress)
-        start = time.perf_counter()
-        with edit.applied_to(pipe, check=False):
-            fitted = eraser.fit(concepts, context)
-        seconds = round(time.perf_counter() - start, 3)
-        # The fit saw the edited base; the ledger keeps a change on top of its own base.
-        return self._add(self._on_base(fitted), started_from=tuple(beneath), seconds=seconds, distinct=distinct)
+        fits = Fitter(self, self._store.load, self._unedited(), pipe, eraser, **options).fits(requests)
+        for fit in fits:
+            edit = self._on_base(fit.edit)  # the fit saw the edited base
+            try:
+                yield self._add(edit, started_from=fit.started_from, seconds=fit.seconds, distinct=distinct)
+            except AlreadyRemovedError:
+                if on_removed_already is None:
+                    raise
+                on_removed_already(edit.metadata.concepts)
 
     def add(self, edit: Edit, *, distinct: bool = False) -> Entry:
         """Add an edit that was fitted on the base itself.
 
         Raises:
             BaseMismatchError: It was fitted on another model.
-            AlreadyRemovedError: A concept stands removed already, and `distinct` is set.
-            LedgerError: The folder cannot be changed; the ledger is as it was, as after any other error.
+            AlreadyRemovedError: See `remove`, also for `LedgerError`.
         """
         self.check_base(edit.metadata.base_fingerprint, edit.metadata.base_name)
         return self._add(edit, started_from=(), distinct=distinct)
@@ -179,7 +179,7 @@ class Ledger(LedgerView):
     @property
     def during_sampling(self) -> tuple[Entry, ...]:
         """The standing removals that act during sampling."""
-        return tuple(entry for entry in self.standing if isinstance(self._load(entry), SamplingEdit))
+        return tuple(entry for entry in self.standing if isinstance(self._store.load(entry), SamplingEdit))
 
     def edit(self, upto: str | None = None) -> Edit:
         """Return the standing removals as one edit of the base: a `SamplingEdit` if one of them acts during sampling.
@@ -194,7 +194,7 @@ class Ledger(LedgerView):
         entries = self.standing_upto(upto)
         if not entries:
             return self._unedited()
-        return self._on_base(self._joint(entries))
+        return self._on_base(joint([self._store.load(entry) for entry in entries]))
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline, upto: str | None = None) -> Iterator[DiffusionPipeline]:
@@ -226,8 +226,10 @@ class Ledger(LedgerView):
         for entry in map(self.entry, self.approximate):
             then = [self.entry(name) for name in entry.started_from]
             beneath = (then, [other for other in then if other.state == "standing"])
-            sides = (weights_of(self._joint(entries)) if entries else None for entries in beneath)
-            moves[entry.id] = relative_move(backbone, weights_of(self._load(entry)), *sides)
+            sides = (
+                weights_of(joint(list(map(self._store.load, entries)))) if entries else None for entries in beneath
+            )
+            moves[entry.id] = relative_move(backbone, weights_of(self._store.load(entry)), *sides)
         return moves
 
     def verify(self, pipe: DiffusionPipeline | None = None) -> list[str]:
@@ -273,12 +275,6 @@ class Ledger(LedgerView):
             )
             self._store.write(replace(self._store.record, entries=(*self.entries, entry)))
         return entry
-
-    def _joint(self, entries: Sequence[Entry]) -> Edit:
-        return joint([self._load(entry) for entry in entries])
-
-    def _load(self, entry: Entry) -> Edit:
-        return self._store.load(entry)
 
     def _on_base(self, edit: Edit) -> Edit:
         metadata = replace(edit.metadata, base_fingerprint=self.base.fingerprint, base_name=self.base.name)

@@ -11,7 +11,7 @@ from ..backbones import backbone_of
 from ..backbones.name_lengths import check_names
 from ..concept import Concept, normalized
 from ..erasers import eraser_class, eraser_names
-from ..errors import AlreadyRemovedError, InputError
+from ..errors import InputError
 from ..io.json_files import read_record
 from ..ledger import check_anchors, recorded_eraser
 from ..profile import profile_of
@@ -86,17 +86,17 @@ def remove(
     requests: list[tuple[Concept, ...]] = [(concept,) for concept in run.concepts]
     if run.eraser.at_once and run.concepts:
         requests = [run.concepts]
-    for concepts in requests:
-        try:
-            entry = ledger.remove(
-                pipe, run.eraser, concepts, on_progress=on_progress, seed=run.seed, judge=judge, distinct=True
-            )
-        except AlreadyRemovedError:
-            if on_removed_already is None or len(concepts) != 1:
-                raise
-            on_removed_already(concepts[0].target)
-        else:
-            yield entry
+    skip = on_removed_already
+    yield from ledger.remove_each(
+        pipe,
+        run.eraser,
+        requests,
+        on_progress=on_progress,
+        seed=run.seed,
+        judge=judge,
+        distinct=True,
+        on_removed_already=None if skip is None or run.eraser.together else lambda request: skip(request[0].target),
+    )
 
 
 def _solved_together(ledger: "Ledger") -> Iterator[Concept]:
