@@ -22,7 +22,7 @@ from ..training.absence.prompts import kept_pairs
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.prefixes import encoded_behind, word_rows
 from ..training.draws.prompt_pairs import PromptForm, prompt_pairs
-from ..training.finetune import Loss, Optimisation, WeightedLoss, below
+from ..training.finetune import Loss, Optimisation, WeightedLoss, alternating, below
 from ..training.inner_attack import RunningAttack, VectorAttack
 from ..training.objectives.guided import negatively_guided
 from ..training.shape import Shape
@@ -109,20 +109,12 @@ class AdvUnlearn(Eraser):
         task = TrainingTask(
             context=context, requests=concepts, trained=trained.__contains__, batch_size=self.batch_size
         )
-        erasing, retaining = self.erasing(task), self.retaining(task)
-
-        def alternating(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            if step % 2:
-                return self.retain * retaining(student, step, generator)
-            return erasing(student, step, generator)
-
-        together = self.retain_mode == "together" and self.retain > 0
-        changes = self.shape.train(
-            task,
-            alternating if self.retain_mode == "alternate" else erasing,
-            Optimisation(steps=self.steps, lr=self.lr, optimizer="adam"),
-            terms=[WeightedLoss(loss=retaining, weight=self.retain)] if together else [],
-        )
+        loss = self.erasing(task)
+        terms = [WeightedLoss(loss=self.retaining(task), weight=self.retain)] if self.retain else []
+        if terms and self.retain_mode == "alternate":
+            loss, terms = alternating([WeightedLoss(loss=loss, weight=1.0)], terms), []
+        optimisation = Optimisation(steps=self.steps, lr=self.lr, optimizer="adam")
+        changes = self.shape.train(task, loss, optimisation, terms=terms)
         metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
         return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..backbones.base import Ability, Backbone
 from ..concept import Concept
@@ -21,12 +19,11 @@ from ..registry import Exactness
 from ..sampling import SamplingSettings
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.prompt_pairs import PromptForm
-from ..training.finetune import Loss, Optimisation, WeightedLoss, below, uniform
+from ..training.finetune import Optimisation, WeightedLoss, alternating, below, uniform
 from ..training.objectives.guided import Guided
 from ..training.replay import replay_loss
 from ..training.replay_memory import Memory, remembered, replayed
 from ..training.shape import Shape
-from ..training.student import Student
 from ..training.terms.contrast import Contrast, contrasted
 from ..training.terms.suppression import Suppression, shuffled
 from .base import Eraser
@@ -188,16 +185,6 @@ def _disguised(concept: Concept, template: str, generator: torch.Generator) -> s
     renamed = renames and concept.aliases
     name = concept.aliases[below(len(concept.aliases), generator)] if renamed else concept.target
     return fill(shuffled(template, generator) if mixes else template, name)
-
-
-def alternating(even: Sequence[WeightedLoss], odd: Sequence[WeightedLoss]) -> Loss:
-    """Return a loss that has one group of losses at even steps and the other at odd ones."""
-
-    def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-        group = odd if step % 2 else even
-        return torch.stack([each.weight * each.loss(student, step, generator) for each in group]).sum()
-
-    return loss
 
 
 def queried(backbone: Backbone) -> frozenset[str]:

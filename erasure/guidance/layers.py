@@ -18,7 +18,7 @@ Changed = Callable[[str, Denoising, Tensor, Tensor], Tensor]
 def changed_layers(
     pipe: DiffusionPipeline, layers: Mapping[str, nn.Module], change: Changed, *, rows: Callable[[], int]
 ) -> Iterator[None]:
-    """Have the outputs of some layers changed in each step of the pipeline's loop, for the length of a `with`.
+    """Change the outputs of some layers in each step of the pipeline's loop, for the length of a `with`.
 
     Further predictions beside the loop's are left alone.
 

@@ -180,6 +180,16 @@ def finetune(
     return student.changes()
 
 
+def alternating(even: Sequence[WeightedLoss], odd: Sequence[WeightedLoss]) -> Loss:
+    """Return a loss that has one group of losses at even steps and the other at odd ones."""
+
+    def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        group = odd if step % 2 else even
+        return torch.stack([each.weight * each.loss(student, step, generator) for each in group]).sum()
+
+    return loss
+
+
 def _number(seeds: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=seeds))
 

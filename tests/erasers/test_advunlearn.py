@@ -107,6 +107,13 @@ def test_blocks_and_final_norm_of_the_encoders_change_and_nothing_else(mode: str
     assert all(name.startswith(tuple(clip_encoders(BACKBONE))) for name in edit.changes)
 
 
+def test_without_a_weight_for_what_stays_every_update_erases() -> None:
+    modes = ("together", "alternate")
+    erasers = [make_eraser("advunlearn", **{**QUICK, "retain": 0.0, "retain_mode": mode}) for mode in modes]
+    one, other = (eraser.fit([CAT], FitContext(backbone=BACKBONE)).changes for eraser in erasers)
+    assert all(torch.equal(one[name].delta, other[name].delta) for name in one)
+
+
 def test_a_model_of_several_vocabularies_is_refused() -> None:
     with pytest.raises(
         Exception, match="advunlearn: expected a model whose text encoders share one vocabulary, got flux"

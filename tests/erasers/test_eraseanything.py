@@ -12,11 +12,11 @@ from erasure.backbones import backbone_of
 from erasure.backbones.attention import cross_attention_layers
 from erasure.concept import Concept
 from erasure.edits.changes import exchanged
-from erasure.erasers.eraseanything import EraseAnything, alternating, queried
+from erasure.erasers.eraseanything import EraseAnything, queried
 from erasure.losses.contrastive import reverse_contrast
 from erasure.training.context import FitContext, TrainingTask
 from erasure.training.draws.prompt_pairs import PromptPairs
-from erasure.training.finetune import WeightedLoss
+from erasure.training.finetune import WeightedLoss, alternating
 from erasure.training.objectives.guided import Guided
 from erasure.training.student import Student
 from erasure.training.terms.contrast import Contrast, contrasted

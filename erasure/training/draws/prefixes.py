@@ -42,7 +42,7 @@ def encoded_behind(
 
 @contextmanager
 def _in_place_of_words(backbone: Backbone, prefix: Float[Tensor, "k dim"]) -> Iterator[None]:
-    """Have the embeddings behind the start of text be the prefix, for the length of a `with`."""
+    """Put the prefix in the place of the embeddings behind the start of text, for the length of a `with`."""
 
     def put(vectors: Tensor, module: nn.Module, args: object, output: Tensor) -> Tensor:
         rows = vectors.to(output).expand(len(output), -1, -1)

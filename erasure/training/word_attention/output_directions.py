@@ -19,7 +19,7 @@ from .layer_inputs import concept_masks, inside
 from .masked import Mask
 
 _NO_LENGTH = 1e-6  # of a difference against a mean output: rounding
-# Section 3 of the code: an object beside something, a style, and an addition for people and safety.
+# As in the code: an object beside something, a style, and an addition for people and safety.
 _BESIDE: Mapping[Kind, str] = {
     "object": "{} with {}",
     "style": "{}, {} style",
