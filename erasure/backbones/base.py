@@ -3,7 +3,7 @@
 A method never names a model family, and a family never names a method: this protocol is all that the two share.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -62,6 +62,19 @@ class Backbone(Protocol):
     @property
     def abilities(self) -> frozenset[Ability]:
         """The abilities of the family; see `Ability`."""
+        ...
+
+    @property
+    def original_names(self) -> Mapping[str, str]:
+        """Names of layers in the files of the original release, by their names inside the denoiser."""
+        ...
+
+    @property
+    def lora_prefix(self) -> str:
+        """Beginning of the names of the denoiser's layers in LoRA files of kohya's scripts or of ComfyUI.
+
+        "" where diffusers reads no such file exactly, or the names are rules of their own.
+        """
         ...
 
     @property

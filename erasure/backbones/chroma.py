@@ -31,6 +31,8 @@ class Chroma(DeclaredTransformer):
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {"distilled_guidance_layer.*": "modulation"}
     checkpoints: ClassVar[bool] = False  # the single blocks get no mask when they are computed again
+    original_names: ClassVar[Mapping[str, str]] = {"context_embedder": "txt_in"}
+    lora_prefix: ClassVar[str] = "lora_transformer_"
     mask_name: ClassVar[str] = "prompt_attention_mask"
     latent_layout: ClassVar[Literal["plain", "packed"]] = "packed"
 

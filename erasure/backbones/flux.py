@@ -1,6 +1,6 @@
 """FLUX.1: T5's states, CLIP's sentence vector, latents packed two by two."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +32,12 @@ class Flux(JointTransformer):
     """
 
     covered: ClassVar[tuple[str, ...]] = ("FLUX.1",)
+    original_names: ClassVar[Mapping[str, str]] = {
+        "context_embedder": "txt_in",
+        "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    }
+    # Names of the original release beside it, which kohya's scripts have, are read without effect (diffusers 0.42).
+    lora_prefix: ClassVar[str] = "lora_transformer_"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,6 +39,8 @@ class Flux2(DeclaredTransformer):
         "*.ff.linear_out.*": "ff.out",
         "*.ff_context.linear_out.*": "ff.text.out",
     }
+    original_names: ClassVar[Mapping[str, str]] = {"context_embedder": "txt_in"}
+    lora_prefix: ClassVar[str] = "lora_unet_"
     latent_layout: ClassVar[Literal["plain", "packed"]] = "packed"
 
     @classmethod

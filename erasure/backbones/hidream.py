@@ -44,6 +44,7 @@ class HiDream(DeclaredTransformer):
         "double_stream_blocks.*.ff_i.*": "ff.in",
         "single_stream_blocks.*.ff_i.*": "shared.in",
     }
+    lora_prefix: ClassVar[str] = "diffusion_model."
     text_only: ClassVar[tuple[str, ...]] = ("p_embedder.pooled_embedder.linear_2",)
     position: ClassVar[Literal["first", "last"]] = "last"
 

@@ -52,6 +52,8 @@ class LoadedModel(ABC):
     schedule_kind: ClassVar[type[NoiseSchedule]]
     abilities: ClassVar[frozenset[Ability]]
     checkpoints: ClassVar[bool] = True
+    original_names: ClassVar[Mapping[str, str]] = {}
+    lora_prefix: ClassVar[str] = ""
 
     pipe: DiffusionPipeline
 

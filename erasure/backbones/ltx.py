@@ -31,6 +31,7 @@ class LTXVideo(VideoTransformer):
         "time_embed.*": "time",
         "proj_in.*": "in",
     }
+    lora_prefix: ClassVar[str] = "diffusion_model."
     text_only: ClassVar[tuple[str, ...]] = ("caption_projection.*",)
     between: ClassVar[tuple[str, ...]] = ("caption_projection",)
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}

@@ -33,6 +33,8 @@ class QwenImage(DeclaredTransformer):
         "*_mod.*": "modulation",
     }
     between: ClassVar[tuple[str, ...]] = ("txt_norm",)
+    original_names: ClassVar[Mapping[str, str]] = {"txt_in": "txt_in"}
+    lora_prefix: ClassVar[str] = "lora_unet_"
     mask_name: ClassVar[str] = "prompt_embeds_mask"
     latent_layout: ClassVar[Literal["plain", "packed"]] = "packed"
 

@@ -42,6 +42,8 @@ class ZImage(DeclaredTransformer):
         "all_x_embedder.*": "in",
         "all_final_layer.*": "out",
     }
+    original_names: ClassVar[Mapping[str, str]] = {"cap_embedder.1": "cap_embedder.1"}
+    lora_prefix: ClassVar[str] = "lora_unet_"
     between: ClassVar[tuple[str, ...]] = ("cap_embedder.0",)
     text_only: ClassVar[tuple[str, ...]] = ("context_refiner.*",)
 

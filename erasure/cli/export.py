@@ -31,7 +31,8 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="Format of the files: pipeline, edit, lora, kohya or checkpoint; see docs/export.md."
+            "--format",
+            help="Format of the files: pipeline, edit, lora, kohya, checkpoint or single-file; see docs/export.md.",
         ),
     ] = "pipeline",
     push_to: Annotated[
@@ -57,6 +58,10 @@ def export(
     no_images: Annotated[bool, typer.Option("--no-images", help="Write no images in the model card.")] = False,
     steps: Steps = None,
     guidance_scale: Guidance = None,
+    base_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With single-file: the base as one file of the original release."),
+    ] = None,
     low_memory: LowMemory = False,
     link: Link = False,
     device: Device = "auto",
@@ -65,14 +70,25 @@ def export(
     """Export the standing removals of a ledger for other programs, with a model card; upload them to the Hub."""
     from erasure.eval.reports.publish import rename
     from erasure.io.push import check_push
-    from erasure.pipelines.export.formats import RECORD, Export, already_written, check_low_memory, check_standing
+    from erasure.pipelines.export.formats import (
+        RECORD,
+        Export,
+        already_written,
+        base_file_of,
+        check_low_memory,
+        check_standing,
+    )
 
     from ..io.files import check_free
     from ..ledger import Ledger
     from ..sampling import SamplingSettings
 
-    opened, spec = Ledger.open(ledger), Export(format=form, rank=rank, guidance=guidance, link=link)
+    given_file = None if base_file is None else str(base_file)
+    opened = Ledger.open(ledger)
+    spec = Export(format=form, rank=rank, guidance=guidance, base_file=given_file, link=link)
     check_standing(opened)
+    if form == "single-file":
+        base_file_of(spec)
     if low_memory:
         check_low_memory(spec, device)
     if low_memory or no_images:

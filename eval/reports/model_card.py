@@ -221,7 +221,8 @@ def _loading(ledger: Ledger, pipe: DiffusionPipeline, written: Written) -> str:
     name, base = _in_string(name), _in_string(base)
     during_sampling = export.format == "pipeline" and ledger.during_sampling
     snippet = _RECORDED if during_sampling else _SNIPPETS[export.format]
-    code = snippet.format(name=name, file=export.file, kind=kind, base=base)
+    transformer = type(backbone_of(pipe).denoiser).__name__
+    code = snippet.format(name=name, file=export.file, kind=kind, base=base, transformer=transformer)
     lines = ["## How to load it", "", f"```python\n{code}\n```"]
     if base == "BASE" and "BASE" in code:
         location = profile.data.location
@@ -258,6 +259,10 @@ pipe.load_lora_weights("{name}", weight_name="{file}", adapter_name="erased")"""
 # a local copy of this folder; config/ holds what the one file does not
 pipe = {kind}.from_single_file("{file}", config="config")""",
 }
+_SNIPPETS["single-file"] = """# in ComfyUI, in the place of the base's file; or its transformer in diffusers:
+import diffusers
+
+transformer = diffusers.{transformer}.from_single_file("{file}")"""
 # The folder's own pipeline.py, with the guidance of the removals, is executed.
 _RECORDED = _SNIPPETS["pipeline"].replace(", dtype=", ", trust_remote_code=True, dtype=")
 _GUIDED = """pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)
@@ -272,6 +277,7 @@ _EXACTNESS = {
     "edit": "It is applied in float64 and rounded once, and can be taken back bit for bit.",
     "lora": "Where the change is of low rank the images differ from the edited weights' by rounding alone.",
     "kohya": "In ComfyUI and A1111 put the file among the LoRAs; a strength of 1 is the removal, 0 the original.",
+    "single-file": "The other tensors are the base's, byte for byte; the changed ones are rounded once to its type.",
     "checkpoint": "The weights have the names of the original release, in float32; ComfyUI and A1111 read the file.",
 }
 

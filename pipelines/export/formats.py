@@ -25,8 +25,9 @@ from .hub import self_contained
 from .kohya import kohya_tensors, rank_of
 from .loaded_back import check_loader, check_loads
 from .marks import check_family, checkpoint_notes, header, kohya_header
+from .single_file import check_names, write_single_file
 
-Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint"]
+Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint", "single-file"]
 FORMATS: tuple[str, ...] = get_args(Format)
 GUIDANCES: Mapping[str, tuple[type, type]] = {
     "a-star": (a_star.StableDiffusionAStarPipeline, a_star.StableDiffusionXLAStarPipeline),
@@ -45,7 +46,7 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
 """Guidances by name, with their pipelines for one text encoder and for two."""
 
 _COMPARED = 2  # prompts whose predictions are compared when a file was loaded back
-_STREAMED = ("pipeline", "edit", "lora")
+_STREAMED = ("pipeline", "edit", "lora", "single-file")
 _WITH_GUIDANCE = ("pipeline", "edit")
 """Formats that can hold a removal during sampling."""
 _NAMED_LAYERS = ("kohya", "checkpoint")
@@ -59,15 +60,17 @@ class Export:
     """Format and options of an export.
 
     Attributes:
-        format: "pipeline", "edit", "lora", "kohya" or "checkpoint".
+        format: Format of the files; see `FORMATS`.
         rank: Largest rank of a layer in "lora" and "kohya"; None keeps all of a low-rank change.
         guidance: Guidance written beside the weights of "pipeline"; None writes that of the removals alone.
+        base_file: Single file of the base that "single-file" writes again with the changes.
         link: Whether files of "pipeline" without a changed weight are hard links to those of the base.
     """
 
     format: str = "pipeline"
     rank: int | None = None
     guidance: str | None = None
+    base_file: str | None = None
     link: bool = False
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class Export:
             raise InputError(f"rank: expected none for the format {self.format}, got {self.rank}. Leave it out.")
         if self.rank is not None and self.rank < 1:
             raise InputError(f"rank: expected at least 1, got {self.rank}. Leave it out to keep all.")
+        if self.base_file is not None and self.format != "single-file":
+            raise InputError(f"base_file: expected the format single-file, got {self.format}. Leave it out.")
         if self.link and self.format != "pipeline":
             raise InputError(f"link: expected the format pipeline, got {self.format}. Leave it out.")
         if self.guidance is not None and self.guidance not in GUIDANCES:
@@ -144,6 +149,17 @@ def check_low_memory(export: Export, device: str) -> None:
             f"--low-memory: expected the format {' or '.join(_STREAMED)}, got {export.format!r}. Leave one of them out."
         )
     check_cpu(device)
+
+
+def base_file_of(export: Export) -> Path:
+    """Return the file of the base that an export in the format single-file changes.
+
+    Raises:
+        InputError: There is none.
+    """
+    if export.base_file is None:
+        raise InputError("single-file: expected a file of the base, got none. Name it by --base-file.")
+    return Path(export.base_file)
 
 
 def check_standing(ledger: Ledger) -> None:
@@ -246,15 +262,27 @@ def _lora(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path)
     lora = _factors(ledger, pipe, export)
     tensors = {_encoder_named(key): factor for key, factor in lora.state_dict.items()}
     write_tensors(folder / export.file, tensors, header(pipe, "lora"))
-    targets = [concept.target for entry in ledger.standing for concept in entry.concepts]
-    check_loads(pipe, folder / export.file, lora.state_dict, targets[:_COMPARED])
+    check_loads(pipe, folder / export.file, lora.state_dict, _targets(ledger))
     return _cut(lora)
+
+
+def _single_file(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
+    edit = weights_of(ledger.edit())
+    check_names(edit, pipe)
+    write_single_file(edit, pipe, base_file_of(export), folder / export.file)
+    return ()
+
+
+def _targets(ledger: Ledger) -> list[str]:
+    """Return the removed concepts whose predictions are compared when a file was loaded back."""
+    return [concept.target for entry in ledger.standing for concept in entry.concepts][:_COMPARED]
 
 
 def _kohya(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     lora = _factors(ledger, pipe, export)
     metadata = kohya_header(pipe, rank_of(lora.state_dict))
     write_tensors(folder / export.file, kohya_tensors(lora.state_dict, pipe), metadata)
+    check_loads(pipe, folder / export.file, lora.state_dict, _targets(ledger))
     return _cut(lora)
 
 
@@ -274,6 +302,7 @@ _WRITERS: Mapping[str, tuple[Callable[[Ledger, Any, Export, Path], tuple[str, ..
     "lora": (_lora, "pytorch_lora_weights.safetensors"),  # what diffusers looks for in a folder
     "kohya": (_kohya, "kohya_lora.safetensors"),
     "checkpoint": (_checkpoint, "checkpoint.safetensors"),
+    "single-file": (_single_file, "model.safetensors"),
 }
 
 

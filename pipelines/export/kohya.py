@@ -13,6 +13,8 @@ from erasure.errors import InputError
 
 from .checkpoint import denoiser_name
 
+_COMFY = "diffusion_model."  # beginning of ComfyUI's names, whose rest and factors are diffusers'
+_DIFFUSERS = "lora_transformer_"  # beginning of names whose rest is diffusers'
 _DOWN = ".lora_A.weight"
 
 
@@ -21,7 +23,7 @@ def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: DiffusionPipeline) -> 
 
     All layers get the largest rank, smaller ones by zeros, because diffusers reads one alpha for all. For Stable
     Diffusion XL kohya's scripts, and so their files, have the original code's names for the denoiser's layers; for 1.x
-    and 2.x they have diffusers'.
+    and 2.x they have diffusers'. Transformers have the names that their families declare.
 
     Args:
         state_dict: Factors as `Edit.as_lora` gives them.
@@ -30,6 +32,8 @@ def kohya_tensors(state_dict: Mapping[str, Tensor], pipe: DiffusionPipeline) -> 
     Raises:
         InputError: A layer that such files have no name for.
     """
+    if backbone_of(pipe).lora_prefix == _COMFY:
+        return {f"{_COMFY}{key.partition('.')[2]}": factor for key, factor in state_dict.items()}
     tensors: dict[str, Tensor] = {}
     rank = rank_of(state_dict)
     for module in (key.removesuffix(_DOWN) for key in state_dict if key.endswith(_DOWN)):
@@ -49,7 +53,11 @@ def rank_of(state_dict: Mapping[str, Tensor]) -> int:
 
 def _layer(module: str, pipe: DiffusionPipeline) -> str:
     part, _, name = module.partition(".")
-    is_sdxl = backbone_of(pipe).family == "sdxl"
+    backbone = backbone_of(pipe)
+    if prefix := backbone.lora_prefix:
+        name = name if prefix == _DIFFUSERS else backbone.original_names.get(name, name)
+        return f"{prefix}{name.replace('.', '_')}"
+    is_sdxl = backbone.family == "sdxl"
     if part == "unet":
         name = denoiser_name(name, unwrapped(pipe.unet).config) if is_sdxl else name
         return f"lora_unet_{name.replace('.', '_')}"

@@ -24,11 +24,11 @@ _GUESSED_BY, _SPREAD = "model.diffusion_model.output_blocks.11.1.transformer_blo
 
 def check_family(pipe: DiffusionPipeline, form: str) -> None:
     """Raise InputError if files of a format have no names for the layers of a model's family."""
-    family = backbone_of(pipe).family
-    if family not in _KOHYA:
-        raise InputError(
-            f"{form}: expected Stable Diffusion 1.x, 2.x or XL, got {family}. Use --format pipeline, edit or lora."
-        )
+    backbone = backbone_of(pipe)
+    if backbone.family not in _KOHYA and not (form == "kohya" and backbone.lora_prefix):
+        known = "Stable Diffusion 1.x, 2.x or XL"
+        known += ", or a transformer with such names" if form == "kohya" else ""
+        raise InputError(f"{form}: expected {known}, got {backbone.family}. Use --format pipeline, edit or lora.")
 
 
 def predicts_velocity(pipe: DiffusionPipeline) -> bool:
@@ -73,6 +73,8 @@ def header(pipe: DiffusionPipeline, kind: str = "") -> dict[str, str]:
 def kohya_header(pipe: DiffusionPipeline, rank: int) -> dict[str, str]:
     """Return the header of a LoRA file of kohya's scripts, for factors of a rank."""
     family = backbone_of(pipe).family
+    if family not in _KOHYA:
+        return header(pipe)
     version = "sd_v2_768_v" if family == "sd2" and predicts_velocity(pipe) else _KOHYA[family]
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     marks = {
