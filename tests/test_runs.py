@@ -257,7 +257,8 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
             shape["flat"] |= {"images": 2, "image_steps": 2}
         if "healing" in shape.get("keep", {}):
             shape["keep"]["healing"] = {"weight": shape["keep"]["healing"], "view": "text", "neighbours": 1}
-    if raw["eraser"]["name"] in ("absent", "ant", "ca", "eraseanything", "eraseflow", "gem"):
+    sampled = ("absent", "advunlearn", "ant", "ca", "eraseanything", "eraseflow", "gem", "receler", "salun", "stereo")
+    if raw["eraser"]["name"] in sampled:
         raw["eraser"] |= eraser_class(raw["eraser"]["name"]).quick
     if raw["eraser"]["name"] == "duge":
         raw["eraser"] |= {"steps": 1, "image_steps": 2, "memory_size": 4, "target_images": 2, "max_similarity": 1.0}
