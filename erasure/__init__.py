@@ -18,7 +18,9 @@ _HOMES = {
     "CA": ".erasers.ca",
     "CASteer": ".erasers.casteer",
     "CFE": ".erasers.cfe",
+    "CapsuleEraser": ".erasers.capsule",
     "Concept": ".concept",
+    "ConceptPrune": ".erasers.concept_prune",
     "Conditioning": ".backbones.conditioning",
     "DUGE": ".erasers.duge",
     "ESD": ".erasers.esd",
@@ -80,7 +82,9 @@ __all__ = [
     "AdaVD",
     "AdvUnlearn",
     "CASteer",
+    "CapsuleEraser",
     "Concept",
+    "ConceptPrune",
     "Conditioning",
     "Edit",
     "EraseAnything",
@@ -121,8 +125,10 @@ if TYPE_CHECKING:
     from .erasers.advunlearn import AdvUnlearn
     from .erasers.ant import ANT
     from .erasers.ca import CA
+    from .erasers.capsule import CapsuleEraser
     from .erasers.casteer import CASteer
     from .erasers.cfe import CFE
+    from .erasers.concept_prune import ConceptPrune
     from .erasers.duge import DUGE
     from .erasers.eraseanything import EraseAnything
     from .erasers.eraseflow import EraseFlow

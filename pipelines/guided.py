@@ -19,6 +19,7 @@ from erasure.errors import InputError
 from erasure.guidance.adavd import AdaVDGuidance
 from erasure.guidance.attend_and_excite import AttendAndExcite
 from erasure.guidance.base import Guidance
+from erasure.guidance.capsule import CapsuleGuidance
 from erasure.guidance.casteer import CASteerGuidance
 from erasure.guidance.localised import LocalisedRemoval
 from erasure.guidance.negative_prompt import NegativePromptGuidance
@@ -253,4 +254,20 @@ class StableDiffusionXLCasteerPipeline(GuidedMixin, StableDiffusionXLPipeline):
     """Text to image with Stable Diffusion XL, concepts' directions mirrored; see `CASteerGuidance`."""
 
     guidance = CASteerGuidance
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionCapsulePipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, concepts' directions gated away; see `CapsuleGuidance`."""
+
+    guidance = CapsuleGuidance
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLCapsulePipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, concepts' directions gated away; see `CapsuleGuidance`."""
+
+    guidance = CapsuleGuidance
     backbone = StableDiffusionXL

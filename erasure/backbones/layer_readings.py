@@ -130,3 +130,25 @@ def _layer(backbone: Backbone, name: str) -> nn.Module | None:
     pixelwise = isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1}
     linear = isinstance(module, nn.Linear) or pixelwise
     return module if linear and name.endswith(".weight") else None
+
+
+@contextmanager
+def watched_inputs(backbone: Backbone, names: Collection[str]) -> Iterator[dict[str, Float[Tensor, "rows in"]]]:
+    """Yield a mapping that a pass fills with the inputs of linear layers, a row for each token or pixel.
+
+    Args:
+        backbone: Model.
+        names: Full names of the layers' weights.
+    """
+    inputs: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for name in names:
+            module = _layer(backbone, name)
+            if module is None:
+                continue
+
+            def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                inputs[name] = args[0].detach().flatten(0, -2)
+
+            hooks.callback(module.register_forward_pre_hook(keep).remove)
+        yield inputs

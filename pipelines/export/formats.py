@@ -33,6 +33,7 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
     "a-star": (a_star.StableDiffusionAStarPipeline, a_star.StableDiffusionXLAStarPipeline),
     "adavd": (guided.StableDiffusionAdavdPipeline, guided.StableDiffusionXLAdavdPipeline),
     "attend-and-excite": (guided.StableDiffusionAttendExcitePipeline, guided.StableDiffusionXLAttendExcitePipeline),
+    "capsule": (guided.StableDiffusionCapsulePipeline, guided.StableDiffusionXLCapsulePipeline),
     "casteer": (guided.StableDiffusionCasteerPipeline, guided.StableDiffusionXLCasteerPipeline),
     "localised": (guided.StableDiffusionLocalisedPipeline, guided.StableDiffusionXLLocalisedPipeline),
     "negative-prompt": (guided.StableDiffusionNegativePromptPipeline, guided.StableDiffusionXLNegativePromptPipeline),

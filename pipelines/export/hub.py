@@ -102,6 +102,8 @@ PIPELINES: tuple[type, ...] = (
     guided.StableDiffusionXLAttendExcitePipeline,
     guided.StableDiffusionAdavdPipeline,
     guided.StableDiffusionXLAdavdPipeline,
+    guided.StableDiffusionCapsulePipeline,
+    guided.StableDiffusionXLCapsulePipeline,
     guided.StableDiffusionCasteerPipeline,
     guided.StableDiffusionXLCasteerPipeline,
     guided.StableDiffusionNegativePromptPipeline,

@@ -37,10 +37,10 @@ def test_a_ledger_records_exports_and_undoes_it(name: str, tmp_path: Path) -> No
     plain = images(pipe)
     ledger = Ledger.create(tmp_path / "ledger", backbone_of(pipe).fingerprint(), str(tmp_path / "model"))
     eraser = make_eraser(name, **eraser_class(name).quick)
-    first = ledger.remove(pipe, eraser, [Concept(target="cat", aliases=("kitten",))])
+    first = ledger.remove(pipe, eraser, [Concept(target="cat", aliases=("kitten",), preserve=("bird",))])
     with ledger.applied_to(pipe):
         alone = images(pipe)
-    second = ledger.remove(pipe, eraser, [Concept(target="dog")])
+    second = ledger.remove(pipe, eraser, [Concept(target="dog", preserve=("bird",))])
     edit = ledger.edit()
     assert isinstance(edit, SamplingEdit)
     (guidance,) = edit.guidances

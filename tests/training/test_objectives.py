@@ -8,6 +8,7 @@ import torch
 from erasure.backbones import backbone_of
 from erasure.backbones.layer_readings import main_directions
 from erasure.concept import Concept
+from erasure.guidance.capsule import Capsule
 from erasure.losses.preference import advantage, calibrated_negative, scale_of_confidence
 from erasure.training.context import FitContext, TrainingTask
 from erasure.training.draws.features import likeness
@@ -18,7 +19,6 @@ from erasure.training.objectives.deviate import deviation
 from erasure.training.objectives.margin import Margin, contrasted
 from erasure.training.objectives.noised import remembered_still
 from erasure.training.objectives.replace import replaced
-from erasure.training.objectives.signature import Capsule, Signature
 from erasure.training.student import Student
 from tests import tiny
 
@@ -153,7 +153,7 @@ def test_main_directions_hold_the_mean_and_the_largest_spread() -> None:
 
 
 def capsule(target: torch.Tensor, others: torch.Tensor) -> Capsule:
-    return Capsule.of(target, others, Signature())
+    return Capsule.of(target, others)
 
 
 def test_a_capsule_finds_the_direction_and_takes_it_off_where_it_is_shown() -> None:
@@ -162,7 +162,7 @@ def test_a_capsule_finds_the_direction_and_takes_it_off_where_it_is_shown() -> N
     gate = capsule(shown, others)
     assert gate.direction[0] > 0.99
     assert gate.effect > 10
-    after = gate(torch.stack([shown, others]))
+    after = gate.gated(torch.stack([shown, others]), alpha=-1.0, sharpness=4.0)
     assert after[0, :, 0].mean() < 1.0, "the target's part is gone for the most"
     torch.testing.assert_close(after[0, :, 1:], shown[:, 1:], atol=0.4, rtol=0)
     torch.testing.assert_close(after[1], others, atol=0.1, rtol=0)

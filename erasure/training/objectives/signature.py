@@ -1,7 +1,8 @@
 """KIF's activation signatures and capsules (arXiv:2601.10566), distilled into the weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ...backbones.layer_readings import changed_outputs
 from ...errors import InputError
+from ...guidance.capsule import Capsule
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask
@@ -54,14 +56,11 @@ class Signature(NoisedObjective):
     max_pixels: Annotated[int, Field(ge=1)] | None = None
 
     def measure(self, task: TrainingTask, images: NoisedImages) -> Measure:
-        kept = nearest_concepts(task, self.neighbours)
-        if not kept:
-            raise InputError(
-                "signature: expected concepts that preserve something, got none. Name in preserve what the target is"
-                " told apart from."
-            )
-        others = NoisedImages(task.context, kept, images=self.images, image_steps=self.image_steps, early=self.early)
-        gates = self.gates(task, images, others)
+        others = self._others(task)
+        capsules = self._told_apart(task, images, others)
+        gates = {
+            layer: partial(each.gated, alpha=self.alpha, sharpness=self.sharpness) for layer, each in capsules.items()
+        }
 
         @torch.no_grad()
         def taught(batch: NoisedDraw) -> Tensor:
@@ -75,66 +74,26 @@ class Signature(NoisedObjective):
 
         return measure
 
-    def gates(
-        self, task: TrainingTask, images: NoisedImages, others: NoisedImages
-    ) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        """Return the gate of each chosen layer."""
+    def capsules(self, task: TrainingTask) -> Mapping[str, Capsule]:
+        """Return the capsule of each chosen layer, from images of the targets and of preserved names."""
+        images = NoisedImages(
+            task.context, task.concepts, images=self.images, image_steps=self.image_steps, early=self.early
+        )
+        return self._told_apart(task, images, self._others(task))
+
+    def _others(self, task: TrainingTask) -> NoisedImages:
+        kept = nearest_concepts(task, self.neighbours)
+        if not kept:
+            raise InputError(
+                "signature: expected concepts that preserve something, got none. Name in preserve what the target is"
+                " told apart from."
+            )
+        return NoisedImages(task.context, kept, images=self.images, image_steps=self.image_steps, early=self.early)
+
+    def _told_apart(self, task: TrainingTask, images: NoisedImages, others: NoisedImages) -> Mapping[str, Capsule]:
         features = LayerFeatures.of(task, self.max_pixels)
         shown, not_shown = features.in_regions(images), features.in_regions(others)
-        capsules = {layer: Capsule.of(shown[layer], not_shown[layer], self) for layer in features.layers}
+        capsules = {layer: Capsule.of(shown[layer], not_shown[layer]) for layer in features.layers}
         count = max(1, round(self.share * len(capsules)))
         chosen = sorted(capsules, key=lambda layer: -capsules[layer].effect)[:count]
         return {layer: capsules[layer] for layer in chosen}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Capsule:
-    """A gate on the direction by which a layer's output shows the target.
-
-    Attributes:
-        direction: Unit vector v.
-        mean: Mean of <h, v> over target and others.
-        deviation: Its standard deviation.
-        threshold: Standardised projection at which the gate is half open (z0).
-        effect: Cohen's d of the projections.
-        alpha: Share of the direction that is added.
-        sharpness: Slope of the gate.
-    """
-
-    direction: Float[Tensor, " channels"]
-    mean: float
-    deviation: float
-    threshold: float
-    effect: float
-    alpha: float
-    sharpness: float
-
-    @classmethod
-    def of(
-        cls, target: Float[Tensor, "n channels"], others: Float[Tensor, "m channels"], settings: Signature
-    ) -> "Capsule":
-        """Return the capsule that parts the outputs for the target from those for others."""
-        both = torch.cat([target, others])
-        spread = both.std(0).clamp(min=1e-6)
-        direction = (target.mean(0) - others.mean(0)) / spread
-        direction = direction / direction.norm().clamp(min=1e-12)
-        shown, not_shown = target @ direction, others @ direction
-        mean, deviation = float((both @ direction).mean()), max(float((both @ direction).std()), 1e-12)
-        pooled = max(float(((shown.var() + not_shown.var()) / 2).sqrt()), 1e-12)
-        middle = float(shown.mean() + not_shown.mean()) / 2
-        return cls(
-            direction=direction,
-            mean=mean,
-            deviation=deviation,
-            threshold=(middle - mean) / deviation,
-            effect=float(shown.mean() - not_shown.mean()) / pooled,
-            alpha=settings.alpha,
-            sharpness=settings.sharpness,
-        )
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """Return a layer's output after the gate."""
-        direction = self.direction.to(output)
-        projection = (output @ direction)[..., None]
-        z = (projection - self.mean) / self.deviation
-        return output + self.alpha * torch.sigmoid(self.sharpness * (z - self.threshold)) * projection * direction
