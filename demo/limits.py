@@ -128,13 +128,16 @@ def settings(value: object, offered: Sequence[Setting]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InputError(f"settings: expected settings by name, got {_short(value)}.")
     known = {setting.name: setting for setting in offered}
+    result = dict(value)
     for key, content in value.items():
         if key not in known:
             raise InputError(f"settings: expected one of {', '.join(known)}, got {_short(key)}.")
         low, high = known[key].low, known[key].high
         if low is not None and high is not None and content is not None:
-            number(f"settings.{key}", content, low, high)
-    return dict(value)
+            checked = number(f"settings.{key}", content, low, high)
+            if known[key].kind == "whole" and checked == int(checked):
+                result[key] = int(checked)
+    return result
 
 
 def _short(value: object) -> str:

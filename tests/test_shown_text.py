@@ -154,6 +154,7 @@ def test_a_selection_of_no_seeds_is_refused_and_a_double_counts_once() -> None:
     assert read_seeds("0-2,1,5") == [0, 1, 2, 5]
     for wrong, message in (
         ("7-0", "--seeds: expected ranges that rise, got '7-0'. Write 0-7"),
+        ("9" * 20, f"--seeds: expected numbers of at most 18 digits, got '{'9' * 20}'"),
         ("", "--seeds: expected whole numbers"),
         ("1,,2", "--seeds: expected whole numbers"),
         ("0-999999999999", "--seeds: expected at most 10000 seeds, got 1000000000000"),

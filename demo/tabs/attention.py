@@ -24,7 +24,7 @@ def build(desk: Desk) -> dict[str, Any]:
             words = gr.Textbox(
                 _START[1], label="Words", info="Words of the prompt, separated by commas.", elem_id="words"
             )
-            seed = gr.Number(0, precision=0, label="Seed", elem_id="attention-seed")
+            seed = gr.Number(0, label="Seed", elem_id="attention-seed")
             alpha = gr.Slider(
                 0,
                 limits.ALPHA,

@@ -216,7 +216,8 @@ def _field(method: str, setting: Setting) -> Component:
     if setting.kind == "switch":
         return gr.Checkbox(cast("bool", setting.value), **shared)
     value = cast("float | None", setting.value)
-    return gr.Number(value, precision=0 if setting.kind == "whole" else None, min_width=110, **shared)
+    # without a precision, which would round "1.5" of a whole number in silence
+    return gr.Number(value, min_width=110, **shared)
 
 
 def _changed_settings(method: str, studio: Studio, values: Sequence[Any]) -> dict[str, Any]:
