@@ -259,6 +259,13 @@ def test_an_absurd_number_of_a_configuration_is_refused_before_anything_is_built
         assert file in message
 
 
+@pytest.mark.parametrize(("key", "value"), [("beta_end", 5.0), ("prediction_type", "x0")])
+def test_a_scheduler_without_noise_levels_is_refused(model: Path, key: str, value: object) -> None:
+    change(model / "scheduler/scheduler_config.json", lambda config: config.update({key: value}))
+    for message in refusals(model):
+        assert "scheduler" in message
+
+
 @pytest.mark.parametrize("pair", [[1.5, "UNet2DConditionModel"], [7, None], ["diffusers", None], [None, "x"]])
 def test_an_index_of_other_values_than_names_is_refused(model: Path, pair: list[object]) -> None:
     change(model / "model_index.json", lambda index: index.update(unet=pair))

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..io.text import shortened
 from .base import Backbone
 from .loaded import denoiser_of, is_finite, not_finite
+from .schedule import Discrete
 from .storage import is_stored
 
 # Encoders' tables of words are made longer than the vocabulary to fit the hardware: T5's by 28.
@@ -178,6 +179,22 @@ def check_samples(pipe: DiffusionPipeline) -> None:
             " Copy the file again."
         )
     check_channels(denoiser_of(pipe))
+
+
+def check_schedule(backbone: Backbone) -> None:
+    """Refuse a scheduler that predicts something unknown, or whose noise levels are none.
+
+    Raises:
+        InputError: It does or they are.
+    """
+    schedule = backbone.schedule
+    if isinstance(schedule, Discrete):
+        shares = schedule.alphas_cumprod
+        if not bool(((shares >= 0) & (shares <= 1)).all()):  # a nan is not
+            raise InputError(
+                "model: expected betas from 0 to 1 in the scheduler's scheduler_config.json, got some of which no noise"
+                " levels can be computed. Copy the file again."
+            )
 
 
 def _is_distilled(pipe: DiffusionPipeline) -> bool:

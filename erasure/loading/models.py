@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..backbones import backbone_of
-from ..backbones.usable import check_samples, check_tokenizers
+from ..backbones.usable import check_samples, check_schedule, check_tokenizers
 from ..errors import InputError, reason, unknown_name
 from ..personalize.folder import PERSONALIZED, load_personalized
 from ..profile import DEFAULT_MODEL, profile_of
@@ -104,6 +104,7 @@ def _check_use(pipe: DiffusionPipeline) -> None:
     backbone = backbone_of(pipe)
     check_tokenizers(backbone)
     check_samples(pipe)
+    check_schedule(backbone)
     backbone.latent_shape()
 
 
