@@ -151,7 +151,8 @@ def _checked_text(text: str, field: str) -> str:
         raise InputError(f"concept.{field}: expected a text, got {text!r}. Write it in quotes.")
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         raise InputError(f"concept.{field}: expected text in Unicode, got {text!r}. Write it in UTF-8.")
-    return composed(without_invisible(text).strip())
+    # a line break or a tab is a space to tokenizers, and a new line to whoever reads the name
+    return composed("".join(" " if sign.isspace() else sign for sign in without_invisible(text)).strip())
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

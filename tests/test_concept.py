@@ -51,6 +51,11 @@ def test_json_returns_the_same_concept(target: str, anchor: str, kind: Kind, ali
     assert Concept.from_json(json.loads(json.dumps(concept.as_json()))) == concept
 
 
+def test_a_name_is_one_line() -> None:
+    concept = Concept(target="a\n002 cat", anchor="b\tdog", preserve=("Van\u00a0Gogh",))
+    assert (concept.target, concept.anchor, concept.preserve) == ("a 002 cat", "b dog", ("Van Gogh",))
+
+
 def test_json_with_an_unknown_field_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown concept field 'anchr'. Did you mean 'anchor'"):
         Concept.from_json({"target": "cat", "anchr": "dog"})

@@ -429,6 +429,17 @@ def test_a_name_that_the_model_would_cut_is_refused_by_every_eraser(method, fiel
         erase(tiny.sd1(), Concept(**values), eraser=eraser)
 
 
+@pytest.mark.parametrize("field", ["target", "anchor", "preserve", "aliases"])
+def test_a_name_with_a_special_token_is_refused(field: str, capfd: pytest.CaptureFixture[str]) -> None:
+    name = "sunset <|endoftext|>"
+    values: dict[str, Any] = {"target": "cat", field: name if field in ("target", "anchor") else (name,)}
+    with pytest.raises(InputError, match=rf"concept\.{field}: expected words, got '.*' with the special token"):
+        erase(tiny.sd1(), Concept(**values))
+    with pytest.raises(InputError, match="expected a name of at most"):
+        erase(tiny.sd1(), "very " * 80)
+    assert capfd.readouterr().err == ""  # no tokenizer warns of what the error says
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {"model": 1}}', "[" * 5000])
 def test_a_damaged_record_of_a_run_is_named(tmp_path, text) -> None:
     (tmp_path / "run.json").write_text(text)

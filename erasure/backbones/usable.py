@@ -187,14 +187,14 @@ def check_schedule(backbone: Backbone) -> None:
     Raises:
         InputError: It does or they are.
     """
-    schedule = backbone.schedule
-    if isinstance(schedule, Discrete):
-        shares = schedule.alphas_cumprod
-        if not bool(((shares >= 0) & (shares <= 1)).all()):  # a nan is not
-            raise InputError(
-                "model: expected betas from 0 to 1 in the scheduler's scheduler_config.json, got some of which no noise"
-                " levels can be computed. Copy the file again."
-            )
+    if not isinstance(backbone.schedule, Discrete):
+        return
+    betas = getattr(backbone.pipe.scheduler, "betas", None)
+    if isinstance(betas, Tensor) and not bool(((betas >= 0) & (betas <= 1)).all()):  # a nan is not
+        raise InputError(
+            f"model: expected betas from 0 to 1 in the scheduler's scheduler_config.json, got {betas.max().item():.3g}."
+            " Copy the file again."
+        )
 
 
 def _is_distilled(pipe: DiffusionPipeline) -> bool:
