@@ -29,7 +29,7 @@ from .schedule import Discrete, NoiseSchedule, PredictionType, Timestep
 from .sites import Role, unet_role
 from .token_tree import TokenTree, attends_by_sdpa, read_places, read_tree
 
-Read = TypeVar("Read")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +260,7 @@ class StableDiffusion(LoadedModel):
 
         return self._read_by("text_encoder", states)
 
-    def _read_by(self, name: str, read: Callable[[PreTrainedModel], Read]) -> Read:
+    def _read_by(self, name: str, read: Callable[[PreTrainedModel], Answer]) -> Answer:
         """Return the result of a function of a text encoder."""
         with self.weights_present(name):
             return read(self.text_encoders()[name])

@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from .picked import Place
 
 _VECTOR = 16  # floats of AVX-512; a multiple of those of other CPUs
-_NAME = "erasure_token_tree"
+_ATTENTION = "erasure_token_tree"
 _AT_ONCE = 4096  # tokens before shared beginnings are taken together: 60 MB in the widest layer of SD's encoder
 
 
@@ -158,12 +158,12 @@ def read_tree(encoder: PreTrainedModel, tree: TokenTree) -> Any:
 
 @contextmanager
 def _attention_along(encoder: PreTrainedModel, tree: TokenTree) -> Iterator[None]:
-    AttentionInterface.register(_NAME, _attended)
+    AttentionInterface.register(_ATTENTION, _attended)
     configs = _configs(encoder)
     token = _TREE.set(tree)
     try:
         for config in configs:
-            config._attn_implementation = _NAME
+            config._attn_implementation = _ATTENTION
         yield
     finally:
         for config in configs:
