@@ -26,12 +26,11 @@ from ..training.context import FitContext
 from ..training.finetune import below
 from ..training.trajectories import TrajectoryPoints, early_points
 from ..training.word_attention.layer_inputs import (
-    concept_masks,
     in_order_of_execution,
     inside,
     layer_inputs,
 )
-from ..training.word_attention.masked import Mask
+from ..training.word_attention.masked import Mask, concept_masks
 from .base import Eraser
 
 _ROLES = ("cross.out", "joint.out")

@@ -9,27 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backbones.attention import AttentionCapture
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning
-from ...losses.attention import binarised
 from ..trajectories import TrajectoryPoints
-from .masked import Mask, mean_map, sides
-
-
-@torch.no_grad()
-def concept_masks(
-    backbone: Backbone, places: TrajectoryPoints, names: Sequence[str], mask: Mask
-) -> Bool[Tensor, "n h w"]:
-    """Return where each latent's concept is, by attention to its name in the prompt, or everywhere."""
-    n, _, height, width = places.latents.shape
-    masks = torch.ones(n, height, width, dtype=torch.bool, device=places.latents.device)
-    for row in range(n if mask == "attention" else 0):
-        read = places.conditioning.select([row])
-        capture = AttentionCapture(backbone=backbone, tokens=read.word_positions(0, names[row % len(names)]))
-        maps = capture.read(places.latents[row : row + 1], places.timesteps[row], read)
-        masks[row] = binarised(mean_map(maps, height, width))[0]
-    return masks
+from .masked import sides
 
 
 @torch.no_grad()

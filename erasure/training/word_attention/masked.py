@@ -15,6 +15,7 @@ from ...backbones.conditioning import Conditioning
 from ...losses.attention import binarised
 from ...sampling import noise, trajectory_latents
 from ..student import Student
+from ..trajectories import TrajectoryPoints
 
 Mask = Literal["attention", "none"]
 """Pixels of the loss: those where the words' own attention is at least half of its maximum, or all."""
@@ -72,22 +73,31 @@ def word_images(
         stops=[last],
     )[last]
     words = [tuple(read.word_positions(row, name)) for row, (_, name) in enumerate(prompts)]
-    height, width = latents.shape[-2:]
-    masks = torch.ones(len(prompts), height, width, dtype=torch.bool, device=latents.device)
-    if mask == "attention":
-        level = torch.tensor(timestep, device=latents.device)
-        noised = backbone.schedule.noised(latents, noises.to(latents), level)
-        for row, positions in enumerate(words):
-            maps = AttentionCapture(backbone=backbone, tokens=positions).read(
-                noised[row : row + 1], level, read.select([row])
-            )
-            masks[row] = binarised(mean_map(maps, height, width))[0]
+    levels = torch.full((len(prompts),), timestep, device=latents.device)
+    noised = backbone.schedule.noised(latents, noises.to(latents), levels)
+    places = TrajectoryPoints(latents=noised, timesteps=levels, conditioning=read)
+    masks = concept_masks(backbone, places, [name for _, name in prompts], mask)
     length = read.states.shape[1]
     tokens = tuple(
         (*positions, *range(int(read.eot[row]), length)) if trailing else positions
         for row, positions in enumerate(words)
     )
     return WordImages(latents=latents, conditioning=read, tokens=tokens, masks=masks)
+
+
+@torch.no_grad()
+def concept_masks(
+    backbone: Backbone, places: TrajectoryPoints, names: Sequence[str], mask: Mask
+) -> Bool[Tensor, "n h w"]:
+    """Return where each latent's concept is, by attention to its name in the prompt, or everywhere."""
+    n, _, height, width = places.latents.shape
+    masks = torch.ones(n, height, width, dtype=torch.bool, device=places.latents.device)
+    for row in range(n if mask == "attention" else 0):
+        read = places.conditioning.select([row])
+        capture = AttentionCapture(backbone=backbone, tokens=read.word_positions(0, names[row % len(names)]))
+        maps = capture.read(places.latents[row : row + 1], places.timesteps[row], read)
+        masks[row] = binarised(mean_map(maps, height, width))[0]
+    return masks
 
 
 def masked_attention(

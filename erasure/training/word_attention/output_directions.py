@@ -15,8 +15,8 @@ from ...errors import InputError
 from ...prompts import GENERIC, anchored, fill, speaks_of, templates
 from ...sampling.latents import noise, trajectory_latents
 from ..trajectories import TrajectoryPoints, encoded
-from .layer_inputs import concept_masks, inside
-from .masked import Mask
+from .layer_inputs import inside
+from .masked import Mask, concept_masks
 
 _NO_LENGTH = 1e-6  # of a difference against a mean output: rounding
 # As in the code: an object beside something, a style, and an addition for people and safety.
