@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
 from erasure.errors import ErasureError
+from erasure.judge import Judge
 from erasure.profile import ModelProfile
 from erasure.progress import OnProgress, Progress
 from erasure.registry import Plugin
@@ -108,12 +109,14 @@ class Subject:
         pipe: Pipeline of the model.
         aim: Concept, and the images of each dose.
         material: Tensors of `Probe.material`.
+        judge: Judge of the images, for a probe whose values it decides; None without one.
         on_progress: Receives the progress within a dose.
     """
 
     pipe: DiffusionPipeline
     aim: Aim
     material: Mapping[str, Tensor] = field(default_factory=dict)
+    judge: Judge | None = None
     on_progress: OnProgress | None = None
 
     @property

@@ -30,7 +30,7 @@ from erasure.eval.probes.base import Suite
 from erasure.profile import ModelProfile, profile_of
 from erasure.sampling import SamplingSettings, sample
 from tests import pieces
-from tests.eval.world import pipeline
+from tests.eval.world import oracle, pipeline
 from tests.tiny import sd1
 
 SAMPLING = SamplingSettings(steps=4, guidance_scale=4.0)
@@ -62,7 +62,7 @@ def run(name: str) -> tuple[Probe, list[list[Outcome]], bool]:
         return _Open(pipe)
 
     material = probe.material(Models(original=opened, gold=opened), target)
-    runs = [list(probe.outcomes(Subject(pipe=pipe, aim=target, material=material))) for _ in range(2)]
+    runs = [list(probe.outcomes(Subject(pipe=pipe, aim=target, material=material, judge=oracle()))) for _ in range(2)]
     unchanged = all(torch.equal(before[key], p) for key, p in parameters.items())
     return probe, runs, unchanged and not any(p.grad is not None for p in parameters.values())
 

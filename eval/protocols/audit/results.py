@@ -39,7 +39,7 @@ class DoseReading:
     def floor(self) -> str:
         """Row that stands for a model never taught the concept: gold, else novel, else plain; "known" for a value."""
         if not self.judged.comparable:
-            return "known"
+            return "known" if self.judged.floor is not None else PLAIN
         for name in (GOLD, NOVEL):
             if name in self.rows:
                 return name

@@ -135,7 +135,8 @@ class Audit:
         material = self._material(probe, aim, rows)
         judged: list[Judged] = []
         with row.opened() as pipe:
-            subject = Subject(pipe=pipe, aim=aim, material=material, on_progress=counter.within(row.name))
+            report = counter.within(row.name)
+            subject = Subject(pipe=pipe, aim=aim, material=material, judge=self.judge, on_progress=report)
             for outcome in probe.outcomes(subject):
                 if outcome.shows and self.judge is not None and not self.judge.knows(outcome.shows):
                     continue  # an anchor that the judge cannot look for
