@@ -17,6 +17,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
@@ -34,6 +35,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     Lumina2Pipeline,
@@ -51,6 +54,7 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
@@ -59,6 +63,7 @@ from transformers import (
     GlmModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     LlamaTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -599,6 +604,51 @@ def cogvideox() -> Any:
     return pipe
 
 
+_USER = {"template": "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>", "crop_start": 8}
+
+
+class TinyHunyuanVideo(HunyuanVideoPipeline):
+    """The pipeline with a template that is short in bytes."""
+
+    def encode_prompt(self, *args: Any, prompt_template: Any = _USER, **kwargs: Any) -> Any:
+        return super().encode_prompt(*args, prompt_template=prompt_template, **kwargs)
+
+
+TinyHunyuanVideo.__name__ = "HunyuanVideoPipeline"
+
+
+def hunyuan_video() -> Any:
+    """Return a pipeline of the HunyuanVideo text-to-video classes."""
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        rope_axes_dim=(4, 6, 6),
+    )
+    autoencoder = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    )
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+    words = byte_tokenizer(special, eos_token="<|end_of_text|>", pad_token="<|end_of_text|>", padding_side="right")
+    pipe = TinyHunyuanVideo(
+        transformer=visible(transformer),
+        scheduler=flow(dynamic=False, shift=7.0),
+        vae=autoencoder.eval(),
+        text_encoder=loud(LlamaModel(LlamaConfig(**_LANGUAGE, vocab_size=len(words)))),
+        tokenizer=words,
+        text_encoder_2=CLIPTextModel(text_config(tokenizer(), "quick_gelu")).eval(),
+        tokenizer_2=tokenizer(),
+    )
+    pipe.default_sample_size = 8
+    return pipe
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     "qwen-image": qwen_image,
     "z-image": z_image,
@@ -614,6 +664,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "wan": wan,
     "ltx": ltx,
     "cogvideox": cogvideox,
+    "hunyuan-video": hunyuan_video,
 }
 
 

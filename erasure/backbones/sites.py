@@ -9,6 +9,7 @@ Role = str
 A family uses the roles that apply to it:
 
 - `text.in`: first projection of a stream of text states, before any attention.
+- `text.mean`: first projection of the mean of a stream's states.
 - `pooled.in`: first projection of the sentence vector; `pooled`: the further ones.
 - `cross.q|k|v|out|norm`: attention from image to text.
 - `self.q|k|v|out|norm`: attention from image to image.

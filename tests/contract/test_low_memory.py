@@ -19,7 +19,11 @@ from tests import tiny, tiny_families
 
 NAMES = sorted([*tiny.JOINT, *tiny_families.BUILDERS])
 # Saved, they are diffusers' own pipelines, which read the layers of an encoder of full depth.
-CLASSES = {"flux2": tiny_families.TinyFlux2, "flux2-klein": tiny_families.TinyFlux2Klein}
+CLASSES = {
+    "flux2": tiny_families.TinyFlux2,
+    "flux2-klein": tiny_families.TinyFlux2Klein,
+    "hunyuan-video": tiny_families.TinyHunyuanVideo,
+}
 
 
 def loaded(load: Any, folder: Path, family: str) -> Any:
