@@ -19,6 +19,7 @@ from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     ChromaPipeline,
@@ -41,6 +42,8 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
@@ -649,6 +652,36 @@ def hunyuan_video() -> Any:
     return pipe
 
 
+def mochi() -> Any:
+    """Return a pipeline of the Mochi 1 classes."""
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=T5_WIDTH,
+        time_embed_dim=8,
+    )
+    autoencoder = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        latent_channels=4,
+        layers_per_block=(1, 1, 1, 1, 1),
+        latents_mean=(0.0,) * 4,
+        latents_std=(1.0,) * 4,
+    )
+    pipe = MochiPipeline(
+        transformer=visible(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=autoencoder.eval(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(256),
+    )
+    pipe.default_sample_size = 8
+    return pipe
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     "qwen-image": qwen_image,
     "z-image": z_image,
@@ -665,6 +698,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "ltx": ltx,
     "cogvideox": cogvideox,
     "hunyuan-video": hunyuan_video,
+    "mochi": mochi,
 }
 
 

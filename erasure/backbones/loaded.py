@@ -263,6 +263,8 @@ def _every_site(family: type[LoadedModel], names: tuple[str, ...], columns: tupl
 
 def _is_copy(name: str) -> bool:
     """Return True for a parameter that `fuse_qkv_projections` made of others, and that stays when it is undone."""
+    if ".pooler." in name:  # of Mochi, whose keys and values are one layer of their own
+        return False
     return any(f".{layer}." in name for layer in ("to_qkv", "to_kv", "to_added_qkv"))
 
 
