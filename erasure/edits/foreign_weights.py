@@ -1,6 +1,7 @@
 """Edits by other code: whole new weights under bare parameter names, as the code of UCE and ESD saves them."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from ..backbones.loaded import is_finite, other_names
 from ..backbones.usable import check_editable
 from ..concept import Concept
 from ..errors import InputError
+from ..io.files import unusable
 from .changes import Change, DenseChange
 from .edit import Edit
 from .metadata import EditMetadata
 from .weight_edit import WeightEdit
 
 METHOD = "imported"
+_LORA = re.compile(r"\.lora_|\.lora\.|^lora_")
 
 
 def is_own(path: str | Path) -> bool:
@@ -78,6 +81,8 @@ def import_edit(path: str | Path, pipe: DiffusionPipeline, concepts: Sequence[Co
 def _opened(path: Path) -> safe_open:
     if not path.is_file():
         raise InputError(f"load-edit: expected the path of a file, got {str(path)!r}. Check the path.")
+    if (got := unusable(path)) is not None:
+        raise InputError(f"load-edit: expected a safetensors file in {str(path)!r}, got {got}")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -98,9 +103,8 @@ def _parameter(path: Path, key: str, weight: Tensor, parameters: Mapping[str, nn
     names = (f"{part}.{name}" for part, _, rest in (p.partition(".") for p in paths) for name in other_names(rest))
     known = [name for name in dict.fromkeys(names) if name in parameters]
     if not known:
-        raise InputError(
-            f"{path}: expected names of the model's parameters, got {key!r}. Give the model that it was made for."
-        )
+        remedy = "Merge the LoRA into its base" if _LORA.search(key) else "Give the model that it was made for"
+        raise InputError(f"{path}: expected names of the model's parameters, got {key!r}. {remedy}.")
     fitting = [name for name in known if parameters[name].shape == weight.shape]
     if not fitting:
         expected = tuple(parameters[known[0]].shape)
