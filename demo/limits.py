@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from erasure.errors import InputError
+from erasure.io.text import composed
 from erasure.runs.seeds import read_seeds
 
 from .forms import Setting
@@ -72,7 +73,7 @@ def prompts(value: object) -> list[str]:
     lines = value.splitlines() if isinstance(value, str) else value
     if not isinstance(lines, Sequence) or not all(isinstance(line, str) for line in lines):
         raise InputError(f"prompts: expected texts, got {_short(value)}. Write one a line.")
-    result = list(dict.fromkeys(text for line in lines if (text := " ".join(line.split()))))
+    result = list(dict.fromkeys(text for line in lines if (text := composed(" ".join(line.split())))))
     if not result:
         raise InputError("prompts: expected at least one, got none. Write one prompt a line.")
     if len(result) > PROMPTS:

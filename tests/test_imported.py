@@ -168,10 +168,10 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
 def test_files_without_content_and_loras_are_named_with_the_remedy(tmp_path: Path) -> None:
     pipe, path = tiny.sd1(), tmp_path / "file.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n")
-    with pytest.raises(InputError, match="got a Git LFS pointer. Fetch the content by `git lfs pull`"):
+    with pytest.raises(InputError, match=r"got a Git LFS pointer. Fetch the content by `git lfs pull`"):
         is_own(path)
     path.write_bytes(b"")
-    with pytest.raises(InputError, match="got an empty file. Copy or download it again"):
+    with pytest.raises(InputError, match=r"got an empty file. Copy or download it again"):
         is_own(path)
     layer = next(name for name, _ in pipe.unet.named_parameters() if "attn2.to_k" in name).removesuffix(".weight")
     save_file({f"unet.{layer}.lora_A.weight": torch.ones(4, 8)}, path)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
+from ..io.text import composed
 from ..progress import ProgressCounter, progress_bars, staged
 from .console import err, out
 from .models import encoded, existing_device, fingerprint_of, load_pipe, model_and_ledger, standing_in
@@ -47,7 +48,7 @@ def generate(
     from ..runs.seeds import read_seeds
     from ..sampling import SamplingSettings, grid, sample
 
-    texts, image_seeds = grid(dict.fromkeys(prompt), read_seeds(seeds))
+    texts, image_seeds = grid(dict.fromkeys(map(composed, prompt)), read_seeds(seeds))
     check_places(to, *map(file_name, texts, image_seeds))
     model, ledger = model_and_ledger(source)
     place = existing_device(device)
@@ -89,7 +90,7 @@ def compare(
     from ..sampling import SamplingSettings, grid, sample
 
     opened = Ledger.open(ledger)
-    texts, image_seeds = grid(dict.fromkeys(prompt), read_seeds(seeds))
+    texts, image_seeds = grid(dict.fromkeys(map(composed, prompt)), read_seeds(seeds))
     pipe = load_pipe(opened.base.name, existing_device(device), attention)
     opened.check_base(fingerprint_of(pipe), opened.base.name)
     check_file(to)

@@ -249,7 +249,8 @@ def _sampled(
     if not np.isfinite(images.float().cpu().numpy() if isinstance(images, Tensor) else images).all():
         raise InputError(
             f"sample: expected finite images, got nan of {states.prompts[0]!r} as"
-            f" {str(backbone.dtype).removeprefix('torch.')}. Load the model in float32, or one that is whole."
+            f" {str(backbone.dtype).removeprefix('torch.')}. Lower the guidance scale, load the model in float32, or"
+            " load one that is whole."
         )
     return backbone.unpacked(images, height, width).cpu() if isinstance(images, Tensor) else images
 

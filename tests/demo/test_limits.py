@@ -33,6 +33,7 @@ def test_other_names_are_refused_in_a_line(given: object) -> None:
 def test_prompts_are_lines_or_a_list() -> None:
     assert limits.prompts("a cat\n\n a  dog \na cat") == ["a cat", "a dog"]
     assert limits.prompts(["🐈", "a dog"]) == ["🐈", "a dog"]
+    assert limits.prompts(["caf\u00e9", "cafe\u0301"]) == ["caf\u00e9"]
 
 
 @pytest.mark.parametrize("given", ["", "  \n", None, 3, [3], "x" * 1001, "\n".join("abcdefg")])
