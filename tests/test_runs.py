@@ -417,6 +417,8 @@ def test_a_concept_that_another_process_removed_meanwhile_is_not_removed_again(t
     with pytest.raises(AlreadyRemovedError, match="got 'cat', which entry 001 removes"):
         list(removal.remove(run, pipe, mine))
     assert len(Ledger.open(tmp_path).entries) == 2
+    done, _ = removal.remaining(run, mine)
+    assert list(removal.remove(done, pipe, mine)) == []  # the same command again
 
 
 @pytest.mark.parametrize("method", ["uce", "esd"])

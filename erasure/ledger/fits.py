@@ -83,6 +83,8 @@ class Fitter:
             InputError: The method cannot remove these concepts.
         """
         requests = list(map(distinct, requests))
+        if not requests:  # all stand removed
+            return
         if self.eraser.dependence == "text":
             yield from self._together(requests)
             return
