@@ -16,7 +16,9 @@ from pathlib import Path
 
 from .tables import TABLES
 from .tables.layout import ROOT
+from .tables.methods import measured
 
+MEASURED = ROOT / "configs" / "measured.csv"
 MARKED = re.compile(r"(<!-- table ([\w-]+): (.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -25,6 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page would change")
     check = parser.parse_args().check
+    if (text := measured(ROOT / "results")) != MEASURED.read_text(encoding="utf-8"):
+        print(f"{MEASURED.relative_to(ROOT)}: {'expected what results/ gives' if check else 'written'}")
+        if check:
+            sys.exit(1)
+        MEASURED.write_text(text, encoding="utf-8")
     stale = [page for page in pages() if (text := page.read_text(encoding="utf-8")) != with_tables(text)]
     for page in stale:
         print(f"{page.relative_to(ROOT)}: {'expected the tables that results/ gives' if check else 'written'}")

@@ -264,8 +264,9 @@ def test_compare_sets_the_original_beside_every_removal(tmp_path) -> None:
 
 
 def test_the_lists_name_what_there_is() -> None:
-    assert f"eraser.preserve_scale={UCE().preserve_scale}" in call("methods").stdout
+    assert f"eraser.preserve_scale={UCE().preserve_scale}" in call("methods", "uce").stdout
     assert "uce" in call("methods").stdout
+    assert "Did you mean 'uce'" in fails("methods", "ucee")
     assert "tinyworld" in call("models").stdout
     result = call("doctor")
     assert result.exit_code == 0

@@ -189,7 +189,14 @@ def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys
 def test_listings_show_no_address_of_an_object() -> None:
     """Defaults are shown as what they are, in the output of every command that lists something and in every help."""
     commands = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    calls = [["methods"], ["models"], ["pieces"], *(["pieces", name] for name in _piece_names())]
+    calls = [
+        ["methods"],
+        ["methods", "uce"],
+        ["methods", "stack"],
+        ["models"],
+        ["pieces"],
+        *(["pieces", name] for name in _piece_names()),
+    ]
     for arguments in [*calls, ["--help"], *([name, "--help"] for name in commands)]:
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, arguments

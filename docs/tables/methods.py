@@ -3,21 +3,39 @@
 from inspect import getdoc
 from pathlib import Path
 
-from .layout import ROOT, table
+from .layout import ROOT, read_runs, table, target_names
 
 
 def methods(source: str, results: Path) -> str:
-    """Return one row an eraser: its description, its source and the page about it."""
-    from erasure.erasers import eraser_class, eraser_names
+    """Return one row an eraser: its description, its source, and the facts to choose one by."""
+    from erasure.erasers import eraser_class
+    from erasure.runs.overview import HEADINGS, overviews
 
     rows = []
-    for name in eraser_names():
-        kind = eraser_class(name)
+    for each in overviews():
+        kind = eraser_class(each.name)
         summary = (getdoc(kind) or "").partition("\n")[0].rstrip(".")
         exactness = "" if kind.source.startswith(kind.exactness) else f" ({kind.exactness})"
-        page = page_of(name)
-        rows.append((f"`{name}`", summary, f"{kind.source}{exactness}", f"[{page}]({page})" if page else "–"))
-    return table(("name", "what it does", "source", "page"), rows, ())
+        page = page_of(each.name)
+        linked = f"[`{each.name}`]({page})" if page else f"`{each.name}`"
+        rows.append((linked, summary, f"{kind.source}{exactness}", *each.cells()[1:]))
+    return table((HEADINGS[0], "what it does", "source", *HEADINGS[1:]), rows, ())
+
+
+def measured(results: Path) -> str:
+    """Return the lines of `configs/measured.csv`: seconds and verdict of each eraser with a run `removal/NAME`."""
+    from erasure.erasers import eraser_names
+
+    lines = ["eraser,seconds,verdict"]
+    for name in eraser_names():
+        for _, run in read_runs(f"removal/{name}/run.json", results):
+            last = run["steps"][-1]
+            kept = [f"{tier} {last['retention'][tier]:.2f}" for tier in ("near", "far") if last["retention"][tier]]
+            rates = "; ".join([f"efficacy {last['efficacy']:.2f}", *kept])
+            seconds = [step["seconds"] for step in run["steps"]]
+            mean = "" if None in seconds else f"{sum(seconds) / len(seconds):.2g}"
+            lines.append(f"{name},{mean},{rates}; {', '.join(target_names(run['steps']))}".replace(", ", " + "))
+    return "\n".join(lines) + "\n"
 
 
 def models(source: str, results: Path) -> str:

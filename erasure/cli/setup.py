@@ -80,18 +80,29 @@ def _model_of(model: str | None, ledger: Path | None) -> str:
 
 
 @commands.command()
-def methods() -> None:
-    """List the erasers and their settings."""
-    from ..erasers import eraser_class, eraser_names
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Eraser, for its settings; default: all.")] = None,
+) -> None:
+    """List the erasers with the facts to choose one by, or the settings of one."""
+    from ..erasers import eraser_class
     from ..registry import described
+    from ..runs.overview import HEADINGS, NOTES, overviews
 
-    for name in eraser_names():
-        kind = eraser_class(name)
-        summary = (getdoc(kind) or "").partition("\n")[0]
-        out.print(Text.assemble((name, "bold"), f"  {summary} Source: {kind.source}; {kind.exactness}."))
-        descriptions = {key: text for base in reversed(kind.__mro__) for key, text in described(base).items()}
-        for item in fields(kind):
-            out.print(f"    eraser.{item.name}={default_text(item)}  {descriptions.get(item.name, '')}")
+    if name is None:
+        table = Table(box=None, pad_edge=False)
+        for heading in HEADINGS:
+            table.add_column(heading, overflow="fold", no_wrap=heading == HEADINGS[0])
+        for each in overviews():
+            table.add_row(*each.cells())
+        out.print(table)
+        out.print(NOTES)
+        return
+    kind = eraser_class(name)
+    summary = (getdoc(kind) or "").partition("\n")[0]
+    out.print(Text.assemble((name, "bold"), f"  {summary} Source: {kind.source}; {kind.exactness}."))
+    descriptions = {key: text for base in reversed(kind.__mro__) for key, text in described(base).items()}
+    for item in fields(kind):
+        out.print(f"    eraser.{item.name}={default_text(item)}  {descriptions.get(item.name, '')}")
 
 
 def default_text(item: Field[Any]) -> str:

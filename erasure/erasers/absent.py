@@ -16,7 +16,7 @@ from ..training.objectives import Objective
 from ..training.objectives.absent import AbsentWorld
 from ..training.shape import Shape
 from ..training.student import Student
-from .base import Eraser
+from .base import Eraser, Work
 
 _NOT_TRAINED = ("time",)  # noise levels are no concept's, and every prediction reads their embedding
 
@@ -40,6 +40,7 @@ class Absent(Eraser):
     name: ClassVar[str] = "absent"
     source: ClassVar[str] = "ours"
     exactness: ClassVar[Exactness] = "ours"
+    work: ClassVar[frozenset[Work]] = frozenset(("training", "images"))
     main: ClassVar[tuple[str, ...]] = ("steps", "lr")
     together: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {

@@ -33,6 +33,7 @@ class AdaVD(Eraser):
     name: ClassVar[str] = "adavd"
     source: ClassVar[str] = "arXiv:2412.06143, code c2d2962"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "Apache-2.0"
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))

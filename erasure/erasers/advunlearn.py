@@ -28,7 +28,7 @@ from ..training.objectives.guided import negatively_guided
 from ..training.shape import Shape
 from ..training.student import Student
 from ..training.trajectories import PartialTrajectories, encoded
-from .base import Eraser, Stage
+from .base import Eraser, Stage, Work
 
 Latents = Float[Tensor, "n c h w"]
 
@@ -76,6 +76,8 @@ class AdvUnlearn(Eraser):
     name: ClassVar[str] = "advunlearn"
     source: ClassVar[str] = "arXiv:2405.15234, code 9d23124"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "CC-BY-4.0"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     stage: ClassVar[Stage] = "text encoder"
     needs: ClassVar[frozenset[Ability]] = frozenset(("token ids",))
     main: ClassVar[tuple[str, ...]] = ("steps", "lr", "retain")

@@ -20,7 +20,7 @@ from ..training.finetune import Optimisation
 from ..training.objectives.reversal import Reversal
 from ..training.selectors.gradient import GradientSaliency
 from ..training.shape import Shape
-from .base import Eraser
+from .base import Eraser, Work
 
 Release = Literal["paper", "single", "several"]
 
@@ -62,6 +62,8 @@ class ANT(Eraser):
     name: ClassVar[str] = "ant"
     source: ClassVar[str] = "arXiv:2504.12782"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "non-commercial"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     main: ClassVar[tuple[str, ...]] = ("steps", "keep_until", "lr")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "keep_until": 0.4, "mask_share": None}
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {

@@ -24,6 +24,8 @@ Dependence = Literal["text", "base", "weights"]
 """Inputs of an edit; see `Eraser.depends_on`."""
 Stage = Literal["text encoder", "map of text states", "factor of outputs", "trained weights", "sampling"]
 """Part of the model that an edit acts on; see `Eraser.stage`."""
+Work = Literal["training", "images"]
+"""Work of a fit: see `Eraser.work`."""
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """The stages in the order in which edits of several act."""
 
@@ -53,6 +55,10 @@ class Eraser(Plugin):
     """
 
     depends_on: ClassVar[Dependence] = "weights"
+    # Work of a fit beside reading text: "training" descends a gradient, "images" samples images or their latents.
+    work: ClassVar[frozenset[Work]] = frozenset()
+    # Licence of the official code, for information ("none": without one); "" where there is no code.
+    licence: ClassVar[str] = ""
     stage: ClassVar[Stage] = "trained weights"
     clashes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     together: ClassVar[bool] = False

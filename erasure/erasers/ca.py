@@ -14,7 +14,7 @@ from ..training.finetune import Optimisation
 from ..training.objectives.redirect import Redirect
 from ..training.selectors.roles import ATTENTION, TEXT_KEYS_AND_VALUES
 from ..training.shape import Shape
-from .base import Eraser
+from .base import Eraser, Work
 
 _ROLES = {"kv": TEXT_KEYS_AND_VALUES, "attention": ATTENTION, "full": None}
 
@@ -56,6 +56,8 @@ class CA(Eraser):
     name: ClassVar[str] = "ca"
     source: ClassVar[str] = "arXiv:2303.13516, code c11fb1b"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "MIT"
+    work: ClassVar[frozenset[Work]] = frozenset(("training", "images"))
     main: ClassVar[tuple[str, ...]] = ("steps", "lr", "prior_weight")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "lr": 1e-3, "images": 2, "image_steps": 2, "batch_size": 2}
 

@@ -16,7 +16,7 @@ from ..progress import Progress
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.objectives.signature import Signature
-from .base import Eraser, Stage, all_names
+from .base import Eraser, Stage, Work, all_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class CapsuleEraser(Eraser):
     name: ClassVar[str] = "capsule"
     source: ClassVar[str] = "arXiv:2601.10566"
     exactness: ClassVar[Exactness] = "reconstructed"
+    work: ClassVar[frozenset[Work]] = frozenset(("images",))
     stage: ClassVar[Stage] = "sampling"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "maps"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)

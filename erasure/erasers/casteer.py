@@ -18,7 +18,7 @@ from ..registry import Exactness
 from ..training.context import FitContext
 from ..training.word_attention.masked import Mask
 from ..training.word_attention.output_directions import Directions, OutputMeans, prompt_pairs
-from .base import Eraser, Stage, all_names
+from .base import Eraser, Stage, Work, all_names
 
 _AT_ONCE = 8
 _OF_THE_GUIDANCE = ("strength", "clip", "rescale", "several", "branches", "only_named")
@@ -59,6 +59,8 @@ class CASteer(Eraser):
     name: ClassVar[str] = "casteer"
     source: ClassVar[str] = "arXiv:2503.09630, code f336576"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "MIT"
+    work: ClassVar[frozenset[Work]] = frozenset(("images",))
     stage: ClassVar[Stage] = "sampling"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "maps"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)

@@ -64,6 +64,7 @@ class CFE(Eraser):
     name: ClassVar[str] = "cfe"
     source: ClassVar[str] = "arXiv:2604.10032"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "unknown"
     stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "text"
     main: ClassVar[tuple[str, ...]] = ("neighbours", "ridge", "keep_rank")

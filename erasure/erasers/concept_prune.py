@@ -24,7 +24,7 @@ from ..sampling.latents import noise, trajectory_latents
 from ..training.context import FitContext
 from ..training.trajectories import encoded
 from ..training.word_attention.output_directions import prompt_pairs
-from .base import Eraser
+from .base import Eraser, Work
 
 _AT_ONCE = 8
 
@@ -57,6 +57,8 @@ class ConceptPrune(Eraser):
     name: ClassVar[str] = "concept-prune"
     source: ClassVar[str] = "arXiv:2405.19237, code 72927d9"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "none"
+    work: ClassVar[frozenset[Work]] = frozenset(("images",))
     main: ClassVar[tuple[str, ...]] = ("share", "steps", "agreement")
     quick: ClassVar[Mapping[str, Any]] = {"pairs": 2, "steps": 2, "sample_steps": 2, "share": 0.1}
 

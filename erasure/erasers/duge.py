@@ -27,7 +27,7 @@ from ..training.replay_memory import Memory, replayed
 from ..training.selectors.roles import TEXT_ATTENTION, TEXT_KEYS_AND_VALUES
 from ..training.shape import Shape
 from ..training.student import Student
-from .base import Eraser
+from .base import Eraser, Work
 
 _REG_SCALES = {"l2-sp": 25_000.0, "l1-sp": 50.0, "ewc": 1e5}
 _MEMORY_SEED, _TARGET_SEED, _PROBE_SEED = 10_000_000, 20_000_000, 30_000_000
@@ -100,15 +100,14 @@ class DUGE(Eraser):
     name: ClassVar[str] = "duge"
     source: ClassVar[str] = "arXiv:2503.13769"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "unknown"
+    work: ClassVar[frozenset[Work]] = frozenset(("training", "images"))
     main: ClassVar[tuple[str, ...]] = ("steps", "overshoot", "prior_scale", "lr")
     needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"match": {"maps": {"overshoot": 0.0}}}
     quick: ClassVar[Mapping[str, Any]] = {
-        "steps": 2,
-        "unlearn_scale": 10.0,
-        "memory_size": 4,
-        "target_images": 2,
-        "image_steps": 2,
+        **{"steps": 2, "unlearn_scale": 10.0},
+        **{"memory_size": 4, "target_images": 2, "image_steps": 2},
         **{"batch_size": 2, "lr": 1e-3, "max_similarity": 1.0},
     }
 

@@ -26,7 +26,7 @@ from ..training.replay_memory import Memory, remembered, replayed
 from ..training.shape import Shape
 from ..training.terms.contrast import Contrast, contrasted
 from ..training.terms.suppression import Suppression, shuffled
-from .base import Eraser
+from .base import Eraser, Work
 
 _IMAGE_SEED = 70_000_000
 
@@ -77,6 +77,8 @@ class EraseAnything(Eraser):
     name: ClassVar[str] = "eraseanything"
     source: ClassVar[str] = "arXiv:2412.20413"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "BSD-3-Clause"
+    work: ClassVar[frozenset[Work]] = frozenset(("training", "images"))
     needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     main: ClassVar[tuple[str, ...]] = ("steps", "negative_guidance", "attention_weight")
     quick: ClassVar[Mapping[str, Any]] = {

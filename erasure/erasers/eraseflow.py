@@ -19,7 +19,7 @@ from ..training.draws.prompt_pairs import PromptForm
 from ..training.finetune import Optimisation
 from ..training.objectives.anchor_paths import AnchorPaths
 from ..training.shape import Shape
-from .base import Eraser
+from .base import Eraser, Work
 
 # Queries, keys, values and outputs of every attention layer.
 _ATTENTION = tuple(
@@ -62,6 +62,8 @@ class EraseFlow(Eraser):
     name: ClassVar[str] = "eraseflow"
     source: ClassVar[str] = "arXiv:2511.00804"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "unknown"
+    work: ClassVar[frozenset[Work]] = frozenset(("training", "images"))
     main: ClassVar[tuple[str, ...]] = ("objective", "steps", "log_beta")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "path_guidance": 1.0, "lr": 1e-3}
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"density": {"sum": {"log_beta": 83.0}}}

@@ -24,7 +24,7 @@ from ..training.selectors.roles import TEXT_ATTENTION, TEXT_KEYS_AND_VALUES
 from ..training.shape import Shape
 from ..training.student import Student
 from ..training.trajectories import PartialTrajectories, encoded
-from .base import Eraser
+from .base import Eraser, Work
 
 Variant = Literal["x", "x-strict", "u", "full"]
 Release = Literal["paper", "2023", "2025"]
@@ -80,6 +80,8 @@ class ESD(Eraser):
     name: ClassVar[str] = "esd"
     source: ClassVar[str] = "arXiv:2303.07345"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "unknown"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     main: ClassVar[tuple[str, ...]] = ("steps", "negative_guidance", "lr")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 3, "lr": 1e-3}
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {"release": {"2025": {"steps": 200, "lr": 5e-5}}}

@@ -19,7 +19,7 @@ from ..training.draws.prompt_pairs import PromptForm
 from ..training.finetune import Optimisation
 from ..training.objectives.nearer import Nearer
 from ..training.shape import Shape
-from .base import Eraser
+from .base import Eraser, Work
 
 _IMAGE = ("cross.q", "cross.k", "joint.q", "joint.k")
 _TEXT = ("joint.text.q", "joint.text.k")
@@ -58,6 +58,8 @@ class GEM(Eraser):
     name: ClassVar[str] = "gem"
     source: ClassVar[str] = "arXiv:2606.00140"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "MIT"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     main: ClassVar[tuple[str, ...]] = ("steps", "repel", "lr")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "sample_steps": 4, "until": 0.5, "start_guidance": 1.0}
 

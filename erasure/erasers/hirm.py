@@ -22,7 +22,7 @@ from ..registry import Exactness
 from ..training.context import FitContext
 from ..training.finetune import Optimisation, finetune
 from ..training.student import Student
-from .base import Eraser, Stage
+from .base import Eraser, Stage, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class HiRM(Eraser):
     name: ClassVar[str] = "hirm"
     source: ClassVar[str] = "arXiv:2602.19631"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "unknown"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     stage: ClassVar[Stage] = "text encoder"
     together: ClassVar[bool] = False
     needs: ClassVar[frozenset[Ability]] = frozenset(("clip",))

@@ -38,7 +38,7 @@ from ..training.word_attention.masked import (
     masked_attention,
     word_images,
 )
-from .base import Eraser
+from .base import Eraser, Work
 
 Share = Annotated[float, Ge(0)]
 
@@ -86,6 +86,8 @@ class MACE(Eraser):
     name: ClassVar[str] = "mace"
     source: ClassVar[str] = "arXiv:2403.06135"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "non-commercial"
+    work: ClassVar[frozenset[Work]] = frozenset(("training", "images"))
     needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     together: ClassVar[bool] = True

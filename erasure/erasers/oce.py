@@ -72,6 +72,7 @@ class OCE(Eraser):
     name: ClassVar[str] = "oce"
     source: ClassVar[str] = "arXiv:2605.28902"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "none"
     stage: ClassVar[Stage] = "factor of outputs"
     main: ClassVar[tuple[str, ...]] = ("alpha", "form", "rank")
     quick: ClassVar[Mapping[str, Any]] = {"alpha": 300.0}

@@ -59,6 +59,7 @@ class RECE(Eraser):
     name: ClassVar[str] = "rece"
     source: ClassVar[str] = "arXiv:2407.12383"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "Apache-2.0"
     stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "base"
     main: ClassVar[tuple[str, ...]] = ("rounds", "penalty")

@@ -28,7 +28,7 @@ from ..training.student import Student
 from ..training.trajectories import PartialTrajectories, encoded
 from ..training.word_attention.layer_inputs import watched_inputs
 from ..training.word_attention.locality import Locality, written_outside
-from .base import Eraser
+from .base import Eraser, Work
 
 Latents = Float[Tensor, "n c h w"]
 _ROLES = ("cross.out", "joint.out")
@@ -75,6 +75,8 @@ class Receler(Eraser):
     name: ClassVar[str] = "receler"
     source: ClassVar[str] = "arXiv:2311.17717, code 3ccedc9"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "MIT"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     main: ClassVar[tuple[str, ...]] = ("steps", "lr", "locality")
     quick: ClassVar[Mapping[str, Any]] = {

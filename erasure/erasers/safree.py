@@ -31,6 +31,7 @@ class SAFREE(Eraser):
     name: ClassVar[str] = "safree"
     source: ClassVar[str] = "arXiv:2410.12761, code b8b2c3f"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "none"
     stage: ClassVar[Stage] = "sampling"
     clashes: ClassVar[Mapping[str, str]] = {"semantic-surgery": "both move the same states of the prompt"}
     depends_on: ClassVar[Dependence] = "text"

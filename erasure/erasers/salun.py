@@ -19,7 +19,7 @@ from ..training.objectives.redirect import Redirect
 from ..training.selectors.saliency import Reduction, Saliency
 from ..training.shape import Shape
 from ..training.student import Student
-from .base import Eraser
+from .base import Eraser, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class SalUn(Eraser):
     name: ClassVar[str] = "salun"
     source: ClassVar[str] = "arXiv:2310.12508, code a6e89fd"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "MIT"
+    work: ClassVar[frozenset[Work]] = frozenset(("training", "images"))
     main: ClassVar[tuple[str, ...]] = ("steps", "lr", "share")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "lr": 1e-3, "images": 2, "image_steps": 2, "batch_size": 2}
 

@@ -31,6 +31,7 @@ class SemanticSurgery(Eraser):
     name: ClassVar[str] = "semantic-surgery"
     source: ClassVar[str] = "arXiv:2510.22851, code 009dbf6"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "MIT"
     stage: ClassVar[Stage] = "sampling"
     clashes: ClassVar[Mapping[str, str]] = {"safree": "both move the same states of the prompt"}
     depends_on: ClassVar[Dependence] = "text"

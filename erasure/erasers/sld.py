@@ -43,6 +43,7 @@ class SLD(Eraser):
     name: ClassVar[str] = "sld"
     source: ClassVar[str] = "arXiv:2211.05105, code a42923c"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "MIT"
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))

@@ -70,6 +70,7 @@ class SPEED(Eraser):
     name: ClassVar[str] = "speed"
     source: ClassVar[str] = "arXiv:2503.07392"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "Apache-2.0"
     stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "text"
     main: ClassVar[tuple[str, ...]] = ("threshold", "ridge")

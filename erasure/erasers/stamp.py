@@ -31,7 +31,7 @@ from ..training.word_attention.layer_inputs import (
     layer_inputs,
 )
 from ..training.word_attention.masked import Mask, concept_masks
-from .base import Eraser
+from .base import Eraser, Work
 
 _ROLES = ("cross.out", "joint.out")
 _BATCH = 16
@@ -65,6 +65,7 @@ class STAMP(Eraser):
     name: ClassVar[str] = "stamp"
     source: ClassVar[str] = "arXiv:2604.12820"
     exactness: ClassVar[Exactness] = "reconstructed"
+    work: ClassVar[frozenset[Work]] = frozenset(("images",))
     needs: ClassVar[frozenset[Ability]] = frozenset(("maps",))
     main: ClassVar[tuple[str, ...]] = ("reg", "preserve_scale", "images")
     quick: ClassVar[Mapping[str, Any]] = {"images": 2, "places": 2}

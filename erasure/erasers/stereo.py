@@ -25,7 +25,7 @@ from ..training.finetune import Loss, Optimisation, below, finetune
 from ..training.shape import Shape
 from ..training.student import Student
 from ..training.trajectories import PartialTrajectories, encoded
-from .base import Eraser
+from .base import Eraser, Work
 from .esd import Variant, trained_by
 
 Latents = Float[Tensor, "n c h w"]
@@ -77,6 +77,8 @@ class STEREO(Eraser):
     name: ClassVar[str] = "stereo"
     source: ClassVar[str] = "arXiv:2408.16807, code 86f124f"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "none"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     main: ClassVar[tuple[str, ...]] = ("rounds", "steps", "lr")
     quick: ClassVar[Mapping[str, Any]] = {
         **{"rounds": 1, "erase_steps": 1, "search_steps": 2, "images": 2, "image_steps": 2},

@@ -25,7 +25,7 @@ from ..training.context import FitContext, TrainingTask
 from ..training.finetune import Optimisation, WeightedLoss
 from ..training.shape import Shape
 from ..training.steering import HingeCounter, Steering, SteeringPlan, SteeringPrompts, planned_latents
-from .base import Eraser
+from .base import Eraser, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,8 @@ class TRCE(Eraser):
     name: ClassVar[str] = "trce"
     source: ClassVar[str] = "arXiv:2503.07389"
     exactness: ClassVar[Exactness] = "reconstructed"
+    licence: ClassVar[str] = "none"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     main: ClassVar[tuple[str, ...]] = ("stages", "eta", "epochs")
     together: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {

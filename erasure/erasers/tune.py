@@ -16,7 +16,7 @@ from ..training.objectives import Objective
 from ..training.objectives.guided import Guided
 from ..training.selectors.roles import TEXT_ATTENTION
 from ..training.shape import Shape
-from .base import Eraser
+from .base import Eraser, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Tune(Eraser):
     name: ClassVar[str] = "tune"
     source: ClassVar[str] = "ours"
     exactness: ClassVar[Exactness] = "ours"
+    work: ClassVar[frozenset[Work]] = frozenset(("training",))
     main: ClassVar[tuple[str, ...]] = ("steps", "lr")
     quick: ClassVar[Mapping[str, Any]] = {"steps": 2, "lr": 1e-3, "objective": {"name": "guided", "sample_steps": 3}}
 

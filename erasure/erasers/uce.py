@@ -77,6 +77,7 @@ class UCE(Eraser):
     depends_on: ClassVar[Dependence] = "text"
     source: ClassVar[str] = "arXiv:2308.14761"
     exactness: ClassVar[Exactness] = "published"
+    licence: ClassVar[str] = "unknown"
     stage: ClassVar[Stage] = "map of text states"
     main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
 

@@ -9,7 +9,7 @@ from erasure.cli.setup import extension_points
 ADDED = [(noun, name) for noun, point in extension_points().items() for name in point.names() if "added" in name]
 SHOWN = [
     (("pieces", "added-transform"), "factor  Factor of the step, >= 0."),
-    (("methods",), "eraser.strength=1.0"),
+    (("methods", "added-eraser"), "eraser.strength=1.0"),
     (("remove", "--help"), "added-eraser"),
     (("remove", "--help"), "added-sampling"),
     (("attack", "--help"), "added-attack-prompt"),
