@@ -10,6 +10,8 @@ from typer.testing import CliRunner, Result
 from erasure import Ledger
 from erasure.backbones import backbone_of
 from erasure.cli.main import app
+from erasure.eval.probes import Subject, probe_class
+from erasure.eval.probes.traces import Traces
 from erasure.judge import cached_clips
 from tests.tiny import sd1
 
@@ -45,21 +47,74 @@ def test_a_ledger_without_a_standing_removal_is_one_line(tmp_path: Path) -> None
     assert "expected a ledger in which a removal stands, got one without" in line
 
 
-def test_a_model_without_a_judge_is_measured_inside_and_says_what_is_missing(
+def few(*settings: str) -> list[str]:
+    """Return options by which the probes that look inside take a moment."""
+    small = ("hidden.pairs=2", "hidden.levels=1", "traces.latents=2", "attention.prompts=1", *settings)
+    return [part for setting in small for part in ("--set", setting)]
+
+
+def test_a_model_without_a_judge_runs_what_needs_none_and_says_what_each_other_probe_lacks(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if cached_clips():
         pytest.skip("CLIP is in the local cache and judges")
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     base, edited = models
-    asked = ("--probe", "hidden", "traces", "hand-over", "--set", "hidden.pairs=2", "--set", "hidden.levels=1")
-    arguments = ("audit", edited, "--removed", "cat", "--original", base, *asked, "--set", "traces.latents=2")
+    arguments = ("audit", edited, "--removed", "cat", "--original", base, "--suite", "standard", *few())
     result = call(*arguments, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "not measured: hand-over: a judge of the images: hf download openai" in result.output
+    assert "not measured: never-taught: a model that was never taught the concept: train one" in result.output
     [concept] = json.loads((tmp_path / "out" / "audit.json").read_text())["concepts"]
     status = {name: probe["status"] for name, probe in concept["probes"].items()}
-    assert status == {"plain": "missing", "hand-over": "missing", "hidden": "measured", "traces": "measured"}
+    measured = {name for name, each in status.items() if each == "measured"}
+    assert measured == {"hidden", "traces", "attention"}
+    assert all(each == "missing" for name, each in status.items() if name not in measured)
+    assert all(probe_class(name).judged for name in status.keys() - measured - {"never-taught"})
     parts = {reading["part"]: reading["rows"] for reading in concept["probes"]["hidden"]["readings"]}
     assert parts["keys"]["original"]["mean"] == pytest.approx(1, abs=1e-4)
     assert parts["keys"]["erased"]["mean"] < 1
+
+
+def test_a_probe_that_fails_is_a_line_of_the_page_and_exit_code_1(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+
+    def broken(probe: Traces, subject: Subject) -> None:
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(Traces, "outcomes", broken)
+    base, edited = models
+    asked = ("--probe", "traces", "attention", "--set", "traces.latents=2", "--set", "attention.prompts=1")
+    result = call("audit", edited, "--removed", "cat", "--original", base, *asked, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "not measured: traces: no kernel for this (RuntimeError)" in result.output
+    assert "not measured: no kernel for this (RuntimeError)" in (tmp_path / "out" / "report.html").read_text()
+    [concept] = json.loads((tmp_path / "out" / "audit.json").read_text())["concepts"]
+    assert concept["probes"]["attention"]["status"] == "measured", "the others go on"
+
+
+def test_what_cannot_be_audited_is_one_line_and_nothing_is_written(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, edited = models
+    audit = ("audit", edited, "--removed", "cat", "--original", base, "--out", tmp_path / "out")
+    with monkeypatch.context() as early:
+        early.setattr("erasure.cli.evaluate.load_pipe", pytest.fail)
+        for arguments, line in (
+            (("--probe", "hand-ovr"), "Unknown probe 'hand-ovr'. Did you mean 'hand-over'"),
+            (("--suite", "quik"), "Unknown suite 'quik'. Did you mean 'quick'"),
+            (("--set", "quantise.doses=[]"), "--set quantise.doses: "),
+            (("--set", "quantise.doses=[1]"), "--set quantise.doses"),
+        ):
+            assert line in fails(*audit, *arguments)
+    other = sd1(vocabulary="clip")
+    with torch.no_grad():
+        other.text_encoder.get_input_embeddings().weight.add_(1e-3)
+    other.save_pretrained(tmp_path / "other")
+    gold = ("--gold", tmp_path / "other")
+    assert "--gold: expected the original's text_encoder, got another" in fails(*audit, *gold)
+    line = fails("audit", base, "--removed", "cat", "--original", base)
+    assert "expected a model with removed concepts, got the original" in line
+    assert not (tmp_path / "out").exists()

@@ -205,9 +205,10 @@ def audit(
 ) -> None:
     """Audit a model: try every way to bring the removed concepts back, beside models that were never taught them."""
     from erasure.eval.protocols import sources
-    from erasure.eval.protocols.audit.plan import audit_of
+    from erasure.eval.protocols.audit.plan import audit_of, probes_of
     from erasure.eval.reports.audit_report import terminal_table, write_audit_report
 
+    probes_of(suite, names or [], settings or [])  # what is wrong with them is said before a model is loaded
     place = existing_device(device)
 
     def load(model: str) -> "DiffusionPipeline":

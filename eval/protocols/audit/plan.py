@@ -52,8 +52,6 @@ def audit_of(
             f"audit: expected a model with removed concepts, got the original {source.original!r}."
             " Name a ledger or an edited model."
         )
-    if suite not in get_args(Suite):
-        raise unknown_name("suite", suite, get_args(Suite))
     probes = probes_of(suite, names, settings, source.original)
     profile = profile_of(source.original)
     judge = _judge(source, device)
@@ -85,9 +83,11 @@ def probes_of(
     """Return the probes of a suite, or those named, the plain prompt first and the others by access level.
 
     Raises:
-        UnknownNameError: There is no such probe or setting, or a setting is of a probe that is not run.
+        UnknownNameError: There is no such suite, probe or setting, or a setting is of a probe that is not run.
         InputError: A value is out of range, such as an empty list of doses.
     """
+    if suite not in get_args(Suite):
+        raise unknown_name("suite", suite, get_args(Suite))
     kinds = [probe_class(name) for name in names] or [k for k in PROBES.classes().values() if suite in k.suites]
     levels = get_args(Access)
     order = sorted(kinds, key=lambda kind: (levels.index(kind.access), kind.name))
