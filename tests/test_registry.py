@@ -134,7 +134,7 @@ def test_a_fault_within_a_chosen_piece_is_named_by_its_path() -> None:
 @pytest.mark.parametrize("name", ERASERS.names())
 def test_settings_as_written_make_the_same_eraser(name: str) -> None:
     kind = ERASERS.get(name)
-    eraser = kind(**kind.quick)
+    eraser = ERASERS.make(name, **kind.quick)
     assert ERASERS.make(name, **eraser.as_settings()) == eraser
 
 

@@ -6,10 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ..backbones.base import Backbone
 from ..concept import Concept
 from ..edits import EditMetadata, WeightEdit
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
+from ..training.draws.augmentation import reads_images
 from ..training.finetune import Optimisation
 from ..training.objectives.redirect import Redirect
 from ..training.selectors.roles import ATTENTION, TEXT_KEYS_AND_VALUES
@@ -41,7 +43,7 @@ class CA(Eraser):
         images: Images of each concept's anchor, > 0; 200 in the shorter published runs.
         image_steps: Sampling steps of an image, > 0.
         resize: Whether images are shrunk on padding or enlarged, with words for it in front of the prompts, and half of
-            them mirrored.
+            them mirrored. None does so where the model's autoencoder is of Stable Diffusion's kind.
         steps: Number of updates, >= 0.
         lr: Learning rate of AdamW, > 0. The published 2e-6 is multiplied by the size of the batch, over all GPUs.
         batch_size: Images a step, > 0.
@@ -67,7 +69,7 @@ class CA(Eraser):
     weights: Literal["kv", "attention", "full"] = "kv"
     images: Annotated[int, Field(ge=1)] = 1000
     image_steps: Annotated[int, Field(ge=1)] = 25
-    resize: bool = True
+    resize: bool | None = None
     steps: Annotated[int, Field(ge=0)] = 100
     lr: Annotated[float, Field(gt=0)] = 1.6e-5
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -93,18 +95,17 @@ class CA(Eraser):
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
         )
-        changes = self.shape.train(task, self.objective, optimisation)
+        changes = self.shape.train(task, self.objective(backbone), optimisation)
         metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
         return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
 
-    @property
-    def objective(self) -> Redirect:
-        """Main loss of the training."""
+    def objective(self, backbone: Backbone) -> Redirect:
+        """Return the main loss of the training."""
         return Redirect(
             images=self.images,
             image_steps=self.image_steps,
             goal=self.goal,
             teacher=self.teacher,
             prior=self.prior_weight,
-            resize=self.resize,
+            resize=reads_images(backbone) if self.resize is None else self.resize,
         )

@@ -19,7 +19,7 @@ from erasure.closed_form.pair_problems import pair_problems
 from erasure.closed_form.readers import Places, PromptPair
 from erasure.concept import Concept
 from erasure.edits import EditMetadata, WeightEdit
-from erasure.erasers import eraser_class, eraser_names
+from erasure.erasers import eraser_class, eraser_names, make_eraser
 from erasure.errors import InputError
 from erasure.ledger import Ledger
 from erasure.pipelines.export.formats import Export, write_export
@@ -238,9 +238,9 @@ def test_every_eraser_fits_the_family_or_says_that_it_does_not(name: str, family
     concepts, context = [Concept(target="cat", anchor="dog", preserve=("bird",))], FitContext(backbone=backbone)
     if not kind.covers(type(backbone)):
         with pytest.raises(InputError, match=rf"^[\w-]+: expected a model .+, got {family}\. Use another eraser\.$"):
-            kind(**kind.quick).fit(concepts, context)
+            make_eraser(name, **kind.quick).fit(concepts, context)
         return
-    edit = kind(**kind.quick).fit(concepts, context)
+    edit = make_eraser(name, **kind.quick).fit(concepts, context)
     assert backbone.fingerprint() == before
     if "images" in backbone.abilities:
         settings = SamplingSettings(steps=2, guidance_scale=3.0)

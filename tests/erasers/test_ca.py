@@ -161,3 +161,12 @@ def test_the_trained_weights_are_those_of_the_setting(weights: Any) -> None:
         assert {sites[name].role.partition(".")[0] for name in changed} == {"cross", "self"}
     else:
         assert changed == set(sites)
+
+
+def test_images_are_resized_where_the_autoencoder_allows_it(monkeypatch: Any) -> None:
+    assert CA().objective(BACKBONE).resize
+    assert not CA(resize=False).objective(BACKBONE).resize
+    monkeypatch.setattr(BACKBONE.pipe, "vae", torch.nn.Identity())
+    assert not CA().objective(BACKBONE).resize
+    with pytest.raises(Exception, match=r"resize: expected a model with AutoencoderKL, got Identity\."):
+        ResizedImages(FitContext(backbone=BACKBONE), [CAT], **QUICK)

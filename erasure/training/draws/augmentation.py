@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -89,6 +90,11 @@ def _pasted(image: Image.Image, side: int, factor: int, generator: torch.Generat
 def _pixels(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     resized = image.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def reads_images(backbone: Backbone) -> bool:
+    """Return True if the model's autoencoder is of the kind that `image_latents` encodes with."""
+    return isinstance(backbone.pipe.vae, AutoencoderKL)
 
 
 @torch.no_grad()
