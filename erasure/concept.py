@@ -108,8 +108,10 @@ def distinct(requests: Sequence[Concept]) -> tuple[Concept, ...]:
     """Return the requests without those that an earlier one repeats: names are compared, aliases included.
 
     Raises:
-        InputError: Two requests share a name and are not the same.
+        InputError: Two requests share a name and are not the same, or one is no Concept.
     """
+    if other := next((each for each in [requests, *requests] if isinstance(each, str)), None):
+        raise InputError(f"concepts: expected a list of Concept, got {other!r}. Write [Concept(target={other!r})].")
     kept: list[Concept] = []
     owner: dict[str, int] = {}
     for i, concept in enumerate(requests):

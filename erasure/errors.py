@@ -49,7 +49,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
         name: The unknown name.
         known: Every known name.
     """
-    known = sorted(known)
+    known, name = sorted(known), name if isinstance(name, str) else repr(name)
     by_folded = {candidate.casefold(): candidate for candidate in known}
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     suggestion = f" Did you mean {by_folded[near[0]]!r}?" if near else ""

@@ -82,6 +82,16 @@ WRONG = {
     "erase(pipe, 'cat', eraser='uce')": "eraser: expected an eraser with its settings, got 'uce'.",
     "erase(pipe, 'cat', seed='1')": "seed: expected a whole number from 0 to 2^63 - 1, got '1'.",
     "erase(pipe, 'cat', seed=-1)": "seed: expected a whole number from 0 to 2^63 - 1, got -1.",
+    "make_eraser(3)": "Unknown eraser '3'.",
+    "load_model(None)": "model: expected its name, got None.",
+    "load_model('')": "model: expected a folder with a model_index.json, got ''.",
+    "load_model('tinyworld', device='gpu')": "device: expected 'cpu', 'cuda', 'cuda:1' or 'mps', got 'gpu'.",
+    "ledger.remove(pipe, UCE(), 'cat')": "concepts: expected a list of Concept, got 'cat'.",
+    "ledger.remove(pipe, UCE(), ['cat'])": "concepts: expected a list of Concept, got 'cat'.",
+    "ledger.remove(pipe, 'uce', [Concept(target='cat')])": "eraser: expected one with its settings, got 'uce'.",
+    "erase(without('scheduler'), 'cat')": "model: expected a pipeline with a scheduler, got StableDiffusionPipeline",
+    "sample(without('tokenizer'), ['a cat'], [0])": "model: expected a pipeline with a tokenizer, got StableDiffusion",
+    "sample(mixed, ['a cat'], [0])": "sample: expected weights of one precision, all in memory, that cpu computes in",
     "sample(pipe, 'a cat', [0])": "sample.prompts: expected a list of texts, got 'a cat'.",
     "sample(pipe, [3], [0])": "sample.prompts: expected texts, got 3.",
     "sample(pipe, ['a cat'], ['x'])": "sample.seeds: expected whole numbers from 0 to 2^63 - 1, got 'x'.",
@@ -89,12 +99,21 @@ WRONG = {
 }
 """Calls with values that cannot be used, and the beginnings of their errors."""
 _CALL_EACH = """
-import json, sys
+import json, sys, tempfile
 import erasure
 from erasure import *
 from tests import tiny
 
-pipe, answers = tiny.sd1(), {}
+
+def without(component):
+    lacking = tiny.sd1()
+    setattr(lacking, component, None)
+    return lacking
+
+
+pipe, mixed, answers = tiny.sd1(), tiny.sd1(), {}
+mixed.text_encoder.half()
+ledger = Ledger.open_or_create(tempfile.mkdtemp(), pipe, "tiny")
 for call in json.loads(sys.argv[1]):
     try:
         answers[call] = f"returned {eval(call)!r}"

@@ -21,8 +21,10 @@ def backbone_of(pipe: DiffusionPipeline) -> Backbone:
     A pipeline class that has a `backbone` is seen by that: those of ours that are written out as one file.
 
     Raises:
-        InputError: No backbone covers it; the message lists the models that one does.
+        InputError: No backbone covers it, and the message lists the models that one does; or it has no scheduler.
     """
+    if getattr(pipe, "scheduler", True) is None:
+        raise InputError(f"model: expected a pipeline with a scheduler, got {type(pipe).__name__} without. Set one.")
     declared = getattr(type(pipe), "backbone", None)
     if declared is not None:
         return declared(pipe)

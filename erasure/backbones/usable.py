@@ -128,8 +128,9 @@ def _weights(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
     for component, module in backbone.pipe.components.items():
         if isinstance(module, nn.Module):
             for name, weight in module.named_parameters():
-                if not weight.is_meta:
-                    yield f"{component}.{name}", weight
+                if weight.is_meta:  # it is elsewhere: an edit could not be compared with the model either
+                    raise _unreached(f"{component}.{name}", "none in memory", "Load the model whole")
+                yield f"{component}.{name}", weight
 
 
 def _is_fused(module: nn.Module) -> bool:
@@ -154,7 +155,7 @@ def check_samples(pipe: DiffusionPipeline) -> None:
     """Refuse a pipeline that does not make images of texts alone.
 
     Raises:
-        InputError: It is of another task, or lacks its autoencoder.
+        InputError: It is of another task, or lacks its autoencoder or a tokenizer.
     """
     kind = type(pipe)
     call = inspect.signature(kind.__call__).parameters
@@ -168,10 +169,13 @@ def check_samples(pipe: DiffusionPipeline) -> None:
             f"model: expected a pipeline that makes images of texts alone, got {kind.__name__}, whose call {what}."
             f" {_remedy(kind)}"
         )
-    if getattr(pipe, "vae", None) is None:
-        raise InputError(
-            f"model: expected a pipeline with an autoencoder, got {kind.__name__} without one. Add its vae."
-        )
+    for name in ("vae", *(name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if hasattr(pipe, name))):
+        encoder = name.replace("tokenizer", "text_encoder")
+        if getattr(pipe, name, None) is None and (name == "vae" or getattr(pipe, encoder, None) is not None):
+            what = {"vae": "an autoencoder"}.get(name, f"a {name}")
+            raise InputError(
+                f"model: expected a pipeline with {what}, got {kind.__name__} without one. Add its {name}."
+            )
     scale = getattr(pipe.vae.config, "scaling_factor", 1.0)
     if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
         raise InputError(

@@ -35,10 +35,16 @@ def load_model(
         attention: Implementation of attention: "sdpa" or "xformers"; see `attend_by`.
 
     Raises:
-        InputError: The name is none of these, the folder is not a model, the Hub does not answer, or the attention
-            does not work on the device.
+        InputError: The name or device is none of these, the folder is not a model, the Hub does not answer, or the
+            attention does not work on the device.
     """
-    pipe = _loaded(name, device, torch.float32 if dtype is None else dtype)
+    if not isinstance(name, str | Path):
+        raise InputError(f"model: expected its name, got {name!r}. Give 'tinyworld', a folder as text or a Hub id.")
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device: expected 'cpu', 'cuda', 'cuda:1' or 'mps', got {device!r}. Name one.") from error
+    pipe = _loaded(str(name), device, torch.float32 if dtype is None else dtype)
     _check_use(pipe)
     if attention != "sdpa":
         attend_by(pipe, attention)
@@ -78,7 +84,7 @@ def _loaded(name: str, device: str, dtype: torch.dtype) -> DiffusionPipeline:
     if (Path(name) / PERSONALIZED).is_file():
         return load_personalized(Path(name), lambda base: _loaded(base, device, dtype))
     if Path(name).is_dir():
-        _check_index(Path(name))
+        _check_index(Path(name), name)
         return load_folder(Path(name), dtype).to(device)
     pipe = load_folder(_hub_folder(name), dtype)
     pipe.register_to_config(_name_or_path=name)  # as diffusers names a model of the Hub
@@ -122,16 +128,14 @@ def _stored_folder(name: str) -> Path:
             f"model: expected a model of files alone, got the personalised {name!r}. Leave --low-memory out."
         )
     if Path(name).is_dir():
-        _check_index(Path(name))
+        _check_index(Path(name), name)
         return Path(name)
     return _hub_folder(name)
 
 
-def _check_index(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"model: expected a folder with a model_index.json, got {str(folder)!r}. Save one by diffusers."
-        )
+def _check_index(folder: Path, name: str) -> None:
+    if not name.strip() or not (folder / "model_index.json").is_file():
+        raise InputError(f"model: expected a folder with a model_index.json, got {name!r}. Save one by diffusers.")
 
 
 def _hub_folder(name: str) -> Path:

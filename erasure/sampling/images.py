@@ -267,6 +267,13 @@ def _one_line(pipe: DiffusionPipeline, call: str) -> Generator[None]:
         raise InputError(
             f"sample: expected settings that {takers} take, got {call} ({reason(error)}). Give others."
         ) from error
+    except RuntimeError as error:  # of torch: of memory, or of numbers that do not go together
+        if not any(words in str(error) for words in ("same dtype", "not implemented for", "meta tensor")):
+            raise
+        raise InputError(
+            f"sample: expected weights of one precision, all in memory, that {pipe.device} computes in, got others"
+            f" ({reason(error)}). Load the model whole in float32."
+        ) from error
 
 
 def sample_pairs(
