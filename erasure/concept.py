@@ -143,7 +143,7 @@ def _checked_texts(texts: Iterable[str], field: str) -> Iterable[str]:
     return (_checked_text(text, field) for text in ordered)
 
 
-def _checked_text(text: str, field: str) -> str:
+def _checked_text(text: object, field: str) -> str:
     """Return a text in its composed form, without blanks around it and invisible characters in it.
 
     Raises:

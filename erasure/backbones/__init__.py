@@ -4,7 +4,7 @@ import inspect
 import pkgutil
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from diffusers import DiffusionPipeline
 
@@ -31,7 +31,8 @@ def backbone_of(pipe: DiffusionPipeline) -> Backbone:
     # The more particular first: it is asked before what it refines.
     for family in sorted(family_classes(), key=lambda kind: -len(kind.__mro__)):
         if family.covers(pipe):
-            return on_disk(family)(pipe) if is_stored(pipe) else family(pipe)
+            kind = on_disk(family) if is_stored(pipe) else family
+            return cast("Backbone", kind(pipe))
     raise InputError(
         f"backbone_of: expected a pipeline of {', '.join(families())}, got {type(pipe).__name__}."
         " Load one of those with diffusers."

@@ -49,7 +49,7 @@ class Flux2(DeclaredTransformer):
         return super().covers(pipe) and "Mistral" in type(unwrapped(getattr(pipe, "text_encoder", None))).__name__
 
     def last_layers(self) -> Mapping[str, int]:
-        read = inspect.signature(type(self.pipe).encode_prompt).parameters["text_encoder_out_layers"].default
+        read = inspect.signature(self.pipe.encode_prompt).parameters["text_encoder_out_layers"].default
         return {"text_encoder": max(read)}
 
     @property

@@ -50,12 +50,12 @@ class HunyuanVideo(VideoTransformer):
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:
         """Return True if the pipeline has the family's transformer, and it makes videos of texts."""
-        transformer = unwrapped(getattr(pipe, "transformer", None))
-        return super().covers(pipe) and transformer.config.get("image_condition_type") is None
+        config = getattr(unwrapped(getattr(pipe, "transformer", None)), "config", {})
+        return super().covers(pipe) and config.get("image_condition_type") is None
 
     @property
     def _template(self) -> Mapping[str, Any]:
-        return inspect.signature(type(self.pipe).encode_prompt).parameters["prompt_template"].default
+        return inspect.signature(self.pipe.encode_prompt).parameters["prompt_template"].default
 
     @property
     def layout(self) -> Layout:

@@ -296,9 +296,9 @@ def _steps_through(scheduler: Any) -> bool:
 def textual_inversion_applied(pipe: DiffusionPipeline, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the prompt with learned tokens of several vectors written out, as diffusers' pipelines do."""
     # Without such tokens there is nothing to write out, and tokenizers warn of long texts.
-    several = any(token.endswith("_1") for token in tokenizer.get_added_vocab())
-    if several and isinstance(pipe, TextualInversionLoaderMixin):
-        return str(pipe.maybe_convert_prompt(prompt, cast("PreTrainedTokenizer", tokenizer)))
+    known = cast("PreTrainedTokenizer", tokenizer)
+    if isinstance(pipe, TextualInversionLoaderMixin) and any(token.endswith("_1") for token in known.get_added_vocab()):
+        return str(pipe.maybe_convert_prompt(prompt, known))
     return prompt
 
 

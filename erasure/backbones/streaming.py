@@ -52,7 +52,7 @@ def file_names(module: nn.Module, keys: Collection[str]) -> dict[str, str]:
         return {key: key for key in keys}
     transforms = get_model_conversion_mapping(module)
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if not isinstance(each, WeightRenaming)]
+    converters = cast("list[Any]", [each for each in transforms if not isinstance(each, WeightRenaming)])
     inside = module.state_dict()
     pairs = ((rename_source_key(key, renamings, converters, module.base_model_prefix, inside), key) for key in keys)
     named = {name: key for (name, converter), key in pairs if converter is None}

@@ -130,7 +130,7 @@ def _lots(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Yield the numbers of rows that are read at once: those with the same beginnings together."""
     lot: list[int] = []
     tokens = 0
-    for row in sorted(range(len(rows)), key=rows.__getitem__):
+    for row in sorted(range(len(rows)), key=lambda number: tuple(rows[number])):
         if lot and tokens + len(rows[row]) > _AT_ONCE:
             yield lot
             lot, tokens = [], 0
@@ -192,7 +192,7 @@ def _attended(
     flat = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
     attended = torch.zeros_like(flat[0])
     for nodes, new in tree.lots:
-        along = [states[nodes].transpose(1, 2) for states in flat]
-        states, _ = sdpa_attention_forward(module, *along, None, **kwargs)
+        queries, keys, values = (states[nodes].transpose(1, 2) for states in flat)
+        states, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
         attended[nodes[new]] = states[new]
     return attended.unflatten(0, (len(query), tree.longest)), None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import TEXT, Stream
+from ..backbones.picked import PickedTexts
 from ..prompts import GENERIC
 from .problem import Row, Rows
 from .readers import PairReader, Places, PromptPair, places_read
@@ -50,7 +51,7 @@ class PairTexts:
         prompts = sorted({prompt for pair in distinct for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
         picked = backbone.pick(prompts, lambda texts, tokens: places_read(prompts, distinct, places, texts, tokens))
         texts = backbone.read(prompts) if picked is None else picked
-        streams = texts.streams if picked is None else {TEXT, *picked.vectors}
+        streams = {TEXT, *texts.vectors} if isinstance(texts, PickedTexts) else texts.streams
         self._spaces = spaces_of(backbone, streams) if places.words == "all" else (TEXT,)
         self._readers = {space: PairReader(prompts, texts, places, space) for space in self._spaces}
         self._backbone = backbone

@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -60,8 +60,8 @@ def assembled(folder: Path, modules: Mapping[str, nn.Module | None], dtype: torc
 
 def _pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     """Return the class of a folder's pipeline; the general one where diffusers has none of that name."""
-    name = DiffusionPipeline.load_config(folder, local_files_only=True)["_class_name"]
-    return getattr(diffusers, name, DiffusionPipeline)
+    index = cast("dict[str, Any]", DiffusionPipeline.load_config(folder, local_files_only=True))
+    return getattr(diffusers, index["_class_name"], DiffusionPipeline)
 
 
 @contextmanager

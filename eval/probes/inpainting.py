@@ -56,7 +56,7 @@ class Inpainting(Probe):
         aim, pipe, steps = subject.aim, subject.pipe, subject.aim.sampling.steps
         states = subject.backbone.encode(list(aim.prompts))
         clean = subject.material["clean"]
-        square = middle(clean.shape[-2:], 1 - dose)
+        square = middle((clean.shape[-2], clean.shape[-1]), 1 - dose)
         latents: Tensor | None = None
         for step in range(steps):
             painted = sample_part(

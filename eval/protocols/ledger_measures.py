@@ -110,7 +110,7 @@ class LedgerMeasures:
         sides = ([images[pair] for pair in plan.pairs] for images in (before, after))
         checked = ([images[check.prompt, check.seed] for check in checks] for images in (before, after))
         kept = {
-            **measure(plan.probes, judge, *sides, plan.left_out).as_json(),
+            **measure(plan.probes, judge, *sides, left_out=plan.left_out).as_json(),
             "health": health(checks, self.profile, judge, *checked) if checks else None,
             "state": self.ledger.state(entry.id),
             "measure_seconds": round(time.perf_counter() - start, 2),

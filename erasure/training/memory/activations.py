@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -99,12 +98,12 @@ def kept_for_gradient(
 
 def _without_values(backbone: Backbone) -> tuple[Backbone, nn.Module]:
     """Return a model with a denoiser of the same sizes that has no values, and that denoiser."""
-    denoiser = cast("ModelMixin", backbone.denoiser)
+    denoiser, kind = cast("Any", backbone.denoiser), cast("Any", type(backbone))
     with torch.device("meta"):
         empty = type(denoiser).from_config(denoiser.config).to(backbone.dtype).requires_grad_(False).eval()
     pipe = copy.copy(backbone.pipe)
     setattr(pipe, next(iter(backbone.sites())).partition(".")[0], empty)
-    return type(backbone)(pipe), empty
+    return kind(pipe), empty
 
 
 def _blocks(denoiser: nn.Module) -> list[nn.Module]:
