@@ -39,6 +39,7 @@ class PromptPair:
         anchor_label: The name in the anchor's prompt, normalised.
         anchor_prompt: The anchor's prompt.
         number: Number of the template among the others, which decides the trailing states that are read.
+        trailing: Factor of the weight of its trailing states, >= 0; 0 reads none.
     """
 
     template: str
@@ -49,6 +50,7 @@ class PromptPair:
     anchor_label: str
     anchor_prompt: str
     number: int = 0
+    trailing: float = 1.0
 
     @classmethod
     def of(cls, template: str, name: str, anchor: str, anchor_prompt: str, *, number: int = 0) -> "PromptPair":
@@ -219,11 +221,14 @@ class _PartReader:
         if self._places.words == "onwards":
             return [(place, scale, state, anchor) for place, state, anchor in self._onwards(pair)]
         words = list(self._words(pair))
-        trailing = list(self._trailing(pair)) if self._places.trailing_states else []
-        share = self._places.trailing if trailing else 0.0
+        share = self._places.trailing if self._places.trailing_states else 0.0
+        trailing = list(self._trailing(pair)) if share and pair.trailing else []
+        if pair.trailing and not trailing:
+            share = 0.0
+        behind = scale * share * pair.trailing
         return [
             *((place, scale * (1 - share) / len(words), state, anchor) for place, state, anchor in words),
-            *((place, scale * share / len(trailing), state, anchor) for place, state, anchor in trailing),
+            *((place, behind / len(trailing), state, anchor) for place, state, anchor in trailing),
         ]
 
     def _words(self, pair: PromptPair) -> Iterable[Moved]:

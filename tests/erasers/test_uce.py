@@ -14,6 +14,7 @@ from erasure.concept import Concept
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError
 from erasure.prompts import fill, preserved_templates, templates
+from erasure.runs.schema import parse
 from erasure.training.context import FitContext
 from tests import tiny
 
@@ -241,3 +242,33 @@ def test_class_phrases_hold_what_is_preserved_in_more_that_is_said_of_it() -> No
     assert len(UCE(class_phrases=True).rows_of([style], FitContext(backbone=BACKBONE)).preserve) == len(
         UCE().rows_of([style], FitContext(backbone=BACKBONE)).preserve
     )
+
+
+def test_few_templates_have_trailing_states_that_weigh_as_much_as_those_of_all() -> None:
+    context = FitContext(backbone=BACKBONE)
+    few, every = (UCE(trailing_templates=number).rows_of([Concept(target="cat")], context) for number in (4, None))
+    read, read_in_all = ({site.partition("|")[0] for site in rows.sites if "trailing" in site} for rows in (few, every))
+    assert len(read) == 4
+    assert read < read_in_all == set(templates("object"))
+    behind, behind_in_all = (
+        float(sum(w for w, site in zip(rows.weights, rows.sites, strict=True) if "trailing" in site))
+        for rows in (few, every)
+    )
+    assert behind == pytest.approx(behind_in_all)
+    assert float(few.weights.sum()) == pytest.approx(float(every.weights.sum()))
+    words = {site for site in every.sites if "trailing" not in site}
+    assert words == {site for site in few.sites if "trailing" not in site}
+
+
+def test_names_differ_in_the_templates_whose_trailing_states_are_read() -> None:
+    context = FitContext(backbone=BACKBONE)
+    rows = UCE(trailing_templates=1).rows_of([Concept(target=name) for name in ("cat", "dog", "fish")], context)
+    assert len({site.partition("|")[0] for site in rows.sites if "trailing" in site}) > 1
+
+
+def test_a_run_of_many_concepts_reads_trailing_states_of_few_templates_unless_told() -> None:
+    names = [{"target": f"name{i}"} for i in range(100)]
+    elsewhere = {"model": "./elsewhere", "concepts": names}
+    assert parse(elsewhere).eraser == UCE(trailing_templates=4)
+    assert parse({**elsewhere, "concepts": names[:99]}).eraser == UCE()
+    assert parse({**elsewhere, "eraser": {"name": "uce", "trailing_templates": None}}).eraser == UCE()
