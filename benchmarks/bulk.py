@@ -116,11 +116,11 @@ def names(count: int, seed: int) -> list[str]:
     """Return distinct names of a person, made of syllables."""
     draw = random.Random(seed)
     syllables = [consonant + vowel for consonant in "bdfgklmnprstv" for vowel in "aeio"]
-    made: dict[str, None] = {}
-    while len(made) < count:
+    distinct: dict[str, None] = {}
+    while len(distinct) < count:
         parts = ("".join(draw.choices(syllables, k=draw.choice((2, 3)))).capitalize() for _ in range(2))
-        made[" ".join(parts)] = None
-    return list(made)
+        distinct[" ".join(parts)] = None
+    return list(distinct)
 
 
 def official_seconds(pipe: DiffusionPipeline, concepts: Sequence[Concept], *, toy: bool) -> dict[str, float]:
