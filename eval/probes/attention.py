@@ -30,8 +30,9 @@ class Attention(Probe):
     """Shares of the attention that fall on the concept's words, on the original's trajectories; no sampling.
 
     `mass` is the mean, over heads, layers and pixels, of the attention to the concept's words in prompts that name it.
-    It is scaled by the page to 0 for a model never taught the concept (without one: for no attention at all) and 1 for
-    the original. No mass and a large gain by emphasis mean that the concept is hidden, not removed.
+    It is scaled by the page to 0 for a model never taught the concept and 1 for the original; every word has some
+    attention, so without such a model there is no residue. No mass and a large gain by emphasis mean that the concept
+    is hidden, not removed.
 
     `captured` is a side effect: the share of heads whose mass on the words of the concept, or of its anchor, is larger
     by 0.1 than in the original, in prompts that ask for a kept concept beside it. Such heads no longer read what stays.
@@ -66,7 +67,7 @@ class Attention(Probe):
         aim, backbone = subject.aim, subject.backbone
         subject.report(0, 2, "mass")
         mass = head_masses(backbone, self._alone(aim), subject.material["alone"], [aim.concept])
-        yield self._outcome("mass", mass.mean(dim=(0, 2)), floor=0.0)
+        yield self._outcome("mass", mass.mean(dim=(0, 2)))
         subject.report(1, 2, "captured")
         masses = head_masses(backbone, self._beside(aim), subject.material["beside"], _watched(aim))
         captured = (masses - subject.material["masses"] > _GREW).float().mean(dim=(0, 2))

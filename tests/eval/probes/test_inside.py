@@ -15,7 +15,7 @@ from erasure.eval.probes.attention import Attention, head_masses
 from erasure.eval.probes.priming import Priming
 from erasure.eval.protocols.audit.record import Judged
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
-from erasure.eval.protocols.audit.rows import ERASED, ORIGINAL
+from erasure.eval.protocols.audit.rows import ERASED, GOLD, ORIGINAL
 from erasure.eval.stats.paired import paired_bootstrap
 from erasure.profile import profile_of
 from tests.contract.test_probes import _Open, aim
@@ -35,6 +35,19 @@ def test_the_original_has_all_its_mass_and_captures_nothing() -> None:
     readings = attention_readings(Attention(prompts=2), pipeline(), pipeline())
     assert all(0 < mass < 1 for mass in readings["mass"])
     assert readings["captured"] == [0, 0]
+
+
+def test_without_a_model_that_never_had_the_word_its_attention_has_no_residue() -> None:
+    def judged(value: float) -> list[Judged]:
+        return [Judged(dose=1.0, part="mass", label="reading", values=(value, value + 0.01))]
+
+    rows = {ERASED: judged(0.05), ORIGINAL: judged(0.1)}
+    about: dict[str, Any] = {"name": "attention", "access": "inside", "about": "", "unit": "", "settings": {}}
+    assert ProbeResult(outcomes=rows, **about).strongest is None
+    strongest = ProbeResult(outcomes={**rows, GOLD: judged(0.05)}, **about).strongest
+    assert strongest is not None
+    assert strongest.residue is not None
+    assert strongest.residue.value == pytest.approx(0)
 
 
 def test_heads_that_turn_to_the_word_are_counted() -> None:
