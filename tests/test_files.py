@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from erasure.errors import InputError
 from erasure.io import files
 from erasure.io.files import check_places, new_folder
-from erasure.io.tensor_files import data_size, rewrite_tensors, tensor_names, write_tensors
+from erasure.io.tensor_files import data_size, rewrite_tensors, stored_tensors, tensor_names, write_tensors
 
 TENSORS = {
     "b": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -113,3 +113,16 @@ def test_a_folder_without_permission_is_refused_before_the_work(tmp_path: Path, 
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     with pytest.raises(InputError, match="expected a folder that can be written"):
         check_places(tmp_path / "ledger", "run.json")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_tensor_in_a_file_that_is_not_finite_is_told(tmp_path: Path, dtype: torch.dtype) -> None:
+    largest = torch.full((300_000,), torch.finfo(dtype).max, dtype=dtype)
+    tensors = {name: largest.clone() for name in ("whole", "inf", "minus", "nan")} | {"empty": largest[:0].clone()}
+    for name, value in (("inf", torch.inf), ("minus", -torch.inf), ("nan", torch.nan)):
+        tensors[name][-1] = value
+    tensors["whole"][0] = -torch.finfo(dtype).max
+    write_tensors(tmp_path / "file.safetensors", tensors)
+    stored = stored_tensors(tmp_path / "file.safetensors")
+    finite = {"whole": True, "inf": False, "minus": False, "nan": False, "empty": True}
+    assert {name: each.is_finite() for name, each in stored.items()} == finite
