@@ -16,6 +16,7 @@ from erasure.training.draws.noised_images import NoisedDraw, reference_reads, sq
 from erasure.training.draws.resized_images import ResizedImages
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.objectives.redirect import Redirect
+from erasure.training.shape import Shape
 from erasure.training.student import Student
 from tests import tiny
 
@@ -170,3 +171,9 @@ def test_images_are_resized_where_the_autoencoder_allows_it(monkeypatch: Any) ->
     assert not CA().objective(BACKBONE).resize
     with pytest.raises(Exception, match=r"resize: expected a model with AutoencoderKL, got Identity\."):
         ResizedImages(FitContext(backbone=BACKBONE), [CAT], **QUICK)
+
+
+def test_images_of_the_anchor_are_not_weighed_by_what_is_forgotten() -> None:
+    eraser = CA(**{**CA.quick, "resize": False}, shape=Shape(unforgotten=True))
+    with pytest.raises(Exception, match=r"shape\.unforgotten: expected an objective that weighs single images"):
+        eraser.fit([CAT], FitContext(backbone=BACKBONE))

@@ -52,6 +52,8 @@ class Redirect(NoisedObjective):
     source: ClassVar[str] = "arXiv:2303.13516"
     exactness: ClassVar[Exactness] = "published"
 
+    # An image of the anchor says nothing of what is forgotten.
+    weighs_images: ClassVar[bool] = False
     # With a moving aim the loss of a few steps need not fall.
     quick: ClassVar[Mapping[str, Any]] = {**NoisedObjective.quick, "teacher": "original"}
 
