@@ -41,7 +41,7 @@ class SolveError(ErasureError, ArithmeticError):
     """A linear system that has no usable solution."""
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+def unknown_name(what: str, name: object, known: Iterable[str]) -> UnknownNameError:
     """Return the error for an unknown `name`, with the nearest known one as a suggestion.
 
     Args:
@@ -49,11 +49,11 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
         name: The unknown name.
         known: Every known name.
     """
-    known, name = sorted(known), name if isinstance(name, str) else repr(name)
+    known, text = sorted(known), name if isinstance(name, str) else repr(name)
     by_folded = {candidate.casefold(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(text.casefold(), by_folded, n=1, cutoff=0.6)
     suggestion = f" Did you mean {by_folded[near[0]]!r}?" if near else ""
-    return UnknownNameError(f"Unknown {what} {name!r}.{suggestion} Known: {', '.join(known) or 'none'}.")
+    return UnknownNameError(f"Unknown {what} {text!r}.{suggestion} Known: {', '.join(known) or 'none'}.")
 
 
 _WORDS = (
