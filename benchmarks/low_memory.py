@@ -46,6 +46,7 @@ def main() -> None:
         "--dtype", choices=DTYPES, default="float32", help="data type of the model that `beyond` is measured on"
     )
     parser.add_argument("--work", type=Path, help="folder for the models  [default: the system's temporary one]")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the run, such as eraser.rows=last-subject")
     parser.add_argument("--toy", action="store_true", help="a small model, to try the script")
     options = parser.parse_args()
     started = time.perf_counter()
@@ -82,6 +83,7 @@ def measured(name: str, folder: Path, spare: Path, options: argparse.Namespace) 
         *CONCEPT.preserve,
         "--model",
         str(folder),
+        *(part for setting in options.set for part in ("--set", setting)),
     ]
     # A copy of the largest would not fit on most disks; one that is compared byte by byte is written out.
     linked = ["--link"] if name in full_size.LARGE else []

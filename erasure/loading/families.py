@@ -22,6 +22,9 @@ class FamilySupport:
         samples: Whether images are made, so that removals are measured and looked at.
         guidance: Whether guidances act while images are made.
         lora: Whether an edit is exported as a LoRA that diffusers loads.
+        kohya: Whether it is exported under the names of kohya's scripts or of ComfyUI.
+        single_file: Whether a file with the original release's names is written: of a UNet the whole model, of a transformer
+            one that is given, with the changes in it.
         low_memory: Whether a closed form is fitted on a folder without loading the denoiser.
     """
 
@@ -32,15 +35,29 @@ class FamilySupport:
     samples: bool
     guidance: bool
     lora: bool
+    kohya: bool
+    single_file: bool
     low_memory: bool
 
     def cells(self) -> tuple[str, ...]:
         """Return the family as a row of a table; see `HEADINGS`."""
-        marks = ("yes" if value else "–" for value in (self.samples, self.guidance, self.lora, self.low_memory))
+        works = (self.samples, self.guidance, self.lora, self.kohya, self.single_file, self.low_memory)
+        marks = ("yes" if value else "–" for value in works)
         return (self.models, self.prediction, ", ".join(self.streams), ", ".join(self.erasers), *marks)
 
 
-HEADINGS = ("models", "schedule", "text streams", "erasers", "images", "guidance", "LoRA", "low memory")
+HEADINGS = (
+    "models",
+    "schedule",
+    "text streams",
+    "erasers",
+    "images",
+    "guidance",
+    "LoRA",
+    "kohya",
+    "single file",
+    "low memory",
+)
 
 
 def family_support() -> list[FamilySupport]:
@@ -59,6 +76,8 @@ def family_support() -> list[FamilySupport]:
                 samples="images" in able,
                 guidance="guidance" in able,
                 lora="lora" in able,
+                kohya=bool(family.lora_prefix) or family.denoiser_name == "unet",
+                single_file=bool(family.original_names) or family.denoiser_name == "unet",
                 low_memory="low memory" in able,
             )
         )
