@@ -9,6 +9,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Ability
 from .conditioning import Conditioning
 from .joint import JointTransformer
 from .loaded import unwrapped
@@ -23,6 +24,7 @@ class StableDiffusion3(JointTransformer):
     """A backbone of the Stable Diffusion 3 classes; see `Backbone` for its members."""
 
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 3",)
+    abilities: ClassVar[frozenset[Ability]] = JointTransformer.abilities | {"guidance"}
 
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:

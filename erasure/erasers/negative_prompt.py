@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import SamplingEdit
 from ..guidance.negative_prompt import NegativePromptGuidance
@@ -28,7 +27,6 @@ class NegativePrompt(Eraser):
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
-    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("only_named",)
 
     only_named: bool = False

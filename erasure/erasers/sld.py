@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import SamplingEdit
 from ..guidance.sld import SafeLatentDiffusion
@@ -47,7 +46,6 @@ class SLD(Eraser):
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Dependence] = "text"
     needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
-    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "warmup")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {
         "strength": {

@@ -36,10 +36,12 @@ class Guidance(Plugin):
     Attributes:
         name: Name in configs and on the command line; the file's name.
         every_prompt: Whether it acts by default on prompts that name none of its concepts, as its source does.
+        flow: Whether it acts on models of flow matching too, whose pipelines ask for both predictions in one call.
         fitted: Fields that a fit fills in, each a mapping of names to tensors; files hold them beside the settings.
     """
 
     every_prompt: ClassVar[bool] = False
+    flow: ClassVar[bool] = False
     fitted: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

@@ -1,13 +1,16 @@
-"""Parts of the denoiser's arguments and results, whatever their types."""
+"""Parts of the denoiser's arguments and results, whatever their types, and the result of a step."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.utils import BaseOutput
+from jaxtyping import Float
 from torch import Tensor
 
 Value = TypeVar("Value")
+Latents = Float[Tensor, "n c h w"]
 Output = BaseOutput | tuple[Any, ...]
 """A result of diffusers: a tuple, or an output with fields."""
 
@@ -58,4 +61,22 @@ def sample_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tu
     """Return the denoiser's first argument, however it was given, and the others."""
     if args:
         return args[0], args[1:], kwargs
-    return kwargs["sample"], (), {key: value for key, value in kwargs.items() if key != "sample"}
+    first = "sample" if "sample" in kwargs else "hidden_states"  # of a UNet, of a transformer
+    return kwargs[first], (), {key: value for key, value in kwargs.items() if key != first}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepping:
+    """Result of the scheduler's step.
+
+    Attributes:
+        prediction: The guided prediction that the loop made of the denoiser's output, one row an image.
+        previous: The latents after the step.
+        scheduler: As it was before the first step of the loop.
+        options: The loop's further arguments to the scheduler, with generators as they were before the step.
+    """
+
+    prediction: Tensor
+    previous: Latents
+    scheduler: Any
+    options: Mapping[str, Any]

@@ -7,7 +7,7 @@ e = e_s + w (e_p - e_s).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,7 +17,7 @@ from ..backbones import backbone_of
 from ..registry import Exactness
 from .base import NamedPrompts
 from .steps import Denoising, Latents, around_each_step
-from .texts import TextGuidance, check_guided, joined_names, predicted
+from .texts import TextGuidance, check_guided, joined_names, predicted, text_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,13 @@ class NegativePromptGuidance(TextGuidance):
     source: ClassVar[str] = "arXiv:2207.12598"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
+    flow: ClassVar[bool] = True
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _UnconditionalRows(self, pipe, named)
-            with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after):
+            with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after, flow=True):
                 yield pipe
 
 
@@ -51,19 +52,12 @@ class _UnconditionalRows:
         """Replace the text of the unconditional rows by the first of the names'."""
         check_guided(call, self.settings.name)
         n, rows = len(call.latents), self.settings.acted_on(self.named)
-        arguments = call.batch_arguments
 
         def replaced(whole: Tensor, state: Tensor) -> Tensor:
             acted = rows.to(whole.device).view(-1, *[1] * (whole.ndim - 1))
             return torch.cat([torch.where(acted, state.to(whole), whole[:n]), whole[n:]])
 
-        changed: dict[str, Any] = {
-            "encoder_hidden_states": replaced(arguments["encoder_hidden_states"], self.first.states)
-        }
-        if self.first.pooled is not None:
-            added = arguments["added_cond_kwargs"]
-            changed["added_cond_kwargs"] = {**added, "text_embeds": replaced(added["text_embeds"], self.first.pooled)}
-        call.replace_arguments(**changed)
+        call.replace_arguments(**text_arguments(call.batch_arguments, self.first, replaced))
         return call.latents
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..backbones import backbone_of
+from ..backbones.schedule import Flow
 from ..registry import Exactness
 from .base import NamedPrompts
 from .steps import Denoising, around_each_step
@@ -31,8 +32,8 @@ from .texts import TextGuidance, check_guided, joined_names, predicted
 class SafeLatentDiffusion(TextGuidance):
     """Push of the prompt's prediction away from that for the names, where the two are close.
 
-    Predictions of v are compared as noise, which the settings are calibrated on. Names that do not fit into one text
-    make several, and g is the mean of theirs.
+    Predictions of v and velocities are compared as noise, which the settings are calibrated on; pure noise stays as it
+    is. Names that do not fit into one text make several, and g is the mean of theirs.
 
     Attributes:
         scale: Factor of the difference in mu (k), >= 0.
@@ -46,6 +47,7 @@ class SafeLatentDiffusion(TextGuidance):
     source: ClassVar[str] = "arXiv:2211.05105, code a42923c"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
+    flow: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {"warmup": 0}
 
     scale: Annotated[float, Ge(0)] = 1000.0
@@ -58,7 +60,7 @@ class SafeLatentDiffusion(TextGuidance):
     def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _Pushing(self, pipe, named)
-            with around_each_step(pipe, rows=lambda: len(named()), after=run.after):
+            with around_each_step(pipe, rows=lambda: len(named()), after=run.after, flow=True):
                 yield pipe
 
     def force(
@@ -93,7 +95,8 @@ class _Pushing:
             self.momentum = torch.zeros_like(prompted)
         # The latents' part of a prediction of v is the same for every text: it drops out of all differences.
         zero, one = torch.zeros_like(prompted[:1]), torch.ones_like(prompted[:1])
-        factor = self.backbone.schedule.noise_of(one, zero, call.timestep.reshape(-1)[:1].long())
+        schedule, timestep = self.backbone.schedule, call.timestep.reshape(-1)[:1]
+        factor = schedule.noise_of(one, zero, timestep if isinstance(schedule, Flow) else timestep.long())
         unwanted = [factor * predicted(call, states.expand(n)).float() for states in self.texts]
         away, self.momentum = self.settings.force(
             factor * output[:n].float(), factor * prompted, unwanted, self.momentum
@@ -102,5 +105,6 @@ class _Pushing:
             return output
         acted = self.settings.acted_on(self.named).to(output.device)[:, None, None, None]
         changed = output.clone()
-        call.conditional(changed).copy_(torch.where(acted, prompted - away / factor, prompted))
+        force = torch.where(factor > 0, away / factor.clamp(min=1e-6), 0)  # of pure noise nothing is known
+        call.conditional(changed).copy_(torch.where(acted, prompted - force, prompted))
         return changed

@@ -15,14 +15,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..backbones import backbone_of
 from ..backbones.loaded import called_denoiser
 from ..errors import InputError
-from .batches import Output, Value, cloned, rows_of, sample_of, with_first, with_sample
-
-Latents = Float[Tensor, "n c h w"]
+from .batches import Latents, Output, Stepping, Value, cloned, rows_of, sample_of, with_first, with_sample
 
 
 @dataclass(kw_only=True)
@@ -109,23 +107,6 @@ class Denoising:
         return torch.cat([self.scaled(latents).to(sample.dtype), sample[:, channels:]], dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stepping:
-    """Result of the scheduler's step.
-
-    Attributes:
-        prediction: The guided prediction that the loop made of the denoiser's output, one row an image.
-        previous: The latents after the step.
-        scheduler: As it was before the first step of the loop.
-        options: The loop's further arguments to the scheduler, with generators as they were before the step.
-    """
-
-    prediction: Tensor
-    previous: Latents
-    scheduler: Any
-    options: Mapping[str, Any]
-
-
 Before = Callable[[Denoising], Latents]
 """Returns the latents that the step goes on with, of the shape and dtype of those it got."""
 After = Callable[[Denoising, Tensor], Tensor]
@@ -150,6 +131,7 @@ def around_each_step(
     before: Before | None = None,
     after: After | None = None,
     stepped: Stepped | None = None,
+    flow: bool = False,
 ) -> Iterator[None]:
     """Call functions around the denoiser at each step of the pipeline's loop, for the length of a `with`.
 
@@ -157,13 +139,14 @@ def around_each_step(
     share them, also with a scheduler copied deeply.
 
     Args:
-        pipe: A diffusers pipeline with a UNet.
+        pipe: A diffusers pipeline with a UNet, or one of flow matching that asks for both predictions in one call.
         rows: Returns the number of images; 0 leaves the step alone.
         before: Called before the denoiser.
         after: Called after it.
         stepped: Called after the scheduler's step.
+        flow: Whether the functions are those of flow matching too.
     """
-    check_scheduler(pipe)
+    check_scheduler(pipe, flow=flow)
     link = _Link.of(pipe)
     hook = _Hook(rows=rows, before=before, after=after, stepped=stepped)
     link.hooks.append(hook)
@@ -174,9 +157,11 @@ def around_each_step(
         link.hooks.remove(hook)
 
 
-def check_scheduler(pipe: DiffusionPipeline) -> None:
-    """Raise InputError for a pipeline whose scheduler is of flow matching."""
-    if not hasattr(pipe.scheduler, "scale_model_input"):
+def check_scheduler(pipe: DiffusionPipeline, *, flow: bool = False) -> None:
+    """Raise InputError for a pipeline whose scheduler is of flow matching, but for those that `flow` allows."""
+    if hasattr(pipe.scheduler, "scale_model_input"):
+        return
+    if not (flow and "guidance" in backbone_of(pipe).abilities):
         raise InputError(
             f"guidance: expected a pipeline whose scheduler scales the denoiser's input, got {type(pipe).__name__} with"
             f" {type(pipe.scheduler).__name__}. Flow matching is not covered yet."
@@ -226,18 +211,19 @@ class _Link:
                 yield
                 return
             scheduler = pipe.scheduler
-            shadowed = {name: vars(scheduler)[name] for name in _SHADOWED if name in vars(scheduler)}
+            methods = [name for name in _SHADOWED if hasattr(scheduler, name)]
+            shadowed = {name: vars(scheduler)[name] for name in methods if name in vars(scheduler)}
             denoiser = called_denoiser(pipe)
             handles = [
                 denoiser.register_forward_pre_hook(self._enter, with_kwargs=True),
                 denoiser.register_forward_hook(self._leave),
             ]
             try:
-                for name in _SHADOWED:
+                for name in methods:
                     setattr(scheduler, name, _Shadow(scheduler, name, self, shadowed.get(name)))
                 yield
             finally:
-                for name in _SHADOWED:
+                for name in methods:
                     vars(scheduler).pop(name, None)
                 vars(scheduler).update(shadowed)
                 for handle in handles:
@@ -254,9 +240,13 @@ class _Link:
     def _enter(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self.resting or self.sample is None:
+        if self.resting or not (self._scales or self._in_loop):
             return None
         sample, args, kwargs = sample_of(args, kwargs)
+        if not self._scales:  # of flow matching: the denoiser takes the loop's latents as they are
+            self.sample, self.updated = sample, None
+        if self.sample is None:
+            return None
         call = self._denoising(denoiser, sample, args, kwargs)
         self.entered.append(call)
         if call is None:
@@ -316,7 +306,19 @@ class _Link:
             _link=self,
         )
 
+    @property
+    def _scales(self) -> bool:
+        """Whether the scheduler scales the denoiser's input, by which a loop is noticed."""
+        return hasattr(self.scheduler, "scale_model_input")
+
+    @property
+    def _in_loop(self) -> bool:
+        """Whether steps of the schedule that was set are left."""
+        return self.scheduler is not None and (self.first or 0) + self.calls < len(self.scheduler.timesteps)
+
     def scaled(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        if not self._scales:
+            return latents
         with self.at_rest():
             return self.scheduler.scale_model_input(latents, timestep)
 

@@ -1,6 +1,6 @@
 """Guidance by the text of concepts: one list of names, and the denoiser's predictions and arguments for other texts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -38,7 +38,7 @@ class TextGuidance(Guidance):
         Raises:
             InputError: There are no concepts, or the pipeline is one of flow matching.
         """
-        check_scheduler(pipe)
+        check_scheduler(pipe, flow=self.flow)
         with named_prompts(pipe, self.concepts, longest=True) as named:
             yield named
 
@@ -129,10 +129,26 @@ def joined_names(backbone: Backbone, names: Sequence[str]) -> list[Conditioning]
 
 def predicted(call: Denoising, states: Conditioning) -> Tensor:
     """Return the prediction for other texts, one for each image."""
-    replaced: dict[str, Any] = {"encoder_hidden_states": states.states}
-    if states.pooled is not None:
-        replaced["added_cond_kwargs"] = {**call.arguments["added_cond_kwargs"], "text_embeds": states.pooled}
-    return call.predict(call.latents, **replaced)
+    return call.predict(call.latents, **text_arguments(call.arguments, states, lambda _, state: state))
+
+
+def text_arguments(
+    arguments: Mapping[str, Any], states: Conditioning, put: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Any]:
+    """Return the denoiser's arguments that hold the text, with another one.
+
+    Args:
+        arguments: The denoiser's, by name.
+        states: The other text.
+        put: Returns a tensor of the arguments with states of the other text in it.
+    """
+    changed: dict[str, Any] = {"encoder_hidden_states": put(arguments["encoder_hidden_states"], states.states)}
+    if states.pooled is None:
+        return changed
+    if "pooled_projections" in arguments:
+        return {**changed, "pooled_projections": put(arguments["pooled_projections"], states.pooled)}
+    added = arguments["added_cond_kwargs"]
+    return {**changed, "added_cond_kwargs": {**added, "text_embeds": put(added["text_embeds"], states.pooled)}}
 
 
 def check_guided(call: Denoising, name: str) -> None:

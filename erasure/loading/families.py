@@ -23,8 +23,8 @@ class FamilySupport:
         guidance: Whether guidances act while images are made.
         lora: Whether an edit is exported as a LoRA that diffusers loads.
         kohya: Whether it is exported under the names of kohya's scripts or of ComfyUI.
-        single_file: Whether a file with the original release's names is written: of a UNet the whole model, of a transformer
-            one that is given, with the changes in it.
+        single_file: Whether a file with the original release's names is written: of a UNet the whole model, of a
+            transformer one that is given, with the changes in it.
         low_memory: Whether a closed form is fitted on a folder without loading the denoiser.
     """
 

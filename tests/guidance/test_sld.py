@@ -58,11 +58,11 @@ def test_reductions() -> None:
     torch.testing.assert_close(FREE + 7.5 * (PROMPTED - FREE - away), negative - (UNWANTED - FREE))
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sd3"])
 @pytest.mark.parametrize("scale", [1.5, 7.5])
 def test_a_step_is_the_formula_at_any_scale(family: str, scale: float) -> None:
     """The guided prediction of one step, from the denoiser's three own predictions."""
-    pipe = tiny.FAMILIES[family]()
+    pipe = tiny.EVERY[family]()
     backbone = backbone_of(pipe)
     images: list[Tensor] = []
     seen: list[tuple[Denoising, Stepping]] = []
@@ -76,15 +76,20 @@ def test_a_step_is_the_formula_at_any_scale(family: str, scale: float) -> None:
         return step.previous
 
     sld = SafeLatentDiffusion(concepts=("cat",), warmup=0, scale=50.0)
-    with sld.applied_to(pipe), around_each_step(pipe, rows=lambda: 1, before=scaled, stepped=note):
+    with sld.applied_to(pipe), around_each_step(pipe, rows=lambda: 1, before=scaled, stepped=note, flow=True):
         latents(pipe, ["a cat and a dog"], scale=scale)
-    call, step = seen[0]
-    image, timestep = images[0], call.timestep
+    index = int(family == "sd3")  # its first step is from pure noise
+    (call, step), image = seen[index], images[index]
+    timestep = call.timestep[:1] if family == "sd3" else call.timestep
     texts = (backbone.unconditional(), backbone.encode(["a cat and a dog"]), backbone.encode(["cat"]))
     with torch.no_grad():
         outputs = [backbone.predict(image, timestep, states) for states in texts]
-    alpha = backbone.schedule.alphas_cumprod[timestep.long()]
-    factor = alpha.sqrt() if family == "sd2" else 1.0
+    factor = torch.tensor(1.0)
+    if family == "sd2":
+        factor = backbone.schedule.alphas_cumprod[timestep.long()].sqrt()
+    if family == "sd3":
+        factor = 1 - timestep / 1000
+        assert 0 < factor < 1
     noises = [factor * output for output in outputs]
     away, _ = sld.force(noises[0], noises[1], [noises[2]], torch.zeros_like(image))
     expected = outputs[0] + scale * (outputs[1] - away / factor - outputs[0])
@@ -114,9 +119,9 @@ def test_images_of_a_batch_do_not_meet(name: str) -> None:
     torch.testing.assert_close(both[:1], first, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "sd3"])
 def test_the_negative_prompt_is_the_pipelines_own(family: str) -> None:
-    pipe = tiny.FAMILIES[family]()
+    pipe = tiny.EVERY[family]()
     own = latents(pipe, ["a cat and a dog"], negative_prompt="cat, gun")
     with NegativePromptGuidance(concepts=("cat", "gun")).applied_to(pipe):
         torch.testing.assert_close(latents(pipe, ["a cat and a dog"]), own)
