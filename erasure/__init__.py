@@ -31,6 +31,7 @@ _HOMES = {
     "ErasureError": ".errors",
     "GEM": ".erasers.gem",
     "HiRM": ".erasers.hirm",
+    "LECO": ".erasers.leco",
     "Ledger": ".ledger",
     "Localised": ".erasers.localised",
     "MACE": ".erasers.mace",
@@ -42,6 +43,7 @@ _HOMES = {
     "SAFREE": ".erasers.safree",
     "SLD": ".erasers.sld",
     "SPEED": ".erasers.speed",
+    "SPM": ".erasers.spm",
     "STAMP": ".erasers.stamp",
     "STEREO": ".erasers.stereo",
     "SalUn": ".erasers.salun",
@@ -68,12 +70,14 @@ __all__ = [
     "DUGE",
     "ESD",
     "GEM",
+    "LECO",
     "MACE",
     "OCE",
     "RECE",
     "SAFREE",
     "SLD",
     "SPEED",
+    "SPM",
     "STAMP",
     "STEREO",
     "TRCE",
@@ -135,6 +139,7 @@ if TYPE_CHECKING:
     from .erasers.esd import ESD
     from .erasers.gem import GEM
     from .erasers.hirm import HiRM
+    from .erasers.leco import LECO
     from .erasers.localised import Localised
     from .erasers.mace import MACE
     from .erasers.negative_prompt import NegativePrompt
@@ -146,6 +151,7 @@ if TYPE_CHECKING:
     from .erasers.semantic_surgery import SemanticSurgery
     from .erasers.sld import SLD
     from .erasers.speed import SPEED
+    from .erasers.spm import SPM
     from .erasers.stack import Stack
     from .erasers.stamp import STAMP
     from .erasers.stereo import STEREO

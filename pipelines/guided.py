@@ -26,6 +26,7 @@ from erasure.guidance.negative_prompt import NegativePromptGuidance
 from erasure.guidance.safree import SAFREEGuidance
 from erasure.guidance.semantic_surgery import SemanticSurgeryGuidance
 from erasure.guidance.sld import SafeLatentDiffusion
+from erasure.guidance.spm import SPMGuidance
 
 from .signatures import with_call
 
@@ -270,4 +271,20 @@ class StableDiffusionXLCapsulePipeline(GuidedMixin, StableDiffusionXLPipeline):
     """Text to image with Stable Diffusion XL, concepts' directions gated away; see `CapsuleGuidance`."""
 
     guidance = CapsuleGuidance
+    backbone = StableDiffusionXL
+
+
+@_with_guided_signature
+class StableDiffusionSpmPipeline(GuidedMixin, StableDiffusionPipeline):
+    """Text to image with Stable Diffusion 1.x and 2.x, patches by the prompt; see `SPMGuidance`."""
+
+    guidance = SPMGuidance
+    backbone = StableDiffusion
+
+
+@_with_guided_signature
+class StableDiffusionXLSpmPipeline(GuidedMixin, StableDiffusionXLPipeline):
+    """Text to image with Stable Diffusion XL, patches by the prompt; see `SPMGuidance`."""
+
+    guidance = SPMGuidance
     backbone = StableDiffusionXL

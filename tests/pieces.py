@@ -50,6 +50,8 @@ def guidance(kind: Any, pipe: Any, **settings: Any) -> Guidance:
     if not kind.fitted:
         return made
     eraser = make_eraser(kind.name, **eraser_class(kind.name).quick)
+    if hasattr(eraser, "gate"):  # of two forms of the method, the one during sampling
+        eraser = replace(eraser, gate="transport")
     edit = eraser.fit([Concept(target="cat", preserve=("bird",))], FitContext(backbone=backbone_of(pipe)))
     assert isinstance(edit, SamplingEdit)
     return replace(edit.guidances[0], **{**kind.quick, **settings})

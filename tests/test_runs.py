@@ -257,7 +257,24 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
             shape["flat"] |= {"images": 2, "image_steps": 2}
         if "healing" in shape.get("keep", {}):
             shape["keep"]["healing"] = {"weight": shape["keep"]["healing"], "view": "text", "neighbours": 1}
-    sampled = ("absent", "advunlearn", "ant", "ca", "eraseanything", "eraseflow", "gem", "receler", "salun", "stereo")
+    sampled = (
+        "capsule",
+        "casteer",
+        "concept-prune",
+        "leco",
+        "spm",
+        "absent",
+        "advunlearn",
+        "ant",
+        "ca",
+        "eraseanything",
+        "eraseflow",
+        "gem",
+        "receler",
+        "salun",
+        "stereo",
+    )
+    sampled += ("capsule", "casteer", "concept-prune", "leco", "spm")
     if raw["eraser"]["name"] in sampled:
         raw["eraser"] |= eraser_class(raw["eraser"]["name"]).quick
     if raw["eraser"]["name"] == "duge":

@@ -16,6 +16,7 @@ A family uses the roles that apply to it:
 - `joint.q|k|v|out|norm`: the image's part of joint attention; `joint.text.q|k|v|out|norm`: the text's part.
 - `shared.q|k|v|norm|in|out`: blocks that treat image and text tokens alike.
 - `refiner.q|k|v|norm|in|out`: blocks of the text's tokens alone, behind its first projection.
+- `projection`: layers into and out of a group of blocks.
 - `ff.in|out`: feed-forward layers; `ff.text.in|out`: those of the text's part of a joint block.
 - `time`: embedding of the timestep; `modulation`: scales and shifts of a block made from it.
 - `in`, `out`: first and last layers; `conv`, `norm`, `other`: the rest.
@@ -104,6 +105,8 @@ def unet_role(name: str) -> Role:
         return "ff.out" if ".ff.net.2." in name else "ff.in"
     if ".norm" in name:
         return "norm"
+    if ".proj_in." in name or ".proj_out." in name:
+        return "projection"
     return "conv" if ".conv" in name else "other"
 
 

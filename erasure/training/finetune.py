@@ -5,6 +5,7 @@ stand in for the pipeline's only while `Student.__call__` runs. So original and 
 the trained weights, and there is nothing to restore when something fails.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ class Optimisation:
 
     Attributes:
         steps: Number of updates, >= 0.
-        lr: Constant learning rate, > 0.
+        lr: Learning rate, > 0.
+        warm_up: Updates in which the learning rate rises to `lr`, >= 0.
+        restarts: Times that it then falls to 0 along a cosine, >= 0; 0 keeps it constant.
         rank: Rank of the patch `up @ down` that is trained in each matrix or kernel instead of the weights, > 0;
             vectors are left out. None trains the weights.
         optimizer: "adamw" or "adam", with PyTorch's defaults.
@@ -96,6 +99,8 @@ class Optimisation:
 
     steps: int
     lr: float
+    warm_up: int = 0
+    restarts: int = 0
     rank: int | None = None
     optimizer: Literal["adam", "adamw"] = "adamw"
     weight_decay: float = 0.0
@@ -120,6 +125,15 @@ class Optimisation:
             raise InputError(
                 f"finetune.clip_norm: expected a number > 0, got {self.clip_norm!r}. Leave it out not to clip."
             )
+
+    def share_of_lr(self, step: int) -> float:
+        """Return the learning rate of a step, from 0, relative to `lr`."""
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        if not self.restarts:
+            return 1.0
+        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return 0.5 * (1 + math.cos(math.pi * (self.restarts * progress % 1.0)))
 
 
 def finetune(
@@ -243,6 +257,7 @@ class _Update:
         self._optimizer = kind(
             [group for group in groups if group["params"]], lr=optimisation.lr, weight_decay=optimisation.weight_decay
         )
+        self._lrs = [group["lr"] for group in self._optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
         if limits:
             self._limit_starts()
@@ -269,6 +284,8 @@ class _Update:
         if self._settings.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._student.trained, self._settings.clip_norm)
+        for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr * self._settings.share_of_lr(step)
         self._move()
         self._scaler.update()
         if self._settings.clear_gradients:

@@ -43,6 +43,7 @@ GUIDANCES: Mapping[str, tuple[type, type]] = {
         guided.StableDiffusionXLSemanticSurgeryPipeline,
     ),
     "sld": (guided.StableDiffusionSldPipeline, guided.StableDiffusionXLSldPipeline),
+    "spm": (guided.StableDiffusionSpmPipeline, guided.StableDiffusionXLSpmPipeline),
 }
 """Guidances by name, with their pipelines for one text encoder and for two."""
 

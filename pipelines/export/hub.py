@@ -114,6 +114,8 @@ PIPELINES: tuple[type, ...] = (
     guided.StableDiffusionXLSemanticSurgeryPipeline,
     guided.StableDiffusionSldPipeline,
     guided.StableDiffusionXLSldPipeline,
+    guided.StableDiffusionSpmPipeline,
+    guided.StableDiffusionXLSpmPipeline,
 )
 """Pipeline classes that `python -m erasure.pipelines.export.hub` writes."""
 
