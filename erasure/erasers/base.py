@@ -66,8 +66,6 @@ class Eraser(Plugin):
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete, Flow)
     # Abilities of the families that the method covers.
     needs: ClassVar[frozenset[Ability]] = frozenset()
-    # Settings of a run of a hundred concepts or more, where it leaves them open.
-    for_many: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # The settings that a person turns first.
     main: ClassVar[tuple[str, ...]] = ()
 

@@ -1,10 +1,9 @@
 """UCE, Unified Concept Editing (Gandikota et al., WACV 2024, arXiv:2308.14761)."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from zlib import crc32
 
 from annotated_types import Ge, Gt, Interval
@@ -86,9 +85,6 @@ class UCE(Eraser):
     licence: ClassVar[str] = "unknown"
     stage: ClassVar[Stage] = "map of text states"
     main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
-
-    # as efficacious as all templates in a list of 21 concepts of the tiny world, less so in one of 4
-    for_many: ClassVar[Mapping[str, Any]] = MappingProxyType({"trailing_templates": 4})
 
     rows: Literal["templates", "published", "last-subject"] = "templates"
     erase_scale: Annotated[float, Gt(0)] = 1.0

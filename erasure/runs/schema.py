@@ -52,9 +52,6 @@ class MeasureSettings:
         )
 
 
-_MANY = 100  # concepts of a run from which an eraser's settings for many are its defaults
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A resolved run: a config file with every default filled in.
@@ -97,7 +94,7 @@ def parse(config: Mapping[str, Any]) -> Run:
     """Validate a config whole and fill in its defaults.
 
     The model's profile fills in settings of the eraser, and aliases, kind and preserve of concepts that it knows; then
-    come those of the eraser for many concepts, its presets and its defaults.
+    come the eraser's presets and its defaults.
 
     Raises:
         InputError: Every key that is unknown, of the wrong type or out of range, on one line.
@@ -117,8 +114,6 @@ def parse(config: Mapping[str, Any]) -> Run:
         if isinstance(config.get("concepts"), list):
             config["concepts"] = profile.completed(config["concepts"])
     kind = eraser_class(name)
-    if isinstance(config.get("concepts"), list) and len(config["concepts"]) >= _MANY:
-        settings = {**kind.for_many, **settings}
     return _validated({**config, "eraser": with_presets(kind, settings)}, kind)
 
 

@@ -14,7 +14,6 @@ from erasure.concept import Concept
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError
 from erasure.prompts import fill, preserved_templates, templates
-from erasure.runs.schema import parse
 from erasure.training.context import FitContext
 from tests import tiny
 
@@ -264,11 +263,3 @@ def test_names_differ_in_the_templates_whose_trailing_states_are_read() -> None:
     context = FitContext(backbone=BACKBONE)
     rows = UCE(trailing_templates=1).rows_of([Concept(target=name) for name in ("cat", "dog", "fish")], context)
     assert len({site.partition("|")[0] for site in rows.sites if "trailing" in site}) > 1
-
-
-def test_a_run_of_many_concepts_reads_trailing_states_of_few_templates_unless_told() -> None:
-    names = [{"target": f"name{i}"} for i in range(100)]
-    elsewhere = {"model": "./elsewhere", "concepts": names}
-    assert parse(elsewhere).eraser == UCE(trailing_templates=4)
-    assert parse({**elsewhere, "concepts": names[:99]}).eraser == UCE()
-    assert parse({**elsewhere, "eraser": {"name": "uce", "trailing_templates": None}}).eraser == UCE()
