@@ -219,7 +219,7 @@ def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:
     assert not Path("erasure-runs").exists()
     call("remove", "Van Gogh", *ASKED, *low, "--ledger", "here")
     for name in ("kohya", "checkpoint"):
-        assert f"expected the format pipeline or edit or lora, got '{name}'" in fails(
+        assert f"expected the format pipeline or edit or lora or single-file, got '{name}'" in fails(
             "export", "here", "out", "--format", name, "--low-memory"
         )
     assert "--steps: expected none with --low-memory" in fails("export", "here", "out", "--low-memory", "--steps", "2")

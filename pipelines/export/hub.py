@@ -59,6 +59,11 @@ def Ge(ge: float) -> Interval:
 def Gt(gt: float) -> Interval:
     \"\"\"Return the numbers above a bound.\"\"\"
     return Interval(gt=gt)
+
+
+def Lt(lt: float) -> Interval:
+    \"\"\"Return the numbers below a bound.\"\"\"
+    return Interval(lt=lt)
 """,
     f"{_PACKAGE}.registry": f"""
 from abc import ABC

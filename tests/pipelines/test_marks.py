@@ -90,10 +90,9 @@ def test_a_lora_of_a_transformer_is_read_by_diffusers(tmp_path: Path) -> None:
     assert read.get_active_adapters()
 
 
-@pytest.mark.parametrize("form", ["checkpoint", "kohya"])
-@pytest.mark.parametrize("family", sorted(tiny.JOINT))
+@pytest.mark.parametrize(("form", "family"), [("checkpoint", "flux"), ("checkpoint", "sd3"), ("kohya", "sd3")])
 def test_a_family_without_names_is_refused(tmp_path: Path, family: str, form: str) -> None:
-    with pytest.raises(InputError, match=f"{form}: expected Stable Diffusion 1.x, 2.x or XL, got {family}"):
+    with pytest.raises(InputError, match=f"{form}: expected Stable Diffusion 1.x, 2.x or XL.*, got {family}"):
         exported(tiny.JOINT[family](), form, tmp_path)
 
 
