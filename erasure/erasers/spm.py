@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge, Gt
 
+from ..backbones.schedule import Discrete
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, LowRankChange, SamplingEdit, WeightEdit
 from ..errors import InputError
@@ -85,9 +86,9 @@ class SPM(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
         self.require(concepts, context.backbone)
-        if self.gate == "transport" and "guidance" not in context.backbone.abilities:
+        if self.gate == "transport" and not isinstance(context.backbone.schedule, Discrete):
             raise InputError(
-                f"spm.gate: expected 'none' for a model that guidances do not act on, {context.backbone.family}, got"
+                f"spm.gate: expected 'none' for a model that the gate does not act on, {context.backbone.family}, got"
                 f" {self.gate!r}. Leave it out."
             )
         fits = [self._patches(concept, context, i, len(concepts)) for i, concept in enumerate(concepts)]
