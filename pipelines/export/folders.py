@@ -102,9 +102,10 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
 
     Raises:
         InputError: The files lack a parameter that the edit changes, or have one of another shape, or, of a model whose
-            weights stay in its files, a tensor is not finite; any other was checked when it was loaded.
+            weights stay in its files and are not linked, a tensor is not finite; any other was checked when it was
+            loaded.
     """
-    if is_stored(pipe):
+    if is_stored(pipe) and not link:
         _check_finite(source)
     copy_configs(source, to)
     written: set[str] = set()
