@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from erasure import Ledger, erase, tinyworld
 from erasure.backbones import backbone_of
+from erasure.cli.console import out
 from erasure.cli.main import app
 from erasure.erasers.uce import UCE
 from erasure.profile import SamplingDefaults
@@ -263,9 +264,11 @@ def test_compare_sets_the_original_beside_every_removal(tmp_path) -> None:
     assert height > 2 * 192
 
 
-def test_the_lists_name_what_there_is() -> None:
+def test_the_lists_name_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"eraser.preserve_scale={UCE().preserve_scale}" in call("methods", "uce").stdout
-    assert "uce" in call("methods").stdout
+    for columns in (60, 160):  # paragraphs, and a table
+        monkeypatch.setattr(out, "width", columns)
+        assert "map of text states" in call("methods").stdout
     assert "Did you mean 'uce'" in fails("methods", "ucee")
     assert "tinyworld" in call("models").stdout
     result = call("doctor")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ..registry import Registry
 
 commands = CommandGroup("Set-up")
+
+_WIDEST = 1000  # columns, for the width that a table needs
 
 
 @commands.command("app")
@@ -86,15 +89,23 @@ def methods(
     """List the erasers with the facts to choose one by, or the settings of one."""
     from ..erasers import eraser_class
     from ..registry import described
-    from ..runs.overview import HEADINGS, NOTES, overviews
+    from ..runs.overview import HEADINGS, NOTES, NOTHING, overviews
 
     if name is None:
         table = Table(box=None, pad_edge=False)
         for heading in HEADINGS:
-            table.add_column(heading, overflow="fold", no_wrap=heading == HEADINGS[0])
-        for each in overviews():
-            table.add_row(*each.cells())
-        out.print(table)
+            table.add_column(heading, overflow="fold")
+        rows = [each.cells() for each in overviews()]
+        for row in rows:
+            table.add_row(*row)
+        if Measurement.get(out, out.options.update(max_width=_WIDEST), table).minimum <= out.width:
+            out.print(table)
+        else:  # narrower than the words of a row: one paragraph an eraser
+            for name, *facts in rows:
+                known = [
+                    f"{heading}: {fact}" for heading, fact in zip(HEADINGS[1:], facts, strict=True) if fact != NOTHING
+                ]
+                out.print(Text.assemble((name, "bold"), "  " + "; ".join(known)))
         out.print(NOTES)
         return
     kind = eraser_class(name)
