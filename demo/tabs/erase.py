@@ -122,10 +122,14 @@ def _place_request(studio: Studio, first: list[str]) -> _RequestFields:
     )
 
 
-def _place_method(studio: Studio) -> tuple[gr.Radio, list[Component]]:
+def _place_method(studio: Studio) -> tuple[gr.Dropdown, list[Component]]:
     """Place the choice of the method; return it, and the settings of all methods in order."""
-    method = gr.Radio(
-        [(f"{name}: {summary(name)}", name) for name in _methods()], value=DEFAULT, label="Method", elem_id="method"
+    method = gr.Dropdown(
+        [(f"{name}: {summary(name)}", name) for name in _methods()],
+        value=DEFAULT,
+        label="Method",
+        info="Type to search.",
+        elem_id="method",
     )
     fields = {name: _fields(name, studio) for name in _methods()}
     method.change(_opened, [method], [box for box, _ in fields.values()], queue=False, **QUIET)
