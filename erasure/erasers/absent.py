@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..backbones.sites import has_role
 from ..concept import Concept
-from ..edits import DenseChange, EditMetadata, LowRankChange, WeightEdit
+from ..edits import DenseChange, LowRankChange, WeightEdit
 from ..registry import Chosen, Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.finetune import Optimisation
@@ -61,8 +61,9 @@ class Absent(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts, context.backbone)
         task = self.task(concepts, context)
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=self.learned(task), metadata=metadata), task)
+        return self.shape.finished(
+            WeightEdit(changes=self.learned(task), metadata=self.metadata(concepts, context)), task
+        )
 
     def task(self, concepts: Sequence[Concept], context: FitContext) -> TrainingTask:
         """Return the training of a fit."""

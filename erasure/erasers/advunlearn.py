@@ -15,7 +15,7 @@ from ..backbones.conditioning import concatenate
 from ..backbones.schedule import Timestep
 from ..backbones.text_blocks import clip_encoders, encoder_blocks
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Exactness
 from ..sampling import scheduled_prediction
 from ..training.absence.prompts import kept_pairs
@@ -117,8 +117,7 @@ class AdvUnlearn(Eraser):
             loss, terms = alternating([WeightedLoss(loss=loss, weight=1.0)], terms), []
         optimisation = Optimisation(steps=self.steps, lr=self.lr, optimizer="adam")
         changes = self.shape.train(task, loss, optimisation, terms=terms)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def trajectories(self, task: TrainingTask, prompts: Sequence[str], batch_size: int) -> PartialTrajectories:
         """Return latents of random prompts on the way from noise to image."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..errors import InputError
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
@@ -116,8 +116,7 @@ class ANT(Eraser):
         task = TrainingTask(context=context, requests=concepts, trained=trained, batch_size=self.batch_size)
         optimisation = Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, optimizer="adam")
         changes = self._shape.train(task, self._objective, optimisation)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     @property
     def _shape(self) -> Shape:

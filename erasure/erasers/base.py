@@ -117,6 +117,10 @@ class Eraser(Plugin):
         if lacking := self._lacking(backbone):
             raise InputError(f"{self.name}: expected a model {lacking}, got {backbone.family}. Use another eraser.")
 
+    def metadata(self, concepts: Sequence[Concept], context: FitContext) -> EditMetadata:
+        """Return the metadata of an edit that a fit of these concepts makes."""
+        return EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+
     @abstractmethod
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
         """Return the edit that removes the concepts; the model is left as it was, bit for bit.
@@ -198,10 +202,7 @@ def guided_edit(
     """Return the edit of guidances that need no fit; it is reported as one step."""
     if context.on_progress is not None:
         context.on_progress(Progress(done=1, total=1))
-    return SamplingEdit(
-        guidances=tuple(guidances),
-        metadata=EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, concepts, context.seed),
-    )
+    return SamplingEdit(guidances=tuple(guidances), metadata=eraser.metadata(concepts, context))
 
 
 def all_names(concepts: Sequence[Concept]) -> tuple[str, ...]:

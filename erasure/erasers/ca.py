@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.augmentation import reads_images
@@ -96,8 +96,7 @@ class CA(Eraser):
             clip_norm=self.clip_norm,
         )
         changes = self.shape.train(task, self.objective(backbone), optimisation)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def objective(self, backbone: Backbone) -> Redirect:
         """Return the main loss of the training."""

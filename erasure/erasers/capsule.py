@@ -10,7 +10,7 @@ from annotated_types import Ge, Interval, Lt
 from ..backbones.base import Ability
 from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
-from ..edits import EditMetadata, SamplingEdit
+from ..edits import SamplingEdit
 from ..guidance.capsule import Capsule, CapsuleGuidance
 from ..progress import Progress
 from ..registry import Exactness
@@ -76,7 +76,7 @@ class CapsuleEraser(Eraser):
         ]
         if context.on_progress is not None:
             context.on_progress(Progress(done=1, total=1))
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return SamplingEdit(guidances=CapsuleGuidance.merged(parts), metadata=metadata)
 
     @property

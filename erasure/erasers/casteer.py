@@ -10,7 +10,7 @@ from annotated_types import Ge
 from ..backbones.base import Ability, Backbone
 from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
-from ..edits import Change, DenseChange, Edit, EditMetadata, LowRankChange, SamplingEdit, WeightEdit
+from ..edits import Change, DenseChange, Edit, LowRankChange, SamplingEdit, WeightEdit
 from ..errors import InputError
 from ..guidance.casteer import CASteerGuidance, Several
 from ..progress import Progress
@@ -133,7 +133,7 @@ class CASteer(Eraser):
             direction_timesteps=(float(timesteps.float().mean()),) if self.averaged else tuple(map(float, timesteps)),
             **{name: getattr(self, name) for name in _OF_THE_GUIDANCE},
         )
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         if self.form == "sampling":
             return SamplingEdit(guidances=(guidance,), metadata=metadata)
         return WeightEdit(changes=folded(guidance, context.backbone), metadata=metadata)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbones.conditioning import concatenate
 from ..backbones.layer_readings import watched_inputs
 from ..concept import Concept
-from ..edits import DenseChange, EditMetadata, WeightEdit
+from ..edits import DenseChange, WeightEdit
 from ..errors import InputError
 from ..progress import Progress
 from ..registry import Exactness
@@ -109,7 +109,7 @@ class ConceptPrune(Eraser):
             for name, mask in masks.items()
             if mask.any()
         }
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return WeightEdit(changes=changes, metadata=metadata)
 
     def skilled(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backbones.attention import layers_up_to
 from ..backbones.base import Ability, Backbone
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..errors import InputError
 from ..registry import Exactness
 from ..sampling import SamplingSettings
@@ -165,8 +165,7 @@ class DUGE(Eraser):
             terms=self._terms(memory, task),
             stop=self._stop(concepts, context),
         )
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def _trained(self, backbone: Backbone) -> frozenset[str]:
         """Return the full names of the parameters that are trained."""

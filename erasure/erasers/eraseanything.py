@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ..backbones.base import Ability, Backbone
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..prompts import fill, templates
 from ..registry import Exactness
 from ..sampling import SamplingSettings
@@ -125,8 +125,7 @@ class EraseAnything(Eraser):
             changes = self.shape.train(task, alternating(keeping, erasing), optimisation)
         else:
             changes = self.shape.train(task, objective, optimisation, terms=[*erasing, *keeping])
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     @property
     def _objective(self) -> Guided:

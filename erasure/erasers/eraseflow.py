@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.prompt_pairs import PromptForm
@@ -96,8 +96,7 @@ class EraseFlow(Eraser):
         decay, clip = self.weight_decay, self.clip_norm
         optimisation = Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, weight_decay=decay, clip_norm=clip)
         changes = self.shape.train(task, self._objective, optimisation)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     @property
     def _objective(self) -> AnchorPaths:

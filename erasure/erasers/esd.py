@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..backbones.base import Backbone
 from ..backbones.sites import Site, has_role
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Exactness
 from ..sampling import scheduled_prediction
 from ..training.context import FitContext, TrainingTask
@@ -102,7 +102,6 @@ class ESD(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts, context.backbone)
-        backbone = context.backbone
         task = self._task(concepts, context)
         changes = self.shape.train(
             task,
@@ -110,8 +109,7 @@ class ESD(Eraser):
             Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, optimizer="adam"),
             terms=[WeightedLoss(loss=self._preserving(task), weight=self.preserve_scale)],
         )
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def _task(self, concepts: Sequence[Concept], context: FitContext) -> TrainingTask:
         trained = trained_by(self.variant, context.backbone, self.release)

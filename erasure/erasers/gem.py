@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.prompt_pairs import PromptForm
@@ -84,8 +84,7 @@ class GEM(Eraser):
         trained = self.trained(backbone).__contains__
         task = TrainingTask(context=context, requests=concepts, trained=trained, batch_size=self.batch_size)
         changes = self.shape.train(task, self._objective, Optimisation(steps=self.steps, lr=self.lr, rank=self.rank))
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def trained(self, backbone: Backbone) -> frozenset[str]:
         """Return the full names of the parameters that are trained."""

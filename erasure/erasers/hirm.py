@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..backbones.base import Ability
 from ..backbones.text_blocks import clip_encoders, first_block, last_block, token_ids
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..prompts import anchored_prompts
 from ..registry import Exactness
 from ..training.context import FitContext
@@ -94,7 +94,7 @@ class HiRM(Eraser):
             on_progress=context.on_progress,
             seed=context.seed,
         )
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return WeightEdit(changes=changes, metadata=metadata)
 
     def distance(

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 from ..backbones.base import Backbone
 from ..backbones.sites import Role
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.prompt_pairs import PromptForm
@@ -100,5 +100,5 @@ class LECO(Eraser):
             on_progress=context.on_progress,
             seed=context.seed,
         )
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return WeightEdit(changes=changes, metadata=metadata)

@@ -23,7 +23,7 @@ from ..closed_form.problem import Row, Rows, TextMap
 from ..closed_form.projections import projections
 from ..closed_form.solve import ridge_edit_from_moments, solve
 from ..concept import Concept
-from ..edits import DenseChange, EditMetadata, LowRankChange, MapChange, WeightEdit
+from ..edits import DenseChange, LowRankChange, MapChange, WeightEdit
 from ..progress import OnProgress, Progress, ProgressCounter
 from ..prompts import fill, templates
 from ..registry import Exactness
@@ -111,7 +111,7 @@ class MACE(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts, context.backbone)
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         texts = (lambda: read_captions(self.captions)) if self.captions else ordinary_captions(concepts)
         preserved = self.preserve_scale * statistics(context.backbone, texts, folder=context.history.memory).states
         refined = MapChange(map=self.refinement(concepts, context, preserved))

@@ -22,7 +22,7 @@ from ..closed_form.projections import Projections, projections
 from ..closed_form.readers import EmptyAnchor
 from ..closed_form.rotation import Form, rotation, span
 from ..concept import Concept
-from ..edits import DenseChange, EditMetadata, WeightEdit
+from ..edits import DenseChange, WeightEdit
 from ..progress import Progress
 from ..prompts import OBJECT_PHRASES, STYLE_PHRASES
 from ..registry import Exactness
@@ -107,7 +107,7 @@ class OCE(Eraser):
             changes[name] = DenseChange(delta=(self.turned(weight, rows, moment) - weight).float())
             if context.on_progress is not None:
                 context.on_progress(Progress(done=done, total=len(names)))
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return WeightEdit(changes=changes, metadata=metadata)
 
     def turned(

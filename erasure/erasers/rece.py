@@ -17,7 +17,7 @@ from ..closed_form.problem import Row, Rows, TextMap
 from ..closed_form.projections import projection_gram
 from ..closed_form.solve import solve
 from ..concept import Concept
-from ..edits import DenseChange, EditMetadata, WeightEdit
+from ..edits import DenseChange, WeightEdit
 from ..errors import InputError
 from ..progress import Progress
 from ..registry import Chosen, Exactness
@@ -101,7 +101,7 @@ class RECE(Eraser):
                 changes[name] = DenseChange(delta=change.change_of(exact, leading=True).float())
         if context.on_progress is not None:
             context.on_progress(Progress(done=1, total=1))
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return WeightEdit(changes=changes, metadata=metadata)
 
     def projections(self, backbone: Backbone, space: str) -> list[str]:

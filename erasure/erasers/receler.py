@@ -14,7 +14,7 @@ from ..backbones.base import Ability, Backbone
 from ..backbones.conditioning import Conditioning, concatenate
 from ..backbones.schedule import Timestep
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..prompts import anchored, fill, templates
 from ..registry import Exactness
 from ..sampling import scheduled_prediction
@@ -113,8 +113,7 @@ class Receler(Eraser):
         )
         optimisation = Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, optimizer="adam")
         changes = self.shape.train(task, self.loss(task), optimisation)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def loss(self, task: TrainingTask) -> Loss:
         """Return the loss of a training."""

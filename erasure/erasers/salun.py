@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.noised_images import NoisedImages, kept_concepts, read_by, squared_errors
@@ -90,8 +90,7 @@ class SalUn(Eraser):
             Optimisation(steps=self.steps, lr=self.lr, optimizer="adam"),
             terms=[WeightedLoss(loss=self.retaining(task), weight=self.retain)] if self.retain else [],
         )
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     @property
     def saliency(self) -> Saliency:

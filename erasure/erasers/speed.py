@@ -19,7 +19,7 @@ from ..closed_form.projections import Projections, projection_gram, projections
 from ..closed_form.readers import EmptyAnchor, TrailingStates
 from ..closed_form.solve import solve
 from ..concept import Concept
-from ..edits import Change, DenseChange, EditMetadata, LowRankChange, WeightEdit
+from ..edits import Change, DenseChange, LowRankChange, WeightEdit
 from ..errors import InputError
 from ..progress import Progress
 from ..registry import Exactness
@@ -106,7 +106,7 @@ class SPEED(Eraser):
         if self.form == "shared":
             return solved_edit(self, self.problems_of(concepts, context), concepts, context)
         self.require(concepts, context.backbone)
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return WeightEdit(changes=self._layers(concepts, context), metadata=metadata)
 
     def projections(self, backbone: Backbone, space: str) -> list[str]:

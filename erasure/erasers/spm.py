@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 
 from ..backbones.schedule import Discrete
 from ..concept import Concept
-from ..edits import Edit, EditMetadata, LowRankChange, SamplingEdit, WeightEdit
+from ..edits import Edit, LowRankChange, SamplingEdit, WeightEdit
 from ..errors import InputError
 from ..guidance.spm import SPMGuidance
 from ..progress import Progress
@@ -92,7 +92,7 @@ class SPM(Eraser):
                 f" {self.gate!r}. Leave it out."
             )
         fits = [self._patches(concept, context, i, len(concepts)) for i, concept in enumerate(concepts)]
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         if self.gate == "none":
             changes = {
                 name: LowRankChange(

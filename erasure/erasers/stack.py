@@ -9,7 +9,7 @@ from annotated_types import MinLen
 
 from ..backbones.loaded import LoadedModel
 from ..concept import Concept
-from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint
+from ..edits import Edit, SamplingEdit, WeightEdit, joint
 from ..errors import InputError
 from ..progress import staged
 from ..registry import Chosen, Exactness
@@ -102,7 +102,7 @@ class Stack(Eraser):
         backbone = context.backbone
         for eraser in (self, *self.parts):  # before the first is fitted
             eraser.require(concepts, backbone)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         edits: list[Edit] = []
         with ExitStack() as applied:
             for i, part in enumerate(self.fitted):

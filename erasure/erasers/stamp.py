@@ -16,7 +16,7 @@ from ..backbones.base import Ability, Backbone
 from ..backbones.conditioning import Conditioning
 from ..closed_form.solve import ridge_edit_from_moments
 from ..concept import Concept
-from ..edits import Change, DenseChange, EditMetadata, LowRankChange, WeightEdit
+from ..edits import Change, DenseChange, LowRankChange, WeightEdit
 from ..edits.changes import exchanged
 from ..errors import InputError
 from ..progress import Progress
@@ -95,7 +95,7 @@ class STAMP(Eraser):
             edited[name] = (weight + changes[name].of(weight)).to(weights[name])
             if context.on_progress is not None:
                 context.on_progress(Progress(done=done, total=len(order)))
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         return WeightEdit(changes=changes, metadata=metadata)
 
     def change(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..backbones.conditioning import Conditioning, concatenate
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..edits.changes import edited_weights, exchanged
 from ..progress import staged
 from ..prompts import anchored, fill, templates
@@ -122,8 +122,7 @@ class STEREO(Eraser):
 
         optimisation = Optimisation(steps=self.steps, lr=self.lr, weight_decay=_DECAY)
         changes = self.shape.train(task, loss, optimisation)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def searched(self, task: TrainingTask, concept: Concept) -> Conditioning:
         """Return the concept's name and the texts that stage 1 finds, encoded; the weights are as they were."""

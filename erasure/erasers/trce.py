@@ -141,7 +141,7 @@ class TRCE(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts, context.backbone)
-        metadata = EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
+        metadata = self.metadata(concepts, context)
         text = WeightEdit(changes={}, metadata=metadata)
         if self.stages != "visual":
             text = self._text(concepts, context, metadata)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..backbones.base import Backbone
 from ..concept import Concept
-from ..edits import EditMetadata, WeightEdit
+from ..edits import WeightEdit
 from ..registry import Chosen, Exactness
 from ..training.context import FitContext, TrainingTask
 from ..training.finetune import Optimisation
@@ -61,8 +61,7 @@ class Tune(Eraser):
         )
         optimisation = Optimisation(steps=self.steps, lr=self.lr, rank=self.rank, optimizer=self.optimizer)
         changes = self.shape.train(task, self.objective, optimisation)
-        metadata = EditMetadata.of(self.name, self.as_settings(), backbone, concepts, context.seed)
-        return self.shape.finished(WeightEdit(changes=changes, metadata=metadata), task)
+        return self.shape.finished(WeightEdit(changes=changes, metadata=self.metadata(concepts, context)), task)
 
     def _trained(self, backbone: Backbone) -> Callable[[str], bool]:
         """Return the function that accepts the names of the weights that may be trained."""
