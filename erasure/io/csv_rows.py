@@ -54,6 +54,18 @@ def csv_rows(path: Path, where: str, *, spaced: bool = False) -> Iterator[CsvRow
         yield CsvRow(where=line, cells=tuple(cells))
 
 
+def csv_table(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """Return the cells of a CSV file in the columns of these names, a list a row; blank lines are left out.
+
+    Raises:
+        InputError: See `csv_rows` and `check_columns`.
+    """
+    heading, *rows = [row for row in csv_rows(path, path.name) if any(row.cells)]
+    check_columns(heading, columns)
+    places = [heading.cells.index(column) for column in columns]
+    return [[row.cells[place] for place in places] for row in rows]
+
+
 def check_columns(heading: CsvRow, required: Sequence[str]) -> None:
     """Refuse a heading without the required columns, with a column twice, or with another delimiter than the comma.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..erasers import Eraser, eraser_class, eraser_names
 from ..erasers.stack import Stack
-from ..io.csv_rows import check_columns, csv_rows
+from ..io.csv_rows import csv_table
 
 HEADINGS = (
     "name",
@@ -114,8 +114,4 @@ def read_measured(path: Path) -> dict[str, tuple[str, str]]:
     Raises:
         InputError: The file cannot be read, or has other columns.
     """
-    heading, *rows = [row for row in csv_rows(path, path.name) if any(row.cells)]
-    check_columns(heading, _COLUMNS)
-    places = [heading.cells.index(column) for column in _COLUMNS]
-    cells = [[row.cells[place] for place in places] for row in rows]
-    return {eraser: (seconds, verdict) for eraser, seconds, verdict in cells}
+    return {eraser: (seconds, verdict) for eraser, seconds, verdict in csv_table(path, _COLUMNS)}

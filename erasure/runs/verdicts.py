@@ -5,7 +5,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from ..io.csv_rows import check_columns, csv_rows
+from ..io.csv_rows import csv_table
 
 SEAMS = ("objective", "term", "transform", "selector", "finish", "loop")
 """Nouns of the extension points whose pieces are measured, and the settings of the loop."""
@@ -36,8 +36,4 @@ def read_verdicts(path: Path) -> dict[tuple[str, str], str]:
     Raises:
         InputError: The file cannot be read, or has other columns.
     """
-    heading, *rows = [row for row in csv_rows(path, path.name) if any(row.cells)]
-    check_columns(heading, _COLUMNS)
-    places = [heading.cells.index(column) for column in _COLUMNS]
-    cells = [[row.cells[place] for place in places] for row in rows]
-    return {(seam, piece): line for seam, piece, line in cells}
+    return {(seam, piece): line for seam, piece, line in csv_table(path, _COLUMNS)}
