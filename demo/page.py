@@ -41,11 +41,12 @@ class _Tabs:
     compare: dict[str, Any]
     attention: dict[str, Any]
     measure: dict[str, Any]
+    audit: dict[str, Any]
     export: dict[str, Any]
 
     def outputs(self) -> list[Any]:
         """Return the components of all tabs."""
-        rest = (self.compare, self.attention, self.measure, self.export)
+        rest = (self.compare, self.attention, self.measure, self.audit, self.export)
         return [self.erase["shown"], *(piece for pieces in rest for piece in pieces.values())]
 
     def filled(self, session: Session) -> dict[Any, Any]:
@@ -55,7 +56,7 @@ class _Tabs:
             **compare_tab.filled(self.compare, session.compared),
             **attention_tab.filled(self.attention, session.attended),
             **measure_tab.filled(self.measure, session.measured),
-            **measure_tab.audited(self.measure, session.audited),
+            **measure_tab.filled(self.audit, session.audited),
             **export_tab.filled(self.export, session.exported),
         }
 
@@ -87,10 +88,10 @@ def build(
             with gr.Tab("Attention", id="attention"):
                 attention = attention_tab.build(desk)
             with gr.Tab("Measure", id="measure"):
-                measure = measure_tab.build(desk)
+                measure, audit = measure_tab.build(desk)
             with gr.Tab("Export", id="export"):
                 export = export_tab.build(desk)
-        tabs = _Tabs(erase, compare, attention, measure, export)
+        tabs = _Tabs(erase, compare, attention, measure, audit, export)
         for connect in desk.later:
             connect()
         _connect_visits(page, desk, tabs)

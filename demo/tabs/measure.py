@@ -19,8 +19,12 @@ _AUDIT = (
 _READY = "Press Measure: efficacy and specificity of the removals. It takes some minutes."
 
 
-def build(desk: Desk) -> dict[str, Any]:
-    """Place the components of the tab; return those that a reloaded page fills again."""
+def build(desk: Desk) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Place the components; return those of the measure and of the audit that a reloaded page fills again."""
+    return _place_measure(desk), _place_audit(desk)
+
+
+def _place_measure(desk: Desk) -> dict[str, Any]:
     low, high = limits.PER_MODEL
     gr.Markdown(
         "The edited model is measured beside the original, the original with a negative prompt, and a destroyed model,"
@@ -46,7 +50,7 @@ def build(desk: Desk) -> dict[str, Any]:
         scores = gr.DownloadButton("Download the numbers", visible=False, elem_id="scores-file", min_width=220)
     report = gr.HTML(elem_id="report")
 
-    pieces = {"page": page, "scores": scores, "report": report, **_place_audit(desk)}
+    pieces = {"page": page, "scores": scores, "report": report}
 
     def work(session: Session, track: Track, many: float) -> Report:
         return actions.measure(desk.studio, session, limits.whole("images", many, low, high), track)
@@ -58,13 +62,11 @@ def build(desk: Desk) -> dict[str, Any]:
 
     desk.standing[shown] = table
     desk.standing[basis] = lambda session: views.basis(session.measured and session.measured.entries, session.ledger())
-    outputs = [page, scores, report]
-    desk.runs(job, [images], outputs, work, lambda _, result: filled(pieces, result))
+    desk.runs(job, [images], list(pieces.values()), work, lambda _, result: filled(pieces, result))
     return pieces
 
 
 def _place_audit(desk: Desk) -> dict[str, Any]:
-    """Place the components of the audit; return those that a reloaded page fills again."""
     gr.Markdown("### Audit")
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
@@ -77,7 +79,7 @@ def _place_audit(desk: Desk) -> dict[str, Any]:
         page = gr.DownloadButton("Download the ladder", visible=False, elem_id="ladder-file", min_width=220)
         record = gr.DownloadButton("Download the record", visible=False, elem_id="audit-file", min_width=220)
     ladder = gr.HTML(elem_id="ladder")
-    pieces = {"ladder page": page, "record": record, "ladder": ladder}
+    pieces = {"page": page, "scores": record, "report": ladder}
 
     def work(session: Session, track: Track, name: str | None) -> Report:
         return actions.audit(desk.studio, session, limits.name("concept", name), track)
@@ -95,23 +97,12 @@ def _place_audit(desk: Desk) -> dict[str, Any]:
     desk.standing[concept] = names
     desk.standing[verdict] = shown
     desk.standing[basis] = lambda session: views.basis(session.audited and session.audited.entries, session.ledger())
-    desk.runs(job, [concept], list(pieces.values()), work, lambda _, result: audited(pieces, result))
+    desk.runs(job, [concept], list(pieces.values()), work, lambda _, result: filled(pieces, result))
     return pieces
 
 
-def audited(pieces: dict[str, Any], result: Report | None) -> dict[Any, Any]:
-    """Return the updates of the tab for an audit; none without one."""
-    if result is None:
-        return {}
-    return {
-        pieces["ladder page"]: gr.update(value=str(result.page), visible=True),
-        pieces["record"]: gr.update(value=str(result.scores), visible=True),
-        pieces["ladder"]: views.framed(result.page),
-    }
-
-
 def filled(pieces: dict[str, Any], result: Report | None) -> dict[Any, Any]:
-    """Return the updates of the tab for a measurement; none without one."""
+    """Return the updates of the components of a measure or an audit; none without a result."""
     if result is None:
         return {}
     return {
