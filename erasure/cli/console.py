@@ -57,11 +57,11 @@ def fail(message: str) -> None:
 
 
 def note_on(console: Console, logger: str) -> None:
-    """Print the messages of a logger on a console, each once and as a line of its own."""
+    """Print the messages of a logger on a console from now on, each once and as a line of its own."""
     receiver = logging.getLogger(logger)
     receiver.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Notes) for handler in receiver.handlers):
-        receiver.addHandler(_Notes(console))
+    receiver.handlers = [handler for handler in receiver.handlers if not isinstance(handler, _Notes)]
+    receiver.addHandler(_Notes(console))
 
 
 class _Notes(logging.Handler):
