@@ -112,10 +112,17 @@ def test_a_second_call_goes_on_where_the_ledger_stands(tmp_path) -> None:
     assert "cat" in ledger.entries[1].concepts[0].preserve
     assert all(file.stat().st_mtime_ns == then for file, then in originals.items())  # made once
     run = Path("here/run.json").read_bytes()
-    assert [step["id"] for step in json.loads(run)["steps"]] == ["002"]
+    assert [step["id"] for step in json.loads(run)["steps"]] == ["001", "002"]
     done = json.loads(call("remove", "gun", "--ledger", "here", "--json", *SMALL).stdout)
     assert Path("here/run.json").read_bytes() == run
     assert (done["steps"], done["already_removed"]) == ([], ["gun"])
+    measure = Path("here/measures/002.json")
+    measure.unlink()  # as after a kill while it was measured
+    again = json.loads(call("remove", "cat", "gun", "--ledger", "here", "--json", *SMALL).stdout)
+    assert ([step["id"] for step in again["steps"]], again["already_removed"]) == (["002"], ["cat", "gun"])
+    steps = [json.loads(text)["steps"] for text in (run, Path("here/run.json").read_bytes())]
+    assert steps[0][0] == steps[1][0]
+    assert steps[0][1]["removed"] == steps[1][1]["removed"] == json.loads(measure.read_text())["removed"]
 
 
 def test_undo_and_log_tell_what_stands(tmp_path) -> None:

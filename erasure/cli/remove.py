@@ -1,5 +1,6 @@
 """`erasure remove`."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -182,6 +183,7 @@ def _remove(
     steps = []
     with starting(folder), progress_bars(err) as on_progress:
         ledger = Ledger.open_or_create(folder, pipe, lasting_name(run.model))
+        whole, earlier = run, removal.standing_of(run, ledger)
         run, already = removal.remaining(run, ledger)
         for name in already:
             show.print(f"{name}: already removed, see `erasure log {folder}`.")
@@ -192,14 +194,21 @@ def _remove(
 
         _announce(run, show)
         record = LedgerMeasures(ledger, pipe, run.measure, on_progress)
-        for entry in removal.remove(run, pipe, ledger, on_progress=on_progress, on_removed_already=skip):
+        # A run that was killed has left at most its last entry unmeasured.
+        left = [entry for entry in earlier[-1:] if record.skipped is None and record.measured(entry) is None]
+        new = removal.remove(run, pipe, ledger, on_progress=on_progress, on_removed_already=skip)
+        for entry in itertools.chain(left, new):
             measured = record.measure(entry)
             steps.append(step_json(entry, measured))
             show.print(entry_line(entry, measured))
         if record.skipped is not None:
             show.print(f"measure skipped: {record.skipped}.")
-        facts = {**removal.facts(run, device=device, start=start), "low_memory": low_memory, "steps": steps}
-        report = write_report(record, (not steps and removal.recorded_facts(folder)) or facts)  # only new entries count
+        facts = {
+            **removal.facts(whole, device=device, start=start),
+            "low_memory": low_memory,
+            "steps": [step_json(entry, record.measured(entry)) for entry in removal.standing_of(whole, ledger)],
+        }
+        report = write_report(record, (not steps and removal.recorded_facts(folder)) or facts)
     if to is not None:
         _write_model(ledger, pipe, to, link)
     if as_json:

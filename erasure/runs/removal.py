@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from ..ledger import Entry, Ledger
 
 
+def standing_of(run: Run, ledger: "Ledger") -> list["Entry"]:
+    """Return the standing entries that remove concepts of a run, in order."""
+    names = {normalized(concept.target) for concept in run.concepts}
+    return [entry for entry in ledger.standing if names & {normalized(c.target) for c in entry.concepts}]
+
+
 def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:
     """Return the run without the concepts that the ledger has removed, and the names of those.
 
@@ -157,7 +163,7 @@ def facts(run: Run, *, device: str, start: float) -> dict[str, Any]:
     """Return the record of a run: config, versions, device, commit, time and memory.
 
     Args:
-        run: The run, without the concepts that it skipped.
+        run: The run.
         device: Device of the model.
         start: `time.perf_counter()` at its beginning.
     """
