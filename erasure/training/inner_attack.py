@@ -33,6 +33,9 @@ class InnerAttack(Settings):
         updates: Updates of all soft prompts a visit, > 0.
         life: Updates after which a soft prompt starts anew, > 0. They start at different ages, so the training meets
             weak and strong ones at all times.
+        growth: Factor of a life to the one before it, >= 1: the search gets stronger as the training goes on.
+        spread: Standard deviation of the noise on a start, in units of that of its states, >= 0: restarts that differ.
+        archive: Finished soft prompts that the training goes on against, >= 0; the oldest leave first.
         lr: Learning rate of Adam, > 0.
         batch_size: Images an update, dealt out to the prompts in turn, > 0.
     """
@@ -43,6 +46,9 @@ class InnerAttack(Settings):
     every: Annotated[int, Field(ge=1)] = 2
     updates: Annotated[int, Field(ge=1)] = 1
     life: Annotated[int, Field(ge=1)] = 40
+    growth: Annotated[float, Field(ge=1)] = 1.0
+    spread: Annotated[float, Field(ge=0)] = 0.0
+    archive: Annotated[int, Field(ge=0)] = 0
     lr: Annotated[float, Field(gt=0)] = 0.05
     batch_size: Annotated[int, Field(ge=1)] = 8
 
@@ -176,13 +182,17 @@ class SoftPrompts:
         self._settings, self._backbone, self._clean, self._starts = settings, backbone, clean, starts
         # Where a prompt's text is in its life at the beginning.
         self._ages = [settings.life * i // settings.prompts for i in range(settings.prompts)]
+        self._lives = [float(settings.life)] * settings.prompts
         self._searches: list[Search] = []
         self._texts: list[Conditioning] = []
+        self._archive: list[Conditioning] = []
 
     def begin(self, generator: torch.Generator) -> None:
         """Draw the prompts' starts, unless that was done."""
         while len(self._searches) < self._settings.prompts:
-            self._begin(None, generator)
+            text, search = self._started(generator)
+            self._searches.append(search)
+            self._texts.append(text)
 
     def advance(self, student: Student, step: int, generator: torch.Generator) -> None:
         """Update the prompts if the step is one of the search's; the first call draws their starts."""
@@ -191,34 +201,48 @@ class SoftPrompts:
             return
         for _ in range(self._settings.updates):
             for i, age in enumerate(self._ages):
-                if age >= self._settings.life:
-                    self._begin(i, generator)
+                if age >= self._lives[i]:
+                    self._renew(i, generator)
             self._update(student, generator)
 
     def read(self, prompts: Sequence[int]) -> Conditioning:
         """Return some of the soft prompts as a denoiser reads them, without gradient."""
-        return self._conditioning([self._searches[i].vectors.detach() for i in prompts], prompts)
+        return concatenate([self._detached(i) for i in prompts])
 
     def __len__(self) -> int:
-        return self._settings.prompts
+        """Return the number of prompts under search and in the archive, which come last."""
+        return self._settings.prompts + len(self._archive)
 
-    def _begin(self, i: int | None, generator: torch.Generator) -> None:
-        """Start a prompt anew, or a further one."""
+    def _detached(self, i: int) -> Conditioning:
+        if i >= self._settings.prompts:
+            return self._archive[i - self._settings.prompts]
+        return self._conditioning([self._searches[i].vectors.detach()], [i])
+
+    def _started(self, generator: torch.Generator) -> tuple[Conditioning, Search]:
+        """Return the text of a new prompt, and its search."""
         text = self._starts.select([below(len(self._starts), generator)])
-        search = Search(text.states, lr=self._settings.lr)
-        if i is None:
-            self._searches.append(search)
-            self._texts.append(text)
-        else:
-            self._searches[i], self._texts[i], self._ages[i] = search, text, 0
+        start = text.states
+        if self._settings.spread:
+            drawn = torch.randn(start.shape, generator=generator).to(start)
+            start = start + self._settings.spread * start.std() * drawn
+        return text, Search(start, lr=self._settings.lr)
+
+    def _renew(self, i: int, generator: torch.Generator) -> None:
+        """Start a prompt anew; the archive takes what it was."""
+        settings = self._settings
+        if settings.archive:
+            self._archive = [*self._archive, self._detached(i)][-settings.archive :]
+        self._texts[i], self._searches[i] = self._started(generator)
+        self._ages[i], self._lives[i] = 0, self._lives[i] * settings.growth
 
     def _update(self, student: Student, generator: torch.Generator) -> None:
         schedule, n = self._backbone.schedule, self._settings.batch_size
         clean = self._clean[[below(len(self._clean), generator) for _ in range(n)]]
         added = noise([generator] * n, self._backbone.latent_shape()).to(clean)
         timesteps = schedule.drawn(n, generator).to(clean.device)
-        first = below(len(self), generator)
-        prompts = [(first + row) % len(self) for row in range(n)]
+        running = self._settings.prompts
+        first = below(running, generator)
+        prompts = [(first + row) % running for row in range(n)]
         with torch.enable_grad():
             read = self._conditioning([self._searches[i].vectors for i in prompts], prompts)
             noisy = schedule.noised(clean, added, timesteps)

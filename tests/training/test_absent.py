@@ -139,7 +139,7 @@ def test_a_batch_holds_the_shares_of_the_four_kinds(backbone: Backbone) -> None:
     material = Material(task_of(backbone), 2, 4, ImageSettings(steps=2, guidance_scale=4.0))
     generator = torch.Generator().manual_seed(0)
     shares = Shares(named=0.25, crossed=0.25, otherwise=0.25)
-    rows = [material.drawn(i, 16, shares, 3, generator) for i in range(16)]
+    rows = [material.drawn(i, 16, shares, [3], generator) for i in range(16)]
     concept = material.concepts[0]
     assert [row.concept for row in rows].count(0) == 8
     assert all(row.read == row.named != row.base for row in rows[:4])
@@ -194,6 +194,32 @@ def test_a_soft_prompt_starts_anew_at_the_end_of_its_life(backbone: Backbone) ->
         distances.append(float((prompts.read([0]).states - start.states).abs().max()))
     one, two = settings.lr, 2 * settings.lr
     assert distances == pytest.approx([one, one, two, two, one, one], rel=0.4)
+
+
+def test_lives_grow_and_the_last_finished_prompts_stay_in_the_archive(backbone: Backbone) -> None:
+    student = Student(backbone, task_of(backbone).trained, None, torch.Generator())
+    clean = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    settings = InnerAttack(prompts=1, every=1, life=1, growth=2.0, archive=2, batch_size=1)
+    prompts = SoftPrompts(settings, backbone, clean, backbone.encode(["a photo"]))
+    generator = torch.Generator().manual_seed(2)
+    sizes, finished = [], []
+    for step in range(9):  # lives of 1, 2, 4 and 8 updates: ends before the updates 1, 3 and 7
+        if step in (1, 3, 7):
+            finished.append(prompts.read([0]).states)
+        prompts.advance(student, step, generator)
+        sizes.append(len(prompts))
+    assert sizes == [1, 2, 2, 3, 3, 3, 3, 3, 3]
+    assert torch.equal(prompts.read([1, 2]).states, torch.cat(finished[1:]))
+
+
+def test_restarts_of_one_text_differ_by_their_spread(backbone: Backbone) -> None:
+    clean = torch.zeros(1, *backbone.latent_shape())
+    text = backbone.encode(["a photo"])
+    prompts = SoftPrompts(InnerAttack(prompts=2, spread=0.5), backbone, clean, text)
+    prompts.begin(torch.Generator().manual_seed(2))
+    offsets = prompts.read([0, 1]).states - text.states
+    assert not torch.equal(offsets[0], offsets[1])
+    assert float(offsets.std()) == pytest.approx(0.5 * float(text.states.std()), rel=0.1)
 
 
 def test_the_eraser_trains_all_but_the_embedding_of_the_noise_level(backbone: Backbone) -> None:

@@ -124,10 +124,13 @@ class Material:
         """Return the index of the evidence at a timestep: that of all noisier levels."""
         return int((self.levels >= timestep.cpu()).sum())
 
-    def drawn(self, i: int, n: int, shares: Shares, soft_prompts: int, generator: torch.Generator) -> DrawnRow:
+    def drawn(
+        self, i: int, n: int, shares: Shares, soft_prompts: Sequence[int], generator: torch.Generator
+    ) -> DrawnRow:
         """Return a random row, the i-th of n: its kind is drawn so that a batch holds the shares as nearly as it can.
 
         The target of a row starts from the prompt without the concept, in the context of what it is read by.
+        `soft_prompts` has the number of those of each concept, or is empty without an inner attack.
         """
         place = (i + uniform(generator)) / n
         if place >= shares.named + shares.crossed + shares.otherwise:
@@ -138,7 +141,7 @@ class Material:
             return self._crossed(images, generator)
         image = below(len(images.clean), generator)
         named, base = images.named[image], images.blank[image]
-        read = named if place < shares.named else self._anything_else(soft_prompts, generator)
+        read = named if place < shares.named else self._anything_else(soft_prompts[concept] if soft_prompts else 0, generator)
         base = read if read in self._kept_rows else base
         return DrawnRow(clean=images.clean[image], read=read, base=base, named=named, concept=concept, image=image)
 

@@ -130,7 +130,8 @@ class _Batches:
         for attack in self._attacks:
             attack.advance(student, step, generator)
         n = task.batch_size
-        rows = [self._material.drawn(i, n, self._shares, self._settings.attack.prompts, generator) for i in range(n)]
+        soft = [len(attack) for attack in self._attacks]
+        rows = [self._material.drawn(i, n, self._shares, soft, generator) for i in range(n)]
         rows.sort(key=lambda row: row.read < 0)
         clean = torch.stack([row.clean for row in rows])
         timesteps = schedule.drawn(n, generator).to(clean.device)
