@@ -30,6 +30,9 @@ Gradient = Mapping[Leaf, Tensor]
 _Drawn = tuple[tuple[float, Loss], torch.Generator]
 """A loss with its weight and the generator of its draws."""
 
+Start = Callable[[Tensor, torch.Generator], Tensor]
+"""Offset of a weight at which its training starts, float32, from the weight and a generator."""
+
 StepMap = Callable[[Gradient], Gradient]
 """Correction of the step that the optimiser made, linear; exact for every optimiser, weight decay included."""
 
@@ -146,6 +149,7 @@ def finetune(
     maps: Sequence[GradientMap] = (),
     limits: Sequence[StepMap] = (),
     near: Neighbourhood | None = None,
+    start: Start | None = None,
     stop: Callable[[Student, int], bool] | None = None,
     on_progress: OnProgress | None = None,
     seed: int = 0,
@@ -163,21 +167,24 @@ def finetune(
         optimisation: Settings of the loop.
         terms: Further terms.
         maps: Corrections of the gradients, in order; they see the gradient of the main loss and that of the terms.
-        limits: Corrections of the optimiser's step, in order. The start of a patch's right factor counts as a step.
+        limits: Corrections of the optimiser's step, in order. A patch's first right factor and `start` count as steps.
         near: Neighbours of the weights at which the losses are averaged; None takes them at the weights alone.
+        start: Start beside the weights; None starts at the weights.
         stop: Called after each update with the number of updates made; True ends the training.
         on_progress: Receives the progress after each update, with the loss and its weighted parts.
         seed: Seed of the losses' generators and of the patches' start, >= 0.
 
     Raises:
-        InputError: There is no parameter to train, or maps stand beside gradients that are never cleared.
+        InputError: There is no parameter to train, or maps or a start cannot be used with these settings.
         SolveError: The loss is no longer finite.
     """
     seeds = torch.Generator().manual_seed(seed)
     ordered = sorted(terms, key=lambda term: not term.erases)
     weighted = [(1.0, loss), *((term.weight, term.loss) for term in ordered)]
-    start, *draws = (torch.Generator().manual_seed(_number(seeds)) for _ in range(len(weighted) + 1))
-    student = Student(backbone, which, optimisation.rank, start, optimisation.last_rows)
+    starts, *draws = (torch.Generator().manual_seed(_number(seeds)) for _ in range(len(weighted) + 1))
+    student = Student(backbone, which, optimisation.rank, starts, optimisation.last_rows)
+    if start is not None:
+        student.displace(start, starts, limits)
     around = None if near is None else _Around(near, torch.Generator().manual_seed(_number(seeds)))
     erasing = 1 + sum(term.erases for term in terms)
     update = _Update(student, optimisation, backbone, maps, limits, erasing, around)

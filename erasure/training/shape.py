@@ -22,7 +22,7 @@ from .flatness import Flat
 from .memory import check_room
 from .objectives import OBJECTIVES, Objective
 from .selectors import Selector
-from .student import Student, checkpointed
+from .student import Reset, Student, checkpointed
 from .terms import TERMS, Term
 from .transforms import Transform
 
@@ -43,6 +43,8 @@ class Shape(Settings):
         gradients: Transforms, in order; see `erasure.training.transforms`.
         sites: Selector of the weights to train among those of the eraser; None trains all of them.
         finish: Finishes of the edit, in order; see `erasure.edits.finish`.
+        reset: Start at weights that are part noise, for a removal that shall survive relearning; None starts at the
+            weights.
         flat: Neighbours of the weights at which the losses are averaged; None takes them at the weights alone.
         schedule: Order of several targets: "joint", each draw has its own; "cyclic", they take turns; or "modular",
             blocks of 25 updates on one target with the terms of its own preserved names (MELU, arXiv:2509.05316).
@@ -58,6 +60,7 @@ class Shape(Settings):
     gradients: tuple[Chosen[Transform], ...] = ()
     sites: Chosen[Selector] | None = None
     finish: tuple[Chosen[Finish], ...] = ()
+    reset: Reset | None = None
     flat: Flat | None = None
     schedule: Schedule = "joint"
     unforgotten: bool = False
@@ -142,6 +145,7 @@ class Shape(Settings):
                 maps=[gradient_map for each in self.gradients if (gradient_map := each.prepared(task)) is not None],
                 limits=[limit for limit in (*limits, masked) if limit is not None],
                 near=None if self.flat is None else self.flat.neighbourhood(task),
+                start=None if self.reset is None else self.reset.offset,
                 stop=stop if self.until is None else self.until.stop(task),
                 on_progress=on_progress or task.context.on_progress,
                 seed=task.context.seed,

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, ParamSpec, TypeVar, cast
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from diffusers import ModelMixin
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -14,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..backbones.base import Backbone
 from ..edits import DenseChange, LowRankChange
 from ..errors import InputError
+from ..registry import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,6 +101,28 @@ class Student:
         """The tensors that the optimiser moves, in the order of `leaves`."""
         return list(self.leaves.values())
 
+    @torch.no_grad()
+    def displace(
+        self,
+        start: Callable[[Tensor, torch.Generator], Tensor],
+        generator: torch.Generator,
+        limits: Iterable[Callable[[Mapping[Leaf, Tensor]], Mapping[Leaf, Tensor]]] = (),
+    ) -> None:
+        """Move each whole weight by the offset at which it starts, within the limits.
+
+        Raises:
+            InputError: Patches are trained, which start at zero.
+        """
+        if self._ups:
+            raise InputError("shape.reset: expected whole weights to train, got patches. Leave rank out.")
+        offsets: Mapping[Leaf, Tensor] = {
+            Leaf(name, "weight"): start(self._originals[name], generator) for name in self._dense
+        }
+        for limit in limits:
+            offsets = limit(offsets)
+        for leaf, offset in offsets.items():
+            self._dense[leaf.name] += offset
+
     @contextmanager
     def moved(self, offsets: Mapping[Leaf, Tensor]) -> Iterator[None]:
         """Run the model with `leaf + offset` for the length of a `with`; no leaf changes.
@@ -159,6 +184,39 @@ class Student:
             )
             for name, original in self._originals.items()
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reset(Settings):
+    """Distil-and-reset: a student that is no longer a copy of its reference learns its predictions again.
+
+    Each matrix and kernel W under training starts at
+
+        (1 - share) W + share sigma N,   sigma = standard deviation of the entries of W, N standard normal,
+
+    vectors (biases, factors of norms) start as they are. What the student has learned back at the end is what the
+    losses asked for; a concept that none of them showed it is not there to be uncovered by a short fine-tuning. The
+    cost is a longer training, and an edit that changes every weight.
+
+    After UNDO (arXiv:2506.06278), which blends a language model that has unlearned before it distils.
+    Differs from the paper: the teacher is the reference, and the objective takes the concept off its predictions; noise
+    has each layer's own size.
+
+    Attributes:
+        share: Share of noise in each layer, in (0, 1]; 0.1 to 0.6 is the range from cheap to robust.
+    """
+
+    name: ClassVar[str] = "reset"
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+
+    def offset(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the start of a weight less the weight itself, in float32."""
+        if weight.ndim < 2:
+            return torch.zeros_like(weight, dtype=torch.float32)
+        weight = weight.detach().float()
+        drawn = torch.randn(weight.shape, generator=generator).to(weight)
+        return self.share * (weight.std(correction=0) * drawn - weight)
 
 
 @contextmanager

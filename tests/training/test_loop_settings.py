@@ -17,7 +17,7 @@ from erasure.training.early_stopping import Until
 from erasure.training.finetune import GradientMap, Optimisation, WeightedLoss, finetune
 from erasure.training.flatness import Flat, Neighbours, leaf_gradients, scaled_to
 from erasure.training.shape import Shape
-from erasure.training.student import Leaf, Student
+from erasure.training.student import Leaf, Reset, Student
 from erasure.training.terms.meta import Meta
 from tests import tiny
 from tests.erasers.test_duge import Sees
@@ -219,6 +219,83 @@ def test_a_training_ends_when_the_judge_sees_the_target_no_more(backbone: Backbo
     until = Until(images=2, every=2, image_steps=2)
     Tune(**{**Tune.quick, "steps": 5, "shape": Shape(until=until)}).fit([CAT], context)
     assert sum(progress.stage == "fit" for progress in steps) == expected
+
+
+@pytest.mark.parametrize(("drawn", "expected"), [("dog", 2), ("", 5)])
+def test_a_training_that_looks_at_what_stays_goes_on_until_it_is_drawn(
+    backbone: Backbone, drawn: str, expected: int
+) -> None:
+    class SeesOne(Sees):
+        def knows(self, concept: str) -> bool:
+            return concept in ("cat", "dog")
+
+        def shows(self, images: Any, concept: str) -> list[bool]:
+            return [concept == drawn] * len(images)
+
+    steps: list[Progress] = []
+    context = FitContext(backbone=backbone, judge=SeesOne(list), on_progress=steps.append)
+    until = Until(images=2, every=2, image_steps=2, kept=0.9)
+    Tune(**{**Tune.quick, "steps": 5, "shape": Shape(until=until)}).fit([CAT], context)
+    assert sum(progress.stage == "fit" for progress in steps) == expected
+
+
+def test_what_the_judge_does_not_know_cannot_be_looked_at(backbone: Backbone) -> None:
+    class SeesNone(Sees):
+        def knows(self, concept: str) -> bool:
+            return False
+
+    eraser = Tune(**{**Tune.quick, "shape": Shape(until=Until(kept=0.9))})
+    with pytest.raises(InputError, match=r"shape\.until\.kept: expected preserved names that the judge knows"):
+        eraser.fit([CAT], FitContext(backbone=backbone, judge=SeesNone(list)))
+
+
+def test_a_reset_blends_each_weight_with_noise_of_its_own_size() -> None:
+    weight = 0.02 * torch.randn(300, 400, generator=torch.Generator().manual_seed(3)) + 0.05
+    offset = Reset(share=0.4).offset(weight, torch.Generator().manual_seed(0))
+    noise = (offset + 0.4 * weight) / 0.4
+    assert float(noise.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(noise.std()) == pytest.approx(0.02, rel=0.01)
+    assert not Reset(share=0.4).offset(torch.ones(5), torch.Generator()).any()
+
+
+def test_a_training_starts_at_the_reset_and_moves_as_it_would_from_there(backbone: Backbone) -> None:
+    weight = backbone.parameters(only_key)[KEY].detach()
+    start = torch.full_like(weight, 0.5)
+    nothing = Optimisation(steps=0, lr=0.01, optimizer="adam")
+    torch.testing.assert_close(fit(backbone, start=lambda *_: start, optimisation=nothing), start)
+    one = Optimisation(steps=1, lr=0.01, optimizer="adam")
+    moved = fit(backbone, start=lambda *_: start, optimisation=one)
+    torch.testing.assert_close(moved, start - 0.01 * (weight + start).sign(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(backbone.parameters(only_key)[KEY], weight)
+
+
+def test_limits_of_the_step_hold_for_the_reset(backbone: Backbone) -> None:
+    inside = torch.zeros_like(backbone.parameters(only_key)[KEY])
+    inside[0] = 1.0
+    start = torch.ones_like(inside)
+    moved = fit(
+        backbone, start=lambda *_: start, limits=[lambda step: {key: each * inside for key, each in step.items()}]
+    )
+    assert not moved[1:].any()
+    assert (moved[0] - 1).abs().max() < 0.05
+
+
+def test_a_reset_is_refused_for_patches(backbone: Backbone) -> None:
+    eraser = Tune(**{**Tune.quick, "rank": 2, "shape": Shape(reset=Reset())})
+    with pytest.raises(InputError, match=r"shape\.reset: expected whole weights to train, got patches"):
+        eraser.fit([CAT], FitContext(backbone=backbone))
+
+
+def test_a_reset_by_name_reaches_the_edit(backbone: Backbone) -> None:
+    eraser = make_eraser("tune", **{**Tune.quick, "steps": 0, "shape": {"reset": {"share": 0.2}}})
+    assert make_eraser("tune", **eraser.as_settings()) == eraser
+    edit, again = (eraser.fit([CAT], FitContext(backbone=backbone)) for _ in range(2))
+    weights = backbone.parameters(edit.changes.__contains__)
+    for name, change in edit.changes.items():
+        assert torch.equal(change.delta, again.changes[name].delta)
+        expected = 0.2 * 2**0.5 if weights[name].ndim > 1 and weights[name].detach().std() else 0.0
+        spread = float(weights[name].detach().float().std(correction=0)) or 1.0
+        assert float(change.delta.std(correction=0)) / spread == pytest.approx(expected, rel=0.2)
 
 
 def test_meta_has_the_erasing_gradient_after_the_relearners_steps(backbone: Backbone) -> None:

@@ -141,7 +141,11 @@ class Material:
             return self._crossed(images, generator)
         image = below(len(images.clean), generator)
         named, base = images.named[image], images.blank[image]
-        read = named if place < shares.named else self._anything_else(soft_prompts[concept] if soft_prompts else 0, generator)
+        read = (
+            named
+            if place < shares.named
+            else self._anything_else(soft_prompts[concept] if soft_prompts else 0, generator)
+        )
         base = read if read in self._kept_rows else base
         return DrawnRow(clean=images.clean[image], read=read, base=base, named=named, concept=concept, image=image)
 
