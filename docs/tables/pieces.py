@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from .layout import ROOT, table
 
 PAPERS = ROOT / "docs" / "papers.yaml"
-LOOP = ("flat", "schedule", "unforgotten", "every")
+LOOP = ("reset", "flat", "schedule", "unforgotten", "every")
 """Settings of `Shape` that are pieces of the loop rather than of an extension point."""
 
 
