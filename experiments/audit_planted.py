@@ -232,7 +232,10 @@ PLANTED: Mapping[str, Planted] = MappingProxyType(
         "original": Planted(
             about="nothing is removed",
             applied=lambda pipe, concept: lambda: _unchanged(),
-            finders=("plain", "hand-over", "img2img", "inversion", "relearn", "quantise", "hidden", "traces"),
+            finders=(
+                *("plain", "hand-over", "img2img", "inversion", "relearn", "quantise", "hidden", "traces"),
+                *("classifier-guidance", "few-steps"),
+            ),
         ),
     }
 )
