@@ -5,6 +5,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from .arguments import checks_arguments
 from .backbones import backbone_of
 from .backbones.name_lengths import check_names
 from .backbones.usable import check_tokenizers
@@ -12,11 +13,11 @@ from .concept import Concept, Kind, distinct
 from .edits import Edit
 from .erasers import Eraser
 from .erasers.uce import UCE
-from .errors import InputError
 from .progress import OnProgress
 from .training.context import FitContext
 
 
+@checks_arguments
 def erase(
     pipe: DiffusionPipeline,
     concepts: str | Concept | Sequence[str | Concept],
@@ -48,16 +49,12 @@ def erase(
             weights of the model are not finite, or no backbone covers it.
     """
     requests = [concepts] if isinstance(concepts, str | Concept) else concepts
-    if not isinstance(requests, Sequence):
-        raise InputError(f"concepts: expected a text, a Concept or a list of them, got {concepts!r}. Name a concept.")
     lists = {"preserve": preserve, "aliases": aliases}
     texts = {field: tuple(value) if isinstance(value, list) else value for field, value in lists.items()}
     shared: Any = {"anchor": anchor, "kind": kind, **texts}
     completed = distinct(
         [request if isinstance(request, Concept) else Concept(target=request, **shared) for request in requests]
     )
-    if not isinstance(eraser, Eraser | None):
-        raise InputError(f"eraser: expected an eraser with its settings, got {eraser!r}. Give one such as UCE().")
     backbone = backbone_of(pipe)
     check_tokenizers(backbone)
     check_names(completed, backbone)

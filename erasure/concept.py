@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from .arguments import checks_arguments
 from .errors import InputError, unknown_name
 from .io.text import composed, names_something, without_invisible
 from .registry import with_settings
@@ -76,6 +77,7 @@ class Concept:
         return {**asdict(self), "preserve": list(self.preserve), "aliases": list(self.aliases)}
 
     @classmethod
+    @checks_arguments
     def from_json(cls, data: Mapping[str, Any]) -> "Concept":
         """Return the concept whose `as_json` gave `data`.
 
@@ -104,14 +106,13 @@ def normalized(phrase: str) -> str:
     return words.lower() if words.isascii() else composed("".join(map(str.lower, composed(words))))
 
 
+@checks_arguments
 def distinct(requests: Sequence[Concept]) -> tuple[Concept, ...]:
     """Return the requests without those that an earlier one repeats: names are compared, aliases included.
 
     Raises:
-        InputError: Two requests share a name and are not the same, or one is no Concept.
+        InputError: Two requests share a name and are not the same.
     """
-    if other := next((each for each in [requests, *requests] if isinstance(each, str)), None):
-        raise InputError(f"concepts: expected a list of Concept, got {other!r}. Write [Concept(target={other!r})].")
     kept: list[Concept] = []
     owner: dict[str, int] = {}
     for i, concept in enumerate(requests):

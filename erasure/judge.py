@@ -10,6 +10,8 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
+from .arguments import checks_arguments
+
 if TYPE_CHECKING:
     from transformers import BatchFeature, CLIPModel, CLIPProcessor
 
@@ -46,18 +48,21 @@ class Judge(Protocol):
         ...
 
 
+@checks_arguments
 def shows_any(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -> list[bool]:
     """Return for each image True if the judge sees at least one of the concepts."""
     decisions = [judge.shows(images, concept) for concept in concepts]
     return [any(decision[i] for decision in decisions) for i in range(len(images))]
 
 
+@checks_arguments
 def shows_each(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -> list[bool]:
     """Return for each image True if the judge sees the concept at the same position."""
     decisions = {concept: judge.shows(images, concept) for concept in dict.fromkeys(concepts)}
     return [decisions[concept][i] for i, concept in enumerate(concepts)]
 
 
+@checks_arguments
 def probability_each(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -> list[float]:
     """Return for each image the probability that it shows the concept at the same position."""
     by_concept = {concept: judge.probabilities(images, concept).tolist() for concept in dict.fromkeys(concepts)}
@@ -103,6 +108,7 @@ def zero_shot_logits(
     return logit_scale * images.double() @ texts.double().T
 
 
+@checks_arguments
 class ZeroShotJudge:
     """CLIP as a judge: each image is classified among texts, one of which names the concept.
 
@@ -202,6 +208,7 @@ class HubClip:
         return _unit(cast("_Pooled", model.get_text_features(**inputs)).pooler_output)
 
 
+@checks_arguments
 def clip_judge(source: str, device: str, choices: Callable[[str], tuple[list[str], int]]) -> ZeroShotJudge:
     """Return a CLIP of the local cache as a judge; it is loaded when first asked.
 
@@ -225,6 +232,7 @@ def cached_clips() -> list[str]:
     return [name for name in CLIP_WEIGHTS if isinstance(try_to_load_from_cache(name, "model.safetensors"), str)]
 
 
+@checks_arguments
 def load_clip(source: str | Path, device: str) -> "tuple[CLIPModel, CLIPProcessor]":
     """Load a CLIP model and its processor from the local cache or a folder; nothing is downloaded."""
     from transformers import CLIPModel, CLIPProcessor

@@ -28,7 +28,9 @@ from pydantic_core import (
 )
 from typing_extensions import TypedDict
 
+from .arguments import checks_arguments
 from .errors import ErasureError, InputError, expectation, reason, unknown_name
+from .io.text import shortened
 
 ENTRY_POINTS = "erasure.plugins"
 """Group of the entry points by which other packages add pieces."""
@@ -44,8 +46,11 @@ class _Checked(ABCMeta):
 
     # No return annotation: a type checker then reads the dataclass's own signature.
     def __call__(cls, *args: object, **settings: object):
-        if is_dataclass(cls) and not args:
-            settings = _checked(cls, settings, _valid, f"{getattr(cls, 'name', cls.__name__)}.")
+        if is_dataclass(cls):
+            where = getattr(cls, "name", cls.__name__)
+            if args:
+                raise InputError(f"{where}: expected settings by name, got {shortened(args[0])}. Write SETTING=VALUE.")
+            settings = _checked(cls, settings, _valid, f"{where}.")
             settings = with_presets(cls, settings)
         return super().__call__(*args, **settings)
 
@@ -85,6 +90,7 @@ class Plugin(Settings):
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = MappingProxyType({})
 
 
+@checks_arguments
 class Registry(Generic[AnyPlugin]):
     """Pieces of one extension point, by name.
 

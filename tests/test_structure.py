@@ -17,9 +17,9 @@ from tests.source_tree import Source, Violation, functions, main, package_source
 
 # Each room may import those before it and itself.
 ROOMS = (
-    *("errors", "io", "progress", "provenance", "registry", "judge", "profile", "concept", "prompts", "graph"),
-    *("losses", "backbones", "closed_form", "sampling", "guidance", "edits", "training", "erasers", "personalize"),
-    *("ledger", "tinyworld", "loading", "api", "suggestions", "runs", "cli"),
+    *("errors", "io", "arguments", "progress", "provenance", "registry", "judge", "profile", "concept", "prompts"),
+    *("graph", "losses", "backbones", "closed_form", "sampling", "guidance", "edits", "training", "erasers"),
+    *("personalize", "ledger", "tinyworld", "loading", "api", "suggestions", "runs", "cli"),
 )
 EVAL_ROOMS = (
     *("stats", "images", "judges", "features", "metrics", "attacks", "probes", "benchmarks", "protocols", "reports"),

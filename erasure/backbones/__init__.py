@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from diffusers import DiffusionPipeline
 
+from ..arguments import checks_arguments
 from ..errors import InputError
 from .base import Backbone
 from .storage import is_stored, on_disk
@@ -15,6 +16,7 @@ from .storage import is_stored, on_disk
 __all__ = ["Backbone", "backbone_of", "families", "family_classes"]
 
 
+@checks_arguments
 def backbone_of(pipe: DiffusionPipeline) -> Backbone:
     """Return the pipeline as erasers see it.
 

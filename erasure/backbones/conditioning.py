@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ..arguments import checks_arguments
 from ..errors import InputError
 from ..prompts import words_of
 
@@ -124,6 +125,7 @@ TEXT, POOLED = "text", "pooled"
 """Names of the streams: the states of the tokens, and the sentence vector of models that are conditioned on one."""
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conditioning:
     """Encoded prompts, one row each, as streams by name.
@@ -257,6 +259,7 @@ def being_read() -> Conditioning | None:
     return _READ.get()
 
 
+@checks_arguments
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
     """Return the rows of all parts, in order; the parts are of one model."""
     first = parts[0]

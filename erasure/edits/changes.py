@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..backbones.conditioning import POOLED, TEXT
 from ..backbones.loaded import is_finite
 from ..closed_form.joint import joined_rows
@@ -20,6 +21,7 @@ LARGEST = 65504.0
 """Largest norm of a change: the largest number of float16, in which models are stored and run."""
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseChange:
     """The change of one weight, entry by entry.
@@ -48,6 +50,7 @@ class DenseChange:
         return DenseChange(delta=self.delta * factor)
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowRankChange:
     """A change `up @ down` of one linear layer or convolution; the axes of a kernel after the first count as one.
@@ -83,6 +86,7 @@ class LowRankChange:
         return LowRankChange(up=self.up * factor, down=self.down)
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MapChange:
     """A change `W M - W` by a linear map of text states that several projections share; stored once for all of them.
@@ -120,6 +124,7 @@ class MapChange:
         return MapChange(map=self.map.scaled(factor), space=self.space)
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SolvedChange:
     """The change by the map that solves the rows of its edit; the solution is computed on first use.
@@ -162,6 +167,7 @@ class SolvedChange:
         return self.as_map.scaled(factor)
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SumChange:
     """The sum of several changes of one weight, each computed from the weight of the base.

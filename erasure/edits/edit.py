@@ -1,16 +1,16 @@
 """The protocol of all edits: apply, undo, switch, save, load."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
+from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..errors import BaseMismatchError, ErasureError, InputError, reason
 from ..io.files import make_folder
@@ -25,6 +25,7 @@ FILE = "edit.safetensors"
 AnyEdit = TypeVar("AnyEdit", bound="Edit")
 
 
+@checks_arguments
 class Edit(ABC):
     """A change of a model as a value: the result of a fit, which changes nothing by itself.
 
@@ -40,17 +41,6 @@ class Edit(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         Edit._kinds.update(dict.fromkeys(cls.formats, cls))
-
-    def _check_types(self, kinds: Mapping[str, Any]) -> None:
-        """Refuse fields of other types than the given ones.
-
-        Raises:
-            InputError: A field is.
-        """
-        for field, kind in kinds.items():
-            if not isinstance(value := getattr(self, field), kind):
-                name = getattr(kind, "__name__", str(kind))
-                raise InputError(f"edit.{field}: expected {name}, got {value!r}. See `erasure.edits`.")
 
     @classmethod
     def known_formats(cls) -> tuple[str, ...]:

@@ -10,12 +10,14 @@ from typing import Any, ClassVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
+from ..arguments import checks_arguments
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..errors import BaseMismatchError, InputError
 from ..provenance import provenance
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class EditMetadata:
     """The origin of an edit.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from ..arguments import checks_arguments
 from ..errors import InputError, unknown_name
 from ..guidance import Guidance, guidances
 from ..registry import with_settings
@@ -21,6 +22,7 @@ from .weight_edit import WeightEdit
 _FORMAT = "erasure-sampling-edit/1"
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingEdit(Edit):
     """A change of the sampling.
@@ -39,12 +41,6 @@ class SamplingEdit(Edit):
     guidances: tuple[Guidance, ...]
     metadata: EditMetadata
     weights: WeightEdit | None = None
-
-    def __post_init__(self) -> None:
-        self._check_types({"guidances": tuple, "metadata": EditMetadata, "weights": WeightEdit | None})
-        for guidance in self.guidances:
-            if not isinstance(guidance, Guidance):
-                raise InputError(f"edit.guidances: expected guidances, got {guidance!r}. See erasure.guidance.")
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[DiffusionPipeline]:
@@ -112,6 +108,7 @@ class SamplingEdit(Edit):
             stack.enter_context(guidance.applied_to(pipe))
 
 
+@checks_arguments
 def joint(edits: Sequence[Edit]) -> Edit:
     """Return the combined effect of a sequence of removals on the model that they began with.
 
@@ -135,6 +132,7 @@ def joint(edits: Sequence[Edit]) -> Edit:
     )
 
 
+@checks_arguments
 def weights_of(edit: Edit) -> WeightEdit:
     """Return the part of an edit that changes weights; without one, an edit that changes nothing."""
     if isinstance(edit, WeightEdit):

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
+from ..arguments import checks_arguments
 
+
+@checks_arguments
 class Switch:
     """An edit that can be turned on and off; see `Edit.switched`.
 

@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..errors import InputError
 from .changes import DenseChange
@@ -14,6 +15,7 @@ from .metadata import EditMetadata
 from .weight_edit import WeightEdit
 
 
+@checks_arguments
 def ties(edits: Sequence[WeightEdit], pipe: DiffusionPipeline, *, keep: float = 0.2, scale: float = 1.0) -> WeightEdit:
     """Return one edit of several, each of which was fitted on the unedited model.
 

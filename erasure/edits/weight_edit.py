@@ -9,6 +9,7 @@ from typing import ClassVar
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..backbones.conditioning import TEXT
 from ..backbones.usable import check_editable
@@ -30,6 +31,7 @@ _SECOND_FORMAT = "erasure-edit/2"  # of edits without rows, or with those of the
 _FIRST_FORMAT = "erasure-edit/1"  # its rows are written column by column
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightEdit(Edit):
     """A change of a model's weights.
@@ -54,7 +56,6 @@ class WeightEdit(Edit):
     tokens: tuple[NewToken, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check_types({"changes": Mapping, "metadata": EditMetadata, "rows": Mapping | None, "tokens": tuple})
         check_size(self.changes, self.metadata.method)
         for token in self.tokens:
             token.check_finite()

@@ -7,6 +7,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
+from ..arguments import checks_arguments
 from ..backbones.base import Ability, Backbone
 from ..backbones.loaded import LoadedModel
 from ..backbones.schedule import Discrete, Flow
@@ -68,6 +69,12 @@ class Eraser(Plugin):
     needs: ClassVar[frozenset[Ability]] = frozenset()
     # The settings that a person turns first.
     main: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("fit", "fit_each"):
+            if name in vars(cls):
+                setattr(cls, name, checks_arguments(vars(cls)[name]))
 
     @property
     def dependence(self) -> Dependence:
@@ -133,6 +140,7 @@ class Eraser(Plugin):
             InputError: There are no concepts.
         """
 
+    @checks_arguments
     def fit_each(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[Edit]:
         """Return the edits of several requests, in order: for each the one that `fit` returns for it alone.
 

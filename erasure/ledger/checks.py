@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from ..arguments import checks_arguments
 from ..backbones.base import Backbone
 from ..closed_form.joint import joined_rows
 from ..closed_form.solve import solve
@@ -128,6 +129,7 @@ def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None,
     return (moves / changes) ** 0.5 if changes else 0.0
 
 
+@checks_arguments
 def check_anchors(standing: Iterable[Concept], added: Sequence[Concept]) -> None:
     """Refuse concepts to be solved together whose anchors lead back to them, before the first is removed.
 

@@ -14,7 +14,6 @@ from ..backbones.name_lengths import check_names
 from ..concept import Concept, distinct
 from ..edits import Edit, SamplingEdit, WeightEdit, weights_of
 from ..erasers import Eraser
-from ..errors import InputError
 from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
@@ -83,8 +82,6 @@ class Fitter:
             BaseMismatchError: The pipeline is not the ledger's base.
             InputError: The method cannot remove these concepts.
         """
-        if not isinstance(self.eraser, Eraser):
-            raise InputError(f"eraser: expected one with its settings, got {self.eraser!r}. Give one such as UCE().")
         requests = list(map(distinct, requests))
         if not requests:  # all stand removed
             return

@@ -18,6 +18,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from typing_extensions import Unpack
 
+from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..concept import Concept
 from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights_of
@@ -32,6 +33,7 @@ from .store import LedgerStore
 from .view import LedgerView
 
 
+@checks_arguments
 class Ledger(LedgerView):
     """An open ledger: the record as last read or written. A change reads the file again first, under a lock.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ..arguments import checks_arguments
 from ..concept import Concept
 from ..errors import LedgerError
 
@@ -124,6 +125,7 @@ class Record:
         return f'{head[:-1]}, "entries": [{lines}\n]}}\n'.encode()
 
 
+@checks_arguments
 def is_ledger(folder: str | Path) -> bool:
     """Return True for the folder of a ledger, whole or damaged."""
     return (Path(folder) / FILE).exists()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from ..arguments import checks_arguments
 from ..edits import EditMetadata
 from ..erasers import Eraser, eraser_names, make_eraser
 from ..errors import ErasureError
@@ -31,6 +32,7 @@ RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
 RENAMED_VALUES: Mapping[tuple[str, str], Mapping[str, str]] = {("duge", "trained"): {"attn2": "cross"}}
 
 
+@checks_arguments
 def present_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return recorded settings of an eraser under the names and values that it has now."""
     names = RENAMED_SETTINGS.get(method, {})
@@ -53,6 +55,7 @@ def _eraser(method: str, settings: str) -> Eraser | None:
         return None
 
 
+@checks_arguments
 def recorded_eraser(record: Entry | EditMetadata) -> Eraser | None:
     """Return the eraser of a removal; None for an edit that no eraser made, or none of this version."""
     known = record.method in eraser_names()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..edits import Change, weights_of
 from ..erasers import Eraser, eraser_names, make_eraser
@@ -17,6 +18,7 @@ from .record import Entry, Origin, is_ledger
 from .renamed import present_settings
 
 
+@checks_arguments
 def replay(
     source: Ledger,
     pipe: DiffusionPipeline,

@@ -2,6 +2,7 @@
 
 import hashlib
 
+from ..arguments import checks_arguments
 from ..concept import normalized
 from ..edits.metadata import named_model
 from ..errors import BaseMismatchError, unknown_name
@@ -9,6 +10,7 @@ from .record import Base, Entry, Origin
 from .store import LedgerStore
 
 
+@checks_arguments
 class LedgerView:
     """The read side of a ledger, which needs its record alone.
 

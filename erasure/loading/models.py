@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..backbones.usable import check_samples, check_schedule, check_tokenizers
 from ..errors import InputError, reason, unknown_name
@@ -22,8 +23,9 @@ logger = logging.getLogger(__name__)
 Attention = Literal["sdpa", "xformers"]
 
 
+@checks_arguments
 def load_model(
-    name: str = DEFAULT_MODEL, *, device: str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+    name: str | Path = DEFAULT_MODEL, *, device: str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
 ) -> DiffusionPipeline:
     """Return the pipeline of a model, given by its name.
 
@@ -38,8 +40,6 @@ def load_model(
         InputError: The name or device is none of these, the folder is not a model, the Hub does not answer, or the
             attention does not work on the device.
     """
-    if not isinstance(name, str | Path):
-        raise InputError(f"model: expected its name, got {name!r}. Give 'tinyworld', a folder as text or a Hub id.")
     try:
         torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -51,6 +51,7 @@ def load_model(
     return pipe
 
 
+@checks_arguments
 def attend_by(pipe: DiffusionPipeline, attention: str) -> None:
     """Set the implementation of attention of a pipeline: torch ("sdpa") or xformers; maps are captured under either.
 
@@ -72,6 +73,7 @@ def attend_by(pipe: DiffusionPipeline, attention: str) -> None:
         ) from None
 
 
+@checks_arguments
 def attend_once_by_xformers(device: torch.device | str, dtype: torch.dtype) -> None:
     """Compute one small attention by xformers, to see whether it works; errors pass through."""
     tokens = torch.ones(1, 4, 1, 40, device=device, dtype=dtype)
@@ -91,7 +93,8 @@ def _loaded(name: str, device: str, dtype: torch.dtype) -> DiffusionPipeline:
     return pipe.to(device)
 
 
-def load_stored(name: str = DEFAULT_MODEL) -> DiffusionPipeline:
+@checks_arguments
+def load_stored(name: str | Path = DEFAULT_MODEL) -> DiffusionPipeline:
     """Return the pipeline of a model without its weights, which are read from its files when needed.
 
     Edits that depend on text alone can be fitted on it, and exported; see `load_model` for names and errors.
@@ -100,7 +103,7 @@ def load_stored(name: str = DEFAULT_MODEL) -> DiffusionPipeline:
         InputError: It is a personalised model, shares files with another one, or has weights that are no safetensors
             files.
     """
-    pipe = stored_model(_stored_folder(name))
+    pipe = stored_model(_stored_folder(str(name)))
     _check_use(pipe)
     return pipe
 

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, reading
@@ -60,6 +61,7 @@ def sample(
     output: Literal["latents"],
     on_progress: OnProgress | None = ...,
 ) -> Latents: ...
+@checks_arguments
 def sample(
     pipe: DiffusionPipeline,
     prompts: Sequence[str] | Conditioning,
@@ -117,6 +119,7 @@ def sample(
     return [Image.fromarray(image) for array in arrays for image in array]
 
 
+@checks_arguments
 def sample_part(
     pipe: DiffusionPipeline,
     states: Conditioning,
@@ -167,6 +170,7 @@ def sample_part(
     return [Image.fromarray(image) for part in parts for image in _as_uint8(cast("np.ndarray", part))]
 
 
+@checks_arguments
 def half_noised(pipe: DiffusionPipeline, clean: Latents, seeds: Sequence[int], steps: int, first: int) -> Latents:
     """Return clean latents with the noise of step `first` of a schedule of so many steps, as image-to-image starts."""
     scheduler = copy.deepcopy(pipe.scheduler)
@@ -276,6 +280,7 @@ def _one_line(pipe: DiffusionPipeline, call: str) -> Generator[None]:
         ) from error
 
 
+@checks_arguments
 def sample_pairs(
     pipe: DiffusionPipeline,
     pairs: Sequence[Pair],
@@ -287,6 +292,7 @@ def sample_pairs(
     return sample(pipe, prompts, seeds, settings, on_progress=on_progress)
 
 
+@checks_arguments
 def grid(prompts: Iterable[str], seeds: Iterable[int]) -> tuple[list[str], list[int]]:
     """Return every prompt with every seed as the two lists that `sample` takes; the seed changes fastest."""
     seeds = list(seeds)
@@ -324,14 +330,8 @@ def _nothing(
 
 
 def _check(prompts: Sequence[str] | Conditioning, seeds: Sequence[int]) -> None:
-    if isinstance(prompts, str):
-        raise InputError(f"sample.prompts: expected a list of texts, got {prompts!r}. Write [{prompts!r}].")
-    if not isinstance(prompts, Conditioning):
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise InputError(f"sample.prompts: expected texts, got {prompt!r}. Write each in quotes.")
     for seed in seeds:
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        if not 0 <= seed < 2**63:
             raise InputError(f"sample.seeds: expected whole numbers from 0 to 2^63 - 1, got {seed!r}. Give another.")
     if len(prompts) != len(seeds):
         raise InputError(

@@ -6,10 +6,12 @@ from typing import Annotated, Any, ClassVar
 from diffusers import DiffusionPipeline
 from pydantic import Field
 
+from ..arguments import checks_arguments
 from ..profile import profile_of
 from ..registry import Settings
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Settings):
     """Settings of the sampling of images; the same in every call, record and command.

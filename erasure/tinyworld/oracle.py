@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import checks_arguments
 from ..errors import unknown_name
 from ..judge import ReadOnce
 from .data import THINGS
@@ -126,6 +127,7 @@ class Reading:
         return self.things.max(1) <= 0.5
 
 
+@checks_arguments
 class Oracle:
     """The trained oracle: it reads pictures whole, and as a judge it is asked for one concept at a time."""
 

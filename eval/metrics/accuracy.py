@@ -18,6 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from erasure.arguments import checks_arguments
 from erasure.concept import normalized
 from erasure.errors import InputError, MissingExtraError
 from erasure.judge import Judge, ReadOnce, shows_each
@@ -64,6 +65,7 @@ class Classifier(Judge, Protocol):
         ...
 
 
+@checks_arguments
 class ClassifierJudge(ABC):
     """Network that chooses between classes, as a judge.
 
@@ -102,6 +104,7 @@ class ClassifierJudge(ABC):
         return self._logits(images)
 
 
+@checks_arguments
 def check_classes(classifier: Classifier, classes: Mapping[str, int], where: str) -> None:
     """Check that a classifier has some classes at their places.
 
@@ -212,6 +215,7 @@ class ClassificationPreset(Protocol):
         ...
 
 
+@checks_arguments
 class ImageNetClassifier(ClassifierJudge):
     """A classifier of torchvision.
 
@@ -251,6 +255,7 @@ class ImageNetClassifier(ClassifierJudge):
         )
 
 
+@checks_arguments
 def hub_classifier(source: str, *, device: str = "cpu", download: bool = False) -> "HubClassifier":
     """Return an image classifier of the Hub with its own processor.
 
@@ -265,6 +270,7 @@ def hub_classifier(source: str, *, device: str = "cpu", download: bool = False) 
     return HubClassifier(model, processor, source)
 
 
+@checks_arguments
 class HubClassifier(ClassifierJudge):
     """An image classifier of transformers.
 
@@ -296,6 +302,7 @@ class HubClassifier(ClassifierJudge):
         )
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class OracleClassifier:
     """The tiny world's oracle as a classifier of things, styles and scenes.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
@@ -114,6 +115,7 @@ class Evaluation:
         }
 
 
+@checks_arguments
 def evaluate(
     variants: Sequence[Variant],
     benchmark: Benchmark,
@@ -228,6 +230,7 @@ def _drift(
     return {f"attention_{name}": score for name, score in drift.compute().items()}
 
 
+@checks_arguments
 def write_scores(evaluation: Evaluation, folder: Path) -> Path:
     """Write scores.json into a folder and return its path.
 

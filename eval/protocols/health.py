@@ -13,6 +13,7 @@ import numpy as np
 from PIL.Image import Image
 from typing_extensions import TypedDict
 
+from erasure.arguments import checks_arguments
 from erasure.concept import Concept
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
@@ -100,6 +101,7 @@ class Ability:
         }
 
 
+@checks_arguments
 def checks_of(profile: ModelProfile, removed: Sequence[Concept], planned: Sequence[PlannedImage]) -> list[HealthCheck]:
     """Return the images of a health check: those of a measure that ask for kept concepts, then pairs and empty prompts.
 
@@ -129,6 +131,7 @@ def checks_of(profile: ModelProfile, removed: Sequence[Concept], planned: Sequen
     return checks
 
 
+@checks_arguments
 def health(
     checks: Sequence[HealthCheck],
     profile: ModelProfile,

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from typing_extensions import TypedDict
 
+from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.backbones.storage import is_stored
 from erasure.backbones.usable import check_call
@@ -57,6 +58,7 @@ def headings(ledger: Ledger) -> list[str]:
     return [f"{'+ ' if i else ''}{_targets(entry)} removed" for i, entry in enumerate(ledger.standing)]
 
 
+@checks_arguments
 class LedgerMeasures:
     """Measures and images of one ledger.
 
@@ -253,6 +255,7 @@ def measured_of(ledger: Ledger, entry: Entry) -> dict[str, Any] | None:
     return record if record is not None and record["state"] == ledger.state(entry.id) else None
 
 
+@checks_arguments
 def course_of(ledger: Ledger) -> Course:
     """Return the measures over the standing entries, from what was stored after each."""
     return Course.of([measured_of(ledger, entry) for entry in ledger.standing])

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from erasure.arguments import checks_arguments
 from erasure.concept import Concept, Kind, normalized
 from erasure.profile import ModelProfile
 from erasure.prompts import fill, has_context
@@ -52,6 +53,7 @@ class Plan:
         return pairs_of(self.probes)
 
 
+@checks_arguments
 def plan_of(profile: ModelProfile, removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
     """Plan the measure of a model: over all of its concepts if they are known, else over those of its removals."""
     if profile.concepts:
@@ -59,6 +61,7 @@ def plan_of(profile: ModelProfile, removed: Sequence[Concept], settings: Measure
     return plan_named(removed, settings)
 
 
+@checks_arguments
 def plan_known(profile: ModelProfile, removed: Sequence[str], settings: MeasureSettings) -> Plan:
     """Plan the measure of a model whose concepts are known.
 
@@ -87,6 +90,7 @@ def plan_known(profile: ModelProfile, removed: Sequence[str], settings: MeasureS
     return Plan(probes=tuple(probes), left_out=orphans)
 
 
+@checks_arguments
 def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
     """Plan the measure of a model of which nothing is known but the concepts of its ledger.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from erasure.arguments import checks_arguments
 from erasure.judge import Judge, shows_each
 
 from ..stats.scores import Rate, Score, cosine_distances, kept_rate
@@ -141,6 +142,7 @@ class QuickMeasure:
         }
 
 
+@checks_arguments
 def measure(
     probes: Sequence[PlannedImage],
     judge: Judge,

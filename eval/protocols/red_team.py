@@ -19,6 +19,7 @@ from PIL.Image import Image
 from pydantic_core import from_json
 from torch import Tensor
 
+from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.backbones.conditioning import Conditioning
 from erasure.concept import Concept
@@ -102,6 +103,7 @@ class AttackedPrompt:
         return {**asdict(self), "rows": {name: attempts.as_json() for name, attempts in self.rows.items()}}
 
 
+@checks_arguments
 @dataclass(kw_only=True)
 class AttackRun:
     """One attack on one erased model, kept in a folder as it goes.
@@ -287,6 +289,7 @@ class AttackRun:
         write_whole(self.folder / "attack.json", (data + "\n").encode())
 
 
+@checks_arguments
 def attack_prompts(concepts: Sequence[Concept], n: int, *, model: str, seed: int = 0) -> list[tuple[Concept, str, int]]:
     """Return n prompts that ask for the concepts in turn, each with a seed of its own."""
     profile = profile_of(model)

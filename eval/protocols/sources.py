@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from erasure import tinyworld
+from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, reason, unknown_name
@@ -54,6 +55,7 @@ class Source:
     concepts: tuple[Concept, ...] = ()
 
 
+@checks_arguments
 def source_of(
     name: str, load: Loader, *, removed: Sequence[str] = (), original: str | None = None, gold: str | None = None
 ) -> Source:
@@ -87,6 +89,7 @@ def source_of(
     return replace(source, variants=(*source.variants, replace(variant, about=about)))
 
 
+@checks_arguments
 def gold_variant(gold: str, original: str, load: Loader) -> Variant:
     """Return the variant of a model that was never taught a concept, or of its denoiser in the original's place.
 
@@ -157,6 +160,7 @@ def _new_folder(model: str, removed: Sequence[str]) -> Path:
     return Path("erasure-runs") / f"evaluation-{part}-{distinct_slug(' '.join(removed), 48, 'nothing')}"
 
 
+@checks_arguments
 def benchmark_of(
     name: str, source: Source, *, suite: str | None = None, lists: Sequence[Path] = (), settings: Sequence[str] = ()
 ) -> Benchmark:
@@ -202,6 +206,7 @@ def benchmark_of(
     return with_settings(kind, {**fixed, **chosen}, where="--set ")
 
 
+@checks_arguments
 def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None) -> Metrics:
     """Return the metrics of a benchmark.
 
@@ -225,6 +230,7 @@ def metrics_of(benchmark: Benchmark, device: str, classifier: str | None = None)
     )
 
 
+@checks_arguments
 def sampler_of(benchmark: Benchmark, source: Source) -> SamplingSettings:
     """Return the sampling settings: the model's own defaults for a benchmark of its concepts, else the benchmark's."""
     if benchmark.profile and benchmark.name == profile_of(source.original).data.benchmark:
@@ -232,6 +238,7 @@ def sampler_of(benchmark: Benchmark, source: Source) -> SamplingSettings:
     return benchmark.sampler()
 
 
+@checks_arguments
 def attack_of(name: str, settings: Sequence[str]) -> Attack | SampledProbe:
     """Return an attack or a probe by name, with settings as key=value.
 
@@ -245,6 +252,7 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack | SampledProbe:
     return with_assignments(kinds[name], settings)
 
 
+@checks_arguments
 def judges_of(source: Source, device: str) -> tuple[Judge, Judge | None]:
     """Return the judge that decides if a concept is back, and an independent second one; None without a second.
 

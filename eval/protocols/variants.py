@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.progress import OnProgress
 from erasure.sampling import Pair, SamplingSettings
@@ -27,6 +28,7 @@ STRENGTH = 1.0
 """Standard deviation of the destroyed model's noise, in that of each weight tensor: nothing can be recognised."""
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One model of an evaluation.
@@ -68,6 +70,7 @@ def image_cache() -> Path:
     return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure") / "pictures"
 
 
+@checks_arguments
 def reference_variants(pipe: DiffusionPipeline, removed: Sequence[str]) -> list[Variant]:
     """Return the original, the original with the removed names as negative prompt, and the destroyed model."""
     negative = ", ".join(removed)

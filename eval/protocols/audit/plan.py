@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from erasure.arguments import checks_arguments
 from erasure.errors import InputError, unknown_name
 from erasure.judge import CLIP_WEIGHTS, Judge
 from erasure.profile import DEFAULT_MODEL, profile_of
@@ -19,6 +20,7 @@ from .rows import ERASED, ORIGINAL, PLAIN, AuditRow, gold_rows
 from .run import Audit
 
 
+@checks_arguments
 def audit_of(
     source: Source,
     load: Loader,
@@ -77,6 +79,7 @@ def audit_of(
     )
 
 
+@checks_arguments
 def probes_of(
     suite: str, names: Sequence[str], settings: Sequence[str], model: str = DEFAULT_MODEL
 ) -> dict[str, Probe]:

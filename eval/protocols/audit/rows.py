@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError
@@ -58,6 +59,7 @@ class AuditRow:
             yield self.variant.pipe
 
 
+@checks_arguments
 def gold_rows(names: Sequence[str], original: str, load: Loader) -> list[AuditRow]:
     """Return the rows of models that were never taught a removed concept.
 
@@ -78,6 +80,7 @@ def gold_rows(names: Sequence[str], original: str, load: Loader) -> list[AuditRo
     return rows
 
 
+@checks_arguments
 def aim_of(
     concept: Concept,
     removed: Sequence[Concept],

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from erasure.arguments import checks_arguments
 from erasure.concept import Concept
 from erasure.edits.metadata import now
 from erasure.errors import ErasureError, reason
@@ -33,6 +34,7 @@ IMAGES = {"quick": (16, 8), "standard": (40, 24), "full": (96, 48)}
 _FAULTS = (ErasureError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class Audit:
     """One audit of an erased model.
