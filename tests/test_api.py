@@ -75,7 +75,7 @@ WRONG = {
     "UCE(reg='x')": "uce.reg: expected a number, got 'x'.",
     "SamplingEdit(guidances=3, metadata=None)": "SamplingEdit.guidances: expected a tuple of Guidance, got 3.",
     "SamplingEdit(guidances=(), metadata=None)": "SamplingEdit.metadata: expected EditMetadata, got None.",
-    "WeightEdit(changes={'unet': 3}, metadata=None)": "WeightEdit.changes: expected a mapping of texts to DenseChange, ",
+    "WeightEdit(changes={'unet': 3}, metadata=None)": "WeightEdit.changes: expected a mapping of texts to Dense",
     "erase(pipe, 3)": "erase.concepts: expected a text, Concept or a list of texts or Concept, got 3.",
     "erase(pipe, [3])": "erase.concepts: expected a text, Concept or a list of texts or Concept, got [3].",
     "erase(pipe, [Concept(target='cat', anchor='dog'), 'cat'])": "concepts.1: expected a concept that no other request",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from erasure import ESD, Concept, Ledger, erase
@@ -22,6 +23,7 @@ from tests import tiny
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n"
 TEXT = "text_encoder/model.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +273,38 @@ def test_an_index_of_other_values_than_names_is_refused(model: Path, pair: list[
     change(model / "model_index.json", lambda index: index.update(unet=pair))
     for message in refusals(model):
         assert "expected library and class of 'unet'" in message
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("class", "expected every weight of the vae in .*, got none for 'decoder.layers.0.bias'"),
+        ("missing", "expected every weight of the vae in .*, got none for 'decoder.conv_in.bias'"),
+        ("shape", r"decoder\.conv_in\.bias.* (but got|got one of shape) .*\(?\[?3"),
+        (
+            "channels",
+            "expected an autoencoder whose latents the denoiser reads, of 4 channels, got AutoencoderKL with 8",
+        ),
+    ],
+)
+def test_another_autoencoder_is_refused(model: Path, damage: str, message: str) -> None:
+    tensors = load_file(model / VAE)
+    if damage == "class":
+        change(model / "model_index.json", lambda index: index.update(vae=["diffusers", "AutoencoderTiny"]))
+    elif damage == "channels":
+        config = AutoencoderKL.load_config(model / "vae")
+        AutoencoderKL.from_config({**config, "latent_channels": 8}).save_pretrained(model / "vae")
+    else:
+        removed = tensors.pop("decoder.conv_in.bias")
+        save_file(tensors | ({"decoder.conv_in.bias": removed[:3].clone()} if damage == "shape" else {}), model / VAE)
+    assert all(re.search(message, line) for line in refusals(model))
+
+
+def test_an_autoencoder_with_the_older_names_is_loaded(model: Path) -> None:
+    older = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
+    renamed = load_file(model / VAE)
+    for new, old in older:
+        renamed = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): each for name, each in renamed.items()}
+    save_file(renamed, model / VAE)
+    assert load_model(str(model)).vae.decoder.mid_block.attentions[0].to_q.weight.isfinite().all()
+    assert backbone_of(load_stored(str(model))).fingerprint() == backbone_of(load_model(str(model))).fingerprint()

@@ -56,7 +56,7 @@ class StoredWeights:
         """
         part, _, key = name.partition(".")
         stored = self.of(part)
-        tensor = stored.get(self._names(part, component).get(key, ""))
+        tensor = stored.get(self.file_names(part, component).get(key, ""))
         if tensor is None or tensor.shape != shape:
             got = "none" if tensor is None else f"one of shape {tensor.shape}"
             raise InputError(
@@ -65,7 +65,7 @@ class StoredWeights:
             )
         return tensor
 
-    def _names(self, part: str, component: nn.Module) -> Mapping[str, str]:
+    def file_names(self, part: str, component: nn.Module) -> Mapping[str, str]:
         """Return the names in a component's files by those of its parameters."""
         if part not in self._file_names:
             self._file_names[part] = file_names(component, self.of(part))

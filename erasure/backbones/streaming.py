@@ -1,5 +1,6 @@
 """Passes through a module whose weights stay in their files: those of a layer are read as it runs, and then dropped."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -49,7 +50,10 @@ def file_names(module: nn.Module, keys: Collection[str]) -> dict[str, str]:
     Parameters that a library computes from several tensors are left out.
     """
     if not isinstance(module, PreTrainedModel):
-        return {key: key for key in keys}
+        named = OrderedDict((key, key) for key in keys)
+        if hasattr(module, "_fix_state_dict_keys_on_load"):  # of diffusers: the names of attention before 2023
+            cast("Any", module)._fix_state_dict_keys_on_load(named)
+        return named
     transforms = get_model_conversion_mapping(module)
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = cast("list[Any]", [each for each in transforms if not isinstance(each, WeightRenaming)])

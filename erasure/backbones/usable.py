@@ -155,7 +155,8 @@ def check_samples(pipe: DiffusionPipeline) -> None:
     """Refuse a pipeline that does not make images of texts alone.
 
     Raises:
-        InputError: It is of another task, or lacks its autoencoder or a tokenizer.
+        InputError: It is of another task, lacks its autoencoder or a tokenizer, or has the autoencoder of another
+            family.
     """
     kind = type(pipe)
     call = inspect.signature(kind.__call__).parameters
@@ -183,6 +184,19 @@ def check_samples(pipe: DiffusionPipeline) -> None:
             " Copy the file again."
         )
     check_channels(denoiser_of(pipe))
+    _check_latents(pipe)
+
+
+def _check_latents(pipe: DiffusionPipeline) -> None:
+    """Raise InputError if the autoencoder has other latents than the denoiser reads: it is of another family."""
+    config, kind = pipe.vae.config, type(pipe.vae).__name__
+    channels = config.get("latent_channels", config.get("z_dim"))
+    read = cast("ModelMixin", denoiser_of(pipe)).config["in_channels"]
+    if isinstance(channels, int) and read not in (channels, 4 * channels):  # or packed two by two
+        raise InputError(
+            f"model: expected an autoencoder whose latents the denoiser reads, of {read} channels, got {kind} with"
+            f" {channels}. Copy the vae of this model's family."
+        )
 
 
 def check_schedule(backbone: Backbone) -> None:

@@ -185,7 +185,7 @@ def _module(name: str, kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module
             output_loading_info=True,
             local_files_only=True,
         )
-    _check_whole(name, folder, info)
+    check_whole(name, folder, info)
     _check_finite(name, folder, module)
     return module.eval()
 
@@ -215,7 +215,7 @@ def _check_types(folder: Path, file: Path, tensors: Mapping[str, StoredTensor]) 
         )
 
 
-def _check_whole(name: str, folder: Path, info: Mapping[str, Any]) -> None:
+def check_whole(name: str, folder: Path, info: Mapping[str, Any]) -> None:
     """Raise InputError if weights were missing, which the libraries fill with random numbers."""
     missing = sorted(map(str, info.get("missing_keys", ())))
     if not missing:

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from ..backbones.storage import StoredWeights
 from ..backbones.weight_files import weight_files
 from ..errors import InputError
-from .components import assembled, check_files, module_classes, one_line
+from .components import assembled, check_files, check_whole, module_classes, one_line
 from .config_numbers import check_numbers
 
 # Beginnings of the names of components of which names and shapes are needed.
@@ -22,7 +22,7 @@ def stored_model(folder: Path) -> DiffusionPipeline:
     """Return a pipeline whose weights stay in the files of a folder; `backbone_of` knows it.
 
     Raises:
-        InputError: The folder is not a model, or has weights that are no safetensors files.
+        InputError: The folder is not a model, lacks a weight, or has weights that are no safetensors files.
     """
     check_numbers(folder)
     classes = module_classes(folder)
@@ -31,9 +31,27 @@ def stored_model(folder: Path) -> DiffusionPipeline:
     sketches = {
         name: _sketch(kind, folder / name) if name.startswith(_SKETCHED) else None for name, kind in classes.items()
     }
+    stored = StoredWeights(folder)
+    for name, sketch in sketches.items():
+        if isinstance(sketch, ModelMixin):  # of an encoder the weights that are read are looked for as they are
+            _check_sketch(name, sketch, stored)
     pipe = assembled(folder, sketches, torch.float32)
-    pipe.stored = StoredWeights(folder)
+    pipe.stored = stored
     return pipe
+
+
+def _check_sketch(name: str, sketch: nn.Module, stored: StoredWeights) -> None:
+    """Refuse files that lack a weight of the class that is to have them, or have one of another shape.
+
+    Raises:
+        InputError: They do.
+    """
+    names = stored.file_names(name, sketch)
+    parameters = {key: tuple(parameter.shape) for key, parameter in sketch.named_parameters()}
+    differing = {"missing_keys": parameters.keys() - names, "unexpected_keys": names.keys() - sketch.state_dict()}
+    check_whole(name, stored.folder / name, differing)
+    for key, shape in parameters.items():
+        stored.parameter(f"{name}.{key}", shape, sketch)
 
 
 def _sketch(kind: Any, folder: Path) -> nn.Module:
