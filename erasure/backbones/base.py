@@ -150,10 +150,19 @@ class Backbone(Protocol):
         """
         ...
 
-    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts | None:
-        """Return prompts with the states of `read` at some places, or None for a model that is read whole alone.
+    @property
+    def picked_at_once(self) -> int | None:
+        """Number of prompts that `pick` takes without much memory; None for any number.
 
-        A beginning that several prompts share is read once, and no prompt further than its last place.
+        A model of which it is None has the same states, to the last bit, whatever is read beside them.
+        """
+        ...
+
+    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts:
+        """Return prompts with the states of `read` at some places.
+
+        Where the model allows it, a beginning that several prompts share is read once, and no prompt further than its
+        last place.
 
         Args:
             prompts: Texts.

@@ -31,6 +31,8 @@ Wrapped = TypeVar("Wrapped")
 
 # Prompts at once. A CPU is no faster with more, which take memory: at this number a third of an encoder's own.
 _ENCODED_ON_CPU, _ENCODED = 16, 64
+# Lots of prompts whose states are kept whole until some are picked.
+_LOTS = 16
 # Values read of each weight for the fingerprint: training moves every tensor, so a few of each tell models apart.
 _FINGERPRINT_VALUES = 64
 
@@ -160,8 +162,12 @@ class LoadedModel(ABC):
         encoded = self.encode(prompts, trailing=trailing)
         return replace(encoded, streams=self._as_read(encoded.streams))
 
-    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts | None:
-        return None
+    @property
+    def picked_at_once(self) -> int | None:
+        return _LOTS * self._at_once
+
+    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts:
+        return PickedTexts.of(self.read(prompts), places_of)
 
     def _as_read(self, streams: Mapping[str, Stream]) -> Mapping[str, Stream]:
         """Return the states that the readers of each stream receive."""

@@ -124,12 +124,17 @@ class StableDiffusion(LoadedModel):
         sides = self._latent_sides(self._unet.config["sample_size"], height, width)
         return (self._unet.config["in_channels"], sides[0], sides[1])
 
-    @torch.no_grad()
-    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts | None:
+    @property
+    def picked_at_once(self) -> int | None:
         encoders = self.text_encoders().values()
         exact = self.device.type == "cpu" and self.dtype == torch.float32  # else attention has other kernels
-        if self._masked or not exact or not all(map(attends_by_sdpa, encoders)):
-            return None
+        in_tree = exact and not self._masked and all(map(attends_by_sdpa, encoders))
+        return None if in_tree else super().picked_at_once
+
+    @torch.no_grad()
+    def pick(self, prompts: Sequence[str], places_of: PlacesOf) -> PickedTexts:
+        if self.picked_at_once is not None:
+            return super().pick(prompts, places_of)
         tokenizer = self.pipe.tokenizer
         texts = tuple(textual_inversion_applied(self.pipe, composed(prompt), tokenizer) for prompt in prompts)
         ids, offsets = tokenized(tokenizer, texts)
@@ -140,10 +145,8 @@ class StableDiffusion(LoadedModel):
         for row, position in places:
             reach[row] = max(reach[row], position + 1)
         states, vectors = self._picked(texts, ids, reach, places)
-        number = {place: i for i, place in enumerate(places)}
-        return PickedTexts(
-            prompts=texts, tokens=tokens, states=PickedStates(states=states, number=number), vectors=vectors
-        )
+        picked = PickedStates(states=states, number={place: i for i, place in enumerate(places)})
+        return PickedTexts(prompts=texts, parts={TEXT: ((tokens, picked),)}, vectors=vectors)
 
     def _picked(
         self, texts: Sequence[str], ids: Int[Tensor, "n tokens"], reach: Sequence[int], places: Sequence[Place]

@@ -56,10 +56,7 @@ def statistics(backbone: Backbone, captions: Captions, *, folder: Path | None = 
         InputError: There are no captions, or the folder cannot be written or holds a damaged file.
     """
     source = captions if callable(captions) else lambda: captions
-    digest = hashlib.sha256()
-    for caption in source():
-        digest.update(caption.encode() + b"\n")
-    name = digest.hexdigest()[:16]
+    name = _digest(source())
     key = ["captions", name, _text_fingerprint(backbone)]
     tensors = stored(folder, key, lambda: _summed(backbone, source()))
     captions_read, tokens = (int(number) for number in tensors["counts"].tolist())
@@ -68,23 +65,73 @@ def statistics(backbone: Backbone, captions: Captions, *, folder: Path | None = 
     )
 
 
-@torch.no_grad()
-def word_moment(backbone: Backbone, captions: Iterable[str]) -> Float[Tensor, "dim dim"]:
+def word_moment(backbone: Backbone, captions: Captions, *, folder: Path | None = None) -> Float[Tensor, "dim dim"]:
     """Return the mean of e e^T over the states of captions up to their first end of text; float64 on the CPU.
 
+    Args:
+        backbone: The model whose text encoder reads them.
+        captions: See `statistics`.
+        folder: See `statistics`.
+
     Raises:
-        InputError: There are no captions.
+        InputError: See `statistics`.
     """
-    rest = iter(captions)
-    total, count = torch.zeros(()), 0
-    while batch := list(itertools.islice(rest, _BATCH)):
-        for tokens, states in backbone.read(batch).streams[TEXT].parts():
-            read = torch.arange(states.shape[1])[None] <= tokens.ends.cpu()[:, None]
-            rows = states.cpu()[read].double()
-            total, count = total + rows.T @ rows, count + len(rows)
+    return _mean(*_words(backbone, captions, folder))
+
+
+def ordinary_moment(
+    backbone: Backbone, concepts: Sequence[Concept], *, folder: Path | None = None
+) -> Float[Tensor, "dim dim"]:
+    """Return the word moment of the ordinary captions of concepts; see `ordinary_captions`.
+
+    Captions of things are the same for any concepts but for those that speak of them, which are taken off the sum of
+    all: a folder keeps that sum for other concepts.
+    """
+    things = _things()
+    total, count = _words(backbone, things, folder)
+    ordinary = ordinary_captions(concepts)
+    for sign, captions in ((-1, set(things) - set(ordinary)), (1, set(ordinary) - set(things))):
+        if captions:
+            part, number = _words(backbone, sorted(captions))
+            total, count = total + sign * part, count + sign * number
+    return _mean(total, count)
+
+
+def _mean(total: Float[Tensor, "dim dim"], count: int) -> Float[Tensor, "dim dim"]:
     if not count:
         raise InputError("captions: expected at least one, got none. Give a file of ordinary captions.")
     return total / count
+
+
+def _words(backbone: Backbone, captions: Captions, folder: Path | None = None) -> tuple[Float[Tensor, "..."], int]:
+    """Return the sum of e e^T over the states of captions up to their first end of text, and the number of these."""
+    source = captions if callable(captions) else lambda: captions
+    key = [] if folder is None else ["words", _digest(source()), _text_fingerprint(backbone)]
+    tensors = stored(folder, key, lambda: _summed_words(backbone, source()))
+    return tensors["states"], int(tensors["count"])
+
+
+@torch.no_grad()
+def _summed_words(backbone: Backbone, captions: Iterable[str]) -> dict[str, Tensor]:
+    rest = iter(captions)
+    total, count = torch.zeros(()), 0
+    while batch := list(itertools.islice(rest, _BATCH)):
+        for tokens, states in backbone.read(batch, trailing=False).streams[TEXT].parts():
+            read = torch.arange(states.shape[1])[None] <= tokens.ends.cpu()[:, None]
+            rows = states.cpu()[read].double()
+            total, count = total + rows.T @ rows, count + len(rows)
+    return {"states": total, "count": torch.tensor(count)}
+
+
+def _digest(captions: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for caption in captions:
+        digest.update(caption.encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _things() -> list[str]:
+    return [template.replace("{}", thing) for thing in GENERIC for template in templates("identity")]
 
 
 def ordinary_captions(concepts: Sequence[Concept]) -> list[str]:
@@ -93,14 +140,13 @@ def ordinary_captions(concepts: Sequence[Concept]) -> list[str]:
     Things come in the templates without an article, preserved names in those that they are held in while a concept of
     that kind is removed.
     """
-    things = [template.replace("{}", thing) for thing in GENERIC for template in templates("identity")]
     kept = [
         fill(template, name)
         for concept in concepts
         for name in concept.preserve
         for template in preserved_templates(concept.kind)
     ]
-    return [caption for caption in dict.fromkeys(["", *kept, *things]) if not speaks_of(caption, concepts)]
+    return [caption for caption in dict.fromkeys(["", *kept, *_things()]) if not speaks_of(caption, concepts)]
 
 
 def read_captions(path: str | Path) -> Iterator[str]:

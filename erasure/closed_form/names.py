@@ -1,6 +1,7 @@
 """Rows of names: states of targets beside those of their anchors, of names that are held, and of the empty prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -8,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..backbones.conditioning import TEXT
+from ..backbones.conditioning import TEXT, EncodedTokens
+from ..backbones.picked import Place
 from ..concept import Concept, Kind, normalized
 from ..prompts import anchored, fill, preserved_templates, templates
-from .pair_problems import spaces_of
-from .problem import Row
-from .readers import EmptyAnchor, PairReader, Places, PromptPair
+from .pair_problems import PairTexts
+from .problem import Row, Rows
+from .readers import EmptyAnchor, Places, PromptPair
 
 Wording = Literal["last-subject", "name", "templates"]
 """Text states of a name that are rows: the last token of the bare name; that and some trailing states; or the words and
@@ -74,70 +76,62 @@ def whole_prompts(backbone: Backbone, concept: Concept) -> list[Row]:
 
 
 class NameReader:
-    """Reader of the rows of names from one encoding of all their prompts.
-
-    Attributes:
-        spaces: Text streams that are read: with "last-subject", the form of published scripts, the tokens' states
-            alone.
+    """Reader of the rows of names, each of whose prompts is read once.
 
     Args:
         backbone: Model.
-        concepts: Concepts that are removed.
-        held: Other names that are read.
-        wording: States that are rows.
+        wording: States that are rows; with "last-subject", the form of published scripts, of the tokens alone.
         trailing_states: Number of trailing states of a prompt, unless the wording is "last-subject".
         empty_anchor: State of the empty prompt that stands for the name that it lacks.
         phrases: Prompts that targets are read in, unless the wording is "templates".
-
-    Raises:
-        InputError: A name is longer than what the model reads.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        concepts: Sequence[Concept],
-        held: Sequence[str],
         *,
         wording: Wording,
         trailing_states: int = 2,
         empty_anchor: EmptyAnchor = "end",
         phrases: Sequence[str] = ("{}",),
     ) -> None:
-        self._in_templates = wording == "templates"
-        self._held = {
-            (name, concept.kind): held_pairs(name, concept.kind, in_templates=self._in_templates)
-            for concept in concepts
-            for name in dict.fromkeys((*held, *concept.preserve, concept.anchor))
-            if name
-        }
-        self._erased = {
-            concept: erased_pairs(concept, in_templates=self._in_templates, phrases=phrases) for concept in concepts
-        }
-        pairs = [pair for pairs in (*self._erased.values(), *self._held.values()) for pair in pairs]
-        # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
-        prompts = sorted({prompt for pair in pairs for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
-        self._read = backbone.read(prompts)
-        self._empty = prompts.index("")
-        self.spaces = spaces_of(backbone, self._read.streams) if wording != "last-subject" else (TEXT,)
+        self._in_templates, self._phrases = wording == "templates", phrases
         places = Places(words="subject", empty_anchor=empty_anchor)
         if wording != "last-subject":
             places = Places(words="all", trailing=_TRAILING, trailing_states=trailing_states, empty_anchor=empty_anchor)
-        self._readers = {space: PairReader(prompts, self._read, places, space) for space in self.spaces}
+        self._texts = PairTexts(backbone, places, whole_empty=True)
+
+    def read(self, concepts: Sequence[Concept], held: Iterable[tuple[str, Kind]]) -> None:
+        """Read the names of concepts that are removed, and others that are held while one of a kind is.
+
+        Raises:
+            InputError: A name is longer than what the model reads.
+        """
+        erased = [pair for concept in concepts for pair in self._erased(concept)]
+        self._texts.read([*erased, *(pair for name, kind in dict.fromkeys(held) for pair in self._held(name, kind))])
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The text streams that are read; see `PairTexts`."""
+        return self._texts.spaces
 
     def width(self, space: str) -> int:
         """Return the width of a stream's states."""
-        return self._readers[space].width
+        return self._texts.width(space)
+
+    def calibrated(self, problems: tuple[Rows, ...]) -> tuple[Rows, ...]:
+        """Return problems that fit the size of the text states; see `pair_problems.calibrated`."""
+        return self._texts.calibrated(problems)
 
     def erased(self, concept: Concept, space: str) -> list[Row]:
         """Return the rows of a concept's names; the weights of each name add up to 1."""
-        pairs = self._erased[concept]
+        pairs = self._erased(concept)
         each = len(concept.names) / len(pairs)
-        return [row for pair in dict.fromkeys(pairs) for row in self._readers[space].rows(pair, each, 1.0)]
+        return [row for pair in dict.fromkeys(pairs) for row in self._texts.rows(pair, space, each)]
 
     def held(self, name: str, kind: Kind, space: str, weight: float = float("inf")) -> list[Row]:
         """Return the rows of a name that is held."""
-        return [row for pair in self._held[name, kind] for row in self._readers[space].rows(pair, weight, 1.0)]
+        return [row for pair in self._held(name, kind) for row in self._texts.rows(pair, space, weight)]
 
     def empty(self, centres: int, space: str, weight: float = float("inf")) -> list[Row]:
         """Return the first state of the empty prompt, and the centres of so many clusters of its others.
@@ -145,15 +139,54 @@ class NameReader:
         Of each text encoder; the clusters start as runs of successive states, so that nothing is drawn. Of sentence
         vectors there is one.
         """
-        stream = self._read.streams[space]
-        parts = [(tokens.encoder, states, tokens.span(self._empty)) for tokens, states in stream.parts()]
         rows = []
-        for number, (encoder, states, span) in enumerate(parts or [("", stream.states, range(1))]):
-            read = states[self._empty, list(span)].cpu().double()
+        for number, (encoder, states) in enumerate(self._texts.empty(space)):
+            read = states.double()
             for i, state in enumerate(torch.cat([read[:1], _centres(read[1:], centres)])):
                 site = f"|{'' if number == 0 else f'{encoder}-'}invariant-{i}"
                 rows.append(Row(label="", site=site, state=state, weight=weight, anchor_label="", anchor=state))
         return rows
+
+    def _erased(self, concept: Concept) -> list[PromptPair]:
+        return erased_pairs(concept, in_templates=self._in_templates, phrases=self._phrases)
+
+    def _held(self, name: str, kind: Kind) -> list[PromptPair]:
+        return held_pairs(name, kind, in_templates=self._in_templates)
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The first end-of-text state of each of some prompts."""
+
+    end_states: Float[Tensor, "n dim"]
+
+
+class EndStates:
+    """The end-of-text states of prompts, read together; it stands for the model as a `PromptEncoder`.
+
+    Args:
+        backbone: Model.
+        prompts: The prompts.
+    """
+
+    def __init__(self, backbone: Backbone, prompts: Iterable[str]) -> None:
+        distinct = sorted(set(prompts))
+        self._states: dict[str, Tensor] = {}
+        most = backbone.picked_at_once or len(distinct)
+        for start in range(0, len(distinct), max(most, 1)):
+            lot = distinct[start : start + most]
+            tokens, states = backbone.pick(lot, _ends).parts[TEXT][0]
+            self._states |= {text: states[row, end] for text, (row, end) in zip(lot, _ends((), tokens), strict=True)}
+
+    def encode(self, prompts: Sequence[str], *, trailing: bool = True) -> Ends:
+        """Return the states of prompts among those that were read."""
+        return Ends(torch.stack([self._states[prompt] for prompt in prompts]))
+
+
+def _ends(_: tuple[str, ...], tokens: EncodedTokens) -> list[Place]:
+    """Return each prompt's first end of text; without one, the last state that is read."""
+    ends: list[int] = tokens.ends.tolist()
+    return [(row, min(end, tokens.span(row).stop - 1)) for row, end in enumerate(ends)]
 
 
 def _centres(states: Float[Tensor, "n dim"], count: int) -> Float[Tensor, "k dim"]:

@@ -1,6 +1,6 @@
 """Least-squares problems of prompt pairs: one for each text stream that the model reads by layers of the text alone."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..backbones.conditioning import TEXT, Stream
-from ..backbones.picked import PickedTexts
+from ..backbones.conditioning import TEXT, EncodedTokens, Stream
+from ..backbones.picked import Place
 from ..prompts import GENERIC
 from .problem import Row, Rows
 from .readers import PairReader, Places, PromptPair, places_read
@@ -30,31 +30,83 @@ def pair_problems(
     strength: float = 1.0,
 ) -> tuple[Rows, ...]:
     """Return the problems that move the states of prompts to those of their anchors; see `PairTexts.problems`."""
-    return PairTexts(backbone, [*erased, *kept], places).problems(erased, kept, reg=reg, strength=strength)
+    texts = PairTexts(backbone, places)
+    texts.read([*erased, *kept])
+    return texts.problems(erased, kept, reg=reg, strength=strength)
 
 
 class PairTexts:
-    """The text states of prompt pairs, read once, and the problems of any of the pairs.
+    """The text states of prompt pairs, each read once, and the rows and problems of those that were read last.
 
     Args:
         backbone: Model.
-        pairs: The pairs.
         places: Positions whose states are rows.
-
-    Raises:
-        InputError: A name is longer than what the model reads.
+        whole_empty: Whether all states of the empty prompt are read.
     """
 
-    def __init__(self, backbone: Backbone, pairs: Iterable[PromptPair], places: Places) -> None:
+    def __init__(self, backbone: Backbone, places: Places, *, whole_empty: bool = False) -> None:
+        self._backbone, self._places, self._whole_empty = backbone, places, whole_empty
+        self._readers: dict[PromptPair, Mapping[str, PairReader]] = {}
+        self._widths: dict[str, int] = {}
+        self._empty: dict[str, list[tuple[str, Tensor]]] = {}
+
+    def read(self, pairs: Iterable[PromptPair]) -> None:
+        """Read the pairs that were not read last; those that were and are not among these are forgotten.
+
+        Raises:
+            InputError: A name is longer than what the model reads.
+        """
         distinct = dict.fromkeys(pairs)
+        self._readers = {pair: readers for pair, readers in self._readers.items() if pair in distinct}
+        for lot in self._lots([pair for pair in distinct if pair not in self._readers]):
+            self._readers |= dict.fromkeys(lot, self._read(lot))
+
+    @cached_property
+    def spaces(self) -> tuple[str, ...]:
+        """The text streams that are read, that of the tokens first; with `words` other than "all" the only one."""
+        return (TEXT,) if self._places.words != "all" else spaces_of(self._backbone, self._widths)
+
+    def width(self, space: str) -> int:
+        """Return the width of a stream's states."""
+        return self._widths[space]
+
+    def rows(self, pair: PromptPair, space: str, scale: float, strength: float = 1.0) -> list[Row]:
+        """Return the rows of a pair; see `PairReader.rows`."""
+        return self._readers[pair][space].rows(pair, scale, strength)
+
+    def empty(self, space: str) -> list[tuple[str, Float[Tensor, "n dim"]]]:
+        """Return the name of each text encoder of a stream with all its states of the empty prompt."""
+        return self._empty[space]
+
+    def _lots(self, pairs: list[PromptPair]) -> Iterator[list[PromptPair]]:
+        """Yield pairs that are read at once, in an order that does not depend on theirs."""
+        most = self._backbone.picked_at_once
+        lot: list[PromptPair] = []
+        prompts: set[str] = set()
+        for pair in sorted(pairs, key=lambda pair: (pair.anchor_prompt, pair.prompt)):
+            if lot and most is not None and len(prompts | {pair.prompt, pair.anchor_prompt}) > most:
+                yield lot
+                lot, prompts = [], set()
+            lot.append(pair)
+            prompts |= {pair.prompt, pair.anchor_prompt}
+        if lot or not self._widths:
+            yield lot
+
+    def _read(self, pairs: list[PromptPair]) -> Mapping[str, PairReader]:
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
-        prompts = sorted({prompt for pair in distinct for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
-        picked = backbone.pick(prompts, lambda texts, tokens: places_read(prompts, distinct, places, texts, tokens))
-        texts = backbone.read(prompts) if picked is None else picked
-        streams = {TEXT, *texts.vectors} if isinstance(texts, PickedTexts) else texts.streams
-        self._spaces = spaces_of(backbone, streams) if places.words == "all" else (TEXT,)
-        self._readers = {space: PairReader(prompts, texts, places, space) for space in self._spaces}
-        self._backbone = backbone
+        prompts = sorted({prompt for pair in pairs for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
+        empty = prompts.index("")
+
+        def places(texts: tuple[str, ...], tokens: EncodedTokens) -> set[Place]:
+            read = places_read(prompts, pairs, self._places, texts, tokens)
+            return read | {(empty, position) for position in tokens.span(empty)} if whole_empty else read
+
+        whole_empty = self._whole_empty and not self._empty
+        texts = self._backbone.pick(prompts, places)
+        self._widths = texts.widths()
+        if whole_empty:
+            self._empty = texts.states_of(empty)
+        return {space: PairReader(prompts, texts, self._places, space) for space in self.spaces}
 
     def problems(
         self,
@@ -76,13 +128,17 @@ class PairTexts:
             strength: Share of the way to the anchor.
         """
         problems = []
-        for space, reader in self._readers.items():
+        for space in self.spaces:
             moved, stay = (
-                [row for pair, scale in pairs.items() for row in reader.rows(pair, scale, strength)]
+                [row for pair, scale in pairs.items() for row in self.rows(pair, space, scale, strength)]
                 for pairs in (erased, kept)
             )
-            problems.append(Rows.of(moved, stay, reg=reg, dim=reader.width, space=space))
-        return tuple(problems) if self._ordinary is None else _calibrated(tuple(problems), self._ordinary)
+            problems.append(Rows.of(moved, stay, reg=reg, dim=self.width(space), space=space))
+        return self.calibrated(tuple(problems))
+
+    def calibrated(self, problems: tuple[Rows, ...]) -> tuple[Rows, ...]:
+        """Return problems that fit the size of the text states; see `calibrated`."""
+        return problems if self._ordinary is None else _calibrated(problems, self._ordinary)
 
     @cached_property
     def _ordinary(self) -> Mapping[str, Stream] | None:

@@ -9,7 +9,7 @@ from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones.conditioning import TEXT, Conditioning, EncodedTokens, tokens_at
+from ..backbones.conditioning import EncodedTokens, tokens_at
 from ..backbones.picked import PickedStates, PickedTexts, Place
 from ..concept import normalized
 from ..errors import InputError
@@ -101,33 +101,20 @@ class PairReader:
 
     Args:
         prompts: The prompts.
-        texts: The same, encoded, or with the states alone that the rows are.
+        texts: The same with the states that the rows are.
         places: Positions whose states are rows; of sentence vectors there is one.
         space: Text stream to read.
     """
 
-    def __init__(
-        self, prompts: Sequence[str], texts: Conditioning | PickedTexts, places: Places, space: str = TEXT
-    ) -> None:
+    def __init__(self, prompts: Sequence[str], texts: PickedTexts, places: Places, space: str) -> None:
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
         self._parts: list[_PartReader | _VectorReader]
-        if isinstance(texts, Conditioning):
-            stream = texts.streams[space]
-            self._width = stream.states.shape[-1]
-            self._parts = [
-                _PartReader(row_of, texts.prompts, tokens, states.cpu(), places) for tokens, states in stream.parts()
-            ] or [_VectorReader(row_of, space, stream.states[:, 0].cpu())]
-        elif space in texts.vectors:
-            self._width = texts.vectors[space].shape[-1]
+        if space in texts.vectors:
             self._parts = [_VectorReader(row_of, space, texts.vectors[space])]
         else:
-            self._width = texts.states.states.shape[-1]
-            self._parts = [_PartReader(row_of, texts.prompts, texts.tokens, texts.states, places)]
-
-    @property
-    def width(self) -> int:
-        """The width of a state."""
-        return self._width
+            self._parts = [
+                _PartReader(row_of, texts.prompts, tokens, states, places) for tokens, states in texts.parts[space]
+            ]
 
     def rows(self, pair: PromptPair, scale: float, strength: float) -> list[Row]:
         """Return the rows of one prompt; but for "onwards", their weights add up to `scale`.
@@ -207,7 +194,7 @@ class _PartReader:
         row_of: dict[str, int],
         texts: Sequence[str],
         tokens: EncodedTokens,
-        states: "Float[Tensor, 'n length dim'] | PickedStates | _Noted",
+        states: "PickedStates | _Noted",
         places: Places,
     ) -> None:
         self.encoder = tokens.encoder

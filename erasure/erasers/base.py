@@ -2,19 +2,17 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from ..arguments import checks_arguments
 from ..backbones.base import Ability, Backbone
 from ..backbones.loaded import LoadedModel
 from ..backbones.schedule import Discrete, Flow
-from ..closed_form.problem import Rows
 from ..concept import Concept
-from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit
-from ..edits.metadata import now
+from ..edits import Edit, EditMetadata, SamplingEdit
 from ..errors import InputError
 from ..guidance import Guidance
 from ..progress import Progress
@@ -29,7 +27,9 @@ Work = Literal["training", "images"]
 """Work of a fit: see `Eraser.work`."""
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """The stages in the order in which edits of several act."""
-
+_Edit = TypeVar("_Edit", bound=Edit)
+EditFit = Callable[[], _Edit]
+"""Returns the edit of one request."""
 
 _NEEDED: Mapping[Ability, str] = {
     "maps": "whose attention to words is read",
@@ -72,7 +72,7 @@ class Eraser(Plugin):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        for name in ("fit", "fit_each"):
+        for name in ("fit", "fit_lots"):
             if name in vars(cls):
                 setattr(cls, name, checks_arguments(vars(cls)[name]))
 
@@ -141,10 +141,10 @@ class Eraser(Plugin):
         """
 
     @checks_arguments
-    def fit_each(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[Edit]:
-        """Return the edits of several requests, in order: for each the one that `fit` returns for it alone.
+    def fit_lots(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[list[EditFit[Edit]]]:
+        """Yield the fits of several requests, in order; each returns what `fit` returns for that request alone.
 
-        An eraser of text states may read those of all requests first, together.
+        They come in lots, since an eraser of text states reads those of many requests together before it yields them.
 
         Args:
             requests: Concepts of each request.
@@ -153,55 +153,7 @@ class Eraser(Plugin):
         Raises:
             InputError: See `fit`.
         """
-        return (self.fit(concepts, context) for concepts in requests)
-
-
-@runtime_checkable
-class SharedMap(Protocol):
-    """An eraser whose edit is one map of text states, the solution of rows, in some projections that read them."""
-
-    name: ClassVar[str]
-
-    @property
-    def dependence(self) -> Dependence:
-        """See `Eraser`."""
-        ...
-
-    def problems_of(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
-        """Return the least-squares problems that remove the concepts, one for each text stream."""
-        ...
-
-    def projections(self, backbone: Backbone, space: str) -> list[str]:
-        """Return the full names of the layers that are edited and read a text stream."""
-        ...
-
-    def as_settings(self) -> dict[str, Any]:
-        """Return the settings; see `Settings`."""
-        ...
-
-
-def solved_edit(
-    eraser: SharedMap, problems: Sequence[Rows], concepts: Sequence[Concept], context: FitContext
-) -> WeightEdit:
-    """Return the edit that solves the problems of an eraser in its layers; the fit has one step."""
-    return next(solved_edits(eraser, lambda _: problems, [concepts], context))
-
-
-def solved_edits(
-    eraser: SharedMap,
-    problems_of: Callable[[Sequence[Concept]], Sequence[Rows]],
-    requests: Sequence[Sequence[Concept]],
-    context: FitContext,
-) -> Iterator[WeightEdit]:
-    """Yield the edits of several requests, each of which solves problems of its own in the layers of an eraser."""
-    origin = EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, (), context.seed)
-    layers = cache(lambda space: eraser.projections(context.backbone, space))
-    for concepts in requests:
-        metadata = replace(origin, concepts=tuple(concepts), time=now())
-        edit = WeightEdit.from_problems(problems_of(concepts), layers, metadata)
-        if context.on_progress is not None:
-            context.on_progress(Progress(done=1, total=1))
-        yield edit
+        return ([partial(self.fit, concepts, context)] for concepts in requests)
 
 
 def guided_edit(

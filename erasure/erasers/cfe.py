@@ -14,23 +14,22 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..closed_form.joint import joined_rows
-from ..closed_form.names import NameReader, Wording
-from ..closed_form.pair_problems import calibrated
+from ..closed_form.names import EndStates, NameReader, Wording
 from ..closed_form.problem import Row, Rows
 from ..closed_form.projections import Projections, projections
 from ..closed_form.readers import EmptyAnchor, TrailingStates
 from ..closed_form.solve import free_directions
 from ..concept import Concept, normalized
-from ..edits import WeightEdit
 from ..errors import InputError
 from ..graph import ConceptGraph
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, Stage, solved_edit
+from .base import Dependence
+from .shared_map import SharedMap
 
 
 @dataclass(frozen=True, kw_only=True)
-class CFE(Eraser):
+class CFE(SharedMap):
     """Closed-form edit that moves nothing that is kept, and turns a target into its shadow in a span of safe concepts.
 
     With the states s of safe concepts as columns of S, those of kept names as columns of P, and an orthonormal basis
@@ -65,7 +64,6 @@ class CFE(Eraser):
     source: ClassVar[str] = "arXiv:2604.10032"
     exactness: ClassVar[Exactness] = "reconstructed"
     licence: ClassVar[str] = "unknown"
-    stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "text"
     main: ClassVar[tuple[str, ...]] = ("neighbours", "ridge", "keep_rank")
     quick: ClassVar[Mapping[str, Any]] = {"rows": "last-subject"}
@@ -83,67 +81,92 @@ class CFE(Eraser):
     sites: Projections = "all"
     empty_anchor: EmptyAnchor = "end"
 
-    def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        return solved_edit(self, self.problems_of(concepts, context), concepts, context)
-
     def projections(self, backbone: Backbone, space: str) -> list[str]:
-        """Return the full names of the layers that are edited and read a text stream."""
         return projections(backbone, self.sites, space)
 
-    def problems_of(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
-        """Return the least-squares problems that remove the concepts, one for each text stream.
-
-        Raises:
-            InputError: There are no concepts, a name is longer than what the model reads, or a target lies in the span
-                of what is kept.
-        """
-        self.require(concepts, context.backbone)
-        safe = {concept: self._safe(concept, context) for concept in concepts}
-        reader = NameReader(
+    def reader(self, context: FitContext) -> "CFEReader":
+        names = NameReader(
             context.backbone,
-            concepts,
-            [name for names in safe.values() for name in names],
             wording=self.rows,
             trailing_states=self.trailing_states,
             empty_anchor=self.empty_anchor,
         )
-        problems = tuple(self._problem(safe, reader, space) for space in reader.spaces)
+        return CFEReader(self, context.backbone, names, {})
+
+
+@dataclass(frozen=True)
+class CFEReader:
+    """Reader of CFE's problems; see `ProblemReader`.
+
+    Attributes:
+        eraser: The method.
+        backbone: Model.
+        names: Rows of names.
+        safe: The safe concepts of each target that was read, apart from its anchor.
+    """
+
+    eraser: CFE
+    backbone: Backbone
+    names: NameReader
+    safe: dict[Concept, tuple[str, ...]]
+
+    def read(self, requests: Sequence[Sequence[Concept]]) -> None:
+        concepts = [concept for request in requests for concept in request]
+        self.safe.clear()
+        self.safe.update(self._safe(concepts))
+        held = ((name, concept.kind) for concept in concepts for name in (*self.safe[concept], *concept.preserve))
+        self.names.read(concepts, held)
+
+    def problems(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:
+        """Return the problems that remove the concepts.
+
+        Raises:
+            InputError: A target lies in the span of what is kept.
+        """
+        problems = tuple(self._problem(concepts, space) for space in self.names.spaces)
         for rows in problems:
             self._check_free(joined_rows([rows]))
-        return calibrated(problems, context.backbone)
+        return self.names.calibrated(problems)
 
-    def _problem(self, safe: Mapping[Concept, tuple[str, ...]], reader: NameReader, space: str) -> Rows:
-        erased, held = [], reader.empty(self.invariants, space)
-        for concept, names in safe.items():
-            proxies = {name: reader.held(name, concept.kind, space) for name in names}
-            targets = reader.erased(concept, space)
+    def _problem(self, concepts: Sequence[Concept], space: str) -> Rows:
+        names = self.names
+        erased, held = [], names.empty(self.eraser.invariants, space)
+        for concept in concepts:
+            proxies = {name: names.held(name, concept.kind, space) for name in self.safe[concept]}
+            targets = names.erased(concept, space)
             erased += [self._aimed(row, proxies) for row in targets]
-            held += [row for name in concept.preserve for row in reader.held(name, concept.kind, space)]
-            if self.keep_proxies:
+            held += [row for name in concept.preserve for row in names.held(name, concept.kind, space)]
+            if self.eraser.keep_proxies:
                 held += [*(row for rows in proxies.values() for row in rows), *map(_kept, targets)]
         return Rows.of(
             erased,
             list({row.key: row for row in held}.values()),
-            reg=self.ridge,
-            dim=reader.width(space),
+            reg=self.eraser.ridge,
+            dim=names.width(space),
             space=space,
-            held_rank=self.keep_rank,
+            held_rank=self.eraser.keep_rank,
         )
 
-    def _safe(self, concept: Concept, context: FitContext) -> tuple[str, ...]:
-        """Return the safe concepts of a target, apart from its anchor."""
-        taken = {normalized(name) for name in (*concept.names, concept.anchor)}
-        if self.safe:
-            return tuple(name for name in self.safe if normalized(name) not in taken)
-        names = [name for name in concept.preserve if normalized(name) not in taken]
-        if not names or not self.neighbours:
-            return ()
-        graph = ConceptGraph.of(context.backbone, [concept.target, *names])
-        return tuple(name for name, _ in graph.nearest([concept.target], self.neighbours))
+    def _safe(self, concepts: Sequence[Concept]) -> dict[Concept, tuple[str, ...]]:
+        """Return the safe concepts of targets, apart from their anchors."""
+        safe: dict[Concept, tuple[str, ...]] = {}
+        near: dict[Concept, list[str]] = {}
+        for concept in concepts:
+            taken = {normalized(name) for name in (*concept.names, concept.anchor)}
+            safe[concept] = tuple(name for name in self.eraser.safe if normalized(name) not in taken)
+            names = [name for name in concept.preserve if normalized(name) not in taken]
+            if names and not self.eraser.safe and self.eraser.neighbours:
+                near[concept] = names
+        ends = EndStates(self.backbone, [text for c, names in near.items() for text in (c.target, *names)])
+        for concept, names in near.items():
+            graph = ConceptGraph.of(ends, [concept.target, *names])
+            nearest = graph.nearest([concept.target], self.eraser.neighbours)
+            safe[concept] = tuple(name for name, _ in nearest)
+        return safe
 
     def _aimed(self, row: Row, proxies: dict[str, list[Row]]) -> Row:
         """Return a target's row with its projection on the safe states of the same place as what it becomes."""
-        if not self.proxy or not proxies:
+        if not self.eraser.proxy or not proxies:
             return row
         states = [row.anchor, *(other.state for rows in proxies.values() for other in rows if other.site == row.site)]
         safe = torch.stack(states).cpu().double()
@@ -154,7 +177,7 @@ class CFE(Eraser):
         """Refuse a target that lies in the span of what is kept, for which the edit would be huge."""
         inside = torch.linalg.vector_norm(rows.targets @ free_directions(rows), dim=1)
         shares = inside / torch.linalg.vector_norm(rows.targets, dim=1)
-        if not len(shares) or float(shares.min()) >= self.least_share:
+        if not len(shares) or float(shares.min()) >= self.eraser.least_share:
             return
         worst = int(shares.argmin())
         held = [i for i, label in enumerate(rows.preserve_labels) if label]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.conditioning import TEXT
-from ..closed_form.caption_statistics import ordinary_captions, read_captions, word_moment
+from ..closed_form.caption_statistics import ordinary_moment, read_captions, word_moment
 from ..closed_form.joint import joined_rows
 from ..closed_form.names import NameReader
 from ..closed_form.problem import Rows
@@ -96,8 +96,7 @@ class OCE(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts, context.backbone)
         rows = joined_rows([self._rows_of(concepts, context)])
-        captions = read_captions(self.captions) if self.captions else ordinary_captions(concepts)
-        moment = self.global_scale * word_moment(context.backbone, captions)
+        moment = self.global_scale * self._moment(concepts, context)
         moment = moment + self.preserve_scale * rows.preserve.T @ rows.preserve
         moment.diagonal().add_(self.ridge)
         names = projections(context.backbone, self.sites)
@@ -134,22 +133,25 @@ class OCE(Eraser):
             return whole @ weight
         return basis @ (turn @ inside)
 
+    def _moment(self, concepts: Sequence[Concept], context: FitContext) -> Float[Tensor, "dim dim"]:
+        """Return K_g."""
+        backbone, folder = context.backbone, context.history.memory
+        if not self.captions:
+            return ordinary_moment(backbone, concepts, folder=folder)
+        return word_moment(backbone, lambda: read_captions(self.captions), folder=folder)
+
     def _rows_of(self, concepts: Sequence[Concept], context: FitContext) -> Rows:
         style = all(concept.kind == "style" for concept in concepts)
         phrases = (STYLE_PHRASES if style else OBJECT_PHRASES) if self.rows == "published" else ("{}",)
         reader = NameReader(
             context.backbone,
-            concepts,
-            (),
             wording="templates" if self.rows == "templates" else "last-subject",
             empty_anchor=self.empty_anchor,
             phrases=phrases,
         )
-        kept = {
-            row.key: row
-            for concept in concepts
-            for name in concept.preserve
-            for row in reader.held(name, concept.kind, TEXT, 1.0)
-        }
+        # Of no weight, they need not be read.
+        names = [(name, c.kind) for c in concepts for name in c.preserve] if self.preserve_scale else []
+        reader.read(concepts, names)
+        kept = {row.key: row for name, kind in names for row in reader.held(name, kind, TEXT, 1.0)}
         erased = [row for concept in concepts for row in reader.erased(concept, TEXT)]
         return Rows.of(erased, list(kept.values()), reg=1.0, dim=reader.width(TEXT))

@@ -22,12 +22,13 @@ from ..errors import InputError
 from ..progress import Progress
 from ..registry import Chosen, Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, SharedMap, Stage, solved_edit
+from .base import Dependence, Eraser
+from .shared_map import ProblemReader, SharedMap
 from .uce import UCE
 
 
 @dataclass(frozen=True, kw_only=True)
-class RECE(Eraser):
+class RECE(SharedMap):
     """Rows for the states that an edit leaves open: those whose edited outputs are nearest to the target's old ones.
 
     An edit by one map, W' = W M, leaves a state c' whose output is still that of the target:
@@ -60,7 +61,6 @@ class RECE(Eraser):
     source: ClassVar[str] = "arXiv:2407.12383"
     exactness: ClassVar[Exactness] = "published"
     licence: ClassVar[str] = "Apache-2.0"
-    stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "base"
     main: ClassVar[tuple[str, ...]] = ("rounds", "penalty")
 
@@ -88,9 +88,9 @@ class RECE(Eraser):
         return self.base
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        self.require(concepts, context.backbone)
         if self.rows == "joint":
-            return solved_edit(self, self.problems_of(concepts, context), concepts, context)
+            return super().fit(concepts, context)
+        self.require(concepts, context.backbone)
         changes: dict[str, DenseChange] = {}
         for problem in self._base.problems_of(concepts, context):
             names = self.projections(context.backbone, problem.space)
@@ -105,41 +105,17 @@ class RECE(Eraser):
         return WeightEdit(changes=changes, metadata=metadata)
 
     def projections(self, backbone: Backbone, space: str) -> list[str]:
-        """Return the full names of the layers that are edited and read a text stream."""
         return self._base.projections(backbone, space)
 
-    def problems_of(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
-        """Return the base's problems with the derived rows of all rounds, one for each text stream.
-
-        Raises:
-            InputError: There are no concepts, or the base cannot remove them.
-        """
-        self.require(concepts, context.backbone)
-        grams: dict[str, Tensor] = {}
-        parts: dict[str, list[Rows]] = {}
-        for concept in concepts:
-            for rows in self._base.problems_of([concept], context):
-                if rows.space not in grams:
-                    names = self.projections(context.backbone, rows.space)
-                    grams[rows.space] = projection_gram(context.backbone, names)
-                parts.setdefault(rows.space, []).append(self._hardened(rows, concept, context, grams[rows.space]))
-        return tuple(map(joined_rows, parts.values()))
-
-    def _hardened(self, rows: Rows, concept: Concept, context: FitContext, gram: Float[Tensor, "dim dim"]) -> Rows:
-        """Return the rows of one concept with those that are derived from its own map."""
-        problem = joined_rows([rows])
-        sources = self._sources(problem, [concept], context)
-        for number in range(self.rounds):
-            further = derived_rows(sources, solve(problem).matrix(), gram, self.penalty, number)
-            problem = _with_erased(problem, [*problem.erased_rows(), *further])
-        return problem
+    def reader(self, context: FitContext) -> "RECEReader":
+        return RECEReader(self, self._base.reader(context), context)
 
     def _chained(
         self, rows: Rows, concepts: Sequence[Concept], context: FitContext, gram: Float[Tensor, "dim dim"]
     ) -> Float[Tensor, "dim dim"]:
         """Return the map after the base's edit and all rounds."""
         problem = joined_rows([rows])
-        sources = self._sources(problem, concepts, context)
+        sources = self.sources(problem, concepts, context)
         kept = [
             row if row.weight == float("inf") else replace(row, weight=self.preserve_scale)
             for row in problem.kept_rows()
@@ -150,11 +126,47 @@ class RECE(Eraser):
             total = total @ solve(Rows.of(further, kept, reg=self.reg, dim=len(gram))).matrix()
         return total
 
-    def _sources(self, problem: Rows, concepts: Sequence[Concept], context: FitContext) -> list[Row]:
+    def sources(self, problem: Rows, concepts: Sequence[Concept], context: FitContext) -> list[Row]:
         """Return the rows whose states are derived; of sentence vectors there is one a prompt in any case."""
         if self.states == "rows" or problem.space != TEXT:
             return problem.erased_rows()
         return [row for concept in concepts for row in whole_prompts(context.backbone, concept)]
+
+
+@dataclass(frozen=True)
+class RECEReader:
+    """Reader of RECE's problems: those of the base with the derived rows of all rounds; see `ProblemReader`."""
+
+    eraser: RECE
+    base: ProblemReader
+    context: FitContext
+    _grams: dict[str, Tensor] = field(default_factory=dict)
+
+    def read(self, requests: Sequence[Sequence[Concept]]) -> None:
+        self.base.read([[concept] for concepts in requests for concept in concepts])
+
+    def problems(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:
+        parts: dict[str, list[Rows]] = {}
+        for concept in concepts:
+            for rows in self.base.problems([concept]):
+                parts.setdefault(rows.space, []).append(self._hardened(rows, concept))
+        return tuple(map(joined_rows, parts.values()))
+
+    def _hardened(self, rows: Rows, concept: Concept) -> Rows:
+        """Return the rows of one concept with those that are derived from its own map."""
+        eraser, problem = self.eraser, joined_rows([rows])
+        sources = eraser.sources(problem, [concept], self.context)
+        for number in range(eraser.rounds):
+            map_ = solve(problem).matrix()
+            further = derived_rows(sources, map_, self._gram(rows.space), eraser.penalty, number)
+            problem = _with_erased(problem, [*problem.erased_rows(), *further])
+        return problem
+
+    def _gram(self, space: str) -> Float[Tensor, "dim dim"]:
+        if space not in self._grams:
+            backbone = self.context.backbone
+            self._grams[space] = projection_gram(backbone, self.eraser.projections(backbone, space))
+        return self._grams[space]
 
 
 def derived_rows(

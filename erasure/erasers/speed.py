@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,6 @@ from ..backbones.base import Backbone
 from ..closed_form.caption_statistics import square_root
 from ..closed_form.joint import joined_rows
 from ..closed_form.names import NameReader, Wording
-from ..closed_form.pair_problems import calibrated
 from ..closed_form.problem import Row, Rows
 from ..closed_form.projections import Projections, projection_gram, projections
 from ..closed_form.readers import EmptyAnchor, TrailingStates
@@ -24,11 +24,12 @@ from ..errors import InputError
 from ..progress import Progress
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, Stage, solved_edit
+from .base import Dependence
+from .shared_map import SharedMap
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPEED(Eraser):
+class SPEED(SharedMap):
     """Closed-form edit of the value projections that may not touch the directions of what is kept.
 
     With text states c of targets, a of anchors, r of what is kept and k of the empty prompt, and means over the
@@ -71,7 +72,6 @@ class SPEED(Eraser):
     source: ClassVar[str] = "arXiv:2503.07392"
     exactness: ClassVar[Exactness] = "published"
     licence: ClassVar[str] = "Apache-2.0"
-    stage: ClassVar[Stage] = "map of text states"
     depends_on: ClassVar[Dependence] = "text"
     main: ClassVar[tuple[str, ...]] = ("threshold", "ridge")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {
@@ -104,66 +104,32 @@ class SPEED(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         if self.form == "shared":
-            return solved_edit(self, self.problems_of(concepts, context), concepts, context)
+            return super().fit(concepts, context)
         self.require(concepts, context.backbone)
-        metadata = self.metadata(concepts, context)
-        return WeightEdit(changes=self._layers(concepts, context), metadata=metadata)
+        return WeightEdit(changes=self._layers(concepts, context), metadata=self.metadata(concepts, context))
 
     def projections(self, backbone: Backbone, space: str) -> list[str]:
-        """Return the full names of the layers that are edited and read a text stream."""
         return projections(backbone, self.sites, space)
 
-    def problems_of(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
-        """Return the least-squares problems that remove the concepts in all layers at once, one for each text stream.
-
-        Raises:
-            InputError: There are no concepts, a name is longer than what the model reads, or the form is "layers".
-        """
-        self.require(concepts, context.backbone)
+    def reader(self, context: FitContext) -> "SPEEDReader":
         if self.form == "layers":
             raise InputError("speed.form: expected 'shared' for one map of all layers, got 'layers'.")
-        problems = self._unfiltered(concepts, context)
-        return tuple(self._filtered(rows, context.backbone) for rows in problems) if self.filtered else problems
+        return self._reader(context)
 
-    def _filtered(self, rows: Rows, backbone: Backbone) -> Rows:
-        gram = projection_gram(backbone, self.projections(backbone, rows.space))
-        return _filtered(rows, square_root(gram)) if bool(_named(rows).any()) else rows
-
-    def _unfiltered(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
-        reader = NameReader(
+    def _reader(self, context: FitContext) -> "SPEEDReader":
+        names = NameReader(
             context.backbone,
-            concepts,
-            (),
             wording=self.rows,
             trailing_states=self.trailing_states,
             empty_anchor=self.empty_anchor,
         )
-        problems = tuple(self._problem(concepts, reader, space) for space in reader.spaces)
-        return calibrated(problems, context.backbone)
-
-    def _problem(self, concepts: Sequence[Concept], reader: NameReader, space: str) -> Rows:
-        erased = [row for concept in concepts for row in reader.erased(concept, space)]
-        kept = {
-            row.key: row
-            for concept in concepts
-            for name in concept.preserve
-            for row in reader.held(name, concept.kind, space)
-        }
-        # (1 / lambda) |D P k|^2 beside the mean over the targets, which is their sum here.
-        slack = sum(row.weight for row in erased) / self.ridge_invariants if self.ridge_invariants else float("inf")
-        return Rows.of(
-            erased,
-            [*kept.values(), *reader.empty(self.invariants, space, slack)],
-            reg=0.0,
-            dim=reader.width(space),
-            space=space,
-            reg_each=self.ridge,
-            threshold=self.threshold,
-        )
+        return SPEEDReader(self, context.backbone, names)
 
     def _layers(self, concepts: Sequence[Concept], context: FitContext) -> dict[str, Change]:
         generator = torch.Generator().manual_seed(context.seed)
-        problems = [joined_rows([rows]) for rows in self._unfiltered(concepts, context)]
+        reader = self._reader(context)
+        reader.read([concepts])
+        problems = [joined_rows([rows]) for rows in reader.unfiltered(concepts)]
         layers = [(rows, name) for rows in problems for name in self.projections(context.backbone, rows.space)]
         weights = context.backbone.parameters({name for _, name in layers}.__contains__)
         changes: dict[str, Change] = {}
@@ -206,6 +172,52 @@ class SPEED(Eraser):
             reg_each=kept.reg_each,
             threshold=kept.threshold,
         )
+
+
+@dataclass(frozen=True)
+class SPEEDReader:
+    """Reader of SPEED's problems; see `ProblemReader`."""
+
+    eraser: SPEED
+    backbone: Backbone
+    names: NameReader
+
+    def read(self, requests: Sequence[Sequence[Concept]]) -> None:
+        concepts = [concept for request in requests for concept in request]
+        self.names.read(concepts, ((name, concept.kind) for concept in concepts for name in concept.preserve))
+
+    def problems(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:
+        problems = self.unfiltered(concepts)
+        if not self.eraser.filtered:
+            return problems
+        return tuple(_filtered(rows, self._roots[rows.space]) if _named(rows).any() else rows for rows in problems)
+
+    def unfiltered(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:
+        """Return the problems with all that is kept."""
+        return self.names.calibrated(tuple(self._problem(concepts, space) for space in self.names.spaces))
+
+    def _problem(self, concepts: Sequence[Concept], space: str) -> Rows:
+        eraser, names = self.eraser, self.names
+        erased = [row for concept in concepts for row in names.erased(concept, space)]
+        held = [(name, concept.kind) for concept in concepts for name in concept.preserve]
+        kept = {row.key: row for name, kind in held for row in names.held(name, kind, space)}
+        # (1 / lambda) |D P k|^2 beside the mean over the targets, which is their sum here.
+        slack = sum(row.weight for row in erased) / eraser.ridge_invariants if eraser.ridge_invariants else float("inf")
+        return Rows.of(
+            erased,
+            [*kept.values(), *names.empty(eraser.invariants, space, slack)],
+            reg=0.0,
+            dim=names.width(space),
+            space=space,
+            reg_each=eraser.ridge,
+            threshold=eraser.threshold,
+        )
+
+    @cached_property
+    def _roots(self) -> dict[str, Tensor]:
+        """Rows that stand for the weights of all layers of a stream, by its name."""
+        layers = {space: self.eraser.projections(self.backbone, space) for space in self.names.spaces}
+        return {space: square_root(projection_gram(self.backbone, names)) for space, names in layers.items()}
 
 
 def _named(rows: Rows) -> Bool[Tensor, " m"]:

@@ -14,9 +14,10 @@ from ..errors import InputError
 from ..progress import staged
 from ..registry import Chosen, Exactness
 from ..training.context import FitContext
-from .base import STAGES, Dependence, Eraser, SharedMap, clash_of
+from .base import STAGES, Dependence, Eraser, clash_of
 from .hirm import HiRM
 from .rece import RECE
+from .shared_map import SharedMap
 from .speed import SPEED
 
 

@@ -1,7 +1,7 @@
 """UCE, Unified Concept Editing (Gandikota et al., WACV 2024, arXiv:2308.14761)."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 from zlib import crc32
@@ -15,15 +15,15 @@ from ..closed_form.problem import Rows
 from ..closed_form.projections import projections
 from ..closed_form.readers import EmptyAnchor, Places, PromptPair, TrailingStates
 from ..concept import Concept
-from ..edits import WeightEdit
 from ..prompts import CLASS_TEMPLATES, blank, preserved_templates, templates
 from ..registry import Exactness
 from ..training.context import FitContext
-from .base import Dependence, Eraser, Stage, solved_edit, solved_edits
+from .base import Dependence
+from .shared_map import SharedMap
 
 
 @dataclass(frozen=True, kw_only=True)
-class UCE(Eraser):
+class UCE(SharedMap):
     """Closed-form edit of the cross-attention key and value projections.
 
     For each projection W it minimises (eq. 7; c, a, p: text states of target, anchor, preserve)
@@ -83,7 +83,6 @@ class UCE(Eraser):
     source: ClassVar[str] = "arXiv:2308.14761"
     exactness: ClassVar[Exactness] = "published"
     licence: ClassVar[str] = "unknown"
-    stage: ClassVar[Stage] = "map of text states"
     main: ClassVar[tuple[str, ...]] = ("strength", "preserve_scale", "reg")
 
     rows: Literal["templates", "published", "last-subject"] = "templates"
@@ -99,37 +98,14 @@ class UCE(Eraser):
     empty_anchor: EmptyAnchor = "end"
     class_phrases: bool = False
 
-    def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
-        return solved_edit(self, self.problems_of(concepts, context), concepts, context)
-
     def rows_of(self, concepts: Sequence[Concept], context: FitContext) -> Rows:
         """Return the problem of the tokens' states; see `problems_of`."""
         return self.problems_of(concepts, context)[0]
 
-    def problems_of(self, concepts: Sequence[Concept], context: FitContext) -> tuple[Rows, ...]:
-        """Return the least-squares problems that remove the concepts, one for each text stream.
+    def reader(self, context: FitContext) -> "UCEReader":
+        return UCEReader(self, PairTexts(context.backbone, self._places))
 
-        Raises:
-            InputError: There are no concepts, or a name is longer than what the model reads.
-        """
-        return self._problems(concepts, self._texts([concepts], context))
-
-    def fit_each(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[WeightEdit]:
-        texts = self._texts(requests, context)
-        return solved_edits(self, lambda concepts: self._problems(concepts, texts), requests, context)
-
-    def _texts(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> PairTexts:
-        """Return the text states of all pairs of requests."""
-        for concepts in requests:
-            self.require(concepts, context.backbone)
-        pairs = (pair for concepts in requests for side in self._pairs(concepts) for pair in side)
-        return PairTexts(context.backbone, pairs, self._places)
-
-    def _problems(self, concepts: Sequence[Concept], texts: PairTexts) -> tuple[Rows, ...]:
-        erased, kept = self._pairs(concepts)
-        return texts.problems(erased, kept, reg=self.reg, strength=self.strength)
-
-    def _pairs(self, concepts: Sequence[Concept]) -> tuple[dict[PromptPair, float], dict[PromptPair, float]]:
+    def pairs(self, concepts: Sequence[Concept]) -> tuple[dict[PromptPair, float], dict[PromptPair, float]]:
         """Return the pairs that are moved and those that stay, each with its weight."""
         in_templates = self.rows == "templates"
         erased = [pair for concept in concepts for pair in erased_pairs(concept, in_templates=in_templates)]
@@ -212,3 +188,18 @@ class UCE(Eraser):
         if not self.class_phrases or concept.kind not in ("object", "identity"):
             return plain
         return tuple(dict.fromkeys([*plain, *CLASS_TEMPLATES]))
+
+
+@dataclass(frozen=True)
+class UCEReader:
+    """Reader of UCE's problems; see `ProblemReader`."""
+
+    eraser: UCE
+    texts: PairTexts
+
+    def read(self, requests: Sequence[Sequence[Concept]]) -> None:
+        self.texts.read(pair for concepts in requests for side in self.eraser.pairs(concepts) for pair in side)
+
+    def problems(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:
+        erased, kept = self.eraser.pairs(concepts)
+        return self.texts.problems(erased, kept, reg=self.eraser.reg, strength=self.eraser.strength)

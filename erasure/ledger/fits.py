@@ -85,28 +85,30 @@ class Fitter:
         requests = list(map(distinct, requests))
         if not requests:  # all stand removed
             return
-        if self.eraser.dependence == "text":
+        if self.eraser.dependence != "weights":
             yield from self._together(requests)
             return
         for concepts in requests:
             yield self._on_top(concepts)
 
     def _together(self, requests: Sequence[Sequence[Concept]]) -> Iterator[Fit]:
-        """Yield the fits of requests whose edits depend on the text alone."""
-        start = time.perf_counter()
+        """Yield the fits of requests whose edits depend on no other removal."""
         # The rows of earlier targets are kept: the joint solve leaves them out while those removals stand, and has them
         # again when they are undone.
-        each = self.eraser.fit_each(requests, self._context(self._checked(requests), History(memory=self._memory)))
-        share = (time.perf_counter() - start) / max(len(requests), 1)
-        for _ in requests:
+        context = self._context(self._checked(requests), History(memory=self._memory))
+        start = time.perf_counter()
+        for lot in self.eraser.fit_lots(requests, context):
+            share = (time.perf_counter() - start) / len(lot)
+            for fit in lot:
+                start = time.perf_counter()
+                edit = fit()
+                yield Fit(edit=edit, seconds=round(share + time.perf_counter() - start, 3))
             start = time.perf_counter()
-            edit = next(each)
-            yield Fit(edit=edit, seconds=round(share + time.perf_counter() - start, 3))
 
     def _on_top(self, concepts: Sequence[Concept]) -> Fit:
         """Return the fit of a request on the weights that the standing removals leave."""
         backbone = self._checked([concepts])
-        standing = self.ledger.standing if self.eraser.dependence == "weights" else ()
+        standing = self.ledger.standing
         # The fit sees the weights of earlier removals, without the guidance of those that act during sampling.
         edits = {entry.id: self.load(entry) for entry in standing}
         beneath = {name: weights_of(edit) for name, edit in edits.items() if not isinstance(edit, SamplingEdit)}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from erasure.backbones import backbone_of
-from erasure.backbones.conditioning import POOLED, EncodedTokens
-from erasure.backbones.picked import PickedTexts, Place
+from erasure.backbones.conditioning import POOLED, TEXT, EncodedTokens
+from erasure.backbones.picked import PickedStates, PickedTexts, Place
 from erasure.backbones.token_tree import TokenTree
 from tests import tiny
 
@@ -28,17 +28,21 @@ def every_place(texts: tuple[str, ...], tokens: EncodedTokens) -> Iterable[Place
 
 
 def picked(pipe: Any, prompts: tuple[str, ...] = PROMPTS) -> PickedTexts:
-    texts = backbone_of(pipe).pick(prompts, every_place)
-    assert texts is not None
-    return texts
+    return backbone_of(pipe).pick(prompts, every_place)
+
+
+def states_of(texts: PickedTexts) -> PickedStates:
+    [(_, states)] = texts.parts[TEXT]
+    return states
 
 
 @pytest.mark.parametrize("make", [tiny.sd1, tiny.sd2, tiny.sdxl])
 def test_states_are_those_of_whole_prompts_to_the_last_bit(make: Any) -> None:
     pipe = make()
     texts, whole = picked(pipe), backbone_of(pipe).read(PROMPTS)
-    assert len(texts.states.number) > 100
-    assert all(torch.equal(texts.states[row, at], whole.states[row, at]) for row, at in texts.states.number)
+    states = states_of(texts)
+    assert len(states.number) > 100
+    assert all(torch.equal(states[row, at], whole.states[row, at]) for row, at in states.number)
     assert texts.prompts == whole.prompts
     assert texts.vectors.keys() == whole.streams.keys() - {"text"}
     if whole.pooled is not None:
@@ -47,8 +51,8 @@ def test_states_are_those_of_whole_prompts_to_the_last_bit(make: Any) -> None:
 
 def test_a_state_is_the_same_whatever_is_read_beside_it() -> None:
     pipe = tiny.sd1()
-    alone, beside = picked(pipe, PROMPTS[2:3]), picked(pipe)
-    assert all(torch.equal(alone.states[0, at], beside.states[2, at]) for _, at in alone.states.number)
+    alone, beside = states_of(picked(pipe, PROMPTS[2:3])), states_of(picked(pipe))
+    assert all(torch.equal(alone[0, at], beside[2, at]) for _, at in alone.number)
 
 
 def test_a_beginning_that_prompts_share_is_read_once() -> None:
@@ -68,9 +72,10 @@ def test_the_encoder_reads_no_token_twice_and_attends_as_before_afterwards() -> 
 
 
 def test_a_model_with_other_attention_or_a_mask_is_read_whole() -> None:
-    pipe = tiny.sd1()
-    pipe.text_encoder.set_attn_implementation("eager")
-    assert backbone_of(pipe).pick(PROMPTS, every_place) is None
-    masked = tiny.sd1()
+    eager, masked = tiny.sd1(), tiny.sd1()
+    eager.text_encoder.set_attn_implementation("eager")
     masked.text_encoder.config.use_attention_mask = True
-    assert backbone_of(masked).pick(PROMPTS, every_place) is None
+    for pipe in (eager, masked):
+        assert backbone_of(pipe).picked_at_once is not None
+        states, whole = states_of(picked(pipe)), backbone_of(pipe).read(PROMPTS).states
+        assert all(torch.equal(states[row, at], whole[row, at]) for row, at in states.number)

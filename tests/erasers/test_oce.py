@@ -1,12 +1,14 @@
 """OCE: the rotation in the plane, the golden example, what an orthogonal factor keeps."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from erasure.backbones import backbone_of
+from erasure.closed_form.caption_statistics import ordinary_captions, ordinary_moment, word_moment
 from erasure.closed_form.problem import Row, Rows
 from erasure.closed_form.rotation import rotation, span
 from erasure.concept import Concept
@@ -126,3 +128,17 @@ def test_no_strength_changes_no_weight_even_where_a_weight_has_more_rows_than_co
     row = Row(label="c", site="c|", state=C, weight=1.0, anchor_label="a", anchor=A)
     same = OCE(alpha=0.0).turned(tall, Rows.of([row], [], reg=1.0, dim=3), MOMENT)
     torch.testing.assert_close(same, tall, rtol=0, atol=1e-12)
+
+
+def test_what_is_ordinary_is_read_once_for_all_concepts_of_a_folder(tmp_path: Path) -> None:
+    house = Concept(target="house", preserve=("dog",))
+    read: list[int] = []
+    with BACKBONE.pipe.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel())):
+        alone = ordinary_moment(BACKBONE, [house])
+        first = sum(read)
+        ordinary_moment(BACKBONE, [CAT], folder=tmp_path)
+        read.clear()
+        kept = ordinary_moment(BACKBONE, [house], folder=tmp_path)
+        assert sum(read) < 0.5 * first
+    assert torch.equal(alone, kept)
+    torch.testing.assert_close(kept, word_moment(BACKBONE, ordinary_captions([house])), rtol=0, atol=1e-7)

@@ -139,7 +139,7 @@ def test_the_published_form_is_trained_on_what_stands_and_covers_every_position(
     assert (published.dependence, RECE().dependence) == ("weights", "base")
     edit = published.fit([CAT], CONTEXT)
     assert edit.rows is None
-    sources = published._sources(FIRST.problems_of([CAT], CONTEXT)[0], [CAT], CONTEXT)
+    sources = published.sources(FIRST.problems_of([CAT], CONTEXT)[0], [CAT], CONTEXT)
     assert len(sources) == tiny.POSITIONS
 
 
