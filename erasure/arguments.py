@@ -63,7 +63,7 @@ def _checking(function: Callable[..., Any]) -> Callable[..., Any]:
             arguments = signature.bind(*args, **options).arguments
         except TypeError:
             return function(*args, **options)  # which raises it
-        for name, annotation, value in _pairs(where, annotations(), arguments):
+        for name, annotation, value in _pairs(where, signature.parameters, annotations(), arguments):
             if not _fits(value, annotation):
                 raise _refusal(f"{where}.{name}", annotation, value)
         return function(*args, **options)
@@ -82,20 +82,26 @@ def _annotations(function: Callable[..., Any], signature: inspect.Signature) -> 
 
 
 def _pairs(
-    where: str, annotations: Mapping[str, Any], arguments: Mapping[str, Any]
+    where: str,
+    parameters: Mapping[str, inspect.Parameter],
+    annotations: Mapping[str, Any],
+    arguments: Mapping[str, Any],
 ) -> Iterator[tuple[str, Any, object]]:
-    """Yield name, annotation and value of each argument, those of a dictionary of options one by one."""
-    for name, annotation in annotations.items():
-        if name not in arguments:
-            continue
-        if get_origin(annotation) is not Unpack:
-            yield name, annotation, arguments[name]
-            continue
-        fields = get_type_hints(get_args(annotation)[0])
-        for option, value in arguments[name].items():
-            if option not in fields:
-                raise unknown_name(f"argument of {where}", option, fields)
-            yield option, fields[option], value
+    """Yield name, annotation and value of each argument, those that one parameter collects one by one."""
+    for name in (name for name in annotations if name in arguments):
+        annotation, value = annotations[name], arguments[name]
+        if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            yield from ((name, annotation, each) for each in value)
+        elif parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+            yield name, annotation, value
+        elif get_origin(annotation) is not Unpack:
+            yield from ((option, annotation, each) for option, each in value.items())
+        else:
+            fields = get_type_hints(get_args(annotation)[0])
+            for option, each in value.items():
+                if option not in fields:
+                    raise unknown_name(f"argument of {where}", option, fields)
+                yield option, fields[option], each
 
 
 def _fits(value: object, annotation: Any) -> bool:

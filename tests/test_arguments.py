@@ -101,8 +101,9 @@ def _taking(
     fixed: tuple[int, str] = (0, ""),
     data: bytes = b"",
     rest: Any = None,
+    **more: int,
 ) -> str:
-    return repr((number, share, names, place, pairs, kind, call and call(1), fixed, data, rest))
+    return repr((number, share, names, place, pairs, kind, call and call(1), fixed, data, rest, more))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,7 @@ def _taking(
         ("call", 3, "_taking.call: expected a function or None, got 3."),
         ("fixed", (1, 2), "_taking.fixed: expected a tuple of 2, got (1, 2)."),
         ("fixed", (1,), "_taking.fixed: expected a tuple of 2, got (1,)."),
+        ("other", "text", "_taking.other: expected a whole number, got 'text'."),
         ("data", "text", "_taking.data: expected bytes, got 'text'."),
     ],
 )
@@ -130,12 +132,12 @@ def test_a_value_of_another_type_is_one_line(name: str, value: object, message: 
 
 def test_values_of_the_types_pass() -> None:
     values = {"number": np.int64(3), "share": 2, "names": ("cat",), "place": Path("x"), "pairs": {}, "rest": object}
-    text = _taking(**values, call=lambda i: i + 1, fixed=(1, "x"), data=b"y", kind="b")
-    assert text == repr((np.int64(3), 2, ("cat",), Path("x"), {}, "b", 2, (1, "x"), b"y", object))
+    text = _taking(**values, call=lambda i: i + 1, fixed=(1, "x"), data=b"y", kind="b", more=1)
+    assert text == repr((np.int64(3), 2, ("cat",), Path("x"), {}, "b", 2, (1, "x"), b"y", object, {"more": 1}))
 
 
 def test_an_unknown_choice_gets_a_suggestion_and_a_wrong_call_stays_pythons() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown _taking.kind 'A'. Did you mean 'a'\?"):
         _taking(kind="A")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'nothing'"):
-        _taking(nothing=3)
+    with pytest.raises(TypeError, match="multiple values for argument 'number'"):
+        _taking(1, number=3)
