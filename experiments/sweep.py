@@ -135,6 +135,11 @@ def candidates(method: str, file: Path = CANDIDATES) -> list[Candidate]:
     return [Candidate(method=method, name=name, settings=values) for name, values in settings.items()]
 
 
+def method_names() -> tuple[str, ...]:
+    """Return the methods that have candidates, the cheapest first."""
+    return tuple(_methods(CANDIDATES))
+
+
 @cache
 def _methods(file: Path) -> Mapping[str, Any]:
     return read_config(file)
@@ -152,7 +157,7 @@ def main() -> None:
     torch.set_num_threads(1)  # results and seconds differ between numbers of threads
     try:
         with progress_bars() as on_progress:
-            for method in options.method or list(_methods(CANDIDATES)):
+            for method in options.method or method_names():
                 if not (options.out / method / "run.json").is_file():
                     record = experiment(options, method, on_progress)
                     make_folder(options.out / method)

@@ -1,0 +1,315 @@
+"""Every eraser on the same concepts of the tiny world, by one judge: what is gone, what stays, what attacks bring back.
+
+    python -m experiments.leaderboard --method oce --concept cat                         # one row
+    python -m experiments.leaderboard --method oce --concept cat --settings published
+    python -m experiments.leaderboard                                                    # every row that is missing
+
+A row is a method on one concept, on the weapon family, or on a sequence of eight, with the settings that the sweep
+chose (`experiments.sweep`) or with the published ones. It is measured in held-out phrasings, on near and on far
+concepts and in prompts that also ask for something kept; rows of `--audited` concepts with chosen settings are audited
+too, by the quick suite and by soft prompts. Sequences are for methods whose fit takes little. Seconds are CPU seconds
+of one thread. Rows are `METHOD/SETTINGS/CONCEPT/run.json` in the folder of results; killed at any moment, the same
+command goes on from there. Expected time: a minute of images a row, six minutes an audit, and the fits; about ten
+core-hours for all chosen settings. docs/leaderboard.md is built from the results.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import DiffusionPipeline
+from rich.console import Console
+
+from erasure import tinyworld
+from erasure.edits import Edit, WeightEdit
+from erasure.errors import ErasureError, InputError, unknown_name
+from erasure.eval.images.store import ImageStore, fill
+from erasure.eval.probes import PROBES
+from erasure.eval.protocols.audit.plan import audit_of
+from erasure.eval.protocols.audit.run import AuditResults
+from erasure.eval.protocols.sources import source_of
+from erasure.io.files import make_folder, write_whole
+from erasure.ledger import Ledger
+from erasure.profile import DEFAULT_MODEL, profile_of
+from erasure.progress import OnProgress, progress_bars, staged
+from erasure.provenance import peak_mib, provenance
+from erasure.runs import removal
+from erasure.runs.schema import Run
+from erasure.sampling import SamplingSettings, sample
+
+from .continual import TARGETS
+from .experiment import plain_options, write_record
+from .family import FAMILY
+from .rates import Probes
+from .sweep import Candidate, FitClock, method_names
+
+VERSION = 1
+SINGLE: Final = ("cat", "neon", "gun", "Biscuit")
+"""Concepts that are removed alone."""
+CASES: Final[Mapping[str, tuple[str, ...]]] = {
+    **{name: (name,) for name in SINGLE},
+    "weapons": FAMILY,
+    "eight": TARGETS,
+}
+"""Removed concepts, in order, by the name of the case."""
+SETTINGS: Final = ("chosen", "published")
+SEQUENCE_SECONDS = 30.0
+"""Largest number of CPU seconds of a fit, in the sweep, with which the sequence of eight is measured."""
+SEED = 1
+"""Seed of prompts and noise."""
+JOINT = 16
+"""Images of prompts that ask for a removed and a kept concept."""
+PROBES_OF_ROWS: Final = (*(name for name, kind in PROBES.classes().items() if "quick" in kind.suites), "soft-prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the leaderboard.
+
+    Attributes:
+        method: Name of the eraser.
+        settings: "chosen" or "published".
+        case: Key of `CASES`.
+    """
+
+    method: str
+    settings: str
+    case: str
+
+    def folder(self, root: Path) -> Path:
+        """Return the row's folder below another."""
+        return root / self.method / self.settings / self.case
+
+    def command(self) -> list[str]:
+        """Return the arguments that measure it."""
+        return ["--method", self.method, "--settings", self.settings, "--concept", self.case]
+
+
+def main() -> None:
+    """Measure one row in this process, or several in processes of their own."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all that the sweep has done")
+    parser.add_argument("--concept", nargs="+", choices=CASES, default=[], help="default: all that fit the method")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--images", type=int, default=32, help="held-out, near and far images of a row, each")
+    parser.add_argument("--audited", nargs="*", choices=CASES, default=["cat"], help="concepts with an audit")
+    parser.add_argument("--probes", nargs="+", default=list(PROBES_OF_ROWS), help="probes of an audit")
+    parser.add_argument("--gold", nargs="*", default=[], help="models never taught a concept, for the audits")
+    parser.add_argument("--sweep", type=Path, default=Path("results/sweep"), help="results of experiments.sweep")
+    parser.add_argument("--work", type=Path, default=Path("erasure-runs/leaderboard"))
+    parser.add_argument("--out", type=Path, default=Path("results/leaderboard"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        rows = [row for row in planned(options) if not (row.folder(options.out) / "run.json").is_file()]
+        if len(rows) != 1:
+            sys.exit(measured_apart(rows))  # each has a peak of memory of its own
+        with progress_bars() as on_progress:
+            record = experiment(rows[0], options, on_progress)
+        make_folder(rows[0].folder(options.out))
+        Console().print(str(write_record(record, rows[0].folder(options.out))), markup=False)
+    except ErasureError as error:
+        sys.exit(f"leaderboard: {error}")
+
+
+def planned(options: argparse.Namespace) -> list[Row]:
+    """Return the rows that are asked for: chosen settings first, the methods in the order of the candidates.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        InputError: The sweep has not chosen settings for a method that is asked for.
+    """
+    for method in options.method:
+        if method not in method_names():
+            raise unknown_name("method", method, method_names())
+    methods = options.method or [name for name in method_names() if (options.sweep / name / "run.json").is_file()]
+    rows = []
+    for settings in SETTINGS:
+        for method in methods if settings in options.settings else ():
+            swept = sweep_of(options.sweep, method)
+            name = swept["chosen"] if settings == "chosen" else settings
+            row = next((each for each in swept["candidates"] if each["name"] == name), None)
+            if row is None or row["cpu_seconds"] is None or (settings == "published" and name == swept["chosen"]):
+                continue  # nothing is published, it cannot be fitted, or it is the row of the chosen settings
+            wanted = [case for case in CASES if not options.concept or case in options.concept]
+            quick = row["cpu_seconds"] <= SEQUENCE_SECONDS
+            rows += [Row(method=method, settings=settings, case=case) for case in wanted if case != "eight" or quick]
+    return rows
+
+
+def sweep_of(results: Path, method: str) -> Mapping[str, Any]:
+    """Return the sweep's record of a method.
+
+    Raises:
+        InputError: There is none.
+    """
+    file = results / method / "run.json"
+    if not file.is_file():
+        raise InputError(
+            f"{file}: expected the settings that the sweep chose, got no file."
+            f" Run python -m experiments.sweep --method {method}."
+        )
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def measured_apart(rows: Sequence[Row]) -> int:
+    """Measure rows in a process each, and return 1 if one failed."""
+    shared = list(_without_rows(sys.argv[1:]))
+    failed = 0
+    for i, row in enumerate(rows, start=1):
+        Console().print(f"{i}/{len(rows)}: {row.method}, {row.settings}, {row.case}", highlight=False)
+        command = [sys.executable, "-m", "experiments.leaderboard", *row.command(), *shared]
+        failed |= subprocess.run(command, check=False).returncode != 0
+    return int(failed)
+
+
+def _without_rows(arguments: Sequence[str]) -> Iterator[str]:
+    """Give the arguments of a command without those that choose rows."""
+    chooses = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            chooses = argument.partition("=")[0] in ("--method", "--concept", "--settings")
+        if not chooses:
+            yield argument
+
+
+def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Return the record of a row.
+
+    Raises:
+        InputError: The concepts cannot be removed, or a probe or a gold is wrong.
+    """
+    began = time.perf_counter()
+    swept = sweep_of(options.sweep, row.method)
+    name = swept["chosen"] if row.settings == "chosen" else row.settings
+    candidate = next(each for each in swept["candidates"] if each["name"] == name)
+    run = Candidate(method=row.method, name=name, settings=candidate["settings"]).run(*CASES[row.case])
+    bench = Bench(row, run, options.work, on_progress)
+    fit = bench.fitted()
+    rates, seconds = bench.measured(options.images)
+    audited = row.case in options.audited and row.settings == "chosen"
+    return {
+        "benchmark": "leaderboard",
+        "version": VERSION,
+        "method": row.method,
+        "settings": row.settings,
+        "candidate": name,
+        "case": row.case,
+        "config": {**run.as_json(), "output": ""},
+        "options": {**plain_options(options), "method": row.method, "concept": row.case, "seed": SEED},
+        "rates": rates,
+        "fit": fit,
+        "seconds_per_image": seconds,
+        "artefact": bench.artefact(),
+        "audit": bench.audited(options.probes, options.gold) if audited else None,
+        **provenance(start=began),
+    }
+
+
+class Bench:
+    """Model, ledger and folders of a row.
+
+    Args:
+        row: The row.
+        run: Removals of the row.
+        work: Folder of what is done, of all rows.
+        on_progress: Receives the progress.
+    """
+
+    def __init__(self, row: Row, run: Run, work: Path, on_progress: OnProgress) -> None:
+        self._case, self._run, self._on_progress = row.case, run, on_progress
+        digest = hashlib.sha256(json.dumps(run.as_json(), sort_keys=True).encode()).hexdigest()[:12]
+        self._work, self._folder = work, row.folder(work) / digest
+        self._pipe: DiffusionPipeline = tinyworld.load()
+        self._loaded_mib = peak_mib()
+        self._profile, self._sampler = profile_of(DEFAULT_MODEL), SamplingSettings.of(DEFAULT_MODEL)
+        self._ledger = Ledger.open_or_create(self._folder / "ledger", self._pipe, DEFAULT_MODEL)
+
+    def fitted(self) -> dict[str, Any]:
+        """Make the removals that are missing, and return the CPU seconds of each and the memory that they took."""
+        file = self._folder / "fit.json"
+        fit = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"cpu_seconds": {}, "memory_mib": 0.0}
+        todo, _ = removal.remaining(self._run, self._ledger)
+        clock = FitClock(on_progress=staged(self._on_progress, f"removing {self._case}"))
+        for entry in removal.remove(todo, self._pipe, self._ledger, on_progress=clock):
+            fit["cpu_seconds"][entry.id] = clock.seconds
+            fit["memory_mib"] = max(fit["memory_mib"], round(peak_mib() - self._loaded_mib, 1))
+            write_whole(file, json.dumps(fit).encode())
+            clock = FitClock(on_progress=staged(self._on_progress, f"removing {self._case}"))
+        times = [fit["cpu_seconds"].get(entry.id, entry.seconds) for entry in self._ledger.entries]
+        return {"cpu_seconds": times, "memory_mib": fit["memory_mib"]}
+
+    def measured(self, images: int) -> tuple[dict[str, Any], float]:
+        """Return the rates of the row, and the CPU seconds of an image."""
+        removed = tuple(concept.target for concept in self._run.concepts)
+        probes = Probes.of(self._profile, removed, images, SEED, joint=JOINT)
+        before = ImageStore.of_state(self._work / "original", self._case, probes.pairs, self._sampler)
+        fill(self._pipe, before, on_progress=staged(self._on_progress, "images of the original"))
+        after = ImageStore.of_state(self._folder / "images", self._ledger.state(), probes.pairs, self._sampler)
+        with self._ledger.applied_to(self._pipe):
+            fill(self._pipe, after, on_progress=staged(self._on_progress, "images"))
+            prompts = [prompt for prompt, _ in probes.pairs][: self._sampler.batch_size]
+            began = time.process_time()
+            sample(self._pipe, prompts, list(range(len(prompts))), self._sampler)
+            seconds = (time.process_time() - began) / len(prompts)
+        judge = self._profile.judge()
+        if judge is None:
+            raise InputError("leaderboard: expected the tiny world's judge, got none.")
+        return probes.rates(judge, before.images(), after.images()), round(seconds, 3)
+
+    def artefact(self) -> dict[str, Any]:
+        """Return the size of what the ledger stores, and of a LoRA with its error; None for what no LoRA holds."""
+        folders = [self._folder / "ledger" / name for name in ("edits", "rows")]
+        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        return {"mib": round(sum(file.stat().st_size for file in files) / 2**20, 3), "lora": self._lora()}
+
+    def _lora(self) -> dict[str, float] | None:
+        edit: Edit = self._ledger.edit()
+        if not isinstance(edit, WeightEdit):
+            return None
+        try:
+            lora = edit.as_lora(self._pipe)
+        except InputError:  # changes of none of the layers that a LoRA has factors for
+            return None
+        size = sum(factor.numel() * factor.element_size() for factor in lora.state_dict.values())
+        return {"mib": round(size / 2**20, 3), "relative_error": lora.relative_error}
+
+    def audited(self, probes: Sequence[str], golds: Sequence[str]) -> dict[str, Any]:
+        """Return what the probes of an audit bring back."""
+
+        def load(_: str) -> DiffusionPipeline:
+            return tinyworld.load()
+
+        source = source_of(str(self._folder / "ledger"), load)
+        audit = replace(audit_of(source, load, names=probes, golds=golds), cache=self._work / "audit")
+        return audit_record(audit.run(staged(self._on_progress, "audit")))
+
+
+def audit_record(results: AuditResults) -> dict[str, Any]:
+    """Return the largest residue of each probe for each concept, and the verdict."""
+    return {
+        "suite": results.audit.suite,
+        "probes": list(results.audit.probes),
+        "concepts": {
+            each.concept: {
+                "verdict": each.verdict,
+                "kept": each.kept,
+                "outside": {name: rho.as_json() for name, rho in each.outside.items()},
+                "inside": {name: rho.as_json() for name, rho in each.inside.items()},
+                "failed": {name: probe.reason for name, probe in each.probes.items() if probe.status != "measured"},
+            }
+            for each in results.concepts
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The leaderboard: which rows there are, one row from removal to audit, going on where it ended, and its tables."""
+
+import argparse
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erasure import tinyworld
+from erasure.erasers.uce import UCE
+from erasure.errors import InputError, UnknownNameError
+from erasure.eval.protocols.audit.run import IMAGES
+from erasure.profile import SamplingDefaults
+from erasure.tinyworld.profile import TinyWorldProfile
+from experiments import leaderboard
+from experiments.leaderboard import CASES, PROBES_OF_ROWS, Row, experiment, planned
+from tests.eval import world
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=1, guidance_scale=2.0))
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(IMAGES, "quick", (1, 1))
+    monkeypatch.setattr(leaderboard, "JOINT", 2)
+
+
+def swept(folder: Path, method: str, chosen: str, seconds: dict[str, float | None], **settings: Any) -> None:
+    rows = [{"name": name, "settings": settings, "cpu_seconds": each} for name, each in seconds.items()]
+    (folder / "sweep" / method).mkdir(parents=True)
+    record = {"method": method, "chosen": chosen, "candidates": rows}
+    (folder / "sweep" / method / "run.json").write_text(json.dumps(record))
+
+
+def options(folder: Path, **changes: Any) -> argparse.Namespace:
+    settings: dict[str, Any] = {
+        "method": [],
+        "concept": [],
+        "settings": ["chosen", "published"],
+        "images": 1,
+        "audited": ["cat"],
+        "probes": ["plain"],
+        "gold": [],
+        "sweep": folder / "sweep",
+        "work": folder / "work",
+        "out": folder / "out",
+    }
+    return argparse.Namespace(**settings | changes)
+
+
+def test_each_method_has_rows_of_its_chosen_and_of_its_published_settings(tmp_path: Path) -> None:
+    swept(tmp_path, "esd", "tiny", {"published": None, "tiny": 90.0})
+    swept(tmp_path, "uce", "default", {"published": 1.0, "default": 1.0})
+    swept(tmp_path, "spm", "published", {"published": 31.0})
+    rows = [(row.method, row.settings) for row in planned(options(tmp_path, concept=["cat"]))]
+    assert rows == [("uce", "chosen"), ("esd", "chosen"), ("spm", "chosen"), ("uce", "published")]
+    cases = {method: {row.case for row in planned(options(tmp_path, method=[method]))} for method in ("uce", "esd")}
+    assert cases == {"uce": set(CASES), "esd": set(CASES) - {"eight"}}
+    assert not planned(options(tmp_path, method=["esd"], concept=["eight"]))
+    with pytest.raises(InputError, match=r"expected the settings that the sweep chose, got no file\. Run .+ oce"):
+        planned(options(tmp_path, method=["oce"]))
+    with pytest.raises(UnknownNameError, match=r"Unknown method 'oec'\. Did you mean 'oce'"):
+        planned(options(tmp_path, method=["oec"]))
+
+
+def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
+) -> None:
+    swept(tmp_path, "uce", "default", {"default": 1.0}, rows="last-subject")
+    row = Row(method="uce", settings="chosen", case="cat")
+    record = experiment(row, options(tmp_path), lambda _: None)
+    assert {name: record["rates"][name]["n"] for name in ("held_out", "joint")} == {"held_out": 1, "joint": 2}
+    assert len(record["fit"]["cpu_seconds"]) == 1
+    assert record["seconds_per_image"] > 0
+    assert record["artefact"]["mib"] > 0
+    assert record["artefact"]["lora"]["relative_error"] >= 0
+    assert set(record["audit"]["concepts"]) == {"cat"}
+    assert record["config"]["eraser"]["name"] == "uce"
+    monkeypatch.setattr(UCE, "fit_each", lambda *_: pytest.fail("was removed already"))
+    again = experiment(row, options(tmp_path, audited=[]), lambda _: None)
+    assert again["rates"] == record["rates"]
+    assert again["fit"] == record["fit"]
+    assert again["audit"] is None
+
+
+def test_a_sampling_edit_has_no_lora_and_a_family_is_one_row(tmp_path: Path, untrained: None) -> None:
+    swept(tmp_path, "negative-prompt", "published", {"published": 0.0})
+    row = Row(method="negative-prompt", settings="chosen", case="weapons")
+    record = experiment(row, options(tmp_path, images=3), lambda _: None)
+    assert record["artefact"]["lora"] is None
+    assert record["audit"] is None
+    assert record["rates"]["held_out"]["n"] == 3
+    assert len(record["fit"]["cpu_seconds"]) == len(CASES["weapons"])
+
+
+def test_several_rows_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept(tmp_path, "uce", "default", {"default": 1.0})
+    (tmp_path / "out" / "uce" / "chosen" / "cat").mkdir(parents=True)
+    (tmp_path / "out" / "uce" / "chosen" / "cat" / "run.json").write_text("{}")
+    commands: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(leaderboard.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    places = ["--sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]
+    arguments = ["--method", "uce", "--concept", "cat", "neon", "gun", "--settings", "chosen", "--images", "8", *places]
+    monkeypatch.setattr(sys, "argv", ["leaderboard", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        leaderboard.main()
+    assert ended.value.code == 0
+    row = ["--method", "uce", "--settings", "chosen", "--concept"]
+    assert [command[3:] for command in commands] == [[*row, name, "--images", "8", *places] for name in ("neon", "gun")]
+
+
+def test_an_audit_has_the_quick_suite_and_soft_prompts() -> None:
+    assert {"plain", "hand-over", "relearn", "inversion", "quantise", "soft-prompt"} <= set(PROBES_OF_ROWS)
