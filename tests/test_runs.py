@@ -274,9 +274,13 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
         "salun",
         "stereo",
     )
-    sampled += ("capsule", "casteer", "concept-prune", "leco", "spm")
     if raw["eraser"]["name"] in sampled:
         raw["eraser"] |= eraser_class(raw["eraser"]["name"]).quick
+    if raw["eraser"]["name"] == "stack":
+        parts = ({"name": part} if isinstance(part, str) else part for part in raw["eraser"]["parts"])
+        raw["eraser"]["parts"] = [
+            part | (eraser_class(part["name"]).quick if part["name"] in sampled else {}) for part in parts
+        ]
     if raw["eraser"]["name"] == "duge":
         raw["eraser"] |= {"steps": 1, "image_steps": 2, "memory_size": 4, "target_images": 2, "max_similarity": 1.0}
     if raw["eraser"]["name"] == "cfe":

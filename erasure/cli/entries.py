@@ -29,6 +29,7 @@ def entry_json(entry: "Entry", ledger: "Ledger") -> dict[str, Any]:
         "concepts": [concept.target for concept in entry.concepts],
         "requests": data["concepts"],
         "approximate": entry.id in ledger.approximate,
+        "approximate_parts": list(ledger.approximate_parts(entry.id)),
     }
 
 

@@ -71,7 +71,9 @@ def undo(
         out.print(f"drift of the remaining entries not computed: {error}")
     for other in opened.approximate:
         drift = f" The weights beneath it moved by {moved[other]:.2f} of its own change." if other in moved else ""
-        out.print(f"{other}: was trained on top of an undone removal; an approximation stands.{drift}")
+        parts = "+".join(opened.approximate_parts(other))
+        subject = "was" if parts == opened.entry(other).shown_method else f"its map is solved anew; {parts} was"
+        out.print(f"{other}: {subject} trained on top of an undone removal; an approximation stands.{drift}")
 
 
 @commands.command()

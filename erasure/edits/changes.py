@@ -202,6 +202,13 @@ class SumChange:
         return SumChange(parts=tuple(part.scaled(factor) for part in self.parts))
 
 
+def single_changes(change: "Change") -> tuple["Change", ...]:
+    """Return the changes that a sum consists of, sums within it taken apart; any other change is its own."""
+    if not isinstance(change, SumChange):
+        return (change,)
+    return tuple(single for part in change.parts for single in single_changes(part))
+
+
 def restorable(factor: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Return the factor in a layout that a file can restore: rows or columns one after another.
 

@@ -18,7 +18,7 @@ from ..closed_form.problem import Rows
 from ..closed_form.solve import solve
 from ..closed_form.storage import fetched, put_apart
 from ..errors import InputError
-from .changes import Change, MapChange, SolvedChange, SumChange, check_size, edited_weights, exchanged
+from .changes import Change, MapChange, SolvedChange, SumChange, check_size, edited_weights, exchanged, single_changes
 from .edit import Edit
 from .lora import Lora, lora_of
 from .metadata import EditMetadata
@@ -40,8 +40,8 @@ class WeightEdit(Edit):
         changes: Changes by full parameter name: "unet.….attn2.to_k.weight".
         metadata: Origin of the edit.
         rows: Least-squares problems that the edit solves, where it solves any, by the text stream of their states; with
-            them, several removals can be solved together. Parameters whose change is a map are solved for; the other
-            changes are trained.
+            them, several removals can be solved together. Parameters whose change is a map, or a sum with one, are
+            solved for; the other changes and summands are trained.
         tokens: New words of the model; a change of a table of words leaves out their rows.
 
     Raises:
@@ -66,20 +66,17 @@ class WeightEdit(Edit):
         return bool(self.rows) and not self._trained()
 
     def _trained(self) -> dict[str, Change]:
-        """Return the changes that are not a solution of the rows."""
-        return {
-            name: change
-            for name, change in self.changes.items()
-            if not isinstance(change, MapChange | SolvedChange) or change.space not in (self.rows or {})
-        }
+        """Return the changes that are not a solution of the rows; of a sum, the summands that are none."""
+        rests = {name: _unsolved(change, self.rows or {}) for name, change in self.changes.items()}
+        return {name: rest for name, rest in rests.items() if rest is not None}
 
     def solved_spaces(self) -> dict[str, str]:
-        """Return the text stream that each parameter is solved for, by its name; trained ones are left out."""
-        trained = self._trained()
+        """Return the text stream that each parameter is solved for, by its name; those without a map are left out."""
         return {
-            name: change.space
+            name: single.space
             for name, change in self.changes.items()
-            if name not in trained and isinstance(change, MapChange | SolvedChange)
+            for single in single_changes(change)
+            if isinstance(single, MapChange | SolvedChange) and single.space in (self.rows or {})
         }
 
     @classmethod
@@ -284,12 +281,22 @@ class WeightEdit(Edit):
         return edited_weights({name: parameters[name].data for name in self.changes}, self.changes)
 
 
+def _unsolved(change: Change, rows: Mapping[str, Rows]) -> Change | None:
+    """Return a change without the summands that are a solution of rows; None if all are."""
+    singles = single_changes(change)
+    rest = tuple(each for each in singles if not (isinstance(each, MapChange | SolvedChange) and each.space in rows))
+    if len(rest) == len(singles):
+        return change
+    return SumChange(parts=rest) if rest else None
+
+
 def _jointly_solved(edits: Sequence[WeightEdit]) -> WeightEdit:
-    """Solve edits with rows together; a weight takes part in the problem of the edits that change it."""
-    spaces = {name: space for edit in edits for name, space in edit.solved_spaces().items()}
+    """Solve edits with rows together; a weight takes part in the problem of the edits that map it."""
+    solved = [edit.solved_spaces() for edit in edits]
+    spaces = {name: space for each in solved for name, space in each.items()}
     touching: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name, space in sorted(spaces.items()):
-        indices = tuple(i for i, edit in enumerate(edits) if name in edit.changes)
+        indices = tuple(i for i, each in enumerate(solved) if name in each)
         touching.setdefault((space, indices), []).append(name)
     changes: dict[str, Change] = {}
     problems: list[Rows] = []

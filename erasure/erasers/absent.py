@@ -70,7 +70,11 @@ class Absent(Eraser):
         sites = context.backbone.sites()
         trained = frozenset(name for name, site in sites.items() if not has_role(site, _NOT_TRAINED))
         return TrainingTask(
-            context=context, requests=concepts, trained=trained.__contains__, batch_size=self.batch_size
+            context=context,
+            requests=concepts,
+            trained=trained.__contains__,
+            reference=context.before_parts,
+            batch_size=self.batch_size,
         )
 
     def learned(

@@ -130,7 +130,7 @@ def _merged(edits: Sequence[Edit]) -> Edit:
 
 
 def _with_originals(context: FitContext, edit: Any) -> FitContext:
-    """Return the context of the next part: the weights that an edit changes are now in the history."""
-    weights = context.backbone.parameters(edit.changes.__contains__)
-    originals = {**{name: weight.data for name, weight in weights.items()}, **context.history.originals}
-    return replace(context, history=replace(context.history, originals=originals))
+    """Return the context of the next part, which knows the weights that an edit is about to change."""
+    now = {name: weight.data for name, weight in context.backbone.parameters(edit.changes.__contains__).items()}
+    history = replace(context.history, originals={**now, **context.history.originals})
+    return replace(context, history=history, replaced={**now, **context.replaced})

@@ -10,8 +10,10 @@ from ..closed_form.joint import joined_rows
 from ..closed_form.solve import solve
 from ..concept import Concept, normalized
 from ..edits import Edit, MapChange, SamplingEdit, SolvedChange, WeightEdit, joint
+from ..edits.changes import single_changes
 from ..erasers import Eraser
 from ..erasers.base import clash_of
+from ..erasers.shared_map import SharedMap
 from ..errors import AlreadyRemovedError, ErasureError, InputError
 from .record import Entry
 from .renamed import recorded_eraser
@@ -129,6 +131,24 @@ def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None,
     return (moves / changes) ** 0.5 if changes else 0.0
 
 
+def approximate_parts(entry: Entry, undone: Iterable[Entry]) -> tuple[str, ...]:
+    """Return the methods of an approximate removal that stand as they were fitted; of a stack, without its map.
+
+    The map of text states in a stack is solved anew with all others that stand, from the same rows. It is approximate
+    too if those rows were read by a text encoder that an undone removal had changed.
+
+    Args:
+        entry: Removal that stands.
+        undone: Removals beneath it that stand no longer.
+    """
+    eraser = recorded_eraser(entry)
+    if eraser is None:
+        return (entry.shown_method,)
+    beneath = [member for other in map(recorded_eraser, undone) if other is not None for member in other.members]
+    read_otherwise = any(member.place == "text encoder" for member in beneath)
+    return tuple(part.name for part in eraser.members if read_otherwise or not isinstance(part, SharedMap))
+
+
 @checks_arguments
 def check_anchors(standing: Iterable[Concept], added: Sequence[Concept]) -> None:
     """Refuse concepts to be solved together whose anchors lead back to them, before the first is removed.
@@ -190,7 +210,8 @@ def _replay_error(edit: WeightEdit) -> float:
 
     An edit that stores a map is compared entry by entry in |M - I|_F, any other by |M - I|_F alone.
     """
-    changes = {id(change): change for change in edit.changes.values()}.values()
+    singles = (single for change in edit.changes.values() for single in single_changes(change))
+    changes = {id(change): change for change in singles}.values()
     worst = 0.0
     for change in changes:
         if isinstance(change, SolvedChange) and change.size is not None:

@@ -6,6 +6,7 @@ from ..arguments import checks_arguments
 from ..concept import normalized
 from ..edits.metadata import named_model
 from ..errors import BaseMismatchError, unknown_name
+from .checks import approximate_parts
 from .record import Base, Entry, Origin
 from .store import LedgerStore
 
@@ -57,6 +58,18 @@ class LedgerView:
         """Ids of standing removals that were fitted on the weights of one that no longer stands."""
         stands = {entry.id for entry in self.standing}
         return tuple(e.id for e in self.standing if not e.solved and not stands.issuperset(e.started_from))
+
+    def approximate_parts(self, name: str) -> tuple[str, ...]:
+        """Return the methods of a standing removal that stand as they were fitted on one undone since; () if none was.
+
+        The map of text states in a stack is solved anew; the parts that train are approximate.
+
+        Raises:
+            UnknownNameError: There is no such removal.
+        """
+        entry = self.entry(name)
+        beneath = [each for each in map(self.entry, entry.started_from) if each.state == "undone"]
+        return approximate_parts(entry, beneath) if entry.id in self.approximate else ()
 
     def entry(self, name: str) -> Entry:
         """Return the removal of an id; "1" is "001".

@@ -46,6 +46,8 @@ class FitContext:
         judge: Judge of the model's images; None without one.
         seed: Seed of everything random in the fit, >= 0.
         on_progress: Receives the progress of a fit of many steps.
+        replaced: Weights as they were before the earlier parts of the same removal, by full parameter name; only those
+            that differ now.
 
     Raises:
         InputError: The seed is no whole number that a generator takes, or an edit would not reach the model's weights,
@@ -57,6 +59,7 @@ class FitContext:
     judge: Judge | None = None
     seed: int = 0
     on_progress: OnProgress | None = None
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
@@ -70,6 +73,18 @@ class FitContext:
         originals = self.history.originals
         with exchanged(self.backbone.parameters(originals.__contains__), originals):
             yield
+
+    @contextmanager
+    def before_parts(self) -> Iterator[None]:
+        """Put the weights from before the earlier parts of this removal in force for the length of a `with`."""
+        with exchanged(self.backbone.parameters(self.replaced.__contains__), self.replaced):
+            yield
+
+    @property
+    def encoders_changed(self) -> bool:
+        """Whether an earlier removal, or an earlier part of this one, changed a text encoder."""
+        encoders = self.backbone.tokenizers()
+        return any(name.partition(".")[0] in encoders for name in (*self.history.originals, *self.replaced))
 
     @property
     def targets(self) -> tuple[Concept, ...]:

@@ -8,8 +8,9 @@ import torch
 
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edits import WeightEdit
+from erasure.edits import DenseChange, WeightEdit
 from erasure.erasers import make_eraser
+from erasure.erasers.absent import Absent
 from erasure.erasers.hirm import HiRM
 from erasure.erasers.oce import OCE
 from erasure.erasers.rece import RECE
@@ -20,7 +21,9 @@ from erasure.errors import InputError
 from erasure.ledger import Ledger
 from erasure.runs.removal import remove
 from erasure.runs.schema import parse
-from erasure.training.context import FitContext
+from erasure.training.absence.batches import Material
+from erasure.training.absence.images import ImageSettings
+from erasure.training.context import FitContext, TrainingTask
 from tests import tiny
 
 CAT = Concept(target="cat", anchor="boat", preserve=("dog",))
@@ -145,3 +148,89 @@ def test_a_stack_is_one_entry_with_its_parts_and_is_undone_as_one(tmp_path: Path
         assert any(not torch.equal(before[name], weight) for name, weight in pipe.text_encoder.state_dict().items())
     ledger.undo("001")
     assert not ledger.edit().changes  # type: ignore[attr-defined]
+
+
+QUICK_ABSENT = Absent(**{**Absent.quick, "steps": 1})
+
+
+def test_absent_on_the_text_path_takes_its_targets_from_the_model_before_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = tiny.sd1()
+    backbone = backbone_of(pipe)
+    before = {name: weight.detach().clone() for name, weight in backbone.parameters(lambda _: True).items()}
+    states = backbone.encode(["cat"]).states
+    tasks: list[TrainingTask] = []
+    learned = Absent.learned
+
+    def recorded(eraser: Absent, task: TrainingTask, *rest: Any) -> Any:
+        changed = {
+            name for name, weight in backbone.parameters(lambda _: True).items() if not weight.equal(before[name])
+        }
+        with task.reference():
+            for name, weight in backbone.parameters(lambda _: True).items():
+                assert torch.equal(weight, before[name])
+        assert {name.partition(".")[0] for name in changed} == {"text_encoder", "unet"}
+        material = Material(task, 1, 1, ImageSettings(steps=2, guidance_scale=4.0))
+        row = material.known_prompts.prompts.index("cat")
+        torch.testing.assert_close(material.known_prompts.states[row : row + 1], states)
+        assert not torch.allclose(material.prompts.states[row : row + 1], states, atol=1e-4)
+        tasks.append(task)
+        return learned(eraser, task, *rest)
+
+    monkeypatch.setattr(Absent, "learned", recorded)
+    Stack(parts=(QUICK_HIRM, UCE(), QUICK_ABSENT)).fit([CAT], FitContext(backbone=backbone))
+    assert len(tasks) == 1
+    with tasks[0].reference():
+        assert all(weight.equal(before[name]) for name, weight in backbone.parameters(lambda _: True).items())
+
+
+def test_without_parts_beneath_absent_is_itself() -> None:
+    context = FitContext(backbone=backbone_of(tiny.sd1()))
+    alone, stacked = (eraser.fit([CAT], context) for eraser in (QUICK_ABSENT, Stack(parts=(QUICK_ABSENT,))))
+    assert isinstance(stacked, WeightEdit)
+    for name, change in alone.changes.items():
+        torch.testing.assert_close(stacked.changes[name].of(change.delta), change.of(change.delta), rtol=0, atol=0)
+
+
+def test_in_a_ledger_the_map_of_a_stack_is_solved_with_the_others_and_its_training_is_added(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    weight = tiny.text_weights(backbone_of(pipe))
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tiny")
+    boat, cat = Concept(target="boat", preserve=("dog",)), Concept(target="cat", preserve=("dog",))
+    first = ledger.remove(pipe, UCE(), [boat])
+    stack = ledger.remove(pipe, Stack(parts=(UCE(), QUICK_ABSENT)), [cat])
+    assert (stack.solved, stack.started_from) == (False, (first.id,))
+    assert ledger.verify(pipe) == []
+    context = FitContext(backbone=backbone_of(pipe))
+    both = WeightEdit.joint([UCE().fit([concept], context) for concept in (boat, cat)])
+    name = next(name for name in weight if name in both.changes)
+    original = weight[name].detach()
+
+    def trained() -> torch.Tensor:
+        [dense] = [part for part in stored.changes[name].parts if isinstance(part, DenseChange)]
+        return dense.delta.double()
+
+    stored = Ledger.open(ledger.path)._store.load(stack)
+    expected = both.changes[name].of(original.double()) + trained()
+    torch.testing.assert_close(ledger.edit().changes[name].of(original.double()), expected)
+
+    ledger.undo(first.id)  # of the map exactly; the training stands as it was fitted
+    assert ledger.approximate == (stack.id,)
+    assert ledger.approximate_parts(stack.id) == ("absent",)
+    alone = UCE().fit([cat], context).changes[name].of(original.double()) + trained()
+    torch.testing.assert_close(ledger.edit().changes[name].of(original.double()), alone)
+    assert ledger.approximate_parts(first.id) == ()
+    ledger.undo(stack.id)
+    assert not ledger.edit().changes
+
+
+def test_a_map_read_by_an_encoder_that_is_edited_no_longer_is_approximate(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tiny")
+    ledger.remove(pipe, QUICK_HIRM, [Concept(target="boat")])
+    stack = ledger.remove(
+        pipe, make_eraser("stack", parts=("uce", QUICK_HIRM.as_settings() | {"name": "hirm"})[::-1]), [CAT]
+    )
+    ledger.undo("001")
+    assert ledger.approximate_parts(stack.id) == ("hirm", "uce")

@@ -82,6 +82,10 @@ class ConceptImages:
 class Material:
     """Images and encoded prompts of a training; everything is made at once, by the reference.
 
+    Attributes:
+        prompts: Prompts as the model under training reads them.
+        known_prompts: The same as the reference reads them.
+
     Args:
         task: Model and concepts.
         images: Images of each concept, > 0.
@@ -98,7 +102,10 @@ class Material:
         self._keep(kept_images, settings, table, generator)
         texts = random_prompts(task.backbone, _RANDOM_PROMPTS, task.concepts, generator)
         self.random = [table.row(text) for text in texts]
-        self.prompts = table.encoded(task.backbone)
+        self.prompts = self.known_prompts = table.encoded(task.backbone)
+        if task.context.encoders_changed:
+            with task.reference():
+                self.known_prompts = table.encoded(task.backbone)
         schedule = task.backbone.schedule
         self.levels = schedule.timesteps(_EVIDENCE_LEVELS)
 
@@ -108,7 +115,7 @@ class Material:
         task = self._task
         for images, candidates in zip(self.concepts, rows, strict=True):
             with task.reference():
-                prompts = [[self.prompts.prompts[i] for i in some] for some in candidates.tolist()]
+                prompts = [[self.known_prompts.prompts[i] for i in some] for some in candidates.tolist()]
                 digest = hashlib.sha256(images.clean.cpu().numpy().tobytes()).hexdigest()
                 key = ["evidence", task.backbone.fingerprint(), digest, prompts, self.levels.tolist()]
                 tensors = stored(task.context.history.memory, key, partial(self._evidence, images.clean, candidates))
@@ -118,7 +125,7 @@ class Material:
 
     def _evidence(self, clean: Float[Tensor, "n c h w"], rows: Int[Tensor, "n k"]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self._task.context.seed + 1)
-        return {"evidence": log_evidence(self._task.backbone, clean, self.prompts, rows, self.levels, generator)}
+        return {"evidence": log_evidence(self._task.backbone, clean, self.known_prompts, rows, self.levels, generator)}
 
     def level_of(self, timestep: Timestep) -> int:
         """Return the index of the evidence at a timestep: that of all noisier levels."""

@@ -162,7 +162,7 @@ class _Batches:
         bases = [self._base(row, timesteps[i], generator) for i, row in enumerate(rows)]
         odds = torch.tensor([self._odds_of(row, timesteps[i]) for i, row in enumerate(rows)])
         some = [i for i, value in enumerate(odds.tolist()) if value]
-        read = self._material.prompts.select(bases + [rows[i].named for i in some])
+        read = self._material.known_prompts.select(bases + [rows[i].named for i in some])
         x, t = torch.cat([noisy, noisy[some]]), torch.cat([timesteps, timesteps[some]])
         with self._task.reference():
             base, named = scheduled_prediction(self._task.backbone, x, t, read).split([len(rows), len(some)])
