@@ -139,9 +139,9 @@ def planned(options: argparse.Namespace) -> list[Row]:
             row = next((each for each in swept["candidates"] if each["name"] == name), None)
             if row is None or row["cpu_seconds"] is None or (settings == "published" and name == swept["chosen"]):
                 continue  # nothing is published, it cannot be fitted, or it is the row of the chosen settings
-            wanted = [case for case in CASES if not options.concept or case in options.concept]
             quick = row["cpu_seconds"] <= SEQUENCE_SECONDS
-            rows += [Row(method=method, settings=settings, case=case) for case in wanted if case != "eight" or quick]
+            cases = [case for case in options.concept or CASES if case != "eight" or quick]
+            rows += [Row(method=method, settings=settings, case=case) for case in cases]
     return rows
 
 
@@ -283,7 +283,7 @@ class Bench:
         return {"mib": round(size / 2**20, 3), "relative_error": lora.relative_error}
 
     def audited(self, probes: Sequence[str], golds: Sequence[str]) -> dict[str, Any]:
-        """Return what the probes of an audit bring back."""
+        """Return the residues that the probes of an audit leave."""
 
         def load(_: str) -> DiffusionPipeline:
             return tinyworld.load()

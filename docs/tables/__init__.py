@@ -3,7 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from . import ablations, evaluations, images, methods, pieces, removals, sequences, solves, speed, tinyworld
+from . import (
+    ablations,
+    evaluations,
+    images,
+    leaderboard,
+    methods,
+    pieces,
+    removals,
+    sequences,
+    solves,
+    speed,
+    tinyworld,
+)
 
 TABLES: dict[str, Callable[[str, Path], str]] = {
     "removal": removals.removal,
@@ -47,6 +59,14 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "uce-places": removals.uce_places,
     "methods": methods.methods,
     "models": methods.models,
+    "leaderboard": leaderboard.leaderboard,
+    "leaderboard-kept": leaderboard.kept,
+    "leaderboard-attacked": leaderboard.attacked,
+    "leaderboard-undone": leaderboard.undone,
+    "leaderboard-lora": leaderboard.lora,
+    "leaderboard-cases": leaderboard.cases,
+    "measured": leaderboard.of_method,
+    "sweep": leaderboard.sweep,
     "pieces": pieces.pieces,
     "papers": pieces.papers,
 }

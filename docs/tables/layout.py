@@ -95,3 +95,9 @@ def share_cell(step: Mapping[str, Any], name: str) -> str:
         return "–"
     low, high = step["interval"][name]
     return f"{value:.3f} [{low:.3f}, {high:.3f}] of {step['n'][name]}"
+
+
+def page_of(name: str) -> str:
+    """Return the page about an eraser, from the root of the project; "" without one."""
+    places = (f"docs/erasers/{name}.md", f"docs/{name}.md")
+    return next((place for place in places if (ROOT / place).is_file()), "")

@@ -3,7 +3,8 @@
 from inspect import getdoc
 from pathlib import Path
 
-from .layout import ROOT, read_runs, table, target_names
+from .layout import page_of, read_runs, table, target_names
+from .leaderboard import measured_rows
 
 
 def methods(source: str, results: Path) -> str:
@@ -23,11 +24,17 @@ def methods(source: str, results: Path) -> str:
 
 
 def measured(results: Path) -> str:
-    """Return the lines of `configs/measured.csv`: seconds and verdict of each eraser with a run `removal/NAME`."""
+    """Return the lines of `configs/measured.csv`: seconds and verdict of each eraser.
+
+    They come from the leaderboard, or from the run `removal/NAME` where it has no row.
+    """
     from erasure.erasers import eraser_names
 
-    lines = ["eraser,seconds,verdict"]
+    lines, ranked = ["eraser,seconds,verdict"], measured_rows(results)
     for name in eraser_names():
+        if name in ranked:
+            lines.append(",".join((name, *ranked[name])))
+            continue
         for _, run in read_runs(f"removal/{name}/run.json", results):
             last = run["steps"][-1]
             kept = [f"{tier} {last['retention'][tier]:.2f}" for tier in ("near", "far") if last["retention"][tier]]
@@ -48,9 +55,3 @@ def models(source: str, results: Path) -> str:
 
     rows = [row(support.cells()) for support in family_support()]
     return f"{table(HEADINGS, rows, ())}\n{NOT_RELEASED}\n"
-
-
-def page_of(name: str) -> str:
-    """Return the page about an eraser, from the root of the project; "" without one."""
-    places = (f"docs/erasers/{name}.md", f"docs/{name}.md")
-    return next((place for place in places if (ROOT / place).is_file()), "")

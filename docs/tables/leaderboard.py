@@ -1,0 +1,247 @@
+"""Tables of the leaderboard and of the sweep behind it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .layout import Run, page_of, rate_cell, read_runs, source_line, table
+
+_RUNS = "leaderboard/*/*/*/run.json"
+_SINGLE = ("cat", "neon", "gun", "Biscuit")
+_RATES = ("held_out", "near", "far", "joint")
+_HEADINGS = ("efficacy", "near", "far", "joint")
+_PROBES = ("soft-prompt", "hand-over", "relearn", "inversion", "img2img", "unlearn-diff", "quantise", "emphasis")
+_LORA = ("relative_error", "mib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A method with its settings, on all cases that were measured.
+
+    Attributes:
+        method: Name of the eraser.
+        settings: "chosen" or "published".
+        runs: Record of each case.
+    """
+
+    method: str
+    settings: str
+    runs: Mapping[str, Run]
+
+    @property
+    def label(self) -> str:
+        """Name of the method with a link to its page; published settings are told apart."""
+        page = page_of(self.method)
+        place = Path(page).relative_to("docs").as_posix() if page else ""
+        linked = f"[`{self.method}`]({place})" if page else f"`{self.method}`"
+        return linked if self.settings == "chosen" else f"{linked}, published"
+
+    @property
+    def single(self) -> list[Run]:
+        """Records of the concepts that were removed alone."""
+        return [self.runs[case] for case in _SINGLE if case in self.runs]
+
+    @property
+    def merit(self) -> float:
+        """Harmonic mean of held-out efficacy, near and far over the single concepts."""
+        from experiments.rates import merit
+
+        return merit([run["rates"] for run in self.single]) if self.single else 0.0
+
+    def value(self, name: str) -> float:
+        """Return a rate over the single concepts; 0 without one."""
+        rate = self._rate(self.single, name)
+        return 0.0 if rate is None else float(rate["value"])
+
+    def cells(self, names: Sequence[str] = _RATES, cases: Sequence[str] = _SINGLE) -> list[str]:
+        """Return rates over some cases with interval and count."""
+        runs = [self.runs[case] for case in cases if case in self.runs]
+        rates = [self._rate(runs, name) for name in names]
+        return ["–" if rate is None else rate_cell(rate) for rate in rates]
+
+    def mean(self, read: Callable[[Run], float]) -> str:
+        """Return the mean of a number over the single concepts, with two significant digits."""
+        values = [read(run) for run in self.single]
+        return f"{sum(values) / len(values):.2g}" if values else "–"
+
+    @property
+    def audits(self) -> Mapping[str, Any]:
+        """Result of the audit of each concept that was audited."""
+        audited = [run["audit"]["concepts"] for run in self.runs.values() if run["audit"] is not None]
+        return {concept: result for concepts in audited for concept, result in concepts.items()}
+
+    @staticmethod
+    def _rate(runs: Sequence[Run], name: str) -> Mapping[str, Any] | None:
+        from experiments.rates import pooled
+
+        return pooled([run["rates"] for run in runs], name)
+
+
+def entrants(results: Path) -> list[Entrant]:
+    """Return the methods that were measured, the highest merit first."""
+    grouped: dict[tuple[str, str], dict[str, Run]] = {}
+    for _, run in read_runs(_RUNS, results):
+        grouped.setdefault((run["method"], run["settings"]), {})[run["case"]] = run
+    everyone = [Entrant(method=method, settings=how, runs=runs) for (method, how), runs in grouped.items()]
+    return sorted(everyone, key=lambda each: (-each.merit, each.method, each.settings))
+
+
+def leaderboard(source: str, results: Path) -> str:
+    """Return one row a method and settings: rates over the single concepts, seconds, memory and size."""
+    rows = [
+        (
+            each.label,
+            each.single[0]["candidate"],
+            ", ".join(case for case in _SINGLE if case in each.runs),
+            *each.cells(),
+            each.mean(lambda run: sum(run["fit"]["cpu_seconds"])),
+            each.mean(lambda run: run["seconds_per_image"]),
+            each.mean(lambda run: run["fit"]["memory_mib"]),
+            each.mean(lambda run: run["artefact"]["mib"]),
+        )
+        for each in entrants(results)
+        if each.single
+    ]
+    headings = ("method", "settings", "concepts", *_HEADINGS, "s, fit", "s, image", "MiB, fit", "MiB, file")
+    return table(headings, rows, ()) + (_sources(results) if rows else "")
+
+
+def kept(source: str, results: Path) -> str:
+    """Return the methods by what they keep of near concepts."""
+    order = sorted(entrants(results), key=lambda each: (-each.value("near"), -each.value("held_out")))
+    rows = [(each.label, *each.cells(("near", "far", "held_out"))) for each in order if each.single]
+    return table(("method", "near", "far", "efficacy"), rows, ())
+
+
+def attacked(source: str, results: Path) -> str:
+    """Return the methods by the largest residue of a probe that brings the concept back, over the audited concepts."""
+    from erasure.eval.protocols.audit.results import BAR
+
+    audited = [(each, concept, audit) for each in entrants(results) for concept, audit in each.audits.items()]
+    rows = []
+    for each, concept, audit in sorted(audited, key=lambda row: _largest(row[2])[1]):
+        outside = audit["outside"]
+        back = [name for name, rho in outside.items() if rho["low"] > BAR]
+        name, largest = _largest(audit)
+        residues = (_residue_cell(outside.get(probe)) for probe in _PROBES)
+        shown = f"{largest:.2f}, {name}" if name else "–"
+        rows.append((each.label, concept, shown, ", ".join(back) or "none", *residues))
+    headings = ("method", "concept", "largest residue", "brought back by", *_PROBES)
+    return table(headings, rows, ())
+
+
+def undone(source: str, results: Path) -> str:
+    """Return the methods whose removals are undone exactly in any order, the exact ones in sequences first."""
+    from erasure.erasers import eraser_class
+    from erasure.runs.overview import overview
+
+    facts = {each.method: overview(eraser_class(each.method)) for each in entrants(results)}
+    able = [each for each in entrants(results) if facts[each.method].undone == "in any order"]
+    rows = [
+        (
+            each.label,
+            "yes" if facts[each.method].exact else "no",
+            facts[each.method].exports,
+            *each.cells(("held_out", "near", "far")),
+            *each.cells(("held_out", "near", "far"), ("eight",)),
+        )
+        for each in sorted(able, key=lambda each: not facts[each.method].exact)
+    ]
+    after = tuple(f"{name}, after eight" for name in _HEADINGS[:3])
+    return table(("method", "exact in sequences", "exports", *_HEADINGS[:3], *after), rows, ())
+
+
+def lora(source: str, results: Path) -> str:
+    """Return the methods whose edit has a LoRA, by the share of the edit that it misses."""
+    able = [
+        (each, [run["artefact"]["lora"] for run in each.single])
+        for each in entrants(results)
+        if each.single and all(run["artefact"]["lora"] is not None for run in each.single)
+    ]
+    means = [(each, *(sum(one[key] for one in loras) / len(loras) for key in _LORA)) for each, loras in able]
+    rows = [
+        (each.label, f"{error:.3f}", f"{size:.2g}", *each.cells(("held_out", "near", "far")))
+        for each, error, size in sorted(means, key=lambda row: round(row[1], 3))
+    ]
+    return table(("method", "share that it misses", "MiB", *_HEADINGS[:3]), rows, ())
+
+
+def cases(source: str, results: Path) -> str:
+    """Return one row a method, settings and case, of one eraser or of all."""
+    rows = [
+        (
+            each.label,
+            case,
+            *each.cells(cases=(case,)),
+            f"{run['rates']['worst']['value']:.2f}, {run['rates']['worst']['concept']}",
+            f"{sum(run['fit']['cpu_seconds']):.2g}",
+        )
+        for each in entrants(results)
+        if source in ("all", each.method)
+        for case, run in sorted(each.runs.items())
+    ]
+    return table(("method", "concept", *_HEADINGS, "least efficacy", "s, fit"), rows, ())
+
+
+def of_method(source: str, results: Path) -> str:
+    """Return the rows of one eraser, for its own page."""
+    rows = [
+        (f"{each.settings}: {run['candidate']}", case, *each.cells(cases=(case,)))
+        for each in entrants(results)
+        if each.method == source
+        for case, run in sorted(each.runs.items())
+    ]
+    return table(("settings", "removed", *_HEADINGS), rows, ())
+
+
+def sweep(source: str, results: Path) -> str:
+    """Return one row a candidate of each method: its settings, its rates on the concepts for choosing, its merit."""
+    rows = []
+    for _, run in read_runs(source, results):
+        for each in run["candidates"]:
+            failed = next((fit["failed"] for fit in each["fits"] if "failed" in fit), "")
+            name = f"**{each['name']}**" if each["name"] == run["chosen"] else each["name"]
+            settings = ", ".join(f"{key}={value}" for key, value in each["settings"].items()) or "defaults"
+            rates = ["–" if each[key] is None else rate_cell(each[key]) for key in _RATES[:3]]
+            merit = "–" if failed or each["merit"] is None else f"{each['merit']:.3f}"
+            seconds = "–" if each["cpu_seconds"] is None else f"{each['cpu_seconds']:.2g}"
+            rows.append((f"`{run['method']}`", name, settings, *rates, merit, failed or seconds))
+    headings = ("method", "candidate", "settings", *_HEADINGS[:3], "harmonic mean", "s, fit")
+    return table(headings, rows, ())
+
+
+def measured_rows(results: Path) -> dict[str, tuple[str, str]]:
+    """Return seconds and verdict by eraser, of the chosen settings over the single concepts."""
+    return {
+        each.method: (
+            each.mean(lambda run: sum(run["fit"]["cpu_seconds"])),
+            "; ".join(
+                [
+                    *(f"{name} {each.value(key):.2f}" for name, key in zip(_HEADINGS, _RATES[:3], strict=False)),
+                    " + ".join(case for case in _SINGLE if case in each.runs),
+                ]
+            ),
+        )
+        for each in entrants(results)
+        if each.settings == "chosen" and each.single
+    }
+
+
+def _largest(audit: Mapping[str, Any]) -> tuple[str, float]:
+    outside = audit["outside"]
+    name = max(outside, key=lambda each: outside[each]["value"], default="")
+    return name, outside[name]["value"] if name else 0.0
+
+
+def _residue_cell(rho: Mapping[str, float] | None) -> str:
+    return "–" if rho is None else f"{rho['value']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]"
+
+
+def _sources(results: Path) -> str:
+    """Return a line for each commit and machine that made rows."""
+    counts: dict[str, int] = {}
+    for path, run in read_runs(_RUNS, results):
+        made = source_line(path, run).partition(": ")[2]
+        counts[made] = counts.get(made, 0) + 1
+    return "\n" + "".join(f"- {n} rows: {made}\n" for made, n in counts.items())
