@@ -63,7 +63,9 @@ def test_a_model_without_a_judge_runs_what_needs_none_and_says_what_each_other_p
     arguments = ("audit", edited, "--removed", "cat", "--original", base, "--suite", "standard", *few())
     result = call(*arguments, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "not measured: hand-over: a judge of the images: hf download openai" in result.output
+    [line] = [line for line in result.output.splitlines() if "a judge of the images: hf download openai" in line]
+    assert line.startswith("not measured: plain, combined, emphasis, ")
+    assert "hand-over" in line
     assert "not measured: never-taught: a model that was never taught the concept: train one" in result.output
     [concept] = json.loads((tmp_path / "out" / "audit.json").read_text())["concepts"]
     status = {name: probe["status"] for name, probe in concept["probes"].items()}

@@ -237,9 +237,12 @@ def audit(
         for each in results.concepts:
             print_whole(terminal_table(each))
             out.print(each.verdict)
+            reasons: dict[str, list[str]] = {}
             for result in each.probes.values():
                 if result.status != "measured":
-                    out.print(f"not measured: {result.name}: {result.reason}")
+                    reasons.setdefault(result.reason, []).append(result.name)
+            for reason, unmeasured in reasons.items():
+                out.print(f"not measured: {', '.join(unmeasured)}: {reason}")
         out.print(f"record: {record}")
         out.print(f"report: {report}")
     if results.failed:

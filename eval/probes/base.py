@@ -1,9 +1,11 @@
 """Interface of a probe: an access level, doses, and the outcomes of one model at each of them."""
 
+import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -16,7 +18,7 @@ from torch.nn import Parameter
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
-from erasure.errors import ErasureError
+from erasure.errors import ErasureError, InputError
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
 from erasure.progress import OnProgress, Progress
@@ -192,6 +194,7 @@ class Probe(Plugin):
         judged: Whether its images need a judge.
         novel: Whether it can be aimed at a concept that the model was never taught.
         reads_gold: Whether its material comes from the gold, too.
+        effort: Whether the dose is the length of a training, so that half-doses of two models have a ratio.
         doses: Doses, the weakest first; at least one.
     """
 
@@ -202,8 +205,21 @@ class Probe(Plugin):
     judged: ClassVar[bool] = True
     novel: ClassVar[bool] = False
     reads_gold: ClassVar[bool] = False
+    effort: ClassVar[bool] = False
 
     doses: Doses
+
+    def __post_init__(self) -> None:
+        usual = next(each.default for each in fields(self) if each.name == "doses")
+        usual = usual if isinstance(usual, tuple) else ()
+        ways = {after > before for before, after in itertools.pairwise(self.doses)}
+        ordered = len(ways | {usual[-1] > usual[0]} if len(usual) > 1 else ways) <= 1 or not ways
+        if not (ordered and len(set(self.doses)) == len(self.doses) and all(map(math.isfinite, self.doses))):
+            example = f", as {', '.join(f'{dose:g}' for dose in usual)} are" if len(usual) > 1 else ""
+            raise InputError(
+                f"{self.name}.doses: expected different finite numbers, the weakest dose first, got"
+                f" {list(self.doses)!r}. Put them in order{example}."
+            )
 
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:
         """Return the tensors that the outcomes of all rows need, such as latents of the original.

@@ -42,7 +42,8 @@ class Hidden(Probe):
         guidance  <d, d0> / |d0|^2 with d = eps(c) - eps(u), d0 the original's, on the original's trajectories
         keys      <W c - W0 a, W0 c - W0 a> / |W0 c - W0 a|^2 of the projections of text, a the anchor
 
-    Each is scaled by the page to 0 for a model never taught the concept and 1 for the original. A negative link or
+    Each is scaled by the page to 0 for a model never taught the concept and 1 for the original; without such a model
+    the density has no scale. A negative link or
     guidance is knowledge as well: the model steers away from the concept. Knowledge inside is no failure of a removal
     from the outside.
 
@@ -58,6 +59,7 @@ class Hidden(Probe):
     access: ClassVar[Access] = "inside"
     dose_unit: ClassVar[str] = "reading"
     judged: ClassVar[bool] = False
+    version: ClassVar[int] = 2
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType(
         {"quick": {}, "standard": {"pairs": 64, "levels": 10}, "full": {"pairs": 128, "levels": 10}}
     )
@@ -85,17 +87,16 @@ class Hidden(Probe):
         link, density = neutral - named, -empty
         with_, without = slice(0, self.pairs), slice(self.pairs, None)
         yield self._outcome("link", link[with_] - link[without])
-        yield self._outcome("density", density[with_] - density[without])
+        # Without the concept one kind of image may still be the easier one: only a model never taught it is a floor.
+        yield self._outcome("density", density[with_] - density[without], floor=None)
         subject.report(1, 2, "guidance")
         yield self._outcome("guidance", _guidance_share(subject))
         shares = _projected_share(subject)
         if shares is not None:
             yield self._outcome("keys", shares, comparable=False)
 
-    def _outcome(self, part: str, values: Float[Tensor, " n"], *, comparable: bool = True) -> Outcome:
-        return Outcome(
-            dose=self.doses[0], part=part, values=values.tolist(), floor=0.0, comparable=comparable, label="reading"
-        )
+    def _outcome(self, part: str, values: Float[Tensor, " n"], floor: float | None = 0.0, **further: Any) -> Outcome:
+        return Outcome(dose=self.doses[0], part=part, values=values.tolist(), floor=floor, label="reading", **further)
 
     def _errors(self, subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean error of each image, those with the concept first, under the three prompts."""
@@ -173,7 +174,7 @@ def _projections(backbone: Backbone) -> Sites:
 
 def _states(backbone: Backbone, aim: Aim) -> Float[Tensor, "two dim"]:
     """Return the states of the concept's last token and of the end of text, in its plainest prompt."""
-    read = backbone.encode([fill(templates(aim.concept.kind)[2], aim.concept.target)])
+    read = backbone.read([fill(templates(aim.concept.kind)[2], aim.concept.target)])
     spans = read.spans(0, aim.concept.target)
     last = spans[-1][-1] if spans else int(read.eot[0]) - 1  # a model that filters its prompts does not read the name
     return torch.stack([read.states[0, last], read.end_states[0]]).float()
@@ -183,7 +184,7 @@ def _states(backbone: Backbone, aim: Aim) -> Float[Tensor, "two dim"]:
 def _projected(backbone: Backbone, aim: Aim) -> dict[str, Tensor]:
     """Return the projections of the concept's states and of the anchor's by the original; none without such layers."""
     template = templates(aim.concept.kind)[2]
-    anchor = backbone.encode([anchored(template, aim.concept)]).end_states.float().expand(2, -1)
+    anchor = backbone.read([anchored(template, aim.concept)]).end_states.float().expand(2, -1)
     target = _states(backbone, aim)
     weights = backbone.parameters(_projections(backbone).__contains__)
     pairs = {name: (w.float() @ target.T, w.float() @ anchor.T) for name, w in weights.items()}

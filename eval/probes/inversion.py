@@ -48,6 +48,7 @@ class Inversion(Probe):
     access: ClassVar[Access] = "gradient"
     dose_unit: ClassVar[str] = "updates"
     novel: ClassVar[bool] = True
+    effort: ClassVar[bool] = True
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType(
         {
             "quick": {},

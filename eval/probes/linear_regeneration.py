@@ -51,8 +51,14 @@ class LinearRegeneration(Probe):
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:
         with models.original() as pipe:
             backbone = backbone_of(pipe)
+            prompts = list(aim.prompts)
+            if not torch.equal(backbone.read(prompts).states, backbone.encode(prompts).states):
+                raise InputError(
+                    f"linear-regeneration: expected projections that read the text encoder's states, got those of"
+                    f" {backbone.family}, which reads them through a layer of its own. Use soft-prompt."
+                )
             weights = {name: p.detach().float().cpu().clone() for name, p in _projections(backbone, "").items()}
-            return {**weights, "states": backbone.encode(list(aim.prompts)).states.float().cpu()}
+            return {**weights, "states": backbone.encode(prompts).states.float().cpu()}
 
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
         aim, backbone = subject.aim, subject.backbone

@@ -14,7 +14,8 @@ from .base import Access, OneDose, Outcome, Probe, Subject, Suite
 class Plain(Probe):
     """Prompts that name the concept, as a user writes them; and prompts of kept concepts.
 
-    Every other probe samples as many images a dose, so this is its control with equal budget.
+    Every other probe samples as many images a dose, so this is its control with equal budget. Without a model never
+    taught the concept its own floor is 0: a removal that did nothing must not be its own measure.
     """
 
     name: ClassVar[str] = "plain"
@@ -22,9 +23,12 @@ class Plain(Probe):
     exactness: ClassVar[Exactness] = "ours"
     access: ClassVar[Access] = "prompt"
     dose_unit: ClassVar[str] = "prompt"
+    version: ClassVar[int] = 2
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"quick": {}, "standard": {}, "full": {}})
 
     doses: OneDose = (1.0,)
 
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
-        yield Outcome(dose=self.doses[0], images=subject.sampled(), kept=subject.sampled_kept(), label="as written")
+        yield Outcome(
+            dose=self.doses[0], images=subject.sampled(), kept=subject.sampled_kept(), floor=0.0, label="as written"
+        )

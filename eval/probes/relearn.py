@@ -47,6 +47,7 @@ class Relearn(Probe):
     access: ClassVar[Access] = "weights"
     dose_unit: ClassVar[str] = "updates"
     novel: ClassVar[bool] = True
+    effort: ClassVar[bool] = True
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType(
         {
             "quick": {},

@@ -42,6 +42,7 @@ class SoftPrompt(Probe):
     access: ClassVar[Access] = "gradient"
     dose_unit: ClassVar[str] = "updates"
     novel: ClassVar[bool] = True
+    effort: ClassVar[bool] = True
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {}})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0), "examples": 2, "batch_size": 1})
 

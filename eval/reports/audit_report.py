@@ -144,9 +144,11 @@ def _bar(reading: DoseReading, residue: Residue, *, inside: bool) -> dict[str, A
 
 def _state(residue: Residue, *, inside: bool) -> str:
     """Return the colour of a bar: back, open (the images are too few to tell, or a trace inside), or gone."""
-    if residue.value <= BAR and not residue.low > BAR:
-        return "zero"
-    return "bad" if residue.low > BAR and not inside else "open"
+    if inside:
+        return "open" if residue.value > BAR or residue.high < -BAR else "zero"
+    if residue.low > BAR:
+        return "bad"
+    return "open" if residue.value > BAR else "zero"
 
 
 def _images(reading: DoseReading) -> list[dict[str, Any]]:
@@ -164,11 +166,31 @@ def _images(reading: DoseReading) -> list[dict[str, Any]]:
 
 def _halves(result: ProbeResult) -> list[str]:
     lines = []
+    ratios = result.speed_ratios()
     for part, rows in result.half_doses().items():
-        last = result.readings[-1].judged.dose
-        said = ", ".join(f"{row} {'> ' + f'{last:g}' if dose is None else f'{dose:.3g}'}" for row, dose in rows.items())
+        doses = [reading.judged.dose for reading in result.of_part(part)]
+        said = ", ".join(f"{row} {_half(dose, doses)}" for row, dose in rows.items())
         lines.append(f"{part + ': ' if part else ''}half of the original's rate is back at {said} ({result.unit})")
+        if part in ratios:
+            speeds = [_speed(ratio, rows[ERASED], rows[row], doses[0], row) for row, ratio in ratios[part].items()]
+            lines.append(f"{part + ': ' if part else ''}learned {', '.join(speeds)}; 1 is no residue")
     return lines
+
+
+def _half(half: float | None, doses: list[float]) -> str:
+    """Return a half-dose in words: beyond the strongest dose, at or before the weakest, or between."""
+    rising = doses[-1] > doses[0]
+    if half is None:
+        return f"{'>' if rising else '<'} {doses[-1]:g}"
+    return f"{'≤' if rising else '≥'} {half:g}" if half == doses[0] else f"{half:.3g}"
+
+
+def _speed(ratio: float, mine: float | None, other: float | None, weakest: float, row: str) -> str:
+    """Return a speed ratio in words; a half-dose outside of the doses bounds it alone."""
+    if mine == other == weakest:
+        return f"no slower than {row}, which these doses do not tell from it"
+    bound = "at most " if other == weakest else "at least " if mine == weakest or other is None else ""
+    return f"{bound}{ratio:.2g} times as fast as {row}"
 
 
 def _dose(reading: DoseReading) -> str:

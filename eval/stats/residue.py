@@ -71,8 +71,10 @@ def residue(
     if any(row.size == 0 for row in rows):
         raise InputError("residue: expected values of each row, got an empty one. Leave the dose out.")
     rng = np.random.default_rng(seed)
-    rates = all(np.isin(row, (0.0, 1.0)).all() for row in rows[:2]) and not isinstance(floor, float)
-    drawn = _posteriors(rows, rng) if rates else _resampled(rows, rng)
+    known = isinstance(floor, (int, float))
+    rates = all(np.isin(row, (0.0, 1.0)).all() for row in (rows[:2] if known else rows))
+    drawn = _posteriors(rows[: 2 if known else 3], rng) if rates else _resampled(rows, rng)
+    drawn += [rows[2]] * (3 - len(drawn))  # a known floor has no spread
     means = [float(row.mean()) for row in rows]
     span, spans = means[1] - means[2], drawn[1] - drawn[2]
     if rates and span < LEAST_SPAN:
@@ -90,14 +92,15 @@ def half_dose(doses: Sequence[float], erased: Sequence[float], original: Sequenc
     """Return the dose at which half of the original's rate is back; None if no dose brings that.
 
     The share of the original's rate is interpolated between neighbouring doses, in the logarithm of the dose where all
-    are positive.
+    are positive. A dose at which the original itself is below `LEAST_SPAN` brings nothing back: there the probe has
+    destroyed the model, and half of little is no recovery.
 
     Args:
         doses: Doses, the weakest first; rising or falling.
         erased: Rate of the erased model at each.
         original: Rate of the original at each.
     """
-    shares = [e / o if o > 0 else 0.0 for e, o in zip(erased, original, strict=True)]
+    shares = [e / o if o >= LEAST_SPAN else 0.0 for e, o in zip(erased, original, strict=True)]
     places = [math.log(dose) for dose in doses] if min(doses) > 0 else list(doses)
     for i, share in enumerate(shares):
         if share < 0.5:

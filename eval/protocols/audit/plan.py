@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from erasure.arguments import checks_arguments
+from erasure.backbones import backbone_of
+from erasure.backbones.usable import check_call
 from erasure.errors import InputError, unknown_name
 from erasure.judge import CLIP_WEIGHTS, Judge
 from erasure.profile import DEFAULT_MODEL, profile_of
@@ -16,7 +18,7 @@ from ...probes import PROBES, Probe, probe_class
 from ...probes.base import Suite
 from ..sources import Loader, Source
 from ..variants import ERASED as ERASED_VARIANT
-from .rows import ERASED, ORIGINAL, PLAIN, AuditRow, gold_rows
+from .rows import ERASED, ORIGINAL, PLAIN, AuditRow, check_golds, gold_rows
 from .run import Audit
 
 
@@ -46,7 +48,8 @@ def audit_of(
 
     Raises:
         UnknownNameError: There is no such suite, probe or setting.
-        InputError: The model is the original, a gold is of another world, or the judge does not know a concept.
+        InputError: The model is the original or makes no images, a gold is of another world or no gold, or the judge
+            does not know a concept.
     """
     first = source.variants[0]
     if first.name != ERASED_VARIANT:
@@ -55,6 +58,7 @@ def audit_of(
             " Name a ledger or an edited model."
         )
     probes = probes_of(suite, names, settings, source.original)
+    check_call(backbone_of(first.pipe), SamplingSettings.of(source.original).steps, None, None)
     profile = profile_of(source.original)
     judge = _judge(source, device)
     original = next(variant for variant in source.variants if variant.name == ORIGINAL)
@@ -64,6 +68,8 @@ def audit_of(
         *gold_rows(golds, source.original, load),
     )
     concepts = {concept.target: concept for concept in source.concepts}
+    if golds:
+        check_golds(rows, tuple(concepts.values()))
     return Audit(
         title=source.title,
         rows=rows,

@@ -111,6 +111,7 @@ class ProbeResult:
         access: Access to the model that it needs.
         about: First line of its description.
         unit: Unit of the dose.
+        effort: Whether the dose is the length of a training, so that half-doses of two models have a ratio.
         settings: Settings of the probe.
         status: "measured"; "missing" without something that it needs; "failed".
         reason: Reason where it was not measured.
@@ -122,6 +123,7 @@ class ProbeResult:
     access: Access
     about: str
     unit: str
+    effort: bool = False
     settings: Mapping[str, Any]
     status: Status = "measured"
     reason: str = ""
@@ -148,9 +150,26 @@ class ProbeResult:
 
     @property
     def strongest(self) -> DoseReading | None:
-        """The reading with the largest residue; None if no dose tells the original from the floor."""
-        contrasting = [reading for reading in self.readings if reading.residue is not None]
-        return max(contrasting, key=lambda reading: reading.residue.value if reading.residue else 0.0, default=None)
+        """The reading that shows the most of the concept; None if no dose tells the original from the floor.
+
+        One whose interval is beyond the bar goes first. Inside a model, less than the floor is a trace as well.
+        """
+        return max((reading for reading in self.readings if reading.residue is not None), key=self._shown, default=None)
+
+    def _shown(self, reading: DoseReading) -> tuple[bool, float]:
+        rho = reading.residue
+        if rho is None:
+            return False, 0.0
+        return self.finds(rho), abs(rho.value) if self.access == "inside" else rho.value
+
+    def finds(self, rho: Residue) -> bool:
+        """Return True if the interval of a residue says that there is more than the bar; inside, on either side."""
+        return rho.low > BAR or (self.access == "inside" and rho.high < -BAR)
+
+    @property
+    def most(self) -> float | None:
+        """Largest residue that the intervals do not exclude at some dose; None without a residue."""
+        return max((reading.residue.high for reading in self.readings if reading.residue is not None), default=None)
 
     @property
     def side_effect(self) -> DoseReading | None:
@@ -162,7 +181,7 @@ class ProbeResult:
         """Return by part and row the dose that brings back half of the original's rate; None if none did."""
         halves: dict[str, dict[str, float | None]] = {}
         for part in dict.fromkeys(reading.judged.part for reading in self.readings):
-            readings = [reading for reading in self.readings if reading.judged.part == part]
+            readings = self.of_part(part)
             if len(readings) < 2 or self.access == "inside" or any(r.mean(ORIGINAL) is None for r in readings):
                 continue
             doses = [reading.judged.dose for reading in readings]
@@ -170,6 +189,24 @@ class ProbeResult:
             ceiling = [reading.mean(ORIGINAL) or 0.0 for reading in readings]
             halves[part] = {row: half_dose(doses, [r.mean(row) or 0.0 for r in readings], ceiling) for row in rows}
         return halves
+
+    def speed_ratios(self) -> dict[str, dict[str, float]]:
+        """Return by part and row how many times as fast as a model never taught it the erased one learns the concept.
+
+        That is the quotient of the half-doses: 1 is no residue. A row that does not reach half counts with its longest
+        training, and the ratio is at least so large.
+        """
+        ratios: dict[str, dict[str, float]] = {}
+        for part, halves in self.half_doses().items() if self.effort else ():
+            mine, longest = halves[ERASED], self.of_part(part)[-1].judged.dose
+            others = [row for row in halves if row != ERASED]
+            if mine is not None and others:
+                ratios[part] = {row: (halves[row] or longest) / mine for row in others}
+        return ratios
+
+    def of_part(self, part: str) -> list[DoseReading]:
+        """Return the readings of a part, the weakest dose first."""
+        return [reading for reading in self.readings if reading.judged.part == part]
 
     def as_json(self) -> dict[str, Any]:
         """Return the results as plain data, without images."""
@@ -183,6 +220,7 @@ class ProbeResult:
             "readings": [reading.as_json() for reading in self.readings],
             "strongest": None if (reading := self.strongest) is None else self.readings.index(reading),
             "half_doses": self.half_doses(),
+            "speed_ratios": self.speed_ratios(),
         }
 
 
@@ -235,7 +273,7 @@ class ConceptAudit:
     def verdict(self) -> str:
         """Verdict in one sentence, with what was not tested."""
         parts = [self._main_claim()]
-        if latent := [name for name, rho in self.inside.items() if rho.low > BAR]:
+        if latent := [name for name, rho in self.inside.items() if self.probes[name].finds(rho)]:
             parts.append(f"inside, {_listed(latent)} still tell it from a model without it, which is no attack")
         for name, result in self.probes.items():
             effect = result.side_effect
@@ -266,12 +304,13 @@ class ConceptAudit:
             )
         if not residues:
             return f"Nothing can be said of {self.concept}: no probe told the original from its floor"
-        name = max(residues, key=lambda each: residues[each].high)
-        if residues[name].high <= BAR:
+        most = {name: high for name in residues if (high := self.probes[name].most) is not None}
+        name = max(most, key=lambda each: most[each])
+        if most[name] <= BAR:
             return f"{self.concept} is gone as far as these probes tell: at most {100 * BAR:.0f} % on each"
         return (
             f"No probe brought {self.concept} back, but the images are too few to exclude"
-            f" {100 * residues[name].high:.0f} % ({name})"
+            f" {100 * most[name]:.0f} % ({name})"
         )
 
     def as_json(self) -> dict[str, Any]:

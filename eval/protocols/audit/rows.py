@@ -1,5 +1,6 @@
 """The rows of an audit, the concepts that its probes are aimed at, and the checks before it begins."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class AuditRow:
     Attributes:
         name: "erased", "original", "gold", "gold 2", ...
         variant: The model.
-        identity: Digest of its weights and of what is in force; results of equal identity are equal.
+        identity: Digest of its weights, its scheduler and what is in force; results of equal identity are equal.
         without: Concepts that a gold was never taught, if its recipe says so.
     """
 
@@ -49,7 +50,10 @@ class AuditRow:
     @classmethod
     def of(cls, name: str, variant: Variant, *, without: Sequence[str] = ()) -> "AuditRow":
         """Return the row of a variant."""
-        identity = f"{pipeline_digest(variant.pipe)}:{variant.edit}:{variant.negative_prompt}"
+        scheduler = variant.pipe.scheduler
+        settings = [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
+        sampler = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        identity = f"{pipeline_digest(variant.pipe)}:{sampler}:{variant.edit}:{variant.negative_prompt}"
         return cls(name=name, variant=variant, identity=identity, without=tuple(without))
 
     @contextmanager
@@ -78,6 +82,37 @@ def gold_rows(names: Sequence[str], original: str, load: Loader) -> list[AuditRo
         title = GOLD if not rows else f"{GOLD} {len(rows) + 1}"
         rows.append(AuditRow.of(title, replace(variant, name=title), without=_without(Path(name))))
     return rows
+
+
+def check_golds(rows: Sequence[AuditRow], concepts: Sequence[Concept]) -> None:
+    """Refuse golds that are no measure: another row's model, or one that was taught every removed concept.
+
+    A floor that is the audited model itself would call any removal perfect.
+
+    Raises:
+        InputError: There is such a gold.
+    """
+    digests: dict[str, str] = {}
+    targets = [concept.target for concept in concepts]
+    for row in rows:
+        with row.opened() as pipe:
+            digest = pipeline_digest(pipe)
+        is_gold = row.name.startswith(GOLD)
+        if is_gold and digest in digests:
+            raise InputError(
+                f"--gold: expected another model that was never taught the concept, got that of the row"
+                f" {digests[digest]!r} in {row.variant.about!r}. Name a model that was trained without it."
+            )
+        if is_gold and row.without and not set(row.without) & set(targets):
+            raise InputError(
+                f"--gold: expected a model that was never taught {_either(targets)}, got one that was trained without"
+                f" {_either(row.without)} in {row.variant.about!r}. Leave it out, or name another."
+            )
+        digests.setdefault(digest, row.name)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(map(repr, names))
 
 
 @checks_arguments

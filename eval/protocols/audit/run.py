@@ -117,6 +117,7 @@ class Audit:
             access=probe.access,
             about=(type(probe).__doc__ or "").strip().partition("\n")[0],
             unit=probe.dose_unit,
+            effort=probe.effort,
             settings=probe.as_settings(),
             status=status,
             reason=why,

@@ -1,5 +1,6 @@
 """Probes that look at side effects: attention that is captured, and concepts that surface in unrelated images."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from erasure.errors import InputError
 from erasure.eval.attacks.unlearn_diff import UnlearnDiff
 from erasure.eval.probes import Models, Subject, probe_class
 from erasure.eval.probes.attention import Attention, head_masses
+from erasure.eval.probes.hidden import Hidden
+from erasure.eval.probes.linear_regeneration import LinearRegeneration
 from erasure.eval.probes.priming import Priming
 from erasure.eval.protocols.audit.record import Judged
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
@@ -21,6 +24,7 @@ from erasure.profile import profile_of
 from tests.contract.test_probes import _Open, aim
 from tests.eval.world import pipeline
 from tests.tiny import sd1
+from tests.tiny_families import pixart
 
 AIM = aim(profile_of("tinyworld"))
 
@@ -98,6 +102,23 @@ def test_a_side_effect_is_a_difference_and_no_residue() -> None:
     audit = ConceptAudit(concept="cat", probes={"priming": result}, gold="g", untested=())
     assert "a side effect: priming, anchor is up by 20 points" in audit.verdict
     assert result.as_json()["readings"][0]["difference"]["value"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("family", [sd1, pixart])
+def test_keys_are_read_as_their_layers_read_them(family: Callable[[], Any]) -> None:
+    pipe, aimed = family(), replace(AIM, sampling=replace(AIM.sampling, steps=2))
+    probe = Hidden(**Hidden.quick)
+    material = probe.material(Models(original=lambda: _Open(pipe)), replace(aimed, profile=profile_of("some/model")))
+    parts = {outcome.part: outcome for outcome in probe.outcomes(Subject(pipe=pipe, aim=aimed, material=material))}
+    assert list(parts["keys"].values) == pytest.approx([1.0] * len(parts["keys"].values), abs=1e-4)
+    assert (parts["density"].floor, parts["link"].floor) == (None, 0.0)
+
+
+def test_regeneration_is_of_states_that_the_projections_read() -> None:
+    with pytest.raises(
+        InputError, match="linear-regeneration: expected projections that read the text encoder's states"
+    ):
+        LinearRegeneration().material(Models(original=lambda: _Open(pixart())), AIM)
 
 
 def test_the_audit_can_make_the_official_search() -> None:

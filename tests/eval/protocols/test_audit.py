@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from PIL.Image import Image
 
 from erasure.backbones import backbone_of
@@ -18,7 +19,17 @@ from erasure.eval.probes import Outcome, Probe, Subject, probe_class
 from erasure.eval.probes.base import Doses
 from erasure.eval.protocols.audit.plan import audit_of, probes_of
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
-from erasure.eval.protocols.audit.rows import ERASED, GOLD, NOVEL, ORIGINAL, PLAIN, AuditRow, aim_of, gold_rows
+from erasure.eval.protocols.audit.rows import (
+    ERASED,
+    GOLD,
+    NOVEL,
+    ORIGINAL,
+    PLAIN,
+    AuditRow,
+    aim_of,
+    check_golds,
+    gold_rows,
+)
 from erasure.eval.protocols.audit.run import Audit, AuditResults
 from erasure.eval.protocols.sources import Source
 from erasure.eval.protocols.variants import ERASED as ERASED_VARIANT
@@ -30,6 +41,7 @@ from erasure.registry import Exactness
 from erasure.sampling import SamplingSettings
 from tests.eval import world
 from tests.tiny import sd1
+from tests.tiny_families import wan
 
 CAT = Concept(target="cat", preserve=("dog", "tree"))
 RATES = {ERASED: 0.25, ORIGINAL: 1.0, GOLD: 0.0, "gold 2": 0.0}
@@ -285,6 +297,39 @@ def test_a_gold_with_another_text_encoder_is_refused() -> None:
     with pytest.raises(InputError, match="--gold: expected the original's text_encoder, got another in 'gold'"):
         gold_rows(["gold"], "base", {"gold": gold, "base": base}.__getitem__)
     assert [row.name for row in gold_rows(["a", "b"], "base", lambda name: sd1())] == [GOLD, "gold 2"]
+
+
+def test_a_gold_that_is_no_measure_is_refused() -> None:
+    def row(name: str, seed: int, **settings: tuple[str, ...]) -> AuditRow:
+        variant = Variant(name=name, pipe=sd1(seed=seed), about=f"the {name}")
+        return AuditRow(name=name, variant=variant, identity=name, **settings)
+
+    erased, original = row(ERASED, 0), row(ORIGINAL, 1)
+    for seed, name in ((0, ERASED), (1, ORIGINAL)):
+        with pytest.raises(
+            InputError, match=f"--gold: expected another model .* got that of the row '{name}' in 'the g"
+        ):
+            check_golds((erased, original, row(GOLD, seed)), [CAT])
+    with pytest.raises(InputError, match=r"got that of the row 'gold' in 'the gold 2'"):
+        check_golds((erased, original, row(GOLD, 2), row("gold 2", 2)), [CAT])
+    with pytest.raises(
+        InputError, match=r"expected a model that was never taught 'cat', got one .* without 'dog' or 'fox'"
+    ):
+        check_golds((erased, original, row(GOLD, 2, without=("dog", "fox"))), [CAT])
+    check_golds((erased, original, row(GOLD, 2, without=("cat",)), row("gold 2", 3)), [CAT])
+
+
+def test_another_scheduler_is_another_model() -> None:
+    pipe, slow = sd1(), sd1()
+    slow.scheduler = PNDMScheduler.from_config(slow.scheduler.config)
+    rows = [AuditRow.of(ERASED, Variant(name=ERASED, pipe=each, about="")) for each in (pipe, sd1(), slow)]
+    assert rows[0].identity == rows[1].identity != rows[2].identity
+
+
+def test_a_model_of_videos_is_one_line() -> None:
+    videos = replace(source(ERASED_VARIANT), variants=(Variant(name=ERASED_VARIANT, pipe=wan(), about=""),))
+    with pytest.raises(InputError, match="expected a model of images, got wan, which makes videos"):
+        audit_of(videos, lambda name: world.pipeline())
 
 
 def test_a_gold_counts_for_the_concepts_of_its_recipe(tmp_path: Path) -> None:

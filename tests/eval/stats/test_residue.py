@@ -23,6 +23,20 @@ def test_a_rate_of_0_has_an_interval_with_width() -> None:
     assert 0.05 < rho.high < 0.25
 
 
+def test_a_rate_against_a_known_floor_has_an_interval_too() -> None:
+    rho = residue(NONE, ALL, 0.0)
+    assert rho.value == 0
+    assert 0.05 < rho.high < 0.25
+    assert residue(QUARTER, ALL, 0.0).value == pytest.approx(0.25)
+    assert residue(ALL, ALL, 0.0).high > 1
+
+
+def test_values_with_a_floor_between_0_and_1_are_no_rates() -> None:
+    rho = residue(NONE, ALL, [0.4] * 16)
+    assert rho.value == pytest.approx(-0.4 / 0.6)
+    assert rho.low == rho.high == rho.value
+
+
 def test_a_wider_confidence_has_a_wider_interval() -> None:
     narrow, wide = residue(QUARTER, ALL, NONE), residue(QUARTER, ALL, NONE, confidence=0.99)
     assert wide.low < narrow.low
@@ -62,6 +76,11 @@ def test_half_dose_is_interpolated_in_the_logarithm() -> None:
     assert half_dose([1.0, 2.0], [0.6, 0.7], [1.0, 1.0]) == 1
     assert half_dose([1.0, 2.0], [0.1, 0.2], [1.0, 1.0]) is None
     assert half_dose([0.0, 2.0], [0.0, 1.0], [1.0, 1.0]) == 1
+
+
+def test_where_the_original_is_destroyed_nothing_is_back() -> None:
+    assert half_dose([0.01, 0.1], [0.0, 0.06], [1.0, 0.06]) is None
+    assert half_dose([0.01, 0.03, 0.1], [0.0, 1.0, 0.1], [1.0, 1.0, 0.1]) == pytest.approx(0.01 * 3**0.5)
 
 
 def test_half_dose_finds_the_half_life_of_a_learning_curve() -> None:
