@@ -242,6 +242,6 @@ def _sources(results: Path) -> str:
     """Return a line for each commit and machine that made rows."""
     counts: dict[str, int] = {}
     for path, run in read_runs(_RUNS, results):
-        made = source_line(path, run).partition(": ")[2]
-        counts[made] = counts.get(made, 0) + 1
-    return "\n" + "".join(f"- {n} rows: {made}\n" for made, n in counts.items())
+        origin = source_line(path, run).partition(": ")[2]
+        counts[origin] = counts.get(origin, 0) + 1
+    return "\n" + "".join(f"- {n} rows: {origin}\n" for origin, n in counts.items())

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from erasure import tinyworld
-from erasure.erasers.uce import UCE
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.protocols.audit.run import IMAGES
 from erasure.profile import SamplingDefaults
@@ -67,9 +66,7 @@ def test_each_method_has_rows_of_its_chosen_and_of_its_published_settings(tmp_pa
         planned(options(tmp_path, method=["oec"]))
 
 
-def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
-) -> None:
+def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(tmp_path: Path, untrained: None) -> None:
     swept(tmp_path, "uce", "default", {"default": 1.0}, rows="last-subject")
     row = Row(method="uce", settings="chosen", case="cat")
     record = experiment(row, options(tmp_path), lambda _: None)
@@ -80,10 +77,9 @@ def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(
     assert record["artefact"]["lora"]["relative_error"] >= 0
     assert set(record["audit"]["concepts"]) == {"cat"}
     assert record["config"]["eraser"]["name"] == "uce"
-    monkeypatch.setattr(UCE, "fit_each", lambda *_: pytest.fail("was removed already"))
     again = experiment(row, options(tmp_path, audited=[]), lambda _: None)
     assert again["rates"] == record["rates"]
-    assert again["fit"] == record["fit"]
+    assert again["fit"] == record["fit"]  # with a fit more there would be two entries
     assert again["audit"] is None
 
 
