@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -349,7 +349,7 @@ def ledger_json(session: Session) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _standing(studio: Studio, session: Session) -> Iterator[None]:
+def _standing(studio: Studio, session: Session) -> Generator[None]:
     ledger = session.ledger()
     if ledger is None:
         yield

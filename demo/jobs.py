@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
@@ -65,7 +65,7 @@ class Track:
             )
 
     @contextmanager
-    def holding(self, lock: threading.RLock) -> Iterator[None]:
+    def holding(self, lock: threading.RLock) -> Generator[None]:
         """Hold a lock; waiting for it ends when the job is stopped. The time of the job starts with the first one."""
         while not lock.acquire(timeout=_LOOK_SECONDS):
             self.check()

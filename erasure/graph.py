@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .concept import Kind, normalized
 from .prompts import fill, templates
+from .typed_torch import integers
 
 View = Literal["text", "likeness"]
 """Ways to compare two concepts, each a number in [-1, 1].
@@ -85,7 +86,7 @@ class ConceptGraph:
         if not rows or not columns:
             return []
         highest = self.views[view][rows][:, columns].amax(dim=1)
-        order = highest.argsort(descending=True, stable=True)[:n].tolist()
+        order = integers(highest.argsort(descending=True, stable=True)[:n])
         return [(self.names[rows[i]], float(highest[i])) for i in order]
 
 
@@ -107,7 +108,7 @@ def _likeness(encoder: PromptEncoder, names: Sequence[str], kind: Kind) -> Float
     sentences = templates(kind)[:_LIKENESS_TEMPLATES]
     encoded = encoder.encode([fill(sentence, name) for name in names for sentence in sentences], trailing=False)
     ends = encoded.end_states.cpu().double()
-    means = ends.unflatten(0, (len(names), len(sentences))).mean(dim=1)
+    means = ends.reshape(len(names), len(sentences), -1).mean(dim=1)
     directions = F.normalize(means - means.mean(dim=0), dim=1)
     return directions @ directions.T
 

@@ -1,4 +1,6 @@
 """The judge, the one interface through which an image is asked for a concept; and CLIP as a zero-shot judge."""
+# pyright: reportUnknownMemberType=false
+# Methods of transformers take untyped keyword arguments.
 
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
@@ -11,6 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from .arguments import checks_arguments
+from .typed_torch import floats, integers
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, CLIPModel, CLIPProcessor
@@ -65,7 +68,7 @@ def shows_each(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -
 @checks_arguments
 def probability_each(judge: Judge, images: Sequence[Image], concepts: Sequence[str]) -> list[float]:
     """Return for each image the probability that it shows the concept at the same position."""
-    by_concept = {concept: judge.probabilities(images, concept).tolist() for concept in dict.fromkeys(concepts)}
+    by_concept = {concept: floats(judge.probabilities(images, concept)) for concept in dict.fromkeys(concepts)}
     return [by_concept[concept][i] for i, concept in enumerate(concepts)]
 
 
@@ -141,7 +144,7 @@ class ZeroShotJudge:
 
     def shows(self, images: Sequence[Image], concept: str) -> list[bool]:
         logits, position = self._logits(images, concept)
-        return (logits.argmax(dim=1) == position).tolist()
+        return [answer == position for answer in integers(logits.argmax(dim=1))]
 
     def features(self, images: Sequence[Image]) -> Float[Tensor, "n dim"]:
         return self._image_features(images)

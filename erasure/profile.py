@@ -1,4 +1,6 @@
 """The profile of a model: sampling defaults, concepts, eraser settings, benchmark and judge; a world has its own."""
+# pyright: reportUnknownMemberType=false
+# ruamel.yaml has types in part.
 
 import pkgutil
 from collections.abc import Mapping, Sequence
@@ -75,7 +77,9 @@ class ProfileData:
     location: str = ""
     licence: str = ""
     limitations: tuple[str, ...] = ()
-    settings: Mapping[str, Mapping[str, bool | int | float | str]] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, bool | int | float | str]] = field(
+        default_factory=dict[str, Mapping[str, bool | int | float | str]]
+    )
 
 
 class ModelProfile:

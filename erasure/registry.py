@@ -255,11 +255,12 @@ def _chosen(base: type[Plugin], value: object) -> Plugin:
     """Return a piece from an instance, a name, or a mapping of name and settings."""
     if isinstance(value, base):
         return value
-    settings = {"name": value} if isinstance(value, str) else value
-    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
+    settings = cast("Mapping[object, object]", value) if isinstance(value, Mapping) else {"name": value}
+    name = settings.get("name")
+    if not isinstance(name, str):
         noun = registry_of(base).noun
         raise PydanticCustomError("piece", "Input should be the name of a {noun} or its settings", {"noun": noun})
-    kind = registry_of(base).get(settings["name"])
+    kind = registry_of(base).get(name)
     try:
         return kind(**_parsed(kind, {str(key): each for key, each in settings.items() if key != "name"}))
     except ValidationError as error:
@@ -333,9 +334,11 @@ def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_plain(each) for each in value)
+        return {key: _plain(each) for key, each in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, tuple):
+        return tuple(map(_plain, cast("Sequence[object]", value)))
+    if isinstance(value, list):
+        return list(map(_plain, cast("Sequence[object]", value)))
     return value
 
 

@@ -75,7 +75,7 @@ def suggested_prompts(
     profile = profile_of(model)
     names = [profile.canonical(target) or target for target in targets]
     shown = {normalized(name) for name in (*names, *removed)}
-    beside = []
+    beside: list[str] = []
     for name in names:
         kept = profile.kept_beside([name])
         siblings = [other for other in profile.siblings(name) if other in kept] if profile.canonical(name) else []

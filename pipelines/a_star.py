@@ -26,6 +26,7 @@ from erasure.errors import InputError
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attention import Named, OnGuided
 from erasure.guidance.words import owners, positions_in
+from erasure.typed_torch import integers
 
 from .signatures import Class, with_call
 
@@ -68,7 +69,9 @@ class AStarMixin:
         on_guided: OnGuided | None = None,
         **kwargs: object,
     ) -> Any:
-        call: Callable[..., Any] = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
+        # The base pipeline's, which a mixin cannot name.
+        base = super().__call__  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+        call = cast("Callable[..., Any]", base)
         settings: dict[str, Any] = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
         if concepts is None and token_indices is None:
             if settings or layout is not None or on_guided is not None:
@@ -119,7 +122,7 @@ class AStarMixin:
         convert = getattr(self, "maybe_convert_prompt", None)  # writes learned tokens of several vectors out
         texts = [str(convert(prompt, self.tokenizer)) if convert is not None else prompt for prompt in prompts]
         ids, offsets = tokenized(self.tokenizer, texts)
-        ends = first_end_of_text(ids, self.tokenizer).tolist()
+        ends = integers(first_end_of_text(ids, self.tokenizer))
         return [_Prompt(text=text, offsets=row, end=end) for text, row, end in zip(texts, offsets, ends, strict=True)]
 
 
@@ -132,13 +135,14 @@ class _Prompt:
 
 def _one_each(name: str, value: object, n: int, several: bool) -> list[Any]:
     """Return the value of each of n prompts."""
-    if isinstance(value, str) or not isinstance(value, Sequence | Mapping) or not len(value):
+    entries = cast("Sequence[Any]", value) if isinstance(value, Sequence | Mapping) else ()
+    if isinstance(value, str) or not len(entries):
         raise InputError(f"{name}: expected a list, got {value!r}. Give one entry a concept.")
     if not several:
         return [value]
-    if len(value) != n or any(isinstance(entry, str | int) for entry in value):
+    if len(entries) != n or any(isinstance(entry, str | int) for entry in entries):
         raise InputError(f"{name}: expected a list for each of {n} prompts, got {value!r}. Give a list of lists.")
-    return list(value)
+    return list(entries)
 
 
 def _named_by_words(prompt: _Prompt, words: Sequence[Any], layout: Layout) -> Named:
@@ -185,7 +189,7 @@ def _masks(layout: Layout, names: Sequence[str]) -> dict[int, Float[Tensor, "h w
 
 def _mask(where: Image.Image | np.ndarray | Tensor | Sequence[float | int]) -> Float[Tensor, "h w"]:
     if isinstance(where, Image.Image):
-        return torch.from_numpy(np.asarray(where.convert("L"), dtype=np.float32) / 255)
+        return torch.as_tensor(np.asarray(where.convert("L"), dtype=np.float32) / 255)
     if isinstance(where, np.ndarray | Tensor):
         mask = torch.as_tensor(where).float()
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > 1 or not mask.any():

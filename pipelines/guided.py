@@ -2,14 +2,14 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType] - untyped dicts
 from safetensors.torch import load
 from torch import Tensor
 
@@ -56,7 +56,9 @@ class GuidedMixin:
     recorded_tensors: str = ""
 
     def __call__(self, *args: object, concepts: Sequence[str] | None = None, **kwargs: object) -> Any:
-        call: Callable[..., Any] = super().__call__  # pyright: ignore[reportAttributeAccessIssue] - the base pipeline's
+        # The base pipeline's, which a mixin cannot name.
+        base = super().__call__  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+        call = cast("Callable[..., Any]", base)
         settings: dict[str, Any] = {name: kwargs.pop(name) for name in _settings(self.guidance) if name in kwargs}
         if concepts is None:
             if settings:
@@ -69,7 +71,8 @@ class GuidedMixin:
         if isinstance(concepts, str):
             raise InputError(f"concepts: expected a list of words, got {concepts!r}. Write concepts=[{concepts!r}].")
         lists: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+            name: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+            for name, value in settings.items()
         }
         with (
             self._recorded_in_force(),
@@ -78,8 +81,10 @@ class GuidedMixin:
             return call(*args, **kwargs)
 
     @contextmanager
-    def _recorded_in_force(self) -> Iterator[None]:
-        tensors = _fitted(cast(DiffusionPipeline, self), self.recorded_tensors) if self.recorded_tensors else {}
+    def _recorded_in_force(self) -> Generator[None]:
+        tensors: Mapping[str, Tensor] = {}
+        if self.recorded_tensors:
+            tensors = _fitted(cast(DiffusionPipeline, self), self.recorded_tensors)
         with ExitStack() as stack:
             for i, settings in enumerate(self.recorded):
                 fitted = {name: _below(f"guidance.{i}.{name}.", tensors) for name in self.guidance.fitted}

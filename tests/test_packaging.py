@@ -1,5 +1,6 @@
 """A wheel holds the whole product under one name."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+import erasure
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -93,3 +96,25 @@ def test_constraints_name_versions_and_nothing_else() -> None:
 def test_the_wheel_has_the_command(wheel: list[str]) -> None:
     assert PROJECT["project"]["scripts"] == {"erasure": "erasure.cli.main:main"}
     assert "erasure/py.typed" in wheel
+
+
+def public_modules() -> set[str]:
+    """The modules that `erasure` exports from, and those that a page imports from."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    imports = [re.findall(r"^from (erasure\.[\w.]+) import", page.read_text(encoding="utf-8"), re.M) for page in pages]
+    return {f"erasure{home}" for home in erasure._HOMES.values()}.union(*imports)
+
+
+def test_public_modules_are_checked_strictly() -> None:
+    strict = [pattern.removeprefix("build/types/") for pattern in PROJECT["tool"]["pyright"]["strict"]]
+    for module in public_modules():
+        place = module.replace(".", "/")
+        tree = ROOT / place.removeprefix("erasure/") if place.split("/")[1] in PLACES else ROOT / place
+        file = f"{place}/__init__.py" if tree.is_dir() else f"{place}.py"
+        assert any(_covers(pattern, file) for pattern in strict), f"add build/types/{file} to strict in pyproject.toml"
+
+
+def _covers(pattern: str, file: str) -> bool:
+    """Return True if a pattern of pyright names a file, or a folder that it is in."""
+    inner = re.escape(pattern).replace(r"\*\*/", "(.+/)?").replace(r"\*", "[^/]*")
+    return re.fullmatch(f"{inner}(/.+)?", file) is not None

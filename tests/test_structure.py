@@ -17,8 +17,8 @@ from tests.source_tree import Source, Violation, functions, main, package_source
 
 # Each room may import those before it and itself.
 ROOMS = (
-    *("errors", "io", "arguments", "progress", "provenance", "registry", "judge", "profile", "concept", "prompts"),
-    *("graph", "losses", "backbones", "closed_form", "sampling", "guidance", "edits", "training", "erasers"),
+    *("errors", "io", "arguments", "progress", "provenance", "registry", "typed_torch", "judge", "profile", "concept"),
+    *("prompts", "graph", "losses", "backbones", "closed_form", "sampling", "guidance", "edits", "training", "erasers"),
     *("personalize", "ledger", "tinyworld", "loading", "api", "suggestions", "runs", "cli"),
 )
 EVAL_ROOMS = (

@@ -5,7 +5,7 @@ returns exactly the wanted columns: value column j is 1 at one token and 0 elsew
 probability of that token. It is differentiable, and the pixels x tokens matrix is never built.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -97,7 +97,7 @@ def softmax_maps(
 
 
 @contextmanager
-def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -> Iterator[dict[str, Tensor]]:
+def watched_outputs(backbone: Backbone, layers: Sequence[str], reduce: Reduce) -> Generator[dict[str, Tensor]]:
     """While entered, keep what `reduce` makes of each named layer's output in a forward pass of the denoiser.
 
     A layer's output is what attention adds to the hidden states, after its output projection: (batch, pixels,

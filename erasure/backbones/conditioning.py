@@ -1,4 +1,6 @@
 """Encoded prompts as a denoiser reads them, and the positions of words among their tokens."""
+# pyright: reportUnknownMemberType=false
+# Tokenizers of transformers have types in part.
 
 import re
 from collections.abc import Generator, Mapping, Sequence
@@ -84,7 +86,8 @@ class Stream:
 
     def parts(self) -> list[tuple[EncodedTokens, Float[Tensor, "n length dim"]]]:
         """Return the tokens of each text encoder with their states."""
-        parts, start = [], 0
+        parts: list[tuple[EncodedTokens, Tensor]] = []
+        start = 0
         for tokens in self.tokens:
             end = start + tokens.ids.shape[1]
             parts.append((tokens, self.states[:, start:end]))
@@ -297,7 +300,7 @@ def tokenized(
         texts: The prompts.
         length: Number of tokens of a row; None is the tokenizer's own.
     """
-    longest = tokenizer.model_max_length if length is None else length
+    longest = cast("int", tokenizer.model_max_length) if length is None else length
     batch = tokenizer(list(texts), max_length=longest, return_offsets_mapping=True, **PADDED)
     offsets = tuple(tuple((start, end) for start, end in row) for row in batch["offset_mapping"].tolist())
     return batch["input_ids"], offsets

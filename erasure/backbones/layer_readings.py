@@ -1,6 +1,6 @@
 """Readings of layers in a pass: outputs of cross-attention, regions of words, changed outputs, moments of inputs."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -59,7 +59,7 @@ def word_regions(
 
 
 @contextmanager
-def changed_outputs(backbone: Backbone, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def changed_outputs(backbone: Backbone, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Generator[None]:
     """Change the outputs of some cross-attention layers on their way, for the length of a `with`.
 
     Args:
@@ -133,7 +133,7 @@ def _layer(backbone: Backbone, name: str) -> nn.Module | None:
 
 
 @contextmanager
-def watched_inputs(backbone: Backbone, names: Collection[str]) -> Iterator[dict[str, Float[Tensor, "rows in"]]]:
+def watched_inputs(backbone: Backbone, names: Collection[str]) -> Generator[dict[str, Float[Tensor, "rows in"]]]:
     """Yield a mapping that a pass fills with the inputs of linear layers, a row for each token or pixel.
 
     Args:

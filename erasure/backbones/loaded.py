@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -131,7 +131,7 @@ class LoadedModel(ABC):
         return {}
 
     @contextmanager
-    def weights_present(self, *names: str) -> Iterator[torch.device | None]:
+    def weights_present(self, *names: str) -> Generator[torch.device | None]:
         yield None
 
     def sites(self, roles: Collection[Role] | None = None, *, reads: str | None = None) -> dict[str, Site]:

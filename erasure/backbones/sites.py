@@ -71,7 +71,7 @@ def sites_of(
         reads: Stream that the weights of a role read.
         columns: Leading columns that a stream is multiplied with, for roles whose layers read more beside it.
     """
-    sites = {}
+    sites: dict[str, Site] = {}
     for inner in names:
         role = role_of(inner)
         stream = reads.get(role) if inner.endswith(".weight") else None

@@ -4,7 +4,7 @@ It is a pipeline of diffusers whose modules have names and shapes and no weights
 by layer while prompts are encoded. The denoiser is never read whole.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -115,7 +115,7 @@ class StoredModel(LoadedModel):
         return self.pipe.stored.parameter(name, tuple(weight.shape), self.component(part))
 
     @contextmanager
-    def weights_present(self, *names: str) -> Iterator[torch.device | None]:
+    def weights_present(self, *names: str) -> Generator[torch.device | None]:
         with ExitStack() as stack:
             for name in names:
                 part, _, path = name.partition(".")

@@ -1,7 +1,7 @@
 """Passes through a module whose weights stay in their files: those of a layer are read as it runs, and then dropped."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ Reader = Callable[[str], StoredTensor]
 
 
 @contextmanager
-def streamed(module: nn.Module, stored: Reader, *, unread: Collection[nn.Module] = ()) -> Iterator[None]:
+def streamed(module: nn.Module, stored: Reader, *, unread: Collection[nn.Module] = ()) -> Generator[None]:
     """Have a module without weights compute with those of its files, in float32, for the length of a `with`.
 
     A table of words is read by the rows of the words that occur. A weight that is used otherwise than in the pass of

@@ -9,7 +9,7 @@ that this was tried on, a state is then the same to the last bit as that of a pr
 whatever is read beside it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -157,7 +157,7 @@ def read_tree(encoder: PreTrainedModel, tree: TokenTree) -> Any:
 
 
 @contextmanager
-def _attention_along(encoder: PreTrainedModel, tree: TokenTree) -> Iterator[None]:
+def _attention_along(encoder: PreTrainedModel, tree: TokenTree) -> Generator[None]:
     AttentionInterface.register(_ATTENTION, _attended)
     configs = _configs(encoder)
     token = _TREE.set(tree)

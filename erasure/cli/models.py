@@ -1,6 +1,6 @@
 """Devices, loaded models, samplers and new folders, from the options of a command."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +104,7 @@ def model_and_ledger(source: str) -> "tuple[str, Ledger | None]":
 
 
 @contextmanager
-def standing_in(ledger: "Ledger | None", pipe: "DiffusionPipeline") -> Iterator[None]:
+def standing_in(ledger: "Ledger | None", pipe: "DiffusionPipeline") -> Generator[None]:
     """Apply the removals that stand in a ledger, if there is one, for the length of a `with` block."""
     if ledger is None:
         yield

@@ -1,6 +1,8 @@
 """Changes of single weights: dense, low-rank, by a map that all projections share, to be solved for, or a sum."""
+# pyright: reportUnnecessaryIsInstance=false
+# A caller without a type checker gets one line too.
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from ..closed_form.joint import joined_rows
 from ..closed_form.problem import Rows, TextMap
 from ..closed_form.solve import solve
 from ..errors import InputError
+from ..typed_torch import vector_norm
 
 LARGEST = 65504.0
 """Largest norm of a change: the largest number of float16, in which models are stored and run."""
@@ -35,7 +38,7 @@ class DenseChange:
     @cached_property
     def norm(self) -> float:
         """Norm of the change."""
-        return float(torch.linalg.vector_norm(self.delta))
+        return float(vector_norm(self.delta))
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
@@ -109,7 +112,7 @@ class MapChange:
     def norm(self) -> float:
         """|M - I|_F."""
         u, v = self.map.u, self.map.v
-        return float(torch.linalg.vector_norm(u)) if v is None else _product_norm(u, v)
+        return float(vector_norm(u)) if v is None else _product_norm(u, v)
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
@@ -152,7 +155,7 @@ class SolvedChange:
     @cached_property
     def norm(self) -> float:
         """|M - I|_F of the solution."""
-        return float(torch.linalg.norm(self.as_map.map.minus_identity()))
+        return float(vector_norm(self.as_map.map.minus_identity()))
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the difference of the new weight and `weight`, in float64."""
@@ -255,7 +258,7 @@ def _product_norm(left: Tensor, right: Tensor) -> float:
 
 
 @contextmanager
-def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
+def exchanged(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Generator[None]:
     """Give parameters other weights for the length of a `with`; on exit the original tensors are put back."""
     originals = {name: parameter.data for name, parameter in parameters.items()}
     waiting = dict(weights)

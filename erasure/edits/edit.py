@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar, TypeVar, cast
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType] - untyped dicts
 from huggingface_hub.errors import HFValidationError
 
 from ..arguments import checks_arguments

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
 from ..errors import InputError
+from ..typed_torch import svd
 from .changes import Change, on_float64_device
 
 
@@ -83,6 +83,6 @@ def _cut(delta: Tensor, factors: tuple[Tensor, Tensor] | None, rank: int | None)
     """Return up and down with at most `rank` directions, the best in the least-squares sense."""
     if factors is not None and (rank is None or factors[0].shape[1] <= rank):
         return factors
-    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    left, values, right = svd(delta)
     kept = max(1, len(values) // 2) if rank is None else rank
     return left[:, :kept] * values[:kept], right[:kept]

@@ -1,6 +1,8 @@
 """Edits that act during sampling: guidances with their settings, and the weight edit beneath them, if there is one."""
+# pyright: reportUnnecessaryIsInstance=false
+# A caller without a type checker gets one line too.
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from ..guidance import Guidance, guidances
 from ..registry import with_settings
 from .edit import Edit
 from .metadata import EditMetadata
-from .serialization import EditFile, member, stored_tensor
+from .serialization import EditFile, list_member, member, object_member, stored_tensor
 from .switch import Switch
 from .weight_edit import WeightEdit
 
@@ -43,7 +45,7 @@ class SamplingEdit(Edit):
     weights: WeightEdit | None = None
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Generator[DiffusionPipeline]:
         if check:
             self.check_base(pipe)
         with ExitStack() as stack:
@@ -53,7 +55,7 @@ class SamplingEdit(Edit):
             yield pipe
 
     @contextmanager
-    def switched(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[Switch]:
+    def switched(self, pipe: DiffusionPipeline, *, check: bool = True) -> Generator[Switch]:
         if check:
             self.check_base(pipe)
         with ExitStack() as stack:
@@ -62,7 +64,7 @@ class SamplingEdit(Edit):
                 weights = stack.enter_context(self.weights.switched(pipe, check=False))
 
             @contextmanager
-            def in_force() -> Iterator[None]:
+            def in_force() -> Generator[None]:
                 with ExitStack() as inner:
                     if weights is not None:
                         weights.turn(on=True)
@@ -92,14 +94,14 @@ class SamplingEdit(Edit):
         description = file.description
         weights = None
         if member(description, "weights", object) is not None:
-            beneath = member(description, "weights", dict)
+            beneath = object_member(description, "weights")
             inner = EditFile(format=WeightEdit.formats[0], description=beneath, tensors=file.tensors)
             weights = WeightEdit.of_file(inner, shared)
         return cls(
             guidances=tuple(
-                _guidance(each, i, file.tensors) for i, each in enumerate(member(description, "guidances", list))
+                _guidance(each, i, file.tensors) for i, each in enumerate(list_member(description, "guidances"))
             ),
-            metadata=EditMetadata.from_json(member(description, "metadata", dict)),
+            metadata=EditMetadata.from_json(object_member(description, "metadata")),
             weights=weights,
         )
 
@@ -179,10 +181,10 @@ def _guidance(description: Mapping[str, Any], place: int, tensors: Mapping[str, 
     if name not in guidances():
         raise InputError(f"edit: {unknown_name('guidance', name, guidances())} Update this library.")
     kind = guidances()[name]
-    guidance = with_settings(kind, member(description, "settings", dict), where=f"{name}.")
+    guidance = with_settings(kind, object_member(description, "settings"), where=f"{name}.")
     if not kind.fitted:
         return guidance
-    names = {field: member(member(description, "fitted", dict), field, list) for field in kind.fitted}
+    names = {field: list_member(object_member(description, "fitted"), field) for field in kind.fitted}
     return replace(
         guidance,
         **{

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
@@ -73,12 +73,25 @@ def member(data: object, name: str, kind: type[Kind]) -> Kind:
     Raises:
         InputError: It is no object, or has no such member, or one of another type.
     """
-    if isinstance(data, Mapping) and name in data and isinstance(data[name], kind):
-        return data[name]
-    value = data.get(name, "nothing") if isinstance(data, Mapping) else data
+    value = data
+    if isinstance(data, Mapping):
+        members = cast("Mapping[str, object]", data)
+        value = members.get(name, "nothing")
+        if name in members and isinstance(value, kind):
+            return value
     got = repr(value)[:_SHOWN]
     typed = "" if kind is object else f" of the type {kind.__name__}"
     raise InputError(f"edit: expected a header with {name!r}{typed}, got {got}. {_DAMAGED}")
+
+
+def object_member(data: object, name: str) -> dict[str, Any]:
+    """Return a member that is an object itself; see `member`."""
+    return cast("dict[str, Any]", member(data, name, dict))
+
+
+def list_member(data: object, name: str) -> list[Any]:
+    """Return a member that is a list; see `member`."""
+    return cast("list[Any]", member(data, name, list))
 
 
 def _description(text: str | None) -> Mapping[str, Any]:
@@ -87,7 +100,7 @@ def _description(text: str | None) -> Mapping[str, Any]:
         description = json.loads(text or "{}")
     except (ValueError, RecursionError):
         description = None
-    return description if isinstance(description, dict) else {}
+    return cast("dict[str, Any]", description) if isinstance(description, dict) else {}
 
 
 class ChangeWriter:
@@ -182,7 +195,7 @@ class ChangeReader:
                     raise InputError(f"edit: expected the rows that a change solves, got none. {_DAMAGED}")
                 size = member(data, "size", float)
                 return self._solved.setdefault((rows.space, size), SolvedChange(rows=rows, size=size))
-            case "sum" if member(data, "parts", list):
+            case "sum" if list_member(data, "parts"):
                 return SumChange(parts=tuple(map(self.change, data["parts"])))
             case kind:
                 raise InputError(f"edit: expected a known kind of change, got {kind!r}. Update this library.")
@@ -204,7 +217,7 @@ class ChangeReader:
         return tuple(
             NewToken(
                 text=member(token, "text", str),
-                rows={part: stored_tensor(self._tensors, key, 1) for part, key in member(token, "rows", dict).items()},
+                rows={part: stored_tensor(self._tensors, key, 1) for part, key in object_member(token, "rows").items()},
             )
             for token in data
         )
@@ -254,7 +267,10 @@ def rows_from(description: object, tensors: Mapping[str, Tensor]) -> dict[str, R
         case True:
             return {TEXT: unpacked(tensors)}
         case Mapping():
-            return {TEXT: unpacked_first(description, tensors)} if description else None
-        case list() if description and all(isinstance(space, str) for space in description):
-            return {space: unpacked(tensors, space) for space in description}
+            columns = cast("Mapping[str, Any]", description)
+            return {TEXT: unpacked_first(columns, tensors)} if columns else None
+        case list() if description and all(isinstance(space, str) for space in cast("list[object]", description)):
+            return {space: unpacked(tensors, space) for space in cast("list[str]", description)}
+        case _:
+            pass
     raise InputError(f"edit: expected the rows of an edit, or none, got {description!r}. {_DAMAGED}")

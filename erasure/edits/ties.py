@@ -10,7 +10,7 @@ from torch import Tensor
 from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..errors import InputError
-from .changes import DenseChange
+from .changes import Change, DenseChange
 from .metadata import EditMetadata
 from .weight_edit import WeightEdit
 
@@ -47,7 +47,7 @@ def ties(edits: Sequence[WeightEdit], pipe: DiffusionPipeline, *, keep: float = 
             )
     names = list(dict.fromkeys(name for edit in edits for name in edit.changes))
     weights = backbone_of(pipe).parameters(set(names).__contains__)
-    changes = {}
+    changes: dict[str, Change] = {}
     for name in names:
         deltas = [edit.changes[name].of(weights[name].detach()) for edit in edits if name in edit.changes]
         changes[name] = DenseChange(delta=(scale * merged(torch.stack(deltas).double(), keep)).float().cpu())

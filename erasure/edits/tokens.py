@@ -1,7 +1,9 @@
 """New words of a model: an entry in each of its tokenizers, and a row of its own in each text encoder's table."""
+# pyright: reportUnknownMemberType=false
+# Tokenizers of transformers have types in part.
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -41,7 +43,7 @@ class NewToken:
 
 
 @contextmanager
-def tokens_added(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Iterator[None]:
+def tokens_added(pipe: DiffusionPipeline, tokens: Sequence[NewToken]) -> Generator[None]:
     """Add some new words to the pipeline for the length of a `with`; on exit it is as it was, bit for bit.
 
     The pipeline gets other tokenizers for that time: copies with the words.
@@ -110,7 +112,7 @@ def mean_row(backbone: Backbone, component: str, phrase: str) -> Float[Tensor, "
     Raises:
         InputError: The phrase has no tokens.
     """
-    ids = backbone.tokenizers()[component](phrase, add_special_tokens=False).input_ids
+    ids = cast("list[int]", backbone.tokenizers()[component](phrase, add_special_tokens=False).input_ids)
     if not ids:
         raise InputError(f"initializer: expected words, got {phrase!r}. Name what the new word should start from.")
     encoder = _text_encoder(backbone, component)

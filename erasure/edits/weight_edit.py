@@ -1,10 +1,10 @@
 """Edits of a model's weights and words: scaled, composed, solved together, merged, exported as a LoRA."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -22,7 +22,16 @@ from .changes import Change, MapChange, SolvedChange, SumChange, check_size, edi
 from .edit import Edit
 from .lora import Lora, lora_of
 from .metadata import EditMetadata
-from .serialization import ChangeReader, ChangeWriter, EditFile, member, rows_as_tensors, rows_from
+from .serialization import (
+    ChangeReader,
+    ChangeWriter,
+    EditFile,
+    list_member,
+    member,
+    object_member,
+    rows_as_tensors,
+    rows_from,
+)
 from .switch import Switch
 from .tokens import NewToken, add_tokens, check_new, tokens_added
 
@@ -158,7 +167,7 @@ class WeightEdit(Edit):
         )
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline, *, check: bool = True) -> Generator[DiffusionPipeline]:
         """Change the pipeline's weights for the length of a `with`; on exit they are what they were, bit for bit.
 
         The original tensors are kept and put back, not computed again. Device moves inside the `with` are allowed.
@@ -174,7 +183,7 @@ class WeightEdit(Edit):
             yield pipe
 
     @contextmanager
-    def switched(self, pipe: DiffusionPipeline, *, check: bool = True) -> Iterator[Switch]:
+    def switched(self, pipe: DiffusionPipeline, *, check: bool = True) -> Generator[Switch]:
         """Yield a switch that turns the edit on and off as often as needed; it is off at first.
 
         Both sets of the changed weights are kept in memory meanwhile, so turning it computes nothing. On exit the
@@ -186,7 +195,7 @@ class WeightEdit(Edit):
         weights = self._edited(parameters)
 
         @contextmanager
-        def in_force() -> Iterator[None]:
+        def in_force() -> Generator[None]:
             with exchanged(parameters, weights), tokens_added(pipe, self.tokens):
                 yield
 
@@ -253,15 +262,15 @@ class WeightEdit(Edit):
     @classmethod
     def of_file(cls, file: EditFile, shared: Path) -> "WeightEdit":
         # Of files of the first format, which have fewer members.
-        description = {"shared": {}, "by_columns": [], "tokens": [], **file.description}
-        tensors = {**file.tensors, **fetched(member(description, "shared", dict), shared)}
+        description: dict[str, Any] = {"shared": {}, "by_columns": [], "tokens": [], **file.description}
+        tensors = {**file.tensors, **fetched(object_member(description, "shared"), shared)}
         rows = rows_from(member(description, "rows", object), tensors)
-        reader = ChangeReader(tensors, rows or {}, member(description, "by_columns", list))
+        reader = ChangeReader(tensors, rows or {}, list_member(description, "by_columns"))
         return cls(
-            changes={name: reader.change(data) for name, data in member(description, "changes", dict).items()},
-            metadata=EditMetadata.from_json(member(description, "metadata", dict)),
+            changes={name: reader.change(data) for name, data in object_member(description, "changes").items()},
+            metadata=EditMetadata.from_json(object_member(description, "metadata")),
             rows=rows,
-            tokens=reader.new_tokens(member(description, "tokens", list)),
+            tokens=reader.new_tokens(list_member(description, "tokens")),
         )
 
     def _parameters_of(self, pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:

@@ -18,6 +18,7 @@ from ..registry import Exactness
 from ..training.context import FitContext
 from ..training.word_attention.masked import Mask
 from ..training.word_attention.output_directions import Directions, OutputMeans, prompt_pairs
+from ..typed_torch import svd
 from .base import Eraser, Stage, Work, all_names
 
 _AT_ONCE = 8
@@ -156,6 +157,6 @@ def folded(guidance: CASteerGuidance, backbone: Backbone) -> dict[str, Change]:
         if weight.ndim == 1:
             changes[site.name] = DenseChange(delta=delta[:, 0].float())
         else:
-            basis = torch.linalg.svd(guidance.directions[layer][:, 0].double(), full_matrices=False).Vh
+            basis = svd(guidance.directions[layer][:, 0].double()).Vh
             changes[site.name] = LowRankChange(up=basis.T.float().contiguous(), down=(basis @ delta).float())
     return changes

@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..graph import ConceptGraph
 from ..registry import Exactness
 from ..training.context import FitContext
+from ..typed_torch import pinv, vector_norm
 from .base import Dependence
 from .shared_map import SharedMap
 
@@ -130,7 +131,8 @@ class CFEReader:
 
     def _problem(self, concepts: Sequence[Concept], space: str) -> Rows:
         names = self.names
-        erased, held = [], names.empty(self.eraser.invariants, space)
+        erased: list[Row] = []
+        held = names.empty(self.eraser.invariants, space)
         for concept in concepts:
             proxies = {name: names.held(name, concept.kind, space) for name in self.safe[concept]}
             targets = names.erased(concept, space)
@@ -175,8 +177,8 @@ class CFEReader:
 
     def _check_free(self, rows: Rows) -> None:
         """Refuse a target that lies in the span of what is kept, for which the edit would be huge."""
-        inside = torch.linalg.vector_norm(rows.targets @ free_directions(rows), dim=1)
-        shares = inside / torch.linalg.vector_norm(rows.targets, dim=1)
+        inside = vector_norm(rows.targets @ free_directions(rows), dim=1)
+        shares = inside / vector_norm(rows.targets, dim=1)
         if not len(shares) or float(shares.min()) >= self.eraser.least_share:
             return
         worst = int(shares.argmin())
@@ -192,7 +194,7 @@ class CFEReader:
 
 def _projected(state: Float[Tensor, " dim"], safe: Float[Tensor, "k dim"]) -> Float[Tensor, " dim"]:
     """Return the projection of a state on the span of others."""
-    return safe.T @ (torch.linalg.pinv(safe.T) @ state)
+    return safe.T @ (pinv(safe.T) @ state)
 
 
 def _kept(row: Row) -> Row:

@@ -24,6 +24,7 @@ from ..sampling.latents import noise, trajectory_latents
 from ..training.context import FitContext
 from ..training.trajectories import encoded
 from ..training.word_attention.output_directions import prompt_pairs
+from ..typed_torch import vector_norm
 from .base import Eraser, Work
 
 _AT_ONCE = 8
@@ -157,5 +158,5 @@ class ConceptPrune(Eraser):
         """Return the sum of the squares of each column of a layer's inputs."""
         rows = rows.double()
         if self.unit_rows:
-            rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            rows = rows / vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-12)
         return rows.square().sum(0)

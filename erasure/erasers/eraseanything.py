@@ -148,7 +148,7 @@ class EraseAnything(Eraser):
 
     def _keeping(self, task: TrainingTask) -> list[WeightedLoss]:
         """Return L_keep and L_rsc, where they have a weight."""
-        losses = []
+        losses: list[WeightedLoss] = []
         if self.contrast_weight and contrasted(task.concepts):
             loss = Contrast(max_pixels=self.max_pixels).loss(task)
             losses.append(WeightedLoss(loss=loss, weight=self.contrast_weight, erases=True))

@@ -23,7 +23,7 @@ from ..closed_form.problem import Row, Rows, TextMap
 from ..closed_form.projections import projections
 from ..closed_form.solve import ridge_edit_from_moments, solve
 from ..concept import Concept
-from ..edits import DenseChange, LowRankChange, MapChange, WeightEdit
+from ..edits import Change, DenseChange, LowRankChange, MapChange, WeightEdit
 from ..progress import OnProgress, Progress, ProgressCounter
 from ..prompts import fill, templates
 from ..registry import Exactness
@@ -122,7 +122,7 @@ class MACE(Eraser):
                 context.on_progress(Progress(done=1, total=1))
             return WeightEdit(changes=self._dense(text, context), metadata=metadata)
         counter = ProgressCounter(context.on_progress, len(concepts), stage="images")
-        images = []
+        images: list[WordImages] = []
         for concept in concepts:
             images.append(self._images(concept, context))
             counter.add()
@@ -133,7 +133,7 @@ class MACE(Eraser):
             ]
         contexts = [context_gram(context.backbone, [prompt for prompt, _ in _prompts(concept)]) for concept in concepts]
         weights = context.backbone.parameters(frozenset(names).__contains__)
-        changes = {}
+        changes: dict[str, Change] = {}
         for name, parameter in weights.items():
             weight = parameter.detach().to("cpu", torch.float64)
             loras = [patch[name].of(weight) for patch in patches]

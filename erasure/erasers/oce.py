@@ -22,11 +22,12 @@ from ..closed_form.projections import Projections, projections
 from ..closed_form.readers import EmptyAnchor
 from ..closed_form.rotation import Form, rotation, span
 from ..concept import Concept
-from ..edits import DenseChange, WeightEdit
+from ..edits import Change, DenseChange, WeightEdit
 from ..progress import Progress
 from ..prompts import OBJECT_PHRASES, STYLE_PHRASES
 from ..registry import Exactness
 from ..training.context import FitContext
+from ..typed_torch import svd
 from .base import Eraser, Stage
 
 # Measured on the tiny world: from here on the mean cosine of W' c and W c over the layers is below 0.
@@ -100,7 +101,7 @@ class OCE(Eraser):
         moment = moment + self.preserve_scale * rows.preserve.T @ rows.preserve
         moment.diagonal().add_(self.ridge)
         names = projections(context.backbone, self.sites)
-        changes = {}
+        changes: dict[str, Change] = {}
         for done, (name, parameter) in enumerate(context.backbone.parameters(frozenset(names).__contains__).items(), 1):
             weight = parameter.detach().to("cpu", torch.float64)
             changes[name] = DenseChange(delta=(self.turned(weight, rows, moment) - weight).float())
@@ -119,7 +120,7 @@ class OCE(Eraser):
             rows: States of targets and anchors.
             moment: K, the weight of what stays.
         """
-        basis, sizes, _ = torch.linalg.svd(weight, full_matrices=False)
+        basis, sizes, _ = svd(weight)
         basis = basis[:, sizes > 1e-12 * sizes.max()]
         inside = basis.T @ weight
         target, anchor = (span(states @ inside.T, self.rank) for states in (rows.targets, rows.goals()))
@@ -128,7 +129,7 @@ class OCE(Eraser):
             whole = (
                 torch.eye(len(weight), dtype=weight.dtype) + basis @ (turn - torch.eye(len(turn)).to(turn)) @ basis.T
             )
-            if torch.linalg.det(whole) < 0:
+            if torch.det(whole) < 0:
                 whole[:, -1] *= -1
             return whole @ weight
         return basis @ (turn @ inside)

@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..progress import Progress
 from ..registry import Chosen, Exactness
 from ..training.context import FitContext
+from ..typed_torch import solve_linear
 from .base import Dependence, Eraser
 from .shared_map import ProblemReader, SharedMap
 from .uce import UCE
@@ -189,7 +190,7 @@ def derived_rows(
         return []
     states = torch.stack([row.state for row in sources]).to("cpu", torch.float64)
     eye = torch.eye(len(gram), dtype=gram.dtype)
-    derived = torch.linalg.solve(penalty * eye + moved.T @ gram @ moved, moved.T @ gram @ states.T).T
+    derived = solve_linear(penalty * eye + moved.T @ gram @ moved, moved.T @ gram @ states.T).T
     return [
         replace(row, site=f"{row.site}-derived-{number}", state=state, strength=1.0)
         for row, state in zip(sources, derived, strict=True)

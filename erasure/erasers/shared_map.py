@@ -70,7 +70,7 @@ class SharedMap(Eraser):
         for concepts in requests:
             self.require(concepts, context.backbone)
         origin = self.metadata((), context)
-        layers = cache(lambda space: self.projections(context.backbone, space))
+        layers = cache(partial(self.projections, context.backbone))
         reader = self.reader(context)
 
         def solved(concepts: Sequence[Concept]) -> WeightEdit:

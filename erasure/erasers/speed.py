@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..progress import Progress
 from ..registry import Exactness
 from ..training.context import FitContext
+from ..typed_torch import integers, solve_linear, svd, vector_norm
 from .base import Dependence
 from .shared_map import SharedMap
 
@@ -151,7 +152,7 @@ class SPEED(SharedMap):
         named = _named(kept)
         if not self.augment or not bool(named.any()):
             return kept
-        direction = torch.linalg.svd(weight, full_matrices=False).Vh[-1]
+        direction = svd(weight).Vh[-1]
         states = kept.preserve[named].repeat_interleave(self.augment, dim=0)
         noise = torch.randn(states.shape, generator=generator, dtype=torch.float64)
         drawn = states + (noise @ direction)[:, None] * direction
@@ -231,8 +232,8 @@ def _shifts(rows: Rows, weight: Float[Tensor, "out dim"], states: Float[Tensor, 
     second = (rows.targets * share[:, None]).T @ rows.targets
     cross = (rows.goals() * share[:, None]).T @ rows.targets
     eye = torch.eye(len(second), dtype=second.dtype)
-    moved = torch.linalg.solve(eye + second, states.T)
-    return torch.linalg.vector_norm(weight @ ((cross - second) @ moved), dim=0)
+    moved = solve_linear(eye + second, states.T)
+    return vector_norm(weight @ ((cross - second) @ moved), dim=0)
 
 
 def _filtered(rows: Rows, weight: Float[Tensor, "out dim"]) -> Rows:
@@ -240,7 +241,7 @@ def _filtered(rows: Rows, weight: Float[Tensor, "out dim"]) -> Rows:
     named = _named(rows)
     shifts = _shifts(rows, weight, rows.preserve)
     kept = ~named | (shifts > shifts[named].mean())
-    indices = kept.nonzero()[:, 0].tolist()
+    indices = integers(kept.nonzero()[:, 0])
     return replace(
         rows,
         preserve=rows.preserve[kept],

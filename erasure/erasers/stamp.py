@@ -31,6 +31,7 @@ from ..training.word_attention.layer_inputs import (
     layer_inputs,
 )
 from ..training.word_attention.masked import Mask, concept_masks
+from ..typed_torch import svd, vector_norm
 from .base import Eraser, Work
 
 _ROLES = ("cross.out", "joint.out")
@@ -118,7 +119,7 @@ class STAMP(Eraser):
         delta = ridge_edit_from_moments(weight, whole, weight @ (cross + self.preserve_scale * kept), reg) - weight
         if self.rank is None or self.rank >= min(delta.shape):
             return DenseChange(delta=delta.float())
-        u, sizes, vh = torch.linalg.svd(delta, full_matrices=False)
+        u, sizes, vh = svd(delta)
         up = u[:, : self.rank] * sizes[: self.rank]
         return LowRankChange(up=up.float(), down=vh[: self.rank].float().contiguous())
 
@@ -212,4 +213,4 @@ class _Samples:
             layer_inputs(self.backbone, module, self.target, rows, prompts)
             for prompts in (self.target.conditioning, self.anchor)
         )
-        return float((one - other).norm() / one.norm())
+        return float(vector_norm(one - other) / vector_norm(one))

@@ -8,7 +8,7 @@ Several concepts are made orthogonal by Gram-Schmidt, B = L T, and v' = v - sum_
 delta_i t_i.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -59,7 +59,7 @@ class AdaVDGuidance(TextGuidance):
     branches: Literal["conditional", "joint"] = "conditional"
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             values = _Values(self, pipe, named)
             with changed_layers(pipe, values.layers, values.changed, rows=lambda: len(named())):

@@ -5,7 +5,7 @@ z' = z - alpha_i grad L(z). The step itself is the pipeline's own.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from math import ceil
@@ -223,7 +223,7 @@ class AttentionGuidance(MapReading, ABC):
         named: Callable[[], Sequence[Named]],
         *,
         on_guided: OnGuided | None = None,
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """Guide the pipeline's loop for the length of a `with`; no weight is changed and none gets a gradient.
 
         Args:

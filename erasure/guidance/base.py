@@ -2,7 +2,7 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -80,7 +80,7 @@ class Prompts:
         return being_read() or self._encoded
 
     @contextmanager
-    def followed(self, pipe: DiffusionPipeline) -> Iterator["Prompts"]:
+    def followed(self, pipe: DiffusionPipeline) -> Generator["Prompts"]:
         """Take note of the prompts that the pipeline's own call encodes, for the length of a `with`."""
         encode = pipe.encode_prompt
 
@@ -138,7 +138,9 @@ class NamedPrompts:
 
 
 @contextmanager
-def named_prompts(pipe: DiffusionPipeline, concepts: Sequence[str], *, longest: bool = False) -> Iterator[NamedPrompts]:
+def named_prompts(
+    pipe: DiffusionPipeline, concepts: Sequence[str], *, longest: bool = False
+) -> Generator[NamedPrompts]:
     """Follow where the concepts are in each prompt of the pipeline, for the length of a `with`.
 
     Args:
@@ -173,6 +175,6 @@ class ConceptGuidance(AttentionGuidance, Guidance):
     on_guided: OnGuided | None = None
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with named_prompts(pipe, self.concepts) as named, self.guiding(pipe, named, on_guided=self.on_guided):
             yield pipe

@@ -1,6 +1,6 @@
 """Changes of what layers of the denoiser give, within the calls of a pipeline's own loop."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -17,7 +17,7 @@ Changed = Callable[[str, Denoising, Tensor, Tensor], Tensor]
 @contextmanager
 def changed_layers(
     pipe: DiffusionPipeline, layers: Mapping[str, nn.Module], change: Changed, *, rows: Callable[[], int]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Change the outputs of some layers in each step of the pipeline's loop, for the length of a `with`.
 
     Further predictions beside the loop's are left alone.

@@ -6,7 +6,7 @@ arXiv:2211.05105); the combination is this project's own.
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..losses.attention import Rule, regions
 from ..prompts import without_phrases, words_of
 from ..registry import Exactness
+from ..typed_torch import lstsq
 from .attention import MapReading, Named, within
 from .base import AnyGuidance, Guidance, named_prompts
 from .batches import Output, with_first
@@ -77,7 +78,7 @@ class LocalisedRemoval(MapReading, Guidance):
     concepts: tuple[str, ...]
     preserve: tuple[str, ...] = ()
     anchor: str | None = ""
-    anchors: Mapping[str, str] = field(default_factory=dict)
+    anchors: Mapping[str, str] = field(default_factory=dict[str, str])
     scale: float = 0.0
     outside: Literal["original", "free"] = "original"
     region: Rule = "half"
@@ -100,7 +101,7 @@ class LocalisedRemoval(MapReading, Guidance):
         self.require_shares("steps_range")
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with named_prompts(pipe, (*self.concepts, *self.preserve), longest=True) as every:
 
             def named() -> Sequence[Named]:
@@ -116,7 +117,7 @@ class LocalisedRemoval(MapReading, Guidance):
                 yield pipe
 
     @contextmanager
-    def _parted(self, pipe: DiffusionPipeline, named: NamedRows) -> Iterator[None]:
+    def _parted(self, pipe: DiffusionPipeline, named: NamedRows) -> Generator[None]:
         loss = LeakLoss(
             erased=self.concepts,
             region=self.region,
@@ -280,7 +281,7 @@ class _Removal:
         return self.edited
 
     @contextmanager
-    def setting_in(self, pipe: DiffusionPipeline) -> Iterator[None]:
+    def setting_in(self, pipe: DiffusionPipeline) -> Generator[None]:
         """Decode the other image outside of the region, for the length of a `with`."""
         vae, decode = pipe.vae, pipe.vae.decode
 
@@ -298,14 +299,15 @@ class _Removal:
             unedited = plain[0]
             return with_first(decoded, lambda edited: _set_in(edited, unedited, acted))
 
-        shadowed = vars(vae).get("decode")
-        vars(vae)["decode"] = both
+        members = cast("dict[str, object]", vars(vae))
+        shadowed = members.get("decode")
+        members["decode"] = both
         try:
             yield
         finally:
-            del vars(vae)["decode"]
+            del members["decode"]
             if shadowed is not None:
-                vars(vae)["decode"] = shadowed
+                members["decode"] = shadowed
 
     def _force(self, call: Denoising, output: Tensor, masks: Bool[Tensor, "n k h w"]) -> Tensor:
         """Return the change of the predictions for the prompts."""
@@ -355,7 +357,7 @@ def _combined_alike(call: Denoising, output: Tensor, prediction: Tensor, other: 
         return other
     n = len(call.latents)
     halves = torch.stack([output[:n], call.conditional(output)], -1).flatten(1, -2).double()
-    weights = torch.linalg.lstsq(halves.cpu(), prediction.flatten(1).double().cpu()[..., None]).solution.to(halves)
+    weights = lstsq(halves.cpu(), prediction.flatten(1).double().cpu()[..., None]).to(halves)
     others = torch.stack([other[:n], call.conditional(other)], -1)
     return (others.double() * weights[:, None, None, None, :, 0]).sum(-1).to(prediction.dtype)
 

@@ -4,7 +4,7 @@ It has no paper of its own: it is classifier-free guidance (arXiv:2207.12598) wi
 e = e_s + w (e_p - e_s).
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +34,7 @@ class NegativePromptGuidance(TextGuidance):
     flow: ClassVar[bool] = True
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _UnconditionalRows(self, pipe, named)
             with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after, flow=True):

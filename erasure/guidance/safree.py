@@ -7,7 +7,7 @@ licence.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -57,7 +57,7 @@ class SAFREEGuidance(TextGuidance):
     as_negative: bool = False
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with ExitStack() as stack:
             named = stack.enter_context(self.prompts(pipe))
             run = _Filtering(self, pipe, named)

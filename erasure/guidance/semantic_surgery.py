@@ -9,7 +9,7 @@ The paper's retry after a look at the image is left out: its detector was the ju
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -54,7 +54,7 @@ class SemanticSurgeryGuidance(TextGuidance):
     threshold: Annotated[float, Interval(gt=0, lt=1)] = 0.5
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _Surgery(self, pipe, named)
             with around_each_step(pipe, rows=lambda: len(named()), before=run.before):

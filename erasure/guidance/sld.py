@@ -10,7 +10,7 @@ With the predictions e_0 (unconditional), e_p (prompt), e_s (the names), element
 so e_p - g in the place of e_p is SLD under any guidance scale w.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -57,7 +57,7 @@ class SafeLatentDiffusion(TextGuidance):
     warmup: Annotated[int, Ge(0)] = 10
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _Pushing(self, pipe, named)
             with around_each_step(pipe, rows=lambda: len(named()), after=run.after, flow=True):

@@ -7,7 +7,7 @@ With T the states of a text, all positions of it, and tokens its words':
 The official code multiplies both factors by gamma and sums patches before their product.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
@@ -50,7 +50,7 @@ class SPMGuidance(TextGuidance):
     downs: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             if not self.ups:
                 raise InputError(

@@ -1,7 +1,7 @@
 """Guidance along fitted directions in the outputs of cross-attention."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
@@ -45,7 +45,7 @@ class SteeredGuidance(TextGuidance):
         """Return the output of a layer without the targets."""
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             if not self.directions:
                 raise InputError(

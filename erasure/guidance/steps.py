@@ -8,7 +8,7 @@ to one is kept: image to image, inpainting, several images a prompt, callbacks, 
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,7 +132,7 @@ def around_each_step(
     after: After | None = None,
     stepped: Stepped | None = None,
     flow: bool = False,
-) -> Iterator[None]:
+) -> Generator[None]:
     """Call functions around the denoiser at each step of the pipeline's loop, for the length of a `with`.
 
     Several can be in force at once; they are called in the order they were entered. Shallow copies of the pipeline
@@ -194,7 +194,7 @@ class _Link:
         return shadow.link if isinstance(shadow, _Shadow) else cls()
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def at_rest(self) -> Generator[None]:
         """Call no hook: what runs inside is not the loop's."""
         before, self.resting = self.resting, True
         try:
@@ -203,7 +203,7 @@ class _Link:
             self.resting = before
 
     @contextmanager
-    def connected(self, pipe: DiffusionPipeline) -> Iterator[None]:
+    def connected(self, pipe: DiffusionPipeline) -> Generator[None]:
         """Put the hooks in place, for the first of several users."""
         self.users += 1
         try:

@@ -1,6 +1,6 @@
 """Guidance by the text of concepts: one list of names, and the denoiser's predictions and arguments for other texts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -32,7 +32,7 @@ class TextGuidance(Guidance):
     only_named: bool = False
 
     @contextmanager
-    def prompts(self, pipe: DiffusionPipeline) -> Iterator[NamedPrompts]:
+    def prompts(self, pipe: DiffusionPipeline) -> Generator[NamedPrompts]:
         """Follow the prompts of the pipeline, for the length of a `with`.
 
         Raises:

@@ -9,12 +9,13 @@ from ..backbones.base import Backbone
 from ..closed_form.joint import joined_rows
 from ..closed_form.solve import solve
 from ..concept import Concept, normalized
-from ..edits import Edit, MapChange, SamplingEdit, SolvedChange, WeightEdit, joint
+from ..edits import Change, Edit, MapChange, SamplingEdit, SolvedChange, WeightEdit, joint
 from ..edits.changes import single_changes
 from ..erasers import Eraser
 from ..erasers.base import clash_of
 from ..erasers.shared_map import SharedMap
 from ..errors import AlreadyRemovedError, ErasureError, InputError
+from ..typed_torch import vector_norm
 from .record import Entry
 from .renamed import recorded_eraser
 from .store import LedgerStore
@@ -28,7 +29,7 @@ def problems_of(store: LedgerStore, entry: Entry) -> list[str]:
         edit = store.load(entry)
     except ErasureError as error:
         return [str(error)]
-    problems = []
+    problems: list[str] = []
     if edit.metadata.base_fingerprint != store.record.base.fingerprint:
         problems.append(f"{entry.file}: was made for another base ({edit.metadata.base_fingerprint[:12]}).")
     solved = isinstance(edit, WeightEdit) and edit.closed_form
@@ -122,7 +123,8 @@ def relative_move(backbone: Backbone, edit: WeightEdit, then: WeightEdit | None,
         |then - now|_F / |edit|_F over the weights that the edit changes; 0 if it changes none.
     """
     moves = changes = 0.0
-    sides = [{} if side is None else side.changes for side in (then, now)]
+    nothing: Mapping[str, Change] = {}
+    sides = [nothing if side is None else side.changes for side in (then, now)]
     for name, weight in backbone.parameters(edit.changes.__contains__).items():
         original = weight.detach()
         start, end = (side[name].of(original).double() if name in side else 0.0 for side in sides)
@@ -196,7 +198,8 @@ def _names(concept: Concept) -> set[str]:
 
 def _reached(names: Iterable[str], becomes: Mapping[str, Iterable[str]]) -> set[str]:
     """Return the names, their anchors, the anchors of those, and so on."""
-    reached, waiting = set(), list(names)
+    reached: set[str] = set()
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name not in reached:
@@ -218,7 +221,7 @@ def _replay_error(edit: WeightEdit) -> float:
             worst = max(worst, _relative(abs(change.norm - change.size), change.size))
         elif isinstance(change, MapChange) and (rows := (edit.rows or {}).get(change.space)) is not None:
             stored, again = (each.minus_identity() for each in (change.map, solve(joined_rows([rows]))))
-            worst = max(worst, _relative(float((stored - again).norm()), float(stored.norm())))
+            worst = max(worst, _relative(float(vector_norm(stored - again)), float(vector_norm(stored))))
     return worst
 
 

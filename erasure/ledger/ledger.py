@@ -10,7 +10,7 @@ which makes their order irrelevant and undoing one exact, then the changes of tr
 removal was fitted on top of those before it, so undoing one beneath it is an approximation and is labelled so.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +199,7 @@ class Ledger(LedgerView):
         return self._on_base(joint([self._store.load(entry) for entry in entries]))
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline, upto: str | None = None) -> Iterator[DiffusionPipeline]:
+    def applied_to(self, pipe: DiffusionPipeline, upto: str | None = None) -> Generator[DiffusionPipeline]:
         """Apply the standing removals for the length of a `with`; on exit the pipeline is as it was, bit for bit.
 
         Raises:
@@ -224,7 +224,7 @@ class Ledger(LedgerView):
         """
         backbone = backbone_of(pipe)
         self.check_base(backbone.fingerprint(), str(pipe.name_or_path))
-        moves = {}
+        moves: dict[str, float] = {}
         for entry in map(self.entry, self.approximate):
             then = [self.entry(name) for name in entry.started_from]
             beneath = (then, [other for other in then if other.state == "standing"])

@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -85,7 +85,9 @@ class Entry:
     def shown_method(self) -> str:
         """The name of the eraser; of a stack those of its parts: "hirm+speed"."""
         parts = self.settings.get("parts")
-        return "+".join(part["name"] for part in parts) if isinstance(parts, list | tuple) else self.method
+        if not isinstance(parts, list | tuple):
+            return self.method
+        return "+".join(part["name"] for part in cast("list[dict[str, str]]", parts))
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

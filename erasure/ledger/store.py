@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class LedgerStore:
     def __init__(self, path: Path, record: Record, content: bytes = b"") -> None:
         self.path = path
         self.record = record
-        self._content = content  # the bytes that the record was read from or written as
+        self._content: bytes = content  # the bytes that the record was read from or written as
         self._whole: set[str] = set()  # hashes of the edits that this process wrote, or read and found whole
 
     @classmethod
@@ -65,7 +65,7 @@ class LedgerStore:
         return cls(path, parsed(content, path), content)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the lock of the folder, with the record as it is on the disk now.
 
         Raises:
@@ -152,7 +152,7 @@ def _repair(entry: Entry) -> str:
 
 
 @contextmanager
-def starting(path: Path) -> Iterator[None]:
+def starting(path: Path) -> Generator[None]:
     """Delete a ledger that was started inside the `with`, if an error ends it before there is anything in its folder.
 
     Args:
@@ -180,7 +180,7 @@ def _delete_unused(path: Path, *, folder: bool) -> None:
 
 
 @contextmanager
-def _lock_of(path: Path) -> Iterator[None]:
+def _lock_of(path: Path) -> Generator[None]:
     """Hold the lock of a ledger's folder.
 
     Raises:
@@ -201,7 +201,7 @@ def _lock_of(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _written_in(path: Path) -> Iterator[None]:
+def _written_in(path: Path) -> Generator[None]:
     """Turn the error of a full disk or a forbidden folder into one line."""
     try:
         yield

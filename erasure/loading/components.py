@@ -1,4 +1,6 @@
 """Loading of a model's components from a folder, with every weight there and every number finite."""
+# pyright: reportUnknownMemberType=false
+# Methods of diffusers take untyped keyword arguments.
 
 import json
 from collections.abc import Generator, Mapping
@@ -119,7 +121,7 @@ def _index_of(folder: Path) -> dict[str, tuple[str, str]]:
     file = folder / "model_index.json"
     _check_content(file)
     with one_line(folder):
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         pipeline = index.get("_class_name")
     if isinstance(pipeline, list):
         raise InputError(
@@ -127,7 +129,8 @@ def _index_of(folder: Path) -> dict[str, tuple[str, str]]:
             f" {pipeline[0]}.py, which acts during sampling. Use its ledger, or diffusers with trust_remote_code=True."
         )
     with one_line(folder):
-        parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+        lists = {name: cast("list[Any]", value) for name, value in index.items() if isinstance(value, list)}
+        parts = {name: pair for name, pair in lists.items() if len(pair) == 2}
     for name, pair in parts.items():
         if pair != [None, None] and not all(isinstance(word, str) for word in pair):
             raise InputError(

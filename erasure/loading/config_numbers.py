@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import InputError
 from ..io.text import shortened
@@ -38,10 +38,10 @@ def check_numbers(folder: Path) -> None:
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
     """Give the whole numbers of a value of JSON, each with the nearest key above it."""
     if isinstance(value, dict):
-        for name, inner in value.items():
+        for name, inner in cast("dict[str, Any]", value).items():
             yield from _numbers(inner, name)
     elif isinstance(value, list):
-        for inner in value:
+        for inner in cast("list[Any]", value):
             yield from _numbers(inner, key)
     elif isinstance(value, int):
         yield key, value

@@ -62,7 +62,7 @@ HEADINGS = (
 
 def family_support() -> list[FamilySupport]:
     """Return every family, those with the most erasers first."""
-    supports = []
+    supports: list[FamilySupport] = []
     for family in family_classes():
         if not family.covered:  # a base, or one whose weights stay on the disk
             continue

@@ -1,9 +1,11 @@
 """Loading of a pipeline by its name."""
+# pyright: reportUnnecessaryIsInstance=false, reportUnknownMemberType=false
+# A caller without a type checker gets one line too. Methods of diffusers take untyped keyword arguments.
 
 import logging
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -154,9 +156,9 @@ def _hub_folder(name: str) -> Path:
             f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."
         )
     try:
-        folder = Path(DiffusionPipeline.download(name))
+        folder = Path(cast("str", DiffusionPipeline.download(name)))
         if lacks_weights(folder):
-            folder = Path(DiffusionPipeline.download(name, variant="fp16"))
+            folder = Path(cast("str", DiffusionPipeline.download(name, variant="fp16")))
         return folder
     except HFValidationError as error:
         raise InputError(f"model: expected a Hub id 'owner/name', got {name!r}. Check the spelling.") from error

@@ -1,4 +1,6 @@
 """Models whose weights stay in their files."""
+# pyright: reportMissingTypeStubs=false
+# accelerate has no types.
 
 from pathlib import Path
 from typing import Any

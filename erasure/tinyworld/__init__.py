@@ -1,4 +1,6 @@
 """The tiny world: drawn pictures, a model trained on them, an oracle that knows the truth, and a separate judge."""
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# Methods of diffusers and transformers take untyped keyword arguments.
 
 import functools
 from pathlib import Path

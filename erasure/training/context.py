@@ -1,6 +1,8 @@
 """The surroundings of a fit: the model, the removals before it, a judge of images, a seed."""
+# pyright: reportUnnecessaryIsInstance=false
+# A caller without a type checker gets one line too.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +19,7 @@ from ..errors import InputError
 from ..graph import ConceptGraph
 from ..judge import Judge
 from ..progress import OnProgress
+from ..typed_torch import integers
 from .phrases import class_phrases
 from .trajectories import POOL_SIZE, TrajectoryPoints, trajectory_points
 
@@ -32,7 +35,7 @@ class History:
     """
 
     targets: tuple[Concept, ...] = ()
-    originals: Mapping[str, Tensor] = field(default_factory=dict)
+    originals: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     memory: Path | None = None
 
 
@@ -59,7 +62,7 @@ class FitContext:
     judge: Judge | None = None
     seed: int = 0
     on_progress: OnProgress | None = None
-    replaced: Mapping[str, Tensor] = field(default_factory=dict)
+    replaced: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
@@ -68,14 +71,14 @@ class FitContext:
         check_finite(self.backbone)
 
     @contextmanager
-    def original(self) -> Iterator[None]:
+    def original(self) -> Generator[None]:
         """Put the weights from before the first removal in force for the length of a `with`."""
         originals = self.history.originals
         with exchanged(self.backbone.parameters(originals.__contains__), originals):
             yield
 
     @contextmanager
-    def before_parts(self) -> Iterator[None]:
+    def before_parts(self) -> Generator[None]:
         """Put the weights from before the earlier parts of this removal in force for the length of a `with`."""
         with exchanged(self.backbone.parameters(self.replaced.__contains__), self.replaced):
             yield
@@ -141,6 +144,6 @@ class TrainingTask:
         """Latents on the reference's trajectories of class phrases, for pieces that share them; sampled once."""
         generator = torch.Generator().manual_seed(self.context.seed)
         phrases = class_phrases(self.concepts) or [""]
-        prompts = [phrases[i] for i in torch.randint(len(phrases), (POOL_SIZE,), generator=generator).tolist()]
+        prompts = [phrases[i] for i in integers(torch.randint(len(phrases), (POOL_SIZE,), generator=generator))]
         with self.reference():
             return trajectory_points(self.backbone, prompts, generator)

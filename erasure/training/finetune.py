@@ -320,7 +320,7 @@ class _Update:
             if weight:
                 value = weight * term(self._student, step, generator)
                 # gradient checkpointing runs parts of the forward again
-                self._student(self._scaler.scale(value).backward)
+                self._student(torch.autograd.backward, self._scaler.scale(value))
                 parts.append(value.item())
             else:
                 parts.append(0.0)

@@ -1,6 +1,6 @@
 """Phrases about the class of a concept, and the text features that semantic preservation compares."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import cast
 
@@ -45,7 +45,7 @@ def phrase_features(
 
 
 @contextmanager
-def _without_positions(backbone: Backbone, end: int) -> Iterator[None]:
+def _without_positions(backbone: Backbone, end: int) -> Generator[None]:
     """Leave out the position of added words, whose ids are beyond the end of text, in what the encoder reads."""
     encoder = cast("PreTrainedModel", backbone.component("text_encoder"))
     table = encoder.get_input_embeddings()

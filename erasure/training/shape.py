@@ -56,7 +56,7 @@ class Shape(Settings):
             takes less memory and a third more time.
     """
 
-    keep: Mapping[str, Weight | TermSettings] = field(default_factory=dict)
+    keep: Mapping[str, Weight | TermSettings] = field(default_factory=dict[str, Weight | TermSettings])
     gradients: tuple[Chosen[Transform], ...] = ()
     sites: Chosen[Selector] | None = None
     finish: tuple[Chosen[Finish], ...] = ()

@@ -1,6 +1,8 @@
 """The student: the weights under training, beside the pipeline's own."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# diffusers' and torch's checkpointing have types in part.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple, ParamSpec, TypeVar, cast
@@ -124,7 +126,7 @@ class Student:
             self._dense[leaf.name] += offset
 
     @contextmanager
-    def moved(self, offsets: Mapping[Leaf, Tensor]) -> Iterator[None]:
+    def moved(self, offsets: Mapping[Leaf, Tensor]) -> Generator[None]:
         """Run the model with `leaf + offset` for the length of a `with`; no leaf changes.
 
         A gradient by the leaves is that at the moved weights. A backward pass belongs inside the `with` as well.
@@ -220,7 +222,7 @@ class Reset(Settings):
 
 
 @contextmanager
-def at_rest(backbone: Backbone) -> Iterator[None]:
+def at_rest(backbone: Backbone) -> Generator[None]:
     """Keep the pipeline's modules from collecting gradients and from dropping out; restore both on exit."""
     roots = [part for part in backbone.pipe.components.values() if isinstance(part, nn.Module)]
     modules = {module: module.training for root in roots for module in root.modules()}
@@ -239,7 +241,7 @@ def at_rest(backbone: Backbone) -> Iterator[None]:
 
 
 @contextmanager
-def checkpointed(backbone: Backbone) -> Iterator[None]:
+def checkpointed(backbone: Backbone) -> Generator[None]:
     """Have the blocks of the denoiser computed again in the backward pass, for the length of a `with`."""
     denoiser = cast("ModelMixin", backbone.denoiser)
     before = denoiser.is_gradient_checkpointing

@@ -14,6 +14,7 @@ from ..backbones.conditioning import Conditioning, concatenate
 from ..backbones.schedule import Discrete, Timestep
 from ..errors import InputError
 from ..sampling import noise, trajectory_latents
+from ..typed_torch import integers
 
 Latents = Float[Tensor, "n c h w"]
 Pairing = Literal["exact", "bin", "any"]
@@ -51,7 +52,7 @@ class TrajectoryPoints:
 
 def trajectory_points(backbone: Backbone, prompts: Sequence[str], generator: torch.Generator) -> TrajectoryPoints:
     """Return the latents at four random steps of a guided trajectory for each prompt, one step after another."""
-    stops = torch.randperm(_SAMPLE_STEPS, generator=generator)[:_STOPS].tolist()
+    stops = integers(torch.randperm(_SAMPLE_STEPS, generator=generator)[:_STOPS])
     return _points_of(backbone, prompts, stops, generator)
 
 
@@ -142,7 +143,7 @@ class PartialTrajectories:
         return self._ready.popleft()
 
     def _random_stops(self, generator: torch.Generator) -> list[int]:
-        return torch.randperm(self._steps, generator=generator)[: self._uses].tolist()
+        return integers(torch.randperm(self._steps, generator=generator)[: self._uses])
 
     def _sampled(self, generator: torch.Generator) -> list[tuple[Latents, Timestep, list[int]]]:
         rows = [self._draw(generator) for _ in range(self._batch_size)]

@@ -1,7 +1,7 @@
 """Interface of an attack: settings, and a search for token ids that bring a removed concept back."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -112,7 +112,7 @@ class Tokens:
 
 
 @contextmanager
-def soft_tokens(backbone: Backbone, weights: Float[Tensor, "k vocabulary"], first: int = 1) -> Iterator[None]:
+def soft_tokens(backbone: Backbone, weights: Float[Tensor, "k vocabulary"], first: int = 1) -> Generator[None]:
     """Replace k token embeddings of every row by mixtures of tokens while open, with gradient.
 
     Args:

@@ -1,6 +1,6 @@
 """Images of where a model's words look, step by step, plain and under a guidance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -74,7 +74,7 @@ def trace_attention(
 
 
 @contextmanager
-def _watching(pipe: DiffusionPipeline, concepts: Sequence[str], maps: dict[int, Tensor]) -> Iterator[None]:
+def _watching(pipe: DiffusionPipeline, concepts: Sequence[str], maps: dict[int, Tensor]) -> Generator[None]:
     denoiser = denoiser_of(pipe)
     capture = _SHOWN.capture(denoiser)
     with named_prompts(pipe, concepts) as named:

@@ -1,6 +1,6 @@
 """Classifier guidance: a classifier of latents pulls each step to the concept (Lu et al., arXiv:2505.17013)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -152,7 +152,7 @@ def pull(
 
 
 @contextmanager
-def guided_by(backbone: Backbone, classifier: nn.Module, scale: float) -> Iterator[None]:
+def guided_by(backbone: Backbone, classifier: nn.Module, scale: float) -> Generator[None]:
     """Pull the sampling of a pipeline along a classifier's gradient, for the length of a `with`.
 
     The same is added to the unconditional and the conditional output, and so to what any guidance makes of them.

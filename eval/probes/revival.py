@@ -4,7 +4,7 @@ A-STAR (Agarwal et al., ICCV 2023, arXiv:2306.14544) and Attend-and-Excite (Chef
 concept's attention during sampling. A concept that an eraser only weakened comes back.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -65,7 +65,7 @@ class Revival(SampledProbe):
         return ids
 
     @contextmanager
-    def applied_to(self, pipe: DiffusionPipeline, goal: Goal) -> Iterator[None]:
+    def applied_to(self, pipe: DiffusionPipeline, goal: Goal) -> Generator[None]:
         vocabulary, ends = Tokens(backbone_of(pipe)), pipe.tokenizer.eos_token_id
         edge = round(64 * (1 - self.share) / 2)
         mask = torch.zeros(64, 64)

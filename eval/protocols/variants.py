@@ -6,7 +6,7 @@ prompt, and a destroyed model are always measured on the same prompts and seeds,
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +89,7 @@ def reference_variants(pipe: DiffusionPipeline, removed: Sequence[str]) -> list[
 
 
 @contextmanager
-def destroyed(pipe: DiffusionPipeline, strength: float = STRENGTH) -> Iterator[None]:
+def destroyed(pipe: DiffusionPipeline, strength: float = STRENGTH) -> Generator[None]:
     """Put Gaussian noise on the denoiser's weight tensors of two and more dimensions; on exit they are as before.
 
     Args:

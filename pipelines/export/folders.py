@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ def folder_of(name: str) -> Path:
 
 
 @contextmanager
-def files_of(name: str, pipe: DiffusionPipeline) -> Iterator[Path]:
+def files_of(name: str, pipe: DiffusionPipeline) -> Generator[Path]:
     """Give the folder with a model's files, for the length of a `with`; one that has not all of its own is written out.
 
     A personalised model is a base and what was learned, and a shipped one may have parts of another's.

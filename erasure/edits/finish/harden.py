@@ -18,6 +18,7 @@ from ...backbones.layer_readings import input_moments
 from ...concept import Concept, Kind
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
+from ...typed_torch import cholesky
 from ..weight_edit import WeightEdit
 from .base import Finish, with_deltas
 from .passes import named_trajectories
@@ -93,7 +94,7 @@ def on_grid(weight: Float[Tensor, "out in"], moment: Float[Tensor, "in in"], bit
     scale = torch.where(largest > 0, largest, torch.ones_like(largest)) / levels
     fixed = weight.abs().argmax(1)
     damped = moment.to(weight) + _DAMPING * moment.diagonal().mean().to(weight) * torch.eye(len(moment)).to(weight)
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    factor = cholesky(torch.cholesky_inverse(cholesky(damped)), upper=True)
     left = weight.clone()
     for column in range(weight.shape[1]):
         rounded = (left[:, column] / scale).round().clamp(-levels, levels) * scale

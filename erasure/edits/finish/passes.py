@@ -36,7 +36,7 @@ class NamedLatents:
 def named_trajectories(backbone: Backbone, names: Sequence[tuple[str, Kind]], steps: int) -> Iterator[NamedLatents]:
     """Yield the latents of four steps of a guided trajectory for each name, in the templates of its kind in turn."""
     seen: dict[str, int] = {}
-    texts = []
+    texts: list[str] = []
     for name, kind in names:
         seen[name] = seen.get(name, -1) + 1
         sentences = templates(kind)

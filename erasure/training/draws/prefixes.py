@@ -1,6 +1,6 @@
 """Vectors behind the start of a prompt, in the place of words' embeddings, as AdvUnlearn has (arXiv:2405.15234)."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import cast
@@ -41,7 +41,7 @@ def encoded_behind(
 
 
 @contextmanager
-def _in_place_of_words(backbone: Backbone, prefix: Float[Tensor, "k dim"]) -> Iterator[None]:
+def _in_place_of_words(backbone: Backbone, prefix: Float[Tensor, "k dim"]) -> Generator[None]:
     """Put the prefix in the place of the embeddings behind the start of text, for the length of a `with`."""
 
     def put(vectors: Tensor, module: nn.Module, args: object, output: Tensor) -> Tensor:

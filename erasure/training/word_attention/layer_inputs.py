@@ -1,6 +1,6 @@
 """Inputs of a denoiser's layers along trajectories: the image side's keys of a closed form."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -43,7 +43,7 @@ def layer_inputs(
 
 
 @contextmanager
-def watched_inputs(backbone: Backbone, modules: Sequence[str]) -> Iterator[dict[str, Float[Tensor, "n pixels dim"]]]:
+def watched_inputs(backbone: Backbone, modules: Sequence[str]) -> Generator[dict[str, Float[Tensor, "n pixels dim"]]]:
     """While entered, keep the input of each named layer in the last pass through it, with gradient."""
     kept: dict[str, Tensor] = {}
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +57,7 @@ class AuditRow:
         return cls(name=name, variant=variant, identity=identity, without=tuple(without))
 
     @contextmanager
-    def opened(self) -> Iterator[DiffusionPipeline]:
+    def opened(self) -> Generator[DiffusionPipeline]:
         """Put the model in force for the length of a `with`, and return its pipeline."""
         with self.variant.applied():
             yield self.variant.pipe
