@@ -1,6 +1,4 @@
 """Main path in one call: from a pipeline and a few words to an edit."""
-# pyright: reportUnnecessaryIsInstance=false
-# A caller without a type checker gets one line too.
 
 from collections.abc import Sequence
 from typing import Any

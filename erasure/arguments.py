@@ -1,4 +1,6 @@
 """Check of the arguments of public functions by their annotations, so that a wrong one is one line."""
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+# Values and annotations are those of any function.
 
 import functools
 import inspect
@@ -48,7 +50,7 @@ def checks_arguments(item: Item) -> Item:
         if inspect.isfunction(function) and (name == "__init__" or not name.startswith("_")):
             checking = _checking(function)
             setattr(item, name, binding(checking) if binding else checking)
-    return item
+    return cast("Item", item)
 
 
 def _checking(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,8 +127,8 @@ def _fits(value: object, annotation: Any) -> bool:
     return isinstance(value, kind) and _members_fit(value, kind, parts)
 
 
-def _members_fit(value: Any, kind: type, parts: tuple[Any, ...]) -> bool:
-    if not parts or kind is Callable or not isinstance(value, Collection):
+def _members_fit(value: Any, kind: Any, parts: tuple[Any, ...]) -> bool:
+    if not parts or kind is Callable or not isinstance(cast("object", value), Collection):
         return True
     if issubclass(kind, Mapping):
         return all(_fits(key, parts[0]) and _fits(each, parts[1]) for key, each in value.items())

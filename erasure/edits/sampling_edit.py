@@ -1,6 +1,4 @@
 """Edits that act during sampling: guidances with their settings, and the weight edit beneath them, if there is one."""
-# pyright: reportUnnecessaryIsInstance=false
-# A caller without a type checker gets one line too.
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

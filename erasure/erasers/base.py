@@ -141,7 +141,7 @@ class Eraser(Plugin):
         """
 
     @checks_arguments
-    def fit_lots(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[list[EditFit[Edit]]]:
+    def fit_lots(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[Sequence[EditFit[Edit]]]:
         """Yield the fits of several requests, in order; each returns what `fit` returns for that request alone.
 
         They come in lots, since an eraser of text states reads those of many requests together before it yields them.

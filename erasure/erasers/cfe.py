@@ -19,7 +19,7 @@ from ..closed_form.problem import Row, Rows
 from ..closed_form.projections import Projections, projections
 from ..closed_form.readers import EmptyAnchor, TrailingStates
 from ..closed_form.solve import free_directions
-from ..concept import Concept, normalized
+from ..concept import Concept, Kind, normalized
 from ..errors import InputError
 from ..graph import ConceptGraph
 from ..registry import Exactness
@@ -115,7 +115,9 @@ class CFEReader:
         concepts = [concept for request in requests for concept in request]
         self.safe.clear()
         self.safe.update(self._safe(concepts))
-        held = ((name, concept.kind) for concept in concepts for name in (*self.safe[concept], *concept.preserve))
+        held: list[tuple[str, Kind]] = [
+            (name, concept.kind) for concept in concepts for name in (*self.safe[concept], *concept.preserve)
+        ]
         self.names.read(concepts, held)
 
     def problems(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:

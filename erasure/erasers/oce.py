@@ -21,7 +21,7 @@ from ..closed_form.problem import Rows
 from ..closed_form.projections import Projections, projections
 from ..closed_form.readers import EmptyAnchor
 from ..closed_form.rotation import Form, rotation, span
-from ..concept import Concept
+from ..concept import Concept, Kind
 from ..edits import Change, DenseChange, WeightEdit
 from ..progress import Progress
 from ..prompts import OBJECT_PHRASES, STYLE_PHRASES
@@ -151,7 +151,9 @@ class OCE(Eraser):
             phrases=phrases,
         )
         # Of no weight, they need not be read.
-        names = [(name, c.kind) for c in concepts for name in c.preserve] if self.preserve_scale else []
+        names: list[tuple[str, Kind]] = []
+        if self.preserve_scale:
+            names = [(name, concept.kind) for concept in concepts for name in concept.preserve]
         reader.read(concepts, names)
         kept = {row.key: row for name, kind in names for row in reader.held(name, kind, TEXT, 1.0)}
         erased = [row for concept in concepts for row in reader.erased(concept, TEXT)]

@@ -141,7 +141,7 @@ class RECEReader:
     eraser: RECE
     base: ProblemReader
     context: FitContext
-    _grams: dict[str, Tensor] = field(default_factory=dict)
+    _grams: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def read(self, requests: Sequence[Sequence[Concept]]) -> None:
         self.base.read([[concept] for concepts in requests for concept in concepts])

@@ -59,14 +59,14 @@ class SharedMap(Eraser):
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         return next(self._solved_lots([concepts], context))[0]()
 
-    def fit_lots(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[list[EditFit[Edit]]]:
+    def fit_lots(self, requests: Sequence[Sequence[Concept]], context: FitContext) -> Iterator[Sequence[EditFit[Edit]]]:
         if self.dependence == "weights":  # in a form that is no single map
             return super().fit_lots(requests, context)
         return self._solved_lots(requests, context)
 
     def _solved_lots(
         self, requests: Sequence[Sequence[Concept]], context: FitContext
-    ) -> Iterator[list[EditFit[WeightEdit]]]:
+    ) -> Iterator[Sequence[EditFit[WeightEdit]]]:
         for concepts in requests:
             self.require(concepts, context.backbone)
         origin = self.metadata((), context)

@@ -1,6 +1,4 @@
 """Fits of removals on top of those that stand in a ledger."""
-# pyright: reportUnnecessaryIsInstance=false
-# A caller without a type checker gets one line too.
 
 import time
 from collections.abc import Callable, Iterator, Sequence

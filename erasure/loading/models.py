@@ -1,6 +1,6 @@
 """Loading of a pipeline by its name."""
-# pyright: reportUnnecessaryIsInstance=false, reportUnknownMemberType=false
-# A caller without a type checker gets one line too. Methods of diffusers take untyped keyword arguments.
+# pyright: reportUnknownMemberType=false
+# Methods of diffusers take untyped keyword arguments.
 
 import logging
 from importlib import import_module

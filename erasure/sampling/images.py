@@ -1,6 +1,6 @@
 """Sampling of images from prompts and seeds, equal in every run and batch."""
-# pyright: reportUnnecessaryIsInstance=false, reportUnknownMemberType=false
-# A caller without a type checker gets one line too. Methods of diffusers take untyped keyword arguments.
+# pyright: reportUnknownMemberType=false
+# Methods of diffusers take untyped keyword arguments.
 
 import copy
 import logging
