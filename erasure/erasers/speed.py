@@ -18,7 +18,7 @@ from ..closed_form.problem import Row, Rows
 from ..closed_form.projections import Projections, projection_gram, projections
 from ..closed_form.readers import EmptyAnchor, TrailingStates
 from ..closed_form.solve import solve
-from ..concept import Concept, Kind
+from ..concept import Concept
 from ..edits import Change, DenseChange, LowRankChange, WeightEdit
 from ..errors import InputError
 from ..progress import Progress
@@ -200,8 +200,8 @@ class SPEEDReader:
     def _problem(self, concepts: Sequence[Concept], space: str) -> Rows:
         eraser, names = self.eraser, self.names
         erased = [row for concept in concepts for row in names.erased(concept, space)]
-        held: list[tuple[str, Kind]] = [(name, concept.kind) for concept in concepts for name in concept.preserve]
-        kept = {row.key: row for name, kind in held for row in names.held(name, kind, space)}
+        held = (row for c in concepts for name in c.preserve for row in names.held(name, c.kind, space))
+        kept = {row.key: row for row in held}
         # (1 / lambda) |D P k|^2 beside the mean over the targets, which is their sum here.
         slack = sum(row.weight for row in erased) / eraser.ridge_invariants if eraser.ridge_invariants else float("inf")
         return Rows.of(
