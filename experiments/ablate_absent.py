@@ -79,8 +79,13 @@ class Bench:
         """Return the measures of the model with an edit in force, from the folder where they were made before."""
         result = self._kept(f"{stop}-plain", lambda: self._plain(edit))
         for name in probes:
-            result[name] = self._kept(f"{stop}-{name}", lambda name=name: self._probed(name, edit))
+            result[name] = self._kept(f"{stop}-{name}", lambda name=name: self._probed(name, edit, DOSES[name]))
         return result
+
+    def curve(self, stop: int, edit: WeightEdit | None, name: str, doses: Sequence[float]) -> dict[str, float]:
+        """Return the share of images that show the target by dose of a probe, from the folder as well."""
+        shown = "-".join(f"{dose:g}" for dose in doses)
+        return self._kept(f"{stop}-{name}-{shown}", lambda: self._probed(name, edit, doses))
 
     def probed(self, stop: int) -> list[str]:
         """Return the probes that a model was measured by before."""
@@ -109,8 +114,8 @@ class Bench:
             "far": [int(sees) for sees, is_near in zip(shown, near, strict=True) if not is_near],
         }
 
-    def _probed(self, name: str, edit: WeightEdit | None) -> dict[str, Any]:
-        settings = {**self.aim.profile.settings(name), "doses": DOSES[name]}
+    def _probed(self, name: str, edit: WeightEdit | None, doses: Sequence[float]) -> dict[str, Any]:
+        settings = {**self.aim.profile.settings(name), "doses": tuple(doses)}
         probe = PROBES.make(name, **settings)
         material = probe.material(Models(original=lambda: nullcontext(self.pipe)), self.aim)
         with self._applied(edit):
@@ -125,19 +130,30 @@ class Bench:
         return nullcontext() if edit is None else edit.applied_to(self.pipe, check=False)
 
 
-def fitted(bench: Bench, eraser: Absent) -> dict[str, Any]:
-    """Fit the row's eraser, keep its edit at each stop, and return the curve of the loss."""
+def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda _: False) -> dict[str, Any]:
+    """Fit the row's eraser, keep its edit at each stop, and return the curve of the loss.
+
+    Args:
+        bench: Concept, model and folders.
+        eraser: Eraser with its settings.
+        enough: Called after a stop whose edit is kept; True ends the fit. Its time does not count.
+    """
     curve_file = bench.work / "curve.json"
     if curve_file.is_file():
         return json.loads(curve_file.read_text(encoding="utf-8"))
     concepts, stops = [bench.aim.concept], bench.options.stops
     losses: list[float] = []
+    cost: dict[str, float] = {}
+    aside, last = 0.0, eraser.steps
     began, wall = time.process_time(), time.perf_counter()
 
     def curve() -> dict[str, Any]:
         means = [sum(losses[i : i + 20]) / len(losses[i : i + 20]) for i in range(0, len(losses), 20)]
-        seconds = {"cpu_seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
-        return {"loss_of_20_steps": means, **seconds}
+        seconds = {"cpu_seconds": spent(), "wall_seconds": time.perf_counter() - wall}
+        return {"loss_of_20_steps": means, **seconds, "cpu_seconds_at": cost, "steps": last}
+
+    def spent() -> float:
+        return time.process_time() - began - aside
 
     def report(progress: Progress) -> None:
         if progress.stage == "fit" and progress.loss is not None:
@@ -146,9 +162,16 @@ def fitted(bench: Bench, eraser: Absent) -> dict[str, Any]:
                 write_whole(bench.work / "curve-so-far.json", json.dumps(curve()).encode())
 
     def keep(student: Student, done: int) -> bool:
-        if done in stops:
-            save(copy.deepcopy(student.changes()), done)
-        return False
+        nonlocal aside, last
+        if done not in stops:
+            return False
+        cost[str(done)] = spent()
+        save(copy.deepcopy(student.changes()), done)
+        paused = time.process_time()
+        is_enough = enough(done)
+        aside += time.process_time() - paused
+        last = done if is_enough else last
+        return is_enough
 
     def save(changes: Any, done: int) -> None:
         metadata = EditMetadata.of(eraser.name, eraser.as_settings(), backbone_of(bench.pipe), concepts, 0)
@@ -156,9 +179,12 @@ def fitted(bench: Bench, eraser: Absent) -> dict[str, Any]:
 
     history = History(memory=bench.options.work / "memory")
     context = FitContext(backbone=backbone_of(bench.pipe), history=history, on_progress=report)
-    save(eraser.learned(eraser.task(concepts, context), keep), eraser.steps)
-    write_whole(curve_file, json.dumps(curve()).encode())
-    return curve()
+    learned = eraser.learned(eraser.task(concepts, context), keep)
+    cost[str(last)] = spent()
+    save(learned, last)
+    whole = curve()
+    write_whole(curve_file, json.dumps(whole).encode())
+    return whole
 
 
 def bench_of(options: argparse.Namespace) -> Bench:

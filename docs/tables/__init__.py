@@ -52,6 +52,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "tinyworld-tokens": tinyworld.tinyworld_tokens,
     "tinyworld-attention": tinyworld.tinyworld_attention,
     "absent": ablations.absent,
+    "absent-reset": ablations.distil_reset,
     "absent-targets": ablations.absent_targets,
     "absent-settings": ablations.absent_settings,
     "settings": removals.settings,

@@ -51,6 +51,37 @@ def absent_targets(source: str, results: Path) -> str:
     return table(headings, rows, ((path, run["provenance"]) for path, run in runs))
 
 
+def distil_reset(source: str, results: Path) -> str:
+    """Return one row a reference and share of noise: the cost until what stays is back, and the half-life."""
+    runs = read_runs(source, results)
+    doses = list(dict.fromkeys(dose for _, run in runs for dose in run["references"]["original"]["relearn"]))
+    rows = [row for _, run in runs for row in _reset_rows(run, doses)]
+    headings = ("concept", "start", "steps", "CPU s", "seen", "kept", *(f"after {dose}" for dose in doses), "half-life")
+    return table(headings, rows, ((path, run["provenance"]) for path, run in runs))
+
+
+def _reset_rows(run: Run, doses: Sequence[str]) -> list[tuple[str, ...]]:
+    rows = [(run["concept"], name, "–", "–", each["plain"], each) for name, each in run["references"].items()]
+    for each in run["points"]:
+        steps = f"{each['steps']}{'' if each['back'] else ', not back'}"
+        measures = each["stops"][str(each["steps"])]
+        rows.append((run["concept"], f"{each['share']:g} noise", steps, f"{each['cpu_seconds']:,.0f}", measures, each))
+    return [
+        (
+            *first,
+            f"{measures['seen']:.2f}",
+            f"{_mean([*measures['near'], *measures['far']]):.2f}",
+            *(f"{each['relearn'][dose]:.2f}" for dose in doses),
+            f"> {doses[-1]}" if each["half_life"] is None else f"{each['half_life']:.0f}",
+        )
+        for *first, measures, each in rows
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _row(run: Run, steps: str, measures: Mapping[str, Any], original: Mapping[str, Any] | None) -> tuple[str, ...]:
     return (
         run["row"],

@@ -1,0 +1,81 @@
+"""The curve of distil-and-reset: what counts as kept, half-lives, and where a fit ends."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from docs.tables.ablations import distil_reset
+from erasure.concept import Concept
+from erasure.edits import WeightEdit
+from erasure.erasers.absent import Absent
+from experiments.ablate_absent import Bench, fitted
+from experiments.distil_reset import half_life, kept_share, main, named
+from tests import tiny
+
+
+def bench(work: Path, stops: list[int]) -> Bench:
+    aim = cast("Any", SimpleNamespace(concept=Concept(target="cat", preserve=("dog",))))
+    return named(
+        Bench(pipe=tiny.sd1(), aim=aim, held_out=(), options=Namespace(work=work, stops=stops), judge=None), "row"
+    )
+
+
+def test_a_fit_ends_at_the_first_stop_that_is_enough_and_is_not_made_again(tmp_path: Path) -> None:
+    row = bench(tmp_path, [1, 2, 4])
+    eraser = Absent(**{**Absent.quick, "steps": 4})
+    looked: list[int] = []
+    curve = fitted(row, eraser, lambda done: looked.append(done) or done >= 2)
+    assert (looked, curve["steps"], list(curve["cpu_seconds_at"])) == ([1, 2], 2, ["1", "2"])
+    assert sorted(file.name for file in row.work.glob("*.safetensors")) == ["1.safetensors", "2.safetensors"]
+    one, two = (WeightEdit.load(row.work / f"{stop}.safetensors") for stop in (1, 2))
+    assert any(not two.changes[name].of(c.delta).equal(c.delta.double()) for name, c in one.changes.items())
+    assert fitted(row, eraser, lambda _: pytest.fail("it is fitted again")) == curve
+
+
+def test_what_stays_is_near_and_far_together() -> None:
+    assert kept_share({"near": [1, 0], "far": [1, 1, 1, 0]}) == pytest.approx(4 / 6)
+
+
+def test_the_half_life_is_where_half_of_the_original_is_back() -> None:
+    assert half_life({"5": 0.0, "10": 0.0, "100": 0.8}, original=0.8) == pytest.approx((10 * 100) ** 0.5)
+    assert half_life({"5": 0.0, "100": 0.39}, original=0.8) is None
+
+
+def test_the_table_has_the_references_and_every_share(tmp_path: Path) -> None:
+    plain = {"seen": 0.9, "near": [1, 1], "far": [1, 0]}
+    record = {
+        "concept": "dog",
+        "images": 2,
+        "references": {"original": {"plain": plain, "relearn": {"5": 0.9}, "half_life": 5.0}},
+        "points": [
+            {
+                "share": 0.3,
+                "steps": 400,
+                "cpu_seconds": 61.0,
+                "back": False,
+                "stops": {"400": {**plain, "seen": 0.0, "far": [0, 0]}},
+                "relearn": {"5": 0.1},
+                "half_life": None,
+            }
+        ],
+        "provenance": {},
+    }
+    folder = tmp_path / "distil-reset" / "dog"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    lines = distil_reset("distil-reset/*/run.json", tmp_path).splitlines()
+    assert lines[0] == "| concept | start | steps | CPU s | seen | kept | after 5 | half-life |"
+    assert lines[2:4] == [
+        "| dog | original | – | – | 0.90 | 0.75 | 0.90 | 5 |",
+        "| dog | 0.3 noise | 400, not back | 61 | 0.00 | 0.50 | 0.10 | > 5 |",
+    ]
+    assert "No result" in distil_reset("nothing/*/run.json", tmp_path)
+
+
+def test_wrong_options_end_before_anything_is_loaded() -> None:
+    with pytest.raises(SystemExit):
+        main(["--shares", "much"])
