@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
 from rich.table import Table
 
+from ..io.processes import is_first
 from ..io.text import is_control, one_line, visible
 
 
@@ -35,7 +36,8 @@ class _ShowControls(RenderHook):
 
 
 def _console(**options: bool | int) -> Console:
-    console = Console(highlight=False, markup=False, emoji=False, **options)  # type: ignore[arg-type]
+    # Of processes that were launched together the first speaks.
+    console = Console(highlight=False, markup=False, emoji=False, quiet=not is_first(), **options)  # type: ignore[arg-type]
     console.push_render_hook(_ShowControls())
     return console
 
@@ -47,6 +49,7 @@ err = _console(stderr=True, soft_wrap=True)
 def show_error(message: str) -> None:
     """Print one line on stderr."""
     line = one_line(message)
+    err.quiet = False
     err.print(line if line.startswith("erasure: ") else f"erasure: {line}")
 
 
@@ -79,6 +82,8 @@ class _Notes(logging.Handler):
 
 def print_json(document: Mapping[str, object]) -> None:
     """Print one JSON document on stdout."""
+    if out.quiet:
+        return
     text = json.dumps(document, indent=1, ensure_ascii=False)
     print("".join(f"\\u{ord(sign):04x}" if sign != "\n" and is_control(sign) else sign for sign in text))
 

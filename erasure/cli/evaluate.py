@@ -7,6 +7,7 @@ import typer
 
 from ..errors import InputError
 from ..io.files import check_places
+from ..io.processes import is_first, together
 from ..progress import progress_bars
 from .console import err, out, print_json, print_whole
 from .models import existing_device, load_pipe
@@ -52,8 +53,6 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on a benchmark, beside the original, a negative prompt and a destroyed model."""
-    from accelerate import PartialState
-
     from erasure.eval.protocols import sources
     from erasure.eval.protocols.evaluate import evaluate as evaluated
     from erasure.eval.protocols.evaluate import write_scores
@@ -76,7 +75,7 @@ def evaluate(
             on_progress=on_progress,
             facts={"device": place},
         )
-        if not PartialState().is_main_process:
+        if not is_first():
             return  # every process has the same numbers
         scores = write_scores(results, folder)
         report = write_evaluation_report(results, folder, edited.title)
@@ -227,8 +226,10 @@ def audit(
     )
     folder = to or edited.folder.with_name("audits") / f"{suite}-{edited.variants[0].edit or 'model'}"
     check_places(folder, "audit.json", "report.html")
-    with progress_bars(err) as on_progress:
+    with together(), progress_bars(err) as on_progress:
         results = planned.run(on_progress)
+    if not is_first():
+        return  # every process has the same numbers
     record = results.write(folder)
     report = write_audit_report(results, folder)
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ..errors import InputError
+from ..io.processes import count, local_number
 from ..io.text import visible
 from .console import err
 
@@ -24,6 +25,8 @@ _DTYPES = ("float32", "float16", "bfloat16")
 def existing_device(name: str) -> str:
     """Return the name of a device that this machine has, for "auto" the fastest kind.
 
+    Of processes that were launched together each has a device of CUDA of its own.
+
     Raises:
         InputError: The machine has no such device.
     """
@@ -31,7 +34,7 @@ def existing_device(name: str) -> str:
 
     if name == "auto":
         if torch.cuda.is_available():
-            return "cuda"
+            return "cuda" if count() == 1 else f"cuda:{local_number()}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=name)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ..errors import InputError
+from ..io.processes import by_first, together, wait
 from ..progress import progress_bars
 from .console import err, note_on, out, print_json
 from .entries import entry_line, removals_table, step_json
@@ -116,7 +117,8 @@ def remove(
     if dry_run:
         _dry_run(parse(raw), lists=lists, as_json=as_json)
         return
-    _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, link=link, as_json=as_json, start=start)
+    with together():
+        _remove(parse(raw), lists=lists, low_memory=low_memory, to=to, link=link, as_json=as_json, start=start)
 
 
 def _dry_run(run: "Run", *, lists: Sequence[Path], as_json: bool) -> None:
@@ -168,21 +170,21 @@ def _remove(
     from erasure.eval.reports.ledger_report import PLACES, write_report
 
     from ..io.files import check_places
-    from ..ledger import Ledger, starting
+    from ..ledger import starting
     from ..runs import removal
 
     show = err if as_json else out  # with --json, stdout holds the document alone
     if low_memory:
         removal.check_low_memory(run)
     device = "cpu" if low_memory else existing_device(run.device)
-    folder = Path(run.output) if run.output else new_folder(run.concepts)
+    folder = by_first(lambda: Path(run.output) if run.output else new_folder(run.concepts))
     check_places(folder, *PLACES)
-    _check_out(to, folder, link)
+    by_first(lambda: _check_out(to, folder, link))
     pipe = _loaded(run, device, low_memory)
     removal.check_lengths(run, pipe, lists)
-    steps = []
+    steps: list[dict[str, Any]] = []
     with starting(folder), progress_bars(err) as on_progress:
-        ledger = Ledger.open_or_create(folder, pipe, lasting_name(run.model))
+        ledger = _opened(folder, pipe, lasting_name(run.model))
         whole, earlier = run, removal.standing_of(run, ledger)
         run, already = removal.remaining(run, ledger)
         for name in already:
@@ -195,7 +197,7 @@ def _remove(
         _announce(run, show)
         record = LedgerMeasures(ledger, pipe, run.measure, on_progress)
         # A run that was killed has left at most its last entry unmeasured.
-        left = [entry for entry in earlier[-1:] if record.skipped is None and record.measured(entry) is None]
+        left = by_first(lambda: [entry for entry in earlier[-1:] if not record.skipped and not record.measured(entry)])
         new = removal.remove(run, pipe, ledger, on_progress=on_progress, on_removed_already=skip)
         for entry in itertools.chain(left, new):
             measured = record.measure(entry)
@@ -208,26 +210,43 @@ def _remove(
             "low_memory": low_memory,
             "steps": [step_json(entry, record.measured(entry)) for entry in removal.standing_of(whole, ledger)],
         }
-        report = write_report(record, (not steps and removal.recorded_facts(folder)) or facts)
+        report = by_first(lambda: write_report(record, (not steps and removal.recorded_facts(folder)) or facts))
     if to is not None:
-        _write_model(ledger, pipe, to, link)
+        by_first(lambda: _write_model(ledger, pipe, to, link))
     if as_json:
-        document = {
-            "ledger": str(folder),
-            "base": {"name": ledger.base.name, "fingerprint": ledger.base.fingerprint},
-            "steps": steps,
-            "already_removed": already,
-            "measure_skipped": record.skipped,
-            "report": str(report),
-            "run": str(folder / "run.json"),
-            "out": None if to is None else str(to),
-        }
-        print_json(document)
+        print_json(_document(ledger, steps, already, record.skipped, to))
         return
     out.print(removals_table(ledger, record))
     out.print(*health_lines(ledger), f"report: {report}", sep="\n")
     if to is not None:
         out.print(f"model: {to}")
+
+
+def _opened(folder: Path, pipe: "DiffusionPipeline", model: str) -> "Ledger":
+    """Return the ledger of a folder, which the first process starts if there is none, before it has a new entry."""
+    from ..ledger import Ledger
+
+    opened: list[Ledger] = []
+    by_first(lambda: opened.append(Ledger.open_or_create(folder, pipe, model)))
+    ledger = opened[0] if opened else Ledger.open(folder)
+    wait()
+    return ledger
+
+
+def _document(
+    ledger: "Ledger", steps: Sequence[Mapping[str, Any]], already: Sequence[str], skipped: str | None, to: Path | None
+) -> dict[str, Any]:
+    """Return the results of a run as plain data."""
+    return {
+        "ledger": str(ledger.path),
+        "base": {"name": ledger.base.name, "fingerprint": ledger.base.fingerprint},
+        "steps": steps,
+        "already_removed": already,
+        "measure_skipped": skipped,
+        "report": str(ledger.path / "report.html"),
+        "run": str(ledger.path / "run.json"),
+        "out": None if to is None else str(to),
+    }
 
 
 def _loaded(run: "Run", device: str, low_memory: bool) -> "DiffusionPipeline":

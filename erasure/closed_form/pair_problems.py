@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.conditioning import TEXT, EncodedTokens, Stream
-from ..backbones.picked import Place
+from ..backbones.picked import PickedTexts, Place
+from ..io.processes import are_together, count, shared_out
 from ..prompts import GENERIC
 from .problem import Row, Rows
 from .readers import PairReader, Places, PromptPair, places_read
@@ -58,8 +59,14 @@ class PairTexts:
         """
         distinct = dict.fromkeys(pairs)
         self._readers = {pair: readers for pair, readers in self._readers.items() if pair in distinct}
-        for lot in self._lots([pair for pair in distinct if pair not in self._readers]):
-            self._readers |= dict.fromkeys(lot, self._read(lot))
+        lots = list(self._lots([pair for pair in distinct if pair not in self._readers]))
+        for lot, (prompts, texts) in zip(lots, shared_out(lots, self._picked), strict=True):
+            if not self._widths:
+                self._widths = texts.widths()
+            if self._whole_empty and not self._empty:
+                self._empty = texts.states_of(prompts.index(""))
+            readers = {space: PairReader(prompts, texts, self._places, space) for space in self.spaces}
+            self._readers |= dict.fromkeys(lot, readers)
 
     @cached_property
     def spaces(self) -> tuple[str, ...]:
@@ -81,6 +88,8 @@ class PairTexts:
     def _lots(self, pairs: list[PromptPair]) -> Iterator[list[PromptPair]]:
         """Yield pairs that are read at once, in an order that does not depend on theirs."""
         most = self._backbone.picked_at_once
+        if most is None and are_together():
+            most = -(-2 * len(pairs) // count())  # a pair has two prompts at most
         lot: list[PromptPair] = []
         prompts: set[str] = set()
         for pair in sorted(pairs, key=lambda pair: (pair.anchor_prompt, pair.prompt)):
@@ -92,7 +101,8 @@ class PairTexts:
         if lot or not self._widths:
             yield lot
 
-    def _read(self, pairs: list[PromptPair]) -> Mapping[str, PairReader]:
+    def _picked(self, pairs: list[PromptPair]) -> tuple[list[str], PickedTexts]:
+        """Return the prompts of pairs with the states that are rows."""
         # In one canonical order, so that the order of the concepts does not reach the encoder's batches.
         prompts = sorted({prompt for pair in pairs for prompt in (pair.prompt, pair.anchor_prompt)} | {""})
         empty = prompts.index("")
@@ -102,11 +112,7 @@ class PairTexts:
             return read | {(empty, position) for position in tokens.span(empty)} if whole_empty else read
 
         whole_empty = self._whole_empty and not self._empty
-        texts = self._backbone.pick(prompts, places)
-        self._widths = texts.widths()
-        if whole_empty:
-            self._empty = texts.states_of(empty)
-        return {space: PairReader(prompts, texts, self._places, space) for space in self.spaces}
+        return prompts, self._backbone.pick(prompts, places)
 
     def problems(
         self,

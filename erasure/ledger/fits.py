@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -29,12 +30,13 @@ class Fit:
     Attributes:
         edit: Its result, of the model as it was then.
         started_from: Standing removals on whose weights it was fitted.
-        seconds: Its duration; of fits that read their text states together, with an equal share of that.
+        seconds: Its duration; of fits that read their text states together, with an equal share of that. None for an
+            edit that was fitted elsewhere.
     """
 
     edit: Edit
     started_from: tuple[str, ...] = ()
-    seconds: float
+    seconds: float | None = None
 
 
 class FitOptions(TypedDict, total=False):
@@ -75,8 +77,10 @@ class Fitter:
     seed: int = 0
     judge: Judge | None = None
 
-    def fits(self, requests: Sequence[Sequence[Concept]]) -> Iterator[Fit]:
-        """Yield the fits of several requests, in order; text states are read together where nothing else matters.
+    def fits(self, requests: Sequence[Sequence[Concept]]) -> Iterator[tuple[Sequence[Concept], Callable[[], Fit]]]:
+        """Yield several requests, in order, each with its fit; text states are read together where no weights matter.
+
+        In processes that work together all of them read the text states, so each must take all that this yields.
 
         Raises:
             BaseMismatchError: The pipeline is not the ledger's base.
@@ -89,20 +93,19 @@ class Fitter:
             yield from self._together(requests)
             return
         for concepts in requests:
-            yield self._on_top(concepts)
+            yield concepts, partial(self._on_top, concepts)
 
-    def _together(self, requests: Sequence[Sequence[Concept]]) -> Iterator[Fit]:
+    def _together(self, requests: Sequence[Sequence[Concept]]) -> Iterator[tuple[Sequence[Concept], Callable[[], Fit]]]:
         """Yield the fits of requests whose edits depend on no other removal."""
         # The rows of earlier targets are kept: the joint solve leaves them out while those removals stand, and has them
         # again when they are undone.
         context = self._context(self._checked(requests), History(memory=self._memory))
+        left = iter(requests)
         start = time.perf_counter()
         for lot in self.eraser.fit_lots(requests, context):
             share = (time.perf_counter() - start) / len(lot)
             for fit in lot:
-                start = time.perf_counter()
-                edit = fit()
-                yield Fit(edit=edit, seconds=round(share + time.perf_counter() - start, 3))
+                yield next(left), partial(_timed, fit, share)
             start = time.perf_counter()
 
     def _on_top(self, concepts: Sequence[Concept]) -> Fit:
@@ -141,3 +144,10 @@ class Fitter:
         return FitContext(
             backbone=backbone, history=history, judge=self.judge, seed=self.seed, on_progress=self.on_progress
         )
+
+
+def _timed(fit: Callable[[], Edit], before: float) -> Fit:
+    """Return a fit with its seconds and those before it."""
+    start = time.perf_counter()
+    edit = fit()
+    return Fit(edit=edit, seconds=round(before + time.perf_counter() - start, 3))

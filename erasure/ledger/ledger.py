@@ -13,6 +13,7 @@ removal was fitted on top of those before it, so undoing one beneath it is an ap
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -25,9 +26,10 @@ from ..edits import Edit, EditMetadata, SamplingEdit, WeightEdit, joint, weights
 from ..edits.metadata import now
 from ..erasers import Eraser
 from ..errors import AlreadyRemovedError, BaseMismatchError, ErasureError, LedgerError
+from ..io.processes import by_first
 from ..io.text import slug as text_slug
 from .checks import check_addable, check_distinct, problems_of, relative_move
-from .fits import FitOptions, Fitter
+from .fits import Fit, FitOptions, Fitter
 from .record import FORMAT, Base, Entry, Origin, Record, is_ledger
 from .store import LedgerStore
 from .view import LedgerView
@@ -129,7 +131,8 @@ class Ledger(LedgerView):
     ) -> Iterator[Entry]:
         """Make the entries of `remove` of several requests, in order: each is in the ledger before it is yielded.
 
-        Where the method depends on text states alone, those of all requests are read together.
+        Where the method depends on text states alone, those of many requests are read together. Processes that work
+        together share the reading out, and the first of them fits and writes.
 
         Args:
             pipe: The unedited base model.
@@ -141,14 +144,16 @@ class Ledger(LedgerView):
         """
         self._store.check_whole()
         fits = Fitter(self, self._store.load, self._unedited(), pipe, eraser, **options).fits(requests)
-        for fit in fits:
-            edit = self._on_base(fit.edit)  # the fit saw the edited base
+        for concepts, fit in fits:
             try:
-                yield self._add(edit, started_from=fit.started_from, seconds=fit.seconds, distinct=distinct)
+                entry = by_first(partial(self._add, fit, distinct=distinct))
             except AlreadyRemovedError:
                 if on_removed_already is None:
                     raise
-                on_removed_already(edit.metadata.concepts)
+                on_removed_already(concepts)
+            else:
+                self._store.refresh()
+                yield entry
 
     def add(self, edit: Edit, *, distinct: bool = False) -> Entry:
         """Add an edit that was fitted on the base itself.
@@ -158,7 +163,7 @@ class Ledger(LedgerView):
             AlreadyRemovedError: See `remove`, also for `LedgerError`.
         """
         self.check_base(edit.metadata.base_fingerprint, edit.metadata.base_name)
-        return self._add(edit, started_from=(), distinct=distinct)
+        return self._add(lambda: Fit(edit=edit), distinct=distinct)
 
     def undo(self, name: str) -> Entry:
         """Undo a removal, whichever it is; its file stays, and so does its line in the record.
@@ -253,7 +258,9 @@ class Ledger(LedgerView):
                 problems.append(f"what stands cannot be put together: {error}")
         return problems
 
-    def _add(self, edit: Edit, *, started_from: tuple[str, ...], seconds: float | None = None, distinct: bool) -> Entry:
+    def _add(self, fitted: Callable[[], Fit], *, distinct: bool) -> Entry:
+        fit = fitted()
+        edit = self._on_base(fit.edit)  # the fit saw the edited base
         with self._store.locked():
             if distinct:  # here, because another process may have removed it since the fit began
                 check_distinct(self.removed_names, edit.metadata.concepts)
@@ -261,20 +268,7 @@ class Ledger(LedgerView):
             check_addable(self._store, edit)
             number = f"{len(self.entries) + 1:03d}"
             file = f"edits/{number}-{slug(edit.metadata.concepts)}.safetensors"
-            entry = Entry(
-                id=number,
-                time=now(),
-                concepts=edit.metadata.concepts,
-                method=edit.metadata.method,
-                settings=dict(edit.metadata.settings),
-                seed=edit.metadata.seed,
-                file=file,
-                sha256=self._store.save(edit, file),
-                solved=isinstance(edit, WeightEdit) and edit.closed_form,
-                # A thousand entries that each listed all before them would make the file grow with their square.
-                started_from=() if isinstance(edit, WeightEdit) and edit.closed_form else started_from,
-                seconds=seconds,
-            )
+            entry = _entry(number, replace(fit, edit=edit), file, self._store.save(edit, file))
             self._store.write(replace(self._store.record, entries=(*self.entries, entry)))
         return entry
 
@@ -284,6 +278,25 @@ class Ledger(LedgerView):
 
     def _unedited(self) -> WeightEdit:
         return WeightEdit(changes={}, metadata=EditMetadata.unedited(self.base.fingerprint, self.base.name))
+
+
+def _entry(number: str, fit: Fit, file: str, sha256: str) -> Entry:
+    edit, origin = fit.edit, fit.edit.metadata
+    solved = isinstance(edit, WeightEdit) and edit.closed_form
+    return Entry(
+        id=number,
+        time=now(),
+        concepts=origin.concepts,
+        method=origin.method,
+        settings=dict(origin.settings),
+        seed=origin.seed,
+        file=file,
+        sha256=sha256,
+        solved=solved,
+        # A thousand entries that each listed all before them would make the file grow with their square.
+        started_from=() if solved else fit.started_from,
+        seconds=fit.seconds,
+    )
 
 
 def slug(concepts: Sequence[Concept]) -> str:

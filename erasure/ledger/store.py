@@ -72,11 +72,11 @@ class LedgerStore:
             LedgerError: Another process holds the lock for too long, or the folder cannot be written.
         """
         with _written_in(self.path), _lock_of(self.path):
-            self._refresh()
+            self.refresh()
             self._sweep()
             yield
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Read the record again if another process wrote it.
 
         The bytes are compared: that takes a fraction of a millisecond, parsing takes tens, and neither a clock nor a

@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
+from erasure.io.processes import by_first, share, wait
 from erasure.io.text import one_line, shortened
 from erasure.progress import OnProgress, ProgressCounter
 from erasure.provenance import provenance
@@ -178,8 +179,8 @@ def fill(
     The noise of each image comes from its own CPU generator, see `erasure.sampling.sample`. The batches of a closed
     store are fixed by its rows, so the same images are sampled together after interruptions and with any number of
     processes: under `accelerate launch` each process takes every n-th batch, and all return when the folder is full.
-    Only a batch that was cut while its files were written is finished in a smaller one. An open store is filled by one
-    process, in batches of its settings.
+    Only a batch that was cut while its files were written is finished in a smaller one. An open store is filled in
+    batches of its settings, by one process, or by those that work together (`erasure.io.processes`).
 
     Args:
         pipe: Loaded diffusers pipeline on this process's device, in the state of the manifest.
@@ -194,12 +195,15 @@ def fill(
     """
     manifest = store.manifest
     if isinstance(manifest, StateImages):
-        missing, settings = store.missing(), manifest.settings
+        missing, settings = by_first(store.missing), manifest.settings
         make_folder(store.folder)
         count = ProgressCounter(on_progress, len(missing), "images")
-        batches = (missing[i : i + settings.batch_size] for i in range(0, len(missing), settings.batch_size))
+        starts = range(0, len(missing), settings.batch_size)[share()]
+        batches = (missing[start : start + settings.batch_size] for start in starts)
         facts = {"state": manifest.state, **settings.as_settings()}
         sample_to_files(pipe, settings, _files(store, batches), facts, count)
+        wait()
+        count.add(len(missing) - count.done)
         return store
     return _fill_closed(pipe, store, manifest, batch_size, on_progress)
 

@@ -20,6 +20,7 @@ from erasure.backbones.usable import check_call
 from erasure.concept import Concept
 from erasure.io.files import make_folder, write_whole
 from erasure.io.json_files import record_if_whole
+from erasure.io.processes import are_together, by_first, is_first
 from erasure.judge import Judge, shows_each
 from erasure.ledger import Entry, Ledger
 from erasure.profile import ModelProfile, profile_of
@@ -97,6 +98,8 @@ class LedgerMeasures:
     def measure(self, entry: Entry) -> dict[str, Any] | None:
         """Measure the model as it stands after an entry, and keep the result; None if nothing is measured.
 
+        Of processes that work together the first alone has the result.
+
         Raises:
             InputError: The folder cannot be written.
         """
@@ -109,6 +112,8 @@ class LedgerMeasures:
         checks = checks_of(self.profile, removed, plan.probes) if self.settings.health else []
         pairs = list(dict.fromkeys([*plan.pairs, *((check.prompt, check.seed) for check in checks)]))
         before, after = (dict(zip(pairs, self._made(upto, pairs), strict=True)) for upto in (None, entry.id))
+        if are_together() and not is_first():
+            return None  # the images were shared out; the first judges them and keeps the result
         sides = ([images[pair] for pair in plan.pairs] for images in (before, after))
         checked = ([images[check.prompt, check.seed] for check in checks] for images in (before, after))
         kept = {
@@ -173,7 +178,7 @@ class LedgerMeasures:
         """Return images of the original (None) or of the model after a removal; those that are missing are made."""
         folder = ORIGINAL if upto is None else f"{upto}-{self.ledger.state(upto)}"
         store = ImageStore.of_state(self.ledger.path / "pictures", folder, pairs, self.sampler)
-        if store.missing():
+        if by_first(store.missing):
             what = "images of the original" if upto is None else f"images after {upto}"
             with nullcontext() if upto is None else self.ledger.applied_to(self.pipe, upto):
                 fill(self.pipe, store, on_progress=staged(self.on_progress, what))

@@ -14,6 +14,7 @@ from erasure.concept import Concept
 from erasure.edits.metadata import now
 from erasure.errors import ErasureError, reason
 from erasure.io.files import make_folder, write_whole
+from erasure.io.processes import alone, are_together, share, wait
 from erasure.io.tensor_cache import stored
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
@@ -70,13 +71,40 @@ class Audit:
     cache: Path = field(default_factory=lambda: image_cache().with_name("audit"))
 
     def run(self, on_progress: OnProgress | None = None) -> "AuditResults":
-        """Return the results; whatever was measured before, with equal settings on equal models, is read."""
+        """Return the results; whatever was measured before, with equal settings on equal models, is read.
+
+        Processes that work together (`erasure.io.processes`) measure a share each and read what the others measured.
+        """
         start = time.perf_counter()
         concepts = [each for each in self.concepts if not self.aimed or each.target in self.aimed]
+        if are_together():
+            self._share_out(concepts, on_progress)
         counter = _Counter(on_progress, sum(map(self._units, concepts)))
         audits = [self._concept(concept, counter) for concept in concepts]
         device = str(self.rows[0].variant.pipe.device)
         return AuditResults(audit=self, concepts=tuple(audits), origin=provenance(device=device, start=start))
+
+    def _share_out(self, concepts: Sequence[Concept], on_progress: OnProgress | None) -> None:
+        """Measure this process's share of the units; those with a fault are tried again, and named, by the run."""
+        units = [
+            (probe, self._aim(concept), row, rows)
+            for concept in concepts
+            for rows in [self._rows(concept)]
+            for probe in self.probes.values()
+            if self.judge is not None or not probe.judged
+            for row in rows
+        ][share()]
+        counter = _Counter(on_progress, len(units))
+        for probe, aim, row, rows in units:
+            counter.begin(f"{aim.concept.target}: {probe.name}")
+            try:
+                with alone():
+                    self._unit(probe, aim, row, rows, counter)
+            except StoppedError:
+                raise
+            except (MissingError, *_FAULTS):
+                counter.add(row.name)
+        wait()
 
     def _concept(self, concept: Concept, counter: "_Counter") -> ConceptAudit:
         aim, rows = self._aim(concept), self._rows(concept)

@@ -35,11 +35,13 @@ from erasure.eval.protocols.sources import Source
 from erasure.eval.protocols.variants import ERASED as ERASED_VARIANT
 from erasure.eval.protocols.variants import Variant
 from erasure.eval.reports.audit_report import render, terminal_table, write_audit_report
+from erasure.io.processes import together
 from erasure.profile import profile_of
 from erasure.progress import Progress
 from erasure.registry import Exactness
 from erasure.sampling import SamplingSettings
 from tests.eval import world
+from tests.processes import in_two_processes
 from tests.tiny import sd1
 from tests.tiny_families import wan
 
@@ -154,6 +156,21 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert again.concepts[0].as_json() == first.concepts[0].as_json()
     audit(tmp_path, doses=(1.0,)).run()
     assert len(MEASURED) == 12, "other settings of the probe"
+
+
+def shared_audit(folder: Path) -> tuple[list[str], dict[str, object]]:
+    MEASURED.clear()
+    with together():
+        results = audit(folder, fails=GOLD).run()
+    return MEASURED, results.concepts[0].as_json()
+
+
+def test_two_processes_measure_a_share_each_and_have_the_results_of_one(tmp_path: Path) -> None:
+    (first, results), (second, others) = in_two_processes(shared_audit, tmp_path / "two")
+    assert (len(first), len(second)) == (2, 4), "the row with a fault is of the first"
+    assert set(first).isdisjoint(second)
+    _, alone = shared_audit(tmp_path / "one")
+    assert results == others == alone
 
 
 def test_an_audit_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
