@@ -29,6 +29,7 @@ SMALL = [
 ]
 SMALL = [word for setting in SMALL for word in ("--set", setting)]
 # The least that makes an entry.
+DRAWN = ["generate", "tinyworld", "--prompt", "a cat", "--out", "a/b"]
 FAST = ["--no-measure", "--set", "eraser.rows=last-subject"]
 
 
@@ -207,11 +208,16 @@ def test_several_values_may_follow_one_option(tmp_path) -> None:
         (["verify", "nowhere"], "expected a folder with a ledger.json"),
         (["generate", "nowhere", "--prompt", "a", "--out", "x"], "model: expected 'tinyworld', a folder or a Hub id"),
         (["generate", "tinyworld", "--prompt", "a", "--out", "x", "--seeds", "a"], "--seeds: expected whole numbers"),
+        ([*DRAWN, "--seeds", "0", "--steps", "2000"], "steps: expected 1 to 1000"),
+        ([*DRAWN, "--guidance-scale", "1e300"], "expected a number less than or equal to 1000"),
+        ([*DRAWN, "--steps", "0"], "expected a number greater than or equal to 1"),
+        (["attention", "tinyworld", "--prompt", "a cat", "--concepts", "dog", "--out", "a/b/x.png"], "'dog'"),
+        (["remove", "cat", "--ledger", "a/b/here", "--set", "measure.guidance_scale=1e4"], "to 1000"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_and_leaves_nothing(tmp_path, arguments, message) -> None:
     assert message in fails(*arguments)
-    assert [path.name for path in tmp_path.rglob("*") if path.name != "x"] == []
+    assert [path.name for path in tmp_path.rglob("*")] == []
 
 
 def test_a_ledger_of_another_base_is_refused(tmp_path, saved) -> None:
@@ -321,10 +327,11 @@ def test_a_removal_during_sampling_is_measured_reported_and_undone() -> None:
 def test_a_failed_command_leaves_no_ledger_that_it_started(tmp_path) -> None:
     Path("circle.csv").write_text("target,anchor\ncat,dog\ndog,cat\n")
     Path("empty").mkdir()
-    for folder in ("new", "empty"):
+    for folder in ("new", "empty", "a/b/new"):
         result = call("remove", "--from", "circle.csv", "--ledger", folder, *FAST)
         assert (result.exit_code, result.stderr.count("a circle")) == (2, 1), result.stderr
     assert not Path("new").exists()
+    assert not Path("a").exists()
     assert list(Path("empty").iterdir()) == []
     erase(tiny.sd1(), "cat", eraser=UCE(rows="last-subject")).save("other.safetensors")
     assert "base" in fails("load-edit", "other.safetensors", "--ledger", "new")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure.errors import InputError
 from erasure.io import files
-from erasure.io.files import check_places, new_folder
+from erasure.io.files import check_places, dropping_empty_folders, make_folder, new_folder
 from erasure.io.tensor_files import data_size, rewrite_tensors, stored_tensors, tensor_names, write_tensors
 
 TENSORS = {
@@ -126,3 +126,21 @@ def test_a_tensor_in_a_file_that_is_not_finite_is_told(tmp_path: Path, dtype: to
     stored = stored_tensors(tmp_path / "file.safetensors")
     finite = {"whole": True, "inf": False, "minus": False, "nan": False, "empty": True}
     assert {name: each.is_finite() for name, each in stored.items()} == finite
+
+
+def test_folders_that_a_failure_leaves_empty_are_deleted(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+
+    def failing() -> None:
+        with dropping_empty_folders():
+            for name in ("a/b", "a/c/d", "before/e", "before"):
+                make_folder(tmp_path / name)
+            (tmp_path / "a" / "b" / "file").touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"a", "a/b", "a/b/file", "before"}
+    with dropping_empty_folders():
+        make_folder(tmp_path / "kept")
+    assert (tmp_path / "kept").is_dir()

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from ..errors import ErasureError, expectation, reason
 from ..io import interrupts
+from ..io.files import dropping_empty_folders
 from . import evaluate, export, ledger, look, personalize, remove, setup
 from .console import fail, show_error
 
@@ -45,7 +46,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> object:
         try:
-            return super().invoke(ctx)
+            with dropping_empty_folders():
+                return super().invoke(ctx)
         except ErasureError as error:
             if interrupts.is_interrupted():
                 raise KeyboardInterrupt from error

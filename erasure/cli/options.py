@@ -24,7 +24,7 @@ Prompts = Annotated[list[str], typer.Option("--prompt", metavar="TEXT ...", help
 Seeds = Annotated[str, typer.Option(help="Seeds of the noise, as in 0,1,2 or 0-7; every prompt gets each.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampling steps; default: that of the model.")]
 Guidance = Annotated[
-    float | None, typer.Option(min=0, help="Scale of classifier-free guidance; default: that of the model.")
+    float | None, typer.Option(min=0, max=1000, help="Scale of classifier-free guidance; default: that of the model.")
 ]
 Removed = Annotated[
     list[str] | None,

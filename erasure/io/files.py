@@ -6,8 +6,10 @@ import platform
 import re
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from ..errors import InputError
 
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{6})-(?P<process>[0-9]{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
+
+# Folders that were made, in order, where somebody waits for the list.
+_made: ContextVar[list[Path] | deque[Path]] = ContextVar("made", default=deque(maxlen=0))  # noqa: B039 - holds nothing
 
 # Start of the file that Git has in the place of one whose content is stored apart.
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -49,9 +54,32 @@ def make_folder(path: Path) -> None:
         InputError: The place cannot be written.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path)
     except OSError as error:
         raise InputError(f"{path}: expected a folder that can be written, got {error.strerror!r}.") from error
+
+
+def make_folders(path: Path) -> None:
+    """Do as `make_folder`, with the system's own errors."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    _made.get().extend(reversed(missing))
+
+
+@contextmanager
+def dropping_empty_folders() -> Generator[None]:
+    """Delete the folders that are made inside the `with` and hold nothing at its end, if an error ends it."""
+    made: list[Path] = []
+    token = _made.set(made)
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
+    finally:
+        _made.reset(token)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from ..edits import Edit
 from ..errors import InputError, LedgerError
-from ..io.files import write_whole
+from ..io.files import make_folders, write_whole
 from .record import FILE, Entry, Record, is_ledger, parsed, read_record
 
 _LOCK_SECONDS = 30.0
@@ -44,7 +44,7 @@ class LedgerStore:
             InputError: The record cannot be written.
         """
         with _written_in(path):
-            (path / "edits").mkdir(parents=True, exist_ok=True)
+            make_folders(path / "edits")
             with _lock_of(path):
                 if not is_ledger(path):
                     store = cls(path, record)

@@ -31,7 +31,7 @@ class MeasureSettings:
         far: Images of all other concepts in all, >= 0.
         seed: Seed of prompts and noise, >= 0.
         steps: Number of sampling steps, > 0; None is the default of the model's profile.
-        guidance_scale: Scale of classifier-free guidance, >= 0; None is the default of the model's profile.
+        guidance_scale: Scale of classifier-free guidance, 0 to 1000; None is the default of the model's profile.
         batch_size: Images sampled at once, > 0. Images are equal to the last bit only at equal batch sizes.
         health: Whether abilities on kept concepts are compared with the original's after each entry.
     """
@@ -41,7 +41,7 @@ class MeasureSettings:
     far: Annotated[int, Field(ge=0)] = 40
     seed: Seed = 0
     steps: Annotated[int, Field(gt=0)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 16
     health: bool = True
 

@@ -18,21 +18,21 @@ class SamplingSettings(Settings):
 
     Attributes:
         steps: Number of steps of the pipeline's own scheduler, >= 1.
-        guidance_scale: Scale of classifier-free guidance; 1 or less samples without it.
+        guidance_scale: Scale of classifier-free guidance; 1 or less samples without it; at most 1000.
         batch_size: Number of images sampled together, >= 1.
         negative_prompt: Prompt in the place of the unconditional one; "" is the pipeline's own.
-        height: Height in pixels; None is the model's own.
-        width: Width in pixels; None is the model's own.
+        height: Height in pixels, at most 16384; None is the model's own.
+        width: Width in pixels, at most 16384; None is the model's own.
     """
 
     name: ClassVar[str] = "sampling"
 
     steps: Annotated[int, Field(ge=1)] = 25
-    guidance_scale: float = 7.5
+    guidance_scale: Annotated[float, Field(le=1000)] = 7.5
     batch_size: Annotated[int, Field(ge=1)] = 16
     negative_prompt: str = ""
-    height: Annotated[int, Field(ge=1)] | None = None
-    width: Annotated[int, Field(ge=1)] | None = None
+    height: Annotated[int, Field(ge=1, le=16384)] | None = None
+    width: Annotated[int, Field(ge=1, le=16384)] | None = None
 
     @classmethod
     def of(cls, model: str | DiffusionPipeline, **changes: int | float | str | None) -> "SamplingSettings":
