@@ -152,7 +152,7 @@ def first_look(studio: Studio, pairs: Sequence[Pair], track: Track) -> BeforeAft
     return BeforeAfter(pairs=tuple(pairs), before=tuple(before), after=None, seen=((),) * len(pairs))
 
 
-def undo(session: Session, entry: str) -> Entry:
+def undo(session: Session, entry: object) -> Entry:
     """Undo an entry of the ledger.
 
     Raises:

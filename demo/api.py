@@ -185,11 +185,17 @@ class Api:
 
     def _run(self, request: gr.Request, name: str, work: Callable[[Session, Track], Result]) -> Result:
         """Do the work of a client's call; it ends when the client leaves."""
+        key = f"api-{request.session_hash}"
         with ErrorsInALine(_in_a_long_line):
-            session = self._desk.sessions.of(f"api-{request.session_hash}")
+            session = self._desk.sessions.of(key)
             stop: threading.Event = session.stop(str(request.session_hash), name)
             stop.clear()
-            return work(session, Track(stop, self._desk.minutes))
+            try:
+                with session.working():
+                    return work(session, Track(stop, self._desk.minutes))
+            finally:
+                if stop.is_set():  # the client has left while the job ran
+                    self._desk.sessions.end(key)
 
 
 def _in_a_long_line(error: Exception) -> gr.Error:

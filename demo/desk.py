@@ -31,6 +31,12 @@ HEAVY: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Options of an event that samples or fits: one at a time over all visitors; the others wait in the queue."""
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Options of an event of the page: hidden from the API, and without Gradio's own progress."""
+AS_SENT: dict[str, Any] = {**QUIET, "preprocess": False}
+"""Options of an event with a choice that depends on the session.
+
+Gradio compares it with the choices that the page has, or began with where the connection was lost meanwhile, and would
+refuse it; the function compares it with the session instead.
+"""
 
 
 _TOAST = 300
@@ -131,7 +137,8 @@ class Desk:
             return session.suggested[name][i]
 
         def noticed(request: gr.Request, key: object, *values: object) -> None:
-            session = self.session(key, request)
+            with ErrorsInALine():
+                session = self.session(key, request)
             if list(values) == session.suggested.get(name):
                 session.typed.discard(name)
             else:
@@ -161,30 +168,30 @@ class Desk:
             return job.busy(views.progress(Progress(0, 0, "waiting for a turn")))
 
         def running(request: gr.Request, key: object, *values: object) -> Iterator[Updates]:
-            session = self.session(key, request)
+            with ErrorsInALine():
+                session = self.session(key, request)
             track = Track(session.stop(str(request.session_hash), job.name), self.minutes)
-            session.jobs += 1
-            try:
-                for item in followed(lambda: work(session, track, *values), track):
-                    if isinstance(item, Progress):
-                        yield {job.bar: views.progress(item)}
-                    else:
-                        yield {**job.idle(), **self.again(session), **show(session, item)}
-            except StoppedError as stopped:
-                yield {**job.idle(views.note(str(stopped))), **self.again(session)}
-            except Exception as error:
-                yield {**job.idle(views.note(in_a_line(error).message, "bad")), **self._after(session)}
-            finally:
-                session.jobs -= 1
+            with session.working():
+                try:
+                    for item in followed(lambda: work(session, track, *values), track):
+                        if isinstance(item, Progress):
+                            yield {job.bar: views.progress(item)}
+                        else:
+                            yield {**job.idle(), **self.again(session), **show(session, item)}
+                except StoppedError as stopped:
+                    yield {**job.idle(views.note(str(stopped))), **self._after(session)}
+                except Exception as error:
+                    yield {**job.idle(views.note(in_a_line(error).message, "bad")), **self._after(session)}
 
         def stopped(request: gr.Request, key: object) -> Updates:
-            self.session(key, request).stop(str(request.session_hash), job.name).set()
+            with ErrorsInALine():
+                self.session(key, request).stop(str(request.session_hash), job.name).set()
             return {job.bar: views.progress(Progress(0, 0, "stopping after this step, or when the turn comes"))}
 
         def connect() -> None:
             first = job.button.click(started, [self.key], pieces, queue=False, **QUIET)
             everything = list(dict.fromkeys([*pieces, *self.standing, *outputs]))
-            second = first.success(running, [self.key, *inputs], everything, **QUIET, **HEAVY)
+            second = first.success(running, [self.key, *inputs], everything, **AS_SENT, **HEAVY)
             # Gradio itself refuses a full queue and a value that a component cannot hold; it says which in a toast.
             second.failure(lambda: job.idle(), None, pieces, queue=False, **QUIET)
             job.cancel.click(stopped, [self.key], [job.bar], queue=False, **QUIET)

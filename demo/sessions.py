@@ -6,6 +6,8 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +58,18 @@ class Session:
     typed: set[str] = field(default_factory=set)
     jobs: int = 0
     _stops: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
+    _count: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count a job for the length of a `with`; meanwhile the session is kept."""
+        with self._count:
+            self.jobs += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self.jobs -= 1
 
     def stop(self, page: str, job: str) -> threading.Event:
         """Return the event that ends a job of one of the visitor's pages."""
@@ -134,9 +148,10 @@ class Sessions:
             session.leave(page)
 
     def end(self, key: str) -> None:
-        """Delete a session and its folder."""
+        """Delete a session and its folder, unless a job of it still runs: that is to end the session once more."""
         with self._lock:
-            self._end(key)
+            if key in self._sessions and not self._sessions[key].jobs:
+                self._end(key)
 
     def close(self) -> None:
         """Delete all folders."""

@@ -128,13 +128,18 @@ def _fits(value: object, annotation: Any) -> bool:
 
 
 def _members_fit(value: Any, kind: Any, parts: tuple[Any, ...]) -> bool:
-    if not parts or kind is Callable or not isinstance(cast("object", value), Collection):
+    if not parts or not _is_container(kind) or not isinstance(cast("object", value), Collection):
         return True
     if issubclass(kind, Mapping):
         return all(_fits(key, parts[0]) and _fits(each, parts[1]) for key, each in value.items())
     if issubclass(kind, tuple) and parts[-1] is not Ellipsis:
         return len(value) == len(parts) and all(map(_fits, value, parts))
-    return not issubclass(kind, Collection | Iterable) or all(_fits(each, parts[0]) for each in value)
+    return all(_fits(each, parts[0]) for each in value)
+
+
+def _is_container(kind: type) -> bool:
+    """Return True for the containers of Python itself, whose annotations have the types of their members."""
+    return issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc")
 
 
 def _refusal(where: str, annotation: Any, value: object) -> InputError | LookupError:
@@ -160,7 +165,7 @@ def _words(annotation: Any) -> str:
     members = [re.sub(r"\ba ((?:whole )?\w+)", r"\1s", _words(part)) for part in parts]
     if issubclass(kind, Mapping):
         return f"a mapping of {' to '.join(members)}" if members else "a mapping"
-    if parts and issubclass(kind, Iterable):
+    if parts and _is_container(kind):
         noun = "a tuple" if issubclass(kind, tuple) else "a list"
         return f"{noun} of {members[0]}" if len(parts) == 1 or parts[-1] is Ellipsis else f"{noun} of {len(parts)}"
     return kind.__name__

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import erasure
 from erasure.arguments import checks_arguments
@@ -100,10 +101,11 @@ def _taking(
     call: Callable[[int], int] | None = None,
     fixed: tuple[int, str] = (0, ""),
     data: bytes = b"",
+    array: NDArray[np.uint8] | Sequence[int] = (),
     rest: Any = None,
     **more: int,
 ) -> str:
-    return repr((number, share, names, place, pairs, kind, call and call(1), fixed, data, rest, more))
+    return repr((number, share, names, place, pairs, kind, call and call(1), fixed, data, array, rest, more))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,7 @@ def _taking(
         ("call", 3, "_taking.call: expected a function or None, got 3."),
         ("fixed", (1, 2), "_taking.fixed: expected a tuple of 2, got (1, 2)."),
         ("fixed", (1,), "_taking.fixed: expected a tuple of 2, got (1,)."),
+        ("array", "text", "_taking.array: expected ndarray or a list of whole numbers, got 'text'."),
         ("other", "text", "_taking.other: expected a whole number, got 'text'."),
         ("data", "text", "_taking.data: expected bytes, got 'text'."),
     ],
@@ -132,8 +135,10 @@ def test_a_value_of_another_type_is_one_line(name: str, value: object, message: 
 
 def test_values_of_the_types_pass() -> None:
     values = {"number": np.int64(3), "share": 2, "names": ("cat",), "place": Path("x"), "pairs": {}, "rest": object}
-    text = _taking(**values, call=lambda i: i + 1, fixed=(1, "x"), data=b"y", kind="b", more=1)
-    assert text == repr((np.int64(3), 2, ("cat",), Path("x"), {}, "b", 2, (1, "x"), b"y", object, {"more": 1}))
+    text = _taking(**values, call=lambda i: i + 1, fixed=(1, "x"), data=b"y", kind="b", array=np.zeros(1), more=1)
+    assert text == repr(
+        (np.int64(3), 2, ("cat",), Path("x"), {}, "b", 2, (1, "x"), b"y", np.zeros(1), object, {"more": 1})
+    )
 
 
 def test_an_unknown_choice_gets_a_suggestion_and_a_wrong_call_stays_pythons() -> None:

@@ -138,7 +138,7 @@ def test_wrong_input_is_named() -> None:
     pipe = FAMILIES["sd1"]()
     with pytest.raises(InputError, match="one seed for each of 2 prompts, got 1"):
         sample(pipe, ["a", "b"], [0])
-    with pytest.raises(InputError, match="expected a list of texts, got 'a cat'"):
+    with pytest.raises(InputError, match="expected a list of texts or Conditioning, got 'a cat'"):
         sample(pipe, "a cat", [0])
     with pytest.raises(InputError, match=r"sampling\.steps: expected a number greater than or equal to 1, got 0"):
         sample(pipe, ["a"], [0], SamplingSettings(steps=0, guidance_scale=4.0))

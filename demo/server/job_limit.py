@@ -31,7 +31,10 @@ def limit_jobs(page: Blocks, kind: str, most: int) -> None:
     async def limited(
         body: PredictBodyInternal, request: Request, username: str | None
     ) -> tuple[bool, str | list[dict[str, Any]], State]:
-        is_job = body.fn_index is not None and get_fn(queue.blocks, None, body).concurrency_id == kind
+        try:
+            is_job = body.fn_index is not None and get_fn(queue.blocks, None, body).concurrency_id == kind
+        except KeyError:
+            return False, f"queue: expected a function of this page, got {body.fn_index}. Reload the page.", "error"
         if is_job and jobs_of(_visitor(request)) >= most:
             text = f"queue: expected at most {most} jobs of one visitor at once, got another. Wait until one is done."
             return False, text, "queue_full"

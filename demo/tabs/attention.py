@@ -6,7 +6,7 @@ import gradio as gr
 
 from ...eval.images.attention_maps import overlaid
 from .. import actions, limits, views
-from ..desk import IMAGE, QUIET, Desk, ErrorsInALine, Job, file_of
+from ..desk import AS_SENT, IMAGE, Desk, ErrorsInALine, Job, file_of
 from ..jobs import Track
 from ..results import Attended
 from ..sessions import Session
@@ -54,10 +54,12 @@ def build(desk: Desk) -> dict[str, Any]:
         alpha = limits.number("A-STAR", size, 0, limits.ALPHA)
         return actions.attend(studio, session, text, names, chosen, alpha, track)
 
-    def moved(request: gr.Request, key: object, name: str, number: float) -> list[Any]:
+    def moved(request: gr.Request, key: object, name: object, number: object) -> list[Any]:
         with ErrorsInALine():
             attended = desk.session(key, request).attended
-            return [gr.skip()] * 2 if attended is None else _overlays(attended, name, number)
+            if attended is None:
+                return [gr.skip()] * 2
+            return _overlays(attended, name, limits.whole("step", number, 1, limits.STEPS))
 
     desk.standing[basis] = lambda session: views.basis(session.attended and session.attended.entries, session.ledger())
     desk.suggests("attention", [prompt, words], lambda session: list(studio.to_attend(session.removed()) or _START))
@@ -65,7 +67,7 @@ def build(desk: Desk) -> dict[str, Any]:
         job, [prompt, words, seed, alpha], list(pieces.values()), work, lambda _, attended: filled(pieces, attended)
     )
     for piece in (word, step):
-        piece.input(moved, [desk.key, word, step], [plain, guided], queue=False, trigger_mode="always_last", **QUIET)
+        piece.input(moved, [desk.key, word, step], [plain, guided], queue=False, trigger_mode="always_last", **AS_SENT)
     return pieces
 
 
@@ -86,11 +88,11 @@ def filled(pieces: dict[str, Any], attended: Attended | None) -> dict[Any, Any]:
     }
 
 
-def _overlays(attended: Attended, name: str, number: float) -> list[Any]:
+def _overlays(attended: Attended, name: object, number: int) -> list[Any]:
     word = attended.names.index(name) if name in attended.names else 0
     overlays = []
     for seen in (attended.plain, attended.guided):
         steps = sorted(seen.maps)
-        step = steps[min(max(int(number or 1), 1), len(steps)) - 1]
+        step = steps[min(number, len(steps)) - 1]
         overlays.append(file_of(overlaid(views.enlarged(seen.image), seen.maps[step][word])))
     return overlays

@@ -6,7 +6,7 @@ import gradio as gr
 
 from ...eval.images.difference import difference_map
 from .. import actions, limits, views
-from ..desk import IMAGE, QUIET, Desk, ErrorsInALine, Job, file_of
+from ..desk import AS_SENT, IMAGE, Desk, ErrorsInALine, Job, file_of
 from ..jobs import Track
 from ..results import BeforeAfter
 from ..sessions import Session
@@ -63,7 +63,7 @@ def build(desk: Desk) -> dict[str, Any]:
         return [shown[piece] for piece in _of_one(pieces)]
 
     desk.runs(job, inputs, list(pieces.values()), work, lambda _, comparison: filled(pieces, comparison))
-    pair.input(chosen, [desk.key, pair], _of_one(pieces), queue=False, **QUIET)
+    pair.input(chosen, [desk.key, pair], _of_one(pieces), queue=False, **AS_SENT)
     return pieces
 
 

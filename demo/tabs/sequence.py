@@ -10,7 +10,7 @@ from erasure.errors import InputError
 
 from ...eval.reports.ledger_report import RemovalRow
 from .. import actions, limits, views
-from ..desk import QUIET, Desk, ErrorsInALine, Job
+from ..desk import AS_SENT, Desk, ErrorsInALine, Job
 from ..sessions import Session
 
 _VERIFIED = "Verified: files, replay and base are as recorded."
@@ -83,9 +83,9 @@ def _place(desk: Desk) -> _SequenceFields:
 
 
 def _connect_undo(desk: Desk, controls: _SequenceFields) -> None:
-    def undone(request: gr.Request, key: object, name: str | None) -> list[Any]:
-        session = desk.session(key, request)
+    def undone(request: gr.Request, key: object, name: object) -> list[Any]:
         with ErrorsInALine():
+            session = desk.session(key, request)
             if not name:
                 raise InputError("undo: expected an entry, got none. Choose one.")
             entry = actions.undo(session, name)
@@ -94,7 +94,7 @@ def _connect_undo(desk: Desk, controls: _SequenceFields) -> None:
         return [updates[component] for component in desk.standing]
 
     def connect() -> None:
-        controls.undo.click(undone, [desk.key, controls.back], list(desk.standing), queue=False, **QUIET)
+        controls.undo.click(undone, [desk.key, controls.back], list(desk.standing), queue=False, **AS_SENT)
 
     desk.later.append(connect)
 

@@ -69,12 +69,12 @@ def make_folders(path: Path) -> None:
 @contextmanager
 def dropping_empty_folders() -> Generator[None]:
     """Delete the folders that are made inside the `with` and hold nothing at its end, if an error ends it."""
-    made: list[Path] = []
-    token = _made.set(made)
+    folders: list[Path] = []
+    token = _made.set(folders)
     try:
         yield
     except BaseException:
-        for folder in reversed(made):
+        for folder in reversed(folders):
             with suppress(OSError):  # there is something in it
                 folder.rmdir()
         raise

@@ -137,6 +137,19 @@ def test_whoever_was_away_for_long_is_forgotten_with_the_folder_but_not_while_a_
     assert not busy.folder.exists()
 
 
+def test_the_folder_of_a_client_that_leaves_stays_until_its_job_is_done() -> None:
+    sessions = Sessions()
+    session = sessions.of("api-a")
+    session.folder.mkdir()
+    with session.working():
+        sessions.end("api-a")
+        assert session.folder.exists()
+        assert sessions.of("api-a") is session
+    sessions.end("api-a")
+    assert not session.folder.exists()
+    sessions.close()
+
+
 def test_leaving_a_page_ends_its_jobs_and_no_others() -> None:
     sessions = Sessions()
     session = sessions.of("a")
@@ -168,6 +181,8 @@ def test_one_visitor_cannot_fill_the_queue_and_light_calls_are_not_counted() -> 
         assert "queue: expected at most 2 jobs of one visitor at once, got another. Wait until one is done." in text
         assert send(1, "10.0.0.1")[0] == 200
         assert send(0, "10.0.0.2")[0] == 200
+        status, text = send(99, "10.0.0.2")
+        assert (status, "queue: expected a function of this page, got 99" in text) == (400, True)
         hold.set()
         end = time.monotonic() + 60
         while send(0, "10.0.0.1")[0] == 503:
