@@ -33,8 +33,8 @@ Doses = Annotated[tuple[float, ...], Field(min_length=1)]
 """Doses of a probe, the weakest first; at least one."""
 OneDose = Annotated[tuple[Annotated[float, Field(ge=1, le=1)], ...], Field(min_length=1, max_length=1)]
 """Doses of a probe that has none: 1 alone."""
-Counts = Annotated[tuple[Annotated[float, Field(ge=1, multiple_of=1)], ...], Field(min_length=1)]
-"""Doses that are numbers of something, each a whole number >= 1."""
+Counts = Annotated[tuple[Annotated[float, Field(ge=1, le=1_000_000, multiple_of=1)], ...], Field(min_length=1)]
+"""Doses that are numbers of something, each a whole number from 1 to a million."""
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
 """Doses that are shares of something, each in (0, 1)."""
 Opened = Callable[[], AbstractContextManager[DiffusionPipeline]]
@@ -210,6 +210,10 @@ class Probe(Plugin):
     doses: Doses
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            values = getattr(self, each.name)
+            if each.name != "doses" and isinstance(values, tuple) and len(set(values)) < len(values):
+                raise InputError(f"{self.name}.{each.name}: expected each once, got {list(values)!r}. Leave one out.")
         usual = next(each.default for each in fields(self) if each.name == "doses")
         usual = usual if isinstance(usual, tuple) else ()
         ways = {after > before for before, after in itertools.pairwise(self.doses)}

@@ -1,4 +1,4 @@
-"""Capacity: how many names can a model still tell apart, in bits (after arXiv:2404.05405, for language models)."""
+"""Capacity: the share of the bits that tell names apart which is lost (after arXiv:2404.05405, for language models)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -25,13 +25,13 @@ FULL = 16.0
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity(Probe):
-    """Bits of names that a model draws when asked for, a side effect: erosion beside the one name that had to go.
+    """Share of the bits that tell names apart which is lost, a side effect: erosion beside the name that had to go.
 
-        B_n = max(0, log2(N q_n)),  q_n = (k_n + 1/2) / (m + 1)
+        B_n = max(0, log2(N q_n)),  q_n = (k_n + 1/2) / (m + 1),  lost 1 - B_n / log2(N)
 
-    of each of N known names, k_n of whose m images show it; at most log2 N a name. The values are read as their
-    difference to the original's on the same seeds: one removed name costs log2(N) / N bits on average, more is erosion.
-    It is no mutual information, as a model that draws nothing for one name alone still tells it from the others; and
+    of each of N known names but the concept and its members, k_n of whose m images show it. The values are read as
+    their difference to the original's on the same seeds, so that more is erosion; other removed names count too. It is
+    no mutual information, as a model that draws nothing for one name alone still tells it from the others; and
     the paper's law of 2 bits a parameter does not carry over, as N names fill no such model.
 
     Attributes:
@@ -45,6 +45,7 @@ class Capacity(Probe):
     exactness: ClassVar[Exactness] = "reconstructed"
     access: ClassVar[Access] = "inside"
     dose_unit: ClassVar[str] = "bits a weight"
+    version: ClassVar[int] = 2
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (16.0,), "images": 1, "names": 2})
 
     doses: Annotated[tuple[Bits, ...], Field(min_length=1)] = (16.0, 8.0, 4.0)
@@ -54,7 +55,8 @@ class Capacity(Probe):
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
         if subject.judge is None:
             raise MissingError("a judge of the images")
-        names = [name for name in subject.aim.profile.concepts if subject.judge.knows(name)]
+        known = subject.aim.profile.kept_beside([subject.aim.concept.target])
+        names = [name for name in known if subject.judge.knows(name)]
         if len(names) < 2:
             raise MissingError("a model whose names are known: the profile of a world says them")
         names = evenly(names, self.names or len(names))
@@ -64,8 +66,8 @@ class Capacity(Probe):
             weights = {} if dose == FULL else subject.denoiser_weights
             with exchanged(weights, {name: rounded(p.data, round(dose)) for name, p in weights.items()}):
                 hits = self._hits(subject, subject.judge, names)
-            values = [bits(k, self.images, len(names)) for k in hits]
-            yield Outcome(dose=dose, part="names", values=values, side_effect=True, label=label)
+            values = [1 - bits(k, self.images, len(names)) / math.log2(len(names)) for k in hits]
+            yield Outcome(dose=dose, part="lost", values=values, side_effect=True, label=label)
 
     def _hits(self, subject: Subject, judge: Judge, names: list[str]) -> list[int]:
         """Return the number of images of each name that show it."""

@@ -26,7 +26,7 @@ from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 
 from ..attacks.base import Goal, Tokens
-from .base import Access, Doses, SampledProbe, Suite
+from .base import Access, SampledProbe, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Revival(SampledProbe):
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"full": {}})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"doses": (1.0, 2.0)})
 
-    doses: Doses = (5.0, 20.0, 80.0)
+    doses: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (5.0, 20.0, 80.0)
     method: Literal["a-star", "attend-and-excite"] = "a-star"
     alpha: Annotated[float, Field(ge=0)] = 20.0
     share: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -110,6 +110,9 @@ def test_bits_of_a_name() -> None:
     assert bits(0, 39, 33) == 0, "log2(33 / 80) is below 0"
     assert bits(40, 40, 33) == pytest.approx(math.log2(33 * 40.5 / 41))
     assert bits(1, 1, 2) == pytest.approx(math.log2(1.5))
+    judge = oracle()
+    [outcome] = Capacity(doses=(16.0,), images=1, names=2).outcomes(Subject(pipe=pipeline(), aim=AIM, judge=judge))
+    assert set(outcome.values) <= {1.0, 1 - math.log2(1.5)}, "each is lost or has the most that one image can show"
     with pytest.raises(MissingError, match="a judge of the images"):
         list(Capacity().outcomes(Subject(pipe=pipeline(), aim=AIM)))
     unknown = aim(profile_of("some/model"))

@@ -177,6 +177,8 @@ def test_the_reading_that_is_shown_without_contrast_is_the_last() -> None:
         ("emphasis", (2.0, float("inf"))),
         ("relearn", (10.0, 40.0, 20.0)),
         ("noise", (float("nan"),)),
+        ("revival", (-1.0, 5.0)),
+        ("wordings", (1e9,)),
     ],
 )
 def test_doses_are_different_finite_numbers_from_weak_to_strong(name: str, doses: tuple[float, ...]) -> None:
@@ -190,6 +192,11 @@ def test_the_order_of_doses_is_said_by_the_usual_ones() -> None:
     ):
         probe_class("quantise")(doses=(3.0, 4.0))
     assert probe_class("quantise")(doses=(8.0, 3.0)).doses == (8.0, 3.0)
+
+
+def test_a_part_is_asked_for_once() -> None:
+    with pytest.raises(InputError, match=r"relearn.sets: expected each once, got \['target', 'target'\]"):
+        probe_class("relearn")(sets=("target", "target"))
 
 
 def test_residues_of_a_probe_agree_with_the_statistics() -> None:
