@@ -156,7 +156,6 @@ class SPEED(SharedMap):
         states = kept.preserve[named].repeat_interleave(self.augment, dim=0)
         noise = torch.randn(states.shape, generator=generator, dtype=torch.float64)
         drawn = states + (noise @ direction)[:, None] * direction
-        first = kept.kept_rows()
         copies = [
             Row(label="copy", site=f"{i}|", state=state, weight=float("inf"), anchor_label="copy", anchor=state)
             for i, state in enumerate(drawn)
@@ -166,7 +165,7 @@ class SPEED(SharedMap):
             copies = [copy for copy, shift in zip(copies, shifts, strict=True) if shift > shifts.mean()]
         return Rows.of(
             kept.erased_rows(),
-            [*first, *copies],
+            [*kept.kept_rows(), *copies],
             reg=kept.reg,
             dim=weight.shape[1],
             space=kept.space,
