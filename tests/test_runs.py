@@ -255,8 +255,6 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
             shape["sites"] = quickened("selector", shape["sites"])
         if "flat" in shape:
             shape["flat"] |= {"images": 2, "image_steps": 2}
-        if "healing" in shape.get("keep", {}):
-            shape["keep"]["healing"] = {"weight": shape["keep"]["healing"], "view": "text", "neighbours": 1}
     sampled = (
         "capsule",
         "casteer",
@@ -276,6 +274,10 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
     )
     if raw["eraser"]["name"] in sampled:
         raw["eraser"] |= eraser_class(raw["eraser"]["name"]).quick
+    keep = raw["eraser"].get("shape", {}).get("keep", {})
+    if "healing" in keep:
+        settings = keep["healing"] if isinstance(keep["healing"], dict) else {"weight": keep["healing"]}
+        keep["healing"] = settings | {"view": "text", "neighbours": 1, "worst_every": 0}
     if raw["eraser"]["name"] == "stack":
         parts = ({"name": part} if isinstance(part, str) else part for part in raw["eraser"]["parts"])
         raw["eraser"]["parts"] = [
