@@ -8,17 +8,14 @@ A model of Stable Diffusion 1.5's sizes with random weights is written to a fold
   one, padded to the encoder's length, and one outer product a row and layer; a long list takes n times as long as one.
 - templates: on the tiny world, whose objects are removed in lists of several lengths: the part of their effect on keys
   and values behind the end of text that is left in phrasings that no eraser has, by templates with trailing states.
-- apply: the edited folder written, beside a plain copy that is flushed to the disk too.
 
-Seconds are those of the processor, all threads together, except for those of the disk.
+Seconds are those of the processor, all threads together. The writing of the edited folder is timed by `apply.py`.
 """
 
 import argparse
-import os
 import random
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,13 +27,10 @@ from diffusers import DiffusionPipeline
 from erasure import Concept, Ledger, make_eraser, tinyworld
 from erasure.backbones import backbone_of
 from erasure.closed_form.joint import joined_rows
-from erasure.closed_form.problem import Rows, TextMap
+from erasure.closed_form.problem import Rows
 from erasure.closed_form.solve import solve
-from erasure.edits import EditMetadata, MapChange, WeightEdit
 from erasure.erasers.uce import UCE
 from erasure.loading import load_model
-from erasure.loading.models import load_stored
-from erasure.pipelines.export.folders import write_edited
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.prompts import anchored_prompts
 from erasure.training.context import FitContext
@@ -45,7 +39,7 @@ from tests import full_size, tiny
 from .closed_form import SHAPES, outer, projections
 from .record import arguments, write_run
 
-VERSION = 1
+VERSION = 2
 LONG = 1000
 FEWER = (4, 2, 1)
 HELD_OUT = {
@@ -76,7 +70,7 @@ def main() -> None:
             tiny.sd1(vocabulary="clip").save_pretrained(folder)
         elif not options.folder:
             full_size.write_model(full_size.sd15(), folder)
-        results = [*removals(folder, Path(work), options), *templates(options), applied(folder, Path(work))]
+        results = [*removals(folder, Path(work), options), *templates(options)]
     for result in results:
         print(", ".join(f"{key} {value}" for key, value in result.items()))
     write_run(options, name="bulk", version=VERSION, results=results, started=started, torch=torch)
@@ -184,39 +178,6 @@ def moved(backbone: Any, map_: torch.Tensor, gram: torch.Tensor, others: Sequenc
     read = backbone.read([f"a photo of a {name}" for name in others]).states.double()
     effect, move = (read - backbone.read([""]).states.double()).flatten(0, 1), (read @ map_.T - read).flatten(0, 1)
     return float(((move @ gram) * move).sum() / ((effect @ gram) * effect).sum())
-
-
-def applied(folder: Path, work: Path) -> dict[str, Any]:
-    """Return the seconds of writing an edited folder by a map of full rank, and of a plain copy of the folder."""
-    pipe = load_stored(str(folder))
-    backbone = backbone_of(pipe)
-    width = pipe.text_encoder.config.hidden_size
-    change = MapChange(map=TextMap(u=torch.randn(width, width, dtype=torch.float64) * 1e-4))
-    metadata = EditMetadata.of("uce", {}, backbone, (), 0)
-    edit = WeightEdit(changes=dict.fromkeys(backbone.sites(reads="text"), change), metadata=metadata)
-    target = work / "edited"
-    target.mkdir()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    copy = disk_seconds(lambda: plain_copy(folder, work / "copy"))
-    write = disk_seconds(lambda: write_edited(edit, pipe, folder, target))
-    return {"case": "apply", "bytes": size, "copy": copy, "apply": write, "ratio": write / copy}
-
-
-def disk_seconds(work: Callable[[], object]) -> float:
-    """Return the seconds of some work that begins with nothing left to write."""
-    os.sync()
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def plain_copy(folder: Path, to: Path) -> None:
-    """Copy a folder, each file flushed to the disk."""
-    shutil.copytree(folder, to)
-    for path in to.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tests.processes import in_copies
 
 # The others train or sample for half a minute and more even so.
 QUICK = {
+    "apply": ["--concepts", "20"],
     "apply_edit": [],
     "bulk": [],
     "closed_form": ["--concepts", "20"],

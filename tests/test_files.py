@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from erasure.errors import InputError
 from erasure.io import files
 from erasure.io.files import check_places, dropping_empty_folders, make_folder, new_folder
-from erasure.io.tensor_files import data_size, rewrite_tensors, stored_tensors, tensor_names, write_tensors
+from erasure.io.tensor_files import copy_finite, data_size, rewrite_tensors, tensor_names, write_tensors
 
 TENSORS = {
     "b": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -116,16 +116,53 @@ def test_a_folder_without_permission_is_refused_before_the_work(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_a_tensor_in_a_file_that_is_not_finite_is_told(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_tensor_that_is_not_finite_is_told_as_its_file_is_copied(tmp_path: Path, dtype: torch.dtype) -> None:
     largest = torch.full((300_000,), torch.finfo(dtype).max, dtype=dtype)
-    tensors = {name: largest.clone() for name in ("whole", "inf", "minus", "nan")} | {"empty": largest[:0].clone()}
-    for name, value in (("inf", torch.inf), ("minus", -torch.inf), ("nan", torch.nan)):
-        tensors[name][-1] = value
-    tensors["whole"][0] = -torch.finfo(dtype).max
-    write_tensors(tmp_path / "file.safetensors", tensors)
-    stored = stored_tensors(tmp_path / "file.safetensors")
-    finite = {"whole": True, "inf": False, "minus": False, "nan": False, "empty": True}
-    assert {name: each.is_finite() for name, each in stored.items()} == finite
+    largest[0] = -torch.finfo(dtype).max
+    tensors = {"whole": largest, "empty": largest[:0].clone(), "ids": torch.arange(3), "last": largest[:5].clone()}
+    for value in (None, torch.inf, -torch.inf, torch.nan):
+        if value is not None:
+            tensors["last"][-1] = value
+        file, other = tmp_path / f"{value}.safetensors", tmp_path / f"{value}-changed.safetensors"
+        save_file(tensors, file, metadata={"format": "pt", "about": "x"})
+        copies = {
+            tmp_path / f"{value}-copy.safetensors": lambda to, file=file: copy_finite(file, to, InputError),
+            other: lambda to, file=file: rewrite_tensors(file, to, {"empty": torch.neg}, not_finite=InputError),
+        }
+        for to, copy in copies.items():
+            if value is None:
+                copy(to)
+                assert load_file(to).keys() == tensors.keys()
+            else:
+                with pytest.raises(InputError, match=r"^last$"):
+                    copy(to)
+    assert (tmp_path / "None.safetensors").read_bytes() == (tmp_path / "None-copy.safetensors").read_bytes()
+
+
+def test_a_file_is_read_and_written_once(tmp_path: Path) -> None:
+    save_file({f"{i}": torch.full((1000, 500), float(i)) for i in range(4)}, tmp_path / "file")
+    size = (tmp_path / "file").stat().st_size
+    ways = {
+        "unseen": lambda to: rewrite_tensors(tmp_path / "file", to, {"1": torch.neg}),
+        "looked at": lambda to: rewrite_tensors(tmp_path / "file", to, {"1": torch.neg}, not_finite=InputError),
+        "copied": lambda to: copy_finite(tmp_path / "file", to, InputError),
+    }
+    for name, way in ways.items():
+        before = bytes_moved()
+        way(tmp_path / name)
+        read, written = (after - then for after, then in zip(bytes_moved(), before, strict=True))
+        assert size <= read < 1.05 * size, name
+        assert size <= written < 1.05 * size, name
+        assert (tmp_path / name).stat().st_size == size
+
+
+def bytes_moved() -> tuple[int, int]:
+    """Return the bytes that this process has read and written so far."""
+    path = Path("/proc/self/io")
+    if not path.exists():
+        pytest.skip("no count of bytes on this system")
+    counts = dict(line.split(": ") for line in path.read_text().splitlines())
+    return int(counts["rchar"]), int(counts["wchar"])
 
 
 def test_folders_that_a_failure_leaves_empty_are_deleted(tmp_path: Path) -> None:

@@ -187,10 +187,8 @@ class SPEEDReader:
         self.names.read(concepts, ((name, concept.kind) for concept in concepts for name in concept.preserve))
 
     def problems(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:
-        problems = self.unfiltered(concepts)
-        if not self.eraser.filtered:
-            return problems
-        return tuple(_filtered(rows, self._roots[rows.space]) if _named(rows).any() else rows for rows in problems)
+        problems, filtered = self.unfiltered(concepts), self.eraser.filtered
+        return tuple(_filtered(r, self._roots[r.space]) if filtered and _named(r).any() else r for r in problems)
 
     def unfiltered(self, concepts: Sequence[Concept]) -> tuple[Rows, ...]:
         """Return the problems with all that is kept."""

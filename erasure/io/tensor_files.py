@@ -5,7 +5,8 @@ Nothing is mapped into memory, where what was read once would go on counting as 
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -111,25 +112,6 @@ class StoredTensor:
             raise _cut(self.path)
         return _of_bytes(content, self.dtype).reshape(len(indices), *self.shape[1:])
 
-    def is_finite(self) -> bool:
-        """Return True if all entries are finite, those of types that are not computed with here unseen.
-
-        The bits of the exponents tell, of a piece of the file at a time; for errors see `read`.
-        """
-        if self.type_name not in _INFINITE:
-            return True
-        kind, infinite = _INFINITE[self.type_name]
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            for start in range(0, self.size, _PIECE):
-                content = bytearray(min(_PIECE, self.size - start))
-                if file.readinto(content) < len(content):
-                    raise _cut(self.path)
-                bits = np.frombuffer(content, dtype=kind)
-                if np.bitwise_and(bits, np.iinfo(kind).max >> 1, out=bits).max(initial=0) >= infinite:  # without signs
-                    return False
-        return True
-
     def every(self, step: int) -> Tensor:
         """Return its entries 0, step, 2 step, ... in the order of the file; for errors see `read`."""
         width = self.dtype.itemsize
@@ -172,15 +154,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def rewrite_tensors(
-    source: Path, to: Path, changed: Mapping[str, Callable[[Tensor], Tensor]], *, at_least: torch.dtype | None = None
+    source: Path,
+    to: Path,
+    changed: Mapping[str, Callable[[Tensor], Tensor]],
+    *,
+    at_least: torch.dtype | None = None,
+    not_finite: Callable[[str], Exception] | None = None,
 ) -> None:
     """Copy a file with some of its tensors changed; the rest is copied byte by byte, and nothing is loaded whole.
+
+    The file is read once; where nothing of it is looked at, by the system alone.
 
     Args:
         source: The file.
         to: The new file.
         changed: Function of each tensor to change, by its name; shapes stay.
         at_least: Precision to which narrower changed tensors are widened before the change; None leaves each as it is.
+        not_finite: Error for a tensor that is not finite, by its name; None does not look.
     """
     metadata = _header_of(source)[0].get("__metadata__", {})
     with source.open("rb") as raw:
@@ -191,17 +181,37 @@ def rewrite_tensors(
                     dtype=stored.type_name,
                     shape=stored.shape,
                     size=stored.size,
-                    write=lambda target: _copy(raw, stored.start, stored.size, target),
+                    write=lambda target: _copy_tensor(raw, stored, target, not_finite),
                 )
             narrower = at_least is not None and stored.dtype.itemsize < at_least.itemsize
             dtype = at_least if at_least is not None and narrower else stored.dtype
 
             def write(target: BinaryIO) -> None:
-                target.write(_content(changed[name](stored.read().to(dtype)).to(dtype).reshape(stored.shape)))
+                values = stored.read()
+                if not_finite is not None and not values.isfinite().all():
+                    raise not_finite(name)
+                target.write(_content(changed[name](values.to(dtype)).to(dtype).reshape(stored.shape)))
 
             return _Part(dtype=_NAMES[dtype], shape=stored.shape, size=dtype.itemsize * prod(stored.shape), write=write)
 
         _write(to, {name: part(name, stored) for name, stored in stored_tensors(source).items()}, metadata)
+
+
+def copy_finite(source: Path, to: Path, not_finite: Callable[[str], Exception]) -> None:
+    """Copy a file byte by byte, and raise the error for a tensor that is not finite; the file is read once.
+
+    Args:
+        source: The file.
+        to: The new file.
+        not_finite: Error for a tensor, by its name.
+    """
+    end = 0
+    with source.open("rb") as raw, to.open("xb") as target:
+        for stored in stored_tensors(source).values():
+            _copy(raw, end, stored.start - end, target)
+            _copy_tensor(raw, stored, target, not_finite)
+            end = stored.start + stored.size
+        _copy(raw, end, source.stat().st_size - end, target)
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -277,15 +287,46 @@ def _content(tensor: Tensor) -> memoryview:
     return flat.numpy().data
 
 
-def _copy(source: BinaryIO, start: int, size: int, target: BinaryIO) -> None:
-    source.seek(start)
-    left = size
-    while left:
-        piece = source.read(min(left, _PIECE))
-        if not piece:
-            raise _cut(Path(source.name))
+def _copy_tensor(
+    source: BinaryIO, stored: StoredTensor, target: BinaryIO, not_finite: Callable[[str], Exception] | None
+) -> None:
+    if not_finite is None or stored.type_name not in _INFINITE:
+        _copy(source, stored.start, stored.size, target)
+        return
+    for piece in _pieces(source, stored.start, stored.size):
         target.write(piece)
-        left -= len(piece)
+        if not _is_finite(piece, stored.type_name):
+            raise not_finite(stored.name)
+
+
+def _copy(source: BinaryIO, start: int, size: int, target: BinaryIO) -> None:
+    """Copy a part of a file behind what is written, by the system where it can."""
+    if not hasattr(os, "sendfile") or sys.platform == "darwin":  # whose targets are sockets alone
+        target.writelines(_pieces(source, start, size))
+        return
+    target.flush()
+    while size:
+        sent = os.sendfile(target.fileno(), source.fileno(), start, size)
+        if not sent:
+            raise _cut(Path(source.name))
+        start, size = start + sent, size - sent
+    target.seek(0, os.SEEK_END)
+
+
+def _pieces(source: BinaryIO, start: int, size: int) -> Iterator[bytearray]:
+    source.seek(start)
+    for offset in range(0, size, _PIECE):
+        piece = bytearray(min(_PIECE, size - offset))
+        if source.readinto(piece) < len(piece):
+            raise _cut(Path(source.name))
+        yield piece
+
+
+def _is_finite(piece: bytearray, type_name: str) -> bool:
+    """Return True if the numbers of a piece are finite, by the bits of their exponents."""
+    kind, infinite = _INFINITE[type_name]
+    bits = np.frombuffer(piece, dtype=kind)
+    return bool(np.bitwise_and(bits, np.iinfo(kind).max >> 1).max(initial=0) < infinite)  # without signs
 
 
 def _of_bytes(content: bytearray, dtype: torch.dtype) -> Tensor:

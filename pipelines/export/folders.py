@@ -20,7 +20,7 @@ from erasure.backbones.loaded import not_finite, other_names, unwrapped
 from erasure.backbones.storage import is_stored
 from erasure.edits import WeightEdit
 from erasure.errors import InputError
-from erasure.io.tensor_files import data_size, rewrite_tensors, stored_tensors, tensor_names
+from erasure.io.tensor_files import copy_finite, data_size, rewrite_tensors, tensor_names
 from erasure.personalize.folder import PERSONALIZED
 from erasure.profile import profile_of
 
@@ -105,8 +105,7 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
             weights stay in its files and are not linked, a tensor is not finite; any other was checked when it was
             loaded.
     """
-    if is_stored(pipe) and not link:
-        _check_finite(source)
+    checked = is_stored(pipe) and not link
     copy_configs(source, to)
     written: set[str] = set()
     for name in parts_of(source):
@@ -117,21 +116,12 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
                 part.save_pretrained(to / name)
             written |= {key for key in edit.changes if key.partition(".")[0] == name}
         for path in weights:
-            written |= _write_weights(edit, name, path, to / path.relative_to(source), link)
+            written |= _write_weights(edit, name, path, to / path.relative_to(source), link, checked)
         for path in (source / name).glob("*.safetensors.index*.json"):
             _write_index(path, to / name / path.name)
     missing = sorted(edit.changes.keys() - written)
     if missing:
         raise InputError(f"export: expected the parameter {missing[0]!r} in {str(source)!r}, got none. Check the base.")
-
-
-def _check_finite(source: Path) -> None:
-    """Raise InputError for a tensor in a model's files that is not finite."""
-    for name in parts_of(source):
-        for path in (source / name).glob("*.safetensors"):
-            for tensor in stored_tensors(path).values():
-                if not tensor.is_finite():
-                    raise not_finite(f"{name}.{tensor.name}")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -142,12 +132,28 @@ def _is_weights(path: Path) -> bool:
     return path.suffix in {".safetensors", *_OTHER_WEIGHTS} or ".index." in path.name
 
 
-def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path, link: bool) -> set[str]:
-    """Write one file of a component's weights and return the parameters that it changed."""
+def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path, link: bool, checked: bool) -> set[str]:
+    """Write one file of a component's weights and return the parameters that it changed.
+
+    Args:
+        edit: The edit.
+        part: Name of the component.
+        path: The base's file.
+        to: The new file.
+        link: See `write_edited`.
+        checked: Whether a tensor that is not finite is refused.
+    """
+
+    def refusal(key: str) -> InputError:
+        return not_finite(f"{part}.{key}")
+
     names = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
     if names:
         changed = {key: partial(edit.edited, name) for key, name in names.items()}
-        rewrite_tensors(path, to, changed, at_least=None if _is_variant(path) else torch.float32)
+        at_least = None if _is_variant(path) else torch.float32
+        rewrite_tensors(path, to, changed, at_least=at_least, not_finite=refusal if checked else None)
+    elif checked:
+        copy_finite(path, to, refusal)
     else:
         _copy(path, to, link)
     return set(names.values())
