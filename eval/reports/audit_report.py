@@ -22,7 +22,8 @@ LEVELS = {
     "inside": "a look inside: no attack",
 }
 """Access levels, from the least to the most, in words."""
-_LEFT, _WIDTH = 60.0, 300.0  # of the axis from residue 0 to 1 in a bar of 420 units
+_LENGTH = 430  # of a bar, in units of its drawing
+_LEFT, _WIDTH = 60.0, 300.0  # of the axis from residue 0 to 1 in it
 _LEAST, _MOST = -0.2, 1.2
 
 
@@ -71,6 +72,7 @@ def render(results: AuditResults) -> str:
         title=f"Audit of {audit.title}",
         judge="no judge" if audit.judge is None else audit.judge.name,
         suite=audit.suite,
+        scale={"zero": round(100 * _across(0.0) / _LENGTH, 2), "one": round(100 * _across(1.0) / _LENGTH, 2)},
         rows={row.name: row.variant.about for row in audit.rows},
         concepts=[_concept(each) for each in results.concepts],
         versions=", ".join(f"{name} {version}" for name, version in results.origin["versions"].items()),
@@ -138,8 +140,18 @@ def _bar(reading: DoseReading, residue: Residue, *, inside: bool) -> dict[str, A
         "low": _across(residue.low),
         "high": _across(residue.high),
         "ticks": ticks,
+        "beyond": _beyond(residue.value),
         "state": _state(residue, inside=inside),
     }
+
+
+def _beyond(residue: float) -> str:
+    """Return the corners of an arrow at the end of the axis for a residue beyond it; "" within it."""
+    if _LEAST <= residue <= _MOST:
+        return ""
+    tip = _across(residue)
+    foot = tip + (9 if residue < _LEAST else -9)
+    return f"{tip:g},17 {foot:g},10 {foot:g},24"
 
 
 def _state(residue: Residue, *, inside: bool) -> str:

@@ -194,6 +194,17 @@ def test_the_order_of_doses_is_said_by_the_usual_ones() -> None:
     assert probe_class("quantise")(doses=(8.0, 3.0)).doses == (8.0, 3.0)
 
 
+def test_a_residue_beyond_the_axis_has_an_arrow_at_its_end() -> None:
+    values = [1.0 + 0.01 * (i % 5) for i in range(20)]
+    for factor, points in ((-1.0, "0,17 9,10 9,24"), (2.0, "420,17 411,10 411,24"), (0.5, "")):
+        rows = {
+            ERASED: [judged([factor * value for value in values], floor=0.0)],
+            ORIGINAL: [judged(values, floor=0.0)],
+        }
+        [reading] = result(rows, access="inside").readings
+        assert _bar(reading, reading.residue, inside=True)["beyond"] == points
+
+
 def test_a_part_is_asked_for_once() -> None:
     with pytest.raises(InputError, match=r"relearn.sets: expected each once, got \['target', 'target'\]"):
         probe_class("relearn")(sets=("target", "target"))
