@@ -14,6 +14,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from .errors import InputError, unknown_name
+from .io.files import check_path
 from .io.text import one_line, shortened
 
 Item = TypeVar("Item", bound=Callable[..., Any])
@@ -55,7 +56,6 @@ def checks_arguments(item: Item) -> Item:
 
 def _checking(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that checks its arguments first."""
-    where = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
     signature = inspect.signature(function)
     annotations = functools.cache(lambda: _annotations(function, signature))
 
@@ -65,12 +65,24 @@ def _checking(function: Callable[..., Any]) -> Callable[..., Any]:
             arguments = signature.bind(*args, **options).arguments
         except TypeError:
             return function(*args, **options)  # which raises it
+        where = _place(function, arguments)
         for name, annotation, value in _pairs(where, signature.parameters, annotations(), arguments):
             if not _fits(value, annotation):
                 raise _refusal(f"{where}.{name}", annotation, value)
+            if isinstance(value, str | Path) and Path in (annotation, *get_args(annotation)):
+                check_path(value, f"{where}.{name}")
         return function(*args, **options)
 
     return call
+
+
+def _place(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Return the name of a function in an error, with the class by which a method is called."""
+    owner = next((arguments[name] for name in ("self", "cls") if name in arguments), None)
+    if owner is None:
+        return function.__qualname__.rpartition("<locals>.")[2]
+    kind = owner.__name__ if inspect.isclass(owner) else type(owner).__name__
+    return kind if function.__name__ == "__init__" else f"{kind}.{function.__name__}"
 
 
 def _annotations(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:

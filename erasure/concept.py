@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from .arguments import checks_arguments
 from .errors import InputError, unknown_name
-from .io.text import composed, names_something, without_invisible
+from .io.text import check_unicode, composed, names_something, without_invisible
 from .registry import with_settings
 
 Kind = Literal["object", "style", "identity", "unsafe"]
@@ -152,8 +152,7 @@ def _checked_text(text: object, field: str) -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"concept.{field}: expected a text, got {text!r}. Write it in quotes.")
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise InputError(f"concept.{field}: expected text in Unicode, got {text!r}. Write it in UTF-8.")
+    check_unicode(text, f"concept.{field}")
     # a line break or a tab is a space to tokenizers, and a new line to whoever reads the name
     return composed("".join(" " if sign.isspace() else sign for sign in without_invisible(text)).strip())
 

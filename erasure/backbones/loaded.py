@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerBase
 
 from ..errors import InputError, reason, unknown_name
-from ..io.text import composed
+from ..io.text import check_unicode, composed
 from .base import Ability
 from .conditioning import Conditioning, Stream
 from .picked import PickedTexts, PlacesOf
@@ -151,6 +151,8 @@ class LoadedModel(ABC):
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"prompts: expected a sequence of texts, got {prompts!r}. Put them in a list.")
         prompts = [composed(prompt) for prompt in prompts]
+        for prompt in prompts:
+            check_unicode(prompt, "prompts")
         distinct = list(dict.fromkeys(prompts))
         encoded = self._encode_distinct(distinct, trailing)
         if len(distinct) == len(prompts):

@@ -17,7 +17,7 @@ from ..closed_form.joint import joined_rows
 from ..closed_form.problem import Rows
 from ..closed_form.solve import solve
 from ..closed_form.storage import fetched, put_apart
-from ..errors import InputError
+from ..errors import InputError, unknown_name
 from .changes import Change, MapChange, SolvedChange, SumChange, check_size, edited_weights, exchanged, single_changes
 from .edit import Edit
 from .lora import Lora, lora_of
@@ -217,7 +217,13 @@ class WeightEdit(Edit):
         add_tokens(pipe, self.tokens)
 
     def edited(self, name: str, weight: Tensor) -> Tensor:
-        """Return the edited form of a weight of the base; for errors see `applied_to`."""
+        """Return the edited form of a weight of the base; for errors see `applied_to`.
+
+        Raises:
+            UnknownNameError: The edit does not change that weight.
+        """
+        if name not in self.changes:
+            raise unknown_name("parameter of the edit", name, self.changes)
         return edited_weights({name: weight}, self.changes)[name]
 
     def as_lora(self, pipe: DiffusionPipeline, *, rank: int | None = None) -> Lora:
@@ -232,8 +238,10 @@ class WeightEdit(Edit):
                 side of a dense one.
 
         Raises:
-            InputError: All changes would be left out.
+            InputError: All changes would be left out, or the rank is below 1.
         """
+        if rank is not None and rank < 1:
+            raise InputError(f"rank: expected a whole number from 1, got {rank}. Give another.")
         weights = backbone_of(pipe).weights(self.changes.__contains__)
         self._check_all(weights)
         return lora_of(self.changes, weights, pipe, rank)

@@ -14,10 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import InputError
+from .text import shortened
 
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{6})-(?P<process>[0-9]{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
 
+_LONGEST_NAME = 255  # bytes, on every common file system
 # Folders that were made, in order, where somebody waits for the list.
 _made: ContextVar[list[Path] | deque[Path]] = ContextVar("made", default=deque(maxlen=0))  # noqa: B039 - holds nothing
 
@@ -31,6 +33,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         InputError: The place cannot be written; the old file, if any, is untouched.
     """
+    if not path.name:
+        raise InputError(f"{str(path)!r}: expected a file to write, got a folder. Name a file in it.")
     _sweep(path.parent)
     temporary = _temporary(path)
     try:
@@ -108,6 +112,24 @@ def new_folder(path: Path) -> Generator[Path]:
         raise InputError(f"{path}: expected a folder that can be written, got {_said(error)}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_path(path: str | Path, where: str) -> None:
+    """Refuse a path that no system takes: with a null character, half a surrogate pair, or too long a name in it.
+
+    Args:
+        path: The path.
+        where: Name of the argument, for the error.
+
+    Raises:
+        InputError: It is one.
+    """
+    try:
+        names = os.fsencode(path).replace(b"\\", b"/").split(b"/")
+    except UnicodeEncodeError:
+        names = [b"\0"]
+    if any(b"\0" in name or len(name) > _LONGEST_NAME for name in names):
+        raise InputError(f"{where}: expected a path that the system takes, got {shortened(str(path))}. Give another.")
 
 
 def check_free(path: Path) -> None:

@@ -5,6 +5,8 @@ import html
 import re
 import unicodedata
 
+from ..errors import InputError
+
 
 def _characters(*ranges: tuple[int, int]) -> frozenset[str]:
     return frozenset(chr(code) for first, last in ranges for code in range(first, last + 1))
@@ -43,6 +45,12 @@ def without_invisible(text: str, *, joining: bool = False) -> str:
     return "".join(
         sign for before, sign, after in beside if sign not in _JOINING or not (before.isascii() or after.isascii())
     )
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raise InputError for a text with half of a surrogate pair, which no file and no tokenizer takes."""
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise InputError(f"{where}: expected text in Unicode, got {text!r}. Write it in UTF-8.")
 
 
 def names_something(text: str) -> bool:
