@@ -1,7 +1,9 @@
 """A list of removals as one piece of work: the entries of single removals, prompts read once."""
 
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from erasure import Concept, Ledger, make_eraser
 from erasure.backbones import backbone_of
 from erasure.errors import AlreadyRemovedError, InputError
+from erasure.ledger import checks, standing
 from erasure.loading.models import load_stored
 from tests import tiny
 
@@ -139,3 +142,44 @@ def test_a_model_on_the_disk_has_each_encoder_read_once_for_a_list(
             stack.enter_context(encoder.register_forward_pre_hook(lambda module, _: read.append(type(module).__name__)))
         list(new_ledger(tmp_path / "ledger", pipe).remove_each(pipe, make_eraser(method, **settings), requests))
     assert read == ["CLIPTextModel", "CLIPTextModelWithProjection"]
+
+
+def test_the_checks_of_a_late_removal_cost_what_those_of_an_early_one_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, counted = tiny.sd1(), Counter[str]()
+
+    def count(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def counting(*args: Any, **options: Any) -> Any:
+            counted[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, counting)
+
+    for module in (checks, standing):
+        count(module, "normalized")
+        count(module, "recorded_eraser")
+    count(checks, "clash_of")
+    ledger, costs = new_ledger(tmp_path, pipe), []
+    requests = [(Concept(target=f"name {i}", anchor="sky", aliases=(f"alias {i}",)),) for i in range(6)]
+    for _ in ledger.remove_each(pipe, make_eraser("uce"), requests, distinct=True):
+        costs.append(dict(counted))
+        counted.clear()
+    assert costs[1]["recorded_eraser"] == 2, "its own, and that of the one before it"
+    assert costs[1] == costs[-1]
+    assert ledger.removed_names["alias 4"] == "005"
+
+
+def test_what_was_undone_or_written_elsewhere_no_longer_counts_or_does(tmp_path: Path) -> None:
+    pipe, eraser = tiny.sd1(), make_eraser("uce")
+    ledger = new_ledger(tmp_path, pipe)
+    ledger.remove(pipe, eraser, [Concept(target="cat")])
+    other = Ledger.open(tmp_path)
+    other.remove(pipe, eraser, [Concept(target="dog")])
+    with pytest.raises(AlreadyRemovedError, match="'dog', which entry 002"):
+        ledger.remove(pipe, eraser, [Concept(target="dog")], distinct=True)
+    other.undo("001")
+    assert ledger.remove(pipe, eraser, [Concept(target="cat")], distinct=True).id == "003"
+    assert ledger.removed_names == {"dog": "002", "cat": "003"}

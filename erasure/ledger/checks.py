@@ -18,6 +18,7 @@ from ..errors import AlreadyRemovedError, ErasureError, InputError
 from ..typed_torch import vector_norm
 from .record import Entry
 from .renamed import recorded_eraser
+from .standing import Standing, anchors_of, names_of, reached
 from .store import LedgerStore
 
 _REPLAY_TOLERANCE = 1e-6  # relative; the solve is in float64, where another machine's rounding stays far below it
@@ -43,25 +44,26 @@ def problems_of(store: LedgerStore, entry: Entry) -> list[str]:
     return problems
 
 
-def check_distinct(removed_names: Mapping[str, str], concepts: Sequence[Concept]) -> None:
+def check_distinct(standing: Standing, concepts: Sequence[Concept]) -> None:
     """Refuse concepts of which a name stands removed.
 
     Args:
-        removed_names: Entry of each name that stands removed, by its normalized form.
+        standing: Removals that stand.
         concepts: Concepts to remove.
 
     Raises:
         AlreadyRemovedError: A name stands removed.
     """
     for name in (name for concept in concepts for name in concept.names):
-        if (entry := removed_names.get(normalized(name))) is not None:
+        if entries := standing.by_name.get(normalized(name)):
+            entry = entries[-1].id
             raise AlreadyRemovedError(
                 f"ledger: expected a concept that does not stand removed, got {name!r}, which entry {entry} removes."
                 f" Undo {entry} first, or leave it out."
             )
 
 
-def check_together(standing: Iterable[Entry], eraser: Eraser | None, concepts: Sequence[Concept]) -> None:
+def check_together(standing: Standing, eraser: Eraser | None, concepts: Sequence[Concept]) -> None:
     """Refuse a removal that would undo one that stands, or act where that one acts.
 
     Args:
@@ -72,17 +74,19 @@ def check_together(standing: Iterable[Entry], eraser: Eraser | None, concepts: S
     Raises:
         InputError: They do not go together.
     """
-    names = {name for concept in concepts for name in _names(concept)}
-    for entry in standing:
-        other = recorded_eraser(entry)
-        if eraser is None or other is None:
-            continue
-        one_concept = any(not names.isdisjoint(_names(concept)) for concept in entry.concepts)
-        if reason := clash_of(eraser, other, one_concept=one_concept):
-            raise InputError(
-                f"ledger: expected a removal that goes together with those that stand, got one by {eraser.name!r}"
-                f" beside {entry.id} by {entry.shown_method!r}: {reason}. Undo {entry.id} first, or use another method."
-            )
+    if eraser is None:
+        return
+    clashes = [
+        ((int(entry.id), not one_concept), entry, reason)
+        for other, entry, one_concept in standing.clash_candidates(concepts)
+        if (reason := clash_of(eraser, other, one_concept=one_concept))
+    ]
+    if clashes:
+        _, entry, reason = min(clashes, key=lambda clash: clash[0])
+        raise InputError(
+            f"ledger: expected a removal that goes together with those that stand, got one by {eraser.name!r}"
+            f" beside {entry.id} by {entry.shown_method!r}: {reason}. Undo {entry.id} first, or use another method."
+        )
 
 
 def check_addable(store: LedgerStore, edit: Edit) -> None:
@@ -93,16 +97,14 @@ def check_addable(store: LedgerStore, edit: Edit) -> None:
     Raises:
         InputError: It cannot be added.
     """
-    entries = [entry for entry in store.record.entries if entry.state == "standing"]
-    check_together(entries, recorded_eraser(edit.metadata), edit.metadata.concepts)
-    standing = (concept for entry in entries for concept in entry.concepts)
+    check_together(store.standing, recorded_eraser(edit.metadata), edit.metadata.concepts)
     # Only such a removal is solved for now; to solve at every addition would make a thousand of them slow.
     trained = isinstance(edit, WeightEdit) and edit.rows is None
-    if trained or not (circle := _possible_circle(standing, edit.metadata.concepts)):
+    if trained or not (circle := _possible_circle(store.standing, edit.metadata.concepts)):
         return
-    edits = [*map(store.load, entries), edit]
+    edits = [*(store.load(entry) for entry in store.record.entries if entry.state == "standing"), edit]
     joint(edits)
-    on_circle = [each for each in edits if any(circle & _names(concept) for concept in each.metadata.concepts)]
+    on_circle = [each for each in edits if any(circle & names_of(concept) for concept in each.metadata.concepts)]
     if len({isinstance(each, SamplingEdit) for each in on_circle}) == 2:  # each alone has only a part of the circle
         raise InputError(
             f"anchor: expected a concept that stays, got a circle of {', '.join(sorted(circle))}, of which some are"
@@ -162,50 +164,23 @@ def check_anchors(standing: Iterable[Concept], added: Sequence[Concept]) -> None
     Raises:
         InputError: An anchor leads back.
     """
-    becomes = _anchors([*standing, *added])
+    becomes = anchors_of([*standing, *added])
     for concept in added:
-        if _reached([normalized(concept.anchor)], becomes) & _names(concept):
+        if reached([normalized(concept.anchor)], becomes) & names_of(concept):
             raise InputError(
                 f"anchor: expected a concept that stays, got {concept.anchor!r} for {concept.target!r}, a circle: it"
                 f" becomes {concept.target!r} itself. Change one anchor."
             )
 
 
-def _possible_circle(standing: Iterable[Concept], added: Sequence[Concept]) -> set[str]:
+def _possible_circle(standing: Standing, added: Sequence[Concept]) -> set[str]:
     """Return the names that the anchors of added concepts lead to, if one of them leads back; else none.
 
     Only a joint solve can tell whether it is a circle of rows.
     """
     anchors = {normalized(concept.anchor) for concept in added} - {""}  # the unconditional prompt is never erased
-    if not anchors:
-        return set()
-    reached = _reached(anchors, _anchors([*standing, *added]))
-    return set() if all(reached.isdisjoint(_names(concept)) for concept in added) else reached
-
-
-def _anchors(concepts: Iterable[Concept]) -> dict[str, set[str]]:
-    """Return the anchors of each name, all in their normalized form."""
-    becomes: dict[str, set[str]] = {}
-    for concept in concepts:
-        for name in _names(concept):
-            becomes.setdefault(name, set()).add(normalized(concept.anchor))
-    return becomes
-
-
-def _names(concept: Concept) -> set[str]:
-    return {normalized(name) for name in concept.names}
-
-
-def _reached(names: Iterable[str], becomes: Mapping[str, Iterable[str]]) -> set[str]:
-    """Return the names, their anchors, the anchors of those, and so on."""
-    reached: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
-            waiting.extend(becomes.get(name, ()))
-    return reached
+    on_the_way = reached(anchors, standing.becomes, anchors_of(added))
+    return set() if all(on_the_way.isdisjoint(names_of(concept)) for concept in added) else on_the_way
 
 
 def _replay_error(edit: WeightEdit) -> float:

@@ -18,7 +18,6 @@ from ..erasers import Eraser
 from ..judge import Judge
 from ..progress import OnProgress
 from ..training.context import FitContext, History
-from .checks import check_together
 from .record import Entry
 from .view import LedgerView
 
@@ -137,7 +136,7 @@ class Fitter:
         self.ledger.check_base(backbone.fingerprint(), str(self.pipe.name_or_path))
         check_names([concept for concepts in requests for concept in concepts], backbone)
         for concepts in requests:
-            check_together(self.ledger.standing, self.eraser, concepts)
+            self.ledger.check_together(self.eraser, concepts)
         return backbone
 
     def _context(self, backbone: Backbone, history: History) -> FitContext:

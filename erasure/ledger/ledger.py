@@ -263,7 +263,7 @@ class Ledger(LedgerView):
         edit = self._on_base(fit.edit)  # the fit saw the edited base
         with self._store.locked():
             if distinct:  # here, because another process may have removed it since the fit began
-                check_distinct(self.removed_names, edit.metadata.concepts)
+                check_distinct(self._store.standing, edit.metadata.concepts)
             self._store.check_whole()
             check_addable(self._store, edit)
             number = f"{len(self.entries) + 1:03d}"

@@ -5,6 +5,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 from filelock import FileLock, Timeout
 
@@ -12,6 +13,7 @@ from ..edits import Edit
 from ..errors import InputError, LedgerError
 from ..io.files import make_folders, write_whole
 from .record import FILE, Entry, Record, is_ledger, parsed, read_record
+from .standing import Standing
 
 _LOCK_SECONDS = 30.0
 
@@ -28,6 +30,8 @@ class LedgerStore:
         self.path = path
         self.record = record
         self._content: bytes = content  # the bytes that the record was read from or written as
+        self._standing = Standing()
+        self._reading = Lock()  # jobs of the demo share a ledger
         self._whole: set[str] = set()  # hashes of the edits that this process wrote, or read and found whole
 
     @classmethod
@@ -91,6 +95,13 @@ class LedgerStore:
         content = record.content()
         write_whole(self.path / FILE, content)
         self.record, self._content = record, content
+
+    @property
+    def standing(self) -> Standing:
+        """The removals that stand."""
+        with self._reading:
+            self._standing = self._standing.of(self.record.entries)
+            return self._standing
 
     def load(self, entry: Entry) -> Edit:
         """Return the edit of an entry.

@@ -1,12 +1,14 @@
 """The record of an open ledger, as it is read: entries, states, the base."""
 
 import hashlib
+from collections.abc import Sequence
 
 from ..arguments import checks_arguments
-from ..concept import normalized
+from ..concept import Concept
 from ..edits.metadata import named_model
+from ..erasers import Eraser
 from ..errors import BaseMismatchError, unknown_name
-from .checks import approximate_parts
+from .checks import approximate_parts, check_together
 from .record import Base, Entry, Origin
 from .store import LedgerStore
 
@@ -46,12 +48,15 @@ class LedgerView:
     @property
     def removed_names(self) -> dict[str, str]:
         """Id of the standing removal of each name, aliases included, by its normalized form."""
-        return {
-            normalized(name): entry.id
-            for entry in self.standing
-            for concept in entry.concepts
-            for name in concept.names
-        }
+        return {name: entries[-1].id for name, entries in self._store.standing.by_name.items()}
+
+    def check_together(self, eraser: Eraser, concepts: Sequence[Concept]) -> None:
+        """Refuse a removal that would undo one that stands, or act where that one acts.
+
+        Raises:
+            InputError: They do not go together.
+        """
+        check_together(self._store.standing, eraser, concepts)
 
     @property
     def approximate(self) -> tuple[str, ...]:
