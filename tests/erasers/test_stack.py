@@ -1,5 +1,6 @@
 """Stacks: order, clashes, the exact product of edits of different sides, one entry of a ledger."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from erasure.backbones import backbone_of
+from erasure.cli.ledger import log, undo
 from erasure.concept import Concept
 from erasure.edits import DenseChange, WeightEdit
 from erasure.erasers import make_eraser
@@ -193,7 +195,9 @@ def test_without_parts_beneath_absent_is_itself() -> None:
         torch.testing.assert_close(stacked.changes[name].of(change.delta), change.of(change.delta), rtol=0, atol=0)
 
 
-def test_in_a_ledger_the_map_of_a_stack_is_solved_with_the_others_and_its_training_is_added(tmp_path: Path) -> None:
+def test_in_a_ledger_the_map_of_a_stack_is_solved_with_the_others_and_its_training_is_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe = tiny.sd1()
     weight = tiny.text_weights(backbone_of(pipe))
     ledger = Ledger.open_or_create(tmp_path / "ledger", pipe, "tiny")
@@ -215,7 +219,12 @@ def test_in_a_ledger_the_map_of_a_stack_is_solved_with_the_others_and_its_traini
     expected = both.changes[name].of(original.double()) + trained()
     torch.testing.assert_close(ledger.edit().changes[name].of(original.double()), expected)
 
-    ledger.undo(first.id)  # of the map exactly; the training stands as it was fitted
+    undo(ledger.path, first.id)  # exact for the map; the training stands as it was fitted
+    assert "002: its map is solved anew; absent was trained on top of an undone removal" in capsys.readouterr().out
+    log(ledger.path, as_json=True)
+    entries = json.loads(capsys.readouterr().out)["entries"]
+    assert [entry["approximate_parts"] for entry in entries] == [[], ["absent"]]
+    ledger = Ledger.open(ledger.path)
     assert ledger.approximate == (stack.id,)
     assert ledger.approximate_parts(stack.id) == ("absent",)
     alone = UCE().fit([cat], context).changes[name].of(original.double()) + trained()
