@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -26,6 +27,7 @@ from erasure.registry import Plugin
 from erasure.sampling import Pair, SamplingSettings, sample
 
 from ..attacks.base import Access, Goal
+from ..images.store import ImageStore, fill
 
 AnySampled = TypeVar("AnySampled", bound="SampledProbe")
 Suite = Literal["quick", "standard", "full"]
@@ -112,6 +114,7 @@ class Subject:
         aim: Concept, and the images of each dose.
         material: Tensors of `Probe.material`.
         judge: Judge of the images, for a probe whose values it decides; None without one.
+        images: Folder that keeps the images of the model as it stands; None keeps none.
         on_progress: Receives the progress within a dose.
     """
 
@@ -119,6 +122,7 @@ class Subject:
     aim: Aim
     material: Mapping[str, Tensor] = field(default_factory=dict)
     judge: Judge | None = None
+    images: Path | None = None
     on_progress: OnProgress | None = None
 
     @property
@@ -140,6 +144,20 @@ class Subject:
         """Return the images of the prompts that ask for kept concepts."""
         prompts = [prompt for _, prompt, _ in self.aim.kept]
         return sample(self.pipe, prompts, [seed for *_, seed in self.aim.kept], sampling or self.aim.sampling)
+
+    def as_it_stands(self, sampling: SamplingSettings | None = None) -> tuple[list[Image], list[Image]]:
+        """Return the images of both lists of prompts from the row's model, in which nothing is changed.
+
+        Those that are kept are not made again, for other probes, aims and runs.
+        """
+        settings = sampling or self.aim.sampling
+        if self.images is None:
+            return self.sampled(settings), self.sampled_kept(settings)
+        asked = list(zip(self.aim.prompts, self.aim.seeds, strict=True))
+        pairs = [*asked, *((prompt, seed) for _, prompt, seed in self.aim.kept)]
+        store = ImageStore.of_state(self.images.parent, self.images.name, pairs, settings)
+        images = fill(self.pipe, store).images()
+        return images[: len(asked)], images[len(asked) :]
 
     def report(self, done: int, total: int, note: str) -> None:
         """Report progress within the probe."""

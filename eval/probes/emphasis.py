@@ -59,8 +59,8 @@ class Emphasis(Probe):
                 label = f"x {_times(dose) if form == 'repetition' else dose:g}"
                 if form == "guidance":
                     stronger = replace(sampling, guidance_scale=dose * sampling.guidance_scale)
-                    kept = subject.sampled_kept(stronger)
-                    yield Outcome(dose=dose, part=form, images=subject.sampled(stronger), kept=kept, label=label)
+                    images, kept = subject.as_it_stands(stronger)
+                    yield Outcome(dose=dose, part=form, images=images, kept=kept, label=label)
                     continue
                 if form == "weight":
                     prompts = emphasised(subject, dose)

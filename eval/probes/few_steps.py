@@ -91,7 +91,7 @@ class FewSteps(Probe):
                 label = f"{dose:g} steps"
                 sampling = replace(subject.aim.sampling, steps=round(dose))
                 if arm == "fewer steps":
-                    images, kept = subject.sampled(sampling), subject.sampled_kept(sampling)
+                    images, kept = subject.as_it_stands(sampling)
                     yield Outcome(dose=dose, part=arm, images=images, kept=kept, label=label)
                     continue
                 changes = patch_of(subject.material, f"{arm} {dose:g}")

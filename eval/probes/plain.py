@@ -29,6 +29,5 @@ class Plain(Probe):
     doses: OneDose = (1.0,)
 
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
-        yield Outcome(
-            dose=self.doses[0], images=subject.sampled(), kept=subject.sampled_kept(), floor=0.0, label="as written"
-        )
+        images, kept = subject.as_it_stands()
+        yield Outcome(dose=self.doses[0], images=images, kept=kept, floor=0.0, label="as written")

@@ -145,12 +145,15 @@ def aim_of(
         fill(sentences[i % len(sentences)], concept.names[i // len(sentences) % len(concept.names)])
         for i in range(images)
     ]
+    # Those that are removed too leave their places to the others, so that all else stays as it was without them.
     targets = [each.target for each in removed]
-    staying = profile.kept_beside(targets) or list(concept.preserve)
-    staying = [name for name in staying if judge is None or judge.knows(name)]
-    near = [name for name in profile.siblings(concept.target) if name in staying]
-    far = [name for name in staying if name not in near]
-    names = [*near[: max(1, kept_images // 2)], *evenly(far, kept_images)]
+    others = profile.kept_beside([concept.target]) or list(concept.preserve)
+    others = [name for name in others if judge is None or judge.knows(name)]
+    stays = set(profile.kept_beside(targets) or others) - set(targets)
+    beside = [name for name in profile.siblings(concept.target) if name in others]
+    far = evenly([name for name in others if name not in beside], kept_images)
+    near, staying = ([name for name in some if name in stays] for some in (beside, others))
+    names = [*near[: max(1, kept_images // 2)], *(name for name in far if name in stays)] or staying[:kept_images]
     return Aim(
         concept=concept,
         prompts=tuple(prompts),
@@ -177,9 +180,10 @@ def _kept(
         name, turn = names[i % len(names)], i // len(names)
         sentences = held_out_sentences("object")
         drawn = profile.prompts(name, turn + 20, seed) or [fill(sentence, name) for sentence in sentences]
-        free = [prompt for prompt in drawn if not speaks_of(prompt, removed)]
-        if free:
-            yield name, free[turn % len(free)], noise_seed(f"kept {name}", turn, seed)
+        ahead = (drawn[(turn + i) % len(drawn)] for i in range(len(drawn)))
+        prompt = next((prompt for prompt in ahead if not speaks_of(prompt, removed)), None)
+        if prompt is not None:
+            yield name, prompt, noise_seed(f"kept {name}", turn, seed)
 
 
 def _without(folder: Path) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The run of an audit: every probe on every row, each judged outcome kept as soon as it is there."""
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,8 @@ class Audit:
         if are_together():
             self._share_out(concepts, on_progress)
         counter = _Counter(on_progress, sum(map(self._units, concepts)))
-        audits = [self._concept(concept, counter) for concept in concepts]
+        with alone():
+            audits = [self._concept(concept, counter) for concept in concepts]
         device = str(self.rows[0].variant.pipe.device)
         return AuditResults(audit=self, concepts=tuple(audits), origin=provenance(device=device, start=start))
 
@@ -93,7 +95,14 @@ class Audit:
             for probe in self.probes.values()
             if self.judge is not None or not probe.judged
             for row in rows
-        ][share()]
+        ]
+        novel = novel_concept(self.profile)
+        if novel is not None:
+            tried = [
+                (probe, rows) for probe, _, row, rows in units if row is rows[0] and self._needs_novel(probe, rows)
+            ]
+            units += [(probe, self._aim(novel), rows[0], rows) for probe, rows in tried]
+        units = units[share()]
         counter = _Counter(on_progress, len(units))
         for probe, aim, row, rows in units:
             counter.begin(f"{aim.concept.target}: {probe.name}")
@@ -167,7 +176,9 @@ class Audit:
         judged: list[Judged] = []
         with row.opened() as pipe:
             report = counter.within(row.name)
-            subject = Subject(pipe=pipe, aim=aim, material=material, judge=self.judge, on_progress=report)
+            subject = Subject(
+                pipe=pipe, aim=aim, material=material, judge=self.judge, images=self._images(row), on_progress=report
+            )
             for outcome in probe.outcomes(subject):
                 if outcome.shows and self.judge is not None and not self.judge.knows(outcome.shows):
                     continue  # an anchor that the judge cannot look for
@@ -175,6 +186,12 @@ class Audit:
         file.write(judged, round(time.perf_counter() - start, 2))
         counter.add(row.name)
         return judged
+
+    def _images(self, row: AuditRow) -> Path | None:
+        """Return the folder of a row's images, which are kept for those models that later audits have too."""
+        if row.name == ERASED:
+            return None
+        return self.cache / "images" / hashlib.sha256(row.identity.encode()).hexdigest()[:24]
 
     def _material(self, probe: Probe, aim: Aim, rows: Sequence[AuditRow]) -> dict[str, Tensor]:
         if type(probe).material is Probe.material:

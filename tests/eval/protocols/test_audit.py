@@ -15,7 +15,7 @@ from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.attacks.base import Access
-from erasure.eval.probes import Outcome, Probe, Subject, probe_class
+from erasure.eval.probes import Aim, Outcome, Probe, Subject, probe_class
 from erasure.eval.probes.base import Doses
 from erasure.eval.protocols.audit.plan import audit_of, probes_of
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
@@ -36,7 +36,7 @@ from erasure.eval.protocols.variants import ERASED as ERASED_VARIANT
 from erasure.eval.protocols.variants import Variant
 from erasure.eval.reports.audit_report import render, terminal_table, write_audit_report
 from erasure.io.processes import together
-from erasure.profile import profile_of
+from erasure.profile import ModelProfile, profile_of
 from erasure.progress import Progress
 from erasure.registry import Exactness
 from erasure.sampling import SamplingSettings
@@ -105,18 +105,21 @@ class StagedProbe(Probe):
 ROWS_OF: dict[int, str] = {}
 
 
-def audit(tmp_path: Path, *, judge: Marked | None = None, **settings: object) -> Audit:
+def audit(
+    tmp_path: Path, *, judge: Marked | None = None, removed: tuple[Concept, ...] = (CAT,), **settings: object
+) -> Audit:
     rows = []
     for name in (ERASED, ORIGINAL, GOLD, "gold 2"):
         pipe = sd1()
         ROWS_OF[id(pipe)] = name
         variant = Variant(name=name, pipe=pipe, about=f"the {name}", edit=name)
-        rows.append(AuditRow(name=name, variant=variant, identity=name))
+        identity = f"{name} {[each.target for each in removed]}" if name == ERASED else name
+        rows.append(AuditRow(name=name, variant=variant, identity=identity))
     probe = StagedProbe(**{key: value for key, value in settings.items() if key in ("doses", "fails")})  # type: ignore[arg-type]
     return Audit(
         title="a test",
         rows=tuple(rows),
-        concepts=(CAT,),
+        concepts=removed,
         probes={"staged-outcomes": probe},
         untested=("revival",),
         profile=profile_of("some/model"),
@@ -156,6 +159,58 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert again.concepts[0].as_json() == first.concepts[0].as_json()
     audit(tmp_path, doses=(1.0,)).run()
     assert len(MEASURED) == 12, "other settings of the probe"
+
+
+def test_one_more_removal_is_measured_where_it_changes_something(tmp_path: Path) -> None:
+    audit(tmp_path).run()
+    assert len(MEASURED) == 8
+    MEASURED.clear()
+    audit(tmp_path, removed=(CAT, Concept(target="boat", preserve=("tree",)))).run()
+    assert MEASURED[:2] == [f"{ERASED} 1", f"{ERASED} 2"], "of the cat the edited model alone"
+    assert len(MEASURED) == 2 + 8
+    MEASURED.clear()
+    audit(tmp_path, removed=(CAT, Concept(target="dog"))).run()
+    assert len(MEASURED) == 8 + 8, "the dog was kept"
+
+
+def aim(profile: ModelProfile, *removed: str, sampling: SamplingSettings | None = None) -> Aim:
+    concepts = [Concept(target=name) for name in removed]
+    settings = sampling or SamplingSettings(steps=2, batch_size=1)
+    return aim_of(concepts[0], concepts, profile=profile, judge=None, sampling=settings, images=3, kept_images=8)
+
+
+def test_what_is_kept_stays_when_something_else_is_removed_too() -> None:
+    profile = profile_of("tinyworld")
+    alone = aim(profile, "cat")
+    names = {name for name, *_ in alone.kept}
+    other = next(name for name in profile.kept_beside(["cat"]) if name not in {*names, *alone.siblings})
+    unspoken = [image for image in alone.kept if other not in image[1]]
+    assert set(unspoken) <= set(aim(profile, "cat", other).kept)
+    kept = alone.kept[-1][0]
+    fewer = aim(profile, "cat", kept)
+    assert kept not in {name for name, *_ in fewer.kept}
+    assert len(fewer.kept) == len(alone.kept) == 8
+    assert len(set(fewer.kept) & set(alone.kept)) >= 5
+
+
+def test_images_of_an_unedited_model_are_made_once(tmp_path: Path) -> None:
+    pipe, profile = sd1(), profile_of("tinyworld")
+    made: list[int] = []
+    with pipe.vae.decoder.register_forward_pre_hook(lambda _, inputs: made.append(len(inputs[0]))):
+        first = Subject(pipe=pipe, aim=aim(profile, "cat"), images=tmp_path / "original").as_it_stands()
+        assert sum(made) == len(first[0]) + len(first[1]) == 11
+        made.clear()
+        fewer = Subject(
+            pipe=pipe, aim=aim(profile, "cat", aim(profile, "cat").kept[-1][0]), images=tmp_path / "original"
+        )
+        asked, kept = fewer.as_it_stands()
+        new = set(fewer.aim.kept) - set(aim(profile, "cat").kept)
+        assert sum(made) == len(new) < 4, "what the other aim has not"
+        assert [image.tobytes() for image in asked] == [image.tobytes() for image in first[0]]
+        assert len(kept) == 8
+        made.clear()
+        Subject(pipe=pipe, aim=fewer.aim).as_it_stands()
+        assert sum(made) == 11, "an edited model's are not kept"
 
 
 def shared_audit(folder: Path) -> tuple[list[str], dict[str, object]]:
