@@ -124,7 +124,6 @@ class AdvUnlearn(Eraser):
         return PartialTrajectories(
             task.backbone,
             task.backbone.encode(prompts),
-            lambda generator: below(len(prompts), generator),
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
             uses=self.trajectory_uses,

@@ -18,7 +18,7 @@ from ..registry import Exactness
 from ..sampling import scheduled_prediction
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.prompt_pairs import PromptForm
-from ..training.finetune import Loss, Optimisation, WeightedLoss, below
+from ..training.finetune import Loss, Optimisation, WeightedLoss
 from ..training.objectives.guided import Guided, preserved_prompts
 from ..training.selectors.roles import TEXT_ATTENTION, TEXT_KEYS_AND_VALUES
 from ..training.shape import Shape
@@ -136,7 +136,6 @@ class ESD(Eraser):
         latents = PartialTrajectories(
             backbone,
             states,
-            lambda generator: below(len(states), generator),
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
             uses=self.trajectory_uses,

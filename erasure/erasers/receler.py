@@ -139,7 +139,6 @@ class _Attacked:
         self._latents = PartialTrajectories(
             task.backbone,
             self._named,
-            lambda generator: below(len(prompts), generator),
             steps=settings.sample_steps,
             guidance_scale=settings.start_guidance,
             uses=settings.trajectory_uses,

@@ -193,7 +193,6 @@ class STEREO(Eraser):
         latents = PartialTrajectories(
             backbone,
             erased,
-            lambda generator: below(len(erased), generator),
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
             uses=self.trajectory_uses,

@@ -94,7 +94,7 @@ class PartialTrajectories:
     Args:
         backbone: Model.
         conditioning: Encoded prompts.
-        draw: Returns the row of a random prompt.
+        draw: Returns the row of a random prompt; None: each is as likely.
         steps: Steps of the whole schedule, > 0.
         guidance_scale: Scale of classifier-free guidance.
         batch_size: Latents a batch, > 0.
@@ -114,7 +114,7 @@ class PartialTrajectories:
         self,
         backbone: Backbone,
         conditioning: Conditioning,
-        draw: Callable[[torch.Generator], int],
+        draw: Callable[[torch.Generator], int] | None = None,
         *,
         steps: int,
         guidance_scale: float,
@@ -123,7 +123,7 @@ class PartialTrajectories:
         pairing: Pairing = "exact",
         stops: Callable[[torch.Generator], Sequence[int]] | None = None,
     ) -> None:
-        self._backbone, self._conditioning, self._draw = backbone, conditioning, draw
+        self._backbone, self._conditioning, self._draw = backbone, conditioning, draw or self._any_row
         self._steps, self._guidance_scale, self._batch_size = steps, guidance_scale, batch_size
         self._uses = min(uses, steps)
         self._unconditional = backbone.unconditional()
@@ -141,6 +141,9 @@ class PartialTrajectories:
         if not self._ready:
             self._ready.extend(self._sampled(generator))
         return self._ready.popleft()
+
+    def _any_row(self, generator: torch.Generator) -> int:
+        return int(torch.randint(len(self._conditioning), (), generator=generator))
 
     def _random_stops(self, generator: torch.Generator) -> list[int]:
         return integers(torch.randperm(self._steps, generator=generator)[: self._uses])

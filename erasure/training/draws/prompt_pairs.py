@@ -1,6 +1,6 @@
-"""Prompts that name a target, each with the anchor's prompt in its place, drawn at random."""
+"""Prompts that name a target, each with the anchor's prompt in its place, drawn at random; latents on their way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,10 +8,12 @@ import torch
 
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning
+from ...backbones.schedule import Timestep
 from ...concept import Concept
 from ...prompts import anchored_prompts
+from ..context import TrainingTask
 from ..finetune import below
-from ..trajectories import encoded
+from ..trajectories import Latents, Pairing, PartialTrajectories, encoded
 
 PromptForm = Literal["bare", "templates"]
 """The target's name, or the name and its aliases in the templates of the concept's kind."""
@@ -45,6 +47,72 @@ class PromptPairs:
         """Return the row of a random prompt of a random concept."""
         concept = below(len(self.counts), generator)
         return sum(self.counts[:concept]) + below(self.counts[concept], generator)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairedLatents:
+    """Latents of one step of trajectories of targets.
+
+    Attributes:
+        latents: Latents.
+        timestep: Their timestep.
+        rows: Row of each latent's prompt.
+        pairs: The prompts.
+    """
+
+    latents: Latents
+    timestep: Timestep
+    rows: list[int]
+    pairs: PromptPairs
+
+    @property
+    def target(self) -> Conditioning:
+        """Prompts that name a target."""
+        return self.pairs.targets.select(self.rows)
+
+    @property
+    def anchor(self) -> Conditioning:
+        """Prompts of the anchors."""
+        return self.pairs.anchors.select(self.rows)
+
+
+class PairedTrajectories:
+    """Latents of fresh trajectories of the targets' prompts, which the targets and their anchors are to be read at.
+
+    Args:
+        task: Training.
+        form: Form of the prompts.
+        steps, guidance_scale, uses, pairing, stops: See `PartialTrajectories`.
+    """
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        form: PromptForm,
+        *,
+        steps: int,
+        guidance_scale: float,
+        uses: int = 1,
+        pairing: Pairing = "exact",
+        stops: Callable[[torch.Generator], Sequence[int]] | None = None,
+    ) -> None:
+        self.pairs = PromptPairs.of(task.backbone, task.concepts, form)
+        self._trajectories = PartialTrajectories(
+            task.backbone,
+            self.pairs.targets,
+            self.pairs.draw,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            batch_size=task.batch_size,
+            uses=uses,
+            pairing=pairing,
+            stops=stops,
+        )
+
+    def next(self, generator: torch.Generator) -> PairedLatents:
+        """Return the next batch."""
+        latents, timestep, rows = self._trajectories.next(generator)
+        return PairedLatents(latents=latents, timestep=timestep, rows=rows, pairs=self.pairs)
 
 
 def prompt_pairs(concept: Concept, form: PromptForm) -> list[tuple[str, str]]:

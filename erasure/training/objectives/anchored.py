@@ -15,10 +15,9 @@ from ...prompts import GENERIC, speaks_of
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask
-from ..draws.prompt_pairs import PromptForm, PromptPairs
+from ..draws.prompt_pairs import PairedTrajectories, PromptForm
 from ..finetune import Loss, uniform
 from ..student import Student
-from ..trajectories import PartialTrajectories
 from .base import Objective
 
 Anchors = Literal["captions", "gaussian"]
@@ -68,24 +67,21 @@ class Anchored(Objective):
 
     def loss(self, task: TrainingTask) -> Loss:
         backbone = task.backbone
-        pairs = PromptPairs.of(backbone, task.concepts, self.prompts)
         free = backbone.unconditional()
-        held = self.held(task, pairs.targets) if self.anchoring else None
-        latents = PartialTrajectories(
-            backbone,
-            pairs.targets,
-            pairs.draw,
+        paths = PairedTrajectories(
+            task,
+            self.prompts,
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
             uses=self.trajectory_uses,
-            batch_size=task.batch_size,
         )
+        held = self.held(task, paths.pairs.targets) if self.anchoring else None
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            x, timestep, rows = student(latents.next, generator)
-            target, anchor = pairs.targets.select(rows), pairs.anchors.select(rows)
+            batch = student(paths.next, generator)
+            x, timestep, target, anchor = batch.latents, batch.timestep, batch.target, batch.anchor
             with torch.no_grad():
-                read = concatenate([anchor, target, free.expand(len(rows))])
+                read = concatenate([anchor, target, free.expand(len(x))])
                 base, bound, empty = scheduled_prediction(backbone, torch.cat([x] * 3), timestep, read).chunk(3)
             against = base if self.away_from == "anchor" else empty
             erased = F.mse_loss(

@@ -16,10 +16,10 @@ from ...prompts import fill, templates
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask
-from ..draws.prompt_pairs import PromptForm, PromptPairs
+from ..draws.prompt_pairs import PairedTrajectories, PromptForm
 from ..finetune import Loss
 from ..student import Student
-from ..trajectories import Pairing, PartialTrajectories
+from ..trajectories import Pairing
 from .base import Objective
 
 Latents = Float[Tensor, "n c h w"]
@@ -76,21 +76,18 @@ class Guided(Objective):
 
     def loss(self, task: TrainingTask) -> Loss:
         backbone = task.backbone
-        pairs = PromptPairs.of(backbone, task.concepts, self.prompts)
-        latents = PartialTrajectories(
-            backbone,
-            pairs.targets,
-            pairs.draw,
+        paths = PairedTrajectories(
+            task,
+            self.prompts,
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
             uses=self.trajectory_uses,
-            batch_size=task.batch_size,
             pairing=self.pairing,
         )
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            x, timestep, rows = student.by(self.denoiser, latents.next, generator)
-            target, anchor = pairs.targets.select(rows), pairs.anchors.select(rows)
+            batch = student.by(self.denoiser, paths.next, generator)
+            x, timestep, target, anchor = batch.latents, batch.timestep, batch.target, batch.anchor
             with torch.no_grad():
                 inputs = torch.cat([x, x]), timestep, concatenate([anchor, target])
                 free, bound = student.by(self.teacher, scheduled_prediction, backbone, *inputs).chunk(2)

@@ -13,10 +13,9 @@ from ...backbones.conditioning import concatenate
 from ...losses.contrastive import nearer_to
 from ...registry import Exactness
 from ..context import TrainingTask
-from ..draws.prompt_pairs import PromptForm, PromptPairs
+from ..draws.prompt_pairs import PairedLatents, PairedTrajectories, PromptForm
 from ..finetune import Loss
 from ..student import Student
-from ..trajectories import Latents, PartialTrajectories
 from .base import Objective
 
 
@@ -66,26 +65,23 @@ class Nearer(Objective):
 
     def loss(self, task: TrainingTask) -> Loss:
         backbone, steps = task.backbone, self.path_steps
-        pairs = PromptPairs.of(backbone, task.concepts, self.prompts)
-        latents = PartialTrajectories(
-            backbone,
-            pairs.targets,
-            pairs.draw,
+        paths = PairedTrajectories(
+            task,
+            self.prompts,
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
-            batch_size=task.batch_size,
             stops=lambda _: range(steps),
         )
 
-        def at_step(student: Student, x: Latents, timestep: Tensor, rows: list[int]) -> Float[Tensor, ""]:
-            target, anchor = pairs.targets.select(rows), pairs.anchors.select(rows)
+        def at_step(student: Student, batch: PairedLatents) -> Float[Tensor, ""]:
+            x, timestep, target, anchor = batch.latents, batch.timestep, batch.target, batch.anchor
             with torch.no_grad():
                 both = backbone.predict(torch.cat([x, x]), timestep, concatenate([anchor, target])).float()
             predicted = student.recomputed(backbone.predict, x, timestep, target).float()
             return nearer_to(predicted, *both.chunk(2), repel=self.repel, margin=self.margin).mean()
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-            path = [student.by(self.denoiser, latents.next, generator) for _ in range(steps)]
-            return self.scale * torch.stack([at_step(student, *batch) for batch in path]).mean()
+            path = [student.by(self.denoiser, paths.next, generator) for _ in range(steps)]
+            return self.scale * torch.stack([at_step(student, batch) for batch in path]).mean()
 
         return loss

@@ -15,10 +15,10 @@ from ...errors import InputError
 from ...registry import Exactness
 from ...sampling import scheduled_prediction
 from ..context import TrainingTask
-from ..draws.prompt_pairs import PromptForm, PromptPairs
+from ..draws.prompt_pairs import PairedTrajectories, PromptForm
 from ..finetune import Loss
 from ..student import Student
-from ..trajectories import Latents, PartialTrajectories
+from ..trajectories import Latents
 from .base import Objective
 
 
@@ -82,23 +82,21 @@ class Reversal(Objective):
 
     def loss(self, task: TrainingTask) -> Loss:
         backbone = task.backbone
-        pairs = PromptPairs.of(backbone, task.concepts, self.prompts)
         blank = backbone.unconditional()
-        latents = PartialTrajectories(
-            backbone,
-            pairs.targets,
-            pairs.draw,
+        paths = PairedTrajectories(
+            task,
+            self.prompts,
             steps=self.sample_steps,
             guidance_scale=self.start_guidance,
-            batch_size=task.batch_size,
             stops=self.stops,
         )
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
             total = torch.zeros((), device=backbone.device)
             for keeps in self._parts:
-                x, timestep, rows = student.by(self.denoiser, latents.next, generator)
-                reads = pairs.targets.select(rows), pairs.anchors.select(rows), blank.expand(len(rows))
+                batch = student.by(self.denoiser, paths.next, generator)
+                x, timestep = batch.latents, batch.timestep
+                reads = batch.target, batch.anchor, blank.expand(len(batch.rows))
 
                 def predictions(
                     x: Latents = x, timestep: Tensor = timestep, reads: tuple[Conditioning, ...] = reads
