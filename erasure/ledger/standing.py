@@ -49,7 +49,7 @@ class Standing:
         The third is whether they share a name.
         """
         yield from ((eraser, entry, False) for eraser, entry in self._firsts.values())
-        names = set().union(*map(names_of, concepts))
+        names = {name for concept in concepts for name in names_of(concept)}
         shared = {entry.id: entry for name in names for entry in self.by_name.get(name, ())}
         for entry in shared.values():
             if (eraser := recorded_eraser(entry)) is not None:
