@@ -39,8 +39,10 @@ def lora_of(
         rank: See `WeightEdit.as_lora`.
 
     Raises:
-        InputError: All changes would be left out.
+        InputError: All changes would be left out, or the rank is below 1.
     """
+    if rank is not None and rank < 1:
+        raise InputError(f"rank: expected a whole number from 1, got {rank}. Give another.")
     state_dict: dict[str, Tensor] = {}
     left_out: list[str] = []
     missed = total = 0.0

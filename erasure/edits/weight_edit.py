@@ -217,11 +217,7 @@ class WeightEdit(Edit):
         add_tokens(pipe, self.tokens)
 
     def edited(self, name: str, weight: Tensor) -> Tensor:
-        """Return the edited form of a weight of the base; for errors see `applied_to`.
-
-        Raises:
-            UnknownNameError: The edit does not change that weight.
-        """
+        """Return the edited form of a weight of the base that the edit changes; for errors see `applied_to`."""
         if name not in self.changes:
             raise unknown_name("parameter of the edit", name, self.changes)
         return edited_weights({name: weight}, self.changes)[name]
@@ -240,8 +236,6 @@ class WeightEdit(Edit):
         Raises:
             InputError: All changes would be left out, or the rank is below 1.
         """
-        if rank is not None and rank < 1:
-            raise InputError(f"rank: expected a whole number from 1, got {rank}. Give another.")
         weights = backbone_of(pipe).weights(self.changes.__contains__)
         self._check_all(weights)
         return lora_of(self.changes, weights, pipe, rank)
