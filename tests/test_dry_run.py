@@ -31,3 +31,6 @@ def test_a_dry_run_orders_what_is_preserved_and_leaves_no_trace(
     alone = schema.parse({"model": "some/model", "concepts": [{"target": "cat"}]})
     with pytest.raises(InputError, match=r"neighbours: expected concepts that preserve something"):
         list(endangered_by(alone, pipe))
+    circle = [{"target": "cat", "anchor": "dog", "preserve": ["bird"]}, {"target": "dog", "anchor": "cat"}]
+    with pytest.raises(InputError, match="a circle"):
+        list(endangered_by(schema.parse({"model": "some/model", "concepts": circle}), pipe))

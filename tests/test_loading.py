@@ -308,3 +308,13 @@ def test_an_autoencoder_with_the_older_names_is_loaded(model: Path) -> None:
     save_file(renamed, model / VAE)
     assert load_model(str(model)).vae.decoder.mid_block.attentions[0].to_q.weight.isfinite().all()
     assert backbone_of(load_stored(str(model))).fingerprint() == backbone_of(load_model(str(model))).fingerprint()
+
+
+def test_a_pipeline_class_that_does_not_go_with_the_unet_is_refused(model: Path, tmp_path: Path) -> None:
+    change(model / "model_index.json", lambda index: index.update(_class_name="StableDiffusionXLPipeline"))
+    for message in refusals(model):
+        assert "expected a UNet with a sentence vector for StableDiffusionXLPipeline, got one without" in message
+    tiny.sdxl().save_pretrained(tmp_path / "xl")
+    change(tmp_path / "xl" / "model_index.json", lambda index: index.update(_class_name="StableDiffusionPipeline"))
+    for message in refusals(tmp_path / "xl"):
+        assert "expected a UNet without a sentence vector for StableDiffusionPipeline, got one with it" in message

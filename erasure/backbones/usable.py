@@ -5,12 +5,12 @@ Each is a fault that no later step would notice: ids without meaning, edits of p
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -185,6 +185,21 @@ def check_samples(pipe: DiffusionPipeline) -> None:
         )
     check_channels(denoiser_of(pipe))
     _check_latents(pipe)
+    _check_conditions(pipe, call)
+
+
+def _check_conditions(pipe: DiffusionPipeline, call: Mapping[str, object]) -> None:
+    """Raise InputError if a UNet reads sizes and a sentence vector that the pipeline's call does not give it."""
+    denoiser = denoiser_of(pipe)
+    if not isinstance(denoiser, UNet2DConditionModel):
+        return
+    reads, gives = denoiser.config.get("addition_embed_type") is not None, "pooled_prompt_embeds" in call
+    if reads != gives:
+        got = "one with it" if reads else "one without"
+        raise InputError(
+            f"model: expected a UNet {'with' if gives else 'without'} a sentence vector for {type(pipe).__name__}, got"
+            f" {got}. Write the model's own pipeline as _class_name in its model_index.json."
+        )
 
 
 def _check_latents(pipe: DiffusionPipeline) -> None:

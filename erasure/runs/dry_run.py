@@ -10,6 +10,7 @@ from ..concept import Concept
 from ..ledger import Ledger, is_ledger
 from ..training.context import FitContext, TrainingTask
 from ..training.draws.neighbours import endangered
+from .removal import check_circle
 from .schema import Run
 
 
@@ -19,9 +20,11 @@ def endangered_by(run: Run, pipe: DiffusionPipeline) -> Iterator[tuple[Concept, 
     Every concept is tried by itself, on the model that the run's ledger has now, and nothing is recorded.
 
     Raises:
-        InputError: A concept preserves nothing.
+        InputError: A concept preserves nothing, or the method could not remove the concepts.
     """
     ledger = Ledger.open(run.output) if run.output and is_ledger(run.output) else None
+    run.eraser.require(run.concepts, backbone_of(pipe))
+    check_circle(run, ledger)
     with nullcontext() if ledger is None else ledger.applied_to(pipe):
         backbone = backbone_of(pipe)
         context = FitContext(backbone=backbone, seed=run.seed)

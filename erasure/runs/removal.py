@@ -85,8 +85,7 @@ def remove(
         AlreadyRemovedError: See `on_removed_already`; always for concepts that are removed together.
         InputError: Anchors of concepts that are solved together go round in a circle; nothing is removed.
     """
-    if run.eraser.dependence == "text":
-        check_anchors(_solved_together(ledger), run.concepts)
+    check_circle(run, ledger)
     names = [name for concept in run.concepts for name in (concept.target, *concept.preserve)]
     judge = profile_of(run.model).judge(str(pipe.device), names)
     requests: list[tuple[Concept, ...]] = [(concept,) for concept in run.concepts]
@@ -103,6 +102,16 @@ def remove(
         distinct=True,
         on_removed_already=None if skip is None or run.eraser.together else lambda request: skip(request[0].target),
     )
+
+
+def check_circle(run: Run, ledger: "Ledger | None") -> None:
+    """Refuse a run whose anchors go round in a circle, among each other or with those of standing removals.
+
+    Raises:
+        InputError: They do, and are solved together.
+    """
+    if run.eraser.dependence == "text":
+        check_anchors(() if ledger is None else _solved_together(ledger), run.concepts)
 
 
 def _solved_together(ledger: "Ledger") -> Iterator[Concept]:
