@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from docs.build_tables import with_tables
+from docs.tables import TABLES
 from docs.tables.methods import page_of
 
 ROOT = Path(__file__).parent.parent
@@ -249,3 +250,18 @@ def test_an_ablation_compares_what_stays_with_the_original_of_its_concept(tmp_pa
     page = with_tables("<!-- table absent: absent/*/run.json -->\n<!-- end table -->\n", tmp_path)
     assert "| fit | dog | 400 | 16 | 0.00 | 0.10 | 0.67 | 1.00 | – | – | 0.25 | – | – | – | 300 |" in page
     assert "| original | dog | – | 16 | 0.90 | 0.80 | 1.00 | 1.00 |" in page
+
+
+def test_waits_stand_beside_what_their_run_measured(tmp_path: Path) -> None:
+    bulk = [
+        {"case": "official", "long": 6000.0},
+        {"case": "removal", "trailing_templates": 4, "names": 16, "long": 120.0},
+    ]
+    written = {"case": "apply", "concepts": 1000, "link": False, "seconds": 6.0}
+    for name, results in {"bulk": bulk, "apply": [{"case": "copy", "seconds": 5.0}, written], "other": []}.items():
+        (tmp_path / "benchmarks" / name).mkdir(parents=True)
+        record = {"benchmark": name, "results": results}
+        (tmp_path / "benchmarks" / name / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    _, _, names, folder, *_ = TABLES["waits"]("benchmarks/*/run.json", tmp_path).splitlines()
+    assert "templates | 2.0 min of a processor (from 16 names) | the official way: 100 min | 1/50.0 of it |" in names
+    assert folder == "| an edit of 1,000 concepts written as a folder | 6.00 s | 5.00 s, a plain copy | 1.20 |"

@@ -15,6 +15,7 @@ from . import (
     solves,
     speed,
     tinyworld,
+    waits,
 )
 
 TABLES: dict[str, Callable[[str, Path], str]] = {
@@ -47,6 +48,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "ledger": solves.ledger,
     "low-memory": speed.low_memory,
     "startup": speed.startup,
+    "waits": waits.waits,
     "tinyworld-quality": tinyworld.tinyworld_quality,
     "tinyworld-oracle": tinyworld.tinyworld_oracle,
     "tinyworld-tokens": tinyworld.tinyworld_tokens,

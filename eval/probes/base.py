@@ -153,11 +153,14 @@ class Subject:
         settings = sampling or self.aim.sampling
         if self.images is None:
             return self.sampled(settings), self.sampled_kept(settings)
-        asked = list(zip(self.aim.prompts, self.aim.seeds, strict=True))
-        pairs = [*asked, *((prompt, seed) for _, prompt, seed in self.aim.kept)]
+        count = len(self.aim.prompts)
+        pairs = [
+            *zip(self.aim.prompts, self.aim.seeds, strict=True),
+            *((text, seed) for _, text, seed in self.aim.kept),
+        ]
         store = ImageStore.of_state(self.images.parent, self.images.name, pairs, settings)
         images = fill(self.pipe, store).images()
-        return images[: len(asked)], images[len(asked) :]
+        return images[:count], images[count:]
 
     def report(self, done: int, total: int, note: str) -> None:
         """Report progress within the probe."""
