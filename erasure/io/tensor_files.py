@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -288,7 +289,7 @@ def _content(tensor: Tensor) -> memoryview:
 
 
 def _copy_tensor(
-    source: BinaryIO, stored: StoredTensor, target: BinaryIO, not_finite: Callable[[str], Exception] | None
+    source: BufferedReader, stored: StoredTensor, target: BinaryIO, not_finite: Callable[[str], Exception] | None
 ) -> None:
     if not_finite is None or stored.type_name not in _INFINITE:
         _copy(source, stored.start, stored.size, target)
@@ -299,7 +300,7 @@ def _copy_tensor(
             raise not_finite(stored.name)
 
 
-def _copy(source: BinaryIO, start: int, size: int, target: BinaryIO) -> None:
+def _copy(source: BufferedReader, start: int, size: int, target: BinaryIO) -> None:
     """Copy a part of a file behind what is written, by the system where it can."""
     if not hasattr(os, "sendfile") or sys.platform == "darwin":  # whose targets are sockets alone
         target.writelines(_pieces(source, start, size))
@@ -313,7 +314,7 @@ def _copy(source: BinaryIO, start: int, size: int, target: BinaryIO) -> None:
     target.seek(0, os.SEEK_END)
 
 
-def _pieces(source: BinaryIO, start: int, size: int) -> Iterator[bytearray]:
+def _pieces(source: BufferedReader, start: int, size: int) -> Iterator[bytearray]:
     source.seek(start)
     for offset in range(0, size, _PIECE):
         piece = bytearray(min(_PIECE, size - offset))
