@@ -279,3 +279,25 @@ def test_nothing_or_states_of_two_models_cannot_be_joined() -> None:
 def test_a_label_that_is_not_normalised_is_refused() -> None:
     with pytest.raises(InputError, match="expected a normalised label, got 'Cat'"):
         row("Cat", torch.zeros(DIM))
+
+
+def test_other_rows_leave_the_rest_of_a_problem_as_it_is() -> None:
+    def row(name: str, size: float) -> Row:
+        state = torch.full((3,), size, dtype=torch.float64)
+        return Row(label=name, site="{}|0", state=state, weight=size, anchor_label="sky", anchor=-state, strength=0.5)
+
+    problem = Rows.of(
+        [row("cat", 1.0)], [row("dog", 2.0)], reg=0.3, dim=3, space="pooled", reg_each=0.1, threshold=0.2, held_rank=4
+    )
+    for changed in (problem.with_rows(erased=[row("boat", 5.0)]), problem.with_rows(kept=[row("boat", 5.0)])):
+        assert [changed.reg, changed.space, changed.reg_each, changed.threshold, changed.held_rank] == [
+            *(0.3, "pooled", 0.1, 0.2, 4)
+        ]
+    erased, kept = problem.with_rows(erased=[row("boat", 5.0)]), problem.with_rows(kept=[])
+    assert [erased.labels, erased.preserve_labels, kept.labels, kept.preserve_labels] == [
+        *(("boat",), ("dog",), ("cat",), ())
+    ]
+    assert torch.equal(erased.goals(), row("boat", 5.0).goal[None])
+    assert erased.preserve is problem.preserve
+    assert kept.targets is problem.targets
+    assert kept.preserve.shape == (0, 3)

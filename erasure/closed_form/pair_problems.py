@@ -179,13 +179,8 @@ def _calibrated(problems: tuple[Rows, ...], ordinary: Mapping[str, Stream]) -> t
         states = ordinary[rows.space].read_states().to("cpu", torch.float64)
         size = float(states.square().sum(1).mean()) / _CLIP_NORM
         held = _held(states.mean(0), float(rows.weights.sum()))
-        kept = Rows.of([], [*rows.kept_rows(), held], reg=0.0, dim=states.shape[1])
         return replace(
-            rows,
-            preserve=kept.preserve,
-            preserve_weights=kept.preserve_weights,
-            preserve_labels=kept.preserve_labels,
-            preserve_sites=kept.preserve_sites,
+            rows.with_rows(kept=[*rows.kept_rows(), held]),
             reg=rows.reg * size,
             reg_each=rows.reg_each * size,
             threshold=rows.threshold * size,

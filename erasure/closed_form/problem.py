@@ -1,7 +1,7 @@
 """The rows of a least-squares problem, and the map of text states that solves it; see `erasure.closed_form.solve`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -143,6 +143,12 @@ class Rows:
             held_rank=held_rank,
         )
 
+    def with_rows(self, *, erased: Sequence["Row"] | None = None, kept: Sequence["Row"] | None = None) -> "Rows":
+        """Return the problem with other rows to move, or others to keep; None leaves them as they are."""
+        rows = Rows.of(erased or (), kept or (), reg=self.reg, dim=self.targets.shape[1])
+        changed = (*(() if erased is None else _ERASED), *(() if kept is None else _KEPT))
+        return replace(self, **{name: getattr(rows, name) for name in changed})
+
     @property
     def held(self) -> Bool[Tensor, " m"]:
         """Whether each preserved state is held exactly."""
@@ -196,6 +202,11 @@ class Rows:
             Row(label=label, site=site, state=state, weight=weight, anchor_label=label, anchor=state)
             for label, site, state, weight in columns
         ]
+
+
+# Fields of the rows that are moved, and of those that are kept.
+_ERASED = ("targets", "anchors", "strengths", "weights", "labels", "anchor_labels", "sites")
+_KEPT = ("preserve", "preserve_weights", "preserve_labels", "preserve_sites")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

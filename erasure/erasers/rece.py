@@ -160,7 +160,7 @@ class RECEReader:
         for number in range(eraser.rounds):
             map_ = solve(problem).matrix()
             further = derived_rows(sources, map_, self._gram(rows.space), eraser.penalty, number)
-            problem = _with_erased(problem, [*problem.erased_rows(), *further])
+            problem = problem.with_rows(erased=[*problem.erased_rows(), *further])
         return problem
 
     def _gram(self, space: str) -> Float[Tensor, "dim dim"]:
@@ -195,16 +195,3 @@ def derived_rows(
         replace(row, site=f"{row.site}-derived-{number}", state=state, strength=1.0)
         for row, state in zip(sources, derived, strict=True)
     ]
-
-
-def _with_erased(problem: Rows, erased: Sequence[Row]) -> Rows:
-    return Rows.of(
-        erased,
-        problem.kept_rows(),
-        reg=problem.reg,
-        dim=problem.targets.shape[1],
-        space=problem.space,
-        reg_each=problem.reg_each,
-        threshold=problem.threshold,
-        held_rank=problem.held_rank,
-    )

@@ -163,15 +163,7 @@ class SPEED(SharedMap):
         if self.filtered:
             shifts = _shifts(rows, weight, drawn)
             copies = [copy for copy, shift in zip(copies, shifts, strict=True) if shift > shifts.mean()]
-        return Rows.of(
-            kept.erased_rows(),
-            [*kept.kept_rows(), *copies],
-            reg=kept.reg,
-            dim=weight.shape[1],
-            space=kept.space,
-            reg_each=kept.reg_each,
-            threshold=kept.threshold,
-        )
+        return kept.with_rows(kept=[*kept.kept_rows(), *copies])
 
 
 @dataclass(frozen=True)
