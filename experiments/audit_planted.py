@@ -28,7 +28,7 @@ from erasure.eval.probes.examples import latents_of
 from erasure.eval.probes.learning import NoisedBatch, denoising_loss
 from erasure.eval.probes.quantise import rounded
 from erasure.eval.protocols.audit.plan import probes_of
-from erasure.eval.protocols.audit.results import BAR, ConceptAudit
+from erasure.eval.protocols.audit.results import ConceptAudit
 from erasure.eval.protocols.audit.rows import ERASED, ORIGINAL, AuditRow, gold_rows
 from erasure.eval.protocols.audit.run import Audit
 from erasure.eval.protocols.variants import Variant
@@ -303,16 +303,17 @@ def audit_of_planted(
 
 def outcome(planted: Planted, result: ConceptAudit) -> dict[str, Any]:
     """Return the residues of a planted model by probe, and the probes that decide otherwise than they must."""
-    residues, second = {}, {}
+    residues, second, seen = {}, {}, set()
     for name, probe in result.probes.items():
         reading = probe.strongest
         if reading is None or reading.residue is None:
             continue
         residues[name] = reading.residue.as_json()
+        if probe.finds(reading.residue):
+            seen.add(name)
         # Whatever the erased model is, the second gold must be at 0 under every dose.
         others = [rho for each in probe.readings if (rho := each.residue_of("gold 2")) is not None]
         second[name] = all(rho.low <= 0 <= rho.high for rho in others)
-    seen = {name for name, rho in residues.items() if rho["low"] > BAR or rho["high"] < -BAR}
     kept = result.kept
     if kept is not None and kept[0] < kept[1] - 0.1:
         seen.add("kept")

@@ -32,8 +32,6 @@ class WordedProbe(Probe):
                 sampled += 1
                 chosen = [prompts[j % len(prompts)] for j in range(n)]
                 images = sample(subject.pipe, chosen, list(aim.seeds), aim.sampling)
-                yield Outcome(
-                    dose=dose, part=part, images=images, label=f"{dose:g}" if len(self.doses) > 1 else "asked"
-                )
+                yield Outcome(dose=dose, part=part, images=images, label="" if len(self.doses) > 1 else "asked")
         if not sampled:
             raise InputError(f"{self.name}: expected other words for {aim.concept.target!r}, got none that are known.")

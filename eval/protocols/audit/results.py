@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...attacks.base import Access
 from ...stats.paired import Difference, paired_bootstrap
-from ...stats.residue import Residue, half_dose, residue
+from ...stats.residue import LEAST_SPAN, Residue, half_dose, residue
 from .record import Judged
 from .rows import ERASED, GOLD, NOVEL, ORIGINAL, PLAIN
 
@@ -187,6 +187,8 @@ class ProbeResult:
             doses = [reading.judged.dose for reading in readings]
             rows = [row for row in readings[0].rows if row != ORIGINAL]
             ceiling = [reading.mean(ORIGINAL) or 0.0 for reading in readings]
+            if max(ceiling) < LEAST_SPAN:
+                continue  # half of nothing
             halves[part] = {row: half_dose(doses, [r.mean(row) or 0.0 for r in readings], ceiling) for row in rows}
         return halves
 

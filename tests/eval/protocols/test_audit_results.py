@@ -165,6 +165,7 @@ def test_the_reading_that_is_shown_without_contrast_is_the_last() -> None:
     rows = {ERASED: curve([0, 0, 0]), ORIGINAL: curve([0, 0, 0.1]), GOLD: curve([0, 0, 0])}
     probe = result(rows)
     assert (probe.strongest, probe.most) == (None, None)
+    assert probe.half_doses() == {}, "half of nothing"
     assert shown(probe).judged.dose == 4
 
 
