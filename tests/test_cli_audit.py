@@ -111,6 +111,8 @@ def test_what_cannot_be_audited_is_one_line_and_nothing_is_written(
             (("--set", "quantise.doses=[1]"), "--set quantise.doses"),
         ):
             assert line in fails(*audit, *arguments)
+    line = fails("audit", edited, "--removed", "cat", "--original", "tinyworld")
+    assert line.endswith("got 'tinyworld', whose layers are others. Name it: --original MODEL.")
     other = sd1(vocabulary="clip")
     with torch.no_grad():
         other.text_encoder.get_input_embeddings().weight.add_(1e-3)

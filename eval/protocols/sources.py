@@ -136,10 +136,12 @@ def _source_of_model(name: str, load: Loader, removed: tuple[str, ...], original
     variants = reference_variants(pipe, removed)
     if name != base:
         erased = load(name)
-        if original is None and _shapes(erased) != _shapes(pipe):
+        # Of a model that was named, words may have been added to the text encoder.
+        shapes = _shapes if original is None else _denoiser_shapes
+        if shapes(erased) != shapes(pipe):
+            got = "none, and it is not the tiny world" if original is None else f"{base!r}, whose layers are others"
             raise InputError(
-                f"--original: expected the model that {name!r} was made from, got none, and it is not the tiny"
-                " world. Name it: --original MODEL."
+                f"--original: expected the model that {name!r} was made from, got {got}. Name it: --original MODEL."
             )
         variants.insert(0, Variant(name=ERASED, pipe=erased, about=f"the model {name}"))
     return Source(
@@ -271,6 +273,11 @@ def judges_of(source: Source, device: str) -> tuple[Judge, Judge | None]:
 
 def _shapes(pipe: DiffusionPipeline) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in backbone_of(pipe).parameters(lambda name: True).items()}
+
+
+def _denoiser_shapes(pipe: DiffusionPipeline) -> dict[str, tuple[int, ...]]:
+    sites = backbone_of(pipe).sites()
+    return {name: shape for name, shape in _shapes(pipe).items() if name in sites}
 
 
 def _is_denoiser(folder: Path) -> bool:
