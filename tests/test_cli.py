@@ -324,7 +324,7 @@ def test_a_removal_during_sampling_is_measured_reported_and_undone() -> None:
     assert Ledger.open("here").standing == ()
 
 
-def test_a_failed_command_leaves_no_ledger_that_it_started(tmp_path) -> None:
+def test_a_failed_command_leaves_no_ledger_that_it_started(tmp_path, saved) -> None:
     Path("circle.csv").write_text("target,anchor\ncat,dog\ndog,cat\n")
     Path("empty").mkdir()
     for folder in ("new", "empty", "a/b/new"):
@@ -336,6 +336,9 @@ def test_a_failed_command_leaves_no_ledger_that_it_started(tmp_path) -> None:
     erase(tiny.sd1(), "cat", eraser=UCE(rows="last-subject")).save("other.safetensors")
     assert "base" in fails("load-edit", "other.safetensors", "--ledger", "new")
     assert not Path("new").exists()
+    call("remove", "cat", "--ledger", "source", *FAST)
+    assert "the same family" in fails("replay", "source", "--model", saved, "--ledger", "a/replayed")
+    assert not Path("a").exists()
     started = Ledger.create("before", backbone_of(world.pipeline()).fingerprint(), "tinyworld")
     assert call("remove", "--from", "circle.csv", "--ledger", "before", *FAST).exit_code == 2
     assert Ledger.open("before").entries == started.entries == ()

@@ -125,11 +125,12 @@ def attention(
     from erasure.eval.images.attention_maps import attention_sheet, trace_attention
     from erasure.eval.images.png import as_png
 
+    from ..concept import normalized
     from ..guidance.a_star import AStar
     from ..io.files import check_file, write_whole
     from ..sampling import SamplingSettings
 
-    names = tuple(name.strip() for name in concepts.split(",") if name.strip())
+    names = tuple({normalized(name): name.strip() for name in concepts.split(",") if name.strip()}.values())
     model, ledger = model_and_ledger(source)
     guidance = AStar(concepts=names, alpha=alpha)
     pipe = load_pipe(model, existing_device(device))

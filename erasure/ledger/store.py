@@ -173,7 +173,7 @@ def starting(path: Path) -> Generator[None]:
     try:
         yield
     except BaseException:
-        if not was_ledger:
+        if not was_ledger and is_ledger(path):  # a lock alone would make its folder
             with suppress(OSError, LedgerError):
                 _delete_unused(path, folder=not was_folder)
         raise

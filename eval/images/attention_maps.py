@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.backbones.loaded import denoiser_of
+from erasure.concept import normalized
 from erasure.errors import InputError
 from erasure.guidance import Applicable
 from erasure.guidance.attention import MapReading, mean_overlap
@@ -62,8 +63,10 @@ def trace_attention(
         guidance: Guidance to apply.
 
     Raises:
-        InputError: The prompt does not hold a concept.
+        InputError: The prompt does not hold a concept, or one is named twice.
     """
+    if len({normalized(concept) for concept in concepts}) < len(concepts):
+        raise InputError(f"concepts: expected each once, got {', '.join(concepts)}. Leave one out.")
     states = backbone_of(pipe).encode([prompt])
     for concept in concepts:
         states.word_positions(0, concept)  # says so where the prompt does not hold it

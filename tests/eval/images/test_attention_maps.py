@@ -32,6 +32,11 @@ def test_watching_changes_no_pixel_and_sees_every_step(family: str) -> None:
     assert np.array_equal(np.asarray(after), np.asarray(plain))
 
 
+def test_a_word_is_watched_once() -> None:
+    with pytest.raises(InputError, match="concepts: expected each once, got cat, Cat"):
+        trace_attention(tiny.sd1(), "a cat", ["cat", "Cat"], 0, SAMPLER)
+
+
 def test_a_trained_words_map_is_brightest_on_its_object() -> None:
     """The tiny world's maps lie on their objects: two words of one picture end far apart."""
     seen = trace_attention(
