@@ -1,5 +1,6 @@
 """Training pictures: drawn once in several processes, stored as one array, with new captions in every epoch."""
 
+import hashlib
 import logging
 import os
 import random
@@ -68,11 +69,8 @@ def drawings(
     """
     mix = mix or Mix()
     pictures = pictures_of(n, seed, mix)
-    path = (
-        None
-        if folder is None
-        else folder / f"drawings-{n}-{seed}-{'-'.join(mix.without) or 'all'}-{len(mix.names)}.npy"
-    )
+    digest = hashlib.sha256(repr(mix).encode()).hexdigest()[:12]
+    path = None if folder is None else folder / f"drawings-{n}-{seed}-{'-'.join(mix.without) or 'all'}-{digest}.npy"
     if path is not None and path.exists():
         return Drawings(pixels=np.load(path, mmap_mode="r"), pictures=pictures)
     workers = workers or os.cpu_count() or 1

@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,3 +136,15 @@ def test_siblings_are_near_and_not_oneself() -> None:
     assert set(words.siblings("cat")) == {"dog", "rabbit", "fish", "catfish", "bird", "Mittens"}
     assert words.siblings("Biscuit") == ("dog", "Mittens")
     assert "neon" not in words.siblings("neon")
+
+
+@pytest.mark.parametrize(
+    "other", [{"counts": (0.0, 0.0, 1.0)}, {"hold_out": False}, {"individuals": ("Rusty", "Mittens")}]
+)
+def test_stored_pictures_are_those_of_their_mix(tmp_path: Path, other: dict[str, Any]) -> None:
+    mix = Mix(**other)
+    for _ in range(2):
+        for drawn in (Mix(), mix):
+            stored = drawings(3, 5, drawn, folder=tmp_path)
+            assert np.array_equal(stored.pixels, drawings(3, 5, drawn).pixels)
+    assert len(list(tmp_path.iterdir())) == 2
