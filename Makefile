@@ -31,7 +31,7 @@ space: $(STAMP)  ## SPACE=owner/name: make the folder of a Hugging Face Space, b
 	cp app.py build/space && $(BIN)/python -m erasure.demo.server.space "$(SPACE)" build/space
 
 test: $(STAMP)  ## run the tests: offline, on the CPU
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## format, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

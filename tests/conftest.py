@@ -21,11 +21,16 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 EXTRA = ("gpu", "weights", "slow")
+LONGEST = ("tests/demo/", "tests/contract/", "tests/test_runs.py")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip a marked test unless `-m` speaks of its marker, browser tests apart, and the machine has what it needs."""
+    """Put the longest files first, so that no process is left with one at the end of a run in parallel.
+
+    Skip a marked test unless `-m` speaks of its marker, browser tests apart, and the machine has what it needs.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     asked = config.getoption("-m")
     for item in items:
         for name in (*EXTRA, "browser"):
