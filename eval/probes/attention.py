@@ -15,10 +15,10 @@ from erasure.backbones.attention import AttentionCapture
 from erasure.concept import Concept
 from erasure.prompts import fill
 from erasure.registry import Exactness
-from erasure.sampling import noise, trajectory_latents
 
 from .base import Access, Aim, Models, OneDose, Outcome, Probe, Subject, Suite
 from .emphasis import name_places
+from .examples import noisy_latents
 
 _STEPS = 10
 _PLACES = (1, 3, 5, 7)  # steps of these whose maps are read
@@ -59,7 +59,10 @@ class Attention(Probe):
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:
         with models.original() as pipe:
             backbone = backbone_of(pipe)
-            alone, beside = (self._noisy(backbone, aim, prompts) for prompts in (self._alone(aim), self._beside(aim)))
+            alone, beside = (
+                noisy_latents(backbone, aim, prompts, steps=_STEPS, places=_PLACES, seed=70)
+                for prompts in (self._alone(aim), self._beside(aim))
+            )
             masses = head_masses(backbone, self._beside(aim), beside, _watched(aim))
             return {"alone": alone, "beside": beside, "masses": masses}
 
@@ -84,20 +87,6 @@ class Attention(Probe):
         kept = list(dict.fromkeys([*aim.siblings, *(name for name, *_ in aim.kept)]))
         style = "in the style of {}" if aim.concept.kind == "style" else "and a {}"
         return [f"{fill('a {}', name)} {fill(style, aim.concept.target)}" for name in kept[: self.prompts]]
-
-    def _noisy(self, backbone: Backbone, aim: Aim, prompts: Sequence[str]) -> Float[Tensor, "steps n c h w"]:
-        """Return latents of the original's guided trajectories at the steps that are read."""
-        generators = [torch.Generator().manual_seed(aim.seed + 70 + i) for i in range(len(prompts))]
-        latents = trajectory_latents(
-            backbone,
-            noise(generators, backbone.latent_shape()),
-            backbone.encode(prompts),
-            backbone.unconditional(),
-            steps=_STEPS,
-            guidance_scale=max(aim.sampling.guidance_scale, 1.0),
-            stops=list(_PLACES),
-        )
-        return torch.stack([latents[place] for place in _PLACES]).cpu()
 
 
 def _watched(aim: Aim) -> list[Concept]:

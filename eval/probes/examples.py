@@ -1,5 +1,7 @@
 """Latents of images that show a concept: drawn ones where the world has them, else samples of the original."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -7,10 +9,10 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from erasure.backbones import backbone_of
+from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
 from erasure.prompts import fill, templates
-from erasure.sampling import sample
+from erasure.sampling import noise, sample, trajectory_latents
 from erasure.training.draws.augmentation import image_latents
 
 from .base import Aim, MissingError, Models
@@ -43,3 +45,29 @@ def example_latents(models: Models, aim: Aim, name: str, n: int, *, seed: int = 
         sentences = [fill(sentence, name) for sentence in templates(kind)]
         prompts = [sentences[i % len(sentences)] for i in range(n)]
         return sample(pipe, prompts, [10_000_000 + seed + i for i in range(n)], aim.sampling, output="latents")
+
+
+def noisy_latents(
+    backbone: Backbone, aim: Aim, prompts: Sequence[str], *, steps: int, places: Sequence[int], seed: int
+) -> Float[Tensor, "places n c h w"]:
+    """Return latents of guided trajectories at some of their steps, on the CPU.
+
+    Args:
+        backbone: Loaded model.
+        aim: Aim, for its guidance and seed.
+        prompts: Prompts; the i-th has the noise of the i-th of any other call with this seed.
+        steps: Number of steps of the whole schedule.
+        places: Steps whose latents are read, from 0.
+        seed: Seed of the noise, added to the aim's.
+    """
+    generators = [torch.Generator().manual_seed(aim.seed + seed + i) for i in range(len(prompts))]
+    latents = trajectory_latents(
+        backbone,
+        noise(generators, backbone.latent_shape()),
+        backbone.encode(prompts),
+        backbone.unconditional(),
+        steps=steps,
+        guidance_scale=max(aim.sampling.guidance_scale, 1.0),
+        stops=list(places),
+    )
+    return torch.stack([latents[place] for place in places]).cpu()

@@ -18,9 +18,9 @@ from erasure.edits.changes import exchanged
 from erasure.errors import InputError
 from erasure.judge import Judge
 from erasure.registry import Exactness
-from erasure.sampling import noise, trajectory_latents
 
 from .base import Access, Aim, MissingError, Models, Outcome, Probe, Shares, Subject
+from .examples import noisy_latents
 from .inversion import with_word
 
 _STEPS = 10
@@ -83,7 +83,10 @@ class Parameters(Probe):
             if judge is None:
                 raise MissingError("a judge of the images, to check the carriers in the original")
             vectors = unit_vectors(backbone)
-            latents = {part: self._latents(backbone, aim, prompts) for part, prompts in self._asked(aim).items()}
+            latents = {
+                part: noisy_latents(backbone, aim, prompts, steps=_STEPS, places=_PLACES, seed=90)
+                for part, prompts in self._asked(aim).items()
+            }
             scores = self._scores(backbone, aim, latents)
             rates = torch.tensor([self._rates(pipe, aim, judge, scores, dose) for dose in self.doses])
             if not self._valid(rates).any():
@@ -129,20 +132,6 @@ class Parameters(Probe):
         siblings = aim.siblings[:2]
         others = [with_word(prompt, aim.concept, siblings[i % len(siblings)]) for i, prompt in enumerate(named)]
         return {"target": named, "sibling": others}
-
-    def _latents(self, backbone: Backbone, aim: Aim, prompts: Sequence[str]) -> Float[Tensor, "steps n c h w"]:
-        """Return latents of guided trajectories; the i-th prompts of both sets have the same noise."""
-        generators = [torch.Generator().manual_seed(aim.seed + 90 + i) for i in range(len(prompts))]
-        latents = trajectory_latents(
-            backbone,
-            noise(generators, backbone.latent_shape()),
-            backbone.encode(prompts),
-            backbone.unconditional(),
-            steps=_STEPS,
-            guidance_scale=max(aim.sampling.guidance_scale, 1.0),
-            stops=list(_PLACES),
-        )
-        return torch.stack([latents[place] for place in _PLACES]).cpu()
 
     @torch.no_grad()
     def _scores(self, backbone: Backbone, aim: Aim, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
