@@ -12,7 +12,14 @@ from erasure.progress import Progress, StoppedError
 
 Result = TypeVar("Result")
 _LOOK_SECONDS = 0.2
-"""Interval between two updates of the page, in seconds."""
+"""Interval between two looks at a job, in seconds."""
+_REST = 20
+"""Share of its time that a job has passed before the page is updated again: one part in so many.
+
+A browser may need a third of a second for an update. On a busy machine it would fall behind a steady stream of them,
+and show a job's end, or that it was cancelled, long after.
+"""
+_LEAST_REST, _MOST_REST = 0.5, 5.0  # seconds
 
 
 class Track:
@@ -109,9 +116,15 @@ def followed(work: Callable[[], Result], track: Track) -> Iterator[Progress | Re
     outcome = _Outcome(work)
     thread = threading.Thread(target=outcome.run, daemon=True)
     thread.start()
+    began = time.monotonic()
+    shown: Progress | None = None
+    due = began
     try:
         while thread.is_alive():
-            yield track.now
+            now, at = track.now, time.monotonic()
+            if now != shown and at >= due:
+                yield now
+                shown, due = now, at + min(max((at - began) / _REST, _LEAST_REST), _MOST_REST)
             thread.join(_LOOK_SECONDS)
     finally:
         if thread.is_alive():

@@ -28,6 +28,16 @@ _PACKAGE = ErasureError.__module__.partition(".")[0]
 # Modules that a self-contained file must not need, or that need such: their parts that it uses. Of the checks of
 # settings by pydantic it has those of ranges.
 _STAND_INS = {
+    f"{_PACKAGE}.arguments": """
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def checks_arguments(item: Item) -> Item:
+    \"\"\"Return a function or class as it is; the package checks its arguments, a file for the Hub does not.\"\"\"
+    return item
+""",
     "annotated_types": """
 from dataclasses import dataclass
 from operator import ge, gt, le, lt

@@ -56,9 +56,9 @@ def deltas(edit: Edit, pipe: Any) -> dict[str, Tensor]:
     return {name: change.of(weights[name].detach()) for name, change in edit.changes.items()}
 
 
-def test_every_file_beside_the_base_is_an_eraser() -> None:
+def test_every_file_beside_the_bases_is_an_eraser() -> None:
     files = Path(inspect.getfile(eraser_class("uce"))).parent.glob("*.py")
-    methods = {file.stem for file in files} - {"__init__", "base"}
+    methods = {file.stem for file in files} - {"__init__", "base", "shared_map"}
     modules = [eraser_class(name).__module__ for name in NAMES]
     assert {module.rpartition(".")[2] for module in modules if module.startswith("erasure.erasers.")} == methods
 

@@ -1,5 +1,6 @@
 """Jobs: told of as they go on, stopped between two steps."""
 
+import itertools
 import threading
 import time
 
@@ -26,6 +27,20 @@ def test_progress_comes_first_and_the_result_last() -> None:
     assert result == "done"
     assert all(isinstance(seen, Progress) for seen in progress)
     assert {(seen.stage, seen.total) for seen in progress if isinstance(seen, Progress)} >= {("fitting", 3)}
+
+
+def test_a_page_gets_fewer_updates_than_a_job_reports_and_none_twice() -> None:
+    track = Track(threading.Event())
+
+    def work() -> None:
+        for at in range(24):
+            track.report(Progress(done=at + 1, total=24))
+            time.sleep(0.05)
+        time.sleep(1)
+
+    *progress, _ = last(track, work)
+    assert 2 <= len(progress) <= 5
+    assert all(one != other for one, other in itertools.pairwise(progress))
 
 
 def test_a_report_has_the_time_left_and_a_new_stage_counts_from_nothing() -> None:

@@ -59,11 +59,8 @@ class Blank(Subject):
     def __init__(self) -> None:
         pass
 
-    def sampled(self, sampling: object = None) -> list[Image]:
-        return []
-
-    def sampled_kept(self, sampling: object = None) -> list[Image]:
-        return []
+    def as_it_stands(self, sampling: object = None) -> tuple[list[Image], list[Image]]:
+        return [], []
 
 
 def test_the_floor_is_gold_then_novel_then_known_then_the_plain_prompt() -> None:

@@ -521,7 +521,9 @@ def test_a_model_of_another_kind_is_not_compared_with_the_tiny_world() -> None:
     assert source_of("edited", models.__getitem__, removed=["cat"]).variants[0].name == ERASED
     with pytest.raises(InputError, match="--original: expected the model that 'sd' was made from, got none"):
         source_of("sd", models.__getitem__, removed=["cat"])
-    assert source_of("sd", models.__getitem__, removed=["cat"], original="tinyworld").original == "tinyworld"
+    with pytest.raises(InputError, match="--original: expected the model that 'sd' was made from, got 'tinyworld'"):
+        source_of("sd", models.__getitem__, removed=["cat"], original="tinyworld")
+    assert source_of("sd", models.__getitem__, removed=["cat"], original="sd").original == "sd"
 
 
 def test_each_benchmark_is_sampled_as_it_should_be(tmp_path: Path) -> None:
