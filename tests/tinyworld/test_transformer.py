@@ -216,7 +216,8 @@ def test_the_shipped_transformer_is_within_its_bound() -> None:
 
 def test_a_concept_is_left_out(trained: Path) -> None:
     assert (trained.parent / "data").exists()
-    assert [path.name for path in (trained.parent / "data").iterdir()] == ["drawings-64-0-gun-25.npy"]
+    [stored] = (trained.parent / "data").iterdir()
+    assert stored.name.startswith("drawings-64-0-gun-")
     drawn = drawings(64, 0, Mix(without=("gun",)))
     assert not any("gun" in picture.names for picture in drawn.pictures)
     settings = json.loads((trained / "recipe.json").read_text())["settings"]
