@@ -121,10 +121,10 @@ def followed(work: Callable[[], Result], track: Track) -> Iterator[Progress | Re
     due = began
     try:
         while thread.is_alive():
-            now, at = track.now, time.monotonic()
-            if now != shown and at >= due:
+            now, clock = track.now, time.monotonic()
+            if now != shown and clock >= due:
                 yield now
-                shown, due = now, at + min(max((at - began) / _REST, _LEAST_REST), _MOST_REST)
+                shown, due = now, clock + min(max((clock - began) / _REST, _LEAST_REST), _MOST_REST)
             thread.join(_LOOK_SECONDS)
     finally:
         if thread.is_alive():
