@@ -54,7 +54,7 @@ class Concept:
         # Alone, a second row of a state would double its weight.
         object.__setattr__(self, "aliases", _distinct(self.names)[1:])
         object.__setattr__(self, "preserve", _distinct(self.preserve))
-        names = {normalized(name) for name in self.names}
+        names = normalized_names(self)
         for kept in self.preserve:
             if normalized(kept) in names:
                 raise InputError(
@@ -106,6 +106,11 @@ def normalized(phrase: str) -> str:
     return words.lower() if words.isascii() else composed("".join(map(str.lower, composed(words))))
 
 
+def normalized_names(*concepts: "Concept") -> set[str]:
+    """Return all names of some concepts, aliases included, in their normalized form."""
+    return {normalized(name) for concept in concepts for name in concept.names}
+
+
 @checks_arguments
 def distinct(requests: Sequence[Concept]) -> tuple[Concept, ...]:
     """Return the requests without those that an earlier one repeats: names are compared, aliases included.
@@ -116,7 +121,7 @@ def distinct(requests: Sequence[Concept]) -> tuple[Concept, ...]:
     kept: list[Concept] = []
     owner: dict[str, int] = {}
     for i, concept in enumerate(requests):
-        names = {normalized(name) for name in concept.names}
+        names = normalized_names(concept)
         shared = {owner[name] for name in names if name in owner}
         if not shared:
             kept.append(concept)

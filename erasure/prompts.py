@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from .concept import Concept, Kind, normalized
+from .concept import Concept, Kind, normalized, normalized_names
 from .errors import InputError
 from .io.text import composed
 
@@ -144,7 +144,7 @@ def blank_of(template: str) -> str | None:
 def speaks_of(prompt: str, concepts: Sequence[Concept]) -> bool:
     """Return True if a prompt holds a name of one of the concepts, as whole words: "a cat, asleep", not "catfish"."""
     words = normalized(prompt)
-    names = {normalized(name) for concept in concepts for name in concept.names}
+    names = normalized_names(*concepts)
     return any(name in words and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words) for name in names)
 
 

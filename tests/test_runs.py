@@ -429,6 +429,16 @@ def test_names_that_stand_removed_in_part_are_refused(tmp_path) -> None:
         removal.remaining(run, ledger)
 
 
+def test_a_run_finds_its_standing_entries_by_any_name(tmp_path) -> None:
+    pipe = tiny.sd1()
+    ledger = Ledger.open_or_create(tmp_path, pipe, "tiny")
+    for concept in (Concept(target="cat", aliases=("kitty",)), Concept(target="gun")):
+        ledger.remove(pipe, make_eraser("uce", rows="last-subject"), [concept])
+    run = schema.parse({**ELSEWHERE, "concepts": [{"target": "Kitty"}, {"target": "dog"}]})
+    assert [entry.id for entry in removal.standing_of(run, ledger)] == ["001"]
+    assert removal.remaining(run, ledger)[1] == ["Kitty"]
+
+
 def test_a_concept_that_another_process_removed_meanwhile_is_not_removed_again(tmp_path) -> None:
     pipe = tiny.sd1()
     mine, other = (Ledger.open_or_create(tmp_path, pipe, "tiny") for _ in range(2))

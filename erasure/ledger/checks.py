@@ -8,7 +8,7 @@ from ..arguments import checks_arguments
 from ..backbones.base import Backbone
 from ..closed_form.joint import joined_rows
 from ..closed_form.solve import solve
-from ..concept import Concept, normalized
+from ..concept import Concept, normalized, normalized_names
 from ..edits import Change, Edit, MapChange, SamplingEdit, SolvedChange, WeightEdit, joint
 from ..edits.changes import single_changes
 from ..erasers import Eraser
@@ -18,7 +18,7 @@ from ..errors import AlreadyRemovedError, ErasureError, InputError
 from ..typed_torch import vector_norm
 from .record import Entry
 from .renamed import recorded_eraser
-from .standing import Standing, anchors_of, names_of, reached
+from .standing import Standing, anchors_of, reached
 from .store import LedgerStore
 
 _REPLAY_TOLERANCE = 1e-6  # relative; the solve is in float64, where another machine's rounding stays far below it
@@ -104,7 +104,7 @@ def check_addable(store: LedgerStore, edit: Edit) -> None:
         return
     edits = [*(store.load(entry) for entry in store.record.entries if entry.state == "standing"), edit]
     joint(edits)
-    on_circle = [each for each in edits if any(circle & names_of(concept) for concept in each.metadata.concepts)]
+    on_circle = [each for each in edits if circle & normalized_names(*each.metadata.concepts)]
     if len({isinstance(each, SamplingEdit) for each in on_circle}) == 2:  # each alone has only a part of the circle
         raise InputError(
             f"anchor: expected a concept that stays, got a circle of {', '.join(sorted(circle))}, of which some are"
@@ -166,7 +166,7 @@ def check_anchors(standing: Iterable[Concept], added: Sequence[Concept]) -> None
     """
     becomes = anchors_of([*standing, *added])
     for concept in added:
-        if reached([normalized(concept.anchor)], becomes) & names_of(concept):
+        if reached([normalized(concept.anchor)], becomes) & normalized_names(concept):
             raise InputError(
                 f"anchor: expected a concept that stays, got {concept.anchor!r} for {concept.target!r}, a circle: it"
                 f" becomes {concept.target!r} itself. Change one anchor."
@@ -180,7 +180,7 @@ def _possible_circle(standing: Standing, added: Sequence[Concept]) -> set[str]:
     """
     anchors = {normalized(concept.anchor) for concept in added} - {""}  # the unconditional prompt is never erased
     on_the_way = reached(anchors, standing.becomes, anchors_of(added))
-    return set() if all(on_the_way.isdisjoint(names_of(concept)) for concept in added) else on_the_way
+    return set() if all(on_the_way.isdisjoint(normalized_names(concept)) for concept in added) else on_the_way
 
 
 def _replay_error(edit: WeightEdit) -> float:

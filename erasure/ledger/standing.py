@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from ..concept import Concept, normalized
+from ..concept import Concept, normalized, normalized_names
 from ..erasers import Eraser
 from .record import Entry
 from .renamed import recorded_eraser
@@ -49,23 +49,17 @@ class Standing:
         The third is whether they share a name.
         """
         yield from ((eraser, entry, False) for eraser, entry in self._firsts.values())
-        names = {name for concept in concepts for name in names_of(concept)}
-        shared = {entry.id: entry for name in names for entry in self.by_name.get(name, ())}
+        shared = {entry.id: entry for name in normalized_names(*concepts) for entry in self.by_name.get(name, ())}
         for entry in shared.values():
             if (eraser := recorded_eraser(entry)) is not None:
                 yield eraser, entry, True
-
-
-def names_of(concept: Concept) -> set[str]:
-    """Return the names of a concept in their normalized form."""
-    return {normalized(name) for name in concept.names}
 
 
 def anchors_of(concepts: Iterable[Concept]) -> dict[str, set[str]]:
     """Return the anchors of each name, all in their normalized form."""
     becomes: dict[str, set[str]] = {}
     for concept in concepts:
-        for name in names_of(concept):
+        for name in normalized_names(concept):
             becomes.setdefault(name, set()).add(normalized(concept.anchor))
     return becomes
 

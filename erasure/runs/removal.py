@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from ..backbones import backbone_of
 from ..backbones.name_lengths import check_names
-from ..concept import Concept, normalized
+from ..concept import Concept, normalized, normalized_names
 from ..erasers import eraser_class, eraser_names
 from ..errors import InputError
 from ..io.json_files import read_record
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 def standing_of(run: Run, ledger: "Ledger") -> list["Entry"]:
     """Return the standing entries that remove concepts of a run, in order."""
-    names = {normalized(concept.target) for concept in run.concepts}
-    return [entry for entry in ledger.standing if names & {normalized(c.target) for c in entry.concepts}]
+    removed = ledger.removed_names
+    ids = {removed[name] for name in normalized_names(*run.concepts) if name in removed}
+    return [entry for entry in ledger.standing if entry.id in ids]
 
 
 def remaining(run: Run, ledger: "Ledger") -> tuple[Run, list[str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.usable import check_editable, check_finite
-from ..concept import Concept, normalized
+from ..concept import Concept, normalized, normalized_names
 from ..edits.changes import exchanged
 from ..errors import InputError
 from ..graph import ConceptGraph
@@ -127,7 +127,7 @@ class TrainingTask:
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
         """The requests, each without the removed names in what it preserves."""
-        removed = {normalized(name) for c in (*self.context.targets, *self.requests) for name in c.names}
+        removed = normalized_names(*self.context.targets, *self.requests)
         return tuple(
             replace(request, preserve=tuple(name for name in request.preserve if normalized(name) not in removed))
             for request in self.requests

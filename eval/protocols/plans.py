@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from erasure.arguments import checks_arguments
-from erasure.concept import Concept, Kind, normalized
+from erasure.concept import Concept, Kind, normalized, normalized_names
 from erasure.profile import ModelProfile
 from erasure.prompts import fill, has_context
 from erasure.runs.schema import MeasureSettings
@@ -96,7 +96,7 @@ def plan_named(removed: Sequence[Concept], settings: MeasureSettings) -> Plan:
 
     Near is what the removals were told to preserve; there is no far.
     """
-    removed_names = {normalized(name) for concept in removed for name in concept.names}
+    removed_names = normalized_names(*removed)
     preserved: dict[str, Kind] = {
         name: concept.kind for concept in removed for name in concept.preserve if normalized(name) not in removed_names
     }

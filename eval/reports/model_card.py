@@ -13,7 +13,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 
 from erasure.backbones import backbone_of
-from erasure.concept import Concept, normalized
+from erasure.concept import Concept, normalized, normalized_names
 from erasure.edits import weights_of
 from erasure.io.text import as_code, in_markdown
 from erasure.ledger import Entry, Ledger
@@ -48,7 +48,7 @@ def prompts_of(ledger: Ledger) -> list[str]:
     What is unsafe is not shown.
     """
     removed = [concept for entry in ledger.standing for concept in entry.concepts]
-    removed_names = {normalized(name) for concept in removed for name in concept.names}
+    removed_names = normalized_names(*removed)
     kept = [
         Concept(target=name)
         for concept in removed[-1:]
