@@ -14,7 +14,6 @@ core-hours for all chosen settings. docs/leaderboard.md is built from the result
 """
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from erasure.eval.protocols.audit.plan import audit_of
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import source_of
 from erasure.io.files import make_folder, write_whole
+from erasure.io.json_files import json_digest
 from erasure.ledger import Ledger
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, progress_bars, staged
@@ -232,7 +232,7 @@ class Bench:
 
     def __init__(self, row: Row, run: Run, work: Path, on_progress: OnProgress) -> None:
         self._case, self._run, self._on_progress = row.case, run, on_progress
-        digest = hashlib.sha256(json.dumps(run.as_json(), sort_keys=True).encode()).hexdigest()[:12]
+        digest = json_digest(run.as_json())[:12]
         self._work, self._folder = work, row.folder(work) / digest
         self._pipe: DiffusionPipeline = tinyworld.load()
         self._loaded_mib = peak_mib()

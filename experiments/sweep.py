@@ -12,7 +12,6 @@ six to seven core-hours for all, of which the closed forms and the methods of sa
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -33,6 +32,7 @@ from erasure.erasers import eraser_names
 from erasure.errors import ErasureError, InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.io.files import make_folder, write_whole
+from erasure.io.json_files import json_digest
 from erasure.io.text import slug
 from erasure.judge import Judge
 from erasure.profile import DEFAULT_MODEL, profile_of
@@ -265,7 +265,7 @@ class Trial:
         """Return the rates of a candidate on a concept, or why there are none; from the disk where it is done."""
         run = candidate.run(concept)
         facts = [VERSION, run.as_json(), self._images, self._limit, SEED, self._sampler.as_settings()]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        digest = json_digest(facts)[:12]
         file = self._work / candidate.method / f"{slug(candidate.name, 40, 'x')}-{concept}-{digest}.json"
         if not file.is_file():
             make_folder(file.parent)

@@ -1,5 +1,7 @@
 """JSON files of records, read by their shape: a damaged one is an error of one line, or counts as missing."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,14 @@ def read_record(path: Path, shape: type, what: str) -> dict[str, Any]:
             f"{path}: expected {what}, got {first['msg']!r} at {where}. Restore it from a copy, or delete it."
         ) from None
     return record
+
+
+def json_digest(value: object) -> str:
+    """Return the SHA-256 of a value as JSON, 64 hexadecimal digits; the order of keys does not count.
+
+    What JSON does not know counts by its `str`.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def record_if_whole(path: Path, shape: type) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
+from erasure.io.json_files import json_digest
 from erasure.sampling import Pair, SamplingSettings
 
 from .pipeline_digest import pipeline_digest
@@ -99,7 +100,7 @@ class Manifest:
     @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits that identify the manifest."""
-        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(self.as_json())[:16]
 
     @property
     def facts(self) -> dict[str, str]:

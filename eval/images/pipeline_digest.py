@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from erasure.errors import InputError
+from erasure.io.json_files import json_digest
 
 # What the libraries note down about a network and how it was loaded, and that its output does not depend on.
 _NOTES = ("transformers_version", "architectures", "dtype", "torch_dtype")
@@ -41,7 +42,7 @@ def pipeline_digest(pipe: DiffusionPipeline) -> str:
     for name, part in pipe.components.items():
         if name != "scheduler" and part is not None:
             parts[name] = _contents(name, getattr(part, "_orig_mod", part))  # of what torch.compile wrapped
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return json_digest(parts)
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -51,7 +52,7 @@ def weights_digest(network: nn.Module) -> str:
         InputError: Weights that are not in memory.
     """
     weights = _weights(type(network).__name__, network)
-    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+    return json_digest(weights)
 
 
 def _is_setting(name: str, value: object) -> bool:
@@ -111,7 +112,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     return {
         "class": type(tokenizer).__name__,
         "rules": rules,
-        "vocabulary": hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest(),
+        "vocabulary": json_digest(tokenizer.get_vocab()),
         "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
         "length": tokenizer.model_max_length,
     }

@@ -1,7 +1,6 @@
 """Records of an audit: the judged outcomes of one probe on one row, kept as soon as they are there."""
 
 import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
+from erasure.io.json_files import json_digest
 from erasure.judge import Judge, shows_each
 
 from ...images.png import as_png
@@ -106,7 +106,7 @@ class UnitFile:
     @property
     def path(self) -> Path:
         """The file."""
-        digest = hashlib.sha256(json.dumps([FORMAT, self.key], sort_keys=True).encode()).hexdigest()
+        digest = json_digest([FORMAT, self.key])
         return self.folder / f"{digest[:32]}.json"
 
     def read(self) -> list[Judged] | None:

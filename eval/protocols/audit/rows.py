@@ -1,6 +1,5 @@
 """The rows of an audit, the concepts that its probes are aimed at, and the checks before it begins."""
 
-import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.errors import InputError
+from erasure.io.json_files import json_digest
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
 from erasure.prompts import fill, speaks_of
@@ -52,7 +52,7 @@ class AuditRow:
         """Return the row of a variant."""
         scheduler = variant.pipe.scheduler
         settings = [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
-        sampler = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        sampler = json_digest(settings)[:16]
         identity = f"{pipeline_digest(variant.pipe)}:{sampler}:{variant.edit}:{variant.negative_prompt}"
         return cls(name=name, variant=variant, identity=identity, without=tuple(without))
 
