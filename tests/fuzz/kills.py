@@ -271,7 +271,8 @@ def counted(trials: Trials, count: int, out: Path) -> dict[str, Any]:
                 total += 1
         facts = {"command": "python -m tests.fuzz.kills", "changes_of_a_call": trials.changes, **provenance()}
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps({**facts, "total": total, **record}, indent=1) + "\n").encode())
+        record = {**facts, "total": total, "kills": record["kills"], "faults": record["faults"]}
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     return record
 
 
