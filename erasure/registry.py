@@ -259,7 +259,8 @@ def _chosen(base: type[Plugin], value: object) -> Plugin:
     name = settings.get("name")
     if not isinstance(name, str):
         noun = registry_of(base).noun
-        raise PydanticCustomError("piece", "Input should be the name of a {noun} or its settings", {"noun": noun})
+        named = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+        raise PydanticCustomError("piece", "Input should be the name of {named} or its settings", {"named": named})
     kind = registry_of(base).get(name)
     try:
         return kind(**_parsed(kind, {str(key): each for key, each in settings.items() if key != "name"}))

@@ -197,6 +197,8 @@ def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None
         ("cat\nCaf\udce9\n", "line 2: expected CSV in UTF-8"),
         ("# my list\ncat\n", "line 1: expected a concept, got '# my list'"),
         ("sep=,\nconcept,anchor\ncat,dog\n", "line 1: expected a concept, got 'sep='"),
+        ("- cat\n- dog\n", "line 1: expected a concept, got '- cat'"),
+        ('{"concept": "cat"}\n', "line 1: expected a concept, got '{"),
         ("cat,dog\nanchor,concept\ndog,cat\n", "line 2: expected a concept, got a second line of columns"),
         ("cat\n“dog”\n", "line 2: expected straight quotes"),
         ("cat\uff0cdog\n", "line 1: expected cells separated by commas, not full-width commas"),
@@ -211,7 +213,14 @@ def test_a_list_of_requests_that_is_wrong_says_where(tmp_path, text, message) ->
         lists.read_concepts(tmp_path / "nowhere.csv")
 
 
-@pytest.mark.parametrize("text", ["a: [", "- cat", "", "a: 1\na: 2"])
+def test_bytes_of_the_command_line_in_another_encoding_are_refused_where_they_stand() -> None:
+    for name, where in (("target", "concepts.0.target"), ("preserve", r"concepts\.0\.preserve\.0")):
+        concept = {"target": "cat", name: "caf\udce9" if name == "target" else ["caf\udce9"]}
+        with pytest.raises(InputError, match=rf"^{where}: expected text in Unicode, got 'caf\\udce9'"):
+            schema.parse({"model": "some-model", "concepts": [concept]})
+
+
+@pytest.mark.parametrize("text", ["a: [", "- cat", "", "a: 1\na: 2", f"seed: 0x{'f' * 4000}"])
 def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, text) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(InputError, match="config") as caught:

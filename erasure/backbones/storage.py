@@ -143,7 +143,8 @@ class StoredModel(LoadedModel):
 @cache
 def on_disk(family: type[LoadedModel]) -> type[LoadedModel]:
     """Return the backbones of a family whose weights stay in their files."""
-    return type(f"Stored{family.__name__}", (StoredModel, family), {"covered": ()})
+    kind = type(f"Stored{family.__name__}", (StoredModel, family), {"covered": ()})
+    return dataclass(frozen=True, eq=False)(kind)  # so that the family's checks are made here too
 
 
 def is_stored(pipe: DiffusionPipeline) -> bool:

@@ -73,9 +73,10 @@ def _misfit(tokenizer: PreTrainedTokenizerBase | None, encoder: nn.Module) -> st
     for what, token in special.items():
         if not isinstance(token, int) or not 0 <= token < rows:
             return f"without a {what} token"
-    # An old configuration says 2, by which the largest id is meant.
+    # An old configuration says 2, by which the largest id is meant; CLIP alone looks for the token.
     expected = getattr(encoder.config, "eos_token_id", None)
-    if positions is not None and expected not in (None, 2, tokenizer.eos_token_id):
+    allowed = (2, tokenizer.eos_token_id, *(() if type(encoder).__name__.startswith("CLIP") else (None,)))
+    if positions is not None and expected not in allowed:
         return f"whose end-of-text token is {tokenizer.eos_token_id} where the encoder's is {expected}"
     one, other = tokenizer(["a cat", "the dog"], add_special_tokens=False).input_ids
     return "" if one and other and one != other else "that does not tell 'a cat' from 'the dog'"

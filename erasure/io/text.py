@@ -76,8 +76,11 @@ def one_line(text: str) -> str:
 
 
 def shortened(value: object) -> str:
-    """Return the repr of a value, at most 200 characters of it."""
-    text = repr(value)
+    """Return the repr of a value, at most 200 characters of it; a number too long to be written is named so."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a number with more digits than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 

@@ -22,7 +22,7 @@ from ..errors import ErasureError, InputError, reason
 from ..io.files import unusable
 from ..io.tensor_files import StoredTensor, stored_tensors
 from ..io.text import shortened
-from .config_numbers import check_numbers
+from .configs import check_configs
 
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")  # I64 and BOOL are places and masks
 _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -37,7 +37,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
         InputError: A component cannot be loaded, is described by an absurd number, or a weight is missing, of another
             shape or not finite.
     """
-    check_numbers(folder)
+    check_configs(folder)
     modules = {name: _module(name, kind, folder / name, dtype) for name, kind in module_classes(folder).items()}
     return assembled(folder, modules, dtype)
 

@@ -14,7 +14,7 @@ from ..backbones.storage import StoredWeights
 from ..backbones.weight_files import weight_files
 from ..errors import InputError
 from .components import assembled, check_files, check_whole, module_classes, one_line
-from .config_numbers import check_numbers
+from .configs import check_configs
 
 # Beginnings of the names of components of which names and shapes are needed.
 _SKETCHED = ("unet", "transformer", "vae", "text_encoder")
@@ -26,7 +26,7 @@ def stored_model(folder: Path) -> DiffusionPipeline:
     Raises:
         InputError: The folder is not a model, lacks a weight, or has weights that are no safetensors files.
     """
-    check_numbers(folder)
+    check_configs(folder)
     classes = module_classes(folder)
     for name in classes:
         _check_stored(folder / name)

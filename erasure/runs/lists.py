@@ -36,6 +36,8 @@ _OTHER_COLUMNS = {
     *("type", "erase", "forget", "retain", "keep", "guide", "mapping"),
 }
 """Columns of lists for other programs; a line of nothing else is a heading."""
+_OTHER_STARTS = ("# ", "sep=", "- ", "* ", '["', '{"')
+"""Starts of lines in no list of names: comments, spreadsheets' marks, lists of YAML and Markdown, JSON."""
 _OTHER_COLUMN = re.compile(r"\w+_(id|idx|num|number|seed|str|guidance|prompts?)")
 """Names that no concept has: `case_number`, `evaluation_seed`, "sensitive prompt"; a line with one is a heading."""
 
@@ -142,8 +144,10 @@ def _check_row(row: CsvRow) -> None:
     """Refuse an empty line, and a cell with a line break or half a pair of quotes."""
     if not any(row.cells):
         raise InputError(f"{row.where}: expected a concept, got an empty line. Delete it.")
-    if row.cells[0].startswith(("# ", "sep=")):
-        raise InputError(f"{row.where}: expected a concept, got {row.cells[0]!r}, a line for readers. Delete it.")
+    if row.cells[0].startswith(_OTHER_STARTS):
+        raise InputError(
+            f"{row.where}: expected a concept, got {row.cells[0]!r}, a line of another format. Write the concept alone."
+        )
     for cell in row.cells:
         if cell[:1] in _CURLED or cell[-1:] in _CURLED:
             raise InputError(f'{row.where}: expected straight quotes, got {cell!r}. Write " or no quotes.')

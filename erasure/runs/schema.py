@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..concept import Concept, distinct
 from ..erasers import Eraser, eraser_class
 from ..errors import InputError, reason
+from ..io.text import check_unicode
 from ..loading import Attention
 from ..profile import DEFAULT_MODEL, ModelProfile, profile_of
 from ..registry import with_presets
@@ -161,6 +162,7 @@ def _validated(config: Mapping[str, Any], eraser: type[Eraser]) -> Run:
         raise InputError(
             f"config: expected texts, numbers, lists and keys, got something else ({reason(error)})."
         ) from None
+    _check_texts(config)
     try:
         checked = schema.model_validate_json(text, strict=True)
     except ValidationError as error:
@@ -168,6 +170,18 @@ def _validated(config: Mapping[str, Any], eraser: type[Eraser]) -> Run:
         raise InputError(explained(error, list(schema.model_fields), parts)) from None
     values = {key: getattr(checked, key) for key in schema.model_fields}
     return Run(**{**values, "concepts": distinct(values["concepts"])})
+
+
+def _check_texts(value: object, *path: object) -> None:
+    """Refuse texts that are no Unicode, as bytes of the command line in another encoding are."""
+    if isinstance(value, str):
+        check_unicode(value, ".".join(map(str, path)))
+    elif isinstance(value, Mapping):
+        for key, each in cast("Mapping[object, object]", value).items():
+            _check_texts(each, *path, key)
+    elif isinstance(value, list):
+        for i, each in enumerate(cast("list[object]", value)):
+            _check_texts(each, *path, i)
 
 
 def _schema(eraser: type[Eraser]) -> type[BaseModel]:
