@@ -182,5 +182,5 @@ def linear_shift(tokens: int, config: Mapping[str, Any]) -> float:
 def mask_of(conditioning: Conditioning) -> Int[Tensor, "n tokens"]:
     """Return 1 for the states that the denoiser reads, those of a template too, and 0 for padding behind them."""
     states, [tokens] = conditioning.states, conditioning.streams[TEXT].tokens
-    stops = torch.tensor([tokens.span(row).stop for row in range(len(conditioning))], device=states.device)
-    return (torch.arange(states.shape[1], device=states.device) < stops[:, None]).long()
+    stops = torch.tensor([tokens.span(row).stop for row in range(len(conditioning))])
+    return (torch.arange(states.shape[1]) < stops[:, None]).long().to(states.device)

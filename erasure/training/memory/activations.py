@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...backbones.base import Backbone
 from ..student import Student
@@ -18,24 +19,51 @@ logger = logging.getLogger(__name__)
 
 
 class _Fused(torch.autograd.Function):
-    """Attention that keeps what fused kernels do: its inputs and its output, without scores."""
+    """Attention that keeps what fused kernels do: its inputs, its mask as numbers, and its output, without scores."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Return an output of the right shape; values are of no use here."""
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, output)
+        added = None if mask is None or mask.dtype == query.dtype else torch.empty_like(mask, dtype=query.dtype)
+        ctx.save_for_backward(query, key, value, output, mask if added is None else added)
         return output
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Counts attention as fused kernels compute it: without values, torch would choose the plain form."""
+class _WithoutValues(TorchFunctionMode):
+    """Has a pass of tensors without values go through where a model looks at some.
+
+    Attention is counted as fused kernels compute it: without values, torch would choose the plain form. Lengths and masks
+    of texts, which are of whole numbers, stay where they have values, and lose them where they meet a tensor without.
+    Tokens that are handed out to experts all go to one, which is as much work.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        arguments = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
-        return _Fused.apply(arguments["query"], arguments["key"], arguments["value"])
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            arguments = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
+            mask = arguments.get("attn_mask")
+            if mask is not None and not mask.is_meta:
+                mask = _without_values_of(mask)
+            return _Fused.apply(arguments["query"], arguments["key"], arguments["value"], mask)
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        first = tensors[0] if tensors else None
+        if func is Tensor.to and first is not None and not (first.is_meta or first.is_floating_point()):
+            types_of = [each for each in (*args[1:], *kwargs.values()) if isinstance(each, torch.dtype)]
+            return first.to(types_of[0]) if types_of else first
+        if func in (Tensor.bincount, torch.bincount) and first is not None and first.is_meta:
+            return torch.tensor([first.numel()])
+        if func is torch.tensor:
+            values = torch.tensor(*args, **{**kwargs, "device": "cpu"})
+            return values if not values.is_floating_point() else values.to("meta")
+        if len({each.is_meta for each in tensors}) > 1:
+            args, kwargs = tree_map_only(Tensor, _without_values_of, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _without_values_of(tensor: Tensor) -> Tensor:
+    """Return a tensor without values; a single number, such as a size, keeps its own."""
+    return torch.empty_like(tensor, device="meta") if tensor.ndim else tensor
 
 
 class _Kept:
@@ -86,7 +114,7 @@ def kept_for_gradient(
         for block in _blocks(denoiser):
             hooks.callback(block.register_forward_pre_hook(kept.enter, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(kept.leave).remove)
-        hooks.enter_context(_FusedAttention())
+        hooks.enter_context(_WithoutValues())
         hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor))
         try:
             student(twin.predict, latents, torch.full((), 500, device="meta"), conditioning)
