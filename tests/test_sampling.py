@@ -11,7 +11,17 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteSchedu
 
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
-from erasure.sampling import SamplingSettings, grid, noise, sample, scheduled_prediction, trajectory_latents
+from erasure.sampling import (
+    SamplingSettings,
+    grid,
+    half_noised,
+    noise,
+    sample,
+    sample_part,
+    scheduled_prediction,
+    trajectory_latents,
+)
+from tests import tiny, tiny_families
 from tests.tiny import FAMILIES
 
 PROMPTS = ["a cat", "a dog", "a cat", "a house on the beach", ""]
@@ -239,3 +249,20 @@ def test_images_that_are_not_finite_are_none(output: Any) -> None:
     pipe.unet.conv_out.bias.data[0] = torch.nan
     with pytest.raises(InputError, match="expected finite images, got nan of 'a cat' as float32"):
         sample(pipe, ["a cat"], [0], SamplingSettings(steps=1), output=output)
+
+
+@pytest.mark.parametrize("family", ["flux", "z-image"])
+def test_parts_of_a_shifted_schedule_make_the_whole(family: str) -> None:
+    pipe = tiny_families.built(family) if family in tiny_families.BUILDERS else tiny.EVERY[family]()
+    settings = SamplingSettings(steps=3, guidance_scale=2.0)
+    whole = sample(pipe, ["a cat"], [0], settings, output="latents")
+    states = backbone_of(pipe).encode(["a cat"])
+    begun = sample_part(pipe, states, None, [0], settings, last=2, output="latents")
+    assert isinstance(begun, torch.Tensor)
+    ended = sample_part(pipe, states, begun, [0], settings, first=2, output="latents")
+    assert isinstance(ended, torch.Tensor)
+    assert torch.equal(ended, whole)
+    noisy = half_noised(pipe, whole, [1], settings.steps, 1)
+    level = backbone_of(pipe).schedule.timesteps(settings.steps)[1] / 1000
+    drawn = noise([torch.Generator().manual_seed(1)], (4, 8, 8))
+    torch.testing.assert_close(noisy, (1 - level) * whole + level * drawn)

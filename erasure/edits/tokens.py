@@ -162,5 +162,5 @@ def _grow(encoder: PreTrainedModel, rows: Float[Tensor, "n dim"], end: int) -> l
         shrink,
         *(_put(reader, "eos_token_id", end) for reader in readers),
         *(_put(config, "eos_token_id", end) for config in {id(m.config): m.config for m in readers}.values()),
-        _put(encoder.config, "vocab_size", len(table)),
+        _put(encoder.config.get_text_config(), "vocab_size", len(table)),
     ]

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import MappingProxyType
 from typing import Any, Literal, cast, overload
 
@@ -20,6 +21,7 @@ from ..arguments import checks_arguments
 from ..backbones import backbone_of
 from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning, reading
+from ..backbones.schedule import Flow
 from ..backbones.usable import check_call
 from ..errors import ErasureError, InputError, reason
 from ..progress import OnProgress, Progress
@@ -175,13 +177,13 @@ def sample_part(
 @checks_arguments
 def half_noised(pipe: DiffusionPipeline, clean: Latents, seeds: Sequence[int], steps: int, first: int) -> Latents:
     """Return clean latents with the noise of step `first` of a schedule of so many steps, as image-to-image starts."""
+    added = noise([torch.Generator().manual_seed(seed) for seed in seeds], (*clean.shape[1:],))  # type: ignore[arg-type]
+    schedule = backbone_of(pipe).schedule
+    if isinstance(schedule, Flow):
+        return schedule.noised(clean, added, schedule.timesteps(steps)[first : first + 1])
     scheduler = copy.deepcopy(pipe.scheduler)
     scheduler.set_timesteps(steps)
-    added = noise([torch.Generator().manual_seed(seed) for seed in seeds], (*clean.shape[1:],))  # type: ignore[arg-type]
-    timestep = scheduler.timesteps[first : first + 1].cpu()
-    if hasattr(scheduler, "scale_noise"):
-        return scheduler.scale_noise(clean, timestep, added)
-    return scheduler.add_noise(clean, added, timestep.expand(len(clean)))
+    return scheduler.add_noise(clean, added, scheduler.timesteps[first : first + 1].cpu().expand(len(clean)))
 
 
 def _cut_steps(scheduler: Any, first: int, last: int | None) -> None:
@@ -201,6 +203,7 @@ def _cut_steps(scheduler: Any, first: int, last: int | None) -> None:
 
         return call
 
+    @wraps(set_timesteps)  # pipelines look at its parameters
     def set_part(*args: Any, **options: Any) -> None:
         set_timesteps(*args, **options)
         whole[:] = [scheduler.timesteps]

@@ -68,9 +68,18 @@ class Attack(Plugin):
 
 
 class Tokens:
-    """Vocabulary of a model without the tokens that an attack may not use, and rows of its ids."""
+    """Vocabulary of a model without the tokens that an attack may not use, and rows of its ids.
+
+    Raises:
+        InputError: The model does not encode rows of ids.
+    """
 
     def __init__(self, backbone: Backbone, banned: Sequence[str] = ()) -> None:
+        if "token ids" not in backbone.abilities:
+            raise InputError(
+                f"attack: expected a model whose text encoders share one vocabulary, got {backbone.family}."
+                " Use a probe that searches no words, such as wordings."
+            )
         tokenizer = backbone.pipe.tokenizer
         self._tokenizer = tokenizer
         self.length: int = tokenizer.model_max_length

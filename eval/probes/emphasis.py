@@ -71,14 +71,18 @@ class Emphasis(Probe):
 
 
 def emphasised(subject: Subject, weight: float) -> Conditioning:
-    """Return the aim's prompts with the states of the concept's words and of the end of text moved; 1 changes none."""
+    """Return the aim's prompts with the states of the concept's words and of the end of text moved; 1 changes none.
+
+    They are moved from the empty prompt's state at the same place, its last one where it is shorter.
+    """
     backbone, concept = subject.backbone, subject.aim.concept
     read, empty = backbone.encode(list(subject.aim.prompts)), backbone.encode([""])
     states = read.states.clone()
     for row in range(len(read)):
         places = [*name_places(read, row, concept), *range(int(read.eot[row]), states.shape[1])]
         before = states[row, places]
-        moved = empty.states[0, places] + weight * (before - empty.states[0, places])
+        nothing = empty.states[0, [min(place, empty.states.shape[1] - 1) for place in places]]
+        moved = nothing + weight * (before - nothing)
         length = before.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         states[row, places] = before if weight == 1 else moved * length
     return read.with_states(states)

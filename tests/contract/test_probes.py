@@ -29,7 +29,7 @@ from erasure.eval.probes import (
 from erasure.eval.probes.base import Suite
 from erasure.profile import ModelProfile, profile_of
 from erasure.sampling import SamplingSettings, sample
-from tests import pieces
+from tests import pieces, tiny_families
 from tests.eval.world import oracle, pipeline
 from tests.tiny import sd1
 
@@ -154,3 +154,16 @@ def test_a_sampled_probe_changes_the_sampling_and_restores_it(name: str) -> None
         with probe.with_dose(dose).applied_to(pipe, GOAL):
             assert not torch.equal(plain, sample(pipe, backbone.encode_ids(ids[:1]), [0], SAMPLING, output="latents"))
     assert torch.equal(plain, sample(pipe, backbone.encode([GOAL.prompt]), [0], SAMPLING, output="latents"))
+
+
+@pytest.mark.parametrize("name", ["emphasis", "img2img", "mma", "ring-a-bell", "unlearn-diff"])
+def test_a_transformer_that_reads_a_chat_is_probed_or_refused_in_one_line(name: str) -> None:
+    pipe, kind, target = tiny_families.built("z-image"), probe_class(name), aim(profile_of("tinyworld"))
+    probe = kind(**kind.quick)
+    models = Models(original=lambda: _Open(pipe))
+    if "img2img" not in name and "emphasis" not in name:
+        with pytest.raises(InputError, match=r"^attack: expected a model whose text encoders share .*, got z-image\."):
+            list(probe.outcomes(Subject(pipe=pipe, aim=target, material=probe.material(models, target))))
+        return
+    material = probe.material(models, target)
+    assert all(len(each.images) == 2 for each in probe.outcomes(Subject(pipe=pipe, aim=target, material=material)))

@@ -33,9 +33,9 @@ class _Fused(torch.autograd.Function):
 class _WithoutValues(TorchFunctionMode):
     """Has a pass of tensors without values go through where a model looks at some.
 
-    Attention is counted as fused kernels compute it: without values, torch would choose the plain form. Lengths and masks
-    of texts, which are of whole numbers, stay where they have values, and lose them where they meet a tensor without.
-    Tokens that are handed out to experts all go to one, which is as much work.
+    Attention is counted as fused kernels compute it: without values, torch would choose the plain form. Lengths and
+    masks of texts, which are of whole numbers, stay where they have values, and lose them where they meet a tensor
+    without. Tokens that are handed out to experts all go to one, which is as much work.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
