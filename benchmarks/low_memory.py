@@ -6,8 +6,8 @@ Models of full size with random weights, in shards of float16, are written to a 
 - loaded: `erasure remove`, then `erasure export`, each in a process of its own; the larger peak and both times count;
 - beyond: what fitting and applying takes beyond the memory that a loaded model holds already.
 
-A model of FLUX.1's sizes (bfloat16, 33 GB) is larger than the memory of most machines: on it, and on a thin one of the
-same widths, the first is run alone, with hard links to the files that do not change.
+A model of FLUX.1's sizes (bfloat16, 33 GB) is larger than the memory of most machines: on it, on one with 4 of T5's 24
+layers, and on a thin one of the same widths, the first is run alone, with hard links to the files that do not change.
 
 Peak memory is what the operating system says of a process: the largest resident set, with the libraries that it loads.
 """
