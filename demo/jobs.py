@@ -16,7 +16,7 @@ _LOOK_SECONDS = 0.2
 _REST = 20
 """Share of its time that a job has passed before the page is updated again: one part in so many.
 
-A browser may need a third of a second for an update. On a busy machine it would fall behind a steady stream of them,
+A browser needs a tenth of a second for an update, on a busy machine more. It would fall behind a steady stream of them,
 and show a job's end, or that it was cancelled, long after.
 """
 _LEAST_REST, _MOST_REST = 0.5, 5.0  # seconds

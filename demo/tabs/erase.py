@@ -2,23 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 from erasure.concept import Kind
-from erasure.erasers import eraser_names
 
 from .. import actions, limits, views
 from ..desk import QUIET, Desk, ErrorsInALine, Job
-from ..forms import Setting, offered, summary
 from ..jobs import Track
 from ..results import BeforeAfter
 from ..sessions import Session
 from ..studio import Studio
+from .method import MethodForm
 
-DEFAULT = "uce"
 ALL, ONLY = "all other known concepts", "only the chosen ones"
 _SEEDS = "0-3"
 
@@ -65,19 +62,19 @@ def build(desk: Desk, start: BeforeAfter | None) -> dict[str, Any]:
             basis = gr.HTML(elem_id="erase-basis")
             shown = gr.HTML(_start(start), elem_id="before-after", elem_classes="before-after")
         with gr.Column(elem_classes="how"):
-            method, settings = _place_method(studio)
+            form = MethodForm.placed(studio.name)
             with gr.Accordion("Anchor and preserved concepts", open=True):
                 scope = _place_scope(studio, first)
     desk.standing[basis] = lambda session: views.basis(session.erased and session.erased.entries, session.ledger())
     _connect_suggestions(desk, request, scope, first)
 
     def work(session: Session, track: Track, *values: Any) -> BeforeAfter:
-        targets, kind, name, becomes, extent, keep, prompts, *settings = values
+        targets, kind, becomes, extent, keep, prompts, *chosen = values
         pairs = limits.pairs(prompts, _SEEDS)
         wish = actions.Wish(
             concepts=limits.names("concepts", targets),
-            method=name,
-            settings=_changed_settings(name, studio, settings),
+            method=limits.name("method", chosen[0]),
+            settings=form.settings(*chosen),
             anchor=becomes or "",
             preserve=None if extent == ALL else keep or [],
             kind=None if studio.known else kind,
@@ -86,10 +83,10 @@ def build(desk: Desk, start: BeforeAfter | None) -> dict[str, Any]:
         session.erased = actions.compare(studio, session, pairs, studio.sampler, track)
         return session.erased
 
-    inputs = [request.concepts, request.kind, method, scope.anchor, scope.extent, scope.keep, request.prompts]
+    inputs = [request.concepts, request.kind, scope.anchor, scope.extent, scope.keep, request.prompts]
     desk.runs(
         job,
-        [*inputs, *settings],
+        [*inputs, *form.inputs],
         [shown],
         work,
         lambda _, comparison: {shown: views.strips(comparison), job.bar: _done(comparison)},
@@ -120,20 +117,6 @@ def _place_request(studio: Studio, first: list[str]) -> _RequestFields:
             elem_id="look",
         ),
     )
-
-
-def _place_method(studio: Studio) -> tuple[gr.Dropdown, list[Component]]:
-    """Place the choice of the method; return it, and the settings of all methods in order."""
-    method = gr.Dropdown(
-        [(f"{name}: {summary(name)}", name) for name in _methods()],
-        value=DEFAULT,
-        label="Method",
-        info="Type to search.",
-        elem_id="method",
-    )
-    fields = {name: _fields(name, studio) for name in _methods()}
-    method.change(_opened, [method], [box for box, _ in fields.values()], queue=False, **QUIET)
-    return method, [component for _, components in fields.values() for component in components]
 
 
 def _place_scope(studio: Studio, first: list[str]) -> _ScopeFields:
@@ -199,53 +182,6 @@ def _start(start: BeforeAfter | None) -> str:
     if start is None:
         return views.empty("Choose concepts and press Erase: images before and after appear here.")
     return views.strips(start)
-
-
-def _fields(method: str, studio: Studio) -> tuple[gr.Column, list[Component]]:
-    """Place the settings of a method: the main ones, and the others in an accordion."""
-    settings = offered(method, studio.name)
-    with gr.Column(visible=method == DEFAULT, elem_classes="settings") as box:
-        with gr.Row():
-            main = {setting.name: _field(method, setting) for setting in settings if setting.main}
-        with gr.Accordion("More settings", open=False):
-            rest = {setting.name: _field(method, setting) for setting in settings if not setting.main}
-    placed = main | rest
-    return box, [placed[setting.name] for setting in settings]
-
-
-def _field(method: str, setting: Setting) -> Component:
-    shared: dict[str, Any] = {"label": setting.name, "info": setting.about, "elem_id": f"{method}-{setting.name}"}
-    if setting.kind == "choice":
-        return gr.Dropdown(list(setting.choices), value=setting.value, **shared)
-    if setting.kind == "switch":
-        return gr.Checkbox(cast("bool", setting.value), **shared)
-    value = cast("float | None", setting.value)
-    # without a precision, which would round "1.5" of a whole number in silence
-    return gr.Number(value, min_width=110, **shared)
-
-
-def _changed_settings(method: str, studio: Studio, values: Sequence[Any]) -> dict[str, Any]:
-    """Return the settings of a method that differ from their defaults, given the values of all methods in order."""
-    rest = list(values)
-    for name in _methods():
-        settings = offered(name, studio.name)
-        mine, rest = rest[: len(settings)], rest[len(settings) :]
-        if name == method:
-            return {
-                setting.name: value
-                for setting, value in zip(settings, mine, strict=True)
-                if value is not None and value != setting.value
-            }
-    return {}
-
-
-def _methods() -> list[str]:
-    """Return the names of the erasers, the default first."""
-    return sorted(eraser_names(), key=lambda name: name != DEFAULT)
-
-
-def _opened(method: str) -> list[Any]:
-    return [gr.update(visible=name == method) for name in _methods()]
 
 
 def _suggest(

@@ -303,6 +303,24 @@ def test_cancel_ends_a_fit_and_leaves_nothing_half_done(visit) -> None:
     assert removed(page) == ["cat"]
 
 
+def test_settings_are_those_of_the_method_with_what_the_visitor_typed(visit) -> None:
+    page = visit()
+    choose_method(page, "esd")
+    steps = page.get_by_label("steps", exact=True)
+    expect(steps).to_have_value("150")
+    steps.fill("-1")
+    press(page, "erase")
+    assert wrong(page, "erase").startswith("settings.steps: expected a number from 0 to ")
+    choose_method(page, "uce")
+    expect(page.locator("#settings").get_by_label("reg", exact=True)).to_have_value("0.5")
+    expect(steps).to_have_count(0)
+    choose_method(page, "esd")
+    expect(steps).to_have_value("-1")
+    choose_method(page, "uce")
+    press(page, "erase")
+    assert removed(page) == ["cat"]
+
+
 def test_what_is_wrong_is_one_line_under_its_button_and_the_app_goes_on(visit) -> None:
     page = visit()
     erase(page, "<img src=x onerror=alert(1)>")
