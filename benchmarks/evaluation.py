@@ -1,6 +1,7 @@
 """Making and measuring the images of an evaluation: against the raw pipeline, and as their number grows."""
 
 import random
+import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,7 @@ from erasure.tinyworld.world import compose, draw
 
 from .record import arguments, peak_mib, spread, write_run
 
-VERSION = 2
+VERSION = 3
 
 
 def main() -> None:
@@ -41,20 +42,21 @@ def main() -> None:
     started = time.perf_counter()
     results = [generation(options), texts(), *memory([2_000, 4_000, 8_000, 16_000] if not options.toy else [80, 160])]
     for result in results:
-        print(", ".join(f"{key} {value}" for key, value in result.items() if key not in ("raw", "store")))
+        print(", ".join(f"{key} {value}" for key, value in result.items() if key not in ("raw", "store", "ratios")))
     write_run(options, name="evaluation", version=VERSION, results=results, started=started, torch=torch)
 
 
 def generation(options: Any) -> dict[str, Any]:
-    """Return images a second of the raw pipeline and of the store, alternating, and their ratio."""
+    """Return images a second of the raw pipeline and of the store, and the median of their ratios.
+
+    A pair has equal prompts and seeds, and which of the two comes first alternates.
+    """
     pipe = tinyworld.load()
     names = vocabulary.concepts()
     prompts = [vocabulary.prompts_for(names[i % len(names)], 1)[0] for i in range(options.images)]
     sampler = SamplingSettings(steps=options.steps, guidance_scale=4.0, batch_size=options.batch)
-    raw_seconds, store_seconds = [], []
-    for repeat in range(options.repeats + 1):
-        seeds = [repeat * options.images + i for i in range(options.images)]
-        start = time.perf_counter()
+
+    def raw(seeds: list[int], folder: Path) -> None:
         for index in range(0, options.images, options.batch):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[index : index + options.batch]]
             pipe(
@@ -63,23 +65,29 @@ def generation(options: Any) -> dict[str, Any]:
                 num_inference_steps=options.steps,
                 guidance_scale=4.0,
             )
-        raw = time.perf_counter() - start
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            generate(pipe, prompts, seeds, Path(folder) / "store", sampler=sampler)
-            stored = time.perf_counter() - start
-        if repeat:  # the first of each warms up
-            raw_seconds.append(raw)
-            store_seconds.append(stored)
-    raw_all, store_all = spread(raw_seconds), spread(store_seconds)
-    return {
-        "case": "generation",
-        "raw_images_per_second": options.images / raw_all["seconds"],
-        "store_images_per_second": options.images / store_all["seconds"],
-        "ratio": raw_all["seconds"] / store_all["seconds"],
-        "raw": raw_all,
-        "store": store_all,
-    }
+
+    def store(seeds: list[int], folder: Path) -> None:
+        generate(pipe, prompts, seeds, folder / "store", sampler=sampler)
+
+    ways = {"raw": raw, "store": store}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for repeat in range(options.repeats + 1):
+        seeds = [repeat * options.images + i for i in range(options.images)]
+        for name in list(ways) if repeat % 2 else list(reversed(ways)):
+            with tempfile.TemporaryDirectory() as folder:
+                start, used = time.perf_counter(), time.process_time()
+                ways[name](seeds, Path(folder))
+                taken[name].append((time.perf_counter() - start, time.process_time() - used))
+    measured: dict[str, Any] = {"case": "generation"}
+    for name, pairs in taken.items():  # the first of each warms up
+        seconds, processor = (list(each) for each in zip(*pairs[1:], strict=True))
+        measured[name] = {**spread(seconds), "all_processor_seconds": processor}
+        measured[f"{name}_images_per_second"] = options.images / measured[name]["seconds"]
+    for key, of in (("ratios", "all_seconds"), ("processor_ratios", "all_processor_seconds")):
+        measured[key] = [one / other for one, other in zip(measured["raw"][of], measured["store"][of], strict=True)]
+    measured["ratio"] = statistics.median(measured["ratios"])
+    measured["processor_ratio"] = statistics.median(measured["processor_ratios"])
+    return measured
 
 
 def texts() -> dict[str, Any]:

@@ -5,15 +5,18 @@ import os
 import re
 import shutil
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from erasure.backbones.loaded import not_finite, other_names, unwrapped
@@ -26,6 +29,9 @@ from erasure.profile import profile_of
 
 # Weights in formats that are not written here: a loader would take them for the edited ones.
 _OTHER_WEIGHTS = {".bin", ".ckpt", ".h5", ".index", ".msgpack", ".onnx", ".onnx_data", ".pb", ".pt", ".pth", ".xml"}
+
+# Files written at once: one waits for the disk while numbers of the other are computed or looked at.
+_AT_ONCE = 2
 
 
 def folder_of(name: str) -> Path:
@@ -105,9 +111,10 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
             weights stay in its files and are not linked, a tensor is not finite; any other was checked when it was
             loaded.
     """
-    checked = is_stored(pipe) and not link
+    checked, changing = is_stored(pipe) and not link, Lock()
     copy_configs(source, to)
     written: set[str] = set()
+    files: list[tuple[str, Path]] = []
     for name in parts_of(source):
         weights = [path for path in _files(source / name) if path.name.endswith(".safetensors")]
         part = unwrapped(getattr(pipe, name, None))
@@ -115,8 +122,14 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
             with edit.applied_to(pipe):
                 part.save_pretrained(to / name)
             written |= {key for key in edit.changes if key.partition(".")[0] == name}
-        for path in weights:
-            written |= _write_weights(edit, name, path, to / path.relative_to(source), link, checked)
+        files += [(name, path) for path in weights]
+
+    def write(part: str, path: Path) -> set[str]:
+        return _write_weights(edit, part, path, to / path.relative_to(source), link, checked, changing)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        written.update(*pool.map(write, *zip(*files, strict=True)) if files else ())
+    for name in parts_of(source):
         for path in (source / name).glob("*.safetensors.index*.json"):
             _write_index(path, to / name / path.name)
     missing = sorted(edit.changes.keys() - written)
@@ -132,7 +145,9 @@ def _is_weights(path: Path) -> bool:
     return path.suffix in {".safetensors", *_OTHER_WEIGHTS} or ".index." in path.name
 
 
-def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path, link: bool, checked: bool) -> set[str]:
+def _write_weights(
+    edit: WeightEdit, part: str, path: Path, to: Path, link: bool, checked: bool, changing: Lock
+) -> set[str]:
     """Write one file of a component's weights and return the parameters that it changed.
 
     Args:
@@ -142,14 +157,19 @@ def _write_weights(edit: WeightEdit, part: str, path: Path, to: Path, link: bool
         to: The new file.
         link: See `write_edited`.
         checked: Whether a tensor that is not finite is refused.
+        changing: Held while a tensor is changed, so that memory holds one of them whatever is written at once.
     """
 
     def refusal(key: str) -> InputError:
         return not_finite(f"{part}.{key}")
 
+    def edited(name: str, weight: Tensor) -> Tensor:
+        with changing:
+            return edit.edited(name, weight)
+
     names = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
     if names:
-        changed = {key: partial(edit.edited, name) for key, name in names.items()}
+        changed = {key: partial(edited, name) for key, name in names.items()}
         at_least = None if _is_variant(path) else torch.float32
         rewrite_tensors(path, to, changed, at_least=at_least, not_finite=refusal if checked else None)
     elif checked:
