@@ -6,8 +6,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
+from erasure.io.processes import state
 from tests.demo.running import free_port
 
 SECONDS = 540
@@ -43,11 +45,11 @@ def in_two_processes(function: Callable[..., Any], *arguments: object, **environ
         def run() -> Any:
             os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))
             PartialState._reset_state()  # of the process that this is a copy of
-            state = PartialState(cpu=True)
-            assert (state.num_processes, state.process_index) == (2, rank)
+            group = PartialState(cpu=True) if torch.cuda.is_available() else state()
+            assert (group.num_processes, group.process_index) == (2, rank)
             result = function(*arguments)
-            state.wait_for_everyone()
-            state.destroy_process_group()
+            group.wait_for_everyone()
+            group.destroy_process_group()
             return result
 
         return run

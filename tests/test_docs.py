@@ -253,15 +253,24 @@ def test_an_ablation_compares_what_stays_with_the_original_of_its_concept(tmp_pa
 
 
 def test_waits_stand_beside_what_their_run_measured(tmp_path: Path) -> None:
-    bulk = [
-        {"case": "official", "long": 6000.0},
-        {"case": "removal", "trailing_templates": 4, "names": 16, "long": 120.0},
-    ]
+    removal = {"case": "removal", "model": "sd15", "trailing_templates": 4, "names": 16, "long": 120.0, "each": 0.1}
+    official = {"case": "official", "model": "sd15", "names": 2, "encoding": 2.0, "products": 4.0, "long": 6000.0}
+    bulk = [official, {**removal, "floor_each": 0.08, "ratio": 50.0}]
     written = {"case": "apply", "concepts": 1000, "link": False, "seconds": 6.0}
-    for name, results in {"bulk": bulk, "apply": [{"case": "copy", "seconds": 5.0}, written], "other": []}.items():
+    demo = {"case": "demo", "images": 8, "seconds": 9.0, "cpu": 12.0, "floor": {"seconds": 4.0, "cpu": 8.0}}
+    runs = {"bulk": bulk, "apply": [{"case": "copy", "seconds": 5.0}, written], "commands": [demo], "other": []}
+    for name, results in runs.items():
         (tmp_path / "benchmarks" / name).mkdir(parents=True)
         record = {"benchmark": name, "results": results}
         (tmp_path / "benchmarks" / name / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    _, _, names, folder, *_ = TABLES["waits"]("benchmarks/*/run.json", tmp_path).splitlines()
-    assert "templates | 2.0 min of a processor (from 16 names) | the official way: 100 min | 1/50.0 of it |" in names
+    _, _, names, folder, app, *_ = TABLES["waits"]("benchmarks/*/run.json", tmp_path).splitlines()
+    assert (
+        "states: 4 | 2.0 min of a processor (from 16 names) | 1.3 min of one, the encoders' operations | 1.50 |"
+        in names
+    )
     assert folder == "| an edit of 1,000 concepts written as a folder | 6.00 s | 5.00 s, a plain copy | 1.20 |"
+    assert "8 images, tiny world | 9.00 s, 12.0 s of a processor | 8.00 s of one, a start with Gradio" in app
+    assert app.endswith("| 1.50 |")
+    _, _, published, listed, *_ = TABLES["bulk"]("benchmarks/bulk/run.json", tmp_path).splitlines()
+    assert published.endswith("| 2 | 6.00 s | – | 100.0 min | 1.0 |")
+    assert listed.endswith("| 16 | 0.10 s | 0.08 s | 2.0 min | 50.0 |")

@@ -43,6 +43,8 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "apply-edit": solves.apply_edit,
     "beside-lora": solves.beside_lora,
     "encoding": speed.encoding,
+    "bulk": speed.bulk,
+    "bulk-templates": speed.bulk_templates,
     "trained": speed.trained,
     "processes": speed.processes,
     "ledger": solves.ledger,

@@ -165,3 +165,37 @@ def low_memory(source: str, results: Path) -> str:
         )
     headings = ("model", "on the disk", "`--low-memory`", "loaded", "ratio", "same bytes", "beyond a loaded model")
     return table(headings, rows, read_runs(source, results))
+
+
+def bulk(source: str, results: Path) -> str:
+    """Return one row a way of removing a list of names: seconds a name, of a long list, and beside the official way."""
+    rows = []
+    for case in (case for _, run in read_runs(source, results) for case in run["results"]):
+        if case["case"] == "official":
+            words, each, least = "one by one, as published", case["encoding"] + case["products"], "–"
+        elif case["case"] == "removal":
+            words, each = f"a list, trailing states of {case['trailing_templates'] or 'all'}", case["each"]
+            least = f"{case['floor_each']:.2f} s"
+        else:
+            continue
+        model, minutes = LOW_MEMORY_MODELS[case["model"]], f"{case['long'] / 60:.1f} min"
+        timed, ratio = str(case["names"]), f"{case.get('ratio', 1):.1f}"
+        rows.append((model, words, timed, f"{each:.2f} s", least, minutes, ratio))
+    headings = ("model", "way, templates", "names timed", "a name", "its floor", "1,000 names", "times the published")
+    return table(headings, rows, read_runs(source, results))
+
+
+def bulk_templates(source: str, results: Path) -> str:
+    """Return one row a list and number of templates: the effect of removed objects that is left, the move of others."""
+    rows = [
+        (
+            str(case["list"]),
+            str(case["trailing_templates"] or "all"),
+            *(f"{case[key]:.2f}" for key in ("left", "left_most", "moved")),
+        )
+        for _, run in read_runs(source, results)
+        for case in run["results"]
+        if case["case"] == "templates"
+    ]
+    headings = ("objects removed", "templates", "effect left, mean", "least of the worst tenth", "move of others")
+    return table(headings, rows, read_runs(source, results))

@@ -42,14 +42,15 @@ def _closed_form(cases: Sequence[Case]) -> list[Wait]:
 
 
 def _bulk(cases: Sequence[Case]) -> list[Wait]:
-    [official] = [case["long"] for case in cases if case["case"] == "official"]
     return [
         (
-            "from 1,000 names to an edit of Stable Diffusion 1.5"
-            + (f", trailing states of {number} templates" if (number := case["trailing_templates"]) else ""),
+            (
+                f"from 1,000 names to an edit of {LOW_MEMORY_MODELS[case['model']]},"
+                f" templates with trailing states: {case['trailing_templates'] or 'all'}"
+            ),
             f"{case['long'] / 60:.1f} min of a processor (from {case['names']} names)",
-            f"the official way: {official / 60:.0f} min",
-            f"1/{official / case['long']:.1f} of it",
+            f"{1000 * case['floor_each'] / 60:.1f} min of one, the encoders' operations",
+            f"{case['long'] / (1000 * case['floor_each']):.2f}",
         )
         for case in cases
         if case["case"] == "removal"
@@ -126,6 +127,26 @@ def _evaluation(cases: Sequence[Case]) -> list[Wait]:
     ]
 
 
+def _commands(cases: Sequence[Case]) -> list[Wait]:
+    rows = []
+    for case in cases:
+        if case["case"] in _COMMANDS:
+            command, floor = _COMMANDS[case["case"]]
+            images = f", {case['images']:,} images" if case["images"] else ""
+            time = f"{_seconds(case)}, {_seconds({'seconds': case['cpu']})} of a processor"
+            least = f"{_seconds({'seconds': case['floor']['cpu']})} of one, {floor}"
+            rows.append((f"{command}{images}, tiny world", time, least, f"{case['cpu'] / case['floor']['cpu']:.2f}"))
+    return rows
+
+
+_COMMANDS = {
+    "measure": ("`erasure remove` with its quick measure", "a start and the raw pipeline"),
+    "export": ("`erasure export` without images", "a start and a plain copy"),
+    "card": ("`erasure export` with a model card", "a start, the raw pipeline and a plain copy"),
+    "audit": ("`erasure audit`, the quick suite with a gold", "a start and the raw pipeline"),
+    "demo": ("`erasure app`, until its page answers", "a start with Gradio and the raw pipeline"),
+}
+
 _WAITS: Mapping[str, Callable[[Sequence[Case]], list[Wait]]] = {
     "startup": _startup,
     "bulk": _bulk,
@@ -135,6 +156,7 @@ _WAITS: Mapping[str, Callable[[Sequence[Case]], list[Wait]]] = {
     "apply-edit": _apply_edit,
     "ledger": _ledger,
     "evaluation": _evaluation,
+    "commands": _commands,
 }
 
 

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ErasureError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,7 +44,7 @@ def together() -> Iterator[None]:
     if count() == 1:
         yield
         return
-    _state()
+    state()
     with _set(value=True):
         yield
 
@@ -90,7 +93,7 @@ def by_first(work: Callable[[], Result]) -> Result:
 def wait() -> None:
     """Wait until all processes have come here."""
     if are_together():
-        _state().wait_for_everyone()
+        state().wait_for_everyone()
 
 
 @contextmanager
@@ -100,10 +103,15 @@ def alone() -> Iterator[None]:
         yield
 
 
-def _state() -> Any:
+def state() -> "PartialState":
+    """Return accelerate's state of this process, in the group of those that were launched together.
+
+    accelerate makes no group of processes without an accelerator unless it is said that they compute on the CPU.
+    """
+    import torch
     from accelerate import PartialState
 
-    return PartialState(timeout=_LONGEST_WAIT)
+    return PartialState(cpu=count() > 1 and not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
-from erasure.io.processes import by_first, share, wait
+from erasure.io.processes import by_first, share, state, wait
 from erasure.io.text import one_line, shortened
 from erasure.progress import OnProgress, ProgressCounter
 from erasure.provenance import provenance
@@ -211,9 +211,7 @@ def fill(
 def _fill_closed(
     pipe: DiffusionPipeline, store: ImageStore, manifest: Manifest, batch_size: int, on_progress: OnProgress | None
 ) -> ImageStore:
-    from accelerate import PartialState
-
-    processes = PartialState()
+    processes = state()
     origin = provenance(device=str(backbone_of(pipe).device))
     made_with = {
         **{key: origin[key] for key in ("versions", "device", "threads")},
