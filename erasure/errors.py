@@ -83,3 +83,16 @@ def reason(error: BaseException) -> str:
     """
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in line)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Return True for an error of a device that has too little memory, and of a size that no memory has."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, whose import takes a second
+        or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY))
+    )
+
+
+_NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "integer multiplication overflow")

@@ -37,6 +37,10 @@ ENTRY_POINTS = "erasure.plugins"
 Exactness = Literal["published", "reconstructed", "ours"]
 """Relation of a piece to its source: as published, reconstructed where the source leaves gaps, or our own."""
 
+# Largest size of a setting: a tenfold of it, as of a learning rate in Adam's first step, is finite in float32.
+_MOST = 1e30
+_MOST_WHOLE = 2**63 - 1
+
 AnyPlugin = TypeVar("AnyPlugin", bound="Plugin")
 AnySettings = TypeVar("AnySettings")
 
@@ -52,6 +56,7 @@ class _Checked(ABCMeta):
                 raise InputError(f"{where}: expected settings by name, got {shortened(args[0])}. Write SETTING=VALUE.")
             settings = _checked(cls, settings, _valid, f"{where}.")
             settings = with_presets(cls, settings)
+            check_sizes(settings, f"{where}.")
         return super().__call__(*args, **settings)
 
     @property
@@ -187,6 +192,28 @@ def with_presets(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str | int):  # a config may hold a year as a number
             completed = {**presets.get(value, presets.get(str(value), {})), **completed}
     return completed
+
+
+def check_sizes(value: object, path: str) -> None:
+    """Refuse numbers beyond those that tensors are computed with.
+
+    Args:
+        value: Settings by name, or a part of them.
+        path: Text before a setting's name in errors.
+
+    Raises:
+        InputError: A setting is such a number.
+    """
+    if isinstance(value, Mapping):
+        for key, each in cast("Mapping[object, object]", value).items():
+            check_sizes(each, f"{path}{'' if path.endswith('.') else '.'}{key}")
+    elif isinstance(value, list | tuple):
+        for i, each in enumerate(cast("Sequence[object]", value)):
+            check_sizes(each, f"{path}.{i}")
+    elif isinstance(value, int | float):
+        most = _MOST if isinstance(value, float) else _MOST_WHOLE
+        if abs(value) > most:
+            raise InputError(f"{path}: expected a number up to {most:g}, got {shortened(value)}. Give a smaller one.")
 
 
 def described(kind: type) -> dict[str, str]:

@@ -136,7 +136,7 @@ def test_damaged_words_and_missing_states_of_rows_are_refused(tmp_path: Path) ->
 def test_a_ledger_names_the_damaged_file_and_adds_none(tmp_path: Path) -> None:
     ledger = Ledger.open_or_create(tmp_path, PIPE, "model")
     with pytest.raises(InputError, match="finite"):
-        ledger.remove(PIPE, UCE(strength=1e39), [Concept(target="cat")])
+        ledger.remove(PIPE, UCE(strength=1e30), [Concept(target="cat")])
     assert not Ledger.open(tmp_path).entries
     assert not list((tmp_path / "edits").iterdir())
     entry = ledger.remove(PIPE, UCE(), [Concept(target="cat")])

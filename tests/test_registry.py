@@ -12,11 +12,12 @@ import pytest
 from pydantic import Field
 
 from erasure import registry
-from erasure.erasers import ERASERS
+from erasure.erasers import ERASERS, make_eraser
 from erasure.erasers.uce import UCE
 from erasure.errors import InputError, UnknownNameError
 from erasure.guidance import GUIDANCES, Guidance
 from erasure.registry import Chosen, Exactness, Plugin, Registry, registry_of, with_settings
+from erasure.runs.schema import parse
 
 PIECE = '''
 from contextlib import nullcontext
@@ -89,6 +90,28 @@ def test_settings_are_checked_at_construction(settings: dict[str, Any], text: st
     assert str(caught.value) == text
     with pytest.raises(InputError):
         replace(UCE(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "path"),
+    [
+        ("uce", {"strength": 1e39}, "uce.strength"),
+        ("uce", {"reg": -1e308}, "uce.reg"),
+        ("esd", {"steps": 2**63}, "esd.steps"),
+        ("esd", {"lr": 1e38}, "esd.lr"),
+        ("rece", {"base": {"name": "uce", "reg": 1e300}}, "uce.reg"),
+    ],
+)
+def test_a_number_that_nothing_is_computed_with_is_refused(name: str, settings: dict[str, Any], path: str) -> None:
+    with pytest.raises(InputError, match=rf"{path}: expected a number (up to|greater)"):
+        make_eraser(name, **settings)
+    concepts = [{"target": "cat"}]
+    with pytest.raises(InputError, match=r"expected a number (up to|greater)"):
+        parse({"model": "some-model", "eraser": {"name": name, **settings}, "concepts": concepts})
+
+
+def test_the_largest_numbers_are_taken() -> None:
+    assert make_eraser("esd", lr=1e30, steps=2**63 - 1, preserve_scale=0.0).lr == 1e30
 
 
 def test_an_unknown_setting_is_named_with_the_nearest() -> None:

@@ -12,9 +12,10 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
-from ..errors import ErasureError, expectation, reason
+from ..errors import ErasureError, expectation, is_of_memory, reason
 from ..io import interrupts
 from ..io.files import dropping_empty_folders
+from ..io.text import shortened
 from . import evaluate, export, ledger, look, personalize, remove, setup
 from .console import fail, show_error
 
@@ -54,6 +55,13 @@ class _Group(TyperGroup):
             fail(str(error))
         except KeyboardInterrupt:
             fail(interrupts.MESSAGE)
+        except (MemoryError, RuntimeError) as error:
+            if not is_of_memory(error):
+                raise
+            fail(
+                f"memory: expected enough for this work, got {shortened(reason(error))}. Lower the batch size or the"
+                " image size, or use another --device."
+            )
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone, which typer knows
                 raise

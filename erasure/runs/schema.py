@@ -13,7 +13,7 @@ from ..errors import InputError, reason
 from ..io.text import check_unicode
 from ..loading import Attention
 from ..profile import DEFAULT_MODEL, ModelProfile, profile_of
-from ..registry import with_presets
+from ..registry import check_sizes, with_presets
 from ..sampling import SamplingSettings
 from .lists import families_expanded, list_path, read_concepts
 from .problems import explained
@@ -169,6 +169,7 @@ def _validated(config: Mapping[str, Any], eraser: type[Eraser]) -> Run:
         parts = {"concepts": Concept, "measure": MeasureSettings, "eraser": eraser}
         raise InputError(explained(error, list(schema.model_fields), parts)) from None
     values = {key: getattr(checked, key) for key in schema.model_fields}
+    check_sizes(values["eraser"].as_settings(), "eraser.")
     return Run(**{**values, "concepts": distinct(values["concepts"])})
 
 

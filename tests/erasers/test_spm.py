@@ -61,6 +61,14 @@ def test_before_any_step_the_texts_that_are_held_cost_nothing(pipe: Any) -> None
         )
 
 
+def test_a_large_power_holds_the_least_like_text_alone(pipe: Any) -> None:
+    backbone = backbone_of(pipe)
+    concept = Concept(target="cat", preserve=("dog", "a long sentence about the sea"))
+    task = TrainingTask(context=FitContext(backbone=backbone), requests=(concept,), trained=lambda _: False)
+    drawn = Anchored(anchor_power=1e30).held(task, backbone.encode(["cat"]))(5, torch.Generator().manual_seed(0))
+    assert len(set(drawn.prompts)) == 1
+
+
 def test_random_texts_are_of_the_targets_size(pipe: Any) -> None:
     backbone = backbone_of(pipe)
     targets = backbone.encode(["cat"])

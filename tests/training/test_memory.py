@@ -85,12 +85,23 @@ def test_the_command_says_what_a_training_takes(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     tiny.sd1().save_pretrained("model")
     esd = ("--method", "esd", "--set", "eraser.steps=1", "--set", "eraser.sample_steps=2", "--no-measure")
+    warned: list[str] = []
+    monkeypatch.setattr("diffusers.models.modeling_utils.logger.warning", warned.append)
     for ledger in ("one", "again"):
         result: Any = call("remove", "cat", "--model", "model", "--ledger", ledger, *esd)
         assert "memory: weights 1 MiB, activations " in result.stderr
+    assert not warned
     monkeypatch.setattr("erasure.loading.room.free_memory", lambda _: 2**20)
     message = fails("remove", "cat", "--model", "model", "--ledger", "two")
     assert "expected 1 MiB free on cpu for the weights of 'model' in float32, got 1 MiB. Remove by a closed" in message
     assert not Path("two").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    for size in (2**62, 10**13):
+        drawn = (*esd[:-1], "--set", f"eraser.batch_size={size}", "--no-measure")
+        result = call("remove", "cat", "--model", "model", "--ledger", "two", *drawn)
+        assert result.exit_code == 2
+        assert "erasure: memory: expected enough for this work, got" in result.stderr.splitlines()[-1]
+        assert not Path("two").exists()
     check_weights_fit("nowhere", "cpu")
     assert json.loads(Path("one/ledger.json").read_text())

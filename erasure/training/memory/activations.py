@@ -128,7 +128,8 @@ def _without_values(backbone: Backbone) -> tuple[Backbone, nn.Module]:
     """Return a model with a denoiser of the same sizes that has no values, and that denoiser."""
     denoiser, kind = cast("Any", backbone.denoiser), cast("Any", type(backbone))
     with torch.device("meta"):
-        empty = type(denoiser).from_config(denoiser.config).to(backbone.dtype).requires_grad_(False).eval()
+        # By torch's own function: that of diffusers warns of layers that have no values here.
+        empty = nn.Module.to(type(denoiser).from_config(denoiser.config), backbone.dtype).requires_grad_(False).eval()
     pipe = copy.copy(backbone.pipe)
     setattr(pipe, next(iter(backbone.sites())).partition(".")[0], empty)
     return kind(pipe), empty

@@ -107,7 +107,8 @@ class Anchored(Objective):
         phrases = [each for each in dict.fromkeys([*preserved, *GENERIC]) if not speaks_of(each, task.concepts)]
         texts = task.backbone.encode(phrases)
         likeness = state_cosines(texts, targets).amax(1)
-        weights = (1 - likeness).clamp(min=1e-6).pow(self.anchor_power).cpu()
+        unlikeness = (1 - likeness).clamp(min=1e-6)
+        weights = (unlikeness / unlikeness.max()).pow(self.anchor_power).cpu()  # of a large power not all are zero
         return lambda n, generator: texts.select(
             torch.multinomial(weights, n, replacement=True, generator=generator).tolist()
         )
