@@ -97,7 +97,7 @@ def check_editable(backbone: Backbone) -> None:
                 "an active LoRA or another adapter",
                 "Call pipe.unload_lora_weights() first, after pipe.fuse_lora() to keep its effect",
             )
-        if parametrize.is_parametrized(module):
+        if parametrize.is_parametrized(module) or _is_computed(module):
             raise _unreached(name, "weights computed from others", "Remove the parametrization first")
         if _OFFLOADING & set(getattr(getattr(module, "_diffusers_hook", None), "hooks", ())):
             raise _unreached(name, "group offloading, which has copies of them", "Enable it after the edit was merged")
@@ -138,6 +138,11 @@ def _is_fused(module: nn.Module) -> bool:
     """Return True for an attention layer that reads its fused projections; the flag alone stays when that is undone."""
     reads_by_flag = not isinstance(module, Attention) or "Fused" in type(module.processor).__name__
     return getattr(module, "fused_projections", False) and reads_by_flag
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Return True for a layer whose weight a hook makes of other parameters: weight_norm, spectral_norm, pruning."""
+    return hasattr(module, "weight_orig") or (hasattr(module, "weight_g") and hasattr(module, "weight_v"))
 
 
 def _modules(backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from erasure import erase
 from erasure.errors import InputError
@@ -33,6 +33,14 @@ def normed(pipe: Any) -> None:
     parametrizations.weight_norm(pipe.unet.conv_out)
 
 
+def pruned(pipe: Any) -> None:
+    prune.l1_unstructured(pipe.unet.conv_out, "weight", amount=0.1)
+
+
+def hooked(pipe: Any) -> None:
+    spectral_norm(pipe.unet.conv_in)
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
@@ -43,6 +51,8 @@ def normed(pipe: Any) -> None:
         ),
         (adapted_text, r"got an active LoRA or another adapter in 'text_encoder\..*q_proj'"),
         (cast, "got numbers of float8_e4m3fn in 'unet.*Remove from the unquantised model with --low-memory, and load"),
+        (pruned, r"got weights computed from others in 'unet\.conv_out'"),
+        (hooked, r"got weights computed from others in 'unet\.conv_in'"),
         (normed, r"got weights computed from others in 'unet\.conv_out'"),
     ],
 )
