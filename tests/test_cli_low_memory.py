@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -225,6 +226,17 @@ def test_what_cannot_be_done_in_little_memory_is_one_line(small: Path) -> None:
     assert "--steps: expected none with --low-memory" in fails("export", "here", "out", "--low-memory", "--steps", "2")
     assert "expected the device cpu" in fails("export", "here", "out", "--low-memory", "--device", "cuda:0")
     assert not Path("out").exists()
+
+
+def test_quantised_weights_point_to_the_unquantised_model() -> None:
+    tiny.flux().save_pretrained("fp8")
+    file, name = Path("fp8/transformer/diffusion_pytorch_model.safetensors"), "context_embedder.weight"
+    tensors = load_file(file)
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, file, metadata={"format": "pt"})
+    message = fails("remove", "cat", "--model", "fp8", "--ledger", "here", "--low-memory")
+    what = f"unquantised weights in '{file}', got F8_E4M3 in 'transformer.{name}'. Remove from the unquantised model"
+    assert what in message
+    assert not Path("here").exists()
 
 
 def test_another_base_is_refused(small: Path) -> None:

@@ -22,7 +22,13 @@ from .loaded import LoadedModel, spread_step
 from .streaming import blocks_of, file_names, streamed
 from .weight_files import weight_files
 
+QUANTISED = (
+    "Remove from the unquantised model with --low-memory, and load here what `erasure export --format lora` makes of it"
+)
+"""Way to a removal from a model whose weights are quantised."""
+
 _WHOLE_MODEL = "Leave --low-memory out."
+_UNQUANTISED = ("F64", "F32", "BF16", "F16")  # names of types in safetensors files
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +58,16 @@ class StoredWeights:
         """Return the tensor of a parameter of a component by its full name.
 
         Raises:
-            InputError: There is none, or one of another shape.
+            InputError: There is none, or one of another shape, or it is quantised.
         """
         part, _, key = name.partition(".")
         stored = self.of(part)
         tensor = stored.get(self.file_names(part, component).get(key, ""))
+        if tensor is not None and tensor.type_name not in _UNQUANTISED:
+            raise InputError(
+                f"model: expected unquantised weights in {str(tensor.path)!r}, got {tensor.type_name} in {name!r}."
+                f" {QUANTISED}."
+            )
         if tensor is None or tensor.shape != shape:
             got = "none" if tensor is None else f"one of shape {tensor.shape}"
             raise InputError(

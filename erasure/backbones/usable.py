@@ -21,7 +21,7 @@ from ..io.text import shortened
 from .base import Backbone
 from .loaded import denoiser_of, is_finite, not_finite
 from .schedule import Discrete
-from .storage import is_stored
+from .storage import QUANTISED, is_stored
 
 # Encoders' tables of words are made longer than the vocabulary to fit the hardware: T5's by 28.
 _SPARE_ROWS = 128
@@ -29,9 +29,6 @@ _NO_LENGTH = 10**9  # transformers has a larger number where a tokenizer says no
 _EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CALL = ("prompt_embeds", "negative_prompt_embeds", "latents", "generator", "num_inference_steps", "output_type")
 _IMAGE_OR_TEXT = {"Flux2Pipeline", "Flux2KleinPipeline"}  # make images of texts alone too
-_QUANTISED = (
-    "Remove from the unquantised model with --low-memory, and load here what `erasure export --format lora` makes of it"
-)
 _OFFLOADING = {"group_offloading", "lazy_prefetch_group_offloading"}  # names of diffusers' hooks
 
 
@@ -104,7 +101,7 @@ def check_editable(backbone: Backbone) -> None:
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dtype not in _EDITABLE:
                 dtype = str(parameter.dtype).removeprefix("torch.")
-                raise _unreached(f"{name}.{key}", f"numbers of {dtype}", _QUANTISED)
+                raise _unreached(f"{name}.{key}", f"numbers of {dtype}", QUANTISED)
 
 
 def check_finite(backbone: Backbone) -> None:

@@ -41,7 +41,8 @@ def export(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Rank of lora and kohya; default: that of the edit, exact.")
+        int | None,
+        typer.Option(min=1, help="Rank of lora and kohya; default: that of the edit, else half of a layer's side."),
     ] = None,
     guidance: Annotated[
         str | None,
