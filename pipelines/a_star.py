@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from erasure.backbones.conditioning import Offsets, first_end_of_text, tokenized
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStarLoss
-from erasure.guidance.attention import Named, OnGuided
+from erasure.guidance.attention import OnGuided
+from erasure.guidance.map_reading import Named
 from erasure.guidance.words import owners, positions_in
 from erasure.typed_torch import integers
 

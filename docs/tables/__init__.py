@@ -49,6 +49,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "processes": speed.processes,
     "ledger": solves.ledger,
     "low-memory": speed.low_memory,
+    "low-memory-alone": speed.low_memory_alone,
     "startup": speed.startup,
     "waits": waits.waits,
     "tinyworld-quality": tinyworld.tinyworld_quality,

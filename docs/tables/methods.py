@@ -49,9 +49,13 @@ def models(source: str, results: Path) -> str:
     """Return one row a model family: what works on it."""
     from erasure.loading.families import HEADINGS, NOT_RELEASED, family_support
 
+    named = [HEADINGS.index(heading) for heading in ("text streams", "erasers", "guidance")]
+
+    def code(name: str) -> str:
+        return name if name in ("all", "–") else f"`{name}`"
+
     def row(cells: tuple[str, ...]) -> tuple[str, ...]:
-        streams, erasers = (", ".join(f"`{name}`" for name in names.split(", ")) for names in cells[2:4])
-        return (*cells[:2], streams, erasers, *cells[4:])
+        return tuple(", ".join(map(code, cell.split(", "))) if i in named else cell for i, cell in enumerate(cells))
 
     rows = [row(support.cells()) for support in family_support()]
     return f"{table(HEADINGS, rows, ())}\n{NOT_RELEASED}\n"

@@ -10,7 +10,12 @@ from .layout import (
     table,
 )
 
-LOW_MEMORY_MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL"}
+LOW_MEMORY_MODELS = {
+    "sd15": "Stable Diffusion 1.5",
+    "sdxl": "Stable Diffusion XL",
+    "flux": "FLUX.1",
+    "flux-short": "FLUX.1, 4 of T5's 24 layers",
+}
 
 
 def evaluation_speed(source: str, results: Path) -> str:
@@ -198,4 +203,20 @@ def bulk_templates(source: str, results: Path) -> str:
         if case["case"] == "templates"
     ]
     headings = ("objects removed", "templates", "effect left, mean", "least of the worst tenth", "move of others")
+    return table(headings, rows, read_runs(source, results))
+
+
+def low_memory_alone(source: str, results: Path) -> str:
+    """Return one row a model on which the loaded way was not run: peak memory with and without files, and seconds."""
+    rows = [
+        (
+            LOW_MEMORY_MODELS.get(case["model"], case["model"]),
+            f"{case['model_mib'] / 1024:,.1f} GiB",
+            *(f"{case['low'][key] / 1024:,.2f} GiB" for key in ("peak_mib", "anonymous_mib")),
+            f"{case['low']['seconds']:,.0f} s",
+        )
+        for _, run in read_runs(source, results)
+        for case in run["results"]
+    ]
+    headings = ("sizes of", "on the disk", "peak memory", "without files", "removed and written in")
     return table(headings, rows, read_runs(source, results))

@@ -67,6 +67,7 @@ def _low_memory(cases: Sequence[Case]) -> list[Wait]:
         )
         for case in cases
         for key, way in (("low", "`--low-memory`"), ("loaded", "loaded"))
+        if key in case
     ]
 
 

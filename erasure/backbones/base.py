@@ -18,12 +18,15 @@ from .picked import PickedTexts, PlacesOf
 from .schedule import NoiseSchedule, Timestep
 from .sites import Role, Sites
 
-Ability = Literal["images", "maps", "guidance", "clip", "token ids", "lora", "low memory", "mixed lengths"]
+Ability = Literal[
+    "images", "maps", "guidance", "map guidance", "clip", "token ids", "lora", "low memory", "mixed lengths"
+]
 """An ability of the models of a family, as its file declares it.
 
 - `images`: `sample` makes images; models of videos have closed forms, ledgers and exports alone.
 - `maps`: Attention to words is captured.
-- `guidance`: Guidances act while images are made.
+- `guidance`: Guidances act while images are made: the pipeline asks for both predictions in one call.
+- `map guidance`: Guidances by attention to words act while images are made.
 - `clip`: A CLIP text encoder is read, so methods that edit one apply.
 - `token ids`: The text encoders share one vocabulary, so that rows of token ids are encoded, with gradient.
 - `lora`: diffusers loads LoRA factors into the pipeline.
@@ -234,6 +237,19 @@ class Backbone(Protocol):
 
     def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
         """Return latents of the pipeline's own layout as (n, channels, height, width); sizes in pixels."""
+        ...
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Return latents (n, channels, height, width) in the pipeline's own layout."""
+        ...
+
+    def latents_in(self, sample: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the latents of a call of the denoiser as (n, channels, height, width).
+
+        Args:
+            sample: Latents in the pipeline's own layout.
+            arguments: The denoiser's other arguments, which say the size.
+        """
         ...
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Ability
 from .conditioning import Conditioning
 from .joint import JointTransformer
 from .loaded import unwrapped
@@ -32,6 +33,7 @@ class Flux(JointTransformer):
     """
 
     covered: ClassVar[tuple[str, ...]] = ("FLUX.1",)
+    abilities: ClassVar[frozenset[Ability]] = JointTransformer.abilities.union(("map guidance",))
     original_names: ClassVar[Mapping[str, str]] = {
         "context_embedder": "txt_in",
         "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
@@ -72,7 +74,7 @@ class Flux(JointTransformer):
         # A distilled model is guided by its embedding, any other one by a second pass.
         distilled = self._config["guidance_embeds"]
         arguments = super().call_arguments(
-            self._packed(latents), conditioning, None if distilled else negative, guidance_scale
+            self.packed(latents), conditioning, None if distilled else negative, guidance_scale
         )
         arguments["true_cfg_scale"] = 1.0 if distilled or negative is None else guidance_scale
         return {**arguments, "max_sequence_length": self._length}
@@ -80,6 +82,10 @@ class Flux(JointTransformer):
     def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
         _, rows, columns = self.latent_shape(height, width)
         return self._unpacked(latents, rows, columns)
+
+    def latents_in(self, sample: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        rows, columns = (int(arguments["img_ids"][:, axis].max()) + 1 for axis in (1, 2))
+        return self._unpacked(sample, self.packing * rows, self.packing * columns)
 
     def predict(
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
@@ -89,7 +95,7 @@ class Flux(JointTransformer):
         assert conditioning.pooled is not None  # noqa: S101 - of this family's own encoding
         level = timestep.to(latents).expand(n) / self.schedule.total
         output = self._transformer(
-            hidden_states=self._packed(latents),
+            hidden_states=self.packed(latents),
             timestep=level,
             guidance=torch.ones(n, device=latents.device) if self._config["guidance_embeds"] else None,
             pooled_projections=conditioning.pooled.to(latents),
@@ -104,7 +110,7 @@ class Flux(JointTransformer):
         sides = self._latent_sides(self.pipe.default_sample_size, height, width, self.packing)
         return (self._config["in_channels"] // self.packing**2, sides[0], sides[1])
 
-    def _packed(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n tokens dim"]:
+    def packed(self, latents: Tensor) -> Tensor:
         n, channels, height, width = latents.shape
         return self.pipe._pack_latents(latents.contiguous(), n, channels, height, width)
 

@@ -196,6 +196,12 @@ class LoadedModel(ABC):
     def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
         return latents
 
+    def packed(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def latents_in(self, sample: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        return sample
+
     def check_steps(self, steps: int) -> None:
         scheduler = copy.deepcopy(self.pipe.scheduler)
         kind, total = type(scheduler).__name__, scheduler.config.get("num_train_timesteps", steps)

@@ -24,7 +24,7 @@ class StableDiffusion3(JointTransformer):
     """A backbone of the Stable Diffusion 3 classes; see `Backbone` for its members."""
 
     covered: ClassVar[tuple[str, ...]] = ("Stable Diffusion 3",)
-    abilities: ClassVar[frozenset[Ability]] = JointTransformer.abilities.union(("guidance",))
+    abilities: ClassVar[frozenset[Ability]] = JointTransformer.abilities.union(("guidance", "map guidance"))
 
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:

@@ -8,8 +8,9 @@ import torch
 
 from ..losses.attention import Rule, regions, retention, segregation
 from ..registry import Exactness
-from .attention import AttentionGuidance, ConceptMaps, Masks, Named, Terms
+from .attention import AttentionGuidance, Masks, Terms
 from .base import ConceptGuidance
+from .map_reading import ConceptMaps, Named
 
 # Where refinement ends: InitNO's threshold for a conflict of the same form; and a fall of less than 1 % is none.
 _SEGREGATED, _STILL_FALLING = 0.3, 0.99

@@ -23,8 +23,8 @@ from ..backbones import backbone_of
 from ..backbones.base import Backbone
 from ..registry import Exactness
 from .base import NamedPrompts
+from .denoising import Denoising
 from .layers import changed_layers
-from .steps import Denoising
 from .texts import TextGuidance
 
 # A shift this small is none, so that a token far from the concepts keeps every bit.

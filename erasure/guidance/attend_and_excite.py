@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from ..losses.attention import neglect
 from ..registry import Exactness
-from .attention import ConceptMaps, Masks, Named, Terms
+from .attention import Masks, Terms
 from .base import ConceptGuidance
+from .map_reading import ConceptMaps, Named
 
 
 @dataclass(frozen=True, kw_only=True)

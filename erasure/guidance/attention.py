@@ -7,8 +7,7 @@ z' = z - alpha_i grad L(z). The step itself is the pipeline's own.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from math import ceil
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,40 +15,16 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones.attention import MapCapture, average_maps
 from ..backbones.loaded import denoiser_of
-from ..backbones.map_layers import downsampling_of, map_layers
-from ..errors import InputError
-from ..losses.attention import competing, smoothed, soft_iou
-from .steps import Denoising, Latents, around_each_step
+from ..losses.attention import soft_iou
+from .denoising import Denoising
+from .map_reading import ConceptMaps, MapReading, Named
+from .steps import Latents, around_each_step
 
-ConceptMaps = Float[Tensor, "k h w"]
-Positions = Sequence[Sequence[int]]
-"""The token positions of each concept of one prompt."""
-
-Normalisation = Literal["softmax_100", "raw", "max", "sum"]
 Schedule = Literal["sqrt", "constant", "half"]
 
 # Keeps small gradients of a float16 denoiser from becoming zero on their way back.
 _LOSS_SCALE = 2.0**10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """Positions of the concepts of one prompt.
-
-    Attributes:
-        names: Names of the concepts that the prompt holds.
-        positions: Token positions of each.
-        end: Position of the first end-of-text token.
-        layout: A mask for each concept that was given one, by the concept's place in `positions`: (height, width) in
-            [0, 1], of any size.
-    """
-
-    names: tuple[str, ...]
-    positions: Positions
-    end: int
-    layout: Mapping[int, Float[Tensor, "h w"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,78 +57,6 @@ class GuidedStep:
 Masks = Mapping[int, Float[Tensor, "h w"]]
 OnGuided = Callable[[GuidedStep], None]
 Terms = dict[str, Float[Tensor, ""]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapReading:
-    """Settings of the concepts' maps, made of a denoiser's cross-attention.
-
-    The defaults are those of the public code of Attend-and-Excite; A-STAR's paper is silent about them.
-
-    Attributes:
-        normalise: Normalisation of the probabilities: "softmax_100", tokens compete at each pixel by a softmax over a
-            hundred times their probability; "raw"; "max", each map divided by its own maximum; "sum", by its sum.
-        competitors: With "softmax_100", which tokens take part: "all" but the start and the last position, as for
-            Stable Diffusion 1.x, or those of the "prompt", as for 2.x.
-        smooth: Blur the maps over 3 x 3 pixels.
-        layers: Names of the denoiser's cross-attention layers, all of one size, such as
-            "up_blocks.1.attentions.0.transformer_blocks.0.…"; None takes those of `map_layers`.
-    """
-
-    normalise: Normalisation = "softmax_100"
-    competitors: Literal["all", "prompt"] = "all"
-    smooth: bool = True
-    layers: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value, allowed = getattr(self, item.name), getattr(item.type, "__args__", ())
-            if getattr(item.type, "__origin__", None) is Literal and value not in allowed:
-                raise InputError(
-                    f"{item.name}: expected {' or '.join(map(repr, allowed))}, got {value!r}. Choose one of these."
-                )
-
-    def require(self, name: str, holds: bool, expected: str, advice: str) -> None:
-        """Raise InputError where a setting's value does not hold."""
-        if not holds:
-            raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}. Note that {advice}.")
-
-    def require_shares(self, name: str) -> None:
-        """Raise InputError where a setting is not a part of the schedule, from and to which share of it."""
-        start, end = getattr(self, name)
-        self.require(name, 0 <= start <= end <= 1, "two shares from 0 to 1, in order", "(0, 1) is all steps")
-
-    def capture(self, denoiser: nn.Module, part: Callable[[Tensor], Tensor] = lambda maps: maps) -> MapCapture:
-        """Return a capture of the maps of every token, mean over heads, of some of the batch's rows."""
-        return MapCapture(
-            layers=map_layers(denoiser, self.layers),
-            reduce=lambda _, maps: part(maps).mean(1, keepdim=True),
-            implementation="softmax",
-        )
-
-    def attention(
-        self, capture: MapCapture, maps: Mapping[str, Tensor], latents: Latents, denoiser: nn.Module
-    ) -> Float[Tensor, "batch tokens rows columns"]:
-        """Return the captured maps of a pass over latents of this size, mean over layers."""
-        downsampling = downsampling_of(next(iter(capture.layers)), denoiser)
-        height, width = (ceil(side / downsampling) for side in latents.shape[-2:])
-        return average_maps(maps, height, width)
-
-    def concept_maps(self, attention: Float[Tensor, "tokens h w"], named: Named) -> ConceptMaps:
-        """Return the map of each concept from the probabilities of every token: the mean of its tokens'."""
-        if self.normalise == "softmax_100":
-            last = named.end if self.competitors == "prompt" else len(attention) - 1
-            attention = torch.cat([attention[:1], competing(attention[None, 1:last])[0]])  # so that positions stay
-        maps = torch.stack([attention[list(positions)].mean(0) for positions in named.positions])
-        if self.smooth:
-            maps = smoothed(maps[None])[0]
-        match self.normalise:
-            case "max":
-                return maps / maps.detach().amax((1, 2), keepdim=True)
-            case "sum":
-                return maps / maps.sum((1, 2), keepdim=True)
-            case _:
-                return maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +130,7 @@ class AttentionGuidance(MapReading, ABC):
         """Guide the pipeline's loop for the length of a `with`; no weight is changed and none gets a gradient.
 
         Args:
-            pipe: A diffusers pipeline with a UNet.
+            pipe: A diffusers pipeline with a UNet, or one of flow matching whose maps guide.
             named: Says where the concepts of each image's prompt are; asked at every step.
             on_guided: Called after each guided step.
         """
@@ -240,7 +143,7 @@ class AttentionGuidance(MapReading, ABC):
         try:
             for parameter in required:
                 parameter.requires_grad_(False)
-            with around_each_step(pipe, rows=run.rows, before=run.update):
+            with around_each_step(pipe, rows=run.rows, before=run.update, flow="map guidance"):
                 yield
         finally:
             for parameter, was in required.items():

@@ -11,10 +11,12 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 from diffusers import DiffusionPipeline
 
 from ..backbones import backbone_of
-from ..backbones.conditioning import Conditioning, being_read
+from ..backbones.base import Ability
+from ..backbones.conditioning import TEXT, Conditioning, being_read
 from ..errors import InputError
 from ..registry import Plugin
-from .attention import AttentionGuidance, Named, OnGuided
+from .attention import AttentionGuidance, OnGuided
+from .map_reading import Named
 from .words import positions_in
 
 AnyGuidance = TypeVar("AnyGuidance", bound="Guidance")
@@ -36,12 +38,12 @@ class Guidance(Plugin):
     Attributes:
         name: Name in configs and on the command line; the file's name.
         every_prompt: Whether it acts by default on prompts that name none of its concepts, as its source does.
-        flow: Whether it acts on models of flow matching too, whose pipelines ask for both predictions in one call.
+        flow: Ability of the models of flow matching on which it acts too; None acts on none.
         fitted: Fields that a fit fills in, each a mapping of names to tensors; files hold them beside the settings.
     """
 
     every_prompt: ClassVar[bool] = False
-    flow: ClassVar[bool] = False
+    flow: ClassVar[Ability | None] = None
     fitted: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -158,8 +160,11 @@ def named_prompts(
 
 
 def _named(states: Conditioning, row: int, concepts: Sequence[str], longest: bool) -> Named:
-    positions = positions_in(states.prompts[row], states.offsets[row], concepts, longest=longest)
-    return Named(names=tuple(positions), positions=list(positions.values()), end=int(states.eot[row]))
+    # Tokens of several encoders follow one another, and a concept has some of each.
+    offsets = [pair for tokens in states.streams[TEXT].tokens for pair in tokens.offsets[row]]
+    positions = positions_in(states.prompts[row], offsets, concepts, longest=longest)
+    start = next((i for i, (first, last) in enumerate(offsets) if last > first), 1)
+    return Named(names=tuple(positions), positions=list(positions.values()), end=int(states.eot[row]), start=start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +175,8 @@ class ConceptGuidance(AttentionGuidance, Guidance):
         concepts: Words or phrases as they stand in the prompts; one that a prompt does not hold is left out there.
         on_guided: Called after each guided step with what was done.
     """
+
+    flow: ClassVar[Ability | None] = "map guidance"
 
     concepts: tuple[str, ...]
     on_guided: OnGuided | None = None

@@ -8,7 +8,8 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from .steps import Denoising, Latents, around_each_step
+from .denoising import Denoising
+from .steps import Latents, around_each_step
 
 Changed = Callable[[str, Denoising, Tensor, Tensor], Tensor]
 """Returns the output of a layer, from its name, the call of the denoiser, the layer's input and output."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..losses.attention import Rule, leak, regions
-from .attention import AttentionGuidance, ConceptMaps, Masks, Named, Terms
+from .attention import AttentionGuidance, Masks, Terms
+from .map_reading import ConceptMaps, Named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,13 @@ from ..losses.attention import Rule, regions
 from ..prompts import without_phrases, words_of
 from ..registry import Exactness
 from ..typed_torch import lstsq
-from .attention import MapReading, Named, within
+from .attention import within
 from .base import AnyGuidance, Guidance, named_prompts
 from .batches import Output, with_first
+from .denoising import Denoising
 from .leak import LeakLoss
-from .steps import Denoising, Latents, Stepping, around_each_step
+from .map_reading import MapReading, Named
+from .steps import Latents, Stepping, around_each_step
 from .texts import predicted
 
 NamedRows = Callable[[], Sequence[Named]]

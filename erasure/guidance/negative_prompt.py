@@ -14,9 +14,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..backbones import backbone_of
+from ..backbones.base import Ability
 from ..registry import Exactness
 from .base import NamedPrompts
-from .steps import Denoising, Latents, around_each_step
+from .denoising import Denoising
+from .steps import Latents, around_each_step
 from .texts import TextGuidance, check_guided, joined_names, predicted, text_arguments
 
 
@@ -31,13 +33,13 @@ class NegativePromptGuidance(TextGuidance):
     source: ClassVar[str] = "arXiv:2207.12598"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
-    flow: ClassVar[bool] = True
+    flow: ClassVar[Ability | None] = "guidance"
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _UnconditionalRows(self, pipe, named)
-            with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after, flow=True):
+            with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after, flow=self.flow):
                 yield pipe
 
 

@@ -23,8 +23,9 @@ from ..backbones.base import Backbone
 from ..backbones.conditioning import Conditioning
 from ..registry import Exactness
 from .base import NamedPrompts
+from .denoising import Denoising
 from .negative_prompt import NegativePromptGuidance
-from .steps import Denoising, Latents, around_each_step
+from .steps import Latents, around_each_step
 from .texts import PerPrompt, TextGuidance, encoder_columns
 
 # Constants of the released code: the token that stands for a masked one ("!"), the steepness and middle of the rule for

@@ -26,7 +26,8 @@ from ..backbones.conditioning import Conditioning
 from ..errors import InputError
 from ..registry import Exactness
 from .base import NamedPrompts
-from .steps import Denoising, Latents, around_each_step
+from .denoising import Denoising
+from .steps import Latents, around_each_step
 from .texts import PerPrompt, TextGuidance, encoder_columns, joined_names
 
 

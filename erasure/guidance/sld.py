@@ -21,10 +21,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..backbones import backbone_of
+from ..backbones.base import Ability
 from ..backbones.schedule import Flow
 from ..registry import Exactness
 from .base import NamedPrompts
-from .steps import Denoising, around_each_step
+from .denoising import Denoising
+from .steps import around_each_step
 from .texts import TextGuidance, check_guided, joined_names, predicted
 
 
@@ -47,7 +49,7 @@ class SafeLatentDiffusion(TextGuidance):
     source: ClassVar[str] = "arXiv:2211.05105, code a42923c"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
-    flow: ClassVar[bool] = True
+    flow: ClassVar[Ability | None] = "guidance"
     quick: ClassVar[Mapping[str, Any]] = {"warmup": 0}
 
     scale: Annotated[float, Ge(0)] = 1000.0
@@ -60,7 +62,7 @@ class SafeLatentDiffusion(TextGuidance):
     def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _Pushing(self, pipe, named)
-            with around_each_step(pipe, rows=lambda: len(named()), after=run.after, flow=True):
+            with around_each_step(pipe, rows=lambda: len(named()), after=run.after, flow=self.flow):
                 yield pipe
 
     def force(

@@ -23,8 +23,8 @@ from ..backbones.conditioning import Conditioning
 from ..errors import InputError
 from ..registry import Exactness
 from .base import AnyGuidance
+from .denoising import Denoising
 from .layers import changed_layers
-from .steps import Denoising
 from .texts import PerPrompt, TextGuidance
 
 

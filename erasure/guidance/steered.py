@@ -15,8 +15,8 @@ from ..backbones import backbone_of
 from ..backbones.attention import layers_named
 from ..errors import InputError
 from .base import AnyGuidance
+from .denoising import Denoising
 from .layers import changed_layers, with_rows
-from .steps import Denoising
 from .texts import TextGuidance
 
 

@@ -18,94 +18,11 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
 from ..backbones import backbone_of
+from ..backbones.base import Ability, Backbone
 from ..backbones.loaded import called_denoiser
 from ..errors import InputError
-from .batches import Latents, Output, Stepping, Value, cloned, rows_of, sample_of, with_first, with_sample
-
-
-@dataclass(kw_only=True)
-class Denoising:
-    """One call of the denoiser by a pipeline's loop.
-
-    Attributes:
-        step: Index of the step in the schedule, from 0.
-        total: Number of steps of the schedule.
-        first: Whether this is the first step of the loop, which may begin in the middle of the schedule.
-        timestep: As the loop gave it to the denoiser.
-        latents: Before the scheduler's scaling, one for each image; as earlier hooks of the same step left them.
-        guided: Whether the denoiser is asked for unconditional predictions as well (classifier-free guidance).
-    """
-
-    step: int
-    total: int
-    first: bool
-    timestep: Tensor
-    latents: Latents
-    guided: bool
-    _denoiser: nn.Module
-    _scale: Callable[[Tensor, Tensor], Tensor]
-    _sample: Tensor
-    _args: tuple[Any, ...]
-    _kwargs: Mapping[str, Any]
-    _link: "_Link"
-
-    def conditional(self, value: Value) -> Value:
-        """Return the part of a batch of the denoiser's that belongs to the prompts; tensors inside are found."""
-        return rows_of(value, len(self._sample), self._part)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The denoiser's arguments for the prompts, by name."""
-        return self.conditional(self.batch_arguments)
-
-    @property
-    def resting(self) -> bool:
-        """True while a further prediction is made, beside the loop's own."""
-        return self._link.resting
-
-    @property
-    def batch_arguments(self) -> dict[str, Any]:
-        """The denoiser's arguments for the whole batch, by name."""
-        return dict(self._kwargs)
-
-    def replace_arguments(self, **replaced: object) -> None:
-        """Replace arguments of the denoiser for the whole batch; to be called before it."""
-        self._kwargs = {**self._kwargs, **replaced}
-
-    @property
-    def _part(self) -> slice:
-        """The rows of the prompts: the second block of the batch under classifier-free guidance, else the first."""
-        n = len(self.latents)
-        return slice(n, 2 * n) if self.guided else slice(0, n)
-
-    def scaled(self, latents: Latents) -> Tensor:
-        """Return latents as the denoiser takes them."""
-        return self._scale(latents, self.timestep)
-
-    def predict(self, latents: Latents, **replaced: object) -> Tensor:
-        """Return the denoiser's output for the prompts at other latents, with gradient; no hook is called.
-
-        Args:
-            latents: Before scaling, one for each image.
-            replaced: The denoiser's arguments that take the place of the loop's.
-        """
-        sample = self._with_latents(self.conditional(self._sample), latents)
-        kwargs = {**self.arguments, "return_dict": False, **replaced}
-        with self._link.at_rest():
-            return self._denoiser(sample, *self.conditional(self._args), **kwargs)[0]
-
-    def predict_all(self, latents: Latents) -> Tensor:
-        """Return the denoiser's output for the whole batch of the loop, at other latents; no hook is called."""
-        repeats = len(self._sample) // len(latents)
-        sample = self._with_latents(self._sample, torch.cat([latents] * repeats))
-        with self._link.at_rest():
-            return self._denoiser(sample, *self._args, **{**self._kwargs, "return_dict": False})[0]
-
-    def _with_latents(self, sample: Tensor, latents: Latents) -> Tensor:
-        """Return a sample with these latents, scaled; an inpainting denoiser's further channels stay."""
-        channels = latents.shape[1]
-        return torch.cat([self.scaled(latents).to(sample.dtype), sample[:, channels:]], dim=1)
-
+from .batches import Latents, Output, Stepping, cloned, sample_of, with_first, with_sample
+from .denoising import Denoising
 
 Before = Callable[[Denoising], Latents]
 """Returns the latents that the step goes on with, of the shape and dtype of those it got."""
@@ -131,7 +48,7 @@ def around_each_step(
     before: Before | None = None,
     after: After | None = None,
     stepped: Stepped | None = None,
-    flow: bool = False,
+    flow: Ability | None = None,
 ) -> Generator[None]:
     """Call functions around the denoiser at each step of the pipeline's loop, for the length of a `with`.
 
@@ -139,12 +56,12 @@ def around_each_step(
     share them, also with a scheduler copied deeply.
 
     Args:
-        pipe: A diffusers pipeline with a UNet, or one of flow matching that asks for both predictions in one call.
+        pipe: A diffusers pipeline with a UNet, or one of flow matching.
         rows: Returns the number of images; 0 leaves the step alone.
         before: Called before the denoiser.
         after: Called after it.
         stepped: Called after the scheduler's step.
-        flow: Whether the functions are those of flow matching too.
+        flow: Ability of the models of flow matching that the functions are for too; None is for none.
     """
     check_scheduler(pipe, flow=flow)
     link = _Link.of(pipe)
@@ -157,11 +74,11 @@ def around_each_step(
         link.hooks.remove(hook)
 
 
-def check_scheduler(pipe: DiffusionPipeline, *, flow: bool = False) -> None:
-    """Raise InputError for a pipeline whose scheduler is of flow matching, but for those that `flow` allows."""
+def check_scheduler(pipe: DiffusionPipeline, *, flow: Ability | None = None) -> None:
+    """Raise InputError for a pipeline whose scheduler is of flow matching, but for models with the ability `flow`."""
     if hasattr(pipe.scheduler, "scale_model_input"):
         return
-    if not (flow and "guidance" in backbone_of(pipe).abilities):
+    if flow is None or flow not in backbone_of(pipe).abilities:
         raise InputError(
             f"guidance: expected a pipeline whose scheduler scales the denoiser's input, got {type(pipe).__name__} with"
             f" {type(pipe.scheduler).__name__}. Flow matching is not covered yet."
@@ -175,10 +92,11 @@ _SHADOWED = ("set_timesteps", "scale_model_input", "step")
 class _Link:
     """State shared by the hooks of one pipeline's scheduler and denoiser."""
 
+    backbone: Backbone | None  # of flow matching, whose latents may be packed
     hooks: list[_Hook] = field(default_factory=list)
     users: int = 0
     sample: Tensor | None = None
-    updated: Latents | None = None
+    updated: Tensor | None = None
     scheduler: Any = None
     calls: int = 0
     first: int | None = None
@@ -191,7 +109,8 @@ class _Link:
     def of(cls, pipe: DiffusionPipeline) -> "_Link":
         """Return the link that the pipeline's scheduler has already, or a new one."""
         shadow = vars(pipe.scheduler).get("step")
-        return shadow.link if isinstance(shadow, _Shadow) else cls()
+        scales = hasattr(pipe.scheduler, "scale_model_input")
+        return shadow.link if isinstance(shadow, _Shadow) else cls(backbone=None if scales else backbone_of(pipe))
 
     @contextmanager
     def at_rest(self) -> Generator[None]:
@@ -240,9 +159,15 @@ class _Link:
     def _enter(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self.resting or not (self._scales or self._in_loop):
+        if self.resting:
             return None
         sample, args, kwargs = sample_of(args, kwargs)
+        if (
+            self.backbone is not None and sample is self.sample
+        ):  # the second call of a step, for the unconditional prompt
+            return (sample if self.updated is None else self.updated.to(sample.dtype), *args), kwargs
+        if not (self._scales or self._in_loop):
+            return None
         if not self._scales:  # of flow matching: the denoiser takes the loop's latents as they are
             self.sample, self.updated = sample, None
         if self.sample is None:
@@ -256,9 +181,9 @@ class _Link:
             if hook.before is not None and hook.rows():
                 call.latents = hook.before(call).detach()
         if call.latents is not start:
-            self.updated = call.latents
+            self.updated = call.latents if self.backbone is None else self.backbone.packed(call.latents)
             repeats = len(sample) // len(start)
-            sample = call._with_latents(sample, torch.cat([call.latents] * repeats))
+            sample = call.with_latents(sample, torch.cat([call.latents] * repeats))
         return (sample, *args), call.batch_arguments
 
     def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], output: Output) -> Output | None:
@@ -296,7 +221,7 @@ class _Link:
             step=self._step_at(timestep),
             total=len(self.scheduler.timesteps),
             timestep=timestep,
-            latents=unscaled[:n],
+            latents=unscaled[:n] if self.backbone is None else self.backbone.latents_in(unscaled[:n], kwargs),
             guided=len(sample) > n,
             _denoiser=denoiser,
             _scale=self.scaled,
@@ -317,15 +242,15 @@ class _Link:
         return self.scheduler is not None and (self.first or 0) + self.calls < len(self.scheduler.timesteps)
 
     def scaled(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        if not self._scales:
-            return latents
+        if self.backbone is not None:
+            return self.backbone.packed(latents)
         with self.at_rest():
             return self.scheduler.scale_model_input(latents, timestep)
 
     def after_step(self, result: Output, prediction: Tensor, options: Mapping[str, Any]) -> Output:
         """Return the result of the scheduler's step after the hooks."""
         call, self.done = self.done, None
-        if call is None:
+        if call is None or not any(hook.stepped for hook in self.hooks):
             return result
 
         def changed(latents: Latents) -> Latents:
@@ -349,7 +274,10 @@ class _Link:
         """Return the place in the schedule: an image-to-image loop begins in the middle, some schedules repeat."""
         if self.first is None:
             timesteps = torch.as_tensor(self.scheduler.timesteps).cpu()
-            self.first = int((timesteps == timestep.reshape(-1)[0].cpu()).int().argmax())
+            level = timestep.reshape(-1)[0].cpu()
+            if self.backbone is not None and not (timesteps == level).any():  # some denoisers take shares of the whole
+                level = timesteps[(timesteps - level * self.backbone.schedule.total).abs().argmin()]
+            self.first = int((timesteps == level).int().argmax())
         place = self.first + self.calls
         self.calls += 1
         return place

@@ -16,7 +16,8 @@ from ..backbones.conditioning import Conditioning
 from ..backbones.loaded import LoadedModel
 from ..errors import InputError
 from .base import AnyGuidance, Guidance, NamedPrompts, named_prompts
-from .steps import Denoising, check_scheduler
+from .denoising import Denoising
+from .steps import check_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)

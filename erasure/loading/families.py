@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 from ..backbones import family_classes
+from ..backbones.loaded import LoadedModel
+from ..backbones.schedule import Flow
 from ..erasers import eraser_class, eraser_names
+from ..guidance import Guidance, guidances
 
 NOT_RELEASED = (
     "Tested on tiny models of diffusers' own classes with random weights; nothing was run on released weights."
@@ -20,7 +23,7 @@ class FamilySupport:
         erasers: Erasers that apply to them with their default settings.
         streams: Streams of text states that closed forms edit, each by a map of its own.
         samples: Whether images are made, so that removals are measured and looked at.
-        guidance: Whether guidances act while images are made.
+        guidance: Guidances that act while images are made.
         lora: Whether an edit is exported as a LoRA that diffusers loads.
         kohya: Whether it is exported under the names of kohya's scripts or of ComfyUI.
         single_file: Whether a file with the original release's names is written: of a UNet the whole model, of a
@@ -33,7 +36,7 @@ class FamilySupport:
     erasers: tuple[str, ...]
     streams: tuple[str, ...]
     samples: bool
-    guidance: bool
+    guidance: tuple[str, ...]
     lora: bool
     kohya: bool
     single_file: bool
@@ -41,9 +44,18 @@ class FamilySupport:
 
     def cells(self) -> tuple[str, ...]:
         """Return the family as a row of a table; see `HEADINGS`."""
-        works = (self.samples, self.guidance, self.lora, self.kohya, self.single_file, self.low_memory)
-        marks = ("yes" if value else "–" for value in works)
-        return (self.models, self.prediction, ", ".join(self.streams), ", ".join(self.erasers), *marks)
+        works = (self.lora, self.kohya, self.single_file, self.low_memory)
+        images, *marks = ("yes" if value else "–" for value in (self.samples, *works))
+        guidance = "all" if self.guidance == tuple(guidances()) else ", ".join(self.guidance) or "–"
+        return (
+            self.models,
+            self.prediction,
+            ", ".join(self.streams),
+            ", ".join(self.erasers),
+            images,
+            guidance,
+            *marks,
+        )
 
 
 HEADINGS = (
@@ -74,7 +86,7 @@ def family_support() -> list[FamilySupport]:
                 erasers=tuple(name for name in eraser_names() if eraser_class(name).covers(family)),
                 streams=family.stream_names(),
                 samples="images" in able,
-                guidance="guidance" in able,
+                guidance=tuple(name for name, kind in guidances().items() if _guides(kind, family)),
                 lora="lora" in able,
                 kohya=bool(family.lora_prefix) or family.denoiser_name == "unet",
                 single_file=bool(family.original_names) or family.denoiser_name == "unet",
@@ -82,3 +94,9 @@ def family_support() -> list[FamilySupport]:
             )
         )
     return sorted(supports, key=lambda support: (-len(support.erasers), support.models))
+
+
+def _guides(kind: type[Guidance], family: type[LoadedModel]) -> bool:
+    """Return True if a guidance acts on models of a family."""
+    needs = kind.flow if issubclass(family.schedule_kind, Flow) else "guidance"
+    return needs in family.abilities

@@ -15,9 +15,11 @@ from erasure.backbones.loaded import denoiser_of
 from erasure.concept import normalized
 from erasure.errors import InputError
 from erasure.guidance import Applicable
-from erasure.guidance.attention import MapReading, mean_overlap
+from erasure.guidance.attention import mean_overlap
 from erasure.guidance.base import named_prompts
-from erasure.guidance.steps import Denoising, around_each_step
+from erasure.guidance.denoising import Denoising
+from erasure.guidance.map_reading import MapReading
+from erasure.guidance.steps import around_each_step
 from erasure.sampling import SamplingSettings, sample_pairs
 
 from .sheets import side_by_side
@@ -87,7 +89,7 @@ def _watching(pipe: DiffusionPipeline, concepts: Sequence[str], maps: dict[int, 
             maps[call.step] = _SHOWN.concept_maps(attention[0].detach(), named()[0]).cpu()
             return output
 
-        with capture, around_each_step(pipe, rows=lambda: len(named()), after=after):
+        with capture, around_each_step(pipe, rows=lambda: len(named()), after=after, flow="map guidance"):
             yield
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import being_read
 from erasure.backbones.schedule import NoiseSchedule, Timestep
-from erasure.guidance.steps import Denoising, around_each_step
+from erasure.guidance.denoising import Denoising
+from erasure.guidance.steps import around_each_step
 from erasure.registry import Exactness
 from erasure.sampling import noise
 

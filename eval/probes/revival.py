@@ -21,7 +21,8 @@ from erasure.backbones.conditioning import being_read
 from erasure.concept import Concept
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite
-from erasure.guidance.attention import AttentionGuidance, Named
+from erasure.guidance.attention import AttentionGuidance
+from erasure.guidance.map_reading import Named
 from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 

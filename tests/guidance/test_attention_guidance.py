@@ -16,8 +16,10 @@ from erasure.backbones.map_layers import downsampling_of, map_layers
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStar, AStarLoss
 from erasure.guidance.attend_and_excite import AttendAndExcite
-from erasure.guidance.attention import GuidedStep, Named
-from erasure.guidance.steps import Denoising, around_each_step
+from erasure.guidance.attention import GuidedStep
+from erasure.guidance.denoising import Denoising
+from erasure.guidance.map_reading import Named
+from erasure.guidance.steps import around_each_step
 from erasure.losses.attention import segregation
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny

@@ -9,9 +9,9 @@ from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteSchedul
 from torch import Tensor
 
 from erasure.errors import InputError
-from erasure.guidance.attention import Named
 from erasure.guidance.leak import LeakLoss
 from erasure.guidance.localised import LocalisedRemoval
+from erasure.guidance.map_reading import Named
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from erasure.backbones import backbone_of
 from erasure.erasers import make_eraser
 from erasure.errors import InputError
+from erasure.guidance.denoising import Denoising
 from erasure.guidance.negative_prompt import NegativePromptGuidance
 from erasure.guidance.sld import SafeLatentDiffusion
-from erasure.guidance.steps import Denoising, Stepping, around_each_step
+from erasure.guidance.steps import Stepping, around_each_step
 from erasure.guidance.texts import joined_names
 from erasure.sampling import SamplingSettings, sample
 from tests import tiny

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from erasure.errors import InputError
 from erasure.guidance.batches import rows_of
-from erasure.guidance.steps import Denoising, Stepping, around_each_step
+from erasure.guidance.denoising import Denoising
+from erasure.guidance.steps import Stepping, around_each_step
 from tests import tiny
 
 SCHEDULERS = [

@@ -14,7 +14,7 @@ from ...backbones.conditioning import Conditioning
 from ...backbones.loaded import unwrapped
 from ...concept import Concept
 from ...guidance.a_star import AStarLoss
-from ...guidance.attention import MapReading, Named
+from ...guidance.map_reading import MapReading, Named
 from ...losses.attention import regions, retention
 from ...prompts import fill, templates
 from ...registry import Exactness

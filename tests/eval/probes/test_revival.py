@@ -12,7 +12,8 @@ from erasure.concept import Concept
 from erasure.eval.attacks.base import Goal, Tokens
 from erasure.eval.probes.revival import Revival, name_positions
 from erasure.guidance.a_star import AStarLoss
-from erasure.guidance.attention import GuidedStep, Named
+from erasure.guidance.attention import GuidedStep
+from erasure.guidance.map_reading import Named
 from erasure.sampling import SamplingSettings, sample
 from tests.tiny import sd1
 
