@@ -41,6 +41,8 @@ from tests.demo.running import free_port
 from .record import arguments, write_run
 
 VERSION = 1
+CASES = ("measure", "export", "card", "audit", "demo")
+"""The first is timed in any case: the others are of its ledger."""
 GOLD = Path("results/golds/cat")
 LONGEST = 600
 """Seconds after which the demo is given up."""
@@ -53,6 +55,7 @@ def main() -> None:
     """Time each command, print a line each, and write run.json where asked."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64, help="images of the raw pipeline")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="commands to time")
     parser.add_argument("--toy", action="store_true", help="an audit of one probe, and few images, to try the script")
     parser.set_defaults(repeats=3)
     options = parser.parse_args()
@@ -81,14 +84,20 @@ def measured(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         {"case": "image", "images": options.images, **image},
         {"case": "measure", "images": sampled, **measure, "floor": above(start, image, sampled)},
     ]
-    for case, more in (("export", ["--no-images"]), ("card", [])):
+    for case in ("export", "card"):
+        if case not in options.cases:
+            continue
+        more = ["--no-images"] if case == "export" else []
         cost = repeated(lambda more=more: exported(ledger, work / "folder", more), options)
         copy = {key: cost.pop(f"copy_{key}") for key in ("seconds", "cpu")}
         images = 2 * len(prompts_of(Ledger.open(ledger))) if case == "card" else 0  # before and after
         results.append({"case": case, "images": images, **cost, "floor": above(start, image, images, copy)})
-    cost = process(audit)
-    judged = judged_images(work / "cache")
-    results.append({"case": "audit", "images": judged, **cost, "floor": above(start, image, judged)})
+    if "audit" in options.cases:
+        cost = process(audit)
+        judged = judged_images(work / "cache")
+        results.append({"case": "audit", "images": judged, **cost, "floor": above(start, image, judged)})
+    if "demo" not in options.cases:
+        return results
     libraries = repeated(lambda: process(["python", "-c", "import gradio; " + _LOAD.format(model)]), options)
     shown = profile_of("tinyworld").data.start
     looks = 4 * len(suggested_prompts("tinyworld", [shown], [])) if shown else 0
