@@ -318,6 +318,30 @@ def test_a_scheduler_without_noise_levels_is_refused(model: Path, key: str, valu
         assert "scheduler" in message
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_class_name": "RePaintScheduler"},
+        {"timestep_spacing": "unknown"},
+        {"num_train_timesteps": 1},
+        {"beta_start": 0.0, "beta_end": 0.0},
+    ],
+    ids=str,
+)
+def test_a_scheduler_that_samples_in_no_steps_is_refused(model: Path, changes: dict[str, Any]) -> None:
+    change(model / "scheduler/scheduler_config.json", lambda config: config.update(changes))
+    kind = changes.get("_class_name", "DDIMScheduler")
+    change(model / "model_index.json", lambda index: index.update(scheduler=["diffusers", kind]))
+    for message in refusals(model):
+        assert "expected a scheduler to sample by, got one that refuses: steps: expected" in message
+        assert kind in message
+
+
+def test_a_scheduler_that_takes_few_numbers_of_steps_is_loaded(model: Path) -> None:
+    change(model / "scheduler/scheduler_config.json", lambda config: config.update(num_train_timesteps=10))
+    load_model(str(model))
+
+
 @pytest.mark.parametrize("pair", [[1.5, "UNet2DConditionModel"], [7, None], ["diffusers", None], [None, "x"]])
 def test_an_index_of_other_values_than_names_is_refused(model: Path, pair: list[object]) -> None:
     change(model / "model_index.json", lambda index: index.update(unet=pair))

@@ -29,6 +29,7 @@ _NO_LENGTH = 10**9  # transformers has a larger number where a tokenizer says no
 _EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CALL = ("prompt_embeds", "negative_prompt_embeds", "latents", "generator", "num_inference_steps", "output_type")
 _IMAGE_OR_TEXT = {"Flux2Pipeline", "Flux2KleinPipeline"}  # make images of texts alone too
+_USUAL_STEPS = (20, 50, 4, 1)
 _OFFLOADING = {"group_offloading", "lazy_prefetch_group_offloading"}  # names of diffusers' hooks
 
 
@@ -218,11 +219,13 @@ def _check_latents(pipe: DiffusionPipeline) -> None:
 
 
 def check_schedule(backbone: Backbone) -> None:
-    """Refuse a scheduler that predicts something unknown, or whose noise levels are none.
+    """Refuse a scheduler that predicts something unknown, whose noise levels are none, or that samples in no steps.
 
     Raises:
-        InputError: It does or they are.
+        InputError: It is such a scheduler.
     """
+    if "images" in backbone.abilities:
+        _check_some_steps(backbone)
     if not isinstance(backbone.schedule, Discrete):
         return
     betas = getattr(backbone.pipe.scheduler, "betas", None)
@@ -231,6 +234,19 @@ def check_schedule(backbone: Backbone) -> None:
             f"model: expected betas from 0 to 1 in the scheduler's scheduler_config.json, got {betas.max().item():.3g}."
             " Copy the file again."
         )
+
+
+def _check_some_steps(backbone: Backbone) -> None:
+    """Raise InputError if the scheduler takes none of some usual numbers of steps."""
+    refusals: list[InputError] = []
+    for steps in _USUAL_STEPS:
+        try:
+            backbone.check_steps(steps)
+        except InputError as error:
+            refusals.append(error)
+        else:
+            return
+    raise InputError(f"model: expected a scheduler to sample by, got one that refuses: {refusals[0]}")
 
 
 def _is_distilled(pipe: DiffusionPipeline) -> bool:
