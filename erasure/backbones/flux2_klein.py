@@ -1,14 +1,13 @@
 """FLUX.2 klein: FLUX.2 with a smaller language model and a guidance of its own."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .autoencoder import to_denoiser
 from .conditioning import Conditioning
 from .flux2 import Flux2
 from .loaded import unwrapped
@@ -49,10 +48,4 @@ class Flux2Klein(Flux2):
 
     def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
         # The call returns them as the autoencoder takes them: the statistics of its batch norm are taken back.
-        norm = cast("nn.BatchNorm2d", self.pipe.vae.bn)
-        variance = cast("Tensor", norm.running_var) + self.pipe.vae.config.batch_norm_eps
-        mean, deviation = (
-            value.to(latents)[None, :, None, None]
-            for value in (cast("Tensor", norm.running_mean), torch.sqrt(variance))
-        )
-        return F.pixel_shuffle((F.pixel_unshuffle(latents, self.packing) - mean) / deviation, self.packing)
+        return to_denoiser(self.pipe.vae, latents)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..backbones.autoencoder import decoded_pixels
 from ..backbones.base import Backbone
 from ..concept import Concept
 from ..errors import InputError
@@ -183,6 +184,5 @@ def free_of(context: FitContext, memory: Memory, concepts: Sequence[Concept], *,
 def decoded(backbone: Backbone, latents: Float[Tensor, "n c h w"], batch_size: int = 8) -> list[Image.Image]:
     """Return the images of latents that the pipeline's denoiser left."""
     vae, processor = backbone.pipe.vae, backbone.pipe.image_processor
-    scaled = latents.float() / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    parts = [vae.decode(part.to(vae.device, vae.dtype)).sample for part in scaled.split(batch_size)]
+    parts = [decoded_pixels(vae, part) for part in latents.split(batch_size)]
     return processor.postprocess(torch.cat(parts).float(), output_type="pil")

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from erasure.backbones import backbone_of, families
 from erasure.backbones.attention import AttentionCapture
+from erasure.backbones.autoencoder import decoded_pixels, to_autoencoder, to_denoiser
 from erasure.backbones.base import Backbone
 from erasure.backbones.conditioning import TEXT
 from erasure.closed_form.pair_problems import pair_problems
@@ -275,3 +277,15 @@ def test_checkpointing_gives_the_plain_output(backbone: Any) -> None:
         denoiser.enable_gradient_checkpointing() if on else denoiser.disable_gradient_checkpointing()
         both.append(backbone_of(twin).predict(latents(backbone, 1), torch.tensor(5), states))
     assert torch.equal(both[0], both[1]) == backbone.checkpoints  # a version of diffusers that mends one fails this
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", IMAGES)
+def test_latents_are_decoded_as_the_pipeline_does(family: str) -> None:
+    pipe, settings = tiny_families.built(family), SamplingSettings(steps=2, guidance_scale=1.0)
+    left, [image] = (sample(pipe, ["a cat"], [0], settings, output=form) for form in ("latents", "uint8"))
+    pixels = decoded_pixels(pipe.vae, torch.as_tensor(left))
+    [again] = pipe.image_processor.postprocess(pixels, output_type="pil")
+    assert np.abs(np.asarray(again).astype(int) - np.asarray(image)).max() <= 2
+    values = torch.randn(left.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(to_denoiser(pipe.vae, to_autoencoder(pipe.vae, values)), values)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ...backbones.autoencoder import encoded_pixels
 from ...backbones.base import Backbone
 from ..finetune import below, uniform
 
@@ -102,9 +103,4 @@ def image_latents(
     backbone: Backbone, pixels: Float[Tensor, "n 3 side side"], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
     """Return latents of images in [-1, 1], drawn from the distribution of the autoencoder and scaled as in training."""
-    vae = backbone.pipe.vae
-    distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    mean, std = distribution.mean.float().cpu(), distribution.std.float().cpu()
-    drawn = mean + std * torch.randn(mean.shape, generator=generator)
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return ((drawn - shift) * vae.config.scaling_factor).to(backbone.device)
+    return encoded_pixels(backbone.pipe.vae, pixels, generator).to(backbone.device)
