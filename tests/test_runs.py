@@ -277,8 +277,10 @@ def test_every_config_is_a_whole_run_that_takes_its_first_step(file, tmp_path, m
         "eraseanything",
         "eraseflow",
         "gem",
+        "mace",
         "receler",
         "salun",
+        "stamp",
         "stereo",
     )
     if raw["eraser"]["name"] in sampled:

@@ -28,6 +28,8 @@ from erasure.eval.protocols.ledger_measures import LedgerMeasures
 from erasure.eval.reports.card_audit import audit_section
 from erasure.io.push import Pushed
 from erasure.progress import Progress, StoppedError
+from erasure.runs import configs
+from erasure.runs.configs import starting_settings
 from erasure.runs.schema import MeasureSettings
 from erasure.sampling import SamplingSettings, sample_pairs
 from tests import tiny
@@ -149,9 +151,12 @@ def test_a_fit_that_is_stopped_leaves_model_and_ledger_as_they_were(studio, sess
 
 
 @pytest.mark.parametrize("method", eraser_names())
-def test_every_method_removes_with_what_the_page_offers_of_it(studio, session, method) -> None:
+def test_every_method_removes_with_what_the_page_offers_of_it(studio, session, monkeypatch, method) -> None:
     names = {setting.name for setting in offered(method, "tinyworld")}
     quick = {name: value for name, value in eraser_class(method).quick.items() if name in names}
+    # What the page does not offer, such as the images of an objective, is quick from the start.
+    start = starting_settings(method, "tinyworld") | eraser_class(method).quick
+    monkeypatch.setattr(configs, "starting_settings", lambda *_: start)
     assert actions.erase(studio, session, Wish(concepts=["gun"], method=method, settings=quick), track()) == ["gun"]
     assert actions.verify(studio, session, track()) == []
 
