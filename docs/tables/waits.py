@@ -76,7 +76,8 @@ def _apply(cases: Sequence[Case]) -> list[Wait]:
     [copy] = [case["seconds"] for case in cases if case["case"] == "copy"]
     return [
         (
-            f"an edit of {case['concepts']:,} concepts written as a folder{' with links' if case['link'] else ''}",
+            f"an edit of {case['concepts']:,} concept{'s' * (case['concepts'] > 1)} written as a folder"
+            + (" with links" if case["link"] else ""),
             _seconds(case),
             f"{_seconds({'seconds': copy})}, a plain copy",
             _times(case, copy),
