@@ -15,9 +15,8 @@ NO_FLOOR = "–"
 
 
 def waits(source: str, results: Path) -> str:
-    """Return one row a wait, of those benchmarks whose run is committed."""
-    runs = read_runs(source, results)
-    by_name = {run["benchmark"]: (path, run) for path, run in runs if run.get("benchmark") in _WAITS}
+    """Return one row a wait, of those benchmarks whose run is committed, under the benchmark's name."""
+    by_name = {path.parent.name: (path, run) for path, run in read_runs(source, results)}
     used = [by_name[name] for name in _WAITS if name in by_name]
     rows = [row for _, run in used for row in _WAITS[run["benchmark"]](run["results"])]
     return table(("work", "time", "floor", "times the floor"), rows, used)
@@ -68,7 +67,6 @@ def _low_memory(cases: Sequence[Case]) -> list[Wait]:
         )
         for case in cases
         for key, way in (("low", "`--low-memory`"), ("loaded", "loaded"))
-        if key in case
     ]
 
 
