@@ -73,54 +73,76 @@ def test_it_is_a_piece_with_defaults_that_names_its_source(name: str) -> None:
     kind()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("family", tiny.EVERY)
-def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(name: str, family: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A pipeline that all fits of a family share, and what it was when it was built: none may change it."""
+
+    pipe: Any
+    state: dict[str, Tensor]
+    switches: dict[str, Any]
+    images: Tensor
+
+
+@cache
+def model_of(family: str) -> Model:
     pipe = tiny.EVERY[family]()
-    backbone = backbone_of(pipe)
-    if not eraser_class(name).covers(type(backbone)):
-        with pytest.raises(InputError, match=rf"\w+: expected a model .+, got {family}\."):
-            quick(name).fit(CONCEPTS, FitContext(backbone=backbone))
-        return
-    before, scheduler = state_of(pipe), copy.deepcopy(dict(pipe.scheduler.config))
-    training = {part: pipe.components[part].training for part in ("vae", *backbone.components())}
-    requires_grad = {key: value.requires_grad for key, value in backbone_of(pipe).parameters(lambda _: True).items()}
-    edit = quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe)))
-    assert same(before, state_of(pipe))
-    assert dict(pipe.scheduler.config) == scheduler
-    assert {part: pipe.components[part].training for part in training} == training
-    assert {k: v.requires_grad for k, v in backbone_of(pipe).parameters(lambda _: True).items()} == requires_grad
-    assert all(value.grad is None for value in backbone_of(pipe).parameters(lambda _: True).values())
     images = sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents")
-    with edit.applied_to(pipe):
-        inside = state_of(pipe)
-        assert not torch.equal(sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents")[0], images[0])
-    changed = {key for key in before if not torch.equal(before[key], inside[key])}
-    if isinstance(edit, WeightEdit):
-        assert changed
-    assert changed <= set(getattr(edit, "changes", ()))
-    assert torch.equal(sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents"), images)
-    assert same(before, state_of(pipe))
+    return Model(pipe=pipe, state=state_of(pipe), switches=switches_of(pipe), images=images)
+
+
+def switches_of(pipe: Any) -> dict[str, Any]:
+    """Return what of a pipeline is no tensor of its state."""
+    backbone = backbone_of(pipe)
+    parameters = backbone.parameters(lambda _: True)
+    return {
+        "scheduler": copy.deepcopy(dict(pipe.scheduler.config)),
+        "training": {part: pipe.components[part].training for part in ("vae", *backbone.components())},
+        "requires_grad": {key: value.requires_grad for key, value in parameters.items()},
+        "grad": [key for key, value in parameters.items() if value.grad is not None],
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A fit with the seed 5 of a pipeline, what it reported, and whether it left torch's global generator alone."""
+    """A fit with the seed 5, what it reported, and whether it left torch's global generator alone."""
 
-    pipe: Any
     edit: Edit
     steps: list[Progress]
     left_alone: bool
 
 
 @cache
-def fitted(name: str) -> Fitted:
-    pipe = tiny.sd1()
+def fitted(name: str, family: str = "sd1") -> Fitted:
+    backbone = backbone_of(model_of(family).pipe)
     steps: list[Progress] = []
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    edit = quick(name).fit(CONCEPTS, FitContext(backbone=backbone_of(pipe), seed=5, on_progress=steps.append))
-    return Fitted(pipe=pipe, edit=edit, steps=steps, left_alone=torch.equal(before, torch.get_rng_state()))
+    edit = quick(name).fit(CONCEPTS, FitContext(backbone=backbone, seed=5, on_progress=steps.append))
+    return Fitted(edit=edit, steps=steps, left_alone=torch.equal(before, torch.get_rng_state()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", tiny.EVERY)
+def test_a_fit_leaves_the_model_as_it_was_and_the_edit_changes_what_it_names(name: str, family: str) -> None:
+    model = model_of(family)
+    pipe, backbone = model.pipe, backbone_of(model.pipe)
+    assert model.switches["grad"] == []
+    if not eraser_class(name).covers(type(backbone)):
+        with pytest.raises(InputError, match=rf"\w+: expected a model .+, got {family}\."):
+            quick(name).fit(CONCEPTS, FitContext(backbone=backbone))
+        return
+    edit = fitted(name, family).edit
+    assert same(model.state, state_of(pipe))
+    assert switches_of(pipe) == model.switches
+    with edit.applied_to(pipe):
+        inside = state_of(pipe)
+        assert not torch.equal(sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents")[0], model.images[0])
+    changed = {key for key in model.state if not torch.equal(model.state[key], inside[key])}
+    if isinstance(edit, WeightEdit):
+        assert changed
+    assert changed <= set(getattr(edit, "changes", ()))
+    assert torch.equal(sample(pipe, PROMPTS, [0, 1], SAMPLING, output="latents"), model.images)
+    assert same(model.state, state_of(pipe))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +160,7 @@ def test_the_global_generator_is_left_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_edit_says_how_it_came_to_be_and_survives_the_disk(name: str, tmp_path: Path) -> None:
-    pipe, edit = fitted(name).pipe, fitted(name).edit
+    pipe, edit = model_of("sd1").pipe, fitted(name).edit
     metadata = edit.metadata
     assert (metadata.method, metadata.seed, metadata.concepts) == (name, 5, tuple(CONCEPTS))
     assert metadata.base_fingerprint == backbone_of(pipe).fingerprint()
@@ -164,7 +186,7 @@ def test_steps_are_reported_to_the_end(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_concepts_are_an_error(name: str) -> None:
     with pytest.raises(InputError, match="expected at least one"):
-        quick(name).fit([], FitContext(backbone=backbone_of(tiny.sd1())))
+        quick(name).fit([], FitContext(backbone=backbone_of(model_of("sd1").pipe)))
 
 
 def test_an_unknown_eraser_suggests_the_nearest() -> None:
