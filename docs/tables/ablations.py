@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .layout import Run, read_runs, table
+from .layout import Run, changes, defaults_of, read_runs, table
 
 _PROBES = ("hand-over", "img2img", "soft-prompt", "inversion", "relearn", "quantise")
 
@@ -25,13 +25,13 @@ def absent(source: str, results: Path) -> str:
 
 def absent_settings(source: str, results: Path) -> str:
     """Return the settings of each fit that are not the defaults."""
-    from erasure.erasers.absent import Absent
-
-    defaults = json.loads(json.dumps(Absent().as_settings()))
+    defaults = defaults_of("absent")
+    changed = {
+        run["row"]: changes(run["settings"], defaults) for _, run in read_runs(source, results) if "settings" in run
+    }
     rows = [
-        (run["row"], "; ".join(_changes(run["settings"], defaults)) or "defaults")
-        for _, run in read_runs(source, results)
-        if "settings" in run
+        (row, "; ".join(f"{name}: {json.dumps(value)}" for name, value in values.items()) or "defaults")
+        for row, values in changed.items()
     ]
     return table(("row", "settings"), rows, ())
 
@@ -104,14 +104,3 @@ def _retention(shown: Sequence[int], before: Sequence[int] | None) -> str:
 
 def _doses(rates: Mapping[str, float] | None) -> str:
     return "–" if rates is None else " ".join(f"{rate:.2f}" for rate in rates.values())
-
-
-def _changes(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "") -> list[str]:
-    changes: list[str] = []
-    for name, value in settings.items():
-        default = defaults.get(name)
-        if isinstance(value, dict) and isinstance(default, dict):
-            changes += _changes(value, default, f"{where}{name}.")
-        elif value != default:
-            changes.append(f"{where}{name}: {json.dumps(value)}")
-    return changes

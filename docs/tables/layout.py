@@ -40,14 +40,36 @@ def source_line(path: Path, run: Run) -> str:
 
 def changed_settings(run: Run) -> str:
     """Return the settings of a run's eraser that are not its defaults; "defaults" if none."""
+    settings = {**run.get("config", {}).get("eraser", {})}
+    defaults = defaults_of(settings.pop("name")) if settings else {}
+    return ", ".join(f"{name}={value}" for name, value in changes(settings, defaults).items()) or "defaults"
+
+
+def defaults_of(eraser: str) -> dict[str, Any]:
+    """Return the defaults of an eraser's settings as plain JSON values, nested settings in turn."""
     from erasure.erasers import eraser_class
 
-    settings = {**run.get("config", {}).get("eraser", {})}
-    defaults = (
-        {field.name: default_of(field) for field in fields(eraser_class(settings.pop("name")))} if settings else {}
-    )
-    changed = [f"{name}={value}" for name, value in settings.items() if defaults.get(name) != value]
-    return ", ".join(changed) or "defaults"
+    values = {field.name: default_of(field) for field in fields(eraser_class(eraser))}
+    plain = {name: value for name, value in values.items() if value is not MISSING}
+    return json.loads(json.dumps(plain, default=_as_settings))
+
+
+def _as_settings(piece: Any) -> dict[str, Any]:
+    from erasure.registry import Plugin
+
+    return {**({"name": piece.name} if isinstance(piece, Plugin) else {}), **piece.as_settings()}
+
+
+def changes(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return the settings that are not the defaults, nested ones by their path: `objective.max_odds`."""
+    changed: dict[str, Any] = {}
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            changed |= changes(value, default, f"{where}{name}.")
+        elif value != default:
+            changed[where + name] = value
+    return changed
 
 
 def default_of(field: Field[Any]) -> Any:
