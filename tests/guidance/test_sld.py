@@ -77,7 +77,7 @@ def test_a_step_is_the_formula_at_any_scale(family: str, scale: float) -> None:
         return step.previous
 
     sld = SafeLatentDiffusion(concepts=("cat",), warmup=0, scale=50.0)
-    with sld.applied_to(pipe), around_each_step(pipe, rows=lambda: 1, before=scaled, stepped=note, flow=True):
+    with sld.applied_to(pipe), around_each_step(pipe, rows=lambda: 1, before=scaled, stepped=note, flow="guidance"):
         latents(pipe, ["a cat and a dog"], scale=scale)
     index = int(family == "sd3")  # its first step is from pure noise
     (call, step), image = seen[index], images[index]
