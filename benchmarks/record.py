@@ -54,7 +54,7 @@ def write_run(
     """Write `run.json` into the folder that was asked for, if one was, and say where.
 
     Args:
-        options: Options of the command line, which are recorded.
+        options: Options of the command line, which are recorded, of folders their names.
         name: Name of the benchmark.
         version: Version of the benchmark; a change of the timed work raises it.
         results: One mapping a measured case.
@@ -64,7 +64,7 @@ def write_run(
     """
     if options.out is None:
         return
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    config = {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}
     record = {
         "benchmark": name,
         "version": version,
