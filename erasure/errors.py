@@ -17,6 +17,10 @@ class InputError(ErasureError, ValueError):
     """A value that cannot be used."""
 
 
+class ExportError(InputError):
+    """An export that differs from what was to be written once it is read back."""
+
+
 class UnknownNameError(ErasureError, LookupError):
     """An unknown name."""
 

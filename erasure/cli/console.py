@@ -53,10 +53,10 @@ def show_error(message: str) -> None:
     err.print(line if line.startswith("erasure: ") else f"erasure: {line}")
 
 
-def fail(message: str) -> None:
-    """Print one line on stderr and end with exit code 2."""
+def fail(message: str, code: int = 2) -> None:
+    """Print one line on stderr and end with an exit code."""
     show_error(message)
-    raise typer.Exit(2)
+    raise typer.Exit(code)
 
 
 def note_on(console: Console, logger: str) -> None:

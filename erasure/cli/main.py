@@ -12,7 +12,7 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
-from ..errors import ErasureError, expectation, is_of_memory, reason
+from ..errors import ErasureError, ExportError, expectation, is_of_memory, reason
 from ..io import interrupts
 from ..io.files import dropping_empty_folders
 from ..io.text import shortened
@@ -24,7 +24,7 @@ _CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 
 
 class _Group(TyperGroup):
-    """Turn an error that a user can cause into one line on stderr and exit code 2."""
+    """Turn an error that a user can cause into one line on stderr and exit code 2; 1 if an export was not read back."""
 
     def main(  # pyright: ignore[reportIncompatibleMethodOverride] - typer passes what lies between by name
         self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **options: Any
@@ -52,7 +52,7 @@ class _Group(TyperGroup):
         except ErasureError as error:
             if interrupts.is_interrupted():
                 raise KeyboardInterrupt from error
-            fail(str(error))
+            fail(str(error), code=1 if isinstance(error, ExportError) else 2)
         except KeyboardInterrupt:
             fail(interrupts.MESSAGE)
         except (MemoryError, RuntimeError) as error:

@@ -119,8 +119,8 @@ class ChangeWriter:
         self._keys: dict[int, str] = {}
 
     def changes(self, changes: Mapping[str, Change]) -> dict[str, Any]:
-        """Return the description of changes by parameter name."""
-        return {name: self._described(change, name) for name, change in changes.items()}
+        """Return the description of changes by parameter name, in the order of the names, which readers get."""
+        return {name: self._described(change, name) for name, change in sorted(changes.items())}
 
     def new_tokens(self, tokens: Sequence[NewToken]) -> list[dict[str, Any]]:
         """Return the description of new tokens."""

@@ -28,27 +28,35 @@ _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")  # I64 and BOOL are places 
 _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+def load_folder(folder: Path, dtype: torch.dtype, present: Mapping[str, Any] | None = None) -> DiffusionPipeline:
     """Return the pipeline of a folder in diffusers' layout.
 
     A component whose weights are those of a variant alone ("fp16") is loaded from them.
+
+    Args:
+        folder: The folder.
+        dtype: Precision of the weights.
+        present: Components that are in memory already, which are not loaded; None for none.
 
     Raises:
         InputError: A component cannot be loaded, is described by an absurd number, or a weight is missing, of another
             shape or not finite.
     """
     check_configs(folder)
-    modules = {name: _module(name, kind, folder / name, dtype) for name, kind in module_classes(folder).items()}
-    return assembled(folder, modules, dtype)
+    parts = dict(present or {})
+    for name, kind in module_classes(folder).items():
+        if name not in parts:
+            parts[name] = _module(name, kind, folder / name, dtype)
+    return assembled(folder, parts, dtype)
 
 
-def assembled(folder: Path, modules: Mapping[str, nn.Module | None], dtype: torch.dtype) -> DiffusionPipeline:
-    """Return the pipeline of a folder with the components that have weights; the others are loaded from the folder.
+def assembled(folder: Path, present: Mapping[str, Any], dtype: torch.dtype) -> DiffusionPipeline:
+    """Return the pipeline of a folder with the components that are present; the others are loaded from the folder.
 
     Raises:
         InputError: A component cannot be loaded.
     """
-    parts: dict[str, Any] = dict(modules)
+    parts: dict[str, Any] = dict(present)
     for name, value in _index_of(folder).items():
         _check_content(folder / name)
         kind = _class_of(value)

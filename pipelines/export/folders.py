@@ -116,7 +116,7 @@ def write_edited(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, to: Pa
     written: set[str] = set()
     files: list[tuple[str, Path]] = []
     for name in parts_of(source):
-        weights = [path for path in _files(source / name) if path.name.endswith(".safetensors")]
+        weights = weights_in(source / name)
         part = unwrapped(getattr(pipe, name, None))
         if not weights and isinstance(part, ModelMixin | PreTrainedModel):
             with edit.applied_to(pipe):
@@ -167,7 +167,7 @@ def _write_weights(
         with changing:
             return edit.edited(name, weight)
 
-    names = {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
+    names = changed_in(edit, part, path)
     if names:
         changed = {key: partial(edited, name) for key, name in names.items()}
         at_least = None if _is_variant(path) else torch.float32
@@ -186,6 +186,16 @@ def _copy(path: Path, to: Path, link: bool) -> None:
             os.link(path.resolve(), to)  # of the file, where the local cache has a symbolic link
             return
     shutil.copyfile(path, to)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """Return the files of a component's weights, of all variants; none where they are in other formats."""
+    return [path for path in _files(folder) if path.name.endswith(".safetensors")]
+
+
+def changed_in(edit: WeightEdit, part: str, path: Path) -> dict[str, str]:
+    """Return the parameters that an edit changes in a file of a component's weights, by their names there."""
+    return {key: name for key in tensor_names(path) if (name := _parameter(edit, part, key)) is not None}
 
 
 def _parameter(edit: WeightEdit, part: str, key: str) -> str | None:

@@ -25,6 +25,7 @@ from .hub import self_contained
 from .kohya import kohya_tensors, rank_of
 from .loaded_back import check_loader, check_loads
 from .marks import check_family, checkpoint_notes, header, kohya_header
+from .reopened import check_checkpoint, check_edit, check_folder, check_tensors
 from .single_file import check_names, write_single_file
 
 Format = Literal["pipeline", "edit", "lora", "kohya", "checkpoint", "single-file"]
@@ -127,6 +128,7 @@ def write_export(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder
 
     Raises:
         InputError: No removal stands, or the format cannot hold one, or a model of this family.
+        ExportError: What was written is not read as it was to be.
         BaseMismatchError: The pipeline is not the ledger's base.
         LedgerError: A file of the ledger is missing or was changed.
     """
@@ -226,6 +228,7 @@ def _pipeline(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: P
     edit = ledger.edit()
     with files_of(ledger.base.name, pipe) as files:
         write_edited(weights_of(edit), pipe, files, folder, link=export.link)
+        check_folder(weights_of(edit), pipe, files, folder, _targets(ledger)[:1])
     recorded = edit.guidances if isinstance(edit, SamplingEdit) else ()
     method = recorded[0].name if recorded else export.guidance
     if method is None:
@@ -238,6 +241,7 @@ def _pipeline(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: P
     lines = f"\n\n{kind.__name__}.recorded = {tuple(map(recorded_settings, recorded))!r}\n"
     if tensors := fitted_tensors(recorded):
         write_tensors(folder / guided.TENSORS, tensors, {"format": "pt"})
+        check_tensors(folder / guided.TENSORS, tensors)
         lines += f"{kind.__name__}.recorded_tensors = {_sha256(folder / guided.TENSORS)!r}\n"
     write_whole(folder / "pipeline.py", f"{source}{lines}".encode())
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -255,7 +259,9 @@ def _pipeline_class(method: str, pipe: DiffusionPipeline) -> type:
 
 
 def _edit(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
-    ledger.edit().save(folder / export.file)
+    edit = ledger.edit()
+    edit.save(folder / export.file)
+    check_edit(edit, folder / export.file)
     return ()
 
 
@@ -289,13 +295,13 @@ def _kohya(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path
 
 
 def _checkpoint(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
+    with files_of(ledger.base.name, pipe) as files:
+        copy_configs(files, folder / "config")
     with ledger.applied_to(pipe):
         tensors = checkpoint_tensors(pipe)
         write_tensors(folder / export.file, tensors, header(pipe))
-        notes = checkpoint_notes(pipe, tensors)
-    with files_of(ledger.base.name, pipe) as files:
-        copy_configs(files, folder / "config")
-    return notes
+        check_checkpoint(pipe, folder / export.file, folder / "config", _targets(ledger)[:1])
+        return checkpoint_notes(pipe, tensors)
 
 
 _WRITERS: Mapping[str, tuple[Callable[[Ledger, Any, Export, Path], tuple[str, ...]], str]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from erasure.backbones import backbone_of
 from erasure.backbones.storage import is_stored
 from erasure.edits.changes import exchanged
-from erasure.errors import InputError, reason
+from erasure.errors import ExportError, InputError, reason
 from erasure.loading.components import without_warnings
 from erasure.sampling import noise
 
@@ -47,7 +47,7 @@ def check_loads(
         prompts: Prompts of the predictions that are compared, such as the removed concepts.
 
     Raises:
-        InputError: The loader refuses the file, or ignores a part of it.
+        ExportError: The loader refuses the file, or ignores a part of it.
     """
     loader, stored = cast("Any", pipe), is_stored(pipe)
     changes = _changes(factors)
@@ -66,7 +66,7 @@ def check_loads(
                     raise _differs(pipe, f"another change of {module!r}")
                 if stored and not _runs(pipe, module, change):
                     raise _differs(pipe, f"another output of {module!r}")
-            if expected is not None and not _is_near(_prediction(pipe, prompts, {}), *expected):
+            if expected is not None and not is_near(_prediction(pipe, prompts, {}), *expected):
                 raise _differs(pipe, "another prediction than that of the edited weights")
         finally:
             loader.unload_lora_weights()
@@ -91,8 +91,19 @@ def _loaded(pipe: DiffusionPipeline, module: str, change: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def prediction(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """Return the denoiser's output for prompts at a middle timestep."""
+    backbone = backbone_of(pipe)
+    conditioning = backbone.encode(prompts)
+    generators = [torch.Generator().manual_seed(0)] * len(prompts)
+    timestep = torch.tensor(500, device=backbone.device)
+    output = backbone.predict(noise(generators, backbone.latent_shape()), timestep, conditioning)
+    return output.to("cpu", torch.float64)
+
+
+@torch.no_grad()
 def _prediction(pipe: DiffusionPipeline, prompts: Sequence[str], changes: Mapping[str, Tensor]) -> Tensor:
-    """Return the denoiser's output for prompts at a middle timestep, with changes added to the weights."""
+    """Return the denoiser's output for prompts with changes added to the weights."""
     backbone = backbone_of(pipe)
     weights = backbone.parameters(lambda name: name.removesuffix(".weight") in changes)
     added = {
@@ -100,14 +111,10 @@ def _prediction(pipe: DiffusionPipeline, prompts: Sequence[str], changes: Mappin
         for name, weight in weights.items()
     }
     with exchanged(weights, added):
-        conditioning = backbone.encode(prompts)
-        generators = [torch.Generator().manual_seed(0)] * len(prompts)
-        timestep = torch.tensor(500, device=backbone.device)
-        output = backbone.predict(noise(generators, backbone.latent_shape()), timestep, conditioning)
-    return output.to("cpu", torch.float64)
+        return prediction(pipe, prompts)
 
 
-def _is_near(output: Tensor, plain: Tensor, expected: Tensor) -> bool:
+def is_near(output: Tensor, plain: Tensor, expected: Tensor) -> bool:
     """Return True if an output is the expected one, by a share of the distance to the plain one, but for rounding."""
     rounding = _ROUNDING * torch.finfo(torch.float32).eps
     missed, moved, size = (float(each.norm()) for each in (output - expected, expected - plain, expected))
@@ -121,9 +128,9 @@ def _runs(pipe: DiffusionPipeline, module: str, change: Tensor) -> bool:
     layer = cast("Any", backbone_of(pipe).component(part).get_submodule(inner))
     inputs = torch.randn(4, change.shape[1], generator=torch.Generator().manual_seed(0))
     plain = layer.base_layer(inputs).double()
-    return _is_near(layer(inputs).double(), plain, plain + inputs.double() @ change.T)
+    return is_near(layer(inputs).double(), plain, plain + inputs.double() @ change.T)
 
 
-def _differs(pipe: DiffusionPipeline, got: str) -> InputError:
+def _differs(pipe: DiffusionPipeline, got: str) -> ExportError:
     kind = type(pipe).__name__
-    return InputError(f"lora: expected {kind} to load what was written, got {got}. Use --format pipeline or edit.")
+    return ExportError(f"lora: expected {kind} to load what was written, got {got}. Use --format pipeline or edit.")

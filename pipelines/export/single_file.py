@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erasure.backbones import backbone_of
 from erasure.edits import WeightEdit
-from erasure.errors import InputError
+from erasure.errors import ExportError, InputError
 from erasure.io.tensor_files import StoredTensor, rewrite_tensors, stored_tensors
 
 # Beginnings of the denoiser's names in files of the denoiser alone, of a whole model, and of ComfyUI.
@@ -35,6 +35,7 @@ def write_single_file(edit: WeightEdit, pipe: DiffusionPipeline, base_file: Path
 
     Raises:
         InputError: The edit changes another parameter, or the file is not the base's or of another type.
+        ExportError: What was read again differs.
     """
     stored = stored_tensors(base_file)
     names = {name: _name_in_file(name, pipe, stored, base_file) for name in sorted(edit.changes)}
@@ -44,7 +45,7 @@ def write_single_file(edit: WeightEdit, pipe: DiffusionPipeline, base_file: Path
     for name, key in names.items():
         before = stored[key].read()
         if not torch.equal(written[key].read(), edit.edited(name, before).to(before.dtype)):
-            raise InputError(f"single-file: expected the edited {key!r} in {str(to)!r}, got another. Write it again.")
+            raise ExportError(f"single-file: expected the edited {key!r} in {str(to)!r}, got another. Write it again.")
 
 
 def check_names(edit: WeightEdit, pipe: DiffusionPipeline) -> None:
