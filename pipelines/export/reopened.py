@@ -90,7 +90,7 @@ def check_folder(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, folder
         for name, weight in backbone_of(again).weights(edit.changes.__contains__).items():
             _compare("pipeline", {name: _stored(pipe, stored, name).to(weight.dtype)}, {name: weight.cpu()})
     with edit.applied_to(pipe, check=False):
-        _compare_predictions("pipeline", pipe, again, prompts)
+        _compare_predictions("pipeline", pipe, again, anew, prompts)
 
 
 def check_checkpoint(pipe: DiffusionPipeline, file: Path, config: Path, prompts: Sequence[str]) -> None:
@@ -112,7 +112,7 @@ def check_checkpoint(pipe: DiffusionPipeline, file: Path, config: Path, prompts:
         weights, read = (unwrapped(getattr(each, part)).state_dict() for each in (pipe, again))
         _compare("checkpoint", weights, read, f"{part}.")
     if _has_room(pipe, backbone.components()):
-        _compare_predictions("checkpoint", pipe, again.to(backbone.device), prompts)
+        _compare_predictions("checkpoint", pipe, again.to(backbone.device), backbone.components(), prompts)
 
 
 def _compare_file(edit: WeightEdit, part: str, path: Path, copy: Path) -> set[str]:
@@ -147,9 +147,19 @@ def _compare(form: str, written: Mapping[str, Tensor], read: Mapping[str, Tensor
         raise _differs(form, f"'{prefix}{further[0]}', which was not written")
 
 
-def _compare_predictions(form: str, pipe: DiffusionPipeline, again: DiffusionPipeline, prompts: Sequence[str]) -> None:
-    expected = prediction(pipe, prompts)
-    if not is_near(prediction(again, prompts), expected, expected):
+def _compare_predictions(
+    form: str, pipe: DiffusionPipeline, again: DiffusionPipeline, parts: Iterable[str], prompts: Sequence[str]
+) -> None:
+    """Compare a prediction of a pipeline with that of components loaded again, each with all else that it has."""
+    expected, present = prediction(pipe, prompts), {part: getattr(pipe, part) for part in parts}
+    try:
+        for part in present:
+            setattr(pipe, part, getattr(again, part))
+        output = prediction(pipe, prompts)
+    finally:
+        for part, module in present.items():
+            setattr(pipe, part, module)
+    if not is_near(output, expected, expected):
         raise _differs(form, "another prediction than that of the edited weights")
 
 

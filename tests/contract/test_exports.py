@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from erasure.backbones import backbone_of
 from erasure.edits import weights_of
-from erasure.errors import InputError
+from erasure.errors import ExportError, InputError
 from erasure.ledger import Ledger
+from erasure.pipelines.export import reopened
 from erasure.pipelines.export.formats import Export, base_file_of, write_export
 from erasure.pipelines.export.loaded_back import check_loads
 from tests import tiny, tiny_families
@@ -45,6 +46,22 @@ def test_names_of_other_programs_load_as_the_edit_or_are_refused(family: str, tm
     save_file(tensors, file)
     with pytest.raises(InputError, match=r"^lora: expected .* to load what was written, got "):
         check_loads(backbone.pipe, file, weights_of(ledger.edit()).as_lora(backbone.pipe).state_dict)
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_a_pipeline_is_opened_again_and_run(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, _ = ledger_of(family, tmp_path)
+    backbone.pipe.save_pretrained(tmp_path / "model")
+    ledger = Ledger.create(tmp_path / "again", backbone.fingerprint(), str(tmp_path / "model"))
+    ledger.add(fitted(backbone))
+    (tmp_path / "out").mkdir()
+    write_export(ledger, backbone.pipe, Export(), tmp_path / "out")
+    denoiser = backbone.denoiser
+    monkeypatch.setattr(reopened, "prediction", lambda *_: torch.full((2,), float(backbone.denoiser is denoiser)))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ExportError, match=r"^pipeline: expected .*, got another prediction than"):
+        write_export(ledger, backbone.pipe, Export(), tmp_path / "other")
+    assert backbone.denoiser is denoiser
 
 
 @pytest.mark.parametrize("family", ["flux", "chroma", "qwen-image", "sd3"])
