@@ -130,5 +130,6 @@ def _update(setting: Setting, earlier: Mapping[str, Any]) -> Any:
         "choice": value in setting.choices,
         "switch": isinstance(value, bool),
     }.get(setting.kind, isinstance(value, int | float) and not isinstance(value, bool))
-    shown = {"label": setting.name, "info": setting.about, "value": value if fits else setting.value, "visible": True}
-    return gr.update(**shown, **({"choices": list(setting.choices)} if setting.kind == "choice" else {}))
+    shown: dict[str, Any] = {"choices": list(setting.choices)} if setting.kind == "choice" else {}
+    shown["value"] = value if fits else setting.value
+    return gr.update(label=setting.name, info=setting.about, visible=True, **shown)

@@ -301,8 +301,9 @@ def tokenized(
         length: Number of tokens of a row; None is the tokenizer's own.
     """
     longest = cast("int", tokenizer.model_max_length) if length is None else length
+    settings: dict[str, Any] = {**PADDED, "return_tensors": None}
     # Lists: transformers makes tensors of them, of the offsets too, at twice the cost of the reading.
-    batch = tokenizer(list(texts), max_length=longest, return_offsets_mapping=True, **PADDED | {"return_tensors": None})
+    batch = tokenizer(list(texts), max_length=longest, return_offsets_mapping=True, **settings)
     offsets = tuple(tuple((start, end) for start, end in row) for row in batch["offset_mapping"])
     return torch.tensor(batch["input_ids"], dtype=torch.int64), offsets
 

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from erasure.backbones import backbone_of
-from erasure.backbones.loaded import unwrapped
+from erasure.backbones.loaded import LoadedModel, unwrapped
 from erasure.backbones.storage import StoredWeights, is_stored
 from erasure.edits import Edit, WeightEdit
 from erasure.errors import ErasureError, ExportError, reason
@@ -78,7 +78,7 @@ def check_folder(edit: WeightEdit, pipe: DiffusionPipeline, source: Path, folder
         for part in parts_of(source):
             for path in weights_in(source / part):
                 seen |= _compare_file(edit, part, path, folder / path.relative_to(source))
-        stored, backbone = StoredWeights(folder), backbone_of(pipe)
+        stored, backbone = StoredWeights(folder), cast(LoadedModel, backbone_of(pipe))
         for name in edit.changes.keys() - seen:  # of components whose base has other files
             [weight] = backbone.weights(name.__eq__).values()
             _compare("pipeline", {name: edit.edited(name, weight)}, {name: _stored(pipe, stored, name)})
@@ -105,7 +105,7 @@ def check_checkpoint(pipe: DiffusionPipeline, file: Path, config: Path, prompts:
     Raises:
         ExportError: The converter refuses it, or loses or changes a weight, or the model predicts otherwise.
     """
-    backbone, loader = backbone_of(pipe), cast("Any", type(pipe))
+    backbone, loader = cast(LoadedModel, backbone_of(pipe)), cast("Any", type(pipe))
     with _reading("checkpoint", file.parent), one_line(file), without_warnings():
         again = loader.from_single_file(str(file), config=str(config), dtype=backbone.dtype, local_files_only=True)
     for part in (*backbone.components(), "vae"):
