@@ -119,7 +119,7 @@ def test_on_what_stays_the_reference_is_the_optimum(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"instead": "blank"}, {"odds": "estimated"}, {"odds": "constant", "max_odds": 0.0}]
+    "settings", [{"instead": "blank"}, {"odds": "estimated"}, {"odds": "constant", "max_odds": 0.0}, {"guided": 3.0}]
 )
 def test_training_lowers_the_loss(settings: dict[str, Any], backbone: Backbone) -> None:
     task = task_of(backbone, batch_size=8)
@@ -133,6 +133,30 @@ def test_training_lowers_the_loss(settings: dict[str, Any], backbone: Backbone) 
         on_progress=lambda progress: losses.append(progress.loss or 0.0),
     )
     assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+
+
+class Constant(Student):
+    """A student whose prediction is 0, and a value in the first rows."""
+
+    value: float = 0.0
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = torch.zeros_like(args[1])
+        batch[:4] = self.value
+        return batch
+
+
+def test_a_guided_row_is_compared_at_its_scale_and_the_empty_prompt_has_a_row(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    student = Constant(backbone, task.trained, None, torch.Generator())
+    rows = {"named": 1.0, "crossed": 0.0, "otherwise": 0.0}
+
+    def loss_of(guided: float, value: float) -> float:
+        student.value = value  # the empty prompts' rows, which come last, are 0
+        objective = replace(QUICK, instead="blank", guided=guided, attack=InnerAttack(prompts=0), **rows)  # type: ignore[arg-type]
+        return float(objective.loss(task)(student, 0, torch.Generator().manual_seed(0)))
+
+    assert loss_of(3.0, 0.5) == pytest.approx((loss_of(1.0, 1.5) + loss_of(1.0, 0.0)) / 2, rel=1e-5)
 
 
 def test_a_batch_holds_the_shares_of_the_four_kinds(backbone: Backbone) -> None:

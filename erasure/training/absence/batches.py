@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...backbones.conditioning import Conditioning
 from ...backbones.schedule import Timestep
 from ...concept import Concept
 from ...io.tensor_cache import stored
@@ -126,6 +127,11 @@ class Material:
     def _evidence(self, clean: Float[Tensor, "n c h w"], rows: Int[Tensor, "n k"]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self._task.context.seed + 1)
         return {"evidence": log_evidence(self._task.backbone, clean, self.known_prompts, rows, self.levels, generator)}
+
+    @property
+    def unprompted(self) -> Conditioning:
+        """The empty prompt as the model under training reads it."""
+        return self.prompts.select([self.unconditional])
 
     def level_of(self, timestep: Timestep) -> int:
         """Return the index of the evidence at a timestep: that of all noisier levels."""

@@ -65,6 +65,10 @@ class AbsentWorld(Objective):
         named: Share of rows of the first kind.
         crossed: Share of rows of the second kind.
         otherwise: Share of rows of the third kind; what the three leave is the fourth.
+        guided: Scale w of classifier-free guidance, >= 1, at which the student is compared on images of c whose target
+            is that of the empty prompt too: e_0 + w (e - e_0) in the place of e, e_0 the student's own prediction for
+            the empty prompt, without gradient, which has a row of its own. Sampling multiplies what is left of c in
+            e - e_0 by w; this makes the loss see it so. 1 compares the predictions as they are.
         attack: Search for the soft prompts of the third kind.
     """
 
@@ -84,6 +88,7 @@ class AbsentWorld(Objective):
     named: Share = 0.25
     crossed: Share = 0.15
     otherwise: Share = 0.3
+    guided: Annotated[float, Field(ge=1)] = 1.0
     attack: InnerAttack = field(default_factory=InnerAttack)
 
     def __post_init__(self) -> None:
@@ -137,8 +142,25 @@ class _Batches:
         timesteps = schedule.drawn(n, generator).to(clean.device)
         noisy = schedule.noised(clean, noise([generator] * n, task.backbone.latent_shape()).to(clean), timesteps)
         expected = self._expected(rows, noisy, timesteps, generator)
-        predicted = student(scheduled_prediction, task.backbone, noisy, timesteps, self._read(rows))
-        return F.mse_loss(predicted, expected)
+        pairs = [i for i, row in enumerate(rows) if self._settings.guided > 1 and self._is_as_unprompted(row)]
+        where = [*range(n), *pairs]
+        read = concatenate([self._read(rows), *[self._material.unprompted] * len(pairs)])
+        predicted = student(scheduled_prediction, task.backbone, noisy[where], timesteps[where], read)
+        return F.mse_loss(self._guided(predicted, pairs), expected[where])
+
+    def _is_as_unprompted(self, row: DrawnRow) -> bool:
+        """Return whether a row's target is that of the empty prompt on its image too, and the row reads another."""
+        if row.concept is None or row.read == self._material.unconditional:
+            return False
+        return row.base in self._material.concepts[row.concept].blank
+
+    def _guided(self, predicted: Latents, pairs: Sequence[int]) -> Latents:
+        """Return predictions in which those of `pairs` are guided from the last ones, for the empty prompt."""
+        if not pairs:
+            return predicted
+        free = predicted[-len(pairs) :].detach()
+        guided = free + self._settings.guided * (predicted[pairs] - free)
+        return predicted.index_copy(0, torch.tensor(pairs, device=predicted.device), guided)
 
     def _starts(self, rows: Sequence[int]) -> Conditioning:
         return self._material.prompts.select(list(dict.fromkeys(rows)))
