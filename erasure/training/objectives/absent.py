@@ -149,7 +149,7 @@ class _Batches:
         return F.mse_loss(self._guided(predicted, pairs), expected[where])
 
     def _is_as_unprompted(self, row: DrawnRow) -> bool:
-        """Return whether a row on an image of a concept has the empty prompt's target and reads another."""
+        """Return True if a row on an image of a concept has the empty prompt's target and reads another."""
         if row.concept is None or row.read == self._material.unconditional:
             return False
         return row.base in self._material.concepts[row.concept].blank
