@@ -4,14 +4,18 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
+from erasure import tinyworld
 from erasure.errors import ErasureError
+from erasure.eval.protocols.audit.plan import audit_of
+from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import Source, source_of
 from erasure.io.files import check_places, make_folder, write_whole
 from erasure.ledger import Ledger
@@ -35,6 +39,32 @@ def erased_source(run: Run, pipe: DiffusionPipeline, folder: Path, on_progress: 
     todo, _ = removal.remaining(run, ledger)
     list(removal.remove(todo, pipe, ledger, on_progress=staged(on_progress, "removing")))
     return source_of(str(folder), lambda _: pipe)
+
+
+def audited(
+    source: Source,
+    cache: Path,
+    on_progress: OnProgress,
+    *,
+    suite: str = "quick",
+    names: Sequence[str] = (),
+    golds: Sequence[str] = (),
+) -> AuditResults:
+    """Return the audit of a model of the tiny world.
+
+    Args:
+        source: Erased model and its original.
+        cache: Folder of outcomes; audits that share one measure the original and the golds once.
+        on_progress: Receives the progress.
+        suite: "quick", "standard" or "full".
+        names: Probes in the place of the suite's.
+        golds: Folders of denoisers that were never taught a removed concept.
+
+    Raises:
+        InputError: A gold or a concept does not fit, as for `audit_of`.
+    """
+    audit = audit_of(source, lambda _: tinyworld.load(), suite=suite, names=names, golds=golds)
+    return replace(audit, cache=cache).run(staged(on_progress, "audit"))
 
 
 def recorded(experiment: Callable[[argparse.Namespace], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:

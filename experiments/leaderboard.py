@@ -15,11 +15,10 @@ core-hours for all chosen settings. docs/leaderboard.md is built from the result
 
 import argparse
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +31,6 @@ from erasure.edits import Edit, WeightEdit
 from erasure.errors import ErasureError, InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.probes import PROBES
-from erasure.eval.protocols.audit.plan import audit_of
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import source_of
 from erasure.io.files import make_folder, write_whole
@@ -45,8 +43,9 @@ from erasure.runs import removal
 from erasure.runs.schema import Run
 from erasure.sampling import SamplingSettings, sample
 
+from .apart import measured_apart
 from .continual import TARGETS
-from .experiment import plain_options, write_record
+from .experiment import audited, plain_options, write_record
 from .family import FAMILY
 from .rates import Probes
 from .sweep import Candidate, FitClock, method_names
@@ -61,6 +60,8 @@ CASES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Removed concepts, in order, by the name of the case."""
 SETTINGS: Final = ("chosen", "published")
+CHOSEN_BY: Final = ("--method", "--settings", "--concept")
+"""Options that choose rows."""
 SEQUENCE_SECONDS = 30.0
 """Largest number of CPU seconds of a fit, in the sweep, with which the sequence of eight is measured."""
 SEED = 1
@@ -83,6 +84,11 @@ class Row:
     method: str
     settings: str
     case: str
+
+    @property
+    def label(self) -> str:
+        """Name of the row in progress."""
+        return f"{self.method}, {self.settings}, {self.case}"
 
     def folder(self, root: Path) -> Path:
         """Return the row's folder below another."""
@@ -111,7 +117,7 @@ def main() -> None:
     try:
         rows = [row for row in planned(options) if not (row.folder(options.out) / "run.json").is_file()]
         if len(rows) != 1:
-            sys.exit(measured_apart(rows))  # each has a peak of memory of its own
+            sys.exit(measured_apart("experiments.leaderboard", {row.label: row.command() for row in rows}, CHOSEN_BY))
         with progress_bars() as on_progress:
             record = experiment(rows[0], options, on_progress)
         make_folder(rows[0].folder(options.out))
@@ -158,27 +164,6 @@ def sweep_of(results: Path, method: str) -> Mapping[str, Any]:
             f" Run python -m experiments.sweep --method {method}."
         )
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def measured_apart(rows: Sequence[Row]) -> int:
-    """Measure rows in a process each, and return 1 if one failed."""
-    shared = list(_without_rows(sys.argv[1:]))
-    failed = 0
-    for i, row in enumerate(rows, start=1):
-        Console().print(f"{i}/{len(rows)}: {row.method}, {row.settings}, {row.case}", highlight=False)
-        command = [sys.executable, "-m", "experiments.leaderboard", *row.command(), *shared]
-        failed |= subprocess.run(command, check=False).returncode != 0
-    return int(failed)
-
-
-def _without_rows(arguments: Sequence[str]) -> Iterator[str]:
-    """Give the arguments of a command without those that choose rows."""
-    chooses = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            chooses = argument.partition("=")[0] in ("--method", "--concept", "--settings")
-        if not chooses:
-            yield argument
 
 
 def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
@@ -290,13 +275,8 @@ class Bench:
 
     def audited(self, probes: Sequence[str], golds: Sequence[str]) -> dict[str, Any]:
         """Return the residues that the probes of an audit leave."""
-
-        def load(_: str) -> DiffusionPipeline:
-            return tinyworld.load()
-
-        source = source_of(str(self._folder / "ledger"), load)
-        audit = replace(audit_of(source, load, names=probes, golds=golds), cache=self._work / "audit")
-        return audit_record(audit.run(staged(self._on_progress, "audit")))
+        source = source_of(str(self._folder / "ledger"), lambda _: tinyworld.load())
+        return audit_record(audited(source, self._work / "audit", self._on_progress, names=probes, golds=golds))
 
 
 def audit_record(results: AuditResults) -> dict[str, Any]:

@@ -38,6 +38,15 @@ def source_line(path: Path, run: Run) -> str:
     return f"`{shown}`: {commit}, {run.get('device', 'cpu')}{threads}{torch}"
 
 
+def grouped_sources(runs: Iterable[tuple[Path, Run]]) -> str:
+    """Return a line for each commit and machine that made some of the runs, each of which is a row."""
+    counts: dict[str, int] = {}
+    for path, run in runs:
+        origin = source_line(path, run).partition(": ")[2]
+        counts[origin] = counts.get(origin, 0) + 1
+    return "\n" + "".join(f"- {n} rows: {origin}\n" for origin, n in counts.items())
+
+
 def changed_settings(run: Run) -> str:
     """Return the settings of a run's eraser that are not its defaults; "defaults" if none."""
     settings = {**run.get("config", {}).get("eraser", {})}
@@ -93,6 +102,11 @@ def rate_cell(rate: Mapping[str, Any]) -> str:
     """Return a share with its interval and count."""
     low, high = rate["interval"]
     return f"{rate['value']:.3f} [{low:.3f}, {high:.3f}] of {rate['n']}"
+
+
+def residue_cell(rho: Mapping[str, Any] | None) -> str:
+    """Return a residue with its interval; a dash for none."""
+    return "–" if rho is None else f"{rho['value']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]"
 
 
 def score_cell(score: Mapping[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .layout import Run, page_of, rate_cell, read_runs, source_line, table
+from .layout import Run, grouped_sources, page_of, rate_cell, read_runs, residue_cell, table
 
 _RUNS = "leaderboard/*/*/*/run.json"
 _SINGLE = ("cat", "neon", "gun", "Biscuit")
@@ -104,7 +104,7 @@ def leaderboard(source: str, results: Path) -> str:
         if each.single
     ]
     headings = ("method", "settings", "concepts", *_HEADINGS, "s, fit", "s, image", "MiB, fit", "MiB, file")
-    return table(headings, rows, ()) + (_sources(results) if rows else "")
+    return table(headings, rows, ()) + (grouped_sources(read_runs(_RUNS, results)) if rows else "")
 
 
 def kept(source: str, results: Path) -> str:
@@ -124,7 +124,7 @@ def attacked(source: str, results: Path) -> str:
         outside = audit["outside"]
         back = [name for name, rho in outside.items() if rho["low"] > BAR]
         name, largest = _largest(audit)
-        residues = (_residue_cell(outside.get(probe)) for probe in _PROBES)
+        residues = (residue_cell(outside.get(probe)) for probe in _PROBES)
         shown = f"{largest:.2f}, {name}" if name else "–"
         rows.append((each.label, concept, shown, ", ".join(back) or "none", *residues))
     headings = ("method", "concept", "largest residue", "brought back by", *_PROBES)
@@ -232,16 +232,3 @@ def _largest(audit: Mapping[str, Any]) -> tuple[str, float]:
     outside = audit["outside"]
     name = max(outside, key=lambda each: outside[each]["value"], default="")
     return name, outside[name]["value"] if name else 0.0
-
-
-def _residue_cell(rho: Mapping[str, float] | None) -> str:
-    return "–" if rho is None else f"{rho['value']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]"
-
-
-def _sources(results: Path) -> str:
-    """Return a line for each commit and machine that made rows."""
-    counts: dict[str, int] = {}
-    for path, run in read_runs(_RUNS, results):
-        origin = source_line(path, run).partition(": ")[2]
-        counts[origin] = counts.get(origin, 0) + 1
-    return "\n" + "".join(f"- {n} rows: {origin}\n" for origin, n in counts.items())

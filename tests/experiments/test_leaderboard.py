@@ -14,7 +14,7 @@ from erasure.errors import InputError, UnknownNameError
 from erasure.eval.protocols.audit.run import IMAGES
 from erasure.profile import SamplingDefaults
 from erasure.tinyworld.profile import TinyWorldProfile
-from experiments import leaderboard
+from experiments import apart, leaderboard
 from experiments.leaderboard import CASES, PROBES_OF_ROWS, Row, experiment, planned
 from tests.eval import world
 
@@ -102,7 +102,7 @@ def test_several_rows_are_processes_of_their_own(tmp_path: Path, monkeypatch: py
     class Done:
         returncode = 0
 
-    monkeypatch.setattr(leaderboard.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    monkeypatch.setattr(apart.subprocess, "run", lambda command, **_: commands.append(command) or Done())
     places = ["--sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]
     arguments = ["--method", "uce", "--concept", "cat", "neon", "gun", "--settings", "chosen", "--images", "8", *places]
     monkeypatch.setattr(sys, "argv", ["leaderboard", *arguments])
