@@ -109,10 +109,11 @@ class UnitFile:
         digest = json_digest([FORMAT, self.key])
         return self.folder / f"{digest[:32]}.json"
 
-    def read(self) -> list[Judged] | None:
-        """Return the outcomes; None if there are none, or none that can be read."""
+    def read(self) -> tuple[list[Judged], float] | None:
+        """Return the outcomes and the seconds that they took; None if there are none, or none that can be read."""
         try:
-            return [Judged.from_json(data) for data in json.loads(self.path.read_text(encoding="utf-8"))["outcomes"]]
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            return [Judged.from_json(outcome) for outcome in data["outcomes"]], float(data["seconds"])
         except (OSError, ValueError, KeyError, TypeError):
             return None  # it is measured again
 

@@ -1,7 +1,7 @@
 """Results of an audit: residues with intervals, half-doses, what is kept, and a verdict in one sentence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -117,6 +117,7 @@ class ProbeResult:
         reason: Reason where it was not measured.
         outcomes: Outcomes by row, those of the plain prompt on the erased model among them.
         plain: Values of the plain prompt on the erased model.
+        seconds: Seconds of the measurement by row, also where it was made by an earlier run.
     """
 
     name: str
@@ -129,6 +130,7 @@ class ProbeResult:
     reason: str = ""
     outcomes: Mapping[str, Sequence[Judged]]
     plain: tuple[float, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def readings(self) -> list[DoseReading]:

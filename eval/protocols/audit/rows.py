@@ -80,8 +80,16 @@ def gold_rows(names: Sequence[str], original: str, load: Loader) -> list[AuditRo
         variant = gold_variant(name, original, load)
         _check_gold(name, variant.pipe, load(original))
         title = GOLD if not rows else f"{GOLD} {len(rows) + 1}"
-        rows.append(AuditRow.of(title, replace(variant, name=title), without=_without(Path(name))))
+        rows.append(AuditRow.of(title, replace(variant, name=title), without=untaught(name)))
     return rows
+
+
+def untaught(gold: str) -> tuple[str, ...]:
+    """Return the concepts that a gold's recipe leaves out; none where no recipe lies beside it."""
+    try:
+        return tuple(json.loads((Path(gold) / "recipe.json").read_text(encoding="utf-8"))["settings"]["without"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 def check_golds(rows: Sequence[AuditRow], concepts: Sequence[Concept]) -> None:
@@ -184,14 +192,6 @@ def _kept(
         prompt = next((prompt for prompt in ahead if not speaks_of(prompt, removed)), None)
         if prompt is not None:
             yield name, prompt, noise_seed(f"kept {name}", turn, seed)
-
-
-def _without(folder: Path) -> tuple[str, ...]:
-    """Return the concepts that a gold's recipe leaves out; none where no recipe lies beside it."""
-    try:
-        return tuple(json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["settings"]["without"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
 
 
 def _check_gold(name: str, gold: DiffusionPipeline, original: DiffusionPipeline) -> None:

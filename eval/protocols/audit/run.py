@@ -134,15 +134,16 @@ class Audit:
         self, probe: Probe, aim: Aim, rows: Sequence[AuditRow], plain: tuple[float, ...], counter: "_Counter"
     ) -> ProbeResult:
         outcomes: dict[str, Sequence[Judged]] = {}
+        seconds: dict[str, float] = {}
         status, why = "measured", ""
         try:
             if probe.judged and self.judge is None:
                 raise MissingError(self.no_judge)
             for row in rows:
-                outcomes[row.name] = self._unit(probe, aim, row, rows, counter)
+                outcomes[row.name], seconds[row.name] = self._unit(probe, aim, row, rows, counter)
             novel = novel_concept(self.profile)
             if novel is not None and self._needs_novel(probe, rows):
-                outcomes[NOVEL] = self._unit(probe, self._aim(novel), rows[0], rows, counter)
+                outcomes[NOVEL], seconds[NOVEL] = self._unit(probe, self._aim(novel), rows[0], rows, counter)
         except StoppedError:
             raise
         except MissingError as error:
@@ -160,12 +161,13 @@ class Audit:
             reason=why,
             outcomes=outcomes,
             plain=plain,
+            seconds=seconds,
         )
 
     def _unit(
         self, probe: Probe, aim: Aim, row: AuditRow, rows: Sequence[AuditRow], counter: "_Counter"
-    ) -> Sequence[Judged]:
-        """Return the judged outcomes of a probe on a row, from the cache where they are."""
+    ) -> tuple[Sequence[Judged], float]:
+        """Return the judged outcomes of a probe on a row and the seconds they took, from the cache where they are."""
         file = UnitFile(folder=self.cache, key=self._key(probe, aim, row, rows))
         known = file.read()
         if known is not None:
@@ -183,9 +185,10 @@ class Audit:
                 if outcome.shows and self.judge is not None and not self.judge.knows(outcome.shows):
                     continue  # an anchor that the judge cannot look for
                 judged.append(Judged.of(outcome, aim, self.judge, f"{outcome.dose:g} {probe.dose_unit}"))
-        file.write(judged, round(time.perf_counter() - start, 2))
+        seconds = round(time.perf_counter() - start, 2)
+        file.write(judged, seconds)
         counter.add(row.name)
-        return judged
+        return judged, seconds
 
     def _images(self, row: AuditRow) -> Path | None:
         """Return the folder of a row's images, which are kept for those models that later audits have too."""

@@ -157,6 +157,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     again = audit(tmp_path).run()
     assert len(MEASURED) == 8
     assert again.concepts[0].as_json() == first.concepts[0].as_json()
+    assert result(again).seconds == result(first).seconds
+    assert set(result(again).seconds) == set(RATES)
     audit(tmp_path, doses=(1.0,)).run()
     assert len(MEASURED) == 12, "other settings of the probe"
 
