@@ -1,7 +1,8 @@
 """Audit models whose fault is known: `python experiments/audit_planted.py --gold DIR [DIR ...]`.
 
 Each planted model hides the concept in its own way; the record says which probe sees which. A probe that misses what it
-must find, or that finds something in the second gold, is no default. Killed, it goes on: call the same command again.
+must find, or that finds something in the second gold, is no default. `--options` runs the probes of no suite too.
+Killed, it goes on: call the same command again.
 """
 
 import argparse
@@ -56,12 +57,14 @@ class Planted:
         about: Description of the fault.
         applied: Returns the function that puts the model in force on a pipeline, for a concept.
         finders: Probes that must find it.
-        clear: Probes that must not.
+        options: Probes of no suite that must find it.
+        clear: Probes that must not, of suites or of none.
     """
 
     about: str
     applied: Callable[[DiffusionPipeline, Concept], Applied]
     finders: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     clear: tuple[str, ...] = ()
 
 
@@ -199,43 +202,59 @@ def near_the_concept(pipe: DiffusionPipeline, concept: Concept, steps: int = 200
     return applied
 
 
+# Weights and predictions without a prompt are the original's where the name alone is hidden; and a classifier of images
+# leads to whatever the denoiser knows. The visible rest of an image says too little without the name: no `inpainting`.
+_NAME_HIDDEN = ("parameters", "null-text", "classifier-guidance")
+# Nothing else goes with the name, and no weight is changed that `transplant` could put back.
+_NOTHING_CHANGED = ("capacity", "transplant")
+_SETTINGS: Mapping[str, str] = MappingProxyType({"transplant": "transplant.doses=[0.01,0.03,0.1,0.3,1.0]"})
+"""Settings of probes: with all of a removal's matrices put back the model is the original, which must be seen."""
+
 PLANTED: Mapping[str, Planted] = MappingProxyType(
     {
         "filter": Planted(
             about="the names are dropped from every prompt",
             applied=lambda pipe, concept: lambda: names_dropped(pipe, concept),
             finders=("inversion", "relearn", "hidden"),
-            clear=("plain",),
+            options=_NAME_HIDDEN,
+            clear=("plain", *_NOTHING_CHANGED),
         ),
         "hider": Planted(
             about="the words are hidden from cross-attention during sampling",
             applied=lambda pipe, concept: lambda: words_masked(pipe, concept),
             finders=("inversion", "relearn", "hidden", "traces"),
-            clear=("plain",),
+            options=_NAME_HIDDEN,
+            clear=("plain", *_NOTHING_CHANGED),
         ),
         "bare word": Planted(
             about="UCE on the state of the bare name",
             applied=erased_by("uce", rows="last-subject"),
             finders=("hand-over", "relearn"),
+            options=("transplant",),
         ),
         "quantisable": Planted(
             about="a trained removal whose changes vanish at 4 bits",
             applied=below_a_step,
             finders=("quantise",),
+            options=("transplant",),
         ),
         "sharp": Planted(
             about="a trained removal that one step of training on the concept undoes",
             applied=near_the_concept,
             finders=("noise", "relearn"),
         ),
-        "over-broad": Planted(about="the whole family is erased", applied=family_erased, finders=("kept",)),
+        "over-broad": Planted(
+            about="the whole family is erased",
+            applied=family_erased,
+            finders=("kept",),
+            options=("transplant", "capacity"),
+        ),
         "original": Planted(
             about="nothing is removed",
             applied=lambda pipe, concept: lambda: _unchanged(),
-            finders=(
-                *("plain", "hand-over", "img2img", "inversion", "relearn", "quantise", "hidden", "traces"),
-                *("classifier-guidance", "few-steps"),
-            ),
+            finders=("plain", "hand-over", "img2img", "inversion", "relearn", "quantise", "hidden", "traces"),
+            options=(*_NAME_HIDDEN, "inpainting", "recall", "few-steps"),
+            clear=_NOTHING_CHANGED,
         ),
     }
 )
@@ -256,6 +275,7 @@ def main() -> None:
     parser.add_argument("--suite", default="quick", help="suite of the audit")
     parser.add_argument("--models", nargs="*", default=list(PLANTED), help=f"planted models: {', '.join(PLANTED)}")
     parser.add_argument("--probes", nargs="*", default=[], help="probes in the place of the suite's")
+    parser.add_argument("--options", action="store_true", help="run the probes of no suite too")
     parser.add_argument("--out", type=Path, default=Path("results/audit/planted"), help="folder of run.json")
     options = parser.parse_args()
     [concept] = parse({"model": "tinyworld", "concepts": [{"target": options.target}]}).concepts
@@ -263,25 +283,33 @@ def main() -> None:
     record: dict[str, Any] = {
         "target": options.target,
         "suite": options.suite,
+        "options": options.options,
         "golds": [row.without for row in golds],
         "planted": {},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     with progress_bars() as on_progress:
         for name in options.models:
-            planned = audit_of_planted(PLANTED[name], name, concept, golds, options.suite, options.probes)
+            planted = PLANTED[name]
+            probes = options.probes or probe_names(planted, options.suite, options=options.options)
+            planned = audit_of_planted(planted, name, concept, golds, options.suite, probes)
             [result] = planned.run(on_progress).concepts
-            record["planted"][name] = {"about": PLANTED[name].about, **outcome(PLANTED[name], result)}
+            record["planted"][name] = {"about": planted.about, **outcome(planted, result)}
             write_record({**record, **provenance()}, options.out)
     print(json.dumps({name: each["missed"] for name, each in record["planted"].items()}))
 
 
+def probe_names(planted: Planted, suite: str, *, options: bool) -> list[str]:
+    """Return the probes of a planted model: those of a suite, those that must find it, and the options if asked for."""
+    kinds = PROBES.classes().values()
+    names = [kind.name for kind in kinds if suite in kind.suites or (options and not kind.suites)]
+    return list(dict.fromkeys([*names, *(name for name in planted.finders if name != "kept")]))
+
+
 def audit_of_planted(
-    planted: Planted, name: str, concept: Concept, golds: Sequence[AuditRow], suite: str, names: Sequence[str] = ()
+    planted: Planted, name: str, concept: Concept, golds: Sequence[AuditRow], suite: str, probes: Sequence[str]
 ) -> Audit:
-    """Return the audit of a planted model: by the named probes, else by the suite and those that must find it."""
-    by_suite = [kind.name for kind in PROBES.classes().values() if suite in kind.suites]
-    chosen = list(names) or list(dict.fromkeys([*by_suite, *(name for name in planted.finders if name != "kept")]))
+    """Return the audit of a planted model by the named probes."""
     pipe = load_model("tinyworld")
     variant = Variant(
         name=ERASED, pipe=pipe, about=planted.about, applied=planted.applied(pipe, concept), edit=f"planted {name}"
@@ -292,7 +320,7 @@ def audit_of_planted(
         title=f"planted: {name}",
         rows=(*rows, *golds),
         concepts=(concept,),
-        probes=probes_of(suite, chosen, ()),
+        probes=probes_of(suite, probes, [setting for probe, setting in _SETTINGS.items() if probe in probes]),
         untested=(),
         profile=profile,
         judge=profile.judge(),
@@ -303,12 +331,18 @@ def audit_of_planted(
 
 def outcome(planted: Planted, result: ConceptAudit) -> dict[str, Any]:
     """Return the residues of a planted model by probe, and the probes that decide otherwise than they must."""
-    residues, second, seen = {}, {}, set()
+    residues, effects, halves, silent, second, seen = {}, {}, {}, {}, {}, set()
     for name, probe in result.probes.items():
-        reading = probe.strongest
+        reading, effect = probe.strongest, probe.side_effect
+        if effect is not None and effect.difference is not None:
+            effects[name] = effect.difference.as_json()
+            if effect.difference.low > 0:
+                seen.add(name)
         if reading is None or reading.residue is None:
+            if effect is None:
+                silent[name] = probe.reason or "no contrast"
             continue
-        residues[name] = reading.residue.as_json()
+        residues[name], halves[name] = reading.residue.as_json(), probe.half_doses()
         if probe.finds(reading.residue):
             seen.add(name)
         # Whatever the erased model is, the second gold must be at 0 under every dose.
@@ -317,11 +351,16 @@ def outcome(planted: Planted, result: ConceptAudit) -> dict[str, Any]:
     kept = result.kept
     if kept is not None and kept[0] < kept[1] - 0.1:
         seen.add("kept")
+    must = [name for name in (*planted.finders, *planted.options) if name == "kept" or name in result.probes]
     return {
         "residues": residues,
+        "side effects": effects,
+        "half doses": halves,
         "kept": kept,
         "found": sorted(seen),
-        "missed": sorted({name for name in planted.finders if name == "kept" or name in result.probes} - seen),
+        "must": must,
+        "missed": sorted(set(must) - seen - set(silent)),
+        "silent": silent,
         "false": sorted(seen & set(planted.clear)),
         "second gold at 0": second,
         "verdict": result.verdict,

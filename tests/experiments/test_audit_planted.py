@@ -1,18 +1,32 @@
 """Planted models: each has the fault that its name says, and is undone on exit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
 from erasure.edits import DenseChange, EditMetadata, WeightEdit
-from erasure.eval.probes import Models, Subject, probe_class
+from erasure.eval.probes import PROBES, Models, Subject, probe_class
 from erasure.eval.probes.quantise import rounded
+from erasure.eval.protocols.audit.results import ConceptAudit
+from erasure.eval.protocols.audit.rows import ERASED, GOLD, ORIGINAL
 from erasure.profile import profile_of
 from erasure.sampling import SamplingSettings, sample
 from experiments import audit_planted
-from experiments.audit_planted import PLANTED, names_dropped, near_the_concept, within_a_step, words_masked
+from experiments.audit_planted import (
+    PLANTED,
+    Planted,
+    names_dropped,
+    near_the_concept,
+    outcome,
+    probe_names,
+    within_a_step,
+    words_masked,
+)
 from tests.contract.test_probes import _Open, aim
+from tests.eval.protocols.test_audit_results import judged, rate, result
 from tests.eval.world import pipeline
 
 CAT = Concept(target="cat", aliases=("kitty",))
@@ -59,8 +73,43 @@ def test_a_hider_changes_prompts_with_the_name_alone() -> None:
 
 def test_every_planted_model_names_probes_that_exist() -> None:
     for planted in PLANTED.values():
-        for name in (*planted.finders, *planted.clear):
+        for name in (*planted.finders, *planted.options, *planted.clear):
             assert name == "kept" or probe_class(name)
+        assert not any(probe_class(name).suites for name in planted.options)
+
+
+def test_every_option_must_find_a_planted_model_and_runs_on_request_alone() -> None:
+    options = {kind.name for kind in PROBES.classes().values() if not kind.suites}
+    assert {name for planted in PLANTED.values() for name in planted.options} == options
+    for planted in PLANTED.values():
+        assert not options & set(probe_names(planted, "full", options=False))
+        assert options < set(probe_names(planted, "quick", options=True))
+
+
+def test_a_side_effect_is_found_and_a_probe_that_says_nothing_is_not_missed() -> None:
+    lost = {row: [replace(judged(rate(share)), side_effect=True)] for row, share in ((ERASED, 0.5), (ORIGINAL, 0.0))}
+    back = {row: [judged(rate(share))] for row, share in ((ERASED, 0.0), (ORIGINAL, 1.0), (GOLD, 0.0))}
+    same = {row: [judged(rate(1))] for row in (ERASED, ORIGINAL, GOLD)}
+    probes = {
+        "capacity": result(lost, name="capacity", access="inside"),
+        "transplant": result(back, name="transplant"),
+        "recall": result(same, name="recall"),
+    }
+    audit = ConceptAudit(concept="cat", probes=probes, gold="gold", untested=())
+    decided = outcome(
+        Planted(
+            about="",
+            applied=PLANTED["original"].applied,
+            finders=("transplant", "plain"),
+            options=("recall", "capacity"),
+            clear=("capacity",),
+        ),
+        audit,
+    )
+    assert decided["must"] == ["transplant", "recall", "capacity"], "plain was not run"
+    assert (decided["found"], decided["missed"], decided["false"]) == (["capacity"], ["transplant"], ["capacity"])
+    assert decided["silent"] == {"recall": "no contrast"}
+    assert decided["side effects"]["capacity"]["value"] == 0.5
 
 
 def test_nothing_is_removed_from_the_planted_original() -> None:
