@@ -5,6 +5,7 @@ from pathlib import Path
 
 from . import (
     ablations,
+    audits,
     evaluations,
     images,
     leaderboard,
@@ -65,6 +66,13 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "uce-places": removals.uce_places,
     "methods": methods.methods,
     "models": methods.models,
+    "audits": audits.residues,
+    "audits-failures": audits.failures,
+    "audits-alike": audits.alike,
+    "audits-redundant": audits.redundant,
+    "audits-speeds": audits.speeds,
+    "planted": audits.planted,
+    "planted-probes": audits.planted_probes,
     "leaderboard": leaderboard.leaderboard,
     "leaderboard-kept": leaderboard.kept,
     "leaderboard-attacked": leaderboard.attacked,

@@ -1,0 +1,247 @@
+"""Every method audited on the same removals of the tiny world, by the product's own audit.
+
+    python -m experiments.audits --method uce --concept cat --gold results/golds/cat
+    python -m experiments.audits                                   # every row that is missing
+
+A row is a method of audits.yaml on one concept, audited by the suite `standard`, or on the weapon family, by `quick`.
+Of the golds those are used that were never taught one of the removed concepts. Outcomes are kept in the folder of work,
+so that original and golds are measured once for all methods; killed at any moment, the same command goes on from there.
+Rows are `METHOD/CONCEPT/run.json` in the folder of results: of each probe its strongest reading, without images.
+docs/audit.md is built from them.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import torch
+from rich.console import Console
+
+from erasure import tinyworld
+from erasure.errors import ErasureError, InputError, unknown_name
+from erasure.eval.probes.base import Suite
+from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
+from erasure.eval.protocols.audit.rows import PLAIN, untaught
+from erasure.eval.protocols.audit.run import IMAGES
+from erasure.io.files import make_folder
+from erasure.io.json_files import json_digest
+from erasure.profile import DEFAULT_MODEL
+from erasure.progress import OnProgress, progress_bars
+from erasure.provenance import provenance
+from erasure.runs.configs import read_config
+from erasure.runs.schema import Run, parse
+
+from .apart import measured_apart
+from .experiment import audited, erased_source, plain_options, write_record
+
+VERSION = 1
+METHODS = Path(__file__).with_name("audits.yaml")
+CONFIGS = Path(__file__).parent.parent / "configs"
+GOLDS = tuple(f"results/golds/{name}" for name in ("cat", "neon", "weapons"))
+CHOSEN_BY: Final = ("--method", "--concept")
+"""Options that choose rows."""
+_KEPT_OF_A_PROBE = ("access", "unit", "status", "reason", "half_doses", "speed_ratios")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Removal after which the methods are audited.
+
+    Attributes:
+        concepts: Requests as in a config, or the name of a list that comes with the library.
+        suite: Suite of the audit.
+    """
+
+    concepts: str | Sequence[Mapping[str, str]]
+    suite: Suite
+
+
+CASES: Final[Mapping[str, Case]] = {
+    **{name: Case(concepts=({"target": name},), suite="standard") for name in ("cat", "neon", "gun")},
+    "weapons": Case(concepts="weapons", suite="quick"),
+}
+"""Removals by the name that they have on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOnCase:
+    """A method on one removal.
+
+    Attributes:
+        method: Key of audits.yaml.
+        case: Key of `CASES`.
+    """
+
+    method: str
+    case: str
+
+    @property
+    def label(self) -> str:
+        """Name of the row in progress."""
+        return f"{self.method}, {self.case}"
+
+    def folder(self, root: Path) -> Path:
+        """Return the row's folder below another."""
+        return root / self.method / self.case
+
+    def command(self) -> list[str]:
+        """Return the arguments that measure it."""
+        return ["--method", self.method, "--concept", self.case]
+
+    def run(self) -> Run:
+        """Return the removals, the same concepts for every method.
+
+        Raises:
+            InputError: The method has no such config, or a setting is wrong.
+        """
+        eraser = methods()[self.method]
+        config = read_config(CONFIGS / eraser) if isinstance(eraser, str) else {"eraser": eraser}
+        concepts = CASES[self.case].concepts
+        requests = concepts if isinstance(concepts, str) else [dict(request) for request in concepts]
+        return parse({**config, "model": DEFAULT_MODEL, "concepts": requests})
+
+
+@cache
+def methods(file: Path = METHODS) -> Mapping[str, Any]:
+    """Return config or eraser of each method, by its name."""
+    return read_config(file)
+
+
+def main() -> None:
+    """Audit one row in this process, or several in processes of their own."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all of audits.yaml")
+    parser.add_argument("--concept", nargs="+", choices=CASES, default=list(CASES), help="removals; default: all")
+    parser.add_argument(
+        "--gold", nargs="*", default=list(GOLDS), metavar="DIR", help="models never taught a concept; none for none"
+    )
+    parser.add_argument("--suite", choices=get_args(Suite), help="suite in the place of each removal's")
+    parser.add_argument("--probes", nargs="*", default=[], metavar="NAME", help="probes in the place of the suite's")
+    parser.add_argument("--work", type=Path, default=Path("erasure-runs/audits"))
+    parser.add_argument("--out", type=Path, default=Path("results/audit"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # results differ between numbers of threads
+    try:
+        rows = [row for row in planned(options) if not (row.folder(options.out) / "run.json").is_file()]
+        if len(rows) != 1:
+            sys.exit(measured_apart("experiments.audits", {row.label: row.command() for row in rows}, CHOSEN_BY))
+        with progress_bars() as on_progress:
+            record = experiment(rows[0], options, on_progress)
+        make_folder(rows[0].folder(options.out))
+        for concept, audit in record["concepts"].items():
+            Console().print(f"{rows[0].method}, {concept}: {audit['verdict']}", highlight=False, markup=False)
+        Console().print(str(write_record(record, rows[0].folder(options.out))), markup=False)
+    except ErasureError as error:
+        sys.exit(f"audits: {error}")
+
+
+def planned(options: argparse.Namespace) -> list[MethodOnCase]:
+    """Return the rows that are asked for, all methods on a concept before the next concept.
+
+    Raises:
+        UnknownNameError: There is no such method.
+    """
+    for method in options.method:
+        if method not in methods():
+            raise unknown_name("method", method, list(methods()))
+    return [
+        MethodOnCase(method=method, case=case) for case in options.concept for method in options.method or methods()
+    ]
+
+
+def fitting(golds: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Return the golds that were never taught one of the targets, or whose recipe does not say.
+
+    Raises:
+        InputError: A gold is no folder, or all of them were taught every target.
+    """
+    for gold in golds:
+        if not Path(gold).is_dir():
+            raise InputError(
+                f"--gold: expected the folder of a denoiser, got {gold!r}. Train it: python experiments/golds.py."
+            )
+    chosen = [gold for gold in golds if not (without := untaught(gold)) or set(without) & set(targets)]
+    if golds and not chosen:
+        raise InputError(
+            f"--gold: expected a model that was never taught {' or '.join(map(repr, targets))}, got"
+            f" {', '.join(golds)}. Add one, or write --gold alone to audit without."
+        )
+    return chosen
+
+
+def experiment(row: MethodOnCase, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Remove the concepts, audit the model, and return the record.
+
+    Raises:
+        InputError: The concepts cannot be removed, or a probe or a gold is wrong.
+    """
+    began = time.perf_counter()
+    run, suite = row.run(), options.suite or CASES[row.case].suite
+    golds = fitting(options.gold, [concept.target for concept in run.concepts])
+    folder = row.folder(options.work) / json_digest(run.as_json())[:12]
+    source = erased_source(run, tinyworld.load(), folder, on_progress)
+    results = audited(source, options.work / "cache", on_progress, suite=suite, names=options.probes, golds=golds)
+    return {
+        "benchmark": "audits",
+        "version": VERSION,
+        "method": row.method,
+        "case": row.case,
+        "suite": suite,
+        "images": dict(zip(("target", "kept"), IMAGES[suite], strict=True)),
+        "config": {**run.as_json(), "output": ""},
+        "options": {
+            **plain_options(options),
+            "method": row.method,
+            "concept": row.case,
+            "gold": [Path(gold).name for gold in golds],
+        },
+        "audit_seconds": _seconds(results.concepts),
+        "concepts": {each.concept: concept_record(each) for each in results.concepts},
+        **provenance(start=began),
+    }
+
+
+def concept_record(audit: ConceptAudit) -> dict[str, Any]:
+    """Return the audit of a concept with the strongest reading of each probe alone."""
+    plain = audit.probes[PLAIN].readings
+    return {
+        "verdict": audit.verdict,
+        "gold": Path(audit.gold).name,
+        "kept": {row: share for row in plain[0].rows if (share := plain[0].kept(row)) is not None} if plain else {},
+        "untested": list(audit.untested),
+        "probes": {name: probe_record(result) for name, result in audit.probes.items()},
+    }
+
+
+def probe_record(result: ProbeResult) -> dict[str, Any]:
+    """Return a probe for the tables: whether it finds the concept, its strongest reading, and the half-doses."""
+    data, strongest, effect = result.as_json(), result.strongest, result.side_effect
+    rho = None if strongest is None else strongest.residue
+    return {
+        **{name: data[name] for name in _KEPT_OF_A_PROBE},
+        "seconds": dict(result.seconds),
+        "effort": result.effort,
+        "doses": data["settings"]["doses"],
+        "finds": rho is not None and result.finds(rho),
+        "most": result.most,
+        "strongest": strongest and strongest.as_json(),
+        "side_effect": effect and effect.as_json(),
+    }
+
+
+def _seconds(audits: Sequence[ConceptAudit]) -> dict[str, float]:
+    """Return the seconds that each row took in all, whenever they were measured."""
+    totals: dict[str, float] = {}
+    for result in (result for audit in audits for result in audit.probes.values()):
+        for row, seconds in result.seconds.items():
+            totals[row] = round(totals.get(row, 0.0) + seconds, 2)
+    return totals
+
+
+if __name__ == "__main__":
+    main()
