@@ -103,7 +103,7 @@ def test_each_method_says_which_probes_it_fails(tmp_path: Path) -> None:
     row(tmp_path, "esd", "cat", ("cat", {"plain": probe(0.0), "mma": probe(0.01)}))
     text = page("audits-failures: all", tmp_path)
     assert (
-        "- `uce`, cat: brought back by relearn (0.70 at 2 of 20 steps) and hand-over (0.40 at 2 of 20 steps);"
+        "- `uce`, cat: brought back by relearn (0.70, 2 of 20 steps) and hand-over (0.40, 2 of 20 steps);"
         " not by plain; inside, hidden still tells it apart; 0.90 of what should stay is drawn (original 0.95).\n"
     ) in text
     assert "- `esd`, cat: brought back by none, with at most 0.03 (mma) not excluded; not by plain and mma;" in text
@@ -146,7 +146,13 @@ def test_too_few_rows_are_not_compared(tmp_path: Path) -> None:
     for method, size in zip(METHODS[:7], SIZES, strict=False):
         row(tmp_path, method, "cat", ("cat", {"mma": probe(size), "staged": probe(size)}))
     assert "*No result is committed yet.*" in page("audits-alike: all", tmp_path)
-    assert "No two probes are redundant by this rule." in page("audits-redundant: all", tmp_path)
+    assert "*No result is committed yet.*" in page("audits-redundant: all", tmp_path)
+
+
+def test_probes_that_were_compared_and_differ_are_said_to(tmp_path: Path) -> None:
+    for method, size in zip(METHODS, SIZES, strict=True):
+        row(tmp_path, method, "cat", ("cat", {"mma": probe(size), "staged": probe(0.8 - size)}))
+    assert page("audits-redundant: all", tmp_path).splitlines()[1] == "No two probes are redundant by this rule."
 
 
 def test_a_speed_ratio_says_where_the_doses_bound_it(tmp_path: Path) -> None:

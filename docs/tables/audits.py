@@ -100,19 +100,20 @@ def redundant(source: str, results: Path) -> str:
     """Return the pairs of probes that rank the methods alike and decide alike on every row."""
     audits = audited_concepts(results)
     series, finds = _series(audits), _series(audits, "finds")
-    rows = []
+    rows, compared = [], False
     for one, other in itertools.combinations(series, 2):
         rho, n = _correlation(series[one], series[other])
+        compared |= rho is not None
         shared = [key for key in series[one] if key in series[other]]
         if rho is not None and rho > REDUNDANT and all(finds[one][key] == finds[other][key] for key in shared):
             both = sum(finds[one][key] for key in shared)
             costs = (_cost(audits, probe) for probe in (one, other))
             rows.append((one, other, f"{rho:.2f}", str(n), f"{both:.0f}", *costs))
     headings = (
-        *("one", "other", f"correlation, > {REDUNDANT:g}", f"rows, >= {LEAST_ROWS}", "both find it in"),
+        *("one", "other", f"correlation, > {REDUNDANT:g}", f"rows, >= {LEAST_ROWS}", "of which both find it in"),
         *("seconds, one", "seconds, other"),
     )
-    if audits and not rows:
+    if compared and not rows:
         return "No two probes are redundant by this rule.\n"
     return table(headings, rows, ())
 
@@ -282,7 +283,7 @@ def _brought_back(outside: Probes) -> str:
     if back:
         order = sorted(back, key=lambda name: -back[name]["residue"]["value"])
         return "brought back by " + _listed(
-            [f"{name} ({back[name]['residue']['value']:.2f} at {_place(back[name])})" for name in order]
+            [f"{name} ({back[name]['residue']['value']:.2f}, {_place(back[name])})" for name in order]
         )
     most = {name: probe["most"] for name, probe in outside.items()}
     if not most:

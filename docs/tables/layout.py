@@ -44,7 +44,7 @@ def grouped_sources(runs: Iterable[tuple[Path, Run]]) -> str:
     for path, run in runs:
         origin = source_line(path, run).partition(": ")[2]
         counts[origin] = counts.get(origin, 0) + 1
-    return "\n" + "".join(f"- {n} rows: {origin}\n" for origin, n in counts.items())
+    return "\n" + "".join(f"- {n} row{'s' if n > 1 else ''}: {origin}\n" for origin, n in counts.items())
 
 
 def changed_settings(run: Run) -> str:
