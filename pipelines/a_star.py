@@ -22,6 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from erasure.backbones.conditioning import Offsets, first_end_of_text, tokenized
+from erasure.backbones.sd import StableDiffusion
+from erasure.backbones.sdxl import StableDiffusionXL
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStarLoss
 from erasure.guidance.attention import OnGuided
@@ -60,6 +62,7 @@ class AStarMixin:
     """
 
     tokenizer: PreTrainedTokenizerBase
+    backbone: type[StableDiffusion]
 
     def __call__(
         self,
@@ -226,27 +229,39 @@ def _with_signature(pipeline: Class) -> Class:
 class StableDiffusionAStarPipeline(AStarMixin, StableDiffusionPipeline):
     """Text to image with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin` for what it takes."""
 
+    backbone = StableDiffusion
+
 
 @_with_signature
 class StableDiffusionXLAStarPipeline(AStarMixin, StableDiffusionXLPipeline):
     """Text to image with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin` for what it takes."""
+
+    backbone = StableDiffusionXL
 
 
 @_with_signature
 class StableDiffusionAStarImg2ImgPipeline(AStarMixin, StableDiffusionImg2ImgPipeline):
     """Image to image with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin`."""
 
+    backbone = StableDiffusion
+
 
 @_with_signature
 class StableDiffusionXLAStarImg2ImgPipeline(AStarMixin, StableDiffusionXLImg2ImgPipeline):
     """Image to image with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin`."""
+
+    backbone = StableDiffusionXL
 
 
 @_with_signature
 class StableDiffusionAStarInpaintPipeline(AStarMixin, StableDiffusionInpaintPipeline):
     """Inpainting with Stable Diffusion 1.x and 2.x, and A-STAR's guidance; see `AStarMixin`."""
 
+    backbone = StableDiffusion
+
 
 @_with_signature
 class StableDiffusionXLAStarInpaintPipeline(AStarMixin, StableDiffusionXLInpaintPipeline):
     """Inpainting with Stable Diffusion XL, and A-STAR's guidance; see `AStarMixin`."""
+
+    backbone = StableDiffusionXL

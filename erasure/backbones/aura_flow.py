@@ -21,7 +21,7 @@ class AuraFlow(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("AuraFlow",)
     name: ClassVar[str] = "aura-flow"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "guidance", "lora", "low memory", "mixed lengths"))
     transformers: ClassVar[tuple[str, ...]] = ("AuraFlowTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -41,8 +41,8 @@ class AuraFlow(DeclaredTransformer):
     ) -> Float[Tensor, "n c h w"]:
         return self._transformer(
             latents,
-            encoder_hidden_states=conditioning.states,
             timestep=timestep.to(latents) / self.schedule.total,
+            **self.text_arguments(conditioning, {}),
             return_dict=False,
         )[0]
 

@@ -15,18 +15,31 @@ from transformers import PreTrainedTokenizerBase
 
 from .conditioning import Conditioning
 from .picked import PickedTexts, PlacesOf
+from .sampling_loop import SamplingLoop
 from .schedule import NoiseSchedule, Timestep
 from .sites import Role, Sites
 
 Ability = Literal[
-    "images", "maps", "guidance", "map guidance", "clip", "token ids", "lora", "low memory", "mixed lengths"
+    "images",
+    "maps",
+    "guidance",
+    "layer guidance",
+    "map guidance",
+    "unet guidance",
+    "clip",
+    "token ids",
+    "lora",
+    "low memory",
+    "mixed lengths",
 ]
 """An ability of the models of a family, as its file declares it.
 
 - `images`: `sample` makes images; models of videos have closed forms, ledgers and exports alone.
 - `maps`: Attention to words is captured.
-- `guidance`: Guidances act while images are made: the pipeline asks for both predictions in one call.
+- `guidance`: Guidances by the unconditional and the prompt's prediction act while images are made.
+- `layer guidance`: Guidances that change what layers give act while images are made: a step's one call has every row.
 - `map guidance`: Guidances by attention to words act while images are made.
+- `unet guidance`: Guidances that are written for a UNet's loop act while images are made.
 - `clip`: A CLIP text encoder is read, so methods that edit one apply.
 - `token ids`: The text encoders share one vocabulary, so that rows of token ids are encoded, with gradient.
 - `lora`: diffusers loads LoRA factors into the pipeline.
@@ -65,6 +78,11 @@ class Backbone(Protocol):
     @property
     def abilities(self) -> frozenset[Ability]:
         """The abilities of the family; see `Ability`."""
+        ...
+
+    @property
+    def loop(self) -> SamplingLoop:
+        """The form of the calls by which the pipeline's loop asks the denoiser."""
         ...
 
     @property
@@ -187,6 +205,14 @@ class Backbone(Protocol):
 
     def unconditional(self) -> Conditioning:
         """Return the one row that the model samples with as its unconditional prompt (zeros where it uses zeros)."""
+        ...
+
+    def negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Return texts as the pipeline encodes a negative prompt: some put an instruction before prompts alone."""
+        ...
+
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the denoiser's arguments that hold the text, by name; the others say sizes."""
         ...
 
     def parameters(self, which: Callable[[str], bool]) -> dict[str, nn.Parameter]:

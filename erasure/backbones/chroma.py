@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 from .sites import Role
 from .templated import Layout
@@ -27,6 +28,7 @@ class Chroma(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Chroma",)
     name: ClassVar[str] = "chroma"
+    loop: ClassVar[SamplingLoop] = SamplingLoop(unconditional="two calls")
     transformers: ClassVar[tuple[str, ...]] = ("ChromaTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {"distilled_guidance_layer.*": "modulation"}
@@ -54,6 +56,14 @@ class Chroma(DeclaredTransformer):
         positions = torch.arange(states.shape[1], device=states.device)
         return (positions <= tokens.ends[:, None].to(states.device) + 1).to(states)
 
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        states, mask = conditioning.states, self._mask(conditioning)
+        return {
+            "encoder_hidden_states": states,
+            "txt_ids": states.new_zeros(states.shape[1], 3),
+            "attention_mask": torch.cat([mask, mask.new_ones(len(mask), len(arguments["img_ids"]))], dim=1),
+        }
+
     def _states(self, prompts: list[str]) -> Float[Tensor, "n tokens dim"]:
         longest = self.layout.longest
         states = self._encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=longest)[0]
@@ -64,17 +74,14 @@ class Chroma(DeclaredTransformer):
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
         n, _, height, width = latents.shape
-        mask = self._mask(conditioning)
-        tokens = (height // self.packing) * (width // self.packing)
+        places = self.pipe._prepare_latent_image_ids(
+            n, height // self.packing, width // self.packing, self.device, self.dtype
+        )
         output = self._transformer(
             hidden_states=self._packed(latents),
             timestep=timestep.to(latents) / self.schedule.total,
-            encoder_hidden_states=conditioning.states,
-            txt_ids=torch.zeros(conditioning.states.shape[1], 3).to(latents),
-            img_ids=self.pipe._prepare_latent_image_ids(
-                n, height // self.packing, width // self.packing, self.device, self.dtype
-            ),
-            attention_mask=torch.cat([mask, mask.new_ones(n, tokens)], dim=1),
+            img_ids=places,
+            **self.text_arguments(conditioning, {"img_ids": places}),
             return_dict=False,
         )[0]
         return self._unpacked(output, height, width)

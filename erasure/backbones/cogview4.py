@@ -11,6 +11,7 @@ from torch import Tensor
 from .base import Ability
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer, mask_of
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 from .sites import Role, attention_roles
 from .templated import Layout
@@ -26,7 +27,8 @@ class CogView4(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("CogView4",)
     name: ClassVar[str] = "cogview4"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "guidance", "lora", "low memory"))
+    loop: ClassVar[SamplingLoop] = SamplingLoop(unconditional="two calls")
     transformers: ClassVar[tuple[str, ...]] = ("CogView4Transformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -63,6 +65,9 @@ class CogView4(DeclaredTransformer):
                 if states is not None
             },
         }
+
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {"encoder_hidden_states": conditioning.states[:, : int(mask_of(conditioning).sum(1).max())]}
 
     def _output(
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning

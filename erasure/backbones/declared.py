@@ -38,7 +38,9 @@ class DeclaredTransformer(JointTransformer):
         latent_layout: Layout of the latents that the pipeline's call takes.
     """
 
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "lora", "low memory", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(
+        ("images", "maps", "guidance", "lora", "low memory", "mixed lengths")
+    )
     name: ClassVar[str]
     transformers: ClassVar[tuple[str, ...]]
     roles: ClassVar[Mapping[str, Role]] = {}
@@ -99,7 +101,7 @@ class DeclaredTransformer(JointTransformer):
     def _output(
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
-        """Return the denoiser's velocity, or noise; latents are on its device and of its type."""
+        """Return the denoiser's output as the loop gets it; latents are on its device and of its type."""
 
     @property
     def _readers(self) -> dict[str, int]:
@@ -121,7 +123,12 @@ class DeclaredTransformer(JointTransformer):
     ) -> Float[Tensor, "n c h w"]:
         latents = latents.to(self.device, self.dtype)
         timestep = timestep.to(self.device).expand(len(latents))
-        return self._output(latents, timestep, conditioning.to(self.device, self.dtype))
+        output = self._output(latents, timestep, conditioning.to(self.device, self.dtype))
+        return output if self.loop.sign > 0 else -output
+
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        mask = {self.loop.mask: mask_of(conditioning)} if self.loop.mask else {}
+        return {"encoder_hidden_states": conditioning.states, **mask}
 
     def call_arguments(
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float

@@ -15,6 +15,7 @@ from .base import Ability
 from .conditioning import Conditioning
 from .joint import JointTransformer
 from .loaded import unwrapped
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 
 # What the pipeline's call reads of T5's tokens unless told otherwise.
@@ -33,7 +34,8 @@ class Flux(JointTransformer):
     """
 
     covered: ClassVar[tuple[str, ...]] = ("FLUX.1",)
-    abilities: ClassVar[frozenset[Ability]] = JointTransformer.abilities.union(("map guidance",))
+    abilities: ClassVar[frozenset[Ability]] = JointTransformer.abilities.union(("guidance", "map guidance"))
+    loop: ClassVar[SamplingLoop] = SamplingLoop(unconditional="two calls")
     original_names: ClassVar[Mapping[str, str]] = {
         "context_embedder": "txt_in",
         "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
@@ -86,6 +88,10 @@ class Flux(JointTransformer):
     def latents_in(self, sample: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         rows, columns = (int(arguments["img_ids"][:, axis].max()) + 1 for axis in (1, 2))
         return self._unpacked(sample, self.packing * rows, self.packing * columns)
+
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        states = conditioning.states
+        return {**super().text_arguments(conditioning, arguments), "txt_ids": states.new_zeros(states.shape[1], 3)}
 
     def predict(
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from .base import Ability
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer
 from .loaded import unwrapped
@@ -28,6 +29,7 @@ class Flux2(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("FLUX.2 dev",)
     name: ClassVar[str] = "flux2"
+    abilities: ClassVar[frozenset[Ability]] = DeclaredTransformer.abilities - {"guidance"}
     transformers: ClassVar[tuple[str, ...]] = ("Flux2Transformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -65,6 +67,10 @@ class Flux2(DeclaredTransformer):
         chat = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in roles]
         return str(self.pipe.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False))
 
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        states = conditioning.states
+        return {"encoder_hidden_states": states, "txt_ids": self.pipe._prepare_text_ids(states).to(states.device)}
+
     def call_arguments(
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
     ) -> dict[str, Any]:
@@ -79,9 +85,8 @@ class Flux2(DeclaredTransformer):
             hidden_states=self._packed(latents),
             timestep=timestep.to(latents) / self.schedule.total,
             guidance=latents.new_ones(n).float() if self._config["guidance_embeds"] else None,
-            encoder_hidden_states=conditioning.states,
-            txt_ids=self.pipe._prepare_text_ids(conditioning.states).to(latents.device),
             img_ids=self.pipe._prepare_latent_ids(F.pixel_unshuffle(latents, self.packing)).to(latents.device),
+            **self.text_arguments(conditioning, {}),
             return_dict=False,
         )[0]
         return self._unpacked(output, height, width)

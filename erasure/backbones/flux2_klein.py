@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .autoencoder import to_denoiser
+from .base import Ability
 from .conditioning import Conditioning
 from .flux2 import Flux2
 from .loaded import unwrapped
+from .sampling_loop import SamplingLoop
 from .templated import Layout, chat_text
 
 
@@ -20,6 +22,8 @@ class Flux2Klein(Flux2):
 
     covered: ClassVar[tuple[str, ...]] = ("FLUX.2 klein",)
     name: ClassVar[str] = "flux2-klein"
+    abilities: ClassVar[frozenset[Ability]] = Flux2.abilities.union(("guidance",))
+    loop: ClassVar[SamplingLoop] = SamplingLoop(unconditional="two calls")
 
     @classmethod
     def covers(cls, pipe: DiffusionPipeline) -> bool:

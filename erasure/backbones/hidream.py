@@ -11,6 +11,7 @@ from torch import Tensor
 from .base import Ability
 from .conditioning import POOLED, TEXT, Conditioning, EncodedTokens, Stream
 from .declared import DeclaredTransformer, linear_shift
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 from .sites import Role, Site, attention_roles
 from .templated import Layout, templated_tokens
@@ -27,7 +28,10 @@ class HiDream(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("HiDream-I1",)
     name: ClassVar[str] = "hidream"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "clip", "lora", "low memory", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(
+        ("images", "guidance", "clip", "lora", "low memory", "mixed lengths")
+    )
+    loop: ClassVar[SamplingLoop] = SamplingLoop(axes={"encoder_hidden_states_llama3": 1}, sign=-1)
     transformers: ClassVar[tuple[str, ...]] = ("HiDreamImageTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT, "pooled.in": POOLED}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -77,6 +81,17 @@ class HiDream(DeclaredTransformer):
                 arguments[f"{prefix}pooled_prompt_embeds"] = rows.pooled
         return arguments
 
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        llama = self._llama(conditioning)
+        layers = arguments.get("encoder_hidden_states_llama3", llama)  # the loop's has those that no block reads
+        return {
+            "encoder_hidden_states_t5": conditioning.states,
+            "encoder_hidden_states_llama3": torch.cat(
+                [llama, llama.new_zeros(len(layers) - len(llama), *llama.shape[1:])]
+            ),
+            "pooled_embeds": conditioning.pooled,
+        }
+
     def _encoded(self, prompts: list[str]) -> Conditioning:
         t5, _, llama, _, pooled, _ = self._encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=_TOKENS
@@ -111,13 +126,8 @@ class HiDream(DeclaredTransformer):
     def _output(
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
-        return -self._transformer(
-            hidden_states=latents,
-            timesteps=timestep,
-            encoder_hidden_states_t5=conditioning.states,
-            encoder_hidden_states_llama3=self._llama(conditioning),
-            pooled_embeds=conditioning.pooled,
-            return_dict=False,
+        return self._transformer(
+            hidden_states=latents, timesteps=timestep, **self.text_arguments(conditioning, {}), return_dict=False
         )[0]
 
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:

@@ -22,6 +22,7 @@ from ..io.text import check_unicode, composed
 from .base import Ability
 from .conditioning import Conditioning, Stream
 from .picked import PickedTexts, PlacesOf
+from .sampling_loop import SamplingLoop
 from .schedule import NoiseSchedule
 from .sites import Role, Site, Sites, has_role, sites_of
 
@@ -54,6 +55,7 @@ class LoadedModel(ABC):
     schedule_kind: ClassVar[type[NoiseSchedule]]
     abilities: ClassVar[frozenset[Ability]]
     checkpoints: ClassVar[bool] = True
+    loop: ClassVar[SamplingLoop] = SamplingLoop()
     original_names: ClassVar[Mapping[str, str]] = {}
     lora_prefix: ClassVar[str] = ""
 
@@ -180,6 +182,13 @@ class LoadedModel(ABC):
 
     def unconditional(self) -> Conditioning:
         return self.encode([""])
+
+    def negative(self, prompts: Sequence[str]) -> Conditioning:
+        return self.encode(prompts)
+
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        pooled = {} if conditioning.pooled is None else {"pooled_projections": conditioning.pooled}
+        return {"encoder_hidden_states": conditioning.states, **pooled}
 
     def call_arguments(
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float

@@ -1,6 +1,6 @@
 """Lumina 2: a language model's states behind a system prompt, through a norm; one stream for image and text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .base import Ability
 from .conditioning import TEXT, Conditioning, Stream
-from .declared import DeclaredTransformer, linear_shift, mask_of
+from .declared import DeclaredTransformer, linear_shift
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 from .sites import Role, attention_roles
 from .templated import Layout, templated_tokens
@@ -22,7 +23,8 @@ class Lumina2(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Lumina 2",)
     name: ClassVar[str] = "lumina2"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "guidance", "lora", "low memory", "mixed lengths"))
+    loop: ClassVar[SamplingLoop] = SamplingLoop(unconditional="two calls", mask="encoder_attention_mask", sign=-1)
     transformers: ClassVar[tuple[str, ...]] = ("Lumina2Transformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -52,22 +54,24 @@ class Lumina2(DeclaredTransformer):
         return f"{self.pipe.system_prompt} <Prompt Start> {prompt}"
 
     def unconditional(self) -> Conditioning:
-        """Return the empty prompt, which the pipeline reads without its system prompt."""
-        tokens = templated_tokens(self.pipe.tokenizer, "text_encoder", [""], str, self.layout)
+        return self.negative([""])
+
+    def negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Return negative prompts, which the pipeline reads without its system prompt."""
+        tokens = templated_tokens(self.pipe.tokenizer, "text_encoder", prompts, str, self.layout)
         with torch.no_grad():
-            states = self._encode_prompt([""], negative_prompt=[""])[2]
-        assert states is not None  # noqa: S101 - of a prompt
+            states = self._encode_prompt(list(prompts), negative_prompt=list(prompts))[2]
+        assert states is not None  # noqa: S101 - of prompts
         states = states.to(self.device, self.dtype)
-        return Conditioning(prompts=("",), streams={TEXT: Stream(states=states, tokens=(tokens,))})
+        return Conditioning(prompts=tuple(prompts), streams={TEXT: Stream(states=states, tokens=(tokens,))})
 
     def _output(
         self, latents: Float[Tensor, "n c h w"], timestep: Timestep, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
-        return -self._transformer(
+        return self._transformer(
             hidden_states=latents,
             timestep=1 - timestep / self.schedule.total,
-            encoder_hidden_states=conditioning.states,
-            encoder_attention_mask=mask_of(conditioning),
+            **self.text_arguments(conditioning, {}),
             return_dict=False,
         )[0]
 

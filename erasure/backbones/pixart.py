@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import InputError
 from .base import Ability
 from .conditioning import TEXT, Conditioning
-from .declared import DeclaredTransformer, mask_of
+from .declared import DeclaredTransformer
+from .sampling_loop import SamplingLoop
 from .schedule import Discrete, NoiseSchedule, Timestep
 from .sites import Role, attention_roles
 from .templated import Layout
@@ -28,7 +29,9 @@ class PixArt(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("PixArt-alpha", "PixArt-Sigma")
     name: ClassVar[str] = "pixart"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "maps", "low memory", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(
+        ("images", "maps", "guidance", "layer guidance", "low memory", "mixed lengths")
+    )
     transformers: ClassVar[tuple[str, ...]] = ("PixArtTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -41,6 +44,7 @@ class PixArt(DeclaredTransformer):
     between: ClassVar[tuple[str, ...]] = ("caption_projection",)
     encode_options: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}
     mask_name: ClassVar[str] = "prompt_attention_mask"
+    loop: ClassVar[SamplingLoop] = SamplingLoop(mask="encoder_attention_mask")
     packing: ClassVar[int] = 1
     schedule_kind: ClassVar[type[NoiseSchedule]] = Discrete
 
@@ -75,10 +79,9 @@ class PixArt(DeclaredTransformer):
     ) -> Float[Tensor, "n c h w"]:
         output = self._transformer(
             latents,
-            encoder_hidden_states=conditioning.states,
-            encoder_attention_mask=mask_of(conditioning),
             timestep=timestep,
             added_cond_kwargs=self._sizes(latents),
+            **self.text_arguments(conditioning, {}),
             return_dict=False,
         )[0]
         return output[:, : latents.shape[1]]  # the rest is a learned variance

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .conditioning import TEXT, Conditioning
-from .declared import DeclaredTransformer, mask_of
+from .declared import DeclaredTransformer
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 from .sites import Role
 from .templated import Layout
@@ -20,6 +21,7 @@ class QwenImage(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Qwen-Image",)
     name: ClassVar[str] = "qwen-image"
+    loop: ClassVar[SamplingLoop] = SamplingLoop(unconditional="two calls", mask="encoder_hidden_states_mask")
     transformers: ClassVar[tuple[str, ...]] = ("QwenImageTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -67,9 +69,8 @@ class QwenImage(DeclaredTransformer):
             hidden_states=self._packed(latents),
             timestep=timestep / self.schedule.total,
             guidance=guidance,
-            encoder_hidden_states=conditioning.states,
-            encoder_hidden_states_mask=mask_of(conditioning),
             img_shapes=[[(1, height // self.packing, width // self.packing)]] * n,
+            **self.text_arguments(conditioning, {}),
             return_dict=False,
         )[0]
         return self._unpacked(output, height, width)

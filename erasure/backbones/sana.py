@@ -1,7 +1,7 @@
 """SANA: a language model's states behind a long instruction, projected once for the cross-attention of all blocks."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Ability
 from .conditioning import TEXT, Conditioning, Stream
-from .declared import DeclaredTransformer, mask_of
+from .declared import DeclaredTransformer
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 from .sites import Role, attention_roles
 from .templated import Layout, templated_tokens
@@ -27,6 +29,7 @@ class Sana(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("SANA",)
     name: ClassVar[str] = "sana"
+    abilities: ClassVar[frozenset[Ability]] = DeclaredTransformer.abilities.union(("layer guidance",))
     transformers: ClassVar[tuple[str, ...]] = ("SanaTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -41,6 +44,7 @@ class Sana(DeclaredTransformer):
     text_only: ClassVar[tuple[str, ...]] = ("caption_projection.*",)
     between: ClassVar[tuple[str, ...]] = ("caption_projection", "caption_norm")
     mask_name: ClassVar[str] = "prompt_attention_mask"
+    loop: ClassVar[SamplingLoop] = SamplingLoop(mask="encoder_attention_mask")
     packing: ClassVar[int] = 1
 
     @property
@@ -57,14 +61,17 @@ class Sana(DeclaredTransformer):
         return "\n".join(self._instruction) + _prepared(prompt)
 
     def unconditional(self) -> Conditioning:
-        """Return the empty prompt, which the pipeline reads without its instruction."""
+        return self.negative([""])
+
+    def negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Return negative prompts, which the pipeline reads without its instruction."""
         layout = replace(self.layout, longest=_TOKENS, dropped=0)
-        tokens = templated_tokens(self.pipe.tokenizer, "text_encoder", [""], _prepared, layout)
+        tokens = templated_tokens(self.pipe.tokenizer, "text_encoder", prompts, _prepared, layout)
         with torch.no_grad():
-            states = self._encode_prompt([""], do_classifier_free_guidance=False)[0]
-        assert states is not None  # noqa: S101 - of a prompt
+            states = self._encode_prompt(list(prompts), do_classifier_free_guidance=False)[0]
+        assert states is not None  # noqa: S101 - of prompts
         states = states.to(self.device, self.dtype)
-        return Conditioning(prompts=("",), streams={TEXT: Stream(states=states, tokens=(tokens,))})
+        return Conditioning(prompts=tuple(prompts), streams={TEXT: Stream(states=states, tokens=(tokens,))})
 
     def call_arguments(
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
@@ -84,9 +91,8 @@ class Sana(DeclaredTransformer):
     ) -> Float[Tensor, "n c h w"]:
         output = self._transformer(
             latents,
-            encoder_hidden_states=conditioning.states,
-            encoder_attention_mask=mask_of(conditioning),
             timestep=timestep * self._config["timestep_scale"],
+            **self.text_arguments(conditioning, {}),
             return_dict=False,
         )[0]
         return output[:, : latents.shape[1]]  # of a learned variance the rest

@@ -40,7 +40,10 @@ class StableDiffusion(LoadedModel):
     denoiser_name: ClassVar[str] = "unet"
     reads_clip: ClassVar[bool] = True
     abilities: ClassVar[frozenset[Ability]] = frozenset(
-        ("images", "maps", "guidance", "map guidance", "clip", "token ids", "lora", "low memory", "mixed lengths")
+        (
+            *("images", "maps", "guidance", "layer guidance", "map guidance", "unet guidance"),
+            *("clip", "token ids", "lora", "low memory", "mixed lengths"),
+        )
     )
     schedule_kind: ClassVar[type[NoiseSchedule]] = Discrete
     streams: ClassVar[Mapping[Role, str]] = {"cross.k": TEXT, "cross.v": TEXT}

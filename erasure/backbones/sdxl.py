@@ -54,6 +54,10 @@ class StableDiffusionXL(StableDiffusion):
             return empty
         return empty.with_states(torch.zeros_like(empty.states), torch.zeros_like(empty.pooled))
 
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        added = {"text_embeds": conditioning.pooled}
+        return {"encoder_hidden_states": conditioning.states, "added_cond_kwargs": added}
+
     def _states_of(
         self, ids: Int[Tensor, "n tokens"], texts: Sequence[str], *, trailing: bool = True
     ) -> tuple[Tensor, Tensor | None]:

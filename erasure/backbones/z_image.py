@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .base import Ability
 from .conditioning import TEXT, Conditioning
 from .declared import DeclaredTransformer
+from .sampling_loop import SamplingLoop
 from .schedule import Timestep
 from .sites import Role, attention_roles
 from .templated import Layout, chat_text
@@ -25,7 +26,8 @@ class ZImage(DeclaredTransformer):
 
     covered: ClassVar[tuple[str, ...]] = ("Z-Image",)
     name: ClassVar[str] = "z-image"
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "lora", "low memory", "mixed lengths"))
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("images", "guidance", "lora", "low memory", "mixed lengths"))
+    loop: ClassVar[SamplingLoop] = SamplingLoop(unconditional="last", axes={"x": None, "cap_feats": None}, sign=-1)
     transformers: ClassVar[tuple[str, ...]] = ("ZImageTransformer2DModel",)
     streams: ClassVar[Mapping[Role, str]] = {"text.in": TEXT}
     roles: ClassVar[Mapping[str, Role]] = {
@@ -66,6 +68,9 @@ class ZImage(DeclaredTransformer):
         arguments["prompt_embeds"] = _listed(conditioning)
         return {**arguments, "negative_prompt_embeds": [] if negative is None else _listed(negative)}
 
+    def text_arguments(self, conditioning: Conditioning, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {"cap_feats": _listed(conditioning)}
+
     def _states(self, prompts: list[str]) -> Float[Tensor, "n tokens dim"]:
         states = self._encode_prompt(prompts, do_classifier_free_guidance=False)[0]
         assert states is not None  # noqa: S101 - of prompts
@@ -76,8 +81,8 @@ class ZImage(DeclaredTransformer):
     ) -> Float[Tensor, "n c h w"]:
         signal = 1 - timestep.float() / self.schedule.total
         images = list(latents[:, :, None].unbind())
-        output = self._transformer(images, signal, _listed(conditioning), return_dict=False)[0]
-        return -torch.stack(list(output))[:, :, 0]
+        output = self._transformer(images, signal, **self.text_arguments(conditioning, {}), return_dict=False)[0]
+        return torch.stack(list(output))[:, :, 0]
 
     @property
     def _native_side(self) -> object:

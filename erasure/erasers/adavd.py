@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..backbones.base import Ability
-from ..backbones.schedule import Discrete, Flow
 from ..concept import Concept
 from ..edits import SamplingEdit
 from ..guidance.adavd import AdaVDGuidance
@@ -36,8 +35,7 @@ class AdaVD(Eraser):
     licence: ClassVar[str] = "Apache-2.0"
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Dependence] = "text"
-    needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
-    schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
+    needs: ClassVar[frozenset[Ability]] = frozenset(("layer guidance",))
     main: ClassVar[tuple[str, ...]] = ("strength", "threshold", "branches")
     quick: ClassVar[Mapping[str, Any]] = {"threshold": -1.0}
 

@@ -33,7 +33,9 @@ EditFit = Callable[[], _Edit]
 
 _NEEDED: Mapping[Ability, str] = {
     "maps": "whose attention to words is read",
-    "guidance": "that guidances act on",
+    "guidance": "with an unconditional prediction that guidances act on",
+    "layer guidance": "whose layers guidances act on, with cross-attention",
+    "unet guidance": "whose UNet's loop guidances act on",
     "clip": "with a CLIP text encoder",
     "token ids": "whose text encoders share one vocabulary",
 }

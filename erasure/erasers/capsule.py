@@ -44,7 +44,7 @@ class CapsuleEraser(Eraser):
     exactness: ClassVar[Exactness] = "reconstructed"
     work: ClassVar[frozenset[Work]] = frozenset(("images",))
     stage: ClassVar[Stage] = "sampling"
-    needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "maps"))
+    needs: ClassVar[frozenset[Ability]] = frozenset(("unet guidance", "maps"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("alpha", "share", "sharpness")
     quick: ClassVar[Mapping[str, Any]] = {"images": 2, "image_steps": 2, "share": 1.0, "sharpness": 0.0}

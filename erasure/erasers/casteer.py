@@ -63,7 +63,7 @@ class CASteer(Eraser):
     licence: ClassVar[str] = "MIT"
     work: ClassVar[frozenset[Work]] = frozenset(("images",))
     stage: ClassVar[Stage] = "sampling"
-    needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "maps"))
+    needs: ClassVar[frozenset[Ability]] = frozenset(("unet guidance", "maps"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("strength", "pairs", "several")
     presets: ClassVar[Mapping[str, Mapping[Any, Mapping[str, Any]]]] = {

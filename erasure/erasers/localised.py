@@ -46,7 +46,7 @@ class Localised(Eraser):
     exactness: ClassVar[Exactness] = "ours"
     stage: ClassVar[Stage] = "sampling"
     depends_on: ClassVar[Dependence] = "text"
-    needs: ClassVar[frozenset[Ability]] = frozenset(("guidance",))
+    needs: ClassVar[frozenset[Ability]] = frozenset(("unet guidance",))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("scale", "region_threshold", "grow")
 

@@ -35,7 +35,7 @@ class SemanticSurgery(Eraser):
     stage: ClassVar[Stage] = "sampling"
     clashes: ClassVar[Mapping[str, str]] = {"safree": "both move the same states of the prompt"}
     depends_on: ClassVar[Dependence] = "text"
-    needs: ClassVar[frozenset[Ability]] = frozenset(("guidance", "clip"))
+    needs: ClassVar[frozenset[Ability]] = frozenset(("unet guidance", "clip"))
     schedules: ClassVar[tuple[type[Discrete | Flow], ...]] = (Discrete,)
     main: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     quick: ClassVar[Mapping[str, Any]] = {"beta": -1.0}

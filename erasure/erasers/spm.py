@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge, Gt
 
-from ..backbones.schedule import Discrete
 from ..concept import Concept
 from ..edits import Edit, LowRankChange, SamplingEdit, WeightEdit
 from ..errors import InputError
@@ -86,7 +85,7 @@ class SPM(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
         self.require(concepts, context.backbone)
-        if self.gate == "transport" and not isinstance(context.backbone.schedule, Discrete):
+        if self.gate == "transport" and SPMGuidance.needs not in context.backbone.abilities:
             raise InputError(
                 f"spm.gate: expected 'none' for a model that the gate does not act on, {context.backbone.family}, got"
                 f" {self.gate!r}. Leave it out."

@@ -1,6 +1,7 @@
 """AdaVD: the concept's direction off each token's value (Wang et al., CVPR 2025, arXiv:2412.06143).
 
-With v the value of a token of the prompt and t that of the concept's last token, in each layer of cross-attention:
+With v the value of a token of the prompt and t that of the concept's last token, in each layer of cross-attention, less
+the layer's bias, which every text has:
 
     v' = v - delta (<v, t> / <t, t>) t,  delta = strength sigmoid(slope (cos(v, t) - threshold))
 
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones import backbone_of
-from ..backbones.base import Backbone
+from ..backbones.base import Ability, Backbone
 from ..registry import Exactness
 from .base import NamedPrompts
 from .denoising import Denoising
@@ -50,6 +51,7 @@ class AdaVDGuidance(TextGuidance):
     source: ClassVar[str] = "arXiv:2412.06143, code c2d2962"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
+    needs: ClassVar[Ability] = "layer guidance"
     quick: ClassVar[Mapping[str, Any]] = {"threshold": -1.0}
 
     strength: Annotated[float, Ge(0)] = 2.0
@@ -62,13 +64,19 @@ class AdaVDGuidance(TextGuidance):
     def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             values = _Values(self, pipe, named)
-            with changed_layers(pipe, values.layers, values.changed, rows=lambda: len(named())):
+            with changed_layers(pipe, values.layers, values.changed, rows=lambda: len(named()), needs=self.needs):
                 yield pipe
 
     def without(
         self, values: Float[Tensor, "tokens dim"], targets: Float[Tensor, "tokens k dim"]
     ) -> Float[Tensor, "tokens dim"]:
         """Return values without the targets, which may differ by token."""
+        return values - self.removed(values, targets)
+
+    def removed(
+        self, values: Float[Tensor, "tokens dim"], targets: Float[Tensor, "tokens k dim"]
+    ) -> Float[Tensor, "tokens dim"]:
+        """Return the part of values that is taken off them."""
         n, k = targets.shape[:2]
         if self.shifted:
             cosines = torch.cosine_similarity(values[:, None], targets, dim=-1)
@@ -90,7 +98,7 @@ class AdaVDGuidance(TextGuidance):
             bases.append((base, square, weights))
             share = (base * values).sum(-1, keepdim=True) / square
             removed += share * ((weights * shifts)[..., None] * targets).sum(1)
-        return values - removed
+        return removed
 
 
 class _Values:
@@ -99,29 +107,37 @@ class _Values:
     def __init__(self, settings: AdaVDGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
         backbone: Backbone = backbone_of(pipe)
-        states = backbone.encode(sorted(dict.fromkeys(settings.concepts)))
-        rows = torch.arange(len(states), device=states.states.device)
-        self.concepts = states.states[rows, (states.eot - 1).to(rows.device)].detach()
-        names = [name.removesuffix(".weight").partition(".")[2] for name in backbone.sites({"cross.v"})]
+        concepts = sorted(dict.fromkeys(settings.concepts))
+        states = backbone.read(concepts)
+        last = [states.word_positions(row, concept)[-1] for row, concept in enumerate(concepts)]
+        self.concepts = states.states[range(len(concepts)), last].detach()
+        weights = [name for name in backbone.sites({"cross.v"}) if name.endswith(".weight")]
+        names = [name.removesuffix(".weight").partition(".")[2] for name in weights]
         self.layers = {name: backbone.denoiser.get_submodule(name) for name in names}
 
     @torch.no_grad()
     def changed(self, name: str, call: Denoising, read: Tensor, output: Tensor) -> Tensor:
         """Return a layer's values without the concepts, for the prompts of the loop."""
-        n, joint = len(call.latents), self.settings.branches == "joint" and call.guided
-        targets = self.layers[name].forward(self.concepts.to(read)).float()
+        n, joint = call.images, self.settings.branches == "joint" and call.guided
+        layer, states = self.layers[name], self.named.states()
+        assert states is not None  # noqa: S101 - of the rows
+        bias = 0 if layer.bias is None else layer.bias
+        targets = (layer.forward(self.concepts.to(read)) - bias).float()
         changed = output.clone()
+        first = n if call.guided else 0
         for row, acted in enumerate(self.settings.acted_on(self.named).tolist()):
             if not acted:
                 continue
-            values = call.conditional(output)[row, 1:].float()
+            start = int(states.offsets[row][0] == (0, 0))  # behind a start of text
+            values = (call.conditional(output)[row, start:] - bias).float()
             directions = targets.expand(len(values), -1, -1)
             if joint:
-                free = output[row, 1:].float()
+                free = (output[row, start:] - bias).float()
                 directions = torch.cat([free[:, None].expand(-1, len(targets), -1), directions], -1)
-                both = self.settings.without(torch.cat([free, values], -1), directions)
-                changed[row, 1:] = both[:, : free.shape[-1]].to(output)
-                changed[n + row, 1:] = both[:, free.shape[-1] :].to(output)
+                both = self.settings.removed(torch.cat([free, values], -1), directions)
+                taken = {row: both[:, : free.shape[-1]], n + row: both[:, free.shape[-1] :]}
             else:
-                call.conditional(changed)[row, 1:] = self.settings.without(values, directions).to(output)
+                taken = {first + row: self.settings.removed(values, directions)}
+            for place, part in taken.items():
+                changed[place, start:] = (changed[place, start:].float() - part).to(output)
         return changed

@@ -143,7 +143,7 @@ class AttentionGuidance(MapReading, ABC):
         try:
             for parameter in required:
                 parameter.requires_grad_(False)
-            with around_each_step(pipe, rows=run.rows, before=run.update, flow="map guidance"):
+            with around_each_step(pipe, rows=run.rows, before=run.update, needs="map guidance"):
                 yield
         finally:
             for parameter, was in required.items():

@@ -2,11 +2,11 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from diffusers import DiffusionPipeline
 
@@ -38,12 +38,12 @@ class Guidance(Plugin):
     Attributes:
         name: Name in configs and on the command line; the file's name.
         every_prompt: Whether it acts by default on prompts that name none of its concepts, as its source does.
-        flow: Ability of the models of flow matching on which it acts too; None acts on none.
+        needs: Ability of the models on which it acts.
         fitted: Fields that a fit fills in, each a mapping of names to tensors; files hold them beside the settings.
     """
 
     every_prompt: ClassVar[bool] = False
-    flow: ClassVar[Ability | None] = None
+    needs: ClassVar[Ability] = "unet guidance"
     fitted: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -76,31 +76,28 @@ class Prompts:
     def __init__(self, pipe: DiffusionPipeline) -> None:
         self._backbone = backbone_of(pipe)
         self._encoded: Conditioning | None = None
+        # Whether what is encoded next is the prompts': some calls encode the negative prompt after them.
+        self._begins = True
 
     def now(self) -> Conditioning | None:
         """Return the states of the prompts of the loop that is running; None where no prompts are known."""
+        self._begins = True
         return being_read() or self._encoded
 
     @contextmanager
     def followed(self, pipe: DiffusionPipeline) -> Generator["Prompts"]:
         """Take note of the prompts that the pipeline's own call encodes, for the length of a `with`."""
-        encode = pipe.encode_prompt
 
-        @wraps(encode)  # so that one guidance inside another finds its parameters
-        def noted(*args: object, **kwargs: object) -> object:
-            bound = inspect.signature(encode).bind(*args, **kwargs)
-            bound.apply_defaults()
-            self._encoded = self._repeated(bound.arguments["prompt"], bound.arguments["num_images_per_prompt"])
-            return encode(*args, **kwargs)
+        def noted(arguments: Mapping[str, Any]) -> None:
+            if self._begins:
+                self._begins = False
+                self._encoded = self._repeated(arguments["prompt"], arguments.get("num_images_per_prompt", 1))
 
-        shadowed = vars(pipe).get("encode_prompt")
-        vars(pipe)["encode_prompt"] = noted
-        try:
+        def begun(_: Mapping[str, Any]) -> None:
+            self._begins = True
+
+        with _noting(pipe, "check_inputs", begun), _noting(pipe, "encode_prompt", noted):
             yield self
-        finally:
-            del vars(pipe)["encode_prompt"]
-            if shadowed is not None:
-                vars(pipe)["encode_prompt"] = shadowed
 
     def _repeated(self, prompt: str | Sequence[str] | None, copies: int) -> Conditioning | None:
         if prompt is None:
@@ -112,6 +109,32 @@ class Prompts:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         states = self._backbone.encode(prompts)
         return states.select([row for row in range(len(prompts)) for _ in range(copies)])
+
+
+@contextmanager
+def _noting(pipe: DiffusionPipeline, name: str, note: Callable[[Mapping[str, Any]], None]) -> Generator[None]:
+    """Call a function with the arguments of each call of a pipeline's method, before it, for the length of a `with`."""
+    method = getattr(pipe, name, None)
+    if method is None:  # Z-Image checks no inputs
+        yield
+        return
+
+    @wraps(method)  # so that one guidance inside another finds its parameters
+    def noted(*args: object, **kwargs: object) -> object:
+        bound = inspect.signature(method).bind(*args, **kwargs)
+        bound.apply_defaults()
+        note({**bound.arguments, **kwargs})
+        return method(*args, **kwargs)
+
+    members = vars(pipe)
+    shadowed = members.get(name)
+    members[name] = noted
+    try:
+        yield
+    finally:
+        del members[name]
+        if shadowed is not None:
+            members[name] = shadowed
 
 
 class NamedPrompts:
@@ -176,7 +199,7 @@ class ConceptGuidance(AttentionGuidance, Guidance):
         on_guided: Called after each guided step with what was done.
     """
 
-    flow: ClassVar[Ability | None] = "map guidance"
+    needs: ClassVar[Ability] = "map guidance"
 
     concepts: tuple[str, ...]
     on_guided: OnGuided | None = None

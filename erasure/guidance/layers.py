@@ -8,8 +8,9 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from ..backbones.base import Ability
 from .denoising import Denoising
-from .steps import Latents, around_each_step
+from .steps import around_each_step
 
 Changed = Callable[[str, Denoising, Tensor, Tensor], Tensor]
 """Returns the output of a layer, from its name, the call of the denoiser, the layer's input and output."""
@@ -17,7 +18,12 @@ Changed = Callable[[str, Denoising, Tensor, Tensor], Tensor]
 
 @contextmanager
 def changed_layers(
-    pipe: DiffusionPipeline, layers: Mapping[str, nn.Module], change: Changed, *, rows: Callable[[], int]
+    pipe: DiffusionPipeline,
+    layers: Mapping[str, nn.Module],
+    change: Changed,
+    *,
+    rows: Callable[[], int],
+    needs: Ability = "unet guidance",
 ) -> Generator[None]:
     """Change the outputs of some layers in each step of the pipeline's loop, for the length of a `with`.
 
@@ -28,12 +34,12 @@ def changed_layers(
         layers: Layers by name.
         change: Returns an output in the place of the layer's.
         rows: See `around_each_step`.
+        needs: See `around_each_step`.
     """
     running: list[Denoising] = []
 
-    def before(call: Denoising) -> Latents:
+    def before(call: Denoising) -> None:
         running[:] = [call]
-        return call.latents
 
     def after(call: Denoising, output: Tensor) -> Tensor:
         running.clear()
@@ -45,7 +51,7 @@ def changed_layers(
         return change(name, running[0], args[0], output)
 
     with ExitStack() as stack:
-        stack.enter_context(around_each_step(pipe, rows=rows, before=before, after=after))
+        stack.enter_context(around_each_step(pipe, rows=rows, before=before, after=after, needs=needs))
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(partial(changed, name)).remove)
         yield

@@ -18,8 +18,8 @@ from ..backbones.base import Ability
 from ..registry import Exactness
 from .base import NamedPrompts
 from .denoising import Denoising
-from .steps import Latents, around_each_step
-from .texts import TextGuidance, check_guided, joined_names, predicted, text_arguments
+from .steps import around_each_step
+from .texts import TextGuidance, along, joined_names, predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,16 @@ class NegativePromptGuidance(TextGuidance):
     source: ClassVar[str] = "arXiv:2207.12598"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
-    flow: ClassVar[Ability | None] = "guidance"
+    needs: ClassVar[Ability] = "guidance"
 
     @contextmanager
     def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _UnconditionalRows(self, pipe, named)
-            with around_each_step(pipe, rows=lambda: len(named()), before=run.before, after=run.after, flow=self.flow):
+            after = run.after if run.others else None
+            with around_each_step(
+                pipe, rows=lambda: len(named()), before=run.before, after=after, needs=self.needs, guided=self.name
+            ):
                 yield pipe
 
 
@@ -48,26 +51,18 @@ class _UnconditionalRows:
 
     def __init__(self, settings: NegativePromptGuidance, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
-        self.first, *self.others = joined_names(backbone_of(pipe), settings.concepts)
+        self.first, *self.others = joined_names(settings.concepts, backbone_of(pipe).negative)
 
-    def before(self, call: Denoising) -> Latents:
-        """Replace the text of the unconditional rows by the first of the names'."""
-        check_guided(call, self.settings.name)
-        n, rows = len(call.latents), self.settings.acted_on(self.named)
-
-        def replaced(whole: Tensor, state: Tensor) -> Tensor:
-            acted = rows.to(whole.device).view(-1, *[1] * (whole.ndim - 1))
-            return torch.cat([torch.where(acted, state.to(whole), whole[:n]), whole[n:]])
-
-        call.replace_arguments(**text_arguments(call.batch_arguments, self.first, replaced))
-        return call.latents
+    def before(self, call: Denoising) -> None:
+        """Replace the text of the unconditional predictions by the first of the names'."""
+        call.replace_unconditional(self.first, self.settings.acted_on(self.named))
 
     @torch.no_grad()
     def after(self, call: Denoising, output: Tensor) -> Tensor:
         """Take the mean over the texts."""
-        if not self.others:
-            return output
-        n = len(call.latents)
-        parts = [output[:n], *(predicted(call, states.expand(n)) for states in self.others)]
-        acted = self.settings.acted_on(self.named).to(output.device)[:, None, None, None]
-        return torch.cat([torch.where(acted, torch.stack(parts).mean(0), output[:n]), output[n:]])
+        changed = output.clone()
+        free, _ = call.halves(changed)
+        parts = [free, *(predicted(call, states.expand(call.images)) for states in self.others)]
+        acted = along(self.settings.acted_on(self.named), output)
+        free.copy_(torch.where(acted, torch.stack(parts).mean(0), free))
+        return changed

@@ -137,7 +137,7 @@ class _Surgery:
         active = [name for name, gate in gates.items() if gate >= self.settings.threshold]
         if not active:
             return None
-        joint, *more = joined_names(self.backbone, active)
+        joint, *more = joined_names(active, self.backbone.encode)
         if more:
             raise InputError(
                 f"semantic-surgery: expected concepts in {states.prompts[0]!r} whose names fit into one text, got"

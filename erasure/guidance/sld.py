@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from annotated_types import Ge, Interval
 from diffusers import DiffusionPipeline
+from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones import backbone_of
@@ -27,7 +28,10 @@ from ..registry import Exactness
 from .base import NamedPrompts
 from .denoising import Denoising
 from .steps import around_each_step
-from .texts import TextGuidance, check_guided, joined_names, predicted
+from .texts import TextGuidance, along, joined_names, predicted
+
+# An output that counts for less noise is of pure noise, of which nothing is known.
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class SafeLatentDiffusion(TextGuidance):
     source: ClassVar[str] = "arXiv:2211.05105, code a42923c"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
-    flow: ClassVar[Ability | None] = "guidance"
+    needs: ClassVar[Ability] = "guidance"
     quick: ClassVar[Mapping[str, Any]] = {"warmup": 0}
 
     scale: Annotated[float, Ge(0)] = 1000.0
@@ -62,7 +66,7 @@ class SafeLatentDiffusion(TextGuidance):
     def applied_to(self, pipe: DiffusionPipeline) -> Generator[DiffusionPipeline]:
         with self.prompts(pipe) as named:
             run = _Pushing(self, pipe, named)
-            with around_each_step(pipe, rows=lambda: len(named()), after=run.after, flow=self.flow):
+            with around_each_step(pipe, rows=lambda: len(named()), after=run.after, needs=self.needs, guided=self.name):
                 yield pipe
 
     def force(
@@ -84,29 +88,30 @@ class _Pushing:
     def __init__(self, settings: SafeLatentDiffusion, pipe: DiffusionPipeline, named: NamedPrompts) -> None:
         self.settings, self.named = settings, named
         self.backbone = backbone_of(pipe)
-        self.texts = joined_names(self.backbone, settings.concepts)
+        self.texts = joined_names(settings.concepts, self.backbone.encode)
         self.momentum: Tensor | None = None
 
     @torch.no_grad()
     def after(self, call: Denoising, output: Tensor) -> Tensor:
         """Take g off the prompts' predictions."""
-        check_guided(call, self.settings.name)
-        n = len(call.latents)
-        prompted = call.conditional(output).float()
+        free, prompted = (half.float() for half in call.halves(output))
         if call.first or self.momentum is None:
             self.momentum = torch.zeros_like(prompted)
         # The latents' part of a prediction of v is the same for every text: it drops out of all differences.
-        zero, one = torch.zeros_like(prompted[:1]), torch.ones_like(prompted[:1])
-        schedule, timestep = self.backbone.schedule, call.timestep.reshape(-1)[:1]
-        factor = schedule.noise_of(one, zero, timestep if isinstance(schedule, Flow) else timestep.long())
-        unwanted = [factor * predicted(call, states.expand(n)).float() for states in self.texts]
-        away, self.momentum = self.settings.force(
-            factor * output[:n].float(), factor * prompted, unwanted, self.momentum
-        )
+        factor = self._noise_in(call).to(prompted)
+        unwanted = [factor * predicted(call, states.expand(call.images)).float() for states in self.texts]
+        away, self.momentum = self.settings.force(factor * free, factor * prompted, unwanted, self.momentum)
         if call.step < self.settings.warmup:
             return output
-        acted = self.settings.acted_on(self.named).to(output.device)[:, None, None, None]
+        acted = along(self.settings.acted_on(self.named), output)
+        force = away / factor if factor.abs() >= _LEAST else torch.zeros_like(away)
         changed = output.clone()
-        force = torch.where(factor > 0, away / factor.clamp(min=1e-6), 0)  # of pure noise nothing is known
-        call.conditional(changed).copy_(torch.where(acted, prompted - force, prompted))
+        call.halves(changed)[1].copy_(torch.where(acted, prompted - force, prompted))
         return changed
+
+    def _noise_in(self, call: Denoising) -> Float[Tensor, ""]:
+        """Return the noise that an output of 1 stands for, beside that of the latents."""
+        schedule, timestep = self.backbone.schedule, call.timestep.reshape(-1)[:1]
+        one = torch.ones(1, 1, 1, 1, device=self.backbone.device)
+        level = timestep if isinstance(schedule, Flow) else timestep.long()
+        return self.backbone.loop.sign * schedule.noise_of(one, torch.zeros_like(one), level).reshape(())

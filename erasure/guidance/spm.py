@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import backbone_of
+from ..backbones.base import Ability
 from ..backbones.conditioning import Conditioning
 from ..errors import InputError
 from ..registry import Exactness
@@ -42,6 +43,7 @@ class SPMGuidance(TextGuidance):
     source: ClassVar[str] = "arXiv:2312.16145, code 3dd762e"
     exactness: ClassVar[Exactness] = "published"
     every_prompt: ClassVar[bool] = True
+    needs: ClassVar[Ability] = "layer guidance"
     fitted: ClassVar[tuple[str, ...]] = ("ups", "downs")
     quick: ClassVar[Mapping[str, Any]] = {}
 
@@ -68,7 +70,7 @@ class SPMGuidance(TextGuidance):
                 scales = rows.repeat(len(output) // len(rows), 1).to(output)
                 return output + self.patched(layers[name], name, read, scales)
 
-            with changed_layers(pipe, layers, torch.no_grad()(change), rows=lambda: len(named())):
+            with changed_layers(pipe, layers, torch.no_grad()(change), rows=lambda: len(named()), needs=self.needs):
                 yield pipe
 
     def patched(self, layer: nn.Module, name: str, read: Tensor, scales: Float[Tensor, "n targets"]) -> Tensor:
@@ -85,9 +87,10 @@ class SPMGuidance(TextGuidance):
         gates = scales.repeat_interleave(rank, 1).to(read)
         right, left = down.flatten(0, 1), up.movedim(0, 1).flatten(1)
         if isinstance(layer, nn.Conv2d):
-            kernel = right.view(len(right), -1, *layer.kernel_size)
-            inner = F.conv2d(read, kernel, None, layer.stride, cast("Any", layer.padding), layer.dilation)
-            return F.conv2d(inner * gates[:, :, None, None], left[:, :, None, None])
+            n = layer.groups
+            kernel = right.view(len(right), -1, *layer.kernel_size).repeat(n, 1, 1, 1)
+            inner = F.conv2d(read, kernel, None, layer.stride, cast("Any", layer.padding), layer.dilation, n)
+            return F.conv2d(inner * gates.repeat(1, n)[:, :, None, None], left[:, :, None, None], groups=n)
         inner = read @ right.T
         return (inner * gates.view(len(gates), *[1] * (inner.ndim - 2), -1)) @ left.T
 

@@ -4,6 +4,9 @@ The loop of a pipeline scales its latents (`scheduler.scale_model_input`), asks 
 prediction to `scheduler.step`. Whoever changes the latents must reach all three. Here the denoiser is hooked as a
 module and the scheduler's methods are shadowed on the instance, so no loop is written again and whatever diffusers adds
 to one is kept: image to image, inpainting, several images a prompt, callbacks, offloading.
+
+Calls of the denoiser between two steps of a scheduler of flow matching belong to one step. The first is for the prompts
+or for both predictions; in loops of two calls the second is for the unconditional ones.
 """
 
 import copy
@@ -11,7 +14,7 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -20,14 +23,15 @@ from torch import Tensor, nn
 from ..backbones import backbone_of
 from ..backbones.base import Ability, Backbone
 from ..backbones.loaded import called_denoiser
+from ..backbones.schedule import Flow
 from ..errors import InputError
-from .batches import Latents, Output, Stepping, cloned, sample_of, with_first, with_sample
+from .batches import Latents, Output, Sample, Stepping, cloned, sample_of, with_first, with_sample
 from .denoising import Denoising
 
-Before = Callable[[Denoising], Latents]
-"""Returns the latents that the step goes on with, of the shape and dtype of those it got."""
+Before = Callable[[Denoising], Latents | None]
+"""Returns the latents that the step goes on with, of the shape and dtype of those it got; None for these."""
 After = Callable[[Denoising, Tensor], Tensor]
-"""Returns the output that the loop gets in place of the denoiser's, for the whole batch."""
+"""Returns the output that the loop gets in place of the denoiser's, for the whole batch, unconditional rows first."""
 Stepped = Callable[[Denoising, Stepping], Latents]
 """Returns the latents that the loop gets in place of the scheduler's."""
 
@@ -38,6 +42,7 @@ class _Hook:
     before: Before | None
     after: After | None
     stepped: Stepped | None
+    guided: str
 
 
 @contextmanager
@@ -48,7 +53,8 @@ def around_each_step(
     before: Before | None = None,
     after: After | None = None,
     stepped: Stepped | None = None,
-    flow: Ability | None = None,
+    needs: Ability = "unet guidance",
+    guided: str = "",
 ) -> Generator[None]:
     """Call functions around the denoiser at each step of the pipeline's loop, for the length of a `with`.
 
@@ -56,16 +62,18 @@ def around_each_step(
     share them, also with a scheduler copied deeply.
 
     Args:
-        pipe: A diffusers pipeline with a UNet, or one of flow matching.
+        pipe: A diffusers pipeline.
         rows: Returns the number of images; 0 leaves the step alone.
         before: Called before the denoiser.
         after: Called after it.
         stepped: Called after the scheduler's step.
-        flow: Ability of the models of flow matching that the functions are for too; None is for none.
+        needs: Ability of the models that the functions are for.
+        guided: Name of a guidance that needs the unconditional predictions too: `after` is called when both are known,
+            and a loop without them is refused. "" needs none.
     """
-    check_scheduler(pipe, flow=flow)
+    check_covered(pipe, needs)
     link = _Link.of(pipe)
-    hook = _Hook(rows=rows, before=before, after=after, stepped=stepped)
+    hook = _Hook(rows=rows, before=before, after=after, stepped=stepped, guided=guided)
     link.hooks.append(hook)
     try:
         with link.connected(pipe):
@@ -74,14 +82,12 @@ def around_each_step(
         link.hooks.remove(hook)
 
 
-def check_scheduler(pipe: DiffusionPipeline, *, flow: Ability | None = None) -> None:
-    """Raise InputError for a pipeline whose scheduler is of flow matching, but for models with the ability `flow`."""
-    if hasattr(pipe.scheduler, "scale_model_input"):
-        return
-    if flow is None or flow not in backbone_of(pipe).abilities:
+def check_covered(pipe: DiffusionPipeline, needs: Ability) -> None:
+    """Raise InputError for a pipeline of a family without an ability."""
+    if needs not in backbone_of(pipe).abilities:
         raise InputError(
-            f"guidance: expected a pipeline whose scheduler scales the denoiser's input, got {type(pipe).__name__} with"
-            f" {type(pipe.scheduler).__name__}. Flow matching is not covered yet."
+            f"guidance: expected a model that this guidance is written for, got {type(pipe).__name__}. `erasure models`"
+            " lists the guidances of each family."
         )
 
 
@@ -92,14 +98,16 @@ _SHADOWED = ("set_timesteps", "scale_model_input", "step")
 class _Link:
     """State shared by the hooks of one pipeline's scheduler and denoiser."""
 
-    backbone: Backbone | None  # of flow matching, whose latents may be packed
+    backbone: Backbone
     hooks: list[_Hook] = field(default_factory=list)
     users: int = 0
-    sample: Tensor | None = None
+    sample: Sample | None = None
     updated: Tensor | None = None
     scheduler: Any = None
-    calls: int = 0
+    calls: int = 0  # first calls of a step
+    calls_of_step: int = 0
     first: int | None = None
+    current: Denoising | None = None
     entered: list[Denoising | None] = field(default_factory=list)
     done: Denoising | None = None
     untouched: Any = None
@@ -109,8 +117,7 @@ class _Link:
     def of(cls, pipe: DiffusionPipeline) -> "_Link":
         """Return the link that the pipeline's scheduler has already, or a new one."""
         shadow = vars(pipe.scheduler).get("step")
-        scales = hasattr(pipe.scheduler, "scale_model_input")
-        return shadow.link if isinstance(shadow, _Shadow) else cls(backbone=None if scales else backbone_of(pipe))
+        return shadow.link if isinstance(shadow, _Shadow) else cls(backbone=backbone_of(pipe))
 
     @contextmanager
     def at_rest(self) -> Generator[None]:
@@ -154,37 +161,49 @@ class _Link:
         """A new schedule was set."""
         self.scheduler, self.calls, self.first, self.sample, self.updated = scheduler, 0, None, None, None
         self.entered.clear()
-        self.done = self.untouched = None
+        self.done = self.current = self.untouched = None
+        self.calls_of_step = 0
 
     def _enter(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.resting:
             return None
-        sample, args, kwargs = sample_of(args, kwargs)
-        if (
-            self.backbone is not None and sample is self.sample
-        ):  # the second call of a step, for the unconditional prompt
-            return (sample if self.updated is None else self.updated.to(sample.dtype), *args), kwargs
-        if not (self._scales or self._in_loop):
-            return None
-        if not self._scales:  # of flow matching: the denoiser takes the loop's latents as they are
-            self.sample, self.updated = sample, None
+        sample, arguments = sample_of(denoiser, args, kwargs)
+        if not self.scales:  # the denoiser takes the loop's latents as they are
+            if self.calls_of_step == 0:
+                if not self._in_loop:
+                    return None
+                self.sample, self.updated, self.current = sample, None, None
+            self.calls_of_step += 1
+            if self.calls_of_step > 1:
+                return self._enter_again(sample, arguments)
         if self.sample is None:
             return None
-        call = self._denoising(denoiser, sample, args, kwargs)
+        call = self.current = self._denoising(denoiser, sample, arguments)
         self.entered.append(call)
         if call is None:
             return None
-        start = call.latents
         for hook in self.hooks:
             if hook.before is not None and hook.rows():
-                call.latents = hook.before(call).detach()
-        if call.latents is not start:
-            self.updated = call.latents if self.backbone is None else self.backbone.packed(call.latents)
-            repeats = len(sample) // len(start)
-            sample = call.with_latents(sample, torch.cat([call.latents] * repeats))
-        return (sample, *args), call.batch_arguments
+                moved = hook.before(call)
+                if moved is not None and moved is not call.latents:
+                    sample = call.move(moved.detach())
+                    self.updated = call.latents if self.scales else self.backbone.packed(call.latents)
+        return (sample,), call.batch_arguments
+
+    def _enter_again(self, sample: Sample, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return the arguments of a further call of a step: that for the unconditional predictions, or another."""
+        call = self.current
+        if call is None:
+            return None
+        if self.updated is not None and isinstance(sample, Tensor):
+            sample = torch.cat([self.updated] * (len(sample) // len(self.updated))).to(sample.dtype)
+        if call.in_two_calls and self.calls_of_step == 2:
+            call.guided = True
+            arguments = call.unconditional_arguments(arguments)
+            self.entered.append(call)
+        return (sample,), arguments
 
     def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], output: Output) -> Output | None:
         if self.resting or not self.entered:
@@ -193,48 +212,66 @@ class _Link:
         if call is None:
             return None
         self.done = call
+        part = call.guided if call.in_two_calls else None
+        hooks = [hook for hook in self.hooks if part is None or bool(hook.guided) == part]
 
-        def changed(plain: Tensor) -> Tensor:
-            for hook in self.hooks:
+        def change(plain: Tensor) -> Tensor:
+            for hook in hooks:
                 if hook.after is not None and hook.rows():
                     plain = hook.after(call, plain)
             return plain
 
-        return with_first(output, changed)
+        if any(hook.after is not None and hook.rows() for hook in hooks):
+            output = call.changed(output, change)
+        if call.in_two_calls and not call.guided:
+            call.keep(output)
+        return output
 
-    def _denoising(
-        self, denoiser: nn.Module, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Denoising | None:
+    def _denoising(self, denoiser: nn.Module, sample: Sample, arguments: dict[str, Any]) -> Denoising | None:
         """Return the call, or None where no hook wants it."""
         n = max((hook.rows() for hook in self.hooks), default=0)
         unscaled = self.sample
         if not n or unscaled is None:
             return None
-        if len(sample) % n or len(unscaled) != len(sample):
+        in_two_calls = self.backbone.loop.unconditional == "two calls"
+        if len(sample) % n or (in_two_calls and len(sample) > n) or len(unscaled) != len(sample):
             raise InputError(
                 f"guidance: expected the denoiser to be asked for {n} images, got {len(sample)} latents."
                 " Encode the prompts of this call while the guidance is in force."
             )
-        timestep = torch.as_tensor(args[0] if args else kwargs["timestep"])
+        guided = len(sample) > n
+        if not (guided or in_two_calls):
+            self._refuse_unguided()
+        first, place = self.calls == 0, self._step_at(arguments)
         return Denoising(
-            first=self.calls == 0,
-            step=self._step_at(timestep),
+            first=first,
+            step=place,
             total=len(self.scheduler.timesteps),
-            timestep=timestep,
-            latents=unscaled[:n] if self.backbone is None else self.backbone.latents_in(unscaled[:n], kwargs),
-            guided=len(sample) > n,
+            timestep=self._timestep(place, arguments),
+            images=n,
+            guided=guided,
             _denoiser=denoiser,
+            _backbone=self.backbone,
+            _unpacked=lambda: self.backbone.latents_in(cast("Tensor", unscaled)[:n], arguments),
             _scale=self.scaled,
             _sample=sample,
-            _args=args,
-            _kwargs=kwargs,
+            _arguments=arguments,
             _link=self,
         )
 
+    def _refuse_unguided(self) -> None:
+        """Raise InputError where a hook needs unconditional predictions, which this step has none of."""
+        for hook in self.hooks:
+            if hook.guided and hook.rows():
+                raise InputError(
+                    f"{hook.guided}: expected classifier-free guidance, got a loop without it. Sample with a guidance"
+                    " scale above 1; a guidance-distilled model needs a negative prompt and a true_cfg_scale too."
+                )
+
     @property
-    def _scales(self) -> bool:
-        """Whether the scheduler scales the denoiser's input, by which a loop is noticed."""
-        return hasattr(self.scheduler, "scale_model_input")
+    def scales(self) -> bool:
+        """Whether the loop has the scheduler scale the denoiser's input, by which it is noticed."""
+        return not issubclass(self.backbone.schedule_kind, Flow)
 
     @property
     def _in_loop(self) -> bool:
@@ -242,7 +279,7 @@ class _Link:
         return self.scheduler is not None and (self.first or 0) + self.calls < len(self.scheduler.timesteps)
 
     def scaled(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        if self.backbone is not None:
+        if not self.scales:
             return self.backbone.packed(latents)
         with self.at_rest():
             return self.scheduler.scale_model_input(latents, timestep)
@@ -263,24 +300,33 @@ class _Link:
         return with_first(result, changed)
 
     def before_step(self, scheduler: SchedulerMixin) -> None:
-        """Keep a copy of the scheduler as it is before the first step, for those who make steps of their own."""
+        """End the step's calls; before the first step, keep a copy of the scheduler for those who make steps too."""
+        if self.current is not None and not self.current.guided:
+            self._refuse_unguided()
+        self.calls_of_step, self.current = 0, None
         if self.untouched is None and any(hook.stepped for hook in self.hooks):
             with self.at_rest():
                 self.untouched = copy.deepcopy(scheduler)
             for name in _SHADOWED:
                 vars(self.untouched).pop(name, None)
 
-    def _step_at(self, timestep: Tensor) -> int:
+    def _step_at(self, arguments: Mapping[str, Any]) -> int:
         """Return the place in the schedule: an image-to-image loop begins in the middle, some schedules repeat."""
         if self.first is None:
-            timesteps = torch.as_tensor(self.scheduler.timesteps).cpu()
-            level = timestep.reshape(-1)[0].cpu()
-            if self.backbone is not None and not (timesteps == level).any():  # some denoisers take shares of the whole
-                level = timesteps[(timesteps - level * self.backbone.schedule.total).abs().argmin()]
-            self.first = int((timesteps == level).int().argmax())
+            if self.scales:
+                level = torch.as_tensor(arguments["timestep"]).reshape(-1)[0].cpu()
+                self.first = int((torch.as_tensor(self.scheduler.timesteps).cpu() == level).int().argmax())
+            else:  # the pipelines of flow matching tell the scheduler, and each its denoiser in a form of its own
+                self.first = getattr(self.scheduler, "begin_index", None) or 0
         place = self.first + self.calls
         self.calls += 1
         return place
+
+    def _timestep(self, place: int, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the timestep of the schedule."""
+        if self.scales:
+            return torch.as_tensor(arguments["timestep"])
+        return self.scheduler.sigmas[place : place + 1] * self.backbone.schedule.total
 
 
 class _Shadow:
@@ -307,7 +353,7 @@ class _Shadow:
         link = self.link
         if self.name == "set_timesteps":
             link.begin(self.scheduler)
-        elif self.name == "scale_model_input" and not link.resting:
+        elif self.name == "scale_model_input" and link.scales and not link.resting:
             link.scheduler = self.scheduler
             link.sample, link.updated = args[0] if args else kwargs["sample"], None
         elif self.name == "step":

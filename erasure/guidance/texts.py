@@ -1,10 +1,10 @@
 """Guidance by the text of concepts: one list of names, and the denoiser's predictions and arguments for other texts."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,7 +17,7 @@ from ..backbones.loaded import LoadedModel
 from ..errors import InputError
 from .base import AnyGuidance, Guidance, NamedPrompts, named_prompts
 from .denoising import Denoising
-from .steps import check_scheduler
+from .steps import check_covered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class TextGuidance(Guidance):
         """Follow the prompts of the pipeline, for the length of a `with`.
 
         Raises:
-            InputError: There are no concepts, or the pipeline is one of flow matching.
+            InputError: There are no concepts, or the family of the pipeline is not covered.
         """
-        check_scheduler(pipe, flow=self.flow)
+        check_covered(pipe, self.needs)
         with named_prompts(pipe, self.concepts, longest=True) as named:
             yield named
 
@@ -106,8 +106,12 @@ def encoder_columns(backbone: Backbone) -> list[slice]:
     return [slice(*both) for both in pairwise([0, *accumulate(widths)])]
 
 
-def joined_names(backbone: Backbone, names: Sequence[str]) -> list[Conditioning]:
+def joined_names(names: Sequence[str], encode: Callable[[Sequence[str]], Conditioning]) -> list[Conditioning]:
     """Return the states of the names joined by ", ", of as few texts as the encoder reads whole.
+
+    Args:
+        names: The names.
+        encode: The backbone's way to encode prompts, or negative ones.
 
     Raises:
         InputError: A single name is longer than what the model reads.
@@ -115,11 +119,11 @@ def joined_names(backbone: Backbone, names: Sequence[str]) -> list[Conditioning]
     texts: list[Conditioning] = []
     waiting = list(dict.fromkeys(names))
     while waiting:
-        taken, states = 1, backbone.encode([waiting[0]])
+        taken, states = 1, encode([waiting[0]])
         if states.is_cut(0):
             raise InputError(f"concepts: expected names that the model reads whole, got {waiting[0]!r}. Shorten it.")
         while taken < len(waiting):
-            longer = backbone.encode([", ".join(waiting[: taken + 1])])
+            longer = encode([", ".join(waiting[: taken + 1])])
             if longer.is_cut(0):
                 break
             taken, states = taken + 1, longer
@@ -130,31 +134,9 @@ def joined_names(backbone: Backbone, names: Sequence[str]) -> list[Conditioning]
 
 def predicted(call: Denoising, states: Conditioning) -> Tensor:
     """Return the prediction for other texts, one for each image."""
-    return call.predict(call.latents, **text_arguments(call.arguments, states, lambda _, state: state))
+    return call.predict(text=states)
 
 
-def text_arguments(
-    arguments: Mapping[str, Any], states: Conditioning, put: Callable[[Tensor, Tensor], Tensor]
-) -> dict[str, Any]:
-    """Return the denoiser's arguments that hold the text, with another one.
-
-    Args:
-        arguments: The denoiser's, by name.
-        states: The other text.
-        put: Returns a tensor of the arguments with states of the other text in it.
-    """
-    changed: dict[str, Any] = {"encoder_hidden_states": put(arguments["encoder_hidden_states"], states.states)}
-    if states.pooled is None:
-        return changed
-    if "pooled_projections" in arguments:
-        return {**changed, "pooled_projections": put(arguments["pooled_projections"], states.pooled)}
-    added = arguments["added_cond_kwargs"]
-    return {**changed, "added_cond_kwargs": {**added, "text_embeds": put(added["text_embeds"], states.pooled)}}
-
-
-def check_guided(call: Denoising, name: str) -> None:
-    """Raise InputError where the loop asks for no unconditional prediction, which the guidance changes or reads."""
-    if not call.guided:
-        raise InputError(
-            f"{name}: expected classifier-free guidance, got a loop without it. Sample with a guidance scale above 1."
-        )
+def along(rows: Bool[Tensor, " n"], output: Tensor) -> Tensor:
+    """Return a value for each image in the shape and on the device that go with an output, whatever its layout."""
+    return rows.to(output.device).view(-1, *[1] * (output.ndim - 1))

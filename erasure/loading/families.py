@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from ..backbones import family_classes
-from ..backbones.loaded import LoadedModel
-from ..backbones.schedule import Flow
 from ..erasers import eraser_class, eraser_names
-from ..guidance import Guidance, guidances
+from ..guidance import guidances
 
 NOT_RELEASED = (
     "Tested on tiny models of diffusers' own classes with random weights; nothing was run on released weights."
@@ -86,7 +84,7 @@ def family_support() -> list[FamilySupport]:
                 erasers=tuple(name for name in eraser_names() if eraser_class(name).covers(family)),
                 streams=family.stream_names(),
                 samples="images" in able,
-                guidance=tuple(name for name, kind in guidances().items() if _guides(kind, family)),
+                guidance=tuple(name for name, kind in guidances().items() if kind.needs in able),
                 lora="lora" in able,
                 kohya=bool(family.lora_prefix) or family.denoiser_name == "unet",
                 single_file=bool(family.original_names) or family.denoiser_name == "unet",
@@ -94,9 +92,3 @@ def family_support() -> list[FamilySupport]:
             )
         )
     return sorted(supports, key=lambda support: (-len(support.erasers), support.models))
-
-
-def _guides(kind: type[Guidance], family: type[LoadedModel]) -> bool:
-    """Return True if a guidance acts on models of a family."""
-    needs = kind.flow if issubclass(family.schedule_kind, Flow) else "guidance"
-    return needs in family.abilities

@@ -316,7 +316,7 @@ def _runner(pipe: DiffusionPipeline) -> Callable[..., ImagePipelineOutput]:
 
 
 def _negative(backbone: Backbone, prompt: str) -> Conditioning:
-    return backbone.encode([prompt]) if prompt else backbone.unconditional()
+    return backbone.negative([prompt]) if prompt else backbone.unconditional()
 
 
 def _as_uint8(images: np.ndarray) -> ImageArray:

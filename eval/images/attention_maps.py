@@ -89,7 +89,7 @@ def _watching(pipe: DiffusionPipeline, concepts: Sequence[str], maps: dict[int, 
             maps[call.step] = _SHOWN.concept_maps(attention[0].detach(), named()[0]).cpu()
             return output
 
-        with capture, around_each_step(pipe, rows=lambda: len(named()), after=after, flow="map guidance"):
+        with capture, around_each_step(pipe, rows=lambda: len(named()), after=after, needs="map guidance"):
             yield
 
 

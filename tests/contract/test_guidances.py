@@ -13,7 +13,7 @@ from erasure.edits import WeightEdit
 from erasure.errors import InputError
 from erasure.guidance import Applicable, Guidance, guidances
 from erasure.sampling import SamplingSettings, sample
-from tests import tiny
+from tests import tiny, tiny_families
 from tests.pieces import guidance
 
 KINDS = [pytest.param(kind, id=name) for name, kind in sorted(guidances().items())]
@@ -71,18 +71,25 @@ def test_one_that_acts_on_every_prompt_can_be_told_not_to(kind: Any) -> None:
 
 @pytest.mark.parametrize("family", tiny.JOINT)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pipeline_of_flow_matching_is_covered_or_refused_in_one_line(kind: Any, family: str) -> None:
+def test_a_transformer_is_covered_or_refused_in_one_line(kind: Any, family: str) -> None:
     pipe = tiny.JOINT[family]()
-    if kind.flow in backbone_of(pipe).abilities:
+    if kind.needs in backbone_of(pipe).abilities:
         acts_inside_the_with_alone(kind, pipe)
         return
     with (
-        pytest.raises(InputError, match="Flow matching is not covered") as caught,
+        pytest.raises(InputError, match="expected a model that this guidance is written for") as caught,
         kind(concepts=("cat",)).applied_to(pipe),
     ):
         pass
     assert "\n" not in str(caught.value)
-    assert "encode_prompt" not in vars(pipe)
+    assert not {"encode_prompt", "check_inputs"} & vars(pipe).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["pixart", "sana"])
+@pytest.mark.parametrize("kind", [each for each in KINDS if guidances()[str(each.id)].needs == "layer guidance"])
+def test_one_that_changes_layers_acts_on_transformers_of_one_call(kind: Any, family: str) -> None:
+    acts_inside_the_with_alone(kind, tiny_families.built(family))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,5 +98,5 @@ def test_an_exception_inside_leaves_nothing_behind(kind: Any) -> None:
     with pytest.raises(RuntimeError, match="stop"), guidance(kind, pipe).applied_to(pipe):
         raise RuntimeError("stop")
     assert not {"step", "set_timesteps", "scale_model_input"} & vars(pipe.scheduler).keys()
-    assert "encode_prompt" not in vars(pipe)
+    assert not {"encode_prompt", "check_inputs"} & vars(pipe).keys()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())

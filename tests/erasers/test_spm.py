@@ -162,3 +162,14 @@ def test_a_ledger_joins_gated_patches_and_exports_them(tmp_path: Path) -> None:
 def test_a_model_without_guidance_has_no_gate() -> None:
     with pytest.raises(InputError, match=r"spm.gate: expected 'none' .*, sd3, got 'transport'"):
         SPM(**QUICK, gate="transport").fit([CAT], FitContext(backbone=backbone_of(tiny.sd3())))
+
+
+def test_patches_of_grouped_convolutions_are_the_change_of_their_weights() -> None:
+    layer = torch.nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
+    ups, downs = torch.randn(2, 8, 1), torch.randn(2, 1, 2 * 9)
+    read, scales = torch.randn(3, 8, 5, 5), torch.rand(3, 2)
+    outputs = SPMGuidance(concepts=("cat",), ups={"w": ups}, downs={"w": downs}).patched(layer, "w", read, scales)
+    for row in range(3):
+        weight = (scales[row, :, None, None] * (ups @ downs)).sum(0).view(8, 2, 3, 3)
+        expected = torch.nn.functional.conv2d(read[row : row + 1], weight, None, padding=1, groups=4)
+        torch.testing.assert_close(outputs[row : row + 1], expected, rtol=1e-4, atol=1e-5)

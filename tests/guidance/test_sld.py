@@ -77,7 +77,7 @@ def test_a_step_is_the_formula_at_any_scale(family: str, scale: float) -> None:
         return step.previous
 
     sld = SafeLatentDiffusion(concepts=("cat",), warmup=0, scale=50.0)
-    with sld.applied_to(pipe), around_each_step(pipe, rows=lambda: 1, before=scaled, stepped=note, flow="guidance"):
+    with sld.applied_to(pipe), around_each_step(pipe, rows=lambda: 1, before=scaled, stepped=note, needs="guidance"):
         latents(pipe, ["a cat and a dog"], scale=scale)
     index = int(family == "sd3")  # its first step is from pure noise
     (call, step), image = seen[index], images[index]
@@ -132,7 +132,7 @@ def test_names_that_do_not_fit_make_several_texts_and_their_mean() -> None:
     pipe = tiny.sd1()
     backbone = backbone_of(pipe)
     names = tuple(f"abcdefgh {letter}" for letter in "abcdefghijkl")  # a token a letter
-    texts = joined_names(backbone, names)
+    texts = joined_names(names, backbone.encode)
     assert ", ".join(prompt for text in texts for prompt in text.prompts) == ", ".join(names)
     assert len(texts) > 1
     assert not any(text.is_cut(0) for text in texts)
@@ -141,7 +141,7 @@ def test_names_that_do_not_fit_make_several_texts_and_their_mean() -> None:
     with NegativePromptGuidance(concepts=names[:2]).applied_to(pipe):
         assert not torch.equal(several, latents(pipe, ["a cat"]))
     with pytest.raises(InputError, match="expected names that the model reads whole, got 'aaa"):
-        joined_names(backbone, ["a" * 100])
+        joined_names(["a" * 100], backbone.encode)
 
 
 @pytest.mark.parametrize("name", ["sld", "negative-prompt"])
