@@ -87,37 +87,52 @@ class Prompts:
     @contextmanager
     def followed(self, pipe: DiffusionPipeline) -> Generator["Prompts"]:
         """Take note of the prompts that the pipeline's own call encodes, for the length of a `with`."""
-
-        def noted(arguments: Mapping[str, Any]) -> None:
-            if self._begins:
-                self._begins = False
-                self._encoded = self._repeated(arguments["prompt"], arguments.get("num_images_per_prompt", 1))
+        checks = hasattr(pipe, "check_inputs")
 
         def begun(_: Mapping[str, Any]) -> None:
             self._begins = True
 
-        with _noting(pipe, "check_inputs", begun), _noting(pipe, "encode_prompt", noted):
+        def noted(arguments: Mapping[str, Any]) -> None:
+            if self._begins or not checks:
+                self._begins = False
+                self._encoded = self._repeated(arguments["prompt"], arguments.get("num_images_per_prompt", 1))
+
+        def counted(arguments: Mapping[str, Any]) -> None:
+            states = None if self._begins else self._encoded
+            if being_read() is None:
+                if states is None:
+                    raise _no_prompts()
+                self._encoded = _copied(states, arguments["batch_size"] // len(states))
+
+        # Z-Image checks no inputs, encodes no prompt where it gets states, and copies the states of prompts later.
+        with (
+            _noting(pipe, "check_inputs", begun) if checks else _noting(pipe, "prepare_latents", counted),
+            _noting(pipe, "encode_prompt", noted),
+        ):
             yield self
 
     def _repeated(self, prompt: str | Sequence[str] | None, copies: int) -> Conditioning | None:
         if prompt is None:
             if being_read() is None:
-                raise InputError(
-                    "guidance: expected prompts, got their embeddings, which do not show their words. Give the prompts."
-                )
+                raise _no_prompts()
             return None
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        states = self._backbone.encode(prompts)
-        return states.select([row for row in range(len(prompts)) for _ in range(copies)])
+        return _copied(self._backbone.encode([prompt] if isinstance(prompt, str) else list(prompt)), copies)
+
+
+def _copied(states: Conditioning, copies: int) -> Conditioning:
+    return states.select([row for row in range(len(states)) for _ in range(copies)])
+
+
+def _no_prompts() -> InputError:
+    return InputError(
+        "guidance: expected prompts, got their embeddings, which do not show their words. Give the prompts."
+    )
 
 
 @contextmanager
 def _noting(pipe: DiffusionPipeline, name: str, note: Callable[[Mapping[str, Any]], None]) -> Generator[None]:
     """Call a function with the arguments of each call of a pipeline's method, before it, for the length of a `with`."""
-    method = getattr(pipe, name, None)
-    if method is None:  # Z-Image checks no inputs
-        yield
-        return
+    method = getattr(pipe, name)
 
     @wraps(method)  # so that one guidance inside another finds its parameters
     def noted(*args: object, **kwargs: object) -> object:

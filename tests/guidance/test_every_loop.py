@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from erasure.backbones import backbone_of
@@ -153,6 +154,41 @@ def test_the_first_text_of_a_call_is_its_prompt_after_a_call_that_failed() -> No
             pipe("a tree", height=16, width=16, generator=[torch.Generator()] * 2)
         inside = own_call(pipe, " ")
     assert not torch.equal(inside, own_call(pipe, " "))
+
+
+def test_a_pipeline_that_checks_no_inputs_has_its_prompts_and_images_counted() -> None:
+    pipe = tiny_families.built("z-image")
+    names = NegativePromptGuidance(concepts=("cat",), only_named=True)
+
+    def images(prompt: str | None = "a cat", **more: Any) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        sizes = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "latent"}
+        return pipe(prompt, num_images_per_prompt=2, generator=generators, **sizes, **more).images
+
+    expected = images(guidance_scale=SCALE, negative_prompt="cat")
+    with names.applied_to(pipe):
+        torch.testing.assert_close(images(guidance_scale=SCALE), expected, atol=1e-4, rtol=1e-4)
+        with pytest.raises(InputError, match="got a loop without it"):
+            images(guidance_scale=0.0)
+        states = [torch.randn(5, tiny_families.WIDTH)]
+        with pytest.raises(InputError, match="got their embeddings"):
+            images(None, guidance_scale=SCALE, prompt_embeds=states, negative_prompt_embeds=states)
+
+
+def test_a_scheduler_that_can_scale_its_input_does_not_hide_the_loop() -> None:
+    pipe = tiny.sd3()
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    own = latents(pipe, negative_prompt="cat")
+    with NegativePromptGuidance(concepts=("cat",)).applied_to(pipe):
+        torch.testing.assert_close(latents(pipe), own)
+
+
+def test_texts_of_other_lengths_are_refused_where_no_mask_tells_their_padding() -> None:
+    pipe = tiny_families.built("cogview4")
+    names = NegativePromptGuidance(concepts=("cat", "a name that takes more tokens"), only_named=True)
+    with names.applied_to(pipe), pytest.raises(InputError, match="expected texts of one length") as caught:
+        pipe(PROMPTS, height=16, width=16, num_inference_steps=1, output_type="latent")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("family", ["pixart", "sana"])
