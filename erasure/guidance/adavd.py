@@ -12,7 +12,7 @@ delta_i t_i.
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge
@@ -121,18 +121,18 @@ class _Values:
         n, joint = call.images, self.settings.branches == "joint" and call.guided
         layer, states = self.layers[name], self.named.states()
         assert states is not None  # noqa: S101 - of the rows
-        bias = 0 if layer.bias is None else layer.bias
-        targets = (layer.forward(self.concepts.to(read)) - bias).float()
+        bias = output.new_zeros(()).float() if layer.bias is None else cast("Tensor", layer.bias).float()
+        targets = layer.forward(self.concepts.to(read)).float() - bias
         changed = output.clone()
         first = n if call.guided else 0
         for row, acted in enumerate(self.settings.acted_on(self.named).tolist()):
             if not acted:
                 continue
             start = int(states.offsets[row][0] == (0, 0))  # behind a start of text
-            values = (call.conditional(output)[row, start:] - bias).float()
+            values = call.conditional(output)[row, start:].float() - bias
             directions = targets.expand(len(values), -1, -1)
             if joint:
-                free = (output[row, start:] - bias).float()
+                free = output[row, start:].float() - bias
                 directions = torch.cat([free[:, None].expand(-1, len(targets), -1), directions], -1)
                 both = self.settings.removed(torch.cat([free, values], -1), directions)
                 taken = {row: both[:, : free.shape[-1]], n + row: both[:, free.shape[-1] :]}

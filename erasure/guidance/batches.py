@@ -79,14 +79,14 @@ class Replacement:
     def _put(self, name: str, value: Any, other: Any) -> object:
         if isinstance(other, Mapping):
             return self(value, cast("Mapping[str, Any]", other))
-        if self.whole and bool(self.rows.all()):
-            return other.to(value) if isinstance(value, Tensor) else other
         axis, chosen = self.loop.axes.get(name, 0), self.rows.nonzero().flatten()
         if axis is None:
             listed = list(value)
             for row in chosen.tolist():
-                listed[self.start + row] = other[row].to(listed[self.start + row])
+                listed[self.start + row] = other[row].to(value[0])
             return listed
+        if self.whole and bool(self.rows.all()):
+            return other.to(value) if isinstance(value, Tensor) else other
         if self.loop.mask:
             value, other = _of_one_length(value, other)
         if value.shape == other.shape and other.shape[axis] != len(self.rows):
