@@ -32,6 +32,8 @@ class Absent(Eraser):
         shape: Further terms, transforms, selector and finishes.
         steps: Number of updates, >= 0.
         lr: Learning rate of Adam, > 0.
+        cosine: Whether the learning rate falls to 0 along a cosine, so that the last updates average out what the draws
+            of single batches moved; else it is constant.
         batch_size: Latents a step, > 0.
         clip_norm: Largest norm of the gradient, > 0.
         rank: Rank of the patches that are trained instead of the weights, > 0; None trains the weights.
@@ -54,6 +56,7 @@ class Absent(Eraser):
     shape: Shape = field(default_factory=Shape)
     steps: Annotated[int, Field(ge=0)] = 400
     lr: Annotated[float, Field(gt=0)] = 3e-4
+    cosine: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 12
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     rank: Annotated[int, Field(ge=1)] | None = None
@@ -87,6 +90,11 @@ class Absent(Eraser):
             stop: Called after each update with the number of updates made; True ends the training.
         """
         optimisation = Optimisation(
-            steps=self.steps, lr=self.lr, rank=self.rank, optimizer="adam", clip_norm=self.clip_norm
+            steps=self.steps,
+            lr=self.lr,
+            restarts=int(self.cosine),
+            rank=self.rank,
+            optimizer="adam",
+            clip_norm=self.clip_norm,
         )
         return self.shape.train(task, self.objective, optimisation, stop=stop)

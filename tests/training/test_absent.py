@@ -254,6 +254,21 @@ def test_the_eraser_trains_all_but_the_embedding_of_the_noise_level(backbone: Ba
     assert set(edit.changes) == set(backbone.sites()) - time
 
 
+@pytest.mark.parametrize("cosine", [True, False])
+def test_along_a_cosine_the_last_updates_move_little(cosine: bool, backbone: Backbone) -> None:
+    eraser = Absent(**{**Absent.quick, "steps": 8}, cosine=cosine)  # type: ignore[arg-type]
+    before, moved = [], []
+
+    def look(student: Student, done: int) -> bool:
+        now = torch.cat([leaf.detach().flatten() for leaf in student.trained])
+        moved.extend(float((now - last).norm()) for last in before[-1:])
+        before.append(now)
+        return False
+
+    eraser.learned(eraser.task([CAT], FitContext(backbone=backbone)), look)
+    assert (moved[-1] < 0.2 * moved[0]) == cosine
+
+
 def test_shares_of_more_than_everything_are_refused() -> None:
     AbsentWorld(named=0.5, crossed=0.3, otherwise=0.2)
     with pytest.raises(InputError, match=r"absent\.otherwise: expected shares of at most 1 together, got 1\.2\."):
