@@ -86,6 +86,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def distilled(self) -> bool:
+        """Whether it is sampled by an embedded guidance, without an unconditional prediction."""
+        ...
+
+    @property
     def original_names(self) -> Mapping[str, str]:
         """Names of layers in the files of the original release, by their names inside the denoiser."""
         ...
@@ -195,8 +200,7 @@ class Backbone(Protocol):
         """Return the states of rows of token ids, which no tokenizer touches again; with gradient.
 
         Args:
-            ids: Token ids of the first tokenizer: start of text, tokens, end of text, and padding to the model's
-                length. A second tokenizer with the same vocabulary pads in its own way.
+            ids: Rows of the first tokenizer, padded to the model's length; a second tokenizer pads in its own way.
 
         Raises:
             InputError: The rows are not of the model's length, or its tokenizers differ.
@@ -226,13 +230,11 @@ class Backbone(Protocol):
     def weights_present(self, *names: str) -> AbstractContextManager[torch.device | None]:
         """Have the weights of text encoders or of parts of the denoiser in reach, for the length of a `with`.
 
-        Those of a model that stays on the disk are read layer by layer inside.
+        Those of a model that stays on the disk are read layer by layer inside. The `with` gives the device to encode
+        on; None is the pipeline's own.
 
         Args:
             names: Full names of the modules.
-
-        Returns:
-            A context manager that gives the device to encode on; None is the pipeline's own.
         """
         ...
 

@@ -63,6 +63,10 @@ class Flux(JointTransformer):
         return "first"
 
     @property
+    def distilled(self) -> bool:
+        return bool(self._config["guidance_embeds"])
+
+    @property
     def _readers(self) -> dict[str, int]:
         return {"text_encoder_2": self._length}
 
@@ -74,11 +78,9 @@ class Flux(JointTransformer):
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
     ) -> dict[str, Any]:
         # A distilled model is guided by its embedding, any other one by a second pass.
-        distilled = self._config["guidance_embeds"]
-        arguments = super().call_arguments(
-            self.packed(latents), conditioning, None if distilled else negative, guidance_scale
-        )
-        arguments["true_cfg_scale"] = 1.0 if distilled or negative is None else guidance_scale
+        negative = None if self.distilled else negative
+        arguments = super().call_arguments(self.packed(latents), conditioning, negative, guidance_scale)
+        arguments["true_cfg_scale"] = 1.0 if negative is None else guidance_scale
         return {**arguments, "max_sequence_length": self._length}
 
     def unpacked(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:

@@ -59,6 +59,10 @@ class Flux2(DeclaredTransformer):
         longest = self.pipe.tokenizer_max_length
         return Layout(longest=longest, width=longest, left=True, reads_padding=True, special=False)
 
+    @property
+    def distilled(self) -> bool:
+        return True
+
     def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         return {"text_encoder": self.pipe.tokenizer.tokenizer}
 

@@ -36,6 +36,10 @@ class Flux2Klein(Flux2):
         longest = self.pipe.tokenizer_max_length
         return Layout(longest=longest, width=longest, reads_padding=True)
 
+    @property
+    def distilled(self) -> bool:
+        return bool(self.pipe.config["is_distilled"])
+
     def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         return {"text_encoder": self.pipe.tokenizer}
 
@@ -46,7 +50,7 @@ class Flux2Klein(Flux2):
         self, latents: Tensor, conditioning: Conditioning, negative: Conditioning | None, guidance_scale: float
     ) -> dict[str, Any]:
         arguments = super().call_arguments(latents, conditioning, negative, guidance_scale)
-        if negative is None or self.pipe.config["is_distilled"]:
+        if negative is None or self.distilled:
             return {**arguments, "guidance_scale": 1.0}
         return {**arguments, "negative_prompt_embeds": negative.states}
 

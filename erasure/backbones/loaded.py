@@ -91,6 +91,10 @@ class LoadedModel(ABC):
     def _set_timesteps(self, scheduler: Any, steps: int) -> None:
         """Set the timesteps of a scheduler as the pipeline does."""
 
+    @property
+    def distilled(self) -> bool:
+        return False
+
     @classmethod
     def stream_names(cls) -> tuple[str, ...]:
         """Return the names of the streams of which layers read the states directly."""

@@ -125,6 +125,11 @@ class Eraser(Plugin):
             raise InputError(f"{self.name}: expected at least one concept, got none. Name what is to be erased.")
         if lacking := self._lacking(backbone):
             raise InputError(f"{self.name}: expected a model {lacking}, got {backbone.family}. Use another eraser.")
+        if "guidance" in self.needs and backbone.distilled:
+            raise InputError(
+                f"{self.name}: expected a model that is sampled with an unconditional prediction, got {backbone.family}"
+                " with an embedded guidance. Use another eraser."
+            )
 
     def metadata(self, concepts: Sequence[Concept], context: FitContext) -> EditMetadata:
         """Return the metadata of an edit that a fit of these concepts makes."""

@@ -9,6 +9,8 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from erasure.backbones import backbone_of
+from erasure.concept import Concept
+from erasure.erasers import make_eraser
 from erasure.errors import InputError
 from erasure.guidance.a_star import AStar
 from erasure.guidance.adavd import AdaVDGuidance
@@ -17,6 +19,7 @@ from erasure.guidance.negative_prompt import NegativePromptGuidance
 from erasure.guidance.sld import SafeLatentDiffusion
 from erasure.guidance.steps import Stepping, around_each_step
 from erasure.sampling import SamplingSettings, sample
+from erasure.training.context import FitContext
 from tests import tiny, tiny_families
 
 ONE_CALL = ("pixart", "sana", "aura-flow", "hidream", "z-image")
@@ -119,6 +122,11 @@ def test_a_guidance_distilled_model_is_refused_in_one_line() -> None:
     for pipe, match in ((tiny.flux(guidance_embeds=True), "got a loop without it"), (tiny_families.flux2(), "written")):
         with pytest.raises(InputError, match=match) as caught, SafeLatentDiffusion(concepts=("cat",)).applied_to(pipe):
             latents(pipe, PROMPTS[:1])
+        assert "\n" not in str(caught.value)
+    context = FitContext(backbone=backbone_of(tiny.flux(guidance_embeds=True)))
+    for name in ("negative-prompt", "sld"):  # nothing is recorded that no image could be made with
+        with pytest.raises(InputError, match="got flux with an embedded guidance") as caught:
+            make_eraser(name).fit([Concept(target="cat")], context)
         assert "\n" not in str(caught.value)
 
 
