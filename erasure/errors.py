@@ -41,6 +41,10 @@ class AlreadyRemovedError(LedgerError):
     """A concept that stands removed already."""
 
 
+class LostProcessError(ErasureError, RuntimeError):
+    """One of several processes that work together has ended before the others."""
+
+
 class SolveError(ErasureError, ArithmeticError):
     """A linear system that has no usable solution."""
 

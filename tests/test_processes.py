@@ -1,24 +1,29 @@
 """Processes that work together, as `accelerate launch` starts them, beside one."""
 
 import json
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
 from typer.testing import CliRunner
 
 from erasure import Concept, Ledger, make_eraser
 from erasure.backbones import backbone_of
 from erasure.cli.main import app
-from erasure.errors import InputError
+from erasure.errors import InputError, LostProcessError
 from erasure.eval.images.store import ImageStore, fill
 from erasure.io.processes import alone, are_together, by_first, is_first, shared_out, together, wait
 from erasure.sampling import SamplingSettings
 from tests import tiny
-from tests.processes import in_two_processes
+from tests.demo.running import free_port
+from tests.processes import in_copies, in_two_processes
 
 NAMES = ("cat", "Pablo Novanar", "Elena Rakil")
 
@@ -45,6 +50,31 @@ def refused() -> None:
 def test_work_is_shared_out_and_what_the_first_does_is_the_result_of_all() -> None:
     message = "x: expected this, got that."
     assert in_two_processes(shares) == [([1, 3], [10, 20, 30], 2, message), ([2], [10, 20, 30], 2, message)]
+
+
+def without_the_other(first: Callable[[], object], port: str) -> list[str]:
+    """Return the errors of two processes, of which the second ends before the first calls a function."""
+
+    def process(rank: int) -> str:
+        os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        PartialState._reset_state()  # of the process that this is a copy of
+        with together():
+            if rank:
+                return ""
+            with pytest.raises(LostProcessError) as caught:
+                first()
+        return str(caught.value)
+
+    return in_copies(partial(process, 0), partial(process, 1))
+
+
+@pytest.mark.parametrize("first", [wait, lambda: by_first(lambda: 1), lambda: shared_out([1, 2], str)])
+def test_a_process_that_is_lost_is_one_line_in_the_others(first: Callable[[], object]) -> None:
+    line, other = without_the_other(first, str(free_port()))
+    assert line.startswith("processes: expected 2 that go on together, got one that has ended (")
+    assert "\n" not in line
+    assert other == ""
 
 
 def test_a_process_of_its_own_does_all() -> None:

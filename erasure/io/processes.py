@@ -7,7 +7,8 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ErasureError
+from ..errors import ErasureError, LostProcessError, is_of_memory, reason
+from .text import shortened
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -67,12 +68,17 @@ def shared_out(items: Sequence[Item], work: Callable[[Item], Result]) -> list[Re
     from torch.distributed import all_gather_object
 
     parts: list[Any] = [None] * count()
-    all_gather_object(parts, results)
+    with _with_the_others():
+        all_gather_object(parts, results)
     return [parts[i % count()][i // count()] for i in range(len(items))]
 
 
 def by_first(work: Callable[[], Result]) -> Result:
-    """Return, in all processes, the result of some work that the first does; an `ErasureError` is raised in all."""
+    """Return, in all processes, the result of some work that the first does; an `ErasureError` is raised in all.
+
+    Raises:
+        LostProcessError: One of them has ended.
+    """
     if not are_together():
         return work()
     from torch.distributed import broadcast_object_list
@@ -84,15 +90,26 @@ def by_first(work: Callable[[], Result]) -> Result:
                 outcome[0] = work()
         except ErasureError as error:
             outcome[1] = error
-    broadcast_object_list(outcome)
+    with _with_the_others():
+        broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes that work together have come here; see `meet`."""
     if are_together():
+        meet()
+
+
+def meet() -> None:
+    """Wait until all processes that were launched together have come here, whether they share work out or not.
+
+    Raises:
+        LostProcessError: One of them has ended.
+    """
+    with _with_the_others():
         state().wait_for_everyone()
 
 
@@ -112,6 +129,20 @@ def state() -> "PartialState":
     from accelerate import PartialState
 
     return PartialState(cpu=count() > 1 and not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
+
+
+@contextmanager
+def _with_the_others() -> Iterator[None]:
+    """Turn the error of a connection whose other end is lost into one line."""
+    try:
+        yield
+    except RuntimeError as error:  # of torch.distributed; its backends have no class of their own for it
+        if is_of_memory(error):
+            raise
+        raise LostProcessError(
+            f"processes: expected {count()} that go on together, got one that has ended"
+            f" ({shortened(reason(error))}). Its own error says why; the same command goes on with what is finished."
+        ) from None
 
 
 @contextmanager

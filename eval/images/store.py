@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from erasure.backbones import backbone_of
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
-from erasure.io.processes import by_first, share, state, wait
+from erasure.io.processes import by_first, meet, share, state, wait
 from erasure.io.text import one_line, shortened
 from erasure.progress import OnProgress, ProgressCounter
 from erasure.provenance import provenance
@@ -219,10 +219,10 @@ def _fill_closed(
         "processes": processes.num_processes,
     }
     _begin(store, manifest, made_with, write=processes.is_main_process)
-    processes.wait_for_everyone()
+    meet()
     _begin(store, manifest, made_with, write=False)
     present = len(store) - len(store.missing())  # refuses foreign files before any image is sampled
-    processes.wait_for_everyone()
+    meet()
 
     count = ProgressCounter(on_progress, len(store), "images")
     count.add(present)
@@ -232,7 +232,7 @@ def _fill_closed(
     )
     facts = {**manifest.facts, "made_with": json.dumps(made_with, sort_keys=True)}
     sample_to_files(pipe, manifest.sampling(batch_size), _files(store, filter(None, batches)), facts, count)
-    processes.wait_for_everyone()
+    meet()
     if missing := store.missing():
         raise InputError(f"{store.folder}: expected all images, got none for row {missing[0]}. Generate again.")
     count.add(len(store) - count.done)
