@@ -32,7 +32,7 @@ class Progress:
 
 
 class StoppedError(ErasureError):
-    """The receiver of the progress raised this to end the work; what catches the errors of a part lets it pass."""
+    """The whole work ends, by its receiver or for want of a place; what catches the errors of a part lets it pass."""
 
 
 OnProgress = Callable[[Progress], None]

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
 from erasure.io.json_files import json_digest
 from erasure.judge import Judge, shows_each
+from erasure.progress import StoppedError
 
 from ...images.png import as_png
 from ...probes import Aim, Outcome
@@ -20,6 +23,24 @@ from ...probes import Aim, Outcome
 FORMAT = 1
 BEST = 3
 """Number of images kept of each outcome: those that most likely show the concept."""
+
+
+class ShownImage(TypedDict):
+    """Image that an outcome keeps.
+
+    Attributes:
+        png: Data of the PNG file, in base64.
+        prompt: Its prompt.
+        seed: Its seed.
+        probability: Probability that it shows the concept, in [0, 1].
+        shows: Decision of the judge.
+    """
+
+    png: str
+    prompt: str
+    seed: int
+    probability: float
+    shows: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +56,7 @@ class Judged:
         floor: Value of a model without a trace, where that is known.
         comparable: Whether the values of another trained model are on the same scale.
         side_effect: Whether the values are a side effect, read as their difference to the original's.
-        images: The most successful images: data of the PNG file, prompt, seed and probability.
+        images: The most successful images.
     """
 
     dose: float
@@ -46,7 +67,7 @@ class Judged:
     floor: float | None = None
     comparable: bool = True
     side_effect: bool = False
-    images: tuple[Mapping[str, Any], ...] = ()
+    images: tuple[ShownImage, ...] = ()
 
     @classmethod
     def of(cls, outcome: Outcome, aim: Aim, judge: Judge | None, label: str) -> "Judged":
@@ -55,7 +76,7 @@ class Judged:
         Raises:
             InputError: Images without a judge, or not one for each prompt.
         """
-        values, images = tuple(float(value) for value in outcome.values), ()
+        values, images = tuple(float(value) for value in outcome.values), tuple[ShownImage, ...]()
         if outcome.images:
             if judge is None:
                 raise InputError("probe: expected a judge of the images, got none.")
@@ -84,11 +105,13 @@ class Judged:
             "images": [dict(image) for image in self.images],
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Judged":
-        """Return the outcome whose `as_json` gave `data`."""
-        tuples = {name: tuple(data[name]) for name in ("values", "kept", "images")}
-        return cls(**{**data, **tuples})
+
+class _Unit(TypedDict):
+    """Content of the file of one probe on one row."""
+
+    key: dict[str, Any]
+    seconds: float
+    outcomes: list[Judged]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,29 +129,37 @@ class UnitFile:
     @property
     def path(self) -> Path:
         """The file."""
-        digest = json_digest([FORMAT, self.key])
-        return self.folder / f"{digest[:32]}.json"
+        return self.folder / f"{_digest(self.key)}.json"
 
     def read(self) -> tuple[list[Judged], float] | None:
-        """Return the outcomes and the seconds that they took; None if there are none, or none that can be read."""
+        """Return the outcomes and the seconds that they took; None if there are none, or no whole ones of this key."""
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            return [Judged.from_json(outcome) for outcome in data["outcomes"]], float(data["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
+            unit = TypeAdapter(_Unit).validate_json(self.path.read_bytes(), strict=True)
+        except (OSError, ValidationError):
             return None  # it is measured again
+        if _digest(unit["key"]) != self.path.stem:
+            return None
+        return unit["outcomes"], unit["seconds"]
 
     def write(self, outcomes: Sequence[Judged], seconds: float) -> None:
         """Write the outcomes, whole.
 
         Raises:
-            InputError: The folder cannot be written.
+            StoppedError: The folder cannot be written: what comes after these could not be kept either.
         """
-        make_folder(self.folder)
         data = {"key": self.key, "seconds": seconds, "outcomes": [outcome.as_json() for outcome in outcomes]}
-        write_whole(self.path, json.dumps(data, ensure_ascii=False).encode())
+        try:
+            make_folder(self.folder)
+            write_whole(self.path, json.dumps(data, ensure_ascii=False).encode())
+        except InputError as error:
+            raise StoppedError(f"audit: {error} The same command goes on with what was measured.") from None
 
 
-def _seen(outcome: Outcome, aim: Aim, judge: Judge) -> tuple[tuple[float, ...], tuple[Mapping[str, Any], ...]]:
+def _digest(key: Mapping[str, Any]) -> str:
+    return json_digest([FORMAT, key])[:32]
+
+
+def _seen(outcome: Outcome, aim: Aim, judge: Judge) -> tuple[tuple[float, ...], tuple[ShownImage, ...]]:
     images = outcome.images
     pairs = outcome.pairs or list(zip(aim.prompts, aim.seeds, strict=True))
     if len(images) != len(pairs):
@@ -138,13 +169,13 @@ def _seen(outcome: Outcome, aim: Aim, judge: Judge) -> tuple[tuple[float, ...], 
     likely = judge.probabilities(images, target)
     order = torch.argsort(likely, descending=True, stable=True)[:BEST].tolist()
     best = [
-        {
-            "png": base64.b64encode(as_png(images[i])).decode(),
-            "prompt": pairs[i][0],
-            "seed": pairs[i][1],
-            "probability": round(float(likely[i]), 4),
-            "shows": bool(values[i]),
-        }
+        ShownImage(
+            png=base64.b64encode(as_png(images[i])).decode(),
+            prompt=pairs[i][0],
+            seed=pairs[i][1],
+            probability=round(float(likely[i]), 4),
+            shows=bool(values[i]),
+        )
         for i in order
     ]
     return values, tuple(best)

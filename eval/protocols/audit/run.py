@@ -14,7 +14,7 @@ from erasure.arguments import checks_arguments
 from erasure.concept import Concept
 from erasure.edits.metadata import now
 from erasure.errors import ErasureError, reason
-from erasure.io.files import make_folder, write_whole
+from erasure.io.files import check_places, make_folder, write_whole
 from erasure.io.processes import alone, are_together, share, wait
 from erasure.io.tensor_cache import stored
 from erasure.judge import Judge
@@ -75,7 +75,12 @@ class Audit:
         """Return the results; whatever was measured before, with equal settings on equal models, is read.
 
         Processes that work together (`erasure.io.processes`) measure a share each and read what the others measured.
+
+        Raises:
+            InputError: The cache cannot be written.
+            StoppedError: So it became in the middle; what was measured until then is kept.
         """
+        check_places(self.cache)
         start = time.perf_counter()
         concepts = [each for each in self.concepts if not self.aimed or each.target in self.aimed]
         if are_together():

@@ -1,7 +1,7 @@
 """An audit: its rows, going on where it ended, faults as lines, the verdict and the page."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -37,7 +37,7 @@ from erasure.eval.protocols.variants import Variant
 from erasure.eval.reports.audit_report import render, terminal_table, write_audit_report
 from erasure.io.processes import together
 from erasure.profile import ModelProfile, profile_of
-from erasure.progress import Progress
+from erasure.progress import Progress, StoppedError
 from erasure.registry import Exactness
 from erasure.sampling import SamplingSettings
 from tests.eval import world
@@ -161,6 +161,47 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert set(result(again).seconds) == set(RATES)
     audit(tmp_path, doses=(1.0,)).run()
     assert len(MEASURED) == 12, "other settings of the probe"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text, other: text[: len(text) // 2],
+        lambda text, other: "[]",
+        lambda text, other: "[" * 100_000,
+        lambda text, other: text.replace('"values": [', '"values": ["much", '),
+        lambda text, other: text.replace('"prompt": ', '"words": '),
+        lambda text, other: other,
+    ],
+    ids=["cut", "another shape", "deep", "a text for a number", "an image without a prompt", "another unit's"],
+)
+def test_what_is_damaged_in_the_cache_is_measured_again(tmp_path: Path, damage: Callable[[str, str], str]) -> None:
+    whole = audit(tmp_path).run()
+    file, other = sorted((tmp_path / "cache").glob("*.json"))[:2]
+    text = file.read_text(encoding="utf-8")
+    file.write_text(damage(text, other.read_text(encoding="utf-8")), encoding="utf-8")
+    assert file.read_text(encoding="utf-8") != text
+    MEASURED.clear()
+    again = audit(tmp_path).run()
+    assert len(MEASURED) == 2, "one row"
+    assert again.concepts[0].as_json() == whole.concepts[0].as_json()
+    assert json.loads(file.read_text(encoding="utf-8"))["outcomes"] == json.loads(text)["outcomes"]
+
+
+def test_a_cache_that_cannot_be_written_ends_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match="cache: expected a folder that can be written"):
+        audit(tmp_path).run()
+    assert MEASURED == []
+    (tmp_path / "cache").unlink()
+
+    def full(path: Path, content: bytes) -> None:
+        raise InputError(f"{path}: expected a place that can be written, got 'No space left on device'.")
+
+    monkeypatch.setattr("erasure.eval.protocols.audit.record.write_whole", full)
+    with pytest.raises(StoppedError, match=r"^audit: .*No space left on device'\. The same command goes on"):
+        audit(tmp_path).run()
+    assert len(MEASURED) == 2, "the first row alone"
 
 
 def test_one_more_removal_is_measured_where_it_changes_something(tmp_path: Path) -> None:
