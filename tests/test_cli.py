@@ -171,6 +171,14 @@ def test_a_list_of_requests_and_a_config_make_runs(tmp_path) -> None:
     assert (first.target, first.anchor) == ("cat", "dog")
     assert (second.target, second.preserve) == ("neon", ("watercolor", "mosaic"))
 
+    (tmp_path / "listed.yaml").write_text("model: tinyworld\nconcepts: list.csv\n")
+    call("remove", "--config", "listed.yaml", "--anchor", "bird", "--kind", "style", "--ledger", "shared", *FAST)
+    concepts = [entry.concepts[0] for entry in Ledger.open("shared").entries]
+    assert [(each.target, each.anchor, each.kind) for each in concepts] == [
+        ("cat", "dog", "style"),  # what a line of a list says goes before what all share
+        ("neon", "bird", "style"),
+    ]
+
     (tmp_path / "run.yaml").write_text(
         "model: tinyworld\neraser: {name: uce, reg: 0.25}\nconcepts:\n  - target: cat\nseed: 3\noutput: configured\n"
     )

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from erasure import Concept, erase
 from erasure.backbones import backbone_of
+from erasure.backbones.name_lengths import check_names
 from erasure.concept import normalized
 from erasure.edits import SamplingEdit
 from erasure.erasers import eraser_class, eraser_names, make_eraser
@@ -201,6 +202,7 @@ def test_a_list_of_requests_is_read_with_and_without_a_heading(tmp_path) -> None
         ('{"concept": "cat"}\n', "line 1: expected a concept, got '{"),
         ("cat,dog\nanchor,concept\ndog,cat\n", "line 2: expected a concept, got a second line of columns"),
         ("cat\n“dog”\n", "line 2: expected straight quotes"),
+        ("cat\0\0\n", "line 1: expected CSV in UTF-8, got a null character"),
         ("cat\uff0cdog\n", "line 1: expected cells separated by commas, not full-width commas"),
     ],
 )
@@ -387,13 +389,28 @@ def test_the_lists_are_whole(name) -> None:
     assert all(concept.anchor and concept.kind == "unsafe" for concept in concepts)
 
 
-def test_a_phrase_beyond_the_models_reach_is_named_with_its_line(tmp_path) -> None:
+def test_a_name_that_the_model_cannot_read_is_refused_with_its_line(tmp_path) -> None:
     file = tmp_path / "list.csv"
     file.write_text(f"concept,anchor\ncat,dog\ngun,{'very ' * 80}calm\n")
-    with pytest.raises(InputError, match=r"list.csv' line 3: expected phrases of at most 75 tokens, got 'very very"):
-        lists.check_phrases(file, tiny.sd1())
-    file.write_text("concept,anchor\ncat,dog\n")
-    lists.check_phrases(file, tiny.sd1())
+    run = schema.parse({**ELSEWHERE, "concepts": str(file)})
+    with pytest.raises(
+        InputError, match=r"list.csv' line 3: concept.anchor: expected a name of at most \d+ tokens, got"
+    ):
+        removal.check_lengths(run, tiny.sd1(), [file])
+    file.write_text(
+        "concept,anchor\ncat,dog\ncafe\u0301,e\u0301clair\n", encoding="utf-8"
+    )  # as file names are on a Mac
+    run = schema.parse({**ELSEWHERE, "concepts": str(file)})
+    removal.check_lengths(run, tiny.sd1(), [file])
+    assert run.concepts[1].target == "caf\u00e9"
+
+
+def test_a_name_of_which_an_encoder_knows_nothing_is_refused() -> None:
+    backbone = backbone_of(tiny.flux())
+    check_names([Concept(target="caf\u00e9 \u732b", anchor="dog")], backbone)
+    with pytest.raises(InputError, match=r"concept.target: expected words that the text_encoder_2 knows, got '\u732b'"):
+        check_names([Concept(target="\u732b")], backbone)
+    check_names([Concept(target="\u732b")], backbone_of(tiny.sd1()))  # CLIP reads bytes
 
 
 def test_a_method_that_takes_families_makes_one_entry_of_them(tmp_path) -> None:

@@ -94,12 +94,13 @@ def remove(
     """Remove concepts one after another, each as an entry of a ledger, and measure after each."""
     start = time.perf_counter()
     from ..runs.configs import read_config
-    from ..runs.lists import list_path
     from ..runs.overrides import override
     from ..runs.schema import parse
 
     raw: dict[str, Any] = read_config(config) if config is not None else {}
-    _set_concepts(raw, concepts or [], from_file, {"anchor": anchor, "preserve": preserve or None, "kind": kind})
+    lists = _set_concepts(
+        raw, concepts or [], from_file, {"anchor": anchor, "preserve": preserve or None, "kind": kind}
+    )
     if method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
         raw["eraser"] = {"name": method}
     options = {"model": model, "seed": seed, "device": device, "attention": attention}
@@ -112,8 +113,6 @@ def remove(
     output = raw.get("output")
     if "model" not in raw and isinstance(output, str) and output and (base := base_of(Path(output))):
         raw["model"] = base
-    named = [list_path(raw["concepts"])] if isinstance(raw["concepts"], str) else []
-    lists = [from_file] if from_file is not None else named
     if dry_run:
         _dry_run(parse(raw), lists=lists, as_json=as_json)
         return
@@ -142,16 +141,23 @@ def _dry_run(run: "Run", *, lists: Sequence[Path], as_json: bool) -> None:
 
 def _set_concepts(
     raw: dict[str, Any], names: Sequence[str], file: Path | None, shared: Mapping[str, str | list[str] | None]
-) -> None:
+) -> list[Path]:
     """Set the concepts of a config from arguments and a file; fields that they share apply to each.
+
+    Returns:
+        The files that they are from.
 
     Raises:
         InputError: There is no concept.
     """
-    from ..runs.lists import read_concepts
+    from ..runs.lists import list_path, read_concepts
 
-    requests = [{"target": name} for name in names] + (read_concepts(file) if file is not None else [])
+    lists = [file] if file is not None else []
+    requests = [{"target": name} for name in names] + [concept for path in lists for concept in read_concepts(path)]
     common = {key: value for key, value in shared.items() if value is not None}
+    if not requests and isinstance(raw.get("concepts"), str) and raw["concepts"]:
+        lists = [list_path(raw["concepts"])]
+        requests = read_concepts(lists[0]) if common else []
     if requests:
         raw["concepts"] = [{**common, **request} for request in requests]
     elif common and isinstance(raw.get("concepts"), list):
@@ -160,6 +166,7 @@ def _set_concepts(
         raise InputError(
             "remove: expected at least one concept, got none. Name one, or give --from FILE or --config FILE."
         )
+    return lists
 
 
 def _remove(

@@ -108,6 +108,9 @@ def _text_of(path: Path, where: str) -> str:
         raise InputError(
             f"{option}: expected a file to read, got {str(path)!r} ({error.strerror}). Check the path."
         ) from None
+    if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise InputError(f"{where} line {line}: expected CSV in UTF-8, got a null character. Save it as UTF-8.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,19 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..backbones import backbone_of
-from ..backbones.conditioning import tokenized
-from ..backbones.sd import textual_inversion_applied
 from ..concept import Concept, normalized
 from ..errors import ErasureError, InputError, unknown_name
 from ..io.csv_rows import CsvRow, check_columns, check_delimiter, csv_rows
 from ..io.text import shortened
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
 
 _LONGEST_NAME = 255  # bytes; a system refuses to look for longer ones
 _CURLED = ("“", "”", "„")
@@ -55,27 +48,13 @@ def read_concepts(path: Path) -> list[dict[str, Any]]:
     return [concept for _, concept in _numbered_concepts(path)]
 
 
-def check_phrases(path: Path, pipe: "DiffusionPipeline") -> None:
-    """Refuse a list with a phrase that is longer than the input of the text encoder.
+def lines_of(lists: Sequence[Path]) -> dict[str, str]:
+    """Return the file and line of each request of some lists, by its normalized target.
 
     Raises:
-        InputError: A phrase is too long; the error names the line.
+        InputError: See `read_concepts`.
     """
-    tokenizer = next(iter(backbone_of(pipe).tokenizers().values()))
-    for where, concept in _numbered_concepts(path):
-        names = [
-            concept["target"],
-            concept.get("anchor", ""),
-            *concept.get("aliases", ()),
-            *concept.get("preserve", ()),
-        ]
-        phrases = [textual_inversion_applied(pipe, name, tokenizer) for name in names if name]
-        ids, spans = tokenized(tokenizer, phrases)
-        for phrase, offsets in zip(phrases, spans, strict=True):
-            if max(end for _, end in offsets) < len(phrase):
-                raise InputError(
-                    f"{where}: expected phrases of at most {ids.shape[1] - 2} tokens, got {phrase!r}. Shorten it."
-                )
+    return {normalized(concept["target"]): where for path in lists for where, concept in _numbered_concepts(path)}
 
 
 def list_path(name: str) -> Path:

@@ -17,7 +17,7 @@ from ..ledger import check_anchors, recorded_eraser
 from ..profile import profile_of
 from ..progress import OnProgress
 from ..provenance import provenance
-from .lists import check_phrases
+from .lists import lines_of
 from .schema import Run
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _solved_together(ledger: "Ledger") -> Iterator[Concept]:
 
 
 def check_lengths(run: Run, pipe: "DiffusionPipeline", lists: Sequence[Path]) -> None:
-    """Refuse a run with a name that is too long for the model, before there is a ledger.
+    """Refuse a run with a name that the model cannot read, before there is a ledger.
 
     Args:
         run: The run.
@@ -132,11 +132,9 @@ def check_lengths(run: Run, pipe: "DiffusionPipeline", lists: Sequence[Path]) ->
         lists: Files of its concepts, for errors.
 
     Raises:
-        InputError: A name is too long; the error names its line, if it is in a file.
+        InputError: See `check_names`; the error names the line, if the concept is in a file.
     """
-    for path in lists:
-        check_phrases(path, pipe)
-    check_names(run.concepts, backbone_of(pipe))
+    check_names(run.concepts, backbone_of(pipe), lines_of(lists))
 
 
 def check_low_memory(run: Run) -> None:
