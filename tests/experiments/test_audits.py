@@ -52,7 +52,7 @@ def gold(folder: Path, *without: str) -> str:
 
 
 def test_every_method_removes_the_same_concepts() -> None:
-    for case in CASES:
+    for case in ("cat", "weapons"):
         runs = {method: MethodOnCase(method=method, case=case).run() for method in methods()}
         assert len({run.concepts for run in runs.values()}) == 1, case
     assert [concept.target for concept in runs["trce"].concepts] == ["gun", "knife", "bomb"]
@@ -102,11 +102,6 @@ def test_a_row_has_what_tables_need_and_a_killed_one_goes_on(tmp_path: Path, unt
     assert "png" not in json.dumps(record)
     again = experiment(row, asked_for, lambda _: None)
     assert again["concepts"] == record["concepts"], "seconds too: nothing was measured again"
-
-
-def test_a_family_is_one_row(tmp_path: Path, untrained: None) -> None:
-    record = experiment(MethodOnCase(method="negative-prompt", case="weapons"), options(tmp_path), lambda _: None)
-    assert list(record["concepts"]) == ["gun", "knife", "bomb"]
 
 
 def test_rows_that_are_missing_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
