@@ -312,10 +312,8 @@ class ConceptAudit:
         name = max(most, key=lambda each: most[each])
         if most[name] <= BAR:
             return f"{self.concept} is gone as far as these probes tell: at most {100 * BAR:.0f} % on each"
-        return (
-            f"No probe brought {self.concept} back, but the images are too few to exclude"
-            f" {100 * most[name]:.0f} % ({name})"
-        )
+        share = f"{100 * most[name]:.0f} %" if most[name] < 1 else "that all of it is there"
+        return f"No probe brought {self.concept} back, but the images are too few to exclude {share} ({name})"
 
     def as_json(self) -> dict[str, Any]:
         """Return the results as plain data, without images."""

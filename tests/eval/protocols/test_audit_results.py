@@ -105,6 +105,16 @@ def test_what_cannot_be_excluded_is_that_of_the_least_certain_dose() -> None:
     )
 
 
+def test_an_interval_beyond_the_original_excludes_nothing() -> None:
+    mixed = [0.0, 0.0, 0.0, 1.0] * 2
+    probe = result({ERASED: [judged(mixed)], ORIGINAL: [judged([0.0, 1.0, 0.0, 1.0] * 2)], GOLD: [judged(mixed[::-1])]})
+    assert probe.most > 1
+    verdict = ConceptAudit(concept="cat", probes={"p": probe}, gold="g", untested=()).verdict
+    assert verdict.startswith(
+        "No probe brought cat back, but the images are too few to exclude that all of it is there (p)"
+    )
+
+
 def test_a_model_that_steers_away_has_a_trace_inside() -> None:
     values = [1.0 + 0.01 * (i % 5) for i in range(20)]
     rows = {ERASED: [judged([-value for value in values], floor=0.0)], ORIGINAL: [judged(values, floor=0.0)]}
