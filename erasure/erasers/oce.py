@@ -79,7 +79,7 @@ class OCE(Eraser):
     quick: ClassVar[Mapping[str, Any]] = {"alpha": 300.0}
 
     form: Form = "objective"
-    rows: Literal["published", "last-subject", "templates"] = "templates"
+    rows: Literal["templates", "published", "last-subject"] = "templates"
     rank: Annotated[int, Ge(1)] | None = 4
     alpha: Annotated[float, Ge(0)] = 300.0
     global_scale: Annotated[float, Ge(0)] = 10.0
