@@ -18,6 +18,7 @@ from erasure.training.absence.batches import Material, Shares
 from erasure.training.absence.evidence import log_evidence, log_snr
 from erasure.training.absence.images import ImageSettings
 from erasure.training.absence.prompts import random_prompts
+from erasure.training.absence.walks import WalkSettings, walks_of
 from erasure.training.context import FitContext, TrainingTask
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.inner_attack import InnerAttack, SoftPrompts
@@ -157,6 +158,38 @@ def test_a_guided_row_is_compared_at_its_scale_and_the_empty_prompt_has_a_row(ba
         return float(objective.loss(task)(student, 0, torch.Generator().manual_seed(0)))
 
     assert loss_of(3.0, 0.5) == pytest.approx((loss_of(1.0, 1.5) + loss_of(1.0, 0.0)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [DISCRETE, FLOW], ids=["discrete", "flow"])
+def test_a_walk_with_the_true_noise_ends_at_its_image(schedule: NoiseSchedule) -> None:
+    clean, generator = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(3)), torch.Generator()
+    [walk] = walks_of(WalkSettings(number=1, steps=10, latest=0.5), schedule, clean, lambda image, *_: 7 + image)
+    places = set()
+    for _ in range(200):
+        walk.begin(generator)
+        places.add(walk.place)
+        signal, sigma = schedule.factors(walk.timestep.reshape(1))
+        true = (walk.latents[None] - signal * clean[walk.image]) / sigma
+        assert walk.base == 7 + walk.image
+        before, image = walk.place, walk.image
+        output = schedule.target(clean[image][None], true, walk.timestep.reshape(1))
+        walk.go_on(schedule.prediction(output, walk.latents[None], walk.timestep.reshape(1))[0])
+        if walk.place > before:  # on its way: still the image with noise of the level
+            expected = schedule.noised(clean[image][None], true, walk.timestep.reshape(1))[0]
+            torch.testing.assert_close(walk.latents, expected, rtol=1e-3, atol=1e-3)
+    assert places == set(range(10))
+
+
+def test_walks_take_their_share_of_the_concepts_rows(backbone: Backbone) -> None:
+    walks = WalkSettings(share=1.0, number=2, steps=3)
+    objective = replace(QUICK, named=1.0, crossed=0.0, otherwise=0.0, walks=walks, attack=InnerAttack(prompts=0))
+    task = task_of(backbone)
+    student = Student(backbone, task.trained, None, torch.Generator())
+    loss, generator = objective.loss(task), torch.Generator().manual_seed(0)
+    plain = replace(objective, walks=WalkSettings()).loss(task)(student, 0, torch.Generator().manual_seed(0))
+    values = [float(loss(student, step, generator)) for step in range(6)]
+    assert values[0] != float(plain)
+    assert all(value == value for value in values)
 
 
 def test_a_batch_holds_the_shares_of_the_four_kinds(backbone: Backbone) -> None:

@@ -19,6 +19,7 @@ from ..finetune import below, uniform
 from .evidence import log_evidence
 from .images import ImageSettings, sampled_images
 from .prompts import PromptTable, kept_pairs, random_prompts
+from .walks import Walk
 
 _EVIDENCE_LEVELS = 4
 _UNCONDITIONAL_SHARE = 8  # one kept image of so many has no prompt
@@ -51,6 +52,7 @@ class DrawnRow:
         named: Row of the prompt with the concept whose direction is taken off.
         concept: Index of the concept that the image shows; None if it shows none.
         image: Index of the image among those of its concept.
+        walk: State of the target's own sampling in the place of the noised image; None for that.
     """
 
     clean: Float[Tensor, "c h w"]
@@ -59,6 +61,7 @@ class DrawnRow:
     named: int
     concept: int | None = None
     image: int = 0
+    walk: Walk | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,7 +1,8 @@
 """The objective `absent`: predictions as if the concept had never been taught."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -16,8 +17,9 @@ from ...registry import Exactness
 from ...sampling import noise, scheduled_prediction
 from ..absence.batches import DrawnRow, Material, Shares
 from ..absence.images import ImageSettings
+from ..absence.walks import Walk, WalkSettings, walks_of
 from ..context import TrainingTask
-from ..finetune import Loss
+from ..finetune import Loss, below, uniform
 from ..inner_attack import InnerAttack, SoftPrompts
 from ..student import Student
 from .base import Objective
@@ -70,6 +72,7 @@ class AbsentWorld(Objective):
             the empty prompt, without gradient, which has a row of its own. Sampling multiplies what is left of c in
             e - e_0 by w; this makes the loss see it so. 1 compares the predictions as they are.
         attack: Search for the soft prompts of the third kind.
+        walks: States on the way of the target's own sampling, in the place of noised images of c.
     """
 
     name: ClassVar[str] = "absent"
@@ -90,6 +93,7 @@ class AbsentWorld(Objective):
     otherwise: Share = 0.3
     guided: Annotated[float, Field(ge=1)] = 1.0
     attack: InnerAttack = field(default_factory=InnerAttack)
+    walks: WalkSettings = field(default_factory=WalkSettings)
 
     def __post_init__(self) -> None:
         if (shares := self.named + self.crossed + self.otherwise) > 1 + 1e-9:
@@ -128,6 +132,10 @@ class _Batches:
         self._others = material.evidence([each.others for each in material.concepts]) if drawn else []
         pairs = [torch.tensor([each.named, each.blank]).T for each in material.concepts]
         self._odds = material.evidence(pairs) if settings.odds == "estimated" else []
+        self._walks = [
+            walks_of(settings.walks, task.backbone.schedule, images.clean, partial(self._drawn_base, i))
+            for i, images in enumerate(material.concepts)
+        ]
 
     def loss(self, student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Return the loss of a step."""
@@ -137,11 +145,18 @@ class _Batches:
         n = task.batch_size
         soft = [len(attack) for attack in self._attacks]
         rows = [self._material.drawn(i, n, self._shares, soft, generator) for i in range(n)]
+        free = [list(walks) for walks in self._walks]
+        rows = [self._on_a_walk(row, free, generator) for row in rows]
         rows.sort(key=lambda row: row.read < 0)
         clean = torch.stack([row.clean for row in rows])
         timesteps = schedule.drawn(n, generator).to(clean.device)
         noisy = schedule.noised(clean, noise([generator] * n, task.backbone.latent_shape()).to(clean), timesteps)
+        walks = {i: row.walk for i, row in enumerate(rows) if row.walk is not None}
+        for i, walk in walks.items():
+            noisy[i], timesteps[i] = walk.latents, walk.timestep
         expected = self._expected(rows, noisy, timesteps, generator)
+        for i, walk in walks.items():
+            walk.go_on(expected[i])
         pairs = [i for i, row in enumerate(rows) if self._settings.guided > 1 and self._is_as_unprompted(row)]
         where = [*range(n), *pairs]
         read = concatenate([self._read(rows), *[self._material.unprompted] * len(pairs)])
@@ -191,18 +206,38 @@ class _Batches:
         base[some] = absent_prediction(base[some], named, odds[some].to(base))
         return base
 
+    def _on_a_walk(self, row: DrawnRow, free: Sequence[list[Walk]], generator: torch.Generator) -> DrawnRow:
+        """Put a share of the rows with the empty prompt's target on states of walks that are free."""
+        share = self._settings.walks.share
+        if row.concept is None or not share or row.base not in self._material.concepts[row.concept].blank:
+            return row
+        if uniform(generator) >= share or not free[row.concept]:
+            return row
+        images, walks = self._material.concepts[row.concept], free[row.concept]
+        walk = walks.pop(below(len(walks), generator))
+        walk.begin(generator)
+        named, base = images.named[walk.image], images.blank[walk.image]
+        read = named if row.read == row.named else row.read
+        return replace(row, read=read, base=base, named=named, image=walk.image, walk=walk)
+
     def _base(self, row: DrawnRow, timestep: Tensor, generator: torch.Generator) -> int:
         """Return the prompt that a row's target starts from."""
-        if row.concept is None or not self._others or not self._others[row.concept].shape[1]:
-            return row.base
-        images = self._material.concepts[row.concept]
+        if row.walk is not None:
+            return row.walk.base
+        if row.concept is None or row.base not in self._material.concepts[row.concept].blank:
+            return row.base  # a kept prompt says what is there
+        return self._drawn_base(row.concept, row.image, timestep, generator)
+
+    def _drawn_base(self, concept: int, image: int, timestep: Tensor, generator: torch.Generator) -> int:
+        """Return the prompt about a kept name drawn from its posterior, or the one without the concept."""
+        images = self._material.concepts[concept]
         level = self._material.level_of(timestep)
-        if not level or row.base not in images.blank:
-            # Without evidence the mean over all names is the blank's prediction; a kept prompt says what is there.
-            return row.base
-        evidence = self._others[row.concept][row.image, :, level]
+        if not level or not self._others or not self._others[concept].shape[1]:
+            # Without evidence the mean over all names is the blank's prediction.
+            return images.blank[image]
+        evidence = self._others[concept][image, :, level]
         name = torch.multinomial(evidence.softmax(0), 1, generator=generator)
-        return int(images.others[row.image, name])
+        return int(images.others[image, name])
 
     def _odds_of(self, row: DrawnRow, timestep: Tensor) -> float:
         settings = self._settings
