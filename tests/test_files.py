@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from erasure.errors import InputError
 from erasure.io import files
-from erasure.io.files import check_places, dropping_empty_folders, make_folder, new_folder
+from erasure.io.files import check_free, check_places, dropping_empty_folders, make_folder, new_folder
 from erasure.io.tensor_files import copy_finite, data_size, rewrite_tensors, tensor_names, write_tensors
 
 TENSORS = {
@@ -52,6 +52,29 @@ def test_an_empty_folder_is_taken_and_another_is_not(tmp_path: Path) -> None:
         pass
     with pytest.raises(InputError, match="expected a folder that can be written"), new_folder(tmp_path / "out/file/x"):
         pass
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # a shell in it would be left in a deleted folder
+    with pytest.raises(InputError, match="expected a folder that can be replaced, got the working folder"):
+        check_free(Path("."))
+    assert Path("../here").is_dir()
+    (tmp_path / "mount").mkdir()
+    with monkeypatch.context() as mounted:
+        mounted.setattr("os.path.ismount", lambda path: Path(path).name == "mount")
+        with pytest.raises(InputError, match="expected a folder that can be replaced, got the root of a file system"):
+            check_free(tmp_path / "mount")
+    with monkeypatch.context() as read_only:
+        read_only.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+        with pytest.raises(InputError, match="expected a folder that can be written, got .*, which cannot be"):
+            check_free(tmp_path / "new" / "out")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="expected a folder that can be written"), new_folder(tmp_path / "loop"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "loop", "mount"]
 
 
 def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
