@@ -46,6 +46,7 @@ CASES = ("measure", "export", "card", "audit", "demo")
 GOLD = Path("results/golds/cat")
 LONGEST = 600
 """Seconds after which the demo is given up."""
+_FEW = ("per_concept=1", "near=1", "far=1", "health=false")
 _LOAD = "from diffusers import StableDiffusionPipeline as P; P.from_pretrained({!r})"
 Cost = dict[str, float]
 """Seconds that pass, as "seconds", and of the processor, as "cpu"."""
@@ -56,7 +57,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64, help="images of the raw pipeline")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="commands to time")
-    parser.add_argument("--toy", action="store_true", help="an audit of one probe, and few images, to try the script")
+    parser.add_argument("--toy", action="store_true", help="few images, and an audit of one probe, to try the script")
     parser.set_defaults(repeats=3)
     options = parser.parse_args()
     if options.toy:
@@ -77,7 +78,10 @@ def measured(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     audit += ["--probe", "plain"] if options.toy else []
     image = raw(options.images)
     start = repeated(lambda: process(["python", "-c", _LOAD.format(model)]), options)
-    measure = process(["erasure", "remove", "cat", "--ledger", str(ledger)])
+    remove = ["erasure", "remove", "cat", "--ledger", str(ledger)]
+    for setting in _FEW if options.toy else ():
+        remove += ["--set", f"measure.{setting}"]
+    measure = process(remove)
     sampled = len(list(work.rglob("*.png")))
     results = [
         {"case": "start", **start},

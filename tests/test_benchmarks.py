@@ -11,8 +11,7 @@ import pytest
 
 from tests.processes import in_copies
 
-# The others train or sample for half a minute and more even so.
-QUICK = {
+QUICK: dict[str, list[str]] = {
     "apply": ["--concepts", "20"],
     "apply_edit": [],
     "bulk": [],
@@ -20,12 +19,14 @@ QUICK = {
     "encoding": [],
     "ledger": [],
 }
+# These start processes that import everything, or sample, and take half a minute and more even so.
+SLOW: dict[str, list[str]] = {"commands": ["--cases", "export"], "evaluation": [], "processes": []}
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_benchmark_runs_and_records_its_numbers(name: str, tmp_path: Path) -> None:
     def measured() -> str:
-        sys.argv = [name, "--toy", "--repeats", "1", *QUICK[name], "--out", str(tmp_path)]
+        sys.argv = [name, "--toy", "--repeats", "1", *(QUICK | SLOW)[name], "--out", str(tmp_path)]
         with redirect_stdout(io.StringIO()) as output:
             runpy.run_module(f"benchmarks.{name}", run_name="__main__")
         return output.getvalue()
