@@ -239,6 +239,8 @@ def test_what_cannot_be_exported_is_one_line(ledger: Path, saved: Path, monkeypa
     Path("taken").mkdir()
     Path("taken/file").touch()
     assert "taken: expected a new or empty folder" in fails("export", ledger, "taken")
+    Path("loop").symlink_to("loop")
+    assert "loop: expected a folder that can be written" in fails("export", ledger, "loop")
     assert "expected a folder that can be written" in fails("export", ledger, "taken/file/out")
     call("undo", ledger, "1")
     assert "expected a ledger with a removal that stands, got none" in fails("export", ledger, "out")

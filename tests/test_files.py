@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
             check_free(tmp_path / "mount")
     with monkeypatch.context() as read_only:
         read_only.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
-        with pytest.raises(InputError, match="expected a folder that can be written, got .*, which cannot be"):
+        with pytest.raises(InputError, match=r"expected a folder that can be written, got .*, which cannot be"):
             check_free(tmp_path / "new" / "out")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(InputError, match="expected a folder that can be written"), new_folder(tmp_path / "loop"):

@@ -80,7 +80,7 @@ def export(
         check_standing,
     )
 
-    from ..io.files import check_free
+    from ..io.files import check_free, resolved
     from ..ledger import Ledger
     from ..sampling import SamplingSettings
 
@@ -100,7 +100,7 @@ def export(
     elif private:
         raise InputError("--private: expected --push USER/REPO beside it, got none. Leave it out.")
     show = err if as_json else out
-    name = push_to or to.resolve().name
+    name = push_to or resolved(to).name
     written = already_written(opened, spec, to) if push_to is not None else None
     if written is not None:
         show.print(f"{to}: written before; the upload goes on.")

@@ -268,14 +268,14 @@ def _loaded(run: "Run", device: str, low_memory: bool) -> "DiffusionPipeline":
 
 def _check_out(to: Path | None, ledger: Path, link: bool) -> None:
     """Refuse an output folder that exists or is the ledger, before any work."""
-    from ..io.files import check_free
+    from ..io.files import check_free, resolved
 
     if to is None and link:
         raise InputError("--link: expected --out OUT beside it, got none. Leave it out.")
     if to is None:
         return
     check_free(to)
-    if to.resolve() == ledger.resolve():
+    if resolved(to) == resolved(ledger):
         raise InputError(f"--out: expected another folder than the ledger's, got {str(to)!r}. Name a new one.")
 
 
@@ -284,10 +284,11 @@ def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path, link: bo
     from erasure.eval.reports.publish import publish
     from erasure.pipelines.export.formats import Export
 
+    from ..io.files import resolved
     from ..sampling import SamplingSettings
 
     sampler = SamplingSettings.of(ledger.base.name)
-    publish(ledger, pipe, Export(link=link), to, name=to.resolve().name, prompts=[], sampler=sampler)
+    publish(ledger, pipe, Export(link=link), to, name=resolved(to).name, prompts=[], sampler=sampler)
 
 
 def _announce(run: "Run", show: Console) -> None:

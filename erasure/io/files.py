@@ -94,7 +94,7 @@ def new_folder(path: Path) -> Generator[Path]:
         InputError: There is something at `path` already, or it cannot be written.
     """
     check_free(path)
-    path = _resolved(path)
+    path = resolved(path)
     temporary = _temporary(path)
     try:
         make_folder(path.parent)
@@ -140,14 +140,14 @@ def check_free(path: Path) -> None:
         raise InputError(f"{path}: expected a folder that can be written, got {_said(error)}.") from error
     if occupied:
         raise InputError(f"{path}: expected a new or empty folder, got one that holds something. Name another.")
-    place = _resolved(path)
+    place = resolved(path)
     if place == Path.cwd() or os.path.ismount(place):
         use = "the working folder" if place == Path.cwd() else "the root of a file system"
         raise InputError(f"{path}: expected a folder that can be replaced, got {use}. Name one in it.")
     check_places(place.parent)
 
 
-def _resolved(path: Path) -> Path:
+def resolved(path: Path) -> Path:
     """Return a path without links; unlike `Path.resolve`, also one that is a link to itself."""
     return Path(os.path.realpath(path))
 
