@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ...backbones.schedule import NoiseSchedule, Timestep
 from ...registry import Settings
-from ...sampling import noise
 from ..finetune import below
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -81,7 +80,7 @@ class Walk:
         self.image = below(len(self.clean), generator)
         self.place = below(self.latest + 1, generator)
         image = self.clean[self.image : self.image + 1]
-        added = noise([generator], (*image.shape[1:],)).to(image)
+        added = torch.randn(image.shape, generator=generator).to(image)
         self.latents = self.schedule.noised(image, added, self.timestep)[0]
         self.base = self.base_of(self.image, self.timestep, generator)
 
