@@ -92,7 +92,8 @@ class Job:
 
     def busy(self, shown: str) -> Updates:
         """Return the updates of a job that runs."""
-        return {self.button: gr.update(interactive=False), self.cancel: gr.update(visible=True), self.bar: shown}
+        cancel = gr.update(visible=True, value="Cancel", interactive=True)
+        return {self.button: gr.update(interactive=False), self.cancel: cancel, self.bar: shown}
 
     def idle(self, shown: str = "") -> Updates:
         """Return the updates of a job that does not run."""
@@ -186,7 +187,8 @@ class Desk:
         def stopped(request: gr.Request, key: object) -> Updates:
             with ErrorsInALine():
                 self.session(key, request).stop(str(request.session_hash), job.name).set()
-            return {job.bar: views.progress(Progress(0, 0, "stopping after this step, or when the turn comes"))}
+            # Not the bar: the job's end may reach the page before this does, and would be written over.
+            return {job.cancel: gr.update(value="Stopping", interactive=False)}
 
         def connect() -> None:
             first = job.button.click(started, [self.key], pieces, queue=False, **QUIET)
@@ -194,7 +196,7 @@ class Desk:
             second = first.success(running, [self.key, *inputs], everything, **AS_SENT, **HEAVY)
             # Gradio itself refuses a full queue and a value that a component cannot hold; it says which in a toast.
             second.failure(lambda: job.idle(), None, pieces, queue=False, **QUIET)
-            job.cancel.click(stopped, [self.key], [job.bar], queue=False, **QUIET)
+            job.cancel.click(stopped, [self.key], [job.cancel], queue=False, **QUIET)
 
         self.later.append(connect)
 

@@ -58,4 +58,6 @@ def in_two_processes(function: Callable[..., Any], *arguments: object, **environ
 
 
 def _run(function: Callable[[], Any], result: Connection) -> None:
+    # A copy makes torch's pool of threads anew at its first use, which several threads at once must not be.
+    torch.set_num_threads(torch.get_num_threads())
     result.send(function())
