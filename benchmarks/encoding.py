@@ -3,10 +3,12 @@
 - one by one: each prompt by itself, padded to 77 tokens, as a loop over concepts encodes them; a few are timed, and the
   rest is extrapolated;
 - in batches: `Backbone.encode`, each distinct prompt once; what reads the states of the padding needs this;
+- in batches, bfloat16: the same with the encoder in half precision; the run records how far its states are apart;
 - to the end of text: `Backbone.encode(..., trailing=False)`, which stops at the end of each text; the run checks that
   the states up to there are the same.
 """
 
+import copy
 import random
 import time
 from collections.abc import Iterator
@@ -24,11 +26,11 @@ from tests import tiny
 
 from .record import arguments, peak_mib, reset_peak, resident_mib, spread, write_run
 
-VERSION = 1
+VERSION = 2
 
 
 def main() -> None:
-    """Time the three, print a line each, and write run.json where asked."""
+    """Time each way, print a line each, and write run.json where asked."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=10_000)
     parser.add_argument("--distinct", type=float, default=0.8, help="share of the prompts that differ from all others")
@@ -42,10 +44,12 @@ def main() -> None:
         options.prompts, options.alone, options.whole = 200, 8, 100
     started = time.perf_counter()
     backbone = backbone_of(model(toy=options.toy, seed=options.seed))
+    halved = in_half_precision(backbone)
     prompts = many_prompts(options.prompts, options.distinct, seed=options.seed)
     results = [
         case(backbone, "one by one", prompts, options.alone, options.repeats),
         case(backbone, "in batches", prompts, options.whole, options.repeats),
+        case(halved, "in batches, bfloat16", prompts, options.whole, options.repeats),
         case(backbone, "to the end of text", prompts, len(prompts), 1),
     ]
     ours = results[-1]["seconds"]
@@ -59,6 +63,8 @@ def main() -> None:
             f" {result['tokens']:,} tokens read, peak {result['peak_mib']:.0f} MiB"
         )
     results[-1]["relative_difference"] = apart
+    results[-2]["relative_difference"] = rounding(backbone, halved, prompts[: options.alone])
+    print(f"bfloat16: states are apart by {results[-2]['relative_difference']:.4f} of their norm")
     write_run(options, name="encoding", version=VERSION, results=results, started=started, torch=torch)
 
 
@@ -124,7 +130,7 @@ def encoded(backbone: Backbone, name: str, prompts: list[str]) -> list[Tensor]:
     match name:
         case "one by one":
             return [backbone.encode([prompt]).states for prompt in prompts]
-        case "in batches":
+        case "in batches" | "in batches, bfloat16":
             return [backbone.encode(prompts).states]
         case _:
             return [backbone.encode(prompts, trailing=False).states]
@@ -137,6 +143,20 @@ def difference(backbone: Backbone, prompts: list[str]) -> float:
     inside = torch.arange(length) <= whole.eot[:, None]
     reference, got = whole.states[:, :length][inside], cut.states[inside]
     return float(torch.linalg.norm(reference - got) / torch.linalg.norm(reference))
+
+
+def in_half_precision(backbone: Backbone) -> Backbone:
+    """Return the same model with its text encoder in bfloat16."""
+    pipe = copy.copy(backbone.pipe)
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder).to(torch.bfloat16)
+    return backbone_of(pipe)
+
+
+def rounding(backbone: Backbone, halved: Backbone, prompts: list[str]) -> float:
+    """Return the relative difference of all states of both, the mean state taken off: |a - b|_F / |a - mean a|_F."""
+    whole, rounded = backbone.encode(prompts).states, halved.encode(prompts).states.float()
+    moved = whole - whole.mean(dim=(0, 1))  # what all states share is of no prompt
+    return float(torch.linalg.norm(whole - rounded) / torch.linalg.norm(moved))
 
 
 @contextmanager

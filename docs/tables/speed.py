@@ -56,11 +56,12 @@ def encoding(source: str, results: Path) -> str:
             f"{case['seconds']:.1f} s" + (f" (from {case['timed']:,})" if case["extrapolated"] else ""),
             f"{case['ratio']:.1f}",
             f"{case['tokens']:,}",
+            f"{case['relative_difference']:.1g}" if "relative_difference" in case else "–",
         )
         for _, run in read_runs(source, results)
         for case in run["results"]
     ]
-    headings = ("encoded", "prompts", "seconds", "times those to the end of text", "tokens read")
+    headings = ("encoded", "prompts", "seconds", "times those to the end of text", "tokens read", "states apart by")
     return table(headings, rows, read_runs(source, results))
 
 
