@@ -312,14 +312,14 @@ class _Link:
 
     def _step_at(self, arguments: Mapping[str, Any]) -> int:
         """Return the place in the schedule: an image-to-image loop begins in the middle, some schedules repeat."""
-        if self.first is None and self.scales:
-            level = torch.as_tensor(arguments["timestep"]).reshape(-1)[0].cpu()
-            self.first = int((torch.as_tensor(self.scheduler.timesteps).cpu() == level).int().argmax())
-        elif (
-            self.first is None
-        ):  # pipelines of flow matching tell the scheduler, each its denoiser in a form of its own
-            self.first = int(getattr(self.scheduler, "begin_index", None) or 0)
-        place = (self.first or 0) + self.calls
+        if self.first is None:
+            if self.scales:
+                level = torch.as_tensor(arguments["timestep"]).reshape(-1)[0].cpu()
+                self.first = int((torch.as_tensor(self.scheduler.timesteps).cpu() == level).int().argmax())
+            else:
+                # Pipelines of flow matching tell the scheduler; each tells its denoiser in a form of its own.
+                self.first = int(getattr(self.scheduler, "begin_index", None) or 0)
+        place = self.first + self.calls
         self.calls += 1
         return place
 
