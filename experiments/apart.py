@@ -1,10 +1,75 @@
 """Rows of an experiment, each measured in a process of its own: each has a peak of memory, and may fail alone."""
 
+import argparse
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+import torch
 from rich.console import Console
+
+from erasure.errors import ErasureError
+from erasure.io.files import make_folder
+from erasure.progress import OnProgress, progress_bars
+
+from .experiment import write_record
+
+
+class PlannedRow(Protocol):
+    """A row of an experiment."""
+
+    @property
+    def label(self) -> str:
+        """Name of the row in progress."""
+        ...
+
+    def folder(self, root: Path) -> Path:
+        """Return the row's folder below another."""
+        ...
+
+    def command(self) -> Sequence[str]:
+        """Return the arguments that measure it."""
+        ...
+
+
+_Row = TypeVar("_Row", bound=PlannedRow)
+
+
+def measure_missing(
+    name: str,
+    options: argparse.Namespace,
+    planned: Callable[[argparse.Namespace], Sequence[_Row]],
+    experiment: Callable[[_Row, argparse.Namespace, OnProgress], dict[str, Any]],
+    chosen_by: Collection[str],
+    summary: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: (),
+) -> None:
+    """Measure the rows without a record: one in this process, several in processes of their own, which end this one.
+
+    Args:
+        name: Name of the experiment's module.
+        options: Options of the command; records are written below `out`.
+        planned: Returns the rows that are asked for.
+        experiment: Returns the record of a row.
+        chosen_by: Options that choose rows.
+        summary: Returns lines to print about a record.
+    """
+    torch.set_num_threads(1)  # results differ between numbers of threads
+    try:
+        rows = [row for row in planned(options) if not (row.folder(options.out) / "run.json").is_file()]
+        if len(rows) != 1:
+            commands = {row.label: row.command() for row in rows}
+            sys.exit(measured_apart(f"experiments.{name}", commands, chosen_by))
+        [row] = rows
+        with progress_bars() as on_progress:
+            record = experiment(row, options, on_progress)
+        make_folder(row.folder(options.out))
+        for line in summary(record):
+            Console().print(line, highlight=False, markup=False)
+        Console().print(str(write_record(record, row.folder(options.out))), markup=False)
+    except ErasureError as error:
+        sys.exit(f"{name}: {error}")
 
 
 def measured_apart(module: str, rows: Mapping[str, Sequence[str]], chosen_by: Collection[str]) -> int:

@@ -11,7 +11,6 @@ docs/audit.md is built from them.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,25 +18,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, get_args
 
-import torch
-from rich.console import Console
-
 from erasure import tinyworld
-from erasure.errors import ErasureError, InputError, unknown_name
+from erasure.errors import InputError, unknown_name
 from erasure.eval.probes.base import Suite
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
 from erasure.eval.protocols.audit.rows import PLAIN, untaught
 from erasure.eval.protocols.audit.run import IMAGES
-from erasure.io.files import make_folder
 from erasure.io.json_files import json_digest
 from erasure.profile import DEFAULT_MODEL
-from erasure.progress import OnProgress, progress_bars
+from erasure.progress import OnProgress
 from erasure.provenance import provenance
 from erasure.runs.configs import read_config
 from erasure.runs.schema import Run, parse
 
-from .apart import measured_apart
-from .experiment import audited, erased_source, plain_options, write_record
+from .apart import measure_missing
+from .experiment import audited, erased_source, plain_options
 
 VERSION = 1
 METHODS = Path(__file__).with_name("audits.yaml")
@@ -125,19 +120,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/audits"))
     parser.add_argument("--out", type=Path, default=Path("results/audit"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # results differ between numbers of threads
-    try:
-        rows = [row for row in planned(options) if not (row.folder(options.out) / "run.json").is_file()]
-        if len(rows) != 1:
-            sys.exit(measured_apart("experiments.audits", {row.label: row.command() for row in rows}, CHOSEN_BY))
-        with progress_bars() as on_progress:
-            record = experiment(rows[0], options, on_progress)
-        make_folder(rows[0].folder(options.out))
-        for concept, audit in record["concepts"].items():
-            Console().print(f"{rows[0].method}, {concept}: {audit['verdict']}", highlight=False, markup=False)
-        Console().print(str(write_record(record, rows[0].folder(options.out))), markup=False)
-    except ErasureError as error:
-        sys.exit(f"audits: {error}")
+    measure_missing("audits", options, planned, experiment, CHOSEN_BY, verdicts)
+
+
+def verdicts(record: Mapping[str, Any]) -> list[str]:
+    """Return the verdict on each concept of a record, in a line."""
+    return [f"{record['method']}, {concept}: {audit['verdict']}" for concept, audit in record["concepts"].items()]
 
 
 def planned(options: argparse.Namespace) -> list[MethodOnCase]:

@@ -15,37 +15,34 @@ core-hours for all chosen settings. docs/leaderboard.md is built from the result
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from diffusers import DiffusionPipeline
-from rich.console import Console
 
 from erasure import tinyworld
 from erasure.edits import Edit, WeightEdit
-from erasure.errors import ErasureError, InputError, unknown_name
+from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.probes import PROBES
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import source_of
-from erasure.io.files import make_folder, write_whole
+from erasure.io.files import write_whole
 from erasure.io.json_files import json_digest
 from erasure.ledger import Ledger
 from erasure.profile import DEFAULT_MODEL, profile_of
-from erasure.progress import OnProgress, progress_bars, staged
+from erasure.progress import OnProgress, staged
 from erasure.provenance import peak_mib, provenance
 from erasure.runs import removal
 from erasure.runs.schema import Run
 from erasure.sampling import SamplingSettings, sample
 
-from .apart import measured_apart
+from .apart import measure_missing
 from .continual import TARGETS
-from .experiment import audited, plain_options, write_record
+from .experiment import audited, plain_options
 from .family import FAMILY
 from .rates import Probes
 from .sweep import Candidate, FitClock, method_names
@@ -113,17 +110,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/leaderboard"))
     parser.add_argument("--out", type=Path, default=Path("results/leaderboard"))
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        rows = [row for row in planned(options) if not (row.folder(options.out) / "run.json").is_file()]
-        if len(rows) != 1:
-            sys.exit(measured_apart("experiments.leaderboard", {row.label: row.command() for row in rows}, CHOSEN_BY))
-        with progress_bars() as on_progress:
-            record = experiment(rows[0], options, on_progress)
-        make_folder(rows[0].folder(options.out))
-        Console().print(str(write_record(record, rows[0].folder(options.out))), markup=False)
-    except ErasureError as error:
-        sys.exit(f"leaderboard: {error}")
+    measure_missing("leaderboard", options, planned, experiment, CHOSEN_BY)
 
 
 def planned(options: argparse.Namespace) -> list[Row]:
