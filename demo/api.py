@@ -185,11 +185,14 @@ class Api:
 
     def _run(self, request: gr.Request, name: str, work: Callable[[Session, Track], Result]) -> Result:
         """Do the work of a client's call; it ends when the client leaves."""
-        key = f"api-{request.session_hash}"
+        page = str(request.session_hash)
+        key = f"api-{page}"
         with ErrorsInALine(_in_a_long_line):
             session = self._desk.sessions.of(key)
-            stop: threading.Event = session.stop(str(request.session_hash), name)
+            stop: threading.Event = session.stop(page, name)
             stop.clear()
+            if self._desk.sessions.has_left(page):  # between the queue's start of the job and here
+                stop.set()
             try:
                 with session.working():
                     return work(session, Track(stop, self._desk.minutes))

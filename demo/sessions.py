@@ -1,6 +1,7 @@
 """Sessions: each visitor has a ledger and a folder of their own, deleted after a long absence."""
 
 import atexit
+import math
 import secrets
 import shutil
 import tempfile
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 2 * 3600.0
 MOST = 500
+LEFT_SECONDS = 60.0
+"""How long it is known that a page was closed, in seconds: longer than the start of a job takes."""
 _LONGEST_KEY = 100
 
 
@@ -119,6 +122,7 @@ class Sessions:
         self.shared = ledger
         self.folder = Path(tempfile.mkdtemp(prefix="erasure-app-"))
         self._sessions: dict[str, Session] = {}
+        self._left: dict[str, float] = {}  # when a page was closed
         self._lock = threading.Lock()
         atexit.register(self.close)
 
@@ -143,9 +147,17 @@ class Sessions:
             return session
 
     def leave(self, page: str) -> None:
-        """End the jobs of a page that was closed."""
+        """End the jobs of a page that was closed, those included that are only about to start: see `has_left`."""
+        now = time.monotonic()
+        with self._lock:
+            self._left = {known: when for known, when in self._left.items() if now - when < LEFT_SECONDS}
+            self._left[page] = now
         for session in list(self._sessions.values()):
             session.leave(page)
+
+    def has_left(self, page: str) -> bool:
+        """Return True if a page was closed a moment ago. A job asks after its stop event is clear."""
+        return time.monotonic() - self._left.get(page, -math.inf) < LEFT_SECONDS
 
     def end(self, key: str) -> None:
         """Delete a session and its folder, unless a job of it still runs: that is to end the session once more."""

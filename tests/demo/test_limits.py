@@ -3,15 +3,20 @@
 import secrets
 import threading
 import time
+from unittest.mock import Mock
 
 import gradio as gr
 import httpx
 import pytest
 
 from erasure.demo import limits
+from erasure.demo.api import Api
+from erasure.demo.desk import Desk
 from erasure.demo.forms import offered, summary
+from erasure.demo.jobs import Track
 from erasure.demo.server.job_limit import limit_jobs
-from erasure.demo.sessions import Sessions
+from erasure.demo.sessions import Session, Sessions
+from erasure.demo.studio import Studio
 from erasure.erasers import eraser_class, eraser_names
 from erasure.errors import InputError
 
@@ -157,6 +162,26 @@ def test_leaving_a_page_ends_its_jobs_and_no_others() -> None:
     sessions.leave("page 1")
     assert mine.is_set()
     assert not other.is_set()
+    sessions.close()
+
+
+def test_a_job_that_starts_as_its_client_leaves_ends_at_once() -> None:
+    """A killed client's connection may close before the job's thread, which the queue has started, has begun."""
+    sessions = Sessions()
+    api = Api(Desk(studio=Mock(spec=Studio), sessions=sessions, key=Mock(spec=gr.BrowserState)))
+
+    def steps(page: str) -> int:
+        def work(session: Session, track: Track) -> int:
+            track.check()
+            return 1
+
+        return api._run(Mock(spec=gr.Request, session_hash=page), "erase", work)
+
+    assert steps("a") == 1
+    sessions.leave("a")
+    with pytest.raises(gr.Error, match="Cancelled"):
+        steps("a")
+    assert steps("b") == 1
     sessions.close()
 
 
