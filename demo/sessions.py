@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 2 * 3600.0
 MOST = 500
 LEFT_SECONDS = 60.0
-"""How long it is known that a page was closed, in seconds: longer than the start of a job takes."""
+"""Seconds for which a closed page is remembered, longer than the start of a job takes."""
 _LONGEST_KEY = 100
 
 

@@ -191,7 +191,7 @@ def bench_of(options: argparse.Namespace) -> Bench:
     """Return the bench of a row."""
     pipe = tinyworld.load()
     profile = profile_of(pipe)
-    [request] = cast("list[dict[str, Any]]", profile.completed([{"target": options.concept}]))
+    [request] = cast("list[dict[str, Any]]", profile.completed([{"target": options.concept, "anchor": options.anchor}]))
     concept = Concept.from_json(request)
     sampling = SamplingSettings.of(pipe)
     n = options.images
@@ -215,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the row")
     parser.add_argument("--concept", default="dog")
+    parser.add_argument("--anchor", help="concept that replaces it; default: none")
     parser.add_argument("--settings", type=json.loads, default={}, help="settings of the eraser, as JSON")
     parser.add_argument("--stops", type=int, nargs="*", default=[], help="numbers of steps to measure at as well")
     parser.add_argument("--probes", nargs="*", default=list(DOSES), help="probes at the last step")
@@ -228,6 +229,7 @@ def main() -> None:
     make_folder(options.work / options.name)
     bench = bench_of(options)
     record: dict[str, Any] = {"row": options.name, "concept": options.concept, "images": options.images}
+    record |= {"anchor": options.anchor} if options.anchor else {}
     if options.original:
         record["measures"] = {"0": bench.measured(0, None, options.probes)}
     else:

@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, make the curve, and write run.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concept", default="dog")
+    parser.add_argument("--anchor", help="concept that replaces it; default: none")
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="shares of noise at the start")
     parser.add_argument("--stops", type=int, nargs="+", default=list(STOPS), help="numbers of steps to look at")
     parser.add_argument("--back", type=float, default=0.95, help="share of what stayed at which a fit ends")

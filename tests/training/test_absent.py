@@ -37,10 +37,10 @@ def backbone() -> Backbone:
     return backbone_of(tiny.sd1())
 
 
-def task_of(backbone: Backbone, batch_size: int = 4) -> TrainingTask:
+def task_of(backbone: Backbone, batch_size: int = 4, concept: Concept = CAT) -> TrainingTask:
     sites = backbone.sites()
     context = FitContext(backbone=backbone)
-    return TrainingTask(context=context, requests=[CAT], trained=sites.__contains__, batch_size=batch_size)
+    return TrainingTask(context=context, requests=[concept], trained=sites.__contains__, batch_size=batch_size)
 
 
 def best_prediction(schedule: NoiseSchedule, x: Tensor, timestep: Tensor, mean: float) -> Float[Tensor, "n 1 1 1"]:
@@ -158,6 +158,48 @@ def test_a_guided_row_is_compared_at_its_scale_and_the_empty_prompt_has_a_row(ba
         return float(objective.loss(task)(student, 0, torch.Generator().manual_seed(0)))
 
     assert loss_of(3.0, 0.5) == pytest.approx((loss_of(1.0, 1.5) + loss_of(1.0, 0.0)) / 2, rel=1e-5)
+
+
+def test_with_an_anchor_the_concepts_prompts_start_from_it_and_others_from_themselves(backbone: Backbone) -> None:
+    read: list[tuple[str, ...]] = []
+
+    class Watched(type(backbone)):
+        def predict(self, latents: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
+            read.append(conditioning.prompts)
+            return super().predict(latents, timestep, conditioning)
+
+    concept = replace(CAT, anchor="tree")
+    objective = replace(QUICK, instead="anchor", max_odds=0.0, crossed=0.0, attack=InnerAttack(prompts=0))
+    watched = Watched(**vars(backbone))
+
+    def targets(named: float) -> set[str]:
+        task = task_of(watched, concept=concept)
+        student = Student(backbone, task.trained, None, torch.Generator())
+        loss = replace(objective, named=named, otherwise=1 - named).loss(task)
+        for step in range(4):
+            loss(student, step, torch.Generator().manual_seed(step))
+        return {prompt for prompts in read[-8::2] for prompt in prompts}
+
+    assert all("tree" in prompt for prompt in targets(1.0))
+    others = targets(0.0)
+    assert "" in others
+    assert not any("tree" in prompt for prompt in others)
+
+
+def test_with_an_anchor_a_guided_error_counts_as_often_as_sampling_counts_it(backbone: Backbone) -> None:
+    task = task_of(backbone, concept=replace(CAT, anchor="tree"))
+    student = Student(backbone, task.trained, None, torch.Generator())
+    rows = replace(QUICK, instead="anchor", named=1.0, crossed=0.0, otherwise=0.0, attack=InnerAttack(prompts=0))
+    plain, guided = (
+        float(replace(rows, guided=scale).loss(task)(student, 0, torch.Generator().manual_seed(0)).detach())
+        for scale in (1.0, 3.0)
+    )
+    assert guided == pytest.approx(9 * plain, rel=1e-5)
+
+
+def test_a_concept_without_an_anchor_is_refused_where_one_is_asked_for(backbone: Backbone) -> None:
+    with pytest.raises(InputError, match=r"absent\.instead: expected an anchor of 'cat', got none\."):
+        replace(QUICK, instead="anchor").loss(task_of(backbone))
 
 
 @pytest.mark.parametrize("schedule", [DISCRETE, FLOW], ids=["discrete", "flow"])

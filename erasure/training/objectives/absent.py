@@ -53,7 +53,8 @@ class AbsentWorld(Objective):
 
     Attributes:
         instead: Prediction that the target starts from on images of c: "others" draws a kept name from its posterior,
-            "blank" takes the prompt without c.
+            "blank" takes the prompt without c. "anchor" is a replacement: prompts of c, and soft prompts, take the one
+            about its anchor in every row, and what else reads images of c starts from itself.
         odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
             "estimated" comes from the denoising errors of the reference and is at most `max_odds`. A model that was
             never taught c still copies the pixels that it sees at low noise: exact odds would ask for the impossible.
@@ -70,7 +71,8 @@ class AbsentWorld(Objective):
         guided: Scale w of classifier-free guidance, >= 1, at which the student is compared on images of c whose target
             is that of the empty prompt too: e_0 + w (e - e_0) in the place of e, e_0 the student's own prediction for
             the empty prompt, without gradient, which has a row of its own. Sampling multiplies what is left of c in
-            e - e_0 by w; this makes the loss see it so. 1 compares the predictions as they are.
+            e - e_0 by w; this makes the loss see it so. With an anchor, which the empty prompt's target is not, e_0 is
+            the same on both sides, and the error counts w times. 1 compares the predictions as they are.
         attack: Search for the soft prompts of the third kind.
         walks: States on the way of the target's own sampling, in the place of noised images of c.
     """
@@ -80,7 +82,7 @@ class AbsentWorld(Objective):
     exactness: ClassVar[Exactness] = "ours"
     quick: ClassVar[Mapping[str, Any]] = {"images": 2, "kept_images": 2, "sample_steps": 2}
 
-    instead: Literal["others", "blank"] = "others"
+    instead: Literal["others", "blank", "anchor"] = "others"
     odds: Literal["ramp", "constant", "estimated"] = "ramp"
     max_odds: Annotated[float, Field(ge=0)] = 3.0
     ramp: Annotated[float, Field(gt=0, le=1)] = 0.3
@@ -100,6 +102,11 @@ class AbsentWorld(Objective):
             raise InputError(f"absent.otherwise: expected shares of at most 1 together, got {shares:g}. Lower one.")
 
     def loss(self, task: TrainingTask) -> Loss:
+        bare = [concept.target for concept in task.concepts if not concept.anchor]
+        if self.instead == "anchor" and bare:
+            raise InputError(
+                f"absent.instead: expected an anchor of {bare[0]!r}, got none. Name what is drawn instead."
+            )
         batches: list[_Batches] = []
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -144,7 +151,7 @@ class _Batches:
             attack.advance(student, step, generator)
         n = task.batch_size
         soft = [len(attack) for attack in self._attacks]
-        rows = [self._material.drawn(i, n, self._shares, soft, generator) for i in range(n)]
+        rows = [self._anchored(self._material.drawn(i, n, self._shares, soft, generator)) for i in range(n)]
         free = [list(walks) for walks in self._walks]
         rows = [self._on_a_walk(row, free, generator) for row in rows]
         rows.sort(key=lambda row: row.read < 0)
@@ -157,14 +164,23 @@ class _Batches:
         expected = self._expected(rows, noisy, timesteps, generator)
         for i, walk in walks.items():
             walk.go_on(expected[i])
-        pairs = [i for i, row in enumerate(rows) if self._settings.guided > 1 and self._is_as_unprompted(row)]
+        counted = [i for i, row in enumerate(rows) if self._settings.guided > 1 and self._counts_guided(row)]
+        pairs = counted if self._settings.instead != "anchor" else []
         where = [*range(n), *pairs]
         read = concatenate([self._read(rows), *[self._material.unprompted] * len(pairs)])
         predicted = student(scheduled_prediction, task.backbone, noisy[where], timesteps[where], read)
-        return F.mse_loss(self._guided(predicted, pairs), expected[where])
+        weight = torch.ones(len(where), 1, 1, 1)
+        if not pairs:
+            weight[counted] = self._settings.guided
+        return F.mse_loss(weight.to(predicted) * self._guided(predicted, pairs), weight.to(predicted) * expected[where])
 
-    def _is_as_unprompted(self, row: DrawnRow) -> bool:
-        """Return True if a row on an image of a concept has the empty prompt's target and reads another."""
+    def _anchored(self, row: DrawnRow) -> DrawnRow:
+        """Let the target of what reads an image of a concept, and is no prompt of it, start from that itself."""
+        other = self._settings.instead == "anchor" and row.concept is not None and row.read >= 0
+        return replace(row, base=row.read) if other and row.read != row.named else row
+
+    def _counts_guided(self, row: DrawnRow) -> bool:
+        """Return True if a row on an image of a concept has the target of the concept's prompts, and reads a prompt."""
         if row.concept is None or row.read == self._material.unconditional:
             return False
         return row.base in self._material.concepts[row.concept].blank
