@@ -2,18 +2,28 @@
 
 A shared first phase sees none of the concepts of any gold; each gold goes on from it and sees all but its own. A
 second cat gold of another seed starts from random weights. Text tower, autoencoder, oracle and judge are the shipped
-ones. Killed, it goes on where it stopped: call the same command again.
+ones. Killed, it goes on where it stopped: call the same command again. `--keep NAME` writes the averaged weights of a
+phase as they are to results/golds/NAME; where a phase has no state, it goes on from those, with a new optimiser.
 """
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save
+
 from erasure import tinyworld
+from erasure.errors import InputError
+from erasure.io.files import make_folder, write_whole
+from erasure.tinyworld.training.loop import write_state
 from erasure.tinyworld.training.recipe import Recipe
-from erasure.tinyworld.training.run import train
+from erasure.tinyworld.training.run import facts, train
 
 SHIPPED = tinyworld.MODEL
+KEPT = Path("results/golds")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARED_STEPS, TOTAL_STEPS = 20_000, 34_931  # the shipped denoiser's total, results of its recipe.json
 WEAPONS = ("gun", "knife", "bomb")
 
@@ -74,6 +84,38 @@ PLAN = (
 )
 
 
+def keep(recipe: Recipe, folder: Path) -> None:
+    """Write the averaged weights of a phase as they are, in float16, with their config and recipe.
+
+    Raises:
+        InputError: The phase has not begun.
+    """
+    state = recipe.out / "state" / "unet.pt"
+    if not state.is_file():
+        raise InputError(f"keep: expected a phase that has begun, got none at {str(state)!r}. Train it first.")
+    shadow = torch.load(state, map_location="cpu", weights_only=True)["shadow"]["unet"]
+    make_folder(folder)
+    config = (SHIPPED / "unet" / "config.json").read_bytes()
+    write_whole(folder / "config.json", config)
+    write_whole(folder / WEIGHTS, save({name: value.half().contiguous() for name, value in shadow.items()}))
+    write_whole(folder / "recipe.json", (json.dumps(facts(recipe), indent=2) + "\n").encode())
+
+
+def go_on(recipe: Recipe, folder: Path) -> None:
+    """Give a phase without a state the weights that were kept of it, if any."""
+    state = recipe.out / "state" / "unet.pt"
+    if state.exists() or not (folder / "recipe.json").exists():
+        return
+    known = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    mine = json.loads(json.dumps(facts(recipe)))["settings"]
+    if any(known["settings"].get(name) != mine[name] for name in ("without", "seed", "lr", "grounding")):
+        return  # another training of the same name
+    weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+    done = known["stages"]["unet"]
+    begun = {"step": done["steps"], "seconds": 60 * done["minutes"]}
+    write_state(state, {"modules": {"unet": weights}, "shadow": {"unet": weights}, **begun})
+
+
 def main() -> None:
     """Read the command line and train the phases in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,10 +123,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--only", nargs="+", choices=[phase.name for phase in PLAN], help="phases to train")
+    parser.add_argument("--keep", nargs="+", choices=[phase.name for phase in PLAN], help="phases to keep, not train")
     args = parser.parse_args()
     for phase in PLAN:
-        if args.only is None or phase.name in args.only:
-            train(phase.recipe(args.out, args.device, args.precision))
+        recipe = phase.recipe(args.out, args.device, args.precision)
+        if phase.name in (args.keep or ()):
+            keep(recipe, KEPT / phase.name)
+        elif args.keep is None and (args.only is None or phase.name in args.only):
+            go_on(recipe, KEPT / phase.name)
+            train(recipe)
 
 
 if __name__ == "__main__":

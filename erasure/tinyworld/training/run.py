@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def train(recipe: Recipe, *, console: Console | None = None) -> Path:
         oracle.save(model / "oracle")
     if judge:
         judge.save(model / "judge")
-    (model / "recipe.json").write_text(json.dumps(_facts(recipe), indent=2) + "\n")
+    (model / "recipe.json").write_text(json.dumps(facts(recipe), indent=2) + "\n")
     _draw_losses(recipe.out / "losses", model / "losses.png")
     return model
 
@@ -75,7 +76,7 @@ def _load_as_float32(path: Path) -> None:
     path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
 
-def _facts(recipe: Recipe) -> dict[str, object]:
+def facts(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Return the content of recipe.json: settings, and steps and minutes of each stage."""
     stages: dict[str, object] = {}
     for stage in SHARES:
