@@ -1,12 +1,15 @@
 """The target of `absent` sampled by itself: `python -m experiments.absent_targets --concept dog`.
 
 The original begins images of a concept; from some step on they follow the exact target, computed by the original. No
-student is in it: what still shows the concept here is the best that a training towards that target can reach.
+student is in it: what still shows the concept here is the best that a training towards that target can reach. Bases are
+the prompt without the concept, and names that stay; a base's distance is that of its prediction on those images from
+the concept's, in units of the blank's.
 """
 
 import argparse
 import itertools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,24 +35,55 @@ STEPS, GUIDANCE, RAMP = 20, 4.0, 0.3
 BEGUN = (4, 8)
 """Steps of the original before the target takes over."""
 ODDS = (0.0, 1.0, 3.0, 10.0)
+FURTHER, FURTHER_ODDS = ("tree", "house", "car", "umbrella", "hammer"), 3.0
+"""Bases beside the blank and a sibling, where they stay, and the only odds that these are tried with."""
 
 
 @torch.no_grad()
+def predictions(backbone: Backbone, latents: Tensor, timestep: Tensor, *prompts: Conditioning) -> Sequence[Tensor]:
+    """Return the predictions for several prompts of each image."""
+    read = concatenate(list(prompts))
+    return scheduled_prediction(backbone, torch.cat([latents] * len(prompts)), timestep, read).chunk(len(prompts))
+
+
 def followed(
-    backbone: Backbone, start: Tensor, first: int, base: Conditioning, named: Conditioning, odds: float
+    backbone: Backbone,
+    start: Tensor,
+    first: int,
+    base: Conditioning,
+    named: Conditioning,
+    odds: float,
+    guidance_scale: float,
 ) -> Tensor:
-    """Return the images that follow the target from a step on, as clean latents; the odds are ramped."""
+    """Return the images that follow the target from a step on, as clean latents; the odds are ramped.
+
+    With a guidance scale above 1 the target is that of guided sampling: the empty prompt's is the other side.
+    """
     timesteps, schedule = backbone.schedule.timesteps(STEPS), backbone.schedule
+    empty = backbone.encode([""] * len(start))
     latents = start
     for step in range(first, STEPS):
         timestep = timesteps[step]
-        read = concatenate([base, named])
-        without, with_it = scheduled_prediction(backbone, torch.cat([latents, latents]), timestep, read).chunk(2)
-        here = odds * min(1.0, float(timestep) / schedule.total / RAMP)
-        prediction = absent_prediction(without, with_it, torch.full((len(latents),), here))
+        free, without, with_it = predictions(backbone, latents, timestep, empty, base, named)
+        here = torch.full((len(latents),), odds * min(1.0, float(timestep) / schedule.total / RAMP))
+        free, prediction = (absent_prediction(each, with_it, here) for each in (free, without))
+        prediction = free + guidance_scale * (prediction - free)
         following = timesteps[step + 1] if step + 1 < STEPS else torch.zeros_like(timestep)
         latents = schedule.step(prediction, latents, timestep, following)
     return latents
+
+
+def distances_of(
+    backbone: Backbone, latents: Tensor, bases: Mapping[str, Conditioning], named: Conditioning
+) -> dict[str, float]:
+    """Return the distance of each base's prediction from the concept's after the most steps, in those of the blank."""
+    timestep = backbone.schedule.timesteps(STEPS)[BEGUN[-1]]
+    found = {}
+    for name, base in bases.items():
+        blank, other, concept = predictions(backbone, latents, timestep, bases["blank"], base, named)
+        apart, unit = ((each - concept).flatten(1).norm(dim=1) for each in (other, blank))
+        found[name] = float((apart / unit).mean())
+    return found
 
 
 def decoded(pipe: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
@@ -64,7 +98,7 @@ def main() -> None:
     """Read the command line, sample every target, and write run.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concept", default="dog")
-    parser.add_argument("--images", type=int, default=10, help="images of each target")
+    parser.add_argument("--images", type=int, default=16, help="images of each target")
     parser.add_argument("--out", type=Path, default=Path("results/absent-targets"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -76,9 +110,11 @@ def main() -> None:
     sentences = [templates(concept.kind)[i % len(templates(concept.kind))] for i in range(options.images)]
     named = backbone.encode([fill(sentence, concept.target) for sentence in sentences])
     sibling = next(name for name in profile.siblings(concept.target) if name in concept.preserve)
-    bases = {
-        "blank": backbone.encode([blank(concept.kind, sentence) or "a photo" for sentence in sentences]),
-        sibling: backbone.encode([fill(sentence, sibling) for sentence in sentences]),
+    further = [name for name in FURTHER if name in concept.preserve and name != sibling]
+    bases = {"blank": backbone.encode([blank(concept.kind, sentence) or "a photo" for sentence in sentences])}
+    bases |= {
+        name: backbone.encode([fill(sentence, name) for sentence in sentences])
+        for name in dict.fromkeys([sibling, *further])
     }
     generators = [torch.Generator().manual_seed(900 + i) for i in range(options.images)]
     begun = trajectory_latents(
@@ -90,13 +126,17 @@ def main() -> None:
         guidance_scale=GUIDANCE,
         stops=BEGUN,
     )
+    distances = distances_of(backbone, begun[BEGUN[-1]], bases, named)
     rows = []
-    for (name, base), odds, first in itertools.product(bases.items(), ODDS, BEGUN):
-        images = decoded(pipe, followed(backbone, begun[first], first, base, named, odds))
+    cases = [(base, odds, 1.0) for base, odds in itertools.product(("blank", sibling), ODDS)]
+    cases += [(base, FURTHER_ODDS, 1.0) for base in further]
+    cases += [(base, FURTHER_ODDS, GUIDANCE) for base in bases]
+    for (base, odds, scale), first in itertools.product(cases, BEGUN):
+        images = decoded(pipe, followed(backbone, begun[first], first, bases[base], named, odds, scale))
         seen = float(sum(map(bool, judge.shows(images, concept.target))) / len(images))
-        rows.append({"base": name, "odds": odds, "begun": first, "seen": seen})
+        rows.append({"base": base, "odds": odds, "guidance_scale": scale, "begun": first, "seen": seen})
         print(rows[-1], flush=True)
-    record = {"concept": concept.target, "images": options.images, "steps": STEPS, "rows": rows}
+    record = {"concept": concept.target, "images": options.images, "steps": STEPS, "rows": rows, "distances": distances}
     make_folder(options.out / concept.target)
     print(write_record({**record, "provenance": provenance(start=start)}, options.out / concept.target))
 

@@ -37,18 +37,25 @@ def absent_settings(source: str, results: Path) -> str:
 
 
 def absent_targets(source: str, results: Path) -> str:
-    """Return one row a base and odds: the images that show the concept, by the steps begun."""
+    """Return one row a base, odds and guidance: the images that show the concept, by the steps begun."""
     runs = read_runs(source, results)
     rows = []
     begun = sorted({row["begun"] for _, run in runs for row in run["rows"]})
     for _, run in runs:
-        seen = {(row["base"], row["odds"], row["begun"]): row["seen"] for row in run["rows"]}
+        seen = {(row["base"], row["odds"], row["guidance_scale"], row["begun"]): row["seen"] for row in run["rows"]}
         rows += [
-            (run["concept"], base, f"{odds:g}", *(f"{seen[base, odds, first]:.2f}" for first in begun))
-            for base, odds in dict.fromkeys((base, odds) for base, odds, _ in seen)
+            (
+                *(run["concept"], base, f"{run['distances'][base]:.2f}", f"{odds:g}", f"{scale:g}"),
+                *(f"{seen[base, odds, scale, first]:.2f}" for first in begun),
+            )
+            for base, odds, scale in dict.fromkeys(key[:3] for key in seen)
         ]
-    headings = ("concept", "base", "odds", *(f"after {first} steps of the original" for first in begun))
-    return table(headings, rows, ((path, run["provenance"]) for path, run in runs))
+    after = (f"after {first} steps of the original" for first in begun)
+    return table(
+        ("concept", "base", "distance", "odds", "guidance", *after),
+        rows,
+        ((path, run["provenance"]) for path, run in runs),
+    )
 
 
 def distil_reset(source: str, results: Path) -> str:
