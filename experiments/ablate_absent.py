@@ -9,8 +9,8 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from erasure.concept import Concept
 from erasure.edits import EditMetadata, WeightEdit
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
+from erasure.erasers.stack import over
 from erasure.eval.probes import PROBES
 from erasure.eval.probes.base import Aim, Models, Subject
 from erasure.eval.protocols.audit.rows import aim_of
@@ -130,6 +131,19 @@ class Bench:
         return nullcontext() if edit is None else edit.applied_to(self.pipe, check=False)
 
 
+@contextmanager
+def standing(bench: Bench, context: FitContext, below: list[WeightEdit]) -> Iterator[FitContext]:
+    """Give the context of a training on the row's closed form, which is in force meanwhile and added to `below`."""
+    if not bench.options.under:
+        yield context
+        return
+    edit = cast("WeightEdit", make_eraser(bench.options.under).fit([bench.aim.concept], context))
+    below.append(edit)
+    now = over(context, edit)
+    with edit.applied_to(bench.pipe, check=False):
+        yield now
+
+
 def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda _: False) -> dict[str, Any]:
     """Fit the row's eraser, keep its edit at each stop, and return the curve of the loss.
 
@@ -142,6 +156,7 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
     if curve_file.is_file():
         return json.loads(curve_file.read_text(encoding="utf-8"))
     concepts, stops = [bench.aim.concept], bench.options.stops
+    below: list[WeightEdit] = []
     losses: list[float] = []
     cost: dict[str, float] = {}
     aside, last = 0.0, eraser.steps
@@ -174,12 +189,14 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
         return is_enough
 
     def save(changes: Any, done: int) -> None:
-        metadata = EditMetadata.of(eraser.name, eraser.as_settings(), backbone_of(bench.pipe), concepts, 0)
-        WeightEdit(changes=changes, metadata=metadata).save(bench.work / f"{done}.safetensors")
+        trained = WeightEdit(changes=changes, metadata=metadata)
+        WeightEdit.compose([*below, trained]).save(bench.work / f"{done}.safetensors")
 
     history = History(memory=bench.options.work / "memory")
     context = FitContext(backbone=backbone_of(bench.pipe), history=history, on_progress=report)
-    learned = eraser.learned(eraser.task(concepts, context), keep)
+    metadata = EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, concepts, 0)
+    with standing(bench, context, below) as now:
+        learned = eraser.learned(eraser.task(concepts, now), keep)
     cost[str(last)] = spent()
     save(learned, last)
     whole = curve()
@@ -216,6 +233,7 @@ def main() -> None:
     parser.add_argument("name", help="name of the row")
     parser.add_argument("--concept", default="dog")
     parser.add_argument("--anchor", help="concept that replaces it; default: none")
+    parser.add_argument("--under", help="closed form that the training stands on, as in a stack; default: none")
     parser.add_argument("--settings", type=json.loads, default={}, help="settings of the eraser, as JSON")
     parser.add_argument("--stops", type=int, nargs="*", default=[], help="numbers of steps to measure at as well")
     parser.add_argument("--probes", nargs="*", default=list(DOSES), help="probes at the last step")
@@ -229,7 +247,7 @@ def main() -> None:
     make_folder(options.work / options.name)
     bench = bench_of(options)
     record: dict[str, Any] = {"row": options.name, "concept": options.concept, "images": options.images}
-    record |= {"anchor": options.anchor} if options.anchor else {}
+    record |= {name: value for name in ("anchor", "under") if (value := getattr(options, name))}
     if options.original:
         record["measures"] = {"0": bench.measured(0, None, options.probes)}
     else:

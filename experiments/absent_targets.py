@@ -78,12 +78,12 @@ def distances_of(
 ) -> dict[str, float]:
     """Return the distance of each base's prediction from the concept's after the most steps, in those of the blank."""
     timestep = backbone.schedule.timesteps(STEPS)[BEGUN[-1]]
-    found = {}
+    distances = {}
     for name, base in bases.items():
         blank, other, concept = predictions(backbone, latents, timestep, bases["blank"], base, named)
         apart, unit = ((each - concept).flatten(1).norm(dim=1) for each in (other, blank))
-        found[name] = float((apart / unit).mean())
-    return found
+        distances[name] = float((apart / unit).mean())
+    return distances
 
 
 def decoded(pipe: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:

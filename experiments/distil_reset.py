@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concept", default="dog")
     parser.add_argument("--anchor", help="concept that replaces it; default: none")
+    parser.add_argument("--under", help="closed form that the training stands on, as in a stack; default: none")
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="shares of noise at the start")
     parser.add_argument("--stops", type=int, nargs="+", default=list(STOPS), help="numbers of steps to look at")
     parser.add_argument("--back", type=float, default=0.95, help="share of what stayed at which a fit ends")

@@ -114,7 +114,7 @@ class Stack(Eraser):
                 fingerprint = metadata.base_fingerprint
                 edits.append(edit.with_metadata(replace(edit.metadata, base_fingerprint=fingerprint)))
                 if not is_last and not isinstance(edit, SamplingEdit):
-                    context = _with_originals(context, edit)
+                    context = over(context, edit)
                     applied.enter_context(edit.applied_to(backbone.pipe, check=False))
         parts = tuple(edit.metadata for edit in edits)
         return _merged(edits).with_metadata(replace(metadata, parts=parts))
@@ -129,7 +129,7 @@ def _merged(edits: Sequence[Edit]) -> Edit:
     return replace(together, rows=solved[0].rows)
 
 
-def _with_originals(context: FitContext, edit: Any) -> FitContext:
+def over(context: FitContext, edit: Any) -> FitContext:
     """Return the context of the next part, which knows the weights that an edit is about to change."""
     now = {name: weight.data for name, weight in context.backbone.parameters(edit.changes.__contains__).items()}
     history = replace(context.history, originals={**now, **context.history.originals})

@@ -7,20 +7,27 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from docs.tables.ablations import distil_reset
+from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.edits import WeightEdit
+from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
+from erasure.training.context import FitContext
 from experiments.ablate_absent import Bench, fitted
 from experiments.distil_reset import half_life, kept_share, main, named
 from tests import tiny
 
 
-def bench(work: Path, stops: list[int]) -> Bench:
+def bench(work: Path, stops: list[int], under: str | None = None) -> Bench:
     aim = cast("Any", SimpleNamespace(concept=Concept(target="cat", preserve=("dog",))))
     return named(
-        Bench(pipe=tiny.sd1(), aim=aim, held_out=(), options=Namespace(work=work, stops=stops), judge=None), "row"
+        Bench(
+            pipe=tiny.sd1(), aim=aim, held_out=(), options=Namespace(work=work, stops=stops, under=under), judge=None
+        ),
+        "row",
     )
 
 
@@ -34,6 +41,17 @@ def test_a_fit_ends_at_the_first_stop_that_is_enough_and_is_not_made_again(tmp_p
     one, two = (WeightEdit.load(row.work / f"{stop}.safetensors") for stop in (1, 2))
     assert any(not two.changes[name].of(c.delta).equal(c.delta.double()) for name, c in one.changes.items())
     assert fitted(row, eraser, lambda _: pytest.fail("it is fitted again")) == curve
+
+
+def test_a_fit_that_stands_on_a_closed_form_keeps_both(tmp_path: Path) -> None:
+    row = bench(tmp_path, [], under="uce")
+    fitted(row, Absent(**{**Absent.quick, "steps": 0}))
+    kept = WeightEdit.load(row.work / "0.safetensors")
+    alone = make_eraser("uce").fit([row.aim.concept], FitContext(backbone=backbone_of(row.pipe)))
+    assert isinstance(alone, WeightEdit)
+    weight = next(iter(alone.changes))
+    old = backbone_of(row.pipe).parameters(weight.__eq__)[weight].data
+    torch.testing.assert_close(kept.changes[weight].of(old), alone.changes[weight].of(old), rtol=1e-4, atol=1e-5)
 
 
 def test_what_stays_is_near_and_far_together() -> None:
