@@ -24,10 +24,15 @@ def absent(source: str, results: Path) -> str:
 
 
 def absent_settings(source: str, results: Path) -> str:
-    """Return the settings of each fit that are not the defaults."""
+    """Return the settings of each fit that are not the defaults, its anchor, and the closed form that it stands on."""
     defaults = defaults_of("absent")
     changed = {
-        run["row"]: changes(run["settings"], defaults) for _, run in read_runs(source, results) if "settings" in run
+        run["row"]: {
+            **{name: run[name] for name in ("anchor", "under") if name in run},
+            **changes(run["settings"], defaults),
+        }
+        for _, run in read_runs(source, results)
+        if "settings" in run
     }
     rows = [
         (row, "; ".join(f"{name}: {json.dumps(value)}" for name, value in values.items()) or "defaults")
