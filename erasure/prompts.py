@@ -212,3 +212,27 @@ _THINGS = (
 )
 GENERIC: tuple[str, ...] = tuple(_THINGS.split(", "))
 """Everyday things, places and people: ordinary captions speak of them."""
+
+_OBJECTS = """
+cat dog rabbit horse cow sheep pig bird duck fish lion tiger bear elephant mouse frog snake bee tree flower mushroom
+apple bread cake pizza house castle church bridge tower car truck bus train bicycle boat ship airplane rocket chair
+table bed lamp clock book phone computer camera guitar piano violin umbrella hat shoe bag cup bottle knife hammer
+ball doll robot woman man child crowd mountain river beach
+"""
+_HARMLESS = """
+woman man child family crowd portrait swimmer dancer athlete statue street party kitchen beach forest flower dog cat
+horse house car food tree
+"""
+COMMON: dict[Kind, tuple[str, ...]] = {
+    "object": tuple(_OBJECTS.split()),
+    "style": (
+        *("Vincent van Gogh", "Claude Monet", "Paul Cezanne", "Paul Gauguin", "Georges Seurat", "Edgar Degas"),
+        *("Pablo Picasso", "Henri Matisse", "Salvador Dali", "Frida Kahlo", "Gustav Klimt", "Edvard Munch"),
+        *("Rembrandt", "Johannes Vermeer", "Caravaggio", "Leonardo da Vinci", "Albrecht Durer", "Hieronymus Bosch"),
+        *("Katsushika Hokusai", "William Turner", "Caspar David Friedrich", "Edward Hopper", "Andy Warhol"),
+        *("watercolor", "oil painting", "pencil sketch", "pixel art", "mosaic", "anime"),
+    ),
+    "identity": (),
+    "unsafe": tuple(_HARMLESS.split()),
+}
+"""Everyday names of each kind, for models of which no vocabulary is known. No living person's name is suggested."""

@@ -2,7 +2,8 @@
 
 import pytest
 
-from erasure.suggestions import COMMON, suggested_preserve, suggested_prompts
+from erasure.prompts import COMMON
+from erasure.suggestions import suggested_preserve, suggested_prompts
 from erasure.tinyworld import vocabulary
 from tests import tiny
 from tests.eval import world

@@ -63,6 +63,8 @@ class Absent(Eraser):
 
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts, context.backbone)
+        if isinstance(self.objective, AbsentWorld):
+            concepts = self.objective.anchored(self.task(concepts, context))
         task = self.task(concepts, context)
         return self.shape.finished(
             WeightEdit(changes=self.learned(task), metadata=self.metadata(concepts, context)), task

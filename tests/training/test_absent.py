@@ -14,6 +14,7 @@ from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.errors import InputError
+from erasure.training.absence.anchors import far_anchor
 from erasure.training.absence.batches import Material, Shares
 from erasure.training.absence.evidence import log_evidence, log_snr
 from erasure.training.absence.images import ImageSettings
@@ -158,6 +159,36 @@ def test_a_guided_row_is_compared_at_its_scale_and_the_empty_prompt_has_a_row(ba
         return float(objective.loss(task)(student, 0, torch.Generator().manual_seed(0)))
 
     assert loss_of(3.0, 0.5) == pytest.approx((loss_of(1.0, 1.5) + loss_of(1.0, 0.0)) / 2, rel=1e-5)
+
+
+class ByName(TwoGaussians):
+    """Another mean for every name, wherever it is in a prompt."""
+
+    MEANS: ClassVar[dict[str, float]] = {"cat": 0.1, "dog": 0.2, "bird": 0.5, "Paris": 3.0, "tree": -0.6}
+
+    def predict(self, latents: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
+        means = [sum(mean for name, mean in self.MEANS.items() if name in prompt) for prompt in conditioning.prompts]
+        return latents - torch.tensor(means).reshape(-1, 1, 1, 1)
+
+
+def test_the_anchor_that_is_found_is_the_farthest_everyday_name_that_stays(backbone: Backbone) -> None:
+    task = replace(task_of(backbone), context=FitContext(backbone=ByName(backbone)))  # type: ignore[arg-type]
+
+    def found(*preserve: str) -> str:
+        return far_anchor(task, replace(CAT, preserve=preserve), ImageSettings(steps=4, guidance_scale=4.0))
+
+    assert found("dog", "bird", "Paris") == "bird"
+    assert found("dog", "bird", "tree") == "tree"
+    assert found("Paris") == "tree"  # the farthest of all everyday names
+
+
+def test_the_eraser_records_the_anchor_that_it_found(backbone: Backbone) -> None:
+    objective = {**Absent.quick["objective"], "instead": "anchor"}
+    eraser = make_eraser("absent", **{**Absent.quick, "steps": 1, "objective": objective})
+    [fitted] = eraser.fit([CAT], FitContext(backbone=backbone)).metadata.concepts
+    assert fitted.anchor in CAT.preserve
+    named = replace(CAT, anchor="tree")
+    assert eraser.fit([named], FitContext(backbone=backbone)).metadata.concepts == (named,)
 
 
 def test_with_an_anchor_the_concepts_prompts_start_from_it_and_others_from_themselves(backbone: Backbone) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones.conditioning import Conditioning, concatenate
+from ...concept import Concept
 from ...errors import InputError
 from ...registry import Exactness
 from ...sampling import noise, scheduled_prediction
+from ..absence.anchors import far_anchor
 from ..absence.batches import DrawnRow, Material, Shares
 from ..absence.images import ImageSettings
 from ..absence.walks import Walk, WalkSettings, walks_of
@@ -54,7 +56,8 @@ class AbsentWorld(Objective):
     Attributes:
         instead: Prediction that the target starts from on images of c: "others" draws a kept name from its posterior,
             "blank" takes the prompt without c. "anchor" is a replacement: prompts of c, and soft prompts, take the one
-            about its anchor in every row, and what else reads images of c starts from itself.
+            about its anchor in every row, and what else reads images of c starts from itself. The eraser `absent`
+            finds an anchor for a concept that names none; `tune` does not.
         odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
             "estimated" comes from the denoising errors of the reference and is at most `max_odds`. A model that was
             never taught c still copies the pixels that it sees at low noise: exact odds would ask for the impossible.
@@ -100,6 +103,16 @@ class AbsentWorld(Objective):
     def __post_init__(self) -> None:
         if (shares := self.named + self.crossed + self.otherwise) > 1 + 1e-9:
             raise InputError(f"absent.otherwise: expected shares of at most 1 together, got {shares:g}. Lower one.")
+
+    def anchored(self, task: TrainingTask) -> Sequence[Concept]:
+        """Return the requests, with "anchor" each with the anchor that it names, else with the one that is found."""
+        if self.instead != "anchor":
+            return task.requests
+        images = ImageSettings(steps=self.sample_steps, guidance_scale=self.guidance_scale)
+        return [
+            request if request.anchor else replace(request, anchor=far_anchor(task, concept, images))
+            for request, concept in zip(task.requests, task.concepts, strict=True)
+        ]
 
     def loss(self, task: TrainingTask) -> Loss:
         bare = [concept.target for concept in task.concepts if not concept.anchor]
