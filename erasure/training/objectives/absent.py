@@ -117,9 +117,7 @@ class AbsentWorld(Objective):
     def loss(self, task: TrainingTask) -> Loss:
         bare = [concept.target for concept in task.concepts if not concept.anchor]
         if self.instead == "anchor" and bare:
-            raise InputError(
-                f"absent.instead: expected an anchor of {bare[0]!r}, got none. Name what is drawn instead."
-            )
+            raise InputError(f"absent.instead: expected an anchor of {bare[0]!r}, got none. Give it one.")
         batches: list[_Batches] = []
 
         def loss(student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
