@@ -128,7 +128,10 @@ def main() -> None:
     for phase in PLAN:
         recipe = phase.recipe(args.out, args.device, args.precision)
         if phase.name in (args.keep or ()):
-            keep(recipe, KEPT / phase.name)
+            try:
+                keep(recipe, KEPT / phase.name)
+            except InputError as error:
+                parser.error(str(error))
         elif args.keep is None and (args.only is None or phase.name in args.only):
             go_on(recipe, KEPT / phase.name)
             train(recipe)
