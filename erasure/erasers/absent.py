@@ -61,10 +61,14 @@ class Absent(Eraser):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     rank: Annotated[int, Field(ge=1)] | None = None
 
+    def completed(self, concepts: Sequence[Concept], context: FitContext) -> Sequence[Concept]:
+        if isinstance(self.objective, AbsentWorld):
+            return self.objective.anchored(self.task(concepts, context))
+        return concepts
+
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> WeightEdit:
         self.require(concepts, context.backbone)
-        if isinstance(self.objective, AbsentWorld):
-            concepts = self.objective.anchored(self.task(concepts, context))
+        concepts = self.completed(concepts, context)
         task = self.task(concepts, context)
         return self.shape.finished(
             WeightEdit(changes=self.learned(task), metadata=self.metadata(concepts, context)), task

@@ -135,6 +135,11 @@ class Eraser(Plugin):
         """Return the metadata of an edit that a fit of these concepts makes."""
         return EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
 
+    def completed(self, concepts: Sequence[Concept], context: FitContext) -> Sequence[Concept]:
+        """Return the concepts with what a fit of them would find itself, such as an anchor; else as they are."""
+        del context
+        return concepts
+
     @abstractmethod
     def fit(self, concepts: Sequence[Concept], context: FitContext) -> Edit:
         """Return the edit that removes the concepts; the model is left as it was, bit for bit.

@@ -103,6 +103,8 @@ class Stack(Eraser):
         backbone = context.backbone
         for eraser in (self, *self.parts):  # before the first is fitted
             eraser.require(concepts, backbone)
+        for part in self.parts:
+            concepts = part.completed(concepts, context)
         metadata = self.metadata(concepts, context)
         edits: list[Edit] = []
         with ExitStack() as applied:

@@ -191,6 +191,15 @@ def test_the_eraser_records_the_anchor_that_it_found(backbone: Backbone) -> None
     assert eraser.fit([named], FitContext(backbone=backbone)).metadata.concepts == (named,)
 
 
+def test_all_parts_of_a_stack_draw_the_anchor_that_one_finds(backbone: Backbone) -> None:
+    objective = {**Absent.quick["objective"], "instead": "anchor"}
+    absent = {**Absent.quick, "name": "absent", "steps": 1, "objective": objective}
+    edit = make_eraser("stack", parts=("uce", absent)).fit([CAT], FitContext(backbone=backbone))
+    [fitted] = edit.metadata.concepts
+    assert fitted.anchor in CAT.preserve
+    assert [part.concepts for part in edit.metadata.parts] == [(fitted,)] * 2
+
+
 def test_with_an_anchor_the_concepts_prompts_start_from_it_and_others_from_themselves(backbone: Backbone) -> None:
     read: list[tuple[str, ...]] = []
 
