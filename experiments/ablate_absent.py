@@ -204,6 +204,11 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
     return whole
 
 
+def standing_of(options: argparse.Namespace) -> dict[str, str]:
+    """Return the anchor and the closed form of a row, as far as it has them, for its record."""
+    return {name: value for name in ("anchor", "under") if (value := getattr(options, name))}
+
+
 def bench_of(options: argparse.Namespace) -> Bench:
     """Return the bench of a row."""
     pipe = tinyworld.load()
@@ -247,7 +252,7 @@ def main() -> None:
     make_folder(options.work / options.name)
     bench = bench_of(options)
     record: dict[str, Any] = {"row": options.name, "concept": options.concept, "images": options.images}
-    record |= {name: value for name in ("anchor", "under") if (value := getattr(options, name))}
+    record |= standing_of(options)
     if options.original:
         record["measures"] = {"0": bench.measured(0, None, options.probes)}
     else:

@@ -27,7 +27,7 @@ from erasure.eval.stats.residue import half_dose
 from erasure.io.files import make_folder
 from erasure.provenance import provenance
 
-from .ablate_absent import Bench, bench_of, fitted
+from .ablate_absent import Bench, bench_of, fitted, standing_of
 from .experiment import write_record
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -110,7 +110,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     points = [point(bench, share, kept_share(before)) for share in options.shares]
     for each in (*references.values(), *points):
         each["half_life"] = half_life(each["relearn"], before["seen"])
-    record = {"concept": options.concept, "images": options.images, "back": options.back}
+    record = {"concept": options.concept, "images": options.images, "back": options.back, **standing_of(options)}
     return {**record, "references": references, "points": points}
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from ...concept import Concept, normalized
 from ...io.tensor_cache import stored
 from ...prompts import COMMON, fill, speaks_of, templates
-from ...sampling import noise, scheduled_prediction, trajectory_latents
+from ...sampling import scheduled_prediction
 from ..context import TrainingTask
-from .images import ImageSettings
+from .images import ImageSettings, begun_images
 
 _IMAGES = 4
 _REACHED = 0.4  # share of the sampling after which the layout of an image stands
@@ -45,15 +45,7 @@ def _distances(task: TrainingTask, concept: Concept, names: list[str], settings:
     named = backbone.encode([fill(sentence, concept.target) for sentence in sentences])
     reached = round(_REACHED * (settings.steps - 1))
     generator = torch.Generator().manual_seed(task.context.seed)
-    latents = trajectory_latents(
-        backbone,
-        noise([generator] * len(sentences), backbone.latent_shape()),
-        named,
-        backbone.unconditional(),
-        steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
-        stops=[reached],
-    )[reached]
+    latents = begun_images(backbone, named, settings, reached, generator)
     timestep = backbone.schedule.timesteps(settings.steps)[reached].to(backbone.device)
     concepts = scheduled_prediction(backbone, latents, timestep, named)
     distances = []

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...backbones.base import Backbone
+from ...backbones.conditioning import Conditioning
 from ...io.tensor_cache import stored
 from ...progress import Progress
 from ...sampling import noise, trajectory_latents
@@ -51,17 +53,24 @@ def _sampled(task: TrainingTask, prompts: Sequence[str], settings: ImageSettings
     images: list[Tensor] = []
     for start in range(0, len(prompts), _AT_ONCE):
         read = encoded(backbone, prompts[start : start + _AT_ONCE])
-        latents = trajectory_latents(
-            backbone,
-            noise([generator] * len(read), backbone.latent_shape()),
-            read,
-            backbone.unconditional(),
-            steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            stops=[last],
-        )[last]
+        latents = begun_images(backbone, read, settings, last, generator)
         output = backbone.predict(latents, timestep, read).float()
         images.append(backbone.schedule.clean_of(output, latents, timestep).cpu())
         if task.context.on_progress is not None:
             task.context.on_progress(Progress(done=start + len(read), total=len(prompts), stage="images"))
     return {"latents": torch.cat(images)}
+
+
+def begun_images(
+    backbone: Backbone, read: Conditioning, settings: ImageSettings, step: int, generator: torch.Generator
+) -> Latents:
+    """Return the model's latents on the way to an image of each prompt, at a step of the sampling."""
+    return trajectory_latents(
+        backbone,
+        noise([generator] * len(read), backbone.latent_shape()),
+        read,
+        backbone.unconditional(),
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        stops=[step],
+    )[step]

@@ -180,10 +180,8 @@ class _Batches:
         where = [*range(n), *pairs]
         read = concatenate([self._read(rows), *[self._material.unprompted] * len(pairs)])
         predicted = student(scheduled_prediction, task.backbone, noisy[where], timesteps[where], read)
-        weight = torch.ones(len(where), 1, 1, 1)
-        if not pairs:
-            weight[counted] = self._settings.guided
-        return F.mse_loss(weight.to(predicted) * self._guided(predicted, pairs), weight.to(predicted) * expected[where])
+        free = predicted[n:].detach() if pairs else expected[counted]  # guided from the target, the error counts alone
+        return F.mse_loss(self._guided(predicted, free, counted), expected[where])
 
     def _anchored(self, row: DrawnRow) -> DrawnRow:
         """Let the target of what reads an image of a concept, and is no prompt of it, start from that itself."""
@@ -196,13 +194,12 @@ class _Batches:
             return False
         return row.base in self._material.concepts[row.concept].blank
 
-    def _guided(self, predicted: Latents, pairs: Sequence[int]) -> Latents:
-        """Return predictions in which those of `pairs` are guided from the last ones, for the empty prompt."""
-        if not pairs:
+    def _guided(self, predicted: Latents, free: Float[Tensor, "k c h w"], counted: Sequence[int]) -> Latents:
+        """Return predictions in which the counted ones are guided from others."""
+        if not counted:
             return predicted
-        free = predicted[-len(pairs) :].detach()
-        guided = free + self._settings.guided * (predicted[pairs] - free)
-        return predicted.index_copy(0, torch.tensor(pairs, device=predicted.device), guided)
+        guided = free + self._settings.guided * (predicted[counted] - free)
+        return predicted.index_copy(0, torch.tensor(counted, device=predicted.device), guided)
 
     def _starts(self, rows: Sequence[int]) -> Conditioning:
         return self._material.prompts.select(list(dict.fromkeys(rows)))
