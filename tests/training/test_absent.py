@@ -287,6 +287,28 @@ def test_a_batch_holds_the_shares_of_the_four_kinds(backbone: Backbone) -> None:
     assert all(row.read == row.base == row.named for row in rows[12:])
 
 
+def test_soft_prompts_read_a_share_of_the_crossed_rows(backbone: Backbone) -> None:
+    material = Material(task_of(backbone), 2, 4, ImageSettings(steps=2, guidance_scale=4.0))
+    shares = Shares(named=0.0, crossed=1.0, otherwise=0.0, crossed_soft=0.5)
+    generator = torch.Generator().manual_seed(0)
+    rows = [material.drawn(i, 200, shares, [3], generator) for i in range(200)]
+    soft = [row for row in rows if row.attack == 0]
+    assert 70 < len(soft) < 130
+    assert {row.read for row in soft} == {-1, -2, -3}
+    assert all((row.named, row.base) in material.concepts[0].crossings for row in rows)
+    assert all(row.read == row.named and row.attack is None for row in rows if row.read >= 0)
+    assert all(row.read >= 0 for row in (material.drawn(i, 200, shares, [], generator) for i in range(200)))
+
+
+def test_the_loss_sees_the_soft_prompts_of_crossed_rows(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    objective = replace(QUICK, named=0.0, crossed=1.0, otherwise=0.0, attack=InnerAttack(prompts=2))
+    student = Student(backbone, task.trained, None, torch.Generator())
+    plain = float(objective.loss(task)(student, 0, torch.Generator().manual_seed(0)).detach())
+    loss = replace(objective, crossed_soft=1.0).loss(task)(student, 0, torch.Generator().manual_seed(0))
+    assert plain != float(loss.detach())
+
+
 def test_no_kept_or_random_prompt_names_the_concept(backbone: Backbone) -> None:
     material = Material(task_of(backbone), 4, 8, ImageSettings(steps=2, guidance_scale=4.0))
     named = {i for i, prompt in enumerate(material.prompts.prompts) if "cat" in prompt or "kitten" in prompt}

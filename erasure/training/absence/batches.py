@@ -34,11 +34,13 @@ class Shares:
         named: Images of the concept read by their prompt.
         crossed: Kept images read by a prompt with the concept.
         otherwise: Images of the concept read by anything else.
+        crossed_soft: Share of the crossed rows, as far as there are soft prompts, that one of these reads.
     """
 
     named: float
     crossed: float
     otherwise: float
+    crossed_soft: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +54,7 @@ class DrawnRow:
         named: Row of the prompt with the concept whose direction is taken off.
         concept: Index of the concept that the image shows; None if it shows none.
         image: Index of the image among those of its concept.
+        attack: Index of the concept whose soft prompt the student reads; None for a prompt.
         walk: State of the target's own sampling in the place of the noised image; None for that.
     """
 
@@ -61,6 +64,7 @@ class DrawnRow:
     named: int
     concept: int | None = None
     image: int = 0
+    attack: int | None = None
     walk: Walk | None = None
 
 
@@ -152,18 +156,17 @@ class Material:
         if place >= shares.named + shares.crossed + shares.otherwise:
             return self._kept(generator)
         concept = below(len(self.concepts), generator)
-        images = self.concepts[concept]
+        soft = soft_prompts[concept] if soft_prompts else 0
         if place >= shares.named + shares.otherwise:
-            return self._crossed(images, generator)
+            return self._crossed(concept, soft, shares.crossed_soft, generator)
+        images = self.concepts[concept]
         image = below(len(images.clean), generator)
         named, base = images.named[image], images.blank[image]
-        read = (
-            named
-            if place < shares.named
-            else self._anything_else(soft_prompts[concept] if soft_prompts else 0, generator)
-        )
+        read = named if place < shares.named else self._anything_else(soft, generator)
         base = read if read in self._kept_rows else base
-        return DrawnRow(clean=images.clean[image], read=read, base=base, named=named, concept=concept, image=image)
+        attack = concept if read < 0 else None
+        clean = images.clean[image]
+        return DrawnRow(clean=clean, read=read, base=base, named=named, concept=concept, image=image, attack=attack)
 
     def _of(self, concept: Concept, n: int, settings: ImageSettings, table: PromptTable) -> ConceptImages:
         sentences = templates(concept.kind)
@@ -201,10 +204,14 @@ class Material:
         read = self._kept_prompts[image]
         return DrawnRow(clean=self._kept_clean[image], read=read, base=read, named=read)
 
-    def _crossed(self, images: ConceptImages, generator: torch.Generator) -> DrawnRow:
-        image = below(len(self._kept_clean), generator)
-        read, base = images.crossings[below(len(images.crossings), generator)]
-        return DrawnRow(clean=self._kept_clean[image], read=read, base=base, named=read)
+    def _crossed(self, concept: int, soft_prompts: int, share: float, generator: torch.Generator) -> DrawnRow:
+        clean = self._kept_clean[below(len(self._kept_clean), generator)]
+        crossings = self.concepts[concept].crossings
+        named, base = crossings[below(len(crossings), generator)]
+        if soft_prompts and share and uniform(generator) < share:
+            read = -1 - below(soft_prompts, generator)
+            return DrawnRow(clean=clean, read=read, base=base, named=named, attack=concept)
+        return DrawnRow(clean=clean, read=named, base=base, named=named)
 
     def _anything_else(self, soft_prompts: int, generator: torch.Generator) -> int:
         kinds = ["unconditional", "kept", "random", *(["soft", "soft", "soft"] if soft_prompts else [])]

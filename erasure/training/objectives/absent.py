@@ -70,6 +70,8 @@ class AbsentWorld(Objective):
         guidance_scale: Scale of its classifier-free guidance, >= 1.
         named: Share of rows of the first kind.
         crossed: Share of rows of the second kind.
+        crossed_soft: Share of these that a soft prompt reads in the place of a prompt of c. What tells c at low
+            noise, as a texture does, a soft prompt asks for on images that do not show it yet.
         otherwise: Share of rows of the third kind; what the three leave is the fourth.
         guided: Scale w of classifier-free guidance, >= 1, at which the student is compared on images of c whose target
             is that of the empty prompt too: e_0 + w (e - e_0) in the place of e, e_0 the student's own prediction for
@@ -95,6 +97,7 @@ class AbsentWorld(Objective):
     guidance_scale: Annotated[float, Field(ge=1)] = 4.0
     named: Share = 0.25
     crossed: Share = 0.15
+    crossed_soft: Share = 0.0
     otherwise: Share = 0.3
     guided: Annotated[float, Field(ge=1)] = 1.0
     attack: InnerAttack = field(default_factory=InnerAttack)
@@ -140,7 +143,12 @@ class _Batches:
         self._settings, self._task = settings, task
         images = ImageSettings(steps=settings.sample_steps, guidance_scale=settings.guidance_scale)
         self._material = material = Material(task, settings.images, settings.kept_images, images)
-        self._shares = Shares(named=settings.named, crossed=settings.crossed, otherwise=settings.otherwise)
+        self._shares = Shares(
+            named=settings.named,
+            crossed=settings.crossed,
+            otherwise=settings.otherwise,
+            crossed_soft=settings.crossed_soft,
+        )
         self._attacks = [
             SoftPrompts(settings.attack, task.backbone, concept.clean, self._starts(concept.blank))
             for concept in material.concepts
@@ -208,8 +216,8 @@ class _Batches:
         texts = [row.read for row in rows if row.read >= 0]
         parts = [self._material.prompts.select(texts)] if texts else []
         for row in rows:
-            if row.read < 0 and row.concept is not None:
-                parts.append(self._attacks[row.concept].read([-1 - row.read]))
+            if row.attack is not None:
+                parts.append(self._attacks[row.attack].read([-1 - row.read]))
         return concatenate(parts)
 
     @torch.no_grad()
