@@ -14,13 +14,14 @@ from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.errors import InputError
+from erasure.prompts import COMMON
 from erasure.training.absence.anchors import far_anchor
 from erasure.training.absence.batches import Material, Shares
 from erasure.training.absence.evidence import log_evidence, log_snr
 from erasure.training.absence.images import ImageSettings
-from erasure.training.absence.prompts import random_prompts
+from erasure.training.absence.prompts import asking_names, random_prompts
 from erasure.training.absence.walks import WalkSettings, walks_of
-from erasure.training.context import FitContext, TrainingTask
+from erasure.training.context import FitContext, History, TrainingTask
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.inner_attack import InnerAttack, SoftPrompts
 from erasure.training.objectives.absent import AbsentWorld, absent_prediction
@@ -180,6 +181,36 @@ def test_the_anchor_that_is_found_is_the_farthest_everyday_name_that_stays(backb
     assert found("dog", "bird", "Paris") == "bird"
     assert found("dog", "bird", "tree") == "tree"
     assert found("Paris") == "tree"  # the farthest of all everyday names
+
+
+def test_no_anchor_was_removed_before(backbone: Backbone) -> None:
+    task = task_of(backbone)
+    everyday = far_anchor(task, CAT, ImageSettings(steps=2, guidance_scale=4.0))
+    history = History(targets=(Concept(target=everyday),))
+    task = replace(task, context=replace(task.context, history=history))
+    assert far_anchor(task, CAT, ImageSettings(steps=2, guidance_scale=4.0)) != everyday
+    history = History(targets=tuple(Concept(target=name) for name in COMMON["object"]))
+    task = replace(task, context=replace(task.context, history=history))
+    with pytest.raises(InputError, match="no everyday name stays"):
+        far_anchor(task, replace(CAT, preserve=()), ImageSettings(steps=2, guidance_scale=4.0))
+
+
+def test_names_of_earlier_removals_ask_for_their_anchor() -> None:
+    dog = Concept(target="dog", aliases=("puppy",), anchor="House")
+    house, tree = Concept(target="house", anchor="tree"), Concept(target="tree")
+    assert asking_names(house, [dog]) == ["house", "dog", "puppy"]
+    assert asking_names(tree, [dog, house]) == ["tree", "house", "dog", "puppy"]
+    assert asking_names(tree, [dog, Concept(target="bird")]) == ["tree"]
+
+
+def test_a_removed_anchor_is_removed_from_the_prompts_that_draw_it_too(backbone: Backbone) -> None:
+    history = History(targets=(Concept(target="lion", anchor="cat"),))
+    task = task_of(backbone)
+    task = replace(task, context=replace(task.context, history=history))
+    material = Material(task, 4, 4, ImageSettings(steps=2, guidance_scale=4.0))
+    prompts = material.prompts.prompts
+    assert any("lion" in prompts[row] for row in material.concepts[0].named)
+    assert any("lion" in prompts[row] for row, _ in material.concepts[0].crossings)
 
 
 def test_the_eraser_records_the_anchor_that_it_found(backbone: Backbone) -> None:

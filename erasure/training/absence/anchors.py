@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...concept import Concept, normalized
+from ...errors import InputError
 from ...io.tensor_cache import stored
 from ...prompts import COMMON, fill, speaks_of, templates
 from ...sampling import scheduled_prediction
@@ -19,18 +20,24 @@ _REACHED = 0.4  # share of the sampling after which the layout of an image stand
 def far_anchor(task: TrainingTask, concept: Concept, settings: ImageSettings) -> str:
     """Return the everyday name whose prediction is farthest from the concept's on images that are about to show it.
 
-    Names are those that the concept preserves, as far as they are everyday names of its kind, else all of these. On
-    the way of a concept's sampling, predictions for what resembles it complete the concept; the farthest turn away
-    from it (docs/absent.md).
+    Names are those that the concept preserves, as far as they are everyday names of its kind, else all of these,
+    without what was removed before. On the way of a concept's sampling, predictions for what resembles it complete the
+    concept; the farthest turn away from it (docs/absent.md).
 
     Args:
         task: Model and concepts; the reference's predictions are compared.
         concept: One of the concepts.
         settings: Sampling of the images.
+
+    Raises:
+        InputError: None of these names stays.
     """
-    everyday = [name for name in COMMON[concept.kind] or COMMON["object"] if not speaks_of(name, task.concepts)]
+    removed = [*task.concepts, *task.context.history.targets]
+    everyday = [name for name in COMMON[concept.kind] or COMMON["object"] if not speaks_of(name, removed)]
     known = {normalized(name) for name in everyday}
     names = [name for name in concept.preserve if normalized(name) in known] or everyday
+    if not names:
+        raise InputError(f"anchor: expected one for {concept.target!r}: no everyday name stays. Name one.")
     with task.reference():
         key = ["anchor", task.backbone.fingerprint(), settings.steps, settings.guidance_scale, concept.target, names]
         make = partial(_distances, task, concept, names, settings)

@@ -18,7 +18,7 @@ from ..context import TrainingTask
 from ..finetune import below, uniform
 from .evidence import log_evidence
 from .images import ImageSettings, sampled_images
-from .prompts import PromptTable, kept_pairs, random_prompts
+from .prompts import PromptTable, asking_names, kept_pairs, random_prompts
 from .walks import Walk
 
 _EVIDENCE_LEVELS = 4
@@ -170,10 +170,11 @@ class Material:
 
     def _of(self, concept: Concept, n: int, settings: ImageSettings, table: PromptTable) -> ConceptImages:
         sentences = templates(concept.kind)
-        pairs = [(name, template) for name in concept.names for template in sentences]
+        names = asking_names(concept, self._task.context.history.targets)
+        pairs = [(name, template) for name in names for template in sentences]
         # The names in turn, each in one template after another.
-        named = len(concept.names)
-        order = [(concept.names[i % named], sentences[i // named % len(sentences)]) for i in range(n)]
+        named = len(names)
+        order = [(names[i % named], sentences[i // named % len(sentences)]) for i in range(n)]
         prompts = [fill(template, name) for name, template in order]
         crossings = [(fill(template, name), anchored(template, concept)) for name, template in pairs]
         return ConceptImages(

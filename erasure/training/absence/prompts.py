@@ -6,7 +6,7 @@ import torch
 
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning, concatenate
-from ...concept import Concept
+from ...concept import Concept, normalized
 from ...prompts import GENERIC, fill, preserved_templates, speaks_of
 from ..trajectories import encoded
 
@@ -29,6 +29,20 @@ class PromptTable:
         prompts = list(self._rows)
         parts = [encoded(backbone, prompts[i : i + _AT_ONCE]) for i in range(0, len(prompts), _AT_ONCE)]
         return concatenate(parts)
+
+
+def asking_names(concept: Concept, earlier: Sequence[Concept]) -> list[str]:
+    """Return the names that ask for a concept: its own, and those of earlier removals that draw it as their anchor.
+
+    Args:
+        concept: Concept to remove.
+        earlier: Earlier removals, in order. An anchor of an anchor counts too.
+    """
+    names = list(concept.names)
+    for other in reversed(earlier):
+        if normalized(other.anchor) in map(normalized, names):
+            names += [name for name in other.names if name not in names]
+    return names
 
 
 def kept_pairs(concept: Concept, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
