@@ -201,7 +201,7 @@ def _remove(
             already.append(name)
             show.print(f"{name}: removed by another process meanwhile, see `erasure log {folder}`.")
 
-        _announce(run, show)
+        announce(run, show)
         record = LedgerMeasures(ledger, pipe, run.measure, on_progress)
         # A run that was killed has left at most its last entry unmeasured.
         left = by_first(lambda: [entry for entry in earlier[-1:] if not record.skipped and not record.measured(entry)])
@@ -291,7 +291,7 @@ def _write_model(ledger: "Ledger", pipe: "DiffusionPipeline", to: Path, link: bo
     publish(ledger, pipe, Export(link=link), to, name=resolved(to).name, prompts=[], sampler=sampler)
 
 
-def _announce(run: "Run", show: Console) -> None:
+def announce(run: "Run", show: Console) -> None:
     """Print the concepts of a run with their resolved settings."""
     for concept in run.concepts:
         aliases = f" (also {', '.join(concept.aliases)})" if concept.aliases else ""
@@ -300,7 +300,8 @@ def _announce(run: "Run", show: Console) -> None:
             if len(concept.preserve) > 4
             else f"preserving {', '.join(concept.preserve) or 'nothing'}"
         )
-        becomes = repr(concept.anchor) if concept.anchor else "nothing"
+        nothing = "what the fit finds" if run.eraser.finds_anchors else "nothing"
+        becomes = repr(concept.anchor) if concept.anchor else nothing
         show.print(f"{concept.target}{aliases}: {concept.kind}, becomes {becomes}, {kept}", style="dim")
     shape = getattr(run.eraser, "shape", None)
     terms = [term.name for term in shape.terms] if shape is not None else []

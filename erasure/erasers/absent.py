@@ -61,6 +61,10 @@ class Absent(Eraser):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     rank: Annotated[int, Field(ge=1)] | None = None
 
+    @property
+    def finds_anchors(self) -> bool:
+        return isinstance(self.objective, AbsentWorld) and self.objective.instead == "anchor"
+
     def completed(self, concepts: Sequence[Concept], context: FitContext) -> Sequence[Concept]:
         if isinstance(self.objective, AbsentWorld):
             return self.objective.anchored(self.task(concepts, context))

@@ -135,6 +135,11 @@ class Eraser(Plugin):
         """Return the metadata of an edit that a fit of these concepts makes."""
         return EditMetadata.of(self.name, self.as_settings(), context.backbone, concepts, context.seed)
 
+    @property
+    def finds_anchors(self) -> bool:
+        """Whether a fit finds an anchor for concepts that have none."""
+        return False
+
     def completed(self, concepts: Sequence[Concept], context: FitContext) -> Sequence[Concept]:
         """Return the concepts with what a fit of them would find itself, such as an anchor; else as they are."""
         del context

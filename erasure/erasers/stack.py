@@ -81,6 +81,10 @@ class Stack(Eraser):
         return any(part.reflects for part in self.parts)
 
     @property
+    def finds_anchors(self) -> bool:
+        return any(part.finds_anchors for part in self.parts)
+
+    @property
     def members(self) -> tuple[Eraser, ...]:
         return self.parts
 

@@ -1,20 +1,24 @@
 """The objective `absent`: its target, the evidence for it, its rows, and the inner attack."""
 
+import io
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from jaxtyping import Float
+from rich.console import Console
 from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.schedule import Discrete, Flow, NoiseSchedule
+from erasure.cli.remove import announce
 from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.errors import InputError
 from erasure.prompts import COMMON
+from erasure.runs.schema import parse
 from erasure.training.absence.anchors import far_anchor
 from erasure.training.absence.batches import Material, Shares
 from erasure.training.absence.evidence import log_evidence, log_snr
@@ -220,6 +224,24 @@ def test_the_eraser_records_the_anchor_that_it_found(backbone: Backbone) -> None
     assert fitted.anchor in CAT.preserve
     named = replace(CAT, anchor="tree")
     assert eraser.fit([named], FitContext(backbone=backbone)).metadata.concepts == (named,)
+
+
+def test_a_removal_says_that_the_fit_finds_the_anchor() -> None:
+    absent = {"name": "absent", "objective": {"name": "absent", "instead": "anchor"}}
+    assert _announced(absent, "cat") == "cat: object, becomes what the fit finds, preserving dog"
+    assert "becomes what the fit finds" in _announced({"name": "stack", "parts": ["uce", absent]}, "cat")
+    assert "becomes nothing" in _announced({"name": "absent"}, "cat")
+    assert "becomes 'tree'" in _announced(absent, {"target": "cat", "anchor": "tree"})
+
+
+def _announced(eraser: dict[str, Any], request: str | dict[str, str]) -> str:
+    concept = {"target": request} if isinstance(request, str) else request
+    lines = io.StringIO()
+    announce(
+        parse({"model": "some-folder", "eraser": eraser, "concepts": [{**concept, "preserve": ["dog"]}]}),
+        Console(file=lines, width=200),
+    )
+    return lines.getvalue().strip()
 
 
 def test_all_parts_of_a_stack_draw_the_anchor_that_one_finds(backbone: Backbone) -> None:
