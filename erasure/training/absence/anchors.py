@@ -37,7 +37,9 @@ def far_anchor(task: TrainingTask, concept: Concept, settings: ImageSettings) ->
     known = {normalized(name) for name in everyday}
     names = [name for name in concept.preserve if normalized(name) in known] or everyday
     if not names:
-        raise InputError(f"anchor: expected one for {concept.target!r}: no everyday name stays. Name one.")
+        raise InputError(
+            f"anchor: expected one for {concept.target!r}, got none, and no everyday name stays. Name one."
+        )
     with task.reference():
         key = ["anchor", task.backbone.fingerprint(), settings.steps, settings.guidance_scale, concept.target, names]
         make = partial(_distances, task, concept, names, settings)
