@@ -31,7 +31,7 @@ from erasure.eval.probes.base import Aim, Models, Subject
 from erasure.eval.protocols.audit.rows import aim_of
 from erasure.eval.protocols.phrasings import held_out_sentences
 from erasure.io.files import make_folder, write_whole
-from erasure.profile import profile_of
+from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import Progress
 from erasure.prompts import fill
 from erasure.provenance import provenance
@@ -232,6 +232,11 @@ def bench_of(options: argparse.Namespace) -> Bench:
     return Bench(pipe=pipe, aim=aim, held_out=held_out, options=options)
 
 
+def eraser_of(settings: Mapping[str, Any]) -> Absent:
+    """Return the eraser with the settings of the tiny world where they are left open."""
+    return cast("Absent", make_eraser("absent", **{**profile_of(DEFAULT_MODEL).settings("absent"), **settings}))
+
+
 def main() -> None:
     """Read the command line, fit and measure one row, and write its run.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,7 +261,7 @@ def main() -> None:
     if options.original:
         record["measures"] = {"0": bench.measured(0, None, options.probes)}
     else:
-        eraser = cast("Absent", make_eraser("absent", **options.settings))
+        eraser = eraser_of(options.settings)
         record |= {"settings": eraser.as_settings(), "curve": fitted(bench, eraser)}
         record["measures"] = {
             str(stop): bench.measured(

@@ -14,20 +14,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from erasure import tinyworld
 from erasure.edits import WeightEdit
-from erasure.erasers import make_eraser
-from erasure.erasers.absent import Absent
 from erasure.eval.protocols.sources import gold_variant
 from erasure.eval.stats.residue import half_dose
 from erasure.io.files import make_folder
 from erasure.provenance import provenance
 
-from .ablate_absent import Bench, bench_of, fitted, standing_of
+from .ablate_absent import Bench, bench_of, eraser_of, fitted, standing_of
 from .experiment import write_record
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -64,7 +62,7 @@ def point(bench: Bench, share: float, before: float) -> dict[str, Any]:
     settings = {**options.settings, "steps": max(options.stops)}
     if share:
         settings["shape"] = {**settings.get("shape", {}), "reset": {"share": share}}
-    eraser = cast("Absent", make_eraser("absent", **settings))
+    eraser = eraser_of(settings)
     bench = named(bench, f"{options.concept}-{share:g}")
 
     def edit_at(stop: int) -> WeightEdit:

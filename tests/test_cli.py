@@ -190,6 +190,22 @@ def test_a_list_of_requests_and_a_config_make_runs(tmp_path) -> None:
     assert (entry.concepts[0].target, entry.seed, entry.settings["reg"]) == ("gun", 4, 0.25)
 
 
+def test_a_budget_is_an_eraser(tmp_path) -> None:
+    (tmp_path / "run.yaml").write_text("eraser: {name: esd, steps: 3}\nconcepts: [{target: cat}]\n")
+    call("remove", "--config", "run.yaml", "--budget", "instant", "--ledger", "instant", *FAST)
+    call("remove", "cat", "--method", "uce", "--ledger", "named", *FAST)
+    instant, named = (Ledger.open(name).entries[0] for name in ("instant", "named"))
+    assert (instant.method, instant.settings) == (named.method, named.settings)
+
+    small = {"steps": 1, "batch_size": 4, "objective.images": 2, "objective.kept_images": 2, "objective.sample_steps": 2}
+    changes = [part for key, value in small.items() for part in ("--set", f"eraser.parts.1.{key}={value}")]
+    call("remove", "cat", "--budget", "minutes", "--anchor", "house", "--ledger", "minutes", *changes, "--no-measure")
+    (entry,) = Ledger.open("minutes").entries
+    closed, trained = entry.settings["parts"]
+    assert (entry.method, closed["name"], trained["name"]) == ("stack", "uce", "absent")
+    assert (trained["lr"], trained["objective"]["instead"]) == (3e-4, "anchor")  # the profile's, the budget's
+
+
 def test_several_values_may_follow_one_option(tmp_path) -> None:
     call("remove", "cat", "--preserve", "dog", "car", "--anchor", "bird", "--ledger", "here", *FAST)
     (concept,) = Ledger.open("here").entries[0].concepts
@@ -201,6 +217,8 @@ def test_several_values_may_follow_one_option(tmp_path) -> None:
     [
         (["remove", "rabit"], "erasure: Unknown concept of the tiny world 'rabit'. Did you mean 'rabbit'?"),
         (["remove", "cat", "--method", "ucee"], "erasure: Unknown eraser 'ucee'. Did you mean 'uce'?"),
+        (["remove", "cat", "--budget", "minuets"], "erasure: Unknown budget 'minuets'. Did you mean 'minutes'?"),
+        (["remove", "cat", "--budget", "instant", "--method", "uce"], "remove: expected --method or --budget, got both"),
         (["remove", "cat", "--set", "eraser.rge=1"], "Unknown key 'rge'. Did you mean 'reg'?"),
         (["remove", "cat", "--set", "eraser.reg=-1"], "eraser.reg: expected a number greater than 0, got -1."),
         (["remove", "cat", "--set", "nonsense"], "--set: expected key.key=value"),

@@ -24,8 +24,10 @@ def absent(source: str, results: Path) -> str:
 
 
 def absent_settings(source: str, results: Path) -> str:
-    """Return the settings of each fit that are not the defaults, its anchor, and the closed form that it stands on."""
-    defaults = defaults_of("absent")
+    """Return the settings of each fit that are not the tiny world's, its anchor, and the closed form it stands on."""
+    from erasure.profile import DEFAULT_MODEL, profile_of
+
+    defaults = {**defaults_of("absent"), **profile_of(DEFAULT_MODEL).settings("absent")}
     changed = {
         run["row"]: {
             **{name: run[name] for name in ("anchor", "under") if name in run},

@@ -56,6 +56,7 @@ Link = Annotated[
 
 _NAMES = {
     "{attacks}": "erasure.eval.probes:attack_and_probe_names",
+    "{budgets}": "erasure.runs.budgets:budget_names",
     "{benchmarks}": "erasure.eval.benchmarks:benchmark_names",
     "{erasers}": "erasure.erasers:eraser_names",
     "{probes}": "erasure.eval.probes:probe_names",

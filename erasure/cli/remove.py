@@ -45,6 +45,9 @@ def remove(
     method: Annotated[
         str | None, typer.Option(help="Eraser: {erasers}; several as one: hirm+speed; default: uce.")
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Eraser by the time that a removal may take: {budgets}; in place of --method.")
+    ] = None,
     anchor: Annotated[
         str | None,
         typer.Option(
@@ -101,8 +104,7 @@ def remove(
     lists = _set_concepts(
         raw, concepts or [], from_file, {"anchor": anchor, "preserve": preserve or None, "kind": kind}
     )
-    if method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
-        raw["eraser"] = {"name": method}
+    _set_eraser(raw, method, budget)
     options = {"model": model, "seed": seed, "device": device, "attention": attention}
     options["output"] = None if ledger is None else str(ledger)
     raw.update({key: value for key, value in options.items() if value is not None})
@@ -137,6 +139,24 @@ def _dry_run(run: "Run", *, lists: Sequence[Path], as_json: bool) -> None:
             )
     if as_json:
         print_json({"endangered": results})
+
+
+def _set_eraser(raw: dict[str, Any], method: str | None, budget: str | None) -> None:
+    """Set the eraser of a config by its name or by a budget; the settings that it has there for that name stay.
+
+    Raises:
+        InputError: Both are given, or there is no such budget.
+    """
+    from ..runs.budgets import eraser_of_budget
+
+    if method is not None and budget is not None:
+        raise InputError(
+            f"remove: expected --method or --budget, got both ({method!r} and {budget!r}). Leave one of them out."
+        )
+    if budget is not None:
+        raw["eraser"] = eraser_of_budget(budget)
+    elif method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
+        raw["eraser"] = {"name": method}
 
 
 def _set_concepts(

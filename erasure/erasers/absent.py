@@ -55,7 +55,7 @@ class Absent(Eraser):
     objective: Chosen[Objective] = field(default_factory=AbsentWorld)
     shape: Shape = field(default_factory=Shape)
     steps: Annotated[int, Field(ge=0)] = 400
-    lr: Annotated[float, Field(gt=0)] = 3e-4
+    lr: Annotated[float, Field(gt=0)] = 1e-5
     cosine: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 12
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
