@@ -197,7 +197,8 @@ def test_a_budget_is_an_eraser(tmp_path) -> None:
     instant, named = (Ledger.open(name).entries[0] for name in ("instant", "named"))
     assert (instant.method, instant.settings) == (named.method, named.settings)
 
-    small = {"steps": 1, "batch_size": 4, "objective.images": 2, "objective.kept_images": 2, "objective.sample_steps": 2}
+    images = {f"objective.{name}": 2 for name in ("images", "kept_images", "sample_steps")}
+    small = {"steps": 1, "batch_size": 4, **images}
     changes = [part for key, value in small.items() for part in ("--set", f"eraser.parts.1.{key}={value}")]
     call("remove", "cat", "--budget", "minutes", "--anchor", "house", "--ledger", "minutes", *changes, "--no-measure")
     (entry,) = Ledger.open("minutes").entries
@@ -218,7 +219,7 @@ def test_several_values_may_follow_one_option(tmp_path) -> None:
         (["remove", "rabit"], "erasure: Unknown concept of the tiny world 'rabit'. Did you mean 'rabbit'?"),
         (["remove", "cat", "--method", "ucee"], "erasure: Unknown eraser 'ucee'. Did you mean 'uce'?"),
         (["remove", "cat", "--budget", "minuets"], "erasure: Unknown budget 'minuets'. Did you mean 'minutes'?"),
-        (["remove", "cat", "--budget", "instant", "--method", "uce"], "remove: expected --method or --budget, got both"),
+        (["remove", "cat", "--budget", "instant", "--method", "uce"], "expected --method or --budget, got both"),
         (["remove", "cat", "--set", "eraser.rge=1"], "Unknown key 'rge'. Did you mean 'reg'?"),
         (["remove", "cat", "--set", "eraser.reg=-1"], "eraser.reg: expected a number greater than 0, got -1."),
         (["remove", "cat", "--set", "nonsense"], "--set: expected key.key=value"),
