@@ -1,22 +1,23 @@
 """The gain of a piece of a trained eraser at equal efficacy, on a short sequence of removals on the tiny world.
 
-    python -m experiments.ablate term healing --config configs/esd/sequence-tinyworld.yaml
-        --set eraser.shape.keep='{"healing": 2.0}' --out results/ablate/healing
+    python -m experiments.ablate --piece term/healing
+    python -m experiments.ablate                            # every piece that has no record
 
-Both arms remove cat, gun, car and umbrella, in that order or reversed, one after another; each fit ends when the judge
-sees the target in at most 1 - `--stop-at` of its images, or with its last step. The kept concepts are then sampled with
-the same prompts and noise in both arms. Retention is compared by name, over orders and seeds. Killed, it goes on: call
-the same command again. `--verdicts` writes the verdicts of all committed records to configs/verdicts.csv.
+`experiments/pieces.yaml` says what switches a piece on. Both arms remove cat, gun, car and umbrella, in that order or
+reversed, one after another; each fit ends when the judge sees the target in at most 1 - `--stop-at` of its images, or
+with its last step. The kept concepts are then sampled with the same prompts and noise in both arms. Retention is
+compared by name, over orders and seeds. Killed, it goes on: call the same command again; pieces with equal arms without
+them share that arm. Expected time: four minutes of one core a sequence. `--verdicts` writes the verdicts of all
+committed records to configs/verdicts.csv.
 """
 
 import argparse
 import csv
 import io
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,22 +26,23 @@ from rich.console import Console
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
-from erasure.errors import ErasureError, InputError
+from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.protocols.plans import PlannedImage, known_images, pairs_of
 from erasure.eval.stats.paired import paired_bootstrap
-from erasure.io.files import make_folder, write_whole
+from erasure.io.files import write_whole
+from erasure.io.json_files import json_digest
 from erasure.profile import DEFAULT_MODEL, profile_of
-from erasure.progress import OnProgress, progress_bars, staged
+from erasure.progress import OnProgress, staged
 from erasure.provenance import provenance
 from erasure.runs.configs import read_config
 from erasure.runs.overrides import override
 from erasure.runs.schema import MeasureSettings, Run, parse
-from erasure.runs.verdicts import SEAMS
 from erasure.tinyworld import vocabulary
 
+from .apart import measure_missing
 from .continual import FAR, NEAR, Removals
-from .experiment import plain_options, write_record
+from .experiment import plain_options
 
 VERSION = 1
 TARGETS: Final = ("cat", "gun", "car", "umbrella")
@@ -48,6 +50,7 @@ ORDERS: Final[Mapping[str, tuple[str, ...]]] = {"a": TARGETS, "b": TARGETS[::-1]
 ARMS: Final = ("without", "with")
 ROOT = Path(__file__).parents[1]
 RESULTS, VERDICTS = ROOT / "results" / "ablate", ROOT / "configs" / "verdicts.csv"
+PIECES = Path(__file__).with_name("pieces.yaml")
 
 Shares = Mapping[str, float]
 """Share of the images of each name that show it."""
@@ -73,48 +76,105 @@ class RemovalSequence:
         return f"{self.arm}-{self.order}-{self.seed}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A piece and what it is measured with.
+
+    Attributes:
+        seam: Extension point, or "loop".
+        name: Name of the piece, or of the setting of the loop.
+        config: File below configs; its eraser is both arms' base.
+        both: Settings of both arms, by path.
+        settings: Settings that switch the piece on, by path.
+        reason: Obstacle to measuring it; "" without one.
+    """
+
+    seam: str
+    name: str
+    config: str = ""
+    both: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """Seam and name, as the command takes it."""
+        return f"{self.seam}/{self.name}"
+
+    def folder(self, root: Path) -> Path:
+        """Return the folder of its record below another."""
+        return root / self.seam / self.name
+
+    def command(self) -> list[str]:
+        """Return the arguments that measure it."""
+        return ["--piece", self.label]
+
+    def run(self, arm: str, stop_at: float) -> Run:
+        """Return the run of an arm.
+
+        Raises:
+            InputError: A setting is wrong.
+        """
+        config: Mapping[str, Any] = {
+            **read_config(VERDICTS.parent / self.config),
+            "concepts": [{"target": name} for name in TARGETS],
+        }
+        until = {"efficacy": stop_at, "images": 16, "image_steps": 12}
+        changes = {**self.both, "eraser.shape.until": until, **(self.settings if arm == "with" else {})}
+        for path, value in changes.items():
+            config = override(config, f"{path}={json.dumps(value)}")
+        return parse(config)
+
+
+def pieces() -> dict[str, Piece]:
+    """Return every piece of experiments/pieces.yaml by its label."""
+    listed = [
+        Piece(seam=seam, name=name, **{{"set": "settings"}.get(key, key): value for key, value in entry.items()})
+        for seam, entries in read_config(PIECES).items()
+        for name, entry in entries.items()
+    ]
+    return {piece.label: piece for piece in listed}
+
+
 def main() -> None:
-    """Compare the arms and write run.json, or write the verdicts."""
+    """Compare the arms and write run.json of one piece or several, or write the verdicts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("seam", nargs="?", choices=SEAMS, help="extension point of the piece, or loop")
-    parser.add_argument("piece", nargs="?", help="name of the piece, or of the setting of the loop")
-    parser.add_argument("--config", type=Path, help="config of `erasure remove`; its eraser is both arms' base")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings with the piece")
-    parser.add_argument("--both", action="append", default=[], metavar="KEY=VALUE", help="settings of both arms")
+    parser.add_argument("--piece", nargs="+", default=[], metavar="SEAM/NAME", help="default: all")
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--stop-at", type=float, default=0.95, help="efficacy at which a fit ends")
-    parser.add_argument("--images", type=int, default=30, help="images of each concept")
+    parser.add_argument("--images", type=int, default=10, help="images of each concept")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/ablate"))
-    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of SEAM/NAME/run.json")
     parser.add_argument("--verdicts", action="store_true", help="write configs/verdicts.csv from the records, no run")
     options = parser.parse_args()
-    try:
-        if options.verdicts:
-            write_whole(VERDICTS, verdict_table(RESULTS).encode())
-            Console().print(f"verdicts: {VERDICTS}")
-            return
-        record = experiment(options)
-        make_folder(options.out)
-        write_record(record, options.out)
-    except ErasureError as error:
-        sys.exit(f"ablate: {error}")
-    Console().print(f"{record['seam']} {record['piece']}: {record['verdict']}", highlight=False)
+    if options.verdicts:
+        write_whole(VERDICTS, verdict_table(RESULTS).encode())
+        Console().print(f"verdicts: {VERDICTS}")
+        return
+    measure_missing("ablate", options, measurable, experiment, ("--piece",), lambda record: [record["verdict"]])
 
 
-def experiment(options: argparse.Namespace) -> dict[str, Any]:
-    """Make the sequences that are missing, compare the arms, and return the record.
+def measurable(options: argparse.Namespace) -> list[Piece]:
+    """Return the pieces that are asked for and can be measured.
 
     Raises:
-        InputError: An argument is missing, or nothing is set in the arm with the piece.
+        UnknownNameError: There is no such piece.
+        InputError: A piece that is asked for by name cannot be measured.
     """
+    known = pieces()
+    for label in options.piece:
+        if label not in known:
+            raise unknown_name("piece", label, known)
+        if known[label].reason:
+            raise InputError(f"{label}: expected a piece with a verdict, got one that {known[label].reason}.")
+    return [known[label] for label in options.piece or known if not known[label].reason]
+
+
+def experiment(piece: Piece, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Make the sequences that are missing, compare the arms, and return the record."""
     began = time.perf_counter()
-    for name in ("seam", "piece", "config", "out"):
-        if getattr(options, name) is None:
-            raise InputError(f"{name}: expected a value, got none. See --help.")
-    if not options.set:
-        raise InputError("--set: expected the settings that switch the piece on, got none. See --help.")
-    runs = {arm: _run_of(options, arm) for arm in ARMS}
+    runs = {arm: piece.run(arm, options.stop_at) for arm in ARMS}
     sequences = [
         RemovalSequence(arm=arm, order=order, seed=seed)
         for order in options.orders
@@ -122,22 +182,21 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         for arm in ARMS
     ]
     probes = planned(options.images)
-    results: dict[str, dict[str, Any]] = {}
-    with progress_bars() as on_progress:
-        for sequence in sequences:
-            results[sequence.name] = _result(sequence, runs[sequence.arm], probes, options.work, on_progress)
-    comparison = compared(results, options.orders, options.seeds)
+    results = {
+        each.name: _result(each, runs[each.arm], probes, options.work, staged(on_progress, piece.label))
+        for each in sequences
+    }
     return {
         "benchmark": "ablate",
         "version": VERSION,
-        "seam": options.seam,
-        "piece": options.piece,
-        **comparison,
+        "seam": piece.seam,
+        "piece": piece.name,
+        **compared(results, options.orders, options.seeds),
         "sequences": results,
         "near": list(NEAR),
         "far": list(FAR),
         "config": {arm: run.as_json() for arm, run in runs.items()},
-        "options": plain_options(options),
+        "options": {**plain_options(options), "piece": [piece.label]},
         **provenance(start=began),
     }
 
@@ -166,10 +225,10 @@ def compared(results: Mapping[str, Mapping[str, Any]], orders: Sequence[str], se
         tiers[tier] = paired_bootstrap(values[0], values[1])
     seconds = [sum(pair[i]["seconds"] for pair in pairs) for i in (0, 1)]
     ratio = seconds[1] / seconds[0]
-    near = tiers["near"]
+    near, efficacy = tiers["near"], 0.0 - tiers["removed"].value
     worst = [min(min(pair[i]["shares"][name] for name in (*NEAR, *FAR)) for pair in pairs) for i in (0, 1)]
     return {
-        "verdict": verdict_line(near.value, near.low, near.high, ratio, len(pairs)),
+        "verdict": verdict_line(efficacy, near.value, near.low, near.high, ratio, len(pairs)),
         "differences": {
             tier: {"value": each.value, "low": each.low, "high": each.high, "n": each.n} for tier, each in tiers.items()
         },
@@ -178,14 +237,15 @@ def compared(results: Mapping[str, Mapping[str, Any]], orders: Sequence[str], se
     }
 
 
-def verdict_line(value: float, low: float, high: float, ratio: float, n: int) -> str:
-    """Return the verdict of a piece: the difference of the retention of near concepts, the factor of time, the runs."""
-    return f"near {value:+.3f} [{low:.3f}, {high:.3f}], {ratio:.1f} x time, n = {n}"
+def verdict_line(efficacy: float, value: float, low: float, high: float, ratio: float, n: int) -> str:
+    """Return the verdict of a piece: what it adds to the removal and to the retention of near concepts, time, pairs."""
+    return f"gone {efficacy:+.3f}, near {value:+.3f} [{low:.3f}, {high:.3f}], {ratio:.1f} x time, n = {n}"
 
 
 def verdict_table(results: Path) -> str:
     """Return the verdicts of all records below a folder, as the CSV file that the command reads."""
     rows = [(record["seam"], record["piece"], record["verdict"]) for record in _records(results)]
+    rows += [(piece.seam, piece.name, f"not measured: {piece.reason}") for piece in pieces().values() if piece.reason]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([("seam", "piece", "verdict"), *sorted(rows)])
@@ -193,24 +253,16 @@ def verdict_table(results: Path) -> str:
 
 
 def _records(results: Path) -> Iterator[Mapping[str, Any]]:
-    for file in sorted(results.glob("*/run.json")):
+    for file in sorted(results.glob("*/*/run.json")):
         yield json.loads(file.read_text(encoding="utf-8"))
 
 
-def _run_of(options: argparse.Namespace, arm: str) -> Run:
-    """Return the run of an arm."""
-    config: Mapping[str, Any] = {**read_config(options.config), "concepts": [{"target": name} for name in TARGETS]}
-    until = f"eraser.shape.until={json.dumps({'efficacy': options.stop_at})}"
-    for assignment in (*options.both, until, *(options.set if arm == "with" else ())):
-        config = override(config, assignment)
-    return parse(config)
-
-
 def _result(
-    sequence: RemovalSequence, run: Run, probes: Sequence[PlannedImage], work: Path, on_progress: OnProgress
+    sequence: RemovalSequence, run: Run, probes: Sequence[PlannedImage], work: Path, on_progress: OnProgress | None
 ) -> dict[str, Any]:
     """Return the shares of a sequence's images that show their name, and its seconds; kept once it is complete."""
-    folder = work / sequence.name
+    facts = [VERSION, run.as_json(), [[probe.prompt, probe.seed] for probe in probes]]
+    folder = work / f"{sequence.order}-{sequence.seed}-{json_digest(facts)[:12]}"
     file = folder / "result.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
@@ -219,10 +271,13 @@ def _result(
     removals = Removals(
         folder=folder / "removals", pipe=pipe, run=replace(run, seed=sequence.seed), memory=work / "memory"
     )
-    targets = ORDERS[sequence.order]
-    for name in targets[len(removals) :]:
+    times = folder / "seconds.json"
+    seconds: dict[str, float] = json.loads(times.read_text(encoding="utf-8")) if times.is_file() else {}
+    for name in ORDERS[sequence.order][len(removals) :]:
+        began = time.process_time()
         removals.add(ordered[name], staged(on_progress, f"{sequence.name}: removing {name}"))
-    entries = removals.ledger.entries
+        seconds[name] = round(time.process_time() - began, 2)
+        write_whole(times, json.dumps(seconds).encode())
     settings = (run.measure or MeasureSettings()).sampling(DEFAULT_MODEL)
     store = ImageStore.of_state(folder / "images", "after", pairs_of(probes), settings)
     with removals.applied(len(removals)):
@@ -236,7 +291,7 @@ def _result(
         "order": sequence.order,
         "seed": sequence.seed,
         "model": backbone_of(pipe).fingerprint(),
-        "seconds": round(sum(float(entry.seconds or 0) for entry in entries), 2),
+        "seconds": round(sum(seconds.values()), 2),
         "shares": {name: float(np.mean(values)) for name, values in seen.items()},
     }
     write_whole(file, json.dumps(result).encode())

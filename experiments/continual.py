@@ -93,7 +93,7 @@ class Removals:
     def __len__(self) -> int:
         return len(self.ledger.entries)
 
-    def add(self, concept: Concept, on_progress: OnProgress) -> float:
+    def add(self, concept: Concept, on_progress: OnProgress | None) -> float:
         """Remove one concept more, and return the seconds of the fit."""
         judge = profile_of(DEFAULT_MODEL).judge()
         entry = self.ledger.remove(
@@ -120,7 +120,7 @@ class InPlace(Removals):
     def __len__(self) -> int:
         return len(list(self.folder.glob("*.safetensors")))
 
-    def add(self, concept: Concept, on_progress: OnProgress) -> float:
+    def add(self, concept: Concept, on_progress: OnProgress | None) -> float:
         n = len(self)
         began = time.perf_counter()
         with self.applied(n):

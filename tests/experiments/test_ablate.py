@@ -2,21 +2,34 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from docs.tables.pieces import LOOP
 from erasure import tinyworld
-from erasure.errors import InputError
-from erasure.runs.verdicts import read_verdicts
+from erasure.cli.setup import extension_points
+from erasure.errors import InputError, UnknownNameError
+from erasure.runs.verdicts import SEAMS, read_verdicts
 from experiments import ablate
-from experiments.ablate import ARMS, FAR, NEAR, TARGETS, VERDICTS, compared, experiment, verdict_line, verdict_table
+from experiments.ablate import (
+    ARMS,
+    FAR,
+    NEAR,
+    TARGETS,
+    VERDICTS,
+    Piece,
+    compared,
+    experiment,
+    measurable,
+    pieces,
+    verdict_line,
+    verdict_table,
+)
 from tests.eval import world
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-QUICK = ["eraser.steps=1", "eraser.sample_steps=2", "eraser.trajectory_uses=1", "measure.steps=1"]
 
 
 def result(near: float, seconds: float = 10.0, worst: float = 0.5) -> dict[str, Any]:
@@ -32,44 +45,54 @@ def test_the_verdict_is_the_gain_of_near_names_with_the_time_that_it_took() -> N
         for seed in (0, 1)
     }
     comparison = compared(results, ["a", "b"], [0, 1])
-    assert comparison["verdict"] == "near +0.100 [0.100, 0.100], 1.2 x time, n = 4"
+    assert comparison["verdict"] == "gone +0.000, near +0.100 [0.100, 0.100], 1.2 x time, n = 4"
     assert comparison["differences"]["near"]["n"] == 4 * len(NEAR)
     assert comparison["differences"]["far"]["value"] == 0.0
     assert comparison["worst"] == {"without": 0.5, "with": 0.5}
-    assert verdict_line(-0.02, -0.05, 0.01, 1.0, 6) == "near -0.020 [-0.050, 0.010], 1.0 x time, n = 6"
+    assert (
+        verdict_line(0.01, -0.02, -0.05, 0.01, 1.0, 6) == "gone +0.010, near -0.020 [-0.050, 0.010], 1.0 x time, n = 6"
+    )
 
 
 def test_verdicts_are_those_of_the_committed_records(tmp_path: Path) -> None:
     assert VERDICTS.read_text(encoding="utf-8") == verdict_table(ablate.RESULTS), "run: ablate --verdicts"
-    (tmp_path / "x").mkdir()
-    line = "near +0.100 [0.050, 0.150], 1.2 x time, n = 6"
-    (tmp_path / "x" / "run.json").write_text(json.dumps({"seam": "term", "piece": "healing", "verdict": line}))
+    folder = tmp_path / "term" / "healing"
+    folder.mkdir(parents=True)
+    line = "gone +0.000, near +0.100 [0.050, 0.150], 1.2 x time, n = 6"
+    (folder / "run.json").write_text(json.dumps({"seam": "term", "piece": "healing", "verdict": line}))
     (tmp_path / "verdicts.csv").write_text(verdict_table(tmp_path))
-    assert read_verdicts(tmp_path / "verdicts.csv") == {("term", "healing"): line}
+    verdicts = read_verdicts(tmp_path / "verdicts.csv")
+    assert verdicts["term", "healing"] == line
+    assert verdicts["selector", "cka"].startswith("not measured: chooses a layer")
+
+
+def test_every_piece_has_an_arm_with_it_or_a_reason() -> None:
+    known = {(seam, name) for seam in SEAMS[:-1] for name in extension_points()[seam].names()}
+    known |= {("loop", name) for name in LOOP}
+    listed = pieces()
+    assert {(piece.seam, piece.name) for piece in listed.values()} == known
+    for piece in listed.values():
+        if not piece.reason:
+            without, with_it = (piece.run(arm, 0.95).as_json()["eraser"] for arm in ARMS)
+            assert without != with_it, piece.label
 
 
 def options(folder: Path, **changes: Any) -> argparse.Namespace:
-    settings = {
-        "seam": "finish",
-        "piece": "keep-top",
-        "config": CONFIGS / "esd" / "sequence-tinyworld.yaml",
-        "set": ['eraser.shape.finish=[{"name": "keep-top", "share": 0.5}]'],
-        "both": QUICK,
-        "orders": ["a"],
-        "seeds": [0],
-        "stop_at": 0.95,
-        "images": 1,
-        "work": folder / "work",
-        "out": folder / "out",
-    }
+    settings = {"piece": [], "orders": ["a"], "seeds": [0], "stop_at": 0.95, "images": 1, "work": folder / "work"}
     return argparse.Namespace(**settings | changes)
+
+
+def quick(settings: Mapping[str, Any]) -> Piece:
+    both = {"eraser.steps": 1, "eraser.sample_steps": 2, "eraser.trajectory_uses": 1, "measure.steps": 1}
+    return Piece(seam="finish", name="keep-top", config="esd/sequence-tinyworld.yaml", both=both, settings=settings)
 
 
 def test_the_arms_differ_in_the_piece_alone_and_a_killed_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
-    record = experiment(options(tmp_path))
+    keep_top = quick({"eraser.shape.finish": [{"name": "keep-top", "share": 0.5}]})
+    record = experiment(keep_top, options(tmp_path), lambda _: None)
     without, piece = (record["config"][arm]["eraser"] for arm in ARMS)
     assert without["shape"]["finish"] == []
     assert piece["shape"]["finish"] == [{"name": "keep-top", "share": 0.5}]
@@ -77,11 +100,15 @@ def test_the_arms_differ_in_the_piece_alone_and_a_killed_run_goes_on(
     assert without["shape"]["until"]["efficacy"] == 0.95
     assert set(record["sequences"]) == {"without-a-0", "with-a-0"}
     monkeypatch.setattr(ablate, "Removals", None)  # nothing is left to remove
-    assert experiment(options(tmp_path))["sequences"] == record["sequences"]
+    assert experiment(keep_top, options(tmp_path), lambda _: None)["sequences"] == record["sequences"]
+    with pytest.raises(TypeError):  # another piece shares the arm without, and its own is to be made
+        experiment(quick({"eraser.shape.every": 2}), options(tmp_path), lambda _: None)
+    assert len(list((tmp_path / "work").glob("*/result.json"))) == 2
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--set: expected the settings that switch the piece on"):
-        experiment(options(tmp_path, set=[]))
-    with pytest.raises(InputError, match=r"config: expected a value, got none"):
-        experiment(options(tmp_path, config=None))
+def test_a_piece_that_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown piece 'term/healng'. Did you mean 'term/healing'"):
+        measurable(argparse.Namespace(piece=["term/healng"]))
+    with pytest.raises(InputError, match="selector/cka: expected a piece with a verdict, got one that chooses a layer"):
+        measurable(argparse.Namespace(piece=["selector/cka"]))
+    assert len(measurable(argparse.Namespace(piece=[]))) == sum(not piece.reason for piece in pieces().values())

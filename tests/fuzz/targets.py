@@ -67,7 +67,7 @@ class Samples:
         (self.ledger / "evaluations" / "one" / "scores.json").write_bytes(json_bytes(_SCORES))
         self.edit = ledger.path / ledger.entries[1].file
         self.yaml = [
-            path.read_text() for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "profiles"
+            path.read_text() for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name != "profiles"
         ]
         self.store = folder / "store"
         manifest = Manifest.of(self.pipe, ["a cat"], [0], SamplingSettings(steps=1))
