@@ -5,12 +5,13 @@
     python -m experiments.leaderboard                                                    # every row that is missing
 
 A row is a method on one concept, on the weapon family, or on a sequence of eight, with the settings that the sweep
-chose (`experiments.sweep`) or with the published ones. It is measured in held-out phrasings, on near and on far
-concepts and in prompts that also ask for something kept; rows of `--audited` concepts with chosen settings are audited
-too, by the quick suite and by soft prompts. Sequences are for methods whose fit takes little. Seconds are CPU seconds
-of one thread. Rows are `METHOD/SETTINGS/CONCEPT/run.json` in the folder of results; killed at any moment, the same
-command goes on from there. Expected time: a minute of images a row, six minutes an audit, and the fits; about ten
-core-hours for all chosen settings. docs/leaderboard.md is built from the results.
+chose (`experiments.sweep`), with the published ones, or with those of `erasure remove --budget minutes`, with more
+tuning than the sweep's. It is measured in held-out phrasings, on near and on far concepts and in prompts that also ask
+for something kept; rows of `--audited` concepts are audited too, but for published settings, by the quick suite and by
+soft prompts. Sequences are for methods whose fit takes little. Seconds are CPU seconds of one thread. Rows are
+`METHOD/SETTINGS/CONCEPT/run.json` in the folder of results; killed at any moment, the same command goes on from there.
+Expected time: a minute of images a row, six minutes an audit, and the fits; about ten core-hours for all chosen
+settings. docs/leaderboard.md is built from the results.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, staged
 from erasure.provenance import peak_mib, provenance
 from erasure.runs import removal
+from erasure.runs.budgets import eraser_of_budget
 from erasure.runs.schema import Run
 from erasure.sampling import SamplingSettings, sample
 
@@ -56,7 +58,9 @@ CASES: Final[Mapping[str, tuple[str, ...]]] = {
     "eight": TARGETS,
 }
 """Removed concepts, in order, by the name of the case."""
-SETTINGS: Final = ("chosen", "published")
+SETTINGS: Final = ("chosen", "published", "minutes")
+BUDGET, BUDGET_METHOD = "minutes", "stack"
+"""Budget of `erasure remove` with rows of its own, which the sweep has no part in, and the method that it is."""
 CHOSEN_BY: Final = ("--method", "--settings", "--concept")
 """Options that choose rows."""
 SEQUENCE_SECONDS = 30.0
@@ -74,7 +78,7 @@ class Row:
 
     Attributes:
         method: Name of the eraser.
-        settings: "chosen" or "published".
+        settings: "chosen", "published" or "minutes".
         case: Key of `CASES`.
     """
 
@@ -125,7 +129,7 @@ def planned(options: argparse.Namespace) -> list[Row]:
             raise unknown_name("method", method, method_names())
     methods = options.method or [name for name in method_names() if (options.sweep / name / "run.json").is_file()]
     rows = []
-    for settings in SETTINGS:
+    for settings in SETTINGS[:2]:
         for method in methods if settings in options.settings else ():
             swept = sweep_of(options.sweep, method)
             name = swept["chosen"] if settings == "chosen" else settings
@@ -135,7 +139,25 @@ def planned(options: argparse.Namespace) -> list[Row]:
             quick = row["cpu_seconds"] <= SEQUENCE_SECONDS
             cases = [case for case in options.concept or CASES if case != "eight" or quick]
             rows += [Row(method=method, settings=settings, case=case) for case in cases]
+    if BUDGET in options.settings and BUDGET_METHOD in (options.method or [BUDGET_METHOD]):
+        cases = options.concept or [case for case in CASES if case != "eight"]
+        rows += [Row(method=BUDGET_METHOD, settings=BUDGET, case=case) for case in cases]
     return rows
+
+
+def candidate_of(row: Row, results: Path) -> Candidate:
+    """Return the settings of a row.
+
+    Raises:
+        InputError: The sweep has not chosen settings for its method.
+    """
+    if row.settings == BUDGET:
+        settings = {key: value for key, value in eraser_of_budget(BUDGET).items() if key != "name"}
+        return Candidate(method=row.method, name=BUDGET, settings=settings)
+    swept = sweep_of(results, row.method)
+    name = swept["chosen"] if row.settings == "chosen" else row.settings
+    candidate = next(each for each in swept["candidates"] if each["name"] == name)
+    return Candidate(method=row.method, name=name, settings=candidate["settings"])
 
 
 def sweep_of(results: Path, method: str) -> Mapping[str, Any]:
@@ -160,20 +182,18 @@ def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -
         InputError: The concepts cannot be removed, or a probe or a gold is wrong.
     """
     began = time.perf_counter()
-    swept = sweep_of(options.sweep, row.method)
-    name = swept["chosen"] if row.settings == "chosen" else row.settings
-    candidate = next(each for each in swept["candidates"] if each["name"] == name)
-    run = Candidate(method=row.method, name=name, settings=candidate["settings"]).run(*CASES[row.case])
+    candidate = candidate_of(row, options.sweep)
+    run = candidate.run(*CASES[row.case])
     bench = Bench(row, run, options.work, on_progress)
     fit = bench.fitted()
     rates, seconds = bench.measured(options.images)
-    audited = row.case in options.audited and row.settings == "chosen"
+    audited = row.case in options.audited and row.settings != "published"
     return {
         "benchmark": "leaderboard",
         "version": VERSION,
         "method": row.method,
         "settings": row.settings,
-        "candidate": name,
+        "candidate": candidate.name,
         "case": row.case,
         "config": {**run.as_json(), "output": ""},
         "options": {

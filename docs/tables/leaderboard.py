@@ -21,7 +21,7 @@ class Entrant:
 
     Attributes:
         method: Name of the eraser.
-        settings: "chosen" or "published".
+        settings: "chosen", "published" or "minutes".
         runs: Record of each case.
     """
 
@@ -31,11 +31,11 @@ class Entrant:
 
     @property
     def label(self) -> str:
-        """Name of the method with a link to its page; published settings are told apart."""
+        """Name of the method with a link to its page; other settings than the chosen are told apart."""
         page = page_of(self.method)
         place = Path(page).relative_to("docs").as_posix() if page else ""
         linked = f"[`{self.method}`]({place})" if page else f"`{self.method}`"
-        return linked if self.settings == "chosen" else f"{linked}, published"
+        return linked if self.settings == "chosen" else f"{linked}, {self.settings}"
 
     @property
     def single(self) -> list[Run]:

@@ -13,9 +13,11 @@ from erasure import tinyworld
 from erasure.errors import InputError, UnknownNameError
 from erasure.eval.protocols.audit.run import IMAGES
 from erasure.profile import SamplingDefaults
+from erasure.runs.budgets import eraser_of_budget
+from erasure.runs.schema import parse
 from erasure.tinyworld.profile import TinyWorldProfile
 from experiments import apart, leaderboard
-from experiments.leaderboard import CASES, PROBES_OF_ROWS, Row, experiment, planned
+from experiments.leaderboard import CASES, PROBES_OF_ROWS, Row, candidate_of, experiment, planned
 from tests.eval import world
 
 
@@ -64,6 +66,16 @@ def test_each_method_has_rows_of_its_chosen_and_of_its_published_settings(tmp_pa
         planned(options(tmp_path, method=["oce"]))
     with pytest.raises(UnknownNameError, match=r"Unknown method 'oec'\. Did you mean 'oce'"):
         planned(options(tmp_path, method=["oec"]))
+
+
+def test_the_budget_of_minutes_has_rows_without_a_sweep(tmp_path: Path) -> None:
+    rows = planned(options(tmp_path, settings=["minutes"]))
+    assert {(row.method, row.settings) for row in rows} == {("stack", "minutes")}
+    assert {row.case for row in rows} == set(CASES) - {"eight"}
+    assert not planned(options(tmp_path, settings=["minutes"], method=["uce"]))
+    [row] = planned(options(tmp_path, settings=["minutes"], method=["stack"], concept=["eight"]))
+    run = candidate_of(row, tmp_path / "sweep").run("cat")
+    assert run.eraser == parse({"eraser": eraser_of_budget("minutes"), "concepts": [{"target": "cat"}]}).eraser
 
 
 def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(tmp_path: Path, untrained: None) -> None:
