@@ -28,6 +28,7 @@ from erasure.io.json_files import json_digest
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress
 from erasure.provenance import provenance
+from erasure.runs.budgets import eraser_of_budget
 from erasure.runs.configs import read_config
 from erasure.runs.schema import Run, parse
 
@@ -95,7 +96,10 @@ class MethodOnCase:
             InputError: The method has no such config, or a setting is wrong.
         """
         eraser = methods()[self.method]
-        config = read_config(CONFIGS / eraser) if isinstance(eraser, str) else {"eraser": eraser}
+        if isinstance(eraser, str):
+            config = read_config(CONFIGS / eraser)
+        else:
+            config = {"eraser": eraser_of_budget(eraser["budget"]) if "budget" in eraser else eraser}
         concepts = CASES[self.case].concepts
         requests = concepts if isinstance(concepts, str) else [dict(request) for request in concepts]
         return parse({**config, "model": DEFAULT_MODEL, "concepts": requests})
