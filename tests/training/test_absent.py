@@ -24,7 +24,7 @@ from erasure.training.absence.batches import Material, Shares
 from erasure.training.absence.evidence import log_evidence, log_snr
 from erasure.training.absence.images import ImageSettings
 from erasure.training.absence.prompts import asking_names, random_prompts
-from erasure.training.absence.walks import WalkSettings, walks_of
+from erasure.training.absence.walks import Walk, WalkSettings, walks_of
 from erasure.training.context import FitContext, History, TrainingTask
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.inner_attack import InnerAttack, SoftPrompts
@@ -301,7 +301,7 @@ def test_a_walk_with_the_true_noise_ends_at_its_image(schedule: NoiseSchedule) -
     [walk] = walks_of(WalkSettings(number=1, steps=10, latest=0.5), schedule, clean, lambda image, *_: 7 + image)
     places = set()
     for _ in range(200):
-        walk.begin(generator)
+        walk.begin(0, generator)
         places.add(walk.place)
         signal, sigma = schedule.factors(walk.timestep.reshape(1))
         true = (walk.latents[None] - signal * clean[walk.image]) / sigma
@@ -313,6 +313,44 @@ def test_a_walk_with_the_true_noise_ends_at_its_image(schedule: NoiseSchedule) -
             expected = schedule.noised(clean[image][None], true, walk.timestep.reshape(1))[0]
             torch.testing.assert_close(walk.latents, expected, rtol=1e-3, atol=1e-3)
     assert places == set(range(10))
+
+
+def test_a_walk_of_the_student_starts_from_noise_and_keeps_its_prompt() -> None:
+    clean, generator = torch.full((3, 1, 2, 2), 100.0), torch.Generator().manual_seed(0)
+    walks = walks_of(WalkSettings(number=2, steps=4, soft=0.5), DISCRETE, clean, lambda image, *_: image)
+    assert [walk.is_student for walk in walks] == [False, False, True, True]
+    walk = walks[-1]
+    places, reads = [], []
+    for i in range(8):
+        walk.begin(-1 - i, generator)
+        if walk.place == 0:
+            assert walk.latents.abs().max() < 10  # nothing of the image
+        places.append(walk.place)
+        reads.append(walk.read)
+        walk.go_on(torch.zeros(1, 2, 2))
+    assert places == [0, 1, 2, 3] * 2
+    assert reads == [-1] * 4 + [-5] * 4
+
+
+def test_soft_prompts_are_read_where_they_lead_the_student(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = WalkSettings(soft=1.0, number=2, steps=3)
+    objective = replace(QUICK, named=0.0, crossed=0.0, otherwise=1.0, walks=walks, attack=InnerAttack(prompts=2))
+    task, steps = task_of(backbone), list[tuple[Walk, Tensor]]()
+    go_on = Walk.go_on
+    monkeypatch.setattr(Walk, "go_on", lambda walk, to: (steps.append((walk, to)), go_on(walk, to)))
+    students = [Student(backbone, task.trained, None, torch.Generator()) for _ in range(2)]
+    with torch.no_grad():
+        for weight in students[1].leaves.values():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    first = []
+    for student in students:
+        loss, generator = objective.loss(task), torch.Generator().manual_seed(0)
+        before = len(steps)
+        assert all(bool(loss(student, step, generator).isfinite()) for step in range(6))
+        assert len(steps) > before
+        first.append(steps[before][1])
+    assert all(walk.is_student and walk.read < 0 for walk, _ in steps)
+    assert not torch.allclose(*first)  # a step is that of the student's own prediction
 
 
 def test_walks_take_their_share_of_the_concepts_rows(backbone: Backbone) -> None:

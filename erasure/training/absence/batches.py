@@ -55,7 +55,7 @@ class DrawnRow:
         concept: Index of the concept that the image shows; None if it shows none.
         image: Index of the image among those of its concept.
         attack: Index of the concept whose soft prompt the student reads; None for a prompt.
-        walk: State of the target's own sampling in the place of the noised image; None for that.
+        walk: State of a sampling in the place of the noised image; None for that.
     """
 
     clean: Float[Tensor, "c h w"]

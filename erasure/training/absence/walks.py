@@ -1,7 +1,9 @@
-"""States on the way of the target's own sampling, on which the student of `absent` is trained too.
+"""States on the way of a sampling, on which the student of `absent` is trained too.
 
 A noised image of a concept is a state of the original's sampling. Where the target leaves it, states follow that are
-half of the concept and half of something else, which no noised image is: only a walk along the target meets them.
+half of the concept and half of something else, which no noised image is: only a walk along the target meets them. And
+the states to which a soft prompt leads the student are neither images of the concept nor of what stays: only a walk of
+the student meets those.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,10 +30,12 @@ class WalkSettings(Settings):
 
     Attributes:
         share: Share of the rows on images of the concept that are states of walks; 0 makes no walks.
-        number: Walks of each concept, > 0.
+        number: Walks of each concept along the target, and as many along the student, > 0.
         steps: Steps of the sampler, > 1.
         latest: Share of the steps before which a walk starts, in [0, 1]: from a noised image of the concept, at any of
             these levels.
+        soft: Share of the rows that a soft prompt reads which are states of the student's own sampling with it, from
+            noise on; 0 makes no such walks.
     """
 
     name: ClassVar[str] = "walks"
@@ -40,20 +44,23 @@ class WalkSettings(Settings):
     number: Annotated[int, Field(ge=1)] = 8
     steps: Annotated[int, Field(ge=2)] = 16
     latest: Share = 0.7
+    soft: Share = 0.0
 
 
 @dataclass(kw_only=True, eq=False)
 class Walk:
-    """One sampling along the target, which goes on by a step of the sampler whenever its target was computed.
+    """One sampling along the target or the student, which makes a step whenever a loss has a row of it.
 
     Attributes:
         schedule: Schedule of the model.
         timesteps: Timesteps of the sampler, the noisiest first.
-        latest: Last place in it at which a walk starts.
+        latest: Last place in it at which a walk along the target starts.
         clean: Images of the concept as clean latents.
         base_of: Draws the prompt that the target starts from; it holds for the whole walk.
+        is_student: Whether it goes along the student, from noise on.
         image: Index of the image.
         base: Row of that prompt.
+        read: Row of the prompt that the student reads on the whole walk, if it is the student's.
         latents: Latents.
         place: Place in the timesteps.
     """
@@ -63,8 +70,10 @@ class Walk:
     latest: int
     clean: Float[Tensor, "n c h w"]
     base_of: BaseOf
+    is_student: bool = False
     image: int = 0
     base: int = 0
+    read: int = 0
     latents: Float[Tensor, "c h w"] = field(default_factory=lambda: torch.empty(0, 0, 0))
     place: int = -1
 
@@ -73,19 +82,25 @@ class Walk:
         """The timestep of the latents."""
         return self.timesteps[self.place]
 
-    def begin(self, generator: torch.Generator) -> None:
-        """Start from a noised image, unless the walk is on its way."""
+    def begin(self, read: int, generator: torch.Generator) -> None:
+        """Start from a noised image, or from noise if it is the student's, unless the walk is on its way.
+
+        Args:
+            read: Row of the prompt that the student reads from here on, if the walk is the student's.
+            generator: Source of the random numbers.
+        """
         if self.place >= 0:
             return
+        self.read = read
         self.image = below(len(self.clean), generator)
-        self.place = below(self.latest + 1, generator)
+        self.place = 0 if self.is_student else below(self.latest + 1, generator)
         image = self.clean[self.image : self.image + 1]
         added = torch.randn(image.shape, generator=generator).to(image)
-        self.latents = self.schedule.noised(image, added, self.timestep)[0]
+        self.latents = added[0] if self.is_student else self.schedule.noised(image, added, self.timestep)[0]
         self.base = self.base_of(self.image, self.timestep, generator)
 
     def go_on(self, prediction: Float[Tensor, "c h w"]) -> None:
-        """Make one step of the sampler with the target's prediction; the last one ends the walk."""
+        """Make one step of the sampler with a prediction; the last one ends the walk."""
         if self.place + 1 == len(self.timesteps):
             self.place = -1
             return
@@ -97,10 +112,19 @@ class Walk:
 def walks_of(
     settings: WalkSettings, schedule: NoiseSchedule, clean: Float[Tensor, "n c h w"], base_of: BaseOf
 ) -> Sequence[Walk]:
-    """Return the walks of a concept, none of which has begun."""
+    """Return the walks of a concept along the target, then along the student, none of which has begun."""
     timesteps = schedule.timesteps(settings.steps).to(clean.device)
     latest = min(round(settings.latest * settings.steps), settings.steps - 1)
+    numbers = {False: settings.number, True: settings.number if settings.soft else 0}
     return [
-        Walk(schedule=schedule, timesteps=timesteps, latest=latest, clean=clean, base_of=base_of)
-        for _ in range(settings.number)
+        Walk(
+            schedule=schedule,
+            timesteps=timesteps,
+            latest=latest,
+            clean=clean,
+            base_of=base_of,
+            is_student=is_student,
+        )
+        for is_student, number in numbers.items()
+        for _ in range(number)
     ]

@@ -79,7 +79,7 @@ class AbsentWorld(Objective):
             e - e_0 by w; this makes the loss see it so. With an anchor, which the empty prompt's target is not, e_0 is
             the same on both sides, and the error counts w times. 1 compares the predictions as they are.
         attack: Search for the soft prompts of the third kind.
-        walks: States on the way of the target's own sampling, in the place of noised images of c.
+        walks: States on the way of the target's or the student's own sampling, in the place of noised images of c.
     """
 
     name: ClassVar[str] = "absent"
@@ -182,14 +182,29 @@ class _Batches:
             noisy[i], timesteps[i] = walk.latents, walk.timestep
         expected = self._expected(rows, noisy, timesteps, generator)
         for i, walk in walks.items():
-            walk.go_on(expected[i])
+            if not walk.is_student:
+                walk.go_on(expected[i])
         counted = [i for i, row in enumerate(rows) if self._settings.guided > 1 and self._counts_guided(row)]
         pairs = counted if self._settings.instead != "anchor" else []
         where = [*range(n), *pairs]
         read = concatenate([self._read(rows), *[self._material.unprompted] * len(pairs)])
         predicted = student(scheduled_prediction, task.backbone, noisy[where], timesteps[where], read)
+        self._go_on(student, predicted, noisy, {i: walk for i, walk in walks.items() if walk.is_student})
         free = predicted[n:].detach() if pairs else expected[counted]  # guided from the target, the error counts alone
         return F.mse_loss(self._guided(predicted, free, counted), expected[where])
+
+    @torch.no_grad()
+    def _go_on(self, student: Student, predicted: Latents, noisy: Latents, walks: Mapping[int, Walk]) -> None:
+        """Make a step of the walks of the student, guided as the images of the material are."""
+        if not walks:
+            return
+        rows = list(walks)
+        timesteps = torch.stack([walk.timestep for walk in walks.values()])
+        read = concatenate([self._material.unprompted] * len(rows))
+        free = student(scheduled_prediction, self._task.backbone, noisy[rows], timesteps, read)
+        guided = free + self._settings.guidance_scale * (predicted[rows] - free)
+        for walk, prediction in zip(walks.values(), guided, strict=True):
+            walk.go_on(prediction)
 
     def _anchored(self, row: DrawnRow) -> DrawnRow:
         """Let the target of what reads an image of a concept, and is no prompt of it, start from that itself."""
@@ -240,16 +255,22 @@ class _Batches:
 
     def _on_a_walk(self, row: DrawnRow, free: Sequence[list[Walk]], generator: torch.Generator) -> DrawnRow:
         """Put a share of the rows with the empty prompt's target on states of walks that are free."""
-        share = self._settings.walks.share
-        if row.concept is None or not share or row.base not in self._material.concepts[row.concept].blank:
+        if row.concept is None or row.base not in self._material.concepts[row.concept].blank:
             return row
-        if uniform(generator) >= share or not free[row.concept]:
+        if self._settings.walks.soft and row.read < 0 and uniform(generator) < self._settings.walks.soft:
+            walks = [walk for walk in free[row.concept] if walk.is_student]
+        elif self._settings.walks.share and uniform(generator) < self._settings.walks.share:
+            walks = [walk for walk in free[row.concept] if not walk.is_student]
+        else:
             return row
-        images, walks = self._material.concepts[row.concept], free[row.concept]
-        walk = walks.pop(below(len(walks), generator))
-        walk.begin(generator)
+        if not walks:
+            return row
+        images, walk = self._material.concepts[row.concept], walks[below(len(walks), generator)]
+        free[row.concept].remove(walk)
+        walk.begin(row.read, generator)
         named, base = images.named[walk.image], images.blank[walk.image]
         read = named if row.read == row.named else row.read
+        read = walk.read if walk.is_student else read
         return replace(row, read=read, base=base, named=named, image=walk.image, walk=walk)
 
     def _base(self, row: DrawnRow, timestep: Tensor, generator: torch.Generator) -> int:
