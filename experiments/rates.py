@@ -31,10 +31,12 @@ class Probes:
     Attributes:
         single: Images of one concept each: of the removed ones in held-out phrasings, of near and of far ones.
         joint: Items that ask for a removed and a kept concept in one image.
+        kept: Names of everything that is not removed.
     """
 
     single: Sequence[PlannedImage]
     joint: Sequence[Item] = ()
+    kept: Sequence[str] = ()
 
     @classmethod
     def of(cls, profile: ModelProfile, removed: Sequence[str], images: int, seed: int, *, joint: int = 0) -> "Probes":
@@ -65,7 +67,8 @@ class Probes:
         both = TinyWorld(removed=tuple(removed), total=_ITEMS, seed=seed) if joint else None
         items = [item for item in both.items if item.unwanted and item.retained] if both else []
         kept = [probe for probe in plan.probes if probe.role != "removed"]
-        return cls(single=(*removals, *kept), joint=evenly(items, joint))
+        names = tuple(name for name in profile.concepts if name not in removed)
+        return cls(single=(*removals, *kept), joint=evenly(items, joint), kept=names)
 
     @property
     def pairs(self) -> list[tuple[str, int]]:
@@ -90,8 +93,19 @@ class Probes:
             "worst": {"concept": worst, **efficacies[worst].as_json()},
             "near": _retention(result.near),
             "far": _retention(result.far),
+            "beside": self._beside(judge, before[:n], after[:n]),
             **({name: self._joint(judge, images[n:]) for name, images in both.items()} if self.joint else {}),
         }
+
+    def _beside(self, judge: Judge, before: Sequence[Image], after: Sequence[Image]) -> dict[str, object] | None:
+        """Return the share of what the original shows beside the asked concept that the edited model shows as well."""
+        asked = [(i, probe.name) for i, probe in enumerate(self.single) if probe.role != "removed"]
+        hits = n = 0
+        for name in self.kept:
+            was, still = (judge.shows(images, name) for images in (before, after))
+            seen = [still[i] for i, other in asked if name != other and was[i]]
+            hits, n = hits + sum(seen), n + len(seen)
+        return Rate(hits=hits, n=n).as_json() if n else None
 
     def _joint(self, judge: Judge, images: Sequence[Image]) -> dict[str, object]:
         unwanted = np.array(shows_each(judge, images, [item.unwanted for item in self.joint]), dtype=bool)

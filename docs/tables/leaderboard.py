@@ -9,8 +9,8 @@ from .layout import Run, grouped_sources, page_of, rate_cell, read_runs, residue
 
 _RUNS = "leaderboard/*/*/*/run.json"
 _SINGLE = ("cat", "neon", "gun", "Biscuit")
-_RATES = ("held_out", "near", "far", "joint")
-_HEADINGS = ("efficacy", "near", "far", "joint")
+_RATES = ("held_out", "near", "far", "beside", "joint")
+_HEADINGS = ("efficacy", "near", "far", "beside", "joint")
 _PROBES = ("soft-prompt", "hand-over", "relearn", "inversion", "img2img", "unlearn-diff", "quantise", "emphasis")
 _LORA = ("relative_error", "mib")
 
