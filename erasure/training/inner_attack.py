@@ -38,6 +38,9 @@ class InnerAttack(Settings):
         archive: Finished soft prompts that the training goes on against, >= 0; the oldest leave first.
         lr: Learning rate of Adam, > 0.
         batch_size: Images an update, dealt out to the prompts in turn, > 0.
+        strides: Steps that move the states which a row reads for that row alone, >= 0. A few prompts can be known by
+            heart; these are others in each row.
+        stride: Length of such a step, along the sign of the gradient, in units of the states' standard deviation, > 0.
     """
 
     name: ClassVar[str] = "inner-attack"
@@ -51,6 +54,19 @@ class InnerAttack(Settings):
     archive: Annotated[int, Field(ge=0)] = 0
     lr: Annotated[float, Field(gt=0)] = 0.05
     batch_size: Annotated[int, Field(ge=1)] = 8
+    strides: Annotated[int, Field(ge=0)] = 0
+    stride: Annotated[float, Field(gt=0)] = 0.1
+
+    def moved(self, read: Conditioning, loss: Callable[[Conditioning], Float[Tensor, " n"]]) -> Conditioning:
+        """Return prompts after their strides, each against the loss of its own row, without gradient."""
+        states = read.states.detach()
+        length = self.stride * states.float().std()
+        for _ in range(self.strides):
+            states = states.requires_grad_()
+            with torch.enable_grad():
+                [gradient] = torch.autograd.grad(loss(read.with_states(states)).sum(), states)
+            states = (states - length.to(states) * gradient.sign()).detach()
+        return read.with_states(states)
 
 
 class Search:

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
+from erasure.backbones.conditioning import Conditioning
 from erasure.backbones.schedule import Discrete, Flow, NoiseSchedule
 from erasure.cli.remove import announce
 from erasure.concept import Concept
@@ -351,6 +352,33 @@ def test_soft_prompts_are_read_where_they_lead_the_student(backbone: Backbone, m
         first.append(steps[before][1])
     assert all(walk.is_student and walk.read < 0 for walk, _ in steps)
     assert not torch.allclose(*first)  # a step is that of the student's own prediction
+
+
+def test_strides_move_each_row_for_itself_towards_its_loss(backbone: Backbone) -> None:
+    read, attack = backbone.encode(["a dog", "a bird"]), InnerAttack(strides=3, stride=0.1)
+    aims = torch.stack([read.states[0].detach() + 1.0, read.states[1].detach()])
+
+    def distance(prompts: Conditioning) -> Float[Tensor, " n"]:
+        return (prompts.states - aims).square().flatten(1).mean(1)
+
+    moved = attack.moved(read, distance)
+    length = float(read.states.std())
+    torch.testing.assert_close(moved.states[0], read.states[0] + 0.3 * length)
+    torch.testing.assert_close(moved.states[1], read.states[1])  # no gradient, no stride
+    assert not moved.states.requires_grad
+
+
+def test_soft_prompts_make_strides_towards_the_reference_in_the_loss(backbone: Backbone) -> None:
+    objective = replace(QUICK, named=0.0, crossed=0.0, otherwise=1.0)
+    task = task_of(backbone)
+    student = Student(backbone, task.trained, None, torch.Generator())
+    values = {}
+    for strides in (0, 4):
+        attack = InnerAttack(prompts=2, strides=strides, stride=0.5)
+        loss = replace(objective, attack=attack).loss(task)
+        values[strides] = [loss(student, i, torch.Generator().manual_seed(i)).item() for i in range(3)]
+    assert values[0] != values[4]
+    assert all(value == value for value in values[4])
 
 
 def test_walks_take_their_share_of_the_concepts_rows(backbone: Backbone) -> None:

@@ -180,18 +180,49 @@ class _Batches:
         walks = {i: row.walk for i, row in enumerate(rows) if row.walk is not None}
         for i, walk in walks.items():
             noisy[i], timesteps[i] = walk.latents, walk.timestep
-        expected = self._expected(rows, noisy, timesteps, generator)
+        expected, named = self._expected(rows, noisy, timesteps, generator)
         for i, walk in walks.items():
             if not walk.is_student:
                 walk.go_on(expected[i])
         counted = [i for i, row in enumerate(rows) if self._settings.guided > 1 and self._counts_guided(row)]
         pairs = counted if self._settings.instead != "anchor" else []
         where = [*range(n), *pairs]
-        read = concatenate([self._read(rows), *[self._material.unprompted] * len(pairs)])
+        here = self._attacked(student, self._read(rows), noisy, timesteps, named)
+        read = concatenate([here, *[self._material.unprompted] * len(pairs)])
         predicted = student(scheduled_prediction, task.backbone, noisy[where], timesteps[where], read)
-        self._go_on(student, predicted, noisy, {i: walk for i, walk in walks.items() if walk.is_student})
+        self._go_on(student, predicted[:n], noisy, {i: walk for i, walk in walks.items() if walk.is_student})
         free = predicted[n:].detach() if pairs else expected[counted]  # guided from the target, the error counts alone
         return F.mse_loss(self._guided(predicted, free, counted), expected[where])
+
+    def _attacked(
+        self,
+        student: Student,
+        read: Conditioning,
+        noisy: Latents,
+        timesteps: Int[Tensor, " n"] | Float[Tensor, " n"],
+        named: Mapping[int, Float[Tensor, "c h w"]],
+    ) -> Conditioning:
+        """Return what rows read, soft prompts moved towards those that the student answers as the reference answers c.
+
+        Args:
+            student: Model under training.
+            read: Prompts of the rows, soft ones last.
+            noisy: States.
+            timesteps: Their timesteps.
+            named: Prediction of the reference for the prompt of c, by row, of the rows that read a soft prompt.
+        """
+        attack, rows = self._settings.attack, sorted(named)
+        if not attack.strides or not rows:
+            return read
+        aim = torch.stack([named[i] for i in rows])
+
+        def distance(prompts: Conditioning) -> Float[Tensor, " n"]:
+            predicted = student(scheduled_prediction, self._task.backbone, noisy[rows], timesteps[rows], prompts)
+            return (predicted - aim).square().flatten(1).mean(1)
+
+        others = [i for i in range(len(read)) if i not in named]
+        moved = attack.moved(read.select(rows), distance)
+        return concatenate([*([read.select(others)] if others else []), moved])
 
     @torch.no_grad()
     def _go_on(self, student: Student, predicted: Latents, noisy: Latents, walks: Mapping[int, Walk]) -> None:
@@ -242,16 +273,18 @@ class _Batches:
         noisy: Latents,
         timesteps: Int[Tensor, " n"] | Float[Tensor, " n"],
         generator: torch.Generator,
-    ) -> Latents:
+    ) -> tuple[Latents, dict[int, Float[Tensor, "c h w"]]]:
+        """Return the target of each row, and of those that read a soft prompt the reference's prediction with c."""
         bases = [self._base(row, timesteps[i], generator) for i, row in enumerate(rows)]
         odds = torch.tensor([self._odds_of(row, timesteps[i]) for i, row in enumerate(rows)])
-        some = [i for i, value in enumerate(odds.tolist()) if value]
+        strides = self._settings.attack.strides
+        some = [i for i, value in enumerate(odds.tolist()) if value or (strides and rows[i].read < 0)]
         read = self._material.known_prompts.select(bases + [rows[i].named for i in some])
         x, t = torch.cat([noisy, noisy[some]]), torch.cat([timesteps, timesteps[some]])
         with self._task.reference():
             base, named = scheduled_prediction(self._task.backbone, x, t, read).split([len(rows), len(some)])
         base[some] = absent_prediction(base[some], named, odds[some].to(base))
-        return base
+        return base, {i: one for i, one in zip(some, named, strict=True) if rows[i].read < 0}
 
     def _on_a_walk(self, row: DrawnRow, free: Sequence[list[Walk]], generator: torch.Generator) -> DrawnRow:
         """Put a share of the rows with the empty prompt's target on states of walks that are free."""
