@@ -213,8 +213,8 @@ def bench_of(options: argparse.Namespace) -> Bench:
     """Return the bench of a row."""
     pipe = tinyworld.load()
     profile = profile_of(pipe)
-    asked = {"target": options.concept, **({"anchor": options.anchor} if options.anchor else {})}
-    [request] = cast("list[dict[str, Any]]", profile.completed([asked]))
+    anchor = {"anchor": options.anchor} if options.anchor else {}
+    [request] = cast("list[dict[str, Any]]", profile.completed([{"target": options.concept, **anchor}]))
     concept = Concept.from_json(request)
     sampling = SamplingSettings.of(pipe)
     n = options.images

@@ -99,11 +99,11 @@ class Probes:
 
     def _beside(self, judge: Judge, before: Sequence[Image], after: Sequence[Image]) -> dict[str, object] | None:
         """Return the share of what the original shows beside the asked concept that the edited model shows as well."""
-        asked = [(i, probe.name) for i, probe in enumerate(self.single) if probe.role != "removed"]
+        names = [(i, probe.name) for i, probe in enumerate(self.single) if probe.role != "removed"]
         hits = n = 0
         for name in self.kept:
             was, still = (judge.shows(images, name) for images in (before, after))
-            seen = [still[i] for i, other in asked if name != other and was[i]]
+            seen = [still[i] for i, other in names if name != other and was[i]]
             hits, n = hits + sum(seen), n + len(seen)
         return Rate(hits=hits, n=n).as_json() if n else None
 

@@ -202,7 +202,7 @@ class _Batches:
         timesteps: Int[Tensor, " n"] | Float[Tensor, " n"],
         named: Mapping[int, Float[Tensor, "c h w"]],
     ) -> Conditioning:
-        """Return what rows read, soft prompts moved towards those that the student answers as the reference answers c.
+        """Return the prompts, soft ones moved towards those that the student answers as the reference answers c.
 
         Args:
             student: Model under training.
