@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from docs.tables.ablations import distil_reset
+from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.edits import WeightEdit
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.training.context import FitContext
-from experiments.ablate_absent import Bench, fitted
+from experiments.ablate_absent import Bench, bench_of, fitted
 from experiments.distil_reset import half_life, kept_share, main, named
 from tests import tiny
+from tests.eval import world
 
 
 def bench(work: Path, stops: list[int], under: str | None = None) -> Bench:
@@ -52,6 +54,16 @@ def test_a_fit_that_stands_on_a_closed_form_keeps_both(tmp_path: Path) -> None:
     weight = next(iter(alone.changes))
     old = backbone_of(row.pipe).parameters(weight.__eq__)[weight].data
     torch.testing.assert_close(kept.changes[weight].of(old), alone.changes[weight].of(old), rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_needs_no_anchor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tinyworld, "load", world.pipeline)
+    monkeypatch.setattr(tinyworld, "load_oracle", world.oracle)
+    options = {"concept": "dog", "images": 3, "work": tmp_path, "name": "row"}
+    for anchor in (None, "house"):
+        row = bench_of(Namespace(anchor=anchor, **options))
+        assert row.aim.concept.anchor == (anchor or "")
+        assert len(row.held_out) == 3
 
 
 def test_what_stays_is_near_and_far_together() -> None:
