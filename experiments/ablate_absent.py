@@ -27,7 +27,7 @@ from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.erasers.stack import over
 from erasure.eval.probes import PROBES
-from erasure.eval.probes.base import Aim, Models, Subject
+from erasure.eval.probes.base import Aim, Models, Outcome, Subject
 from erasure.eval.protocols.audit.rows import aim_of
 from erasure.eval.protocols.phrasings import held_out_sentences
 from erasure.io.files import make_folder, write_whole
@@ -115,13 +115,15 @@ class Bench:
             "far": [int(sees) for sees, is_near in zip(shown, near, strict=True) if not is_near],
         }
 
-    def _probed(self, name: str, edit: WeightEdit | None, doses: Sequence[float]) -> dict[str, Any]:
-        settings = {**self.aim.profile.settings(name), "doses": tuple(doses)}
-        probe = PROBES.make(name, **settings)
+    def outcomes(self, name: str, edit: WeightEdit | None, doses: Sequence[float]) -> list[Outcome]:
+        """Return what a probe draws of the target at each dose, of the model with an edit in force."""
+        probe = PROBES.make(name, **{**self.aim.profile.settings(name), "doses": tuple(doses)})
         material = probe.material(Models(original=lambda: nullcontext(self.pipe)), self.aim)
         with self._applied(edit):
-            subject = Subject(pipe=self.pipe, aim=self.aim, material=material)
-            outcomes = list(probe.outcomes(subject))
+            return list(probe.outcomes(Subject(pipe=self.pipe, aim=self.aim, material=material)))
+
+    def _probed(self, name: str, edit: WeightEdit | None, doses: Sequence[float]) -> dict[str, Any]:
+        outcomes = self.outcomes(name, edit, doses)
         return {f"{outcome.dose:g}": self._seen(outcome.images, self.aim.concept.target) for outcome in outcomes}
 
     def _seen(self, images: Sequence[Image], name: str) -> float:

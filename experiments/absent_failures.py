@@ -9,7 +9,6 @@ pair: the concept asked for, before and after; kept concepts, before and after; 
 
 import argparse
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,8 +18,7 @@ from rich.console import Console
 from erasure.edits import WeightEdit
 from erasure.eval.images.png import as_png
 from erasure.eval.images.sheets import side_by_side
-from erasure.eval.probes import PROBES
-from erasure.eval.probes.base import Models, Subject
+from erasure.eval.probes.base import Subject
 from erasure.io.files import write_whole
 
 from .ablate_absent import Bench, bench_of
@@ -53,21 +51,20 @@ def main() -> None:
 def images_of(bench: Bench, edit: WeightEdit) -> dict[str, Sequence[Image]]:
     """Return the images of each row of the sheet by its caption."""
     options, concept = bench.options, bench.options.concept
-    settings = {**bench.aim.profile.settings(options.probe), "doses": (options.dose,)}
-    probe = PROBES.make(options.probe, **settings)
-    material = probe.material(Models(original=lambda: nullcontext(bench.pipe)), bench.aim)
-    before = Subject(pipe=bench.pipe, aim=bench.aim)
-    rows: dict[str, Sequence[Image]] = {f"{concept}, original": before.sampled()}
-    kept = before.sampled_kept()
+    subject = Subject(pipe=bench.pipe, aim=bench.aim)
+    before, kept = subject.sampled(), subject.sampled_kept()
     with edit.applied_to(bench.pipe, check=False):
-        subject = Subject(pipe=bench.pipe, aim=bench.aim, material=material)
-        rows[f"{concept}, {options.name}"] = subject.sampled()
-        rows["kept, original"] = kept
-        rows[f"kept, {options.name}"] = subject.sampled_kept()
-        (outcome,) = probe.outcomes(subject)
+        after, still = subject.sampled(), subject.sampled_kept()
+    [outcome] = bench.outcomes(options.probe, edit, (options.dose,))
     shown = sum(map(bool, bench.judge.shows(list(outcome.images), concept)))
     caption = f"{options.probe} {options.dose:g}, {options.name}: {concept} in {shown} of {len(outcome.images)} images"
-    return {**rows, caption: outcome.images}
+    return {
+        f"{concept}, original": before,
+        f"{concept}, {options.name}": after,
+        "kept, original": kept,
+        f"kept, {options.name}": still,
+        caption: outcome.images,
+    }
 
 
 if __name__ == "__main__":
