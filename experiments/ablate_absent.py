@@ -116,7 +116,7 @@ class Bench:
         }
 
     def outcomes(self, name: str, edit: WeightEdit | None, doses: Sequence[float]) -> list[Outcome]:
-        """Return what a probe draws of the target at each dose, of the model with an edit in force."""
+        """Return the outcomes of a probe at some doses, of the model with an edit in force."""
         probe = PROBES.make(name, **{**self.aim.profile.settings(name), "doses": tuple(doses)})
         material = probe.material(Models(original=lambda: nullcontext(self.pipe)), self.aim)
         with self._applied(edit):
