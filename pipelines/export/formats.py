@@ -290,7 +290,7 @@ def _kohya(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path
     lora = _factors(ledger, pipe, export)
     metadata = kohya_header(pipe, rank_of(lora.state_dict))
     write_tensors(folder / export.file, kohya_tensors(lora.state_dict, pipe), metadata)
-    check_loads(pipe, folder / export.file, lora.state_dict, _targets(ledger))
+    check_loads(pipe, folder / export.file, lora.state_dict, _targets(ledger), "kohya")
     return _cut(lora)
 
 

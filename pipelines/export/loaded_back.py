@@ -1,11 +1,14 @@
 """Load an exported LoRA back, as a user will, and compare what it changes: a loader that ignores a key says nothing."""
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 from torch import Tensor
 
 from erasure.backbones import backbone_of
@@ -19,6 +22,8 @@ _ADAPTER = "loaded_back"
 _SHARE = 0.02  # of the distance of two predictions; a file of half the rank misses more
 _ROUNDING = 256  # of float32, through the layers of a denoiser
 _TOLERANCE = 1e-4  # of a change's norm; the factors are float32, and some converters pad them
+_REFUSALS = (ValueError, KeyError, RuntimeError, AttributeError, IndexError)
+_FACTOR = re.compile(r"\.(lora_.*|alpha)$")
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -33,7 +38,11 @@ def check_loader(pipe: DiffusionPipeline) -> None:
 
 
 def check_loads(
-    pipe: DiffusionPipeline, file: Path, factors: Mapping[str, Tensor], prompts: Sequence[str] = ("",)
+    pipe: DiffusionPipeline,
+    file: Path,
+    factors: Mapping[str, Tensor],
+    prompts: Sequence[str] = ("",),
+    form: str = "lora",
 ) -> None:
     """Refuse a LoRA file that does not change the model as its factors do, once the pipeline has loaded it.
 
@@ -45,6 +54,7 @@ def check_loads(
         file: The file.
         factors: The factors, by diffusers' names for layers.
         prompts: Prompts of the predictions that are compared, such as the removed concepts.
+        form: Format of the file, for messages.
 
     Raises:
         ExportError: The loader refuses the file, or ignores a part of it.
@@ -57,17 +67,17 @@ def check_loads(
         try:
             with without_warnings():  # that a text encoder, which has none, was given no layers
                 loader.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_ADAPTER)
-        except (ValueError, KeyError, RuntimeError, AttributeError, IndexError) as error:
-            raise _differs(pipe, f"an error ({reason(error)})") from error
+        except _REFUSALS as error:
+            raise _differs(pipe, _unread(pipe, file, changes) or f"an error ({reason(error)})", form) from error
         try:
             for module, change in changes.items():
                 missed = float((_loaded(pipe, module, change) - change).norm())
                 if missed > _TOLERANCE * float(change.norm()):
-                    raise _differs(pipe, f"another change of {module!r}")
+                    raise _differs(pipe, f"another change of {module!r}", form)
                 if stored and not _runs(pipe, module, change):
-                    raise _differs(pipe, f"another output of {module!r}")
+                    raise _differs(pipe, f"another output of {module!r}", form)
             if expected is not None and not is_near(_prediction(pipe, prompts, {}), *expected):
-                raise _differs(pipe, "another prediction than that of the edited weights")
+                raise _differs(pipe, "another prediction than that of the edited weights", form)
         finally:
             loader.unload_lora_weights()
 
@@ -131,6 +141,27 @@ def _runs(pipe: DiffusionPipeline, module: str, change: Tensor) -> bool:
     return is_near(layer(inputs).double(), plain, plain + inputs.double() @ change.T)
 
 
-def _differs(pipe: DiffusionPipeline, got: str) -> ExportError:
-    kind = type(pipe).__name__
-    return ExportError(f"lora: expected {kind} to load what was written, got {got}. Use --format pipeline or edit.")
+def _unread(pipe: DiffusionPipeline, file: Path, changes: Mapping[str, Tensor]) -> str:
+    """Return the number of a file's layers that the loader takes for none of those that change; "" for 0."""
+    layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, factor in load_file(file).items():
+        layers[_FACTOR.sub("", key)][key] = factor
+    unread = [layer for layer, factors in layers.items() if not _modules(pipe, factors) <= changes.keys()]
+    return f"{len(unread)} of {len(layers)} layers that it cannot read, such as {unread[0]!r}" if unread else ""
+
+
+def _modules(pipe: DiffusionPipeline, factors: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of layers that the loader reads in a part of a file, {""} where it fails."""
+    try:
+        read = cast("Any", type(pipe)).lora_state_dict(dict(factors))
+    except _REFUSALS:
+        return {""}
+    tensors = read[0] if isinstance(read, tuple) else read  # of a UNet with the alphas
+    return {_FACTOR.sub("", key) for key in tensors}
+
+
+def _differs(pipe: DiffusionPipeline, got: str, form: str) -> ExportError:
+    other = "lora" if form == "kohya" else "pipeline"
+    return ExportError(
+        f"{form}: expected {type(pipe).__name__} to load what was written, got {got}. Use --format {other} or edit."
+    )

@@ -13,6 +13,7 @@ from erasure.errors import ExportError, InputError
 from erasure.ledger import Ledger
 from erasure.pipelines.export import reopened
 from erasure.pipelines.export.formats import Export, base_file_of, write_export
+from erasure.pipelines.export.kohya import kohya_tensors
 from erasure.pipelines.export.loaded_back import check_loads
 from tests import tiny, tiny_families
 from tests.contract.test_low_memory import NAMES, fitted
@@ -46,6 +47,24 @@ def test_names_of_other_programs_load_as_the_edit_or_are_refused(family: str, tm
     save_file(tensors, file)
     with pytest.raises(InputError, match=r"^lora: expected .* to load what was written, got "):
         check_loads(backbone.pipe, file, weights_of(ledger.edit()).as_lora(backbone.pipe).state_dict)
+
+
+def test_layers_that_the_loader_has_no_reading_for_are_named(tmp_path: Path) -> None:
+    pipe = tiny.JOINT["flux"]()
+    layers = dict(backbone_of(pipe).component("transformer").named_modules())
+    factors = {}
+    for name in ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp"):
+        height, width = layers[name].weight.shape
+        factors[f"transformer.{name}.lora_A.weight"] = torch.ones(1, width)
+        factors[f"transformer.{name}.lora_B.weight"] = torch.ones(height, 1)
+    file = tmp_path / "kohya_lora.safetensors"
+    save_file(kohya_tensors(factors, pipe), file)
+    expected = (
+        "^kohya: expected FluxPipeline to load what was written, got 1 of 2 layers that it cannot read, such as"
+        " 'lora_transformer_single_transformer_blocks_0_proj_mlp'. Use --format lora or edit.$"
+    )
+    with pytest.raises(ExportError, match=expected):
+        check_loads(pipe, file, factors, form="kohya")
 
 
 @pytest.mark.parametrize("family", NAMES)
