@@ -2,8 +2,9 @@
 
 A shared first phase sees none of the concepts of any gold; each gold goes on from it and sees all but its own. A
 second cat gold of another seed starts from random weights. Text tower, autoencoder, oracle and judge are the shipped
-ones. Killed, it goes on where it stopped: call the same command again. `--keep NAME` writes the averaged weights of a
-phase as they are to results/golds/NAME; where a phase has no state, it goes on from those, with a new optimiser.
+ones. The world's transformer has a shared phase of its own, from which both it and its cat gold go on. Killed, it goes
+on where it stopped: call the same command again. `--keep NAME` writes the averaged weights of a phase as they are to
+results/golds/NAME; where a phase has no state, it goes on from those, with a new optimiser.
 """
 
 import argparse
@@ -17,14 +18,17 @@ from safetensors.torch import load_file, save
 from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.io.files import make_folder, write_whole
+from erasure.tinyworld import models
 from erasure.tinyworld.training.loop import write_state
 from erasure.tinyworld.training.recipe import Recipe
 from erasure.tinyworld.training.run import facts, train
+from erasure.tinyworld.training.transformer import TRANSFORMER_STEPS
 
 SHIPPED = tinyworld.MODEL
 KEPT = Path("results/golds")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARED_STEPS, TOTAL_STEPS = 20_000, 34_931  # the shipped denoiser's total, results of its recipe.json
+TRANSFORMER_SHARED_STEPS = 25_000
 WEAPONS = ("gun", "knife", "bomb")
 
 
@@ -40,6 +44,7 @@ class Phase:
         grounding: Whether the maps' loss is in it, as in the last part of the shipped denoiser's training.
         lr: Highest learning rate of the phase.
         seed: Seed of weights, images and order.
+        denoiser: "unet" or "transformer".
     """
 
     name: str
@@ -49,6 +54,7 @@ class Phase:
     grounding: bool = False
     lr: float = 1e-3
     seed: int = 0
+    denoiser: str = "unet"
 
     def recipe(self, out: Path, device: str, precision: str) -> Recipe:
         """Return the training's recipe, with its state in a folder of its own below `out`."""
@@ -59,8 +65,8 @@ class Phase:
             steps=self.steps,
             without=self.without,
             start_from=out / self.after / "model" if self.after else SHIPPED,
-            anew=() if self.after else ("unet",),
-            stages=("unet", "assemble"),
+            anew=() if self.after else (self.denoiser,),
+            stages=(self.denoiser, "assemble"),
             grounding=self.grounding,
             lr=self.lr,
             seed=self.seed,
@@ -74,6 +80,10 @@ def _branch(name: str, without: tuple[str, ...], after: str, seed: int = 0) -> P
     return Phase(name=name, without=without, steps=TOTAL_STEPS, after=after, grounding=True, lr=5e-4, seed=seed)
 
 
+def _transformer(name: str, without: tuple[str, ...], steps: int, after: str | None = None) -> Phase:
+    return Phase(name=name, without=without, steps=steps, after=after, denoiser="transformer")
+
+
 PLAN = (
     Phase(name="shared", without=("cat", "neon", *WEAPONS), steps=SHARED_STEPS),
     _branch("cat", ("cat",), "shared"),
@@ -81,6 +91,9 @@ PLAN = (
     _branch("neon", ("neon",), "shared"),
     Phase(name="cat-seed-1-first", without=("cat",), steps=SHARED_STEPS, seed=1),
     _branch("cat-seed-1", ("cat",), "cat-seed-1-first", seed=1),
+    _transformer("flux-shared", ("cat", "neon", *WEAPONS), TRANSFORMER_SHARED_STEPS),
+    _transformer("flux", (), TRANSFORMER_STEPS, after="flux-shared"),
+    _transformer("flux-cat", ("cat",), TRANSFORMER_STEPS, after="flux-shared"),
 )
 
 
@@ -90,30 +103,34 @@ def keep(recipe: Recipe, folder: Path) -> None:
     Raises:
         InputError: The phase has not begun.
     """
-    state = recipe.out / "state" / "unet.pt"
+    stage = recipe.denoiser
+    state = recipe.out / "state" / f"{stage}.pt"
     if not state.is_file():
         raise InputError(f"keep: expected a phase that has begun, got none at {str(state)!r}. Train it first.")
-    shadow = torch.load(state, map_location="cpu", weights_only=True)["shadow"]["unet"]
+    shadow = torch.load(state, map_location="cpu", weights_only=True)["shadow"][stage]
     make_folder(folder)
-    config = (SHIPPED / "unet" / "config.json").read_bytes()
-    write_whole(folder / "config.json", config)
+    denoiser = {"unet": models.unet, "transformer": models.transformer}[stage]()
+    write_whole(folder / "config.json", denoiser.to_json_string().encode())
     write_whole(folder / WEIGHTS, save({name: value.half().contiguous() for name, value in shadow.items()}))
     write_whole(folder / "recipe.json", (json.dumps(facts(recipe), indent=2) + "\n").encode())
 
 
 def go_on(recipe: Recipe, folder: Path) -> None:
     """Give a phase without a state the weights that were kept of it, if any."""
-    state = recipe.out / "state" / "unet.pt"
+    stage = recipe.denoiser
+    state = recipe.out / "state" / f"{stage}.pt"
     if state.exists() or not (folder / "recipe.json").exists():
         return
     known = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     mine = json.loads(json.dumps(facts(recipe)))["settings"]
-    if any(known["settings"].get(name) != mine[name] for name in ("without", "seed", "lr", "grounding")):
+    if any(
+        known["settings"].get(name) != mine[name] for name in ("without", "seed", "lr", "grounding") if name in mine
+    ):
         return  # another training of the same name
     weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
-    done = known["stages"]["unet"]
+    done = known["stages"][stage]
     begun = {"step": done["steps"], "seconds": 60 * done["minutes"]}
-    write_state(state, {"modules": {"unet": weights}, "shadow": {"unet": weights}, **begun})
+    write_state(state, {"modules": {stage: weights}, "shadow": {stage: weights}, **begun})
 
 
 def main() -> None:

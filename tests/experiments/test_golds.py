@@ -1,5 +1,6 @@
 """Golds: a phase that is kept and goes on elsewhere."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +14,23 @@ from experiments.golds import PLAN, go_on, keep
 PHASE = PLAN[1]
 
 
-def test_a_phase_goes_on_from_the_weights_that_were_kept_of_it(tmp_path: Path) -> None:
-    there, here = (PHASE.recipe(tmp_path / name, "cpu", "float32") for name in ("there", "here"))
+@pytest.mark.parametrize("name", ["cat", "flux-cat"])
+def test_a_phase_goes_on_from_the_weights_that_were_kept_of_it(name: str, tmp_path: Path) -> None:
+    phase = next(phase for phase in PLAN if phase.name == name)
+    there, here = (phase.recipe(tmp_path / folder, "cpu", "float32") for folder in ("there", "here"))
+    stage = there.denoiser
     trained, averaged = ({"conv_in.bias": torch.full((3,), value)} for value in (1.0, 0.3))
     write_state(
-        there.out / "state" / "unet.pt",
-        {"modules": {"unet": trained}, "shadow": {"unet": averaged}, "step": 700, "seconds": 90.0},
+        there.out / "state" / f"{stage}.pt",
+        {"modules": {stage: trained}, "shadow": {stage: averaged}, "step": 700, "seconds": 90.0},
     )
     keep(there, tmp_path / "kept")
     go_on(here, tmp_path / "kept")
-    state = torch.load(here.out / "state" / "unet.pt", weights_only=True)
+    classes = {"unet": "UNet2DConditionModel", "transformer": "FluxTransformer2DModel"}
+    assert json.loads((tmp_path / "kept" / "config.json").read_text())["_class_name"] == classes[stage]
+    state = torch.load(here.out / "state" / f"{stage}.pt", weights_only=True)
     assert (state["step"], state["seconds"], "optimizer" in state) == (700, 90.0, False)
-    for weights in (state["modules"]["unet"], state["shadow"]["unet"]):
+    for weights in (state["modules"][stage], state["shadow"][stage]):
         torch.testing.assert_close(weights["conv_in.bias"], averaged["conv_in.bias"], rtol=1e-3, atol=0)
         assert weights["conv_in.bias"].dtype == torch.float32
     with pytest.raises(InputError, match="keep: expected a phase that has begun"):
