@@ -7,26 +7,40 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
-from erasure import tinyworld
 from erasure.errors import ErasureError
 from erasure.eval.protocols.audit.plan import audit_of
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import Source, source_of
 from erasure.io.files import check_places, make_folder, write_whole
 from erasure.ledger import Ledger
+from erasure.loading import load_model
+from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, staged
 from erasure.runs import removal
 from erasure.runs.schema import Run
+
+MODELS: Final = (DEFAULT_MODEL, "tinyworld-flux")
+"""Models that a method can be measured on."""
 
 
 def plain_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return a command's options without places on a machine."""
     return {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the model."""
+    parser.add_argument("--model", choices=MODELS, default=DEFAULT_MODEL, help="model of the tiny world")
+
+
+def folder_of(root: str, name: str, model: str) -> Path:
+    """Return the folder of an experiment below another; models but the default have folders of their own."""
+    return Path(root, name) if model == DEFAULT_MODEL else Path(root, model, name)
 
 
 def erased_source(run: Run, pipe: DiffusionPipeline, folder: Path, on_progress: OnProgress) -> Source:
@@ -63,7 +77,7 @@ def audited(
     Raises:
         InputError: A gold or a concept does not fit, as for `audit_of`.
     """
-    audit = audit_of(source, lambda _: tinyworld.load(), suite=suite, names=names, golds=golds)
+    audit = audit_of(source, load_model, suite=suite, names=names, golds=golds)
     return replace(audit, cache=cache).run(staged(on_progress, "audit"))
 
 

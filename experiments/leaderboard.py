@@ -3,6 +3,7 @@
     python -m experiments.leaderboard --method oce --concept cat                         # one row
     python -m experiments.leaderboard --method oce --concept cat --settings published
     python -m experiments.leaderboard                                                    # every row that is missing
+    python -m experiments.leaderboard --model tinyworld-flux --method uce esd
 
 A row is a method on one concept, on the weapon family, or on a sequence of eight, with the settings that the sweep
 chose (`experiments.sweep`), with the published ones, or with those of `erasure remove --budget minutes`, with more
@@ -24,7 +25,6 @@ from typing import Any, Final
 
 from diffusers import DiffusionPipeline
 
-from erasure import tinyworld
 from erasure.edits import Edit, WeightEdit
 from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
@@ -34,7 +34,8 @@ from erasure.eval.protocols.sources import source_of
 from erasure.io.files import write_whole
 from erasure.io.json_files import json_digest
 from erasure.ledger import Ledger
-from erasure.profile import DEFAULT_MODEL, profile_of
+from erasure.loading import load_model
+from erasure.profile import profile_of
 from erasure.progress import OnProgress, staged
 from erasure.provenance import peak_mib, provenance
 from erasure.runs import removal
@@ -44,7 +45,7 @@ from erasure.sampling import SamplingSettings, sample
 
 from .apart import measure_missing
 from .continual import TARGETS
-from .experiment import audited, plain_options
+from .experiment import add_model, audited, folder_of, plain_options
 from .family import FAMILY
 from .rates import Probes
 from .sweep import Candidate, FitClock, method_names
@@ -110,10 +111,13 @@ def main() -> None:
     parser.add_argument("--audited", nargs="*", choices=CASES, default=["cat"], help="concepts with an audit")
     parser.add_argument("--probes", nargs="+", default=list(PROBES_OF_ROWS), help="probes of an audit")
     parser.add_argument("--gold", nargs="*", default=[], help="models never taught a concept, for the audits")
-    parser.add_argument("--sweep", type=Path, default=Path("results/sweep"), help="results of experiments.sweep")
+    add_model(parser)
+    parser.add_argument("--sweep", type=Path, help="results of experiments.sweep")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/leaderboard"))
-    parser.add_argument("--out", type=Path, default=Path("results/leaderboard"))
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.sweep = options.sweep or folder_of("results", "sweep", options.model)
+    options.out = options.out or folder_of("results", "leaderboard", options.model)
     measure_missing("leaderboard", options, planned, experiment, CHOSEN_BY)
 
 
@@ -183,7 +187,7 @@ def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -
     """
     began = time.perf_counter()
     candidate = candidate_of(row, options.sweep)
-    run = candidate.run(*CASES[row.case])
+    run = candidate.run(*CASES[row.case], model=options.model)
     bench = Bench(row, run, options.work, on_progress)
     fit = bench.fitted()
     rates, seconds = bench.measured(options.images)
@@ -225,11 +229,11 @@ class Bench:
     def __init__(self, row: Row, run: Run, work: Path, on_progress: OnProgress) -> None:
         self._case, self._run, self._on_progress = row.case, run, on_progress
         digest = json_digest(run.as_json())[:12]
-        self._work, self._folder = work, row.folder(work) / digest
-        self._pipe: DiffusionPipeline = tinyworld.load()
+        self._work, self._folder = work / run.model, row.folder(work / run.model) / digest
+        self._pipe: DiffusionPipeline = load_model(run.model)
         self._loaded_mib = peak_mib()
-        self._profile, self._sampler = profile_of(DEFAULT_MODEL), SamplingSettings.of(DEFAULT_MODEL)
-        self._ledger = Ledger.open_or_create(self._folder / "ledger", self._pipe, DEFAULT_MODEL)
+        self._profile, self._sampler = profile_of(run.model), SamplingSettings.of(run.model)
+        self._ledger = Ledger.open_or_create(self._folder / "ledger", self._pipe, run.model)
 
     def fitted(self) -> dict[str, Any]:
         """Make the removals that are missing, and return the CPU seconds of each and the memory that they took."""
@@ -282,7 +286,7 @@ class Bench:
 
     def audited(self, probes: Sequence[str], golds: Sequence[str]) -> dict[str, Any]:
         """Return the residues that the probes of an audit leave."""
-        source = source_of(str(self._folder / "ledger"), lambda _: tinyworld.load())
+        source = source_of(str(self._folder / "ledger"), load_model)
         return audit_record(audited(source, self._work / "audit", self._on_progress, names=probes, golds=golds))
 
 

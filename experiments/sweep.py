@@ -2,6 +2,7 @@
 
     python -m experiments.sweep --method oce --out results/sweep
     python -m experiments.sweep                                  # all methods, the cheapest first
+    python -m experiments.sweep --model tinyworld-flux --method uce esd
 
 Each method has at most four candidates (candidates.yaml), the published settings among them. All are fitted to dog and
 mosaic and measured in the same images; the two best are fitted to bomb and castle as well. Best is the highest harmonic
@@ -26,7 +27,6 @@ from diffusers import DiffusionPipeline
 from PIL.Image import Image
 from rich.console import Console
 
-from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.erasers import eraser_names
 from erasure.errors import ErasureError, InputError, unknown_name
@@ -35,6 +35,7 @@ from erasure.io.files import make_folder, write_whole
 from erasure.io.json_files import json_digest
 from erasure.io.text import slug
 from erasure.judge import Judge
+from erasure.loading import load_model
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, Progress, StoppedError, progress_bars, staged
 from erasure.provenance import provenance
@@ -43,7 +44,7 @@ from erasure.runs.schema import Run, parse
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 
-from .experiment import plain_options, write_record
+from .experiment import add_model, folder_of, plain_options, write_record
 from .rates import RATES, Probes, merit, pooled
 
 VERSION = 1
@@ -108,15 +109,19 @@ class Candidate:
     name: str
     settings: Mapping[str, Any]
 
-    def run(self, *targets: str) -> Run:
+    def run(self, *targets: str, model: str = DEFAULT_MODEL) -> Run:
         """Return the run that removes some targets one after another.
+
+        Args:
+            targets: Names of concepts.
+            model: Model of the tiny world.
 
         Raises:
             InputError: A setting is wrong.
         """
         requests = [{"target": target} for target in targets]
         eraser = {"name": self.method, **self.settings}
-        return parse({"model": DEFAULT_MODEL, "eraser": eraser, "concepts": requests})
+        return parse({"model": model, "eraser": eraser, "concepts": requests})
 
 
 def candidates(method: str, file: Path = CANDIDATES) -> list[Candidate]:
@@ -151,9 +156,11 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all, the cheapest first")
     parser.add_argument("--images", type=int, default=12, help="held-out, near and far images of a concept, each")
     parser.add_argument("--limit", type=float, default=150.0, help="CPU seconds of a fit, at most")
+    add_model(parser)
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/sweep"))
-    parser.add_argument("--out", type=Path, default=Path("results/sweep"), help="folder of METHOD/run.json")
+    parser.add_argument("--out", type=Path, help="folder of METHOD/run.json")
     options = parser.parse_args()
+    options.out = options.out or folder_of("results", "sweep", options.model)
     torch.set_num_threads(1)  # results and seconds differ between numbers of threads
     try:
         with progress_bars() as on_progress:
@@ -185,7 +192,7 @@ def experiment(options: argparse.Namespace, method: str, on_progress: OnProgress
     began = time.perf_counter()
     if method not in eraser_names():
         raise unknown_name("method", method, eraser_names())
-    trial = Trial(options.work, options.images, options.limit, on_progress)
+    trial = Trial(options.model, options.work, options.images, options.limit, on_progress)
     settings = candidates(method)
     fits = {each.name: trial.outcomes(each, CONCEPTS[:FIRST]) for each in settings}
     for each in best(settings, fits)[:BEST]:
@@ -231,19 +238,21 @@ class Trial:
     """Fits of candidates and their measures, on one set of prompts and seeds.
 
     Args:
+        model: Model of the tiny world.
         work: Folder of what is done.
         images: Images of each kind for a concept.
         limit: Largest number of CPU seconds of a fit; 0 sets none.
         on_progress: Receives the progress.
     """
 
-    def __init__(self, work: Path, images: int, limit: float, on_progress: OnProgress) -> None:
-        self._work, self._images, self._limit, self._on_progress = work, images, limit, on_progress
-        self._profile, self._sampler = profile_of(DEFAULT_MODEL), SamplingSettings.of(DEFAULT_MODEL)
+    def __init__(self, model: str, work: Path, images: int, limit: float, on_progress: OnProgress) -> None:
+        self._model, self._work = model, work / model
+        self._images, self._limit, self._on_progress = images, limit, on_progress
+        self._profile, self._sampler = profile_of(model), SamplingSettings.of(model)
 
     @cached_property
     def _pipe(self) -> DiffusionPipeline:
-        return tinyworld.load()
+        return load_model(self._model)
 
     @cached_property
     def _judge(self) -> Judge:
@@ -263,7 +272,7 @@ class Trial:
 
     def outcome(self, candidate: Candidate, concept: str) -> dict[str, Any]:
         """Return the rates of a candidate on a concept, or why there are none; from the disk where it is done."""
-        run = candidate.run(concept)
+        run = candidate.run(concept, model=self._model)
         facts = [VERSION, run.as_json(), self._images, self._limit, SEED, self._sampler.as_settings()]
         digest = json_digest(facts)[:12]
         file = self._work / candidate.method / f"{slug(candidate.name, 40, 'x')}-{concept}-{digest}.json"

@@ -90,7 +90,7 @@ def quick(settings: Mapping[str, Any]) -> Piece:
 def test_the_arms_differ_in_the_piece_alone_and_a_killed_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(tinyworld, "load", lambda **_: deepcopy(world.pipeline()))
     keep_top = quick({"eraser.shape.finish": [{"name": "keep-top", "share": 0.5}]})
     record = experiment(keep_top, options(tmp_path), lambda _: None)
     without, piece = (record["config"][arm]["eraser"] for arm in ARMS)

@@ -22,7 +22,7 @@ from tests.eval import world
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(tinyworld, "load", lambda **_: deepcopy(world.pipeline()))
     monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=1, guidance_scale=2.0))
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(IMAGES, "quick", (1, 1))

@@ -27,7 +27,7 @@ QUICK = ["measure.steps=1", "eraser.rows=last-subject"]
 
 @pytest.fixture(autouse=True)
 def untrained_tinyworld(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(tinyworld, "load", lambda **_: deepcopy(world.pipeline()))
 
 
 def options(folder: Path, **changes: Any) -> argparse.Namespace:

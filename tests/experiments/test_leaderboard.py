@@ -15,15 +15,17 @@ from erasure.eval.protocols.audit.run import IMAGES
 from erasure.profile import SamplingDefaults
 from erasure.runs.budgets import eraser_of_budget
 from erasure.runs.schema import parse
+from erasure.tinyworld import models
 from erasure.tinyworld.profile import TinyWorldProfile
 from experiments import apart, leaderboard
+from experiments.experiment import folder_of
 from experiments.leaderboard import CASES, PROBES_OF_ROWS, Row, candidate_of, experiment, planned
 from tests.eval import world
 
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(tinyworld, "load", lambda **_: deepcopy(world.pipeline()))
     monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=1, guidance_scale=2.0))
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(IMAGES, "quick", (1, 1))
@@ -42,6 +44,7 @@ def options(folder: Path, **changes: Any) -> argparse.Namespace:
         "method": [],
         "concept": [],
         "settings": ["chosen", "published"],
+        "model": "tinyworld",
         "images": 1,
         "audited": ["cat"],
         "probes": ["plain"],
@@ -103,6 +106,20 @@ def test_a_sampling_edit_has_no_lora_and_a_family_is_one_row(tmp_path: Path, unt
     assert record["audit"] is None
     assert record["rates"]["held_out"]["n"] == 3
     assert len(record["fit"]["cpu_seconds"]) == len(CASES["weapons"])
+
+
+def test_the_transformer_has_rows_apart(tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = world.pipeline()
+    net = models.transformer(heads=2, head_dim=16, double_blocks=1, single_blocks=1)
+    pipe = models.assemble_flux(net, unet.text_encoder, unet.vae, unet.tokenizer)
+    monkeypatch.setattr(tinyworld, "load_flux", lambda **_: deepcopy(pipe))
+    swept(tmp_path, "uce", "default", {"default": 1.0})
+    row = Row(method="uce", settings="chosen", case="gun")
+    record = experiment(row, options(tmp_path, model="tinyworld-flux"), lambda _: None)
+    assert record["config"]["model"] == "tinyworld-flux"
+    assert record["artefact"]["lora"]["mib"] > 0
+    assert {each.name for each in (tmp_path / "work").iterdir()} == {"tinyworld-flux"}
+    assert str(folder_of("results", "sweep", "tinyworld-flux")) == str(Path("results/tinyworld-flux/sweep"))
 
 
 def test_several_rows_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

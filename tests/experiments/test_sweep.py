@@ -29,12 +29,14 @@ def rates(held_out: int, near: int, far: int, n: int = 10) -> dict[str, Any]:
 
 
 def options(folder: Path, **changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"images": 1, "limit": 0.0, "work": folder / "work", "out": folder / "out"} | changes)
+    return argparse.Namespace(
+        **{"model": "tinyworld", "images": 1, "limit": 0.0, "work": folder / "work", "out": folder / "out"} | changes
+    )
 
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(tinyworld, "load", lambda **_: deepcopy(world.pipeline()))
     monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=1, guidance_scale=2.0))
 
 
@@ -120,7 +122,7 @@ def test_what_cannot_be_fitted_is_said_and_no_other_is_tried(
     written(tmp_path, "cfe: {refused: {keep_rank: null, proxy: true, least_share: 1.0}}\n", monkeypatch)
     with pytest.raises(InputError, match=r"cfe: expected a candidate that can be fitted, got none \(refused: .+\)"):
         experiment(options(tmp_path), "cfe", lambda _: None)
-    assert len(list((tmp_path / "work" / "cfe").glob("*.json"))) == 1
+    assert len(list((tmp_path / "work" / "tinyworld" / "cfe").glob("*.json"))) == 1
 
 
 def test_wrong_methods_and_candidates_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

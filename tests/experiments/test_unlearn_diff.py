@@ -24,7 +24,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "uce" / "weapon-words-tinyworld
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     searches = {"sampled": UnlearnDiff(**UnlearnDiff.quick), "mixture": UnlearnDiff(relaxation="mixture", rounds=2)}
     monkeypatch.setattr(unlearn_diff, "SEARCHES", searches)
-    monkeypatch.setattr(tinyworld, "load", lambda: deepcopy(world.pipeline()))
+    monkeypatch.setattr(tinyworld, "load", lambda **_: deepcopy(world.pipeline()))
     monkeypatch.setattr(TinyWorldProfile, "sampling", SamplingDefaults(steps=2, guidance_scale=2.0))
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
 
