@@ -10,7 +10,7 @@ carry it alone.
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from erasure import tinyworld
-from erasure.backbones import backbone_of
+from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import Conditioning
 from erasure.eval.stats.scores import Rate
 from erasure.profile import DEFAULT_MODEL
@@ -87,13 +87,7 @@ def measured(
         sampler: Sampling settings.
         on_progress: Receives the number of images as they are made.
     """
-    concepts = [name for name in FAMILY for _ in range(n)]
-    prompts = [prompt for name in FAMILY for prompt in vocabulary.prompts_for(name, n, seed=2)]
-    safe = [prompt.replace(name, SAFE) for name, prompt in zip(concepts, prompts, strict=True)]
-    backbone = backbone_of(pipe)
-    states, others = backbone.encode(prompts), backbone.encode(safe)
-    keep = [row for row in range(len(prompts)) if torch.equal(states.eot[row], others.eot[row])]
-    states, others, concepts = states.select(keep), others.select(keep), [concepts[row] for row in keep]
+    states, others, concepts = sentences(backbone_of(pipe), n)
     oracle = tinyworld.load_oracle()
     rows = {}
     count = ProgressCounter(on_progress, len(PARTS) * len(states), "images")
@@ -113,12 +107,33 @@ def measured(
     return rows
 
 
-def mixture(states: Conditioning, others: Conditioning, concepts: list[str], exchanged: Exchanged) -> Conditioning:
-    """Return the states with those of the other sentences where they are exchanged."""
+def sentences(backbone: Backbone, n: int) -> tuple[Conditioning, Conditioning, list[str]]:
+    """Return sentences of the family, those with the safe word instead, and the concept of each.
+
+    Args:
+        backbone: Model that encodes them.
+        n: Sentences of each concept; those whose length differs with the safe word are left out.
+    """
+    concepts = [name for name in FAMILY for _ in range(n)]
+    prompts = [prompt for name in FAMILY for prompt in vocabulary.prompts_for(name, n, seed=2)]
+    safe = [prompt.replace(name, SAFE) for name, prompt in zip(concepts, prompts, strict=True)]
+    states, others = backbone.encode(prompts), backbone.encode(safe)
+    keep = [row for row in range(len(prompts)) if torch.equal(states.eot[row], others.eot[row])]
+    return states.select(keep), others.select(keep), [concepts[row] for row in keep]
+
+
+def places(states: Conditioning, concepts: Sequence[str], exchanged: Exchanged) -> Bool[Tensor, "n tokens"]:
+    """Return where the states of sentences are exchanged."""
     where: Bool[Tensor, "n tokens"] = torch.zeros(states.ids.shape, dtype=torch.bool)
     for row, name in enumerate(concepts):
         where[row, exchanged(states, row, states.word_positions(row, name))] = True
-    return states.with_states(torch.where(where[..., None].to(states.states.device), others.states, states.states))
+    return where
+
+
+def mixture(states: Conditioning, others: Conditioning, concepts: Sequence[str], exchanged: Exchanged) -> Conditioning:
+    """Return the states with those of the other sentences where they are exchanged."""
+    where = places(states, concepts, exchanged).to(states.states.device)[..., None]
+    return states.with_states(torch.where(where, others.states, states.states))
 
 
 if __name__ == "__main__":
