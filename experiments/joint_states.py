@@ -97,9 +97,9 @@ def measured(
         images = []
         for start in range(0, len(states), sampler.batch_size):
             batch = list(range(start, min(start + sampler.batch_size, len(states))))
-            given, seeds = read.select(batch), [6_000_000 + row for row in batch]
-            with exchanged_before(stack[i], backbone.denoiser, given, safe.select(batch), where[batch]):
-                images += sample(pipe, given, seeds, sampler)
+            texts, seeds = read.select(batch), [6_000_000 + row for row in batch]
+            with exchanged_before(stack[i], backbone.denoiser, texts, safe.select(batch), where[batch]):
+                images += sample(pipe, texts, seeds, sampler)
             count.add(len(batch))
         reading = tinyworld.load_oracle().read(images)
         shown = np.array([reading.sees(name)[row] for row, name in enumerate(concepts)])
@@ -122,14 +122,14 @@ def blocks(denoiser: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def exchanged_before(
-    block: nn.Module, denoiser: nn.Module, given: Conditioning, safe: Conditioning, where: Bool[Tensor, "n tokens"]
+    block: nn.Module, denoiser: nn.Module, read: Conditioning, safe: Conditioning, where: Bool[Tensor, "n tokens"]
 ) -> Iterator[None]:
     """Give a block the text states of other sentences on the same image, for the length of a `with`.
 
     Args:
         block: Block of the denoiser.
         denoiser: Transformer.
-        given: Sentences whose states are exchanged; calls for others, such as the empty prompt, are left alone.
+        read: Sentences whose states are exchanged; calls for others, such as the empty prompt, are left alone.
         safe: Other sentences, one for each.
         where: Places that are exchanged; without any the model is as before.
     """
@@ -140,7 +140,7 @@ def exchanged_before(
         nonlocal reading
         del args
         others.clear()
-        if not where.any() or not torch.equal(kwargs["encoder_hidden_states"], given.states):
+        if not where.any() or not torch.equal(kwargs["encoder_hidden_states"], read.states):
             return
         reading = True
         try:
