@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "startup": speed.startup,
     "waits": waits.waits,
     "tinyworld-quality": tinyworld.tinyworld_quality,
+    "golds": tinyworld.golds,
     "tinyworld-oracle": tinyworld.tinyworld_oracle,
     "tinyworld-tokens": tinyworld.tinyworld_tokens,
     "tinyworld-attention": tinyworld.tinyworld_attention,

@@ -1,7 +1,9 @@
 """Tables of the tiny world itself: its generator, its oracle, its text states and its attention."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from .layout import (
     rate_cell,
@@ -19,6 +21,36 @@ def tinyworld_quality(source: str, results: Path) -> str:
         for worst in [min(group["each"], key=lambda each: group["each"][each]["value"])]
     ]
     return table(("prompts", "images that show it", "worst"), rows, read_runs(source, results))
+
+
+def golds(source: str, results: Path) -> str:
+    """Return two rows a gold: its rates of what it was taught, and the shipped model's on the same prompts."""
+    from erasure.tinyworld.vocabulary import INDIVIDUALS
+
+    [(_, shipped)] = read_runs("tinyworld-quality/run.json", results)
+    rows, groups = [], shipped["groups"]
+    for path, run in read_runs(source, results):
+        name = path.parent.name.removeprefix("gold-")
+        recipe = json.loads((results / "golds" / name / "recipe.json").read_text(encoding="utf-8"))
+        untaught = {*recipe["settings"]["without"]}
+        untaught |= {individual for individual, kind in INDIVIDUALS.items() if kind in untaught}
+        rows.append((f"`{name}`", *_taught(run["groups"], untaught)))
+        rows.append(("shipped", *_taught(groups, untaught)))
+    return table(("model", *groups, "all"), rows, read_runs(source, results))
+
+
+def _taught(groups: Mapping[str, Any], untaught: Collection[str]) -> list[str]:
+    """Return the rate of each group of prompts, and of all, without prompts for what was left out."""
+    counts = [
+        [
+            (rate["hits"], rate["n"])
+            for name, rate in group["each"].items()
+            if not {*name.split(" + ")}.intersection(untaught)
+        ]
+        for group in groups.values()
+    ]
+    sums = [tuple(map(sum, zip(*each, strict=True))) for each in [*counts, [one for each in counts for one in each]]]
+    return [f"{hits / n:.3f} of {n}" for hits, n in sums]
 
 
 def tinyworld_oracle(source: str, results: Path) -> str:
