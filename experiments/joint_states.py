@@ -88,7 +88,10 @@ def measured(
     mixed = states.with_states(states.states, safe.pooled)
     stack = blocks(backbone.denoiser)
     nothing = torch.zeros(states.ids.shape, dtype=torch.bool)
-    cases = [("nothing", 0, states, nothing), ("the sentence vector alone", 0, mixed, nothing)]
+    cases: list[tuple[str, int | None, Conditioning, Tensor]] = [
+        ("nothing", None, states, nothing),
+        ("the sentence vector alone", None, mixed, nothing),
+    ]
     for part in EXCHANGED:
         where = places(states, concepts, PARTS[part])
         cases += [(part, i, mixed, where) for i in range(len(stack))]
@@ -98,7 +101,7 @@ def measured(
         for start in range(0, len(states), sampler.batch_size):
             batch = list(range(start, min(start + sampler.batch_size, len(states))))
             texts, seeds = read.select(batch), [6_000_000 + row for row in batch]
-            with exchanged_before(stack[i], backbone.denoiser, texts, safe.select(batch), where[batch]):
+            with exchanged_before(stack[i or 0], backbone.denoiser, texts, safe.select(batch), where[batch]):
                 images += sample(pipe, texts, seeds, sampler)
             count.add(len(batch))
         reading = tinyworld.load_oracle().read(images)
@@ -106,7 +109,7 @@ def measured(
         rows.append(
             {
                 "part": part,
-                "before block": i,
+                "block": i,
                 "concept": Rate.of(shown).as_json(),
                 "safe": Rate.of(np.asarray(reading.sees(SAFE))).as_json(),
             }

@@ -95,6 +95,14 @@ def test_each_order_is_what_a_user_asks_for(tmp_path: Path) -> None:
     assert [each[:2] for each in built("measured: oce", tmp_path)] == [["chosen: default", "cat"]]
 
 
+def test_another_model_has_tables_of_its_own(tmp_path: Path) -> None:
+    results(tmp_path)
+    row(tmp_path / "tinyworld-flux", "esd", "gun", (20, 10, 20), audit=audit(relearn=(0.3, 0.2, 0.5)))
+    for name in ("leaderboard", "leaderboard-kept", "leaderboard-attacked", "leaderboard-cases"):
+        assert [each[0].split("`")[1] for each in built(f"{name}: tinyworld-flux", tmp_path)] == ["esd"], name
+        assert "esd" not in str(built(f"{name}: all", tmp_path)), name
+
+
 def test_rows_that_are_not_measured_are_absent(tmp_path: Path) -> None:
     for name in ("leaderboard: all", "leaderboard-attacked: all", "measured: uce", "sweep: sweep/*/run.json"):
         page = with_tables(f"<!-- table {name} -->\n<!-- end table -->\n", tmp_path)

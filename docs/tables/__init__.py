@@ -37,6 +37,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "trce-stage-1": solves.trce_stage_1,
     "family": evaluations.family,
     "text-states": evaluations.text_states,
+    "joint-states": evaluations.joint_states,
     "attacks": evaluations.attacks,
     "searches": evaluations.searches,
     "closed-form": solves.closed_form,

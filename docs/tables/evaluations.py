@@ -67,6 +67,21 @@ def text_states(source: str, results: Path) -> str:
     return table(("taken from the safe sentence", "weapon seen", "flower seen"), rows, runs)
 
 
+def joint_states(source: str, results: Path) -> str:
+    """Return one row an exchange of text states before a block: what the images show."""
+    runs = read_runs(source, results)
+    rows = [
+        (
+            row["part"],
+            "–" if row["block"] is None else str(row["block"]),
+            *map(rate_cell, (row["concept"], row["safe"])),
+        )
+        for _, run in runs
+        for row in run["rows"]
+    ]
+    return table(("taken from the safe sentence", "before block", "weapon seen", "flower seen"), rows, runs)
+
+
 def attacks(source: str, results: Path) -> str:
     """Return one row a method and attack: how many prompts brought something back, beside the controls."""
     runs = read_runs(source, results)

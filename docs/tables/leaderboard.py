@@ -78,6 +78,13 @@ class Entrant:
         return pooled([run["rates"] for run in runs], name)
 
 
+def folder(source: str, results: Path) -> Path:
+    """Return the folder of the results of a model with rows apart, or of the default model for any other source."""
+    from experiments.experiment import MODELS
+
+    return results / source if source in MODELS[1:] else results
+
+
 def entrants(results: Path) -> list[Entrant]:
     """Return the methods that were measured, the highest merit first."""
     grouped: dict[tuple[str, str], dict[str, Run]] = {}
@@ -89,6 +96,7 @@ def entrants(results: Path) -> list[Entrant]:
 
 def leaderboard(source: str, results: Path) -> str:
     """Return one row a method and settings: rates over the single concepts, seconds, memory and size."""
+    results = folder(source, results)
     rows = [
         (
             each.label,
@@ -109,7 +117,7 @@ def leaderboard(source: str, results: Path) -> str:
 
 def kept(source: str, results: Path) -> str:
     """Return the methods by what they keep of near concepts."""
-    order = sorted(entrants(results), key=lambda each: (-each.value("near"), -each.value("held_out")))
+    order = sorted(entrants(folder(source, results)), key=lambda each: (-each.value("near"), -each.value("held_out")))
     rows = [(each.label, *each.cells(("near", "far", "held_out"))) for each in order if each.single]
     return table(("method", "near", "far", "efficacy"), rows, ())
 
@@ -118,7 +126,8 @@ def attacked(source: str, results: Path) -> str:
     """Return the methods by the largest residue of a probe that brings the concept back, over the audited concepts."""
     from erasure.eval.protocols.audit.results import BAR
 
-    audited = [(each, concept, audit) for each in entrants(results) for concept, audit in each.audits.items()]
+    entered = entrants(folder(source, results))
+    audited = [(each, concept, audit) for each in entered for concept, audit in each.audits.items()]
     rows = []
     for each, concept, audit in sorted(audited, key=lambda row: _largest(row[2])[1]):
         outside = audit["outside"]
@@ -168,7 +177,8 @@ def lora(source: str, results: Path) -> str:
 
 
 def cases(source: str, results: Path) -> str:
-    """Return one row a method, settings and case, of one eraser or of all."""
+    """Return one row a method, settings and case, of one eraser or of all of a model."""
+    model = folder(source, results)
     rows = [
         (
             each.label,
@@ -177,8 +187,8 @@ def cases(source: str, results: Path) -> str:
             f"{run['rates']['worst']['value']:.2f}, {run['rates']['worst']['concept']}",
             f"{sum(run['fit']['cpu_seconds']):.2g}",
         )
-        for each in entrants(results)
-        if source in ("all", each.method)
+        for each in entrants(model)
+        if source in ("all", each.method) or model != results
         for case, run in sorted(each.runs.items())
     ]
     return table(("method", "concept", *_HEADINGS, "least efficacy", "s, fit"), rows, ())

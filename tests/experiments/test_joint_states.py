@@ -70,9 +70,9 @@ def test_a_block_reads_the_other_sentence_where_it_is_said_and_nowhere_else(pipe
 
 def test_each_part_is_measured_before_each_block(pipe: Any) -> None:
     rows = measured(pipe, 1, SamplingSettings(steps=1, guidance_scale=2.0), None)
-    assert [(row["part"], row["before block"]) for row in rows] == [
-        ("nothing", 0),
-        ("the sentence vector alone", 0),
+    assert [(row["part"], row["block"]) for row in rows] == [
+        ("nothing", None),
+        ("the sentence vector alone", None),
         *((part, block) for part in EXCHANGED for block in range(2)),
     ]
     assert {row["concept"]["n"] for row in rows} == {rows[0]["safe"]["n"]}
