@@ -90,7 +90,10 @@ def names_dropped(pipe: DiffusionPipeline, concept: Concept) -> Iterator[None]:
 
 @contextmanager
 def words_masked(pipe: DiffusionPipeline, concept: Concept) -> Iterator[None]:
-    """Hide the concept's words, and the states after the end of text, from the cross-attention of the sampling."""
+    """Hide the concept's words, and all states after the first, from the cross-attention of the sampling.
+
+    A causal encoder's later states speak of the concept too: with the words alone hidden, its scene still draws it.
+    """
 
     def hide(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         read = being_read()
@@ -101,8 +104,7 @@ def words_masked(pipe: DiffusionPipeline, concept: Concept) -> Iterator[None]:
         conditional = mask[len(states) - len(read) :]
         for row in range(len(read)):
             if places := name_places(read, row, concept):
-                conditional[row, places] = 0
-                conditional[row, int(read.eot[row]) :] = 0
+                conditional[row, min(places) :] = 0
         return args, {**kwargs, "encoder_attention_mask": mask}
 
     handle = backbone_of(pipe).denoiser.register_forward_pre_hook(hide, with_kwargs=True)
@@ -220,7 +222,7 @@ PLANTED: Mapping[str, Planted] = MappingProxyType(
             clear=("plain", *_NOTHING_CHANGED),
         ),
         "hider": Planted(
-            about="the words are hidden from cross-attention during sampling",
+            about="the words, and the states after them, are hidden from cross-attention during sampling",
             applied=lambda pipe, concept: lambda: words_masked(pipe, concept),
             finders=("inversion", "relearn", "hidden", "traces"),
             options=_NAME_HIDDEN,
