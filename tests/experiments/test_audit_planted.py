@@ -1,9 +1,11 @@
 """Planted models: each has the fault that its name says, and is undone on exit."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
@@ -17,7 +19,9 @@ from erasure.sampling import SamplingSettings, sample
 from experiments import audit_planted
 from experiments.audit_planted import (
     PLANTED,
+    Applied,
     Planted,
+    audit_of_planted,
     names_dropped,
     near_the_concept,
     outcome,
@@ -112,6 +116,20 @@ def test_a_side_effect_is_found_and_a_probe_that_says_nothing_is_not_missed() ->
     assert (decided["found"], decided["missed"], decided["false"]) == (["capacity"], ["transplant"], ["capacity"])
     assert decided["silent"] == {"recall": "no contrast"}
     assert decided["side effects"]["capacity"]["value"] == 0.5
+
+
+def test_a_planted_model_is_made_once_and_only_for_a_probe_that_runs() -> None:
+    made: list[str] = []
+
+    def applied(pipe: DiffusionPipeline, concept: Concept) -> Applied:
+        made.append(concept.target)
+        return nullcontext
+
+    audit = audit_of_planted(Planted(about="", applied=applied), "some", CAT, [], "quick", ["plain"])
+    assert not made
+    for _ in range(2):
+        with audit.rows[0].opened():
+            assert made == ["cat"]
 
 
 def test_nothing_is_removed_from_the_planted_original() -> None:
