@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
+from typing_extensions import TypedDict
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
@@ -31,7 +32,7 @@ from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.protocols.plans import PlannedImage, known_images, pairs_of
 from erasure.eval.stats.paired import paired_bootstrap
 from erasure.io.files import write_whole
-from erasure.io.json_files import json_digest
+from erasure.io.json_files import json_digest, read_record, record_if_whole
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, staged
 from erasure.provenance import provenance
@@ -42,7 +43,7 @@ from erasure.tinyworld import vocabulary
 
 from .apart import measure_missing
 from .continual import FAR, NEAR, Removals
-from .experiment import plain_options
+from .experiment import count, in_one_line, plain_options
 
 VERSION = 1
 TARGETS: Final = ("cat", "gun", "car", "umbrella")
@@ -138,18 +139,19 @@ def pieces() -> dict[str, Piece]:
 
 def main() -> None:
     """Compare the arms and write run.json of one piece or several, or write the verdicts."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--piece", nargs="+", default=[], metavar="SEAM/NAME", help="default: all")
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--stop-at", type=float, default=0.95, help="efficacy at which a fit ends")
-    parser.add_argument("--images", type=int, default=10, help="images of each concept")
+    parser.add_argument("--images", type=count, default=10, help="images of each concept")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/ablate"))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of SEAM/NAME/run.json")
     parser.add_argument("--verdicts", action="store_true", help="write configs/verdicts.csv from the records, no run")
     options = parser.parse_args()
     if options.verdicts:
-        write_whole(VERDICTS, verdict_table(RESULTS).encode())
+        with in_one_line("ablate"):
+            write_whole(VERDICTS, verdict_table(RESULTS).encode())
         Console().print(f"verdicts: {VERDICTS}")
         return
     measure_missing("ablate", options, measurable, experiment, ("--piece",), lambda record: [record["verdict"]])
@@ -252,9 +254,15 @@ def verdict_table(results: Path) -> str:
     return text.getvalue()
 
 
+class _Verdict(TypedDict):
+    seam: str
+    piece: str
+    verdict: str
+
+
 def _records(results: Path) -> Iterator[Mapping[str, Any]]:
     for file in sorted(results.glob("*/*/run.json")):
-        yield json.loads(file.read_text(encoding="utf-8"))
+        yield read_record(file, _Verdict, "a record of a piece")
 
 
 def _result(
@@ -264,15 +272,15 @@ def _result(
     facts = [VERSION, run.as_json(), [[probe.prompt, probe.seed] for probe in probes]]
     folder = work / f"{sequence.order}-{sequence.seed}-{json_digest(facts)[:12]}"
     file = folder / "result.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+    if (known := record_if_whole(file, dict)) is not None:
+        return known
     pipe = tinyworld.load()
     ordered = {concept.target: concept for concept in run.concepts}
     removals = Removals(
         folder=folder / "removals", pipe=pipe, run=replace(run, seed=sequence.seed), memory=work / "memory"
     )
     times = folder / "seconds.json"
-    seconds: dict[str, float] = json.loads(times.read_text(encoding="utf-8")) if times.is_file() else {}
+    seconds: dict[str, float] = record_if_whole(times, dict) or {}
     for name in ORDERS[sequence.order][len(removals) :]:
         began = time.process_time()
         removals.add(ordered[name], staged(on_progress, f"{sequence.name}: removing {name}"))

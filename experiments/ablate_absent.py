@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from diffusers import DiffusionPipeline
 from PIL.Image import Image
+from pydantic import TypeAdapter, ValidationError
 
 from erasure import tinyworld
 from erasure.backbones import backbone_of
@@ -26,11 +27,13 @@ from erasure.edits import EditMetadata, WeightEdit
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.erasers.stack import over
+from erasure.errors import InputError
 from erasure.eval.probes import PROBES
 from erasure.eval.probes.base import Aim, Models, Outcome, Subject
 from erasure.eval.protocols.audit.rows import aim_of
 from erasure.eval.protocols.phrasings import held_out_sentences
-from erasure.io.files import make_folder, write_whole
+from erasure.io.files import check_places, make_folder, write_whole
+from erasure.io.json_files import record_if_whole
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import Progress
 from erasure.prompts import fill
@@ -39,7 +42,7 @@ from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext, History
 from erasure.training.student import Student
 
-from .experiment import write_record
+from .experiment import count, in_one_line, write_record
 
 SEED = 3  # of the prompts and the noise; no eraser's
 DOSES: Mapping[str, tuple[float, ...]] = {
@@ -94,10 +97,12 @@ class Bench:
 
     def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         file = self.work / f"{name}-{self.options.images}.json"
-        if not file.is_file():
-            write_whole(file, json.dumps(make()).encode())
-            print(self.options.name, name, file.read_text(encoding="utf-8"), flush=True)
-        return json.loads(file.read_text(encoding="utf-8"))
+        if (known := record_if_whole(file, dict)) is not None:
+            return known
+        result = make()
+        write_whole(file, json.dumps(result).encode())
+        print(self.options.name, name, json.dumps(result), flush=True)
+        return result
 
     def _plain(self, edit: WeightEdit | None) -> dict[str, Any]:
         target, kept = self.aim.concept.target, self.aim.kept
@@ -155,8 +160,8 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
         enough: Called after a stop whose edit is kept; True ends the fit. Its time does not count.
     """
     curve_file = bench.work / "curve.json"
-    if curve_file.is_file():
-        return json.loads(curve_file.read_text(encoding="utf-8"))
+    if (known := record_if_whole(curve_file, dict)) is not None:
+        return known
     concepts, stops = [bench.aim.concept], bench.options.stops
     below: list[WeightEdit] = []
     losses: list[float] = []
@@ -247,17 +252,56 @@ def main() -> None:
     parser.add_argument("--concept", default="dog")
     parser.add_argument("--anchor", help="concept that replaces it; default: none")
     parser.add_argument("--under", help="closed form that the training stands on, as in a stack; default: none")
-    parser.add_argument("--settings", type=json.loads, default={}, help="settings of the eraser, as JSON")
+    parser.add_argument("--settings", type=settings_of, default={}, help="settings of the eraser, as JSON")
     parser.add_argument("--stops", type=int, nargs="*", default=[], help="numbers of steps to measure at as well")
-    parser.add_argument("--probes", nargs="*", default=list(DOSES), help="probes at the last step")
-    parser.add_argument("--images", type=int, default=16, help="images of each measure")
+    parser.add_argument("--probes", nargs="*", choices=DOSES, default=list(DOSES), help="probes at the last step")
+    parser.add_argument("--images", type=count, default=16, help="images of each measure")
     parser.add_argument("--original", action="store_true", help="measure the unedited model")
     parser.add_argument("--out", type=Path, default=Path("results/absent"))
     parser.add_argument("--work", type=Path, default=Path("tinyworld-runs/absent"))
     options = parser.parse_args()
     torch.set_num_threads(1)  # results differ between numbers of threads
+    with in_one_line("ablate_absent"):
+        record = experiment(options)
+        make_folder(options.out / options.name)
+        print(write_record(record, options.out / options.name))
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """Return settings from JSON; for `argparse`."""
+    try:
+        return TypeAdapter(dict[str, Any]).validate_json(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"expected an object as JSON, got {text!r}.") from None
+
+
+def check_plan(folder: Path, options: argparse.Namespace) -> None:
+    """Keep what a row measures, and refuse another one in its folder.
+
+    Raises:
+        InputError: A row of the same name measures something else.
+    """
+    plan = {name: getattr(options, name) for name in ("concept", "anchor", "under", "settings", "original")}
+    file = folder / "plan.json"
+    known = record_if_whole(file, dict) or plan
+    if different := [name for name, value in plan.items() if known.get(name) != value]:
+        raise InputError(
+            f"{options.name}: expected the {different[0]} of this row, {known.get(different[0])!r}, got"
+            f" {plan[different[0]]!r}. Choose another name, or delete {folder}."
+        )
+    write_whole(file, json.dumps(plan).encode())
+
+
+def experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Fit and measure a row, and return its record.
+
+    Raises:
+        InputError: A setting is wrong, the concept is unknown, or a folder cannot be written.
+    """
     start = time.perf_counter()
+    check_places(options.out / options.name, "run.json")
     make_folder(options.work / options.name)
+    check_plan(options.work / options.name, options)
     bench = bench_of(options)
     record: dict[str, Any] = {"row": options.name, "concept": options.concept, "images": options.images}
     record |= standing_of(options)
@@ -274,9 +318,7 @@ def main() -> None:
             )
             for stop in sorted({*options.stops, eraser.steps})
         }
-    record["provenance"] = provenance(start=start)
-    make_folder(options.out / options.name)
-    print(write_record(record, options.out / options.name))
+    return {**record, "provenance": provenance(start=start)}
 
 
 if __name__ == "__main__":

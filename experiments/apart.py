@@ -5,16 +5,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from rich.console import Console
+from typing_extensions import TypedDict
 
-from erasure.errors import ErasureError
-from erasure.io.files import make_folder
+from erasure.errors import InputError
+from erasure.io.files import check_places, make_folder
+from erasure.io.json_files import record_if_whole
 from erasure.progress import OnProgress, progress_bars
 
-from .experiment import write_record
+from .experiment import in_one_line, plain_options, write_record
 
 
 class PlannedRow(Protocol):
@@ -35,6 +37,12 @@ class PlannedRow(Protocol):
 
 
 _Row = TypeVar("_Row", bound=PlannedRow)
+_OF_LATER_ROWS: Final = ("gold",)
+"""Options that may differ between the rows of one folder."""
+
+
+class _Record(TypedDict):
+    options: dict[str, Any]
 
 
 def measure_missing(
@@ -56,9 +64,18 @@ def measure_missing(
         summary: Returns lines to print about a record.
     """
     torch.set_num_threads(1)  # results differ between numbers of threads
-    try:
-        rows = [row for row in planned(options) if not (row.folder(options.out) / "run.json").is_file()]
-        if len(rows) != 1:
+    with in_one_line(name):
+        asked_for = planned(options)
+        if not asked_for:
+            raise InputError("expected options that fit a row, got none that do. See --help for what there is.")
+        for row in asked_for:
+            check_places(row.folder(options.out), "run.json")
+        rows = [row for row in asked_for if not _is_done(row, options, chosen_by)]
+        if len(rows) < len(asked_for):
+            Console().print(f"{len(asked_for) - len(rows)} of {len(asked_for)} rows are in {options.out}", markup=False)
+        if not rows:
+            return
+        if len(rows) > 1:
             commands = {row.label: row.command() for row in rows}
             sys.exit(measured_apart(f"experiments.{name}", commands, chosen_by))
         [row] = rows
@@ -68,8 +85,26 @@ def measure_missing(
         for line in summary(record):
             Console().print(line, highlight=False, markup=False)
         Console().print(str(write_record(record, row.folder(options.out))), markup=False)
-    except ErasureError as error:
-        sys.exit(f"{name}: {error}")
+
+
+def _is_done(row: PlannedRow, options: argparse.Namespace, chosen_by: Collection[str]) -> bool:
+    """Return True if a row has a whole record.
+
+    Raises:
+        InputError: It is one of other options.
+    """
+    file = row.folder(options.out) / "run.json"
+    record = record_if_whole(file, _Record)
+    if record is None:
+        return False
+    left_out = {*(option.removeprefix("--").replace("-", "_") for option in chosen_by), *_OF_LATER_ROWS}
+    for key, value in plain_options(options).items():
+        known = record["options"].get(key, value)
+        if key not in left_out and known != value:
+            raise InputError(
+                f"{file}: expected a record with {key}={value}, got one with {known}. Name another --out, or delete it."
+            )
+    return True
 
 
 def measured_apart(module: str, rows: Mapping[str, Sequence[str]], chosen_by: Collection[str]) -> int:

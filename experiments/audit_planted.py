@@ -1,4 +1,4 @@
-"""Audit models whose fault is known: `python experiments/audit_planted.py --gold DIR [DIR ...]`.
+"""Audit models whose fault is known: `python -m experiments.audit_planted --gold DIR [DIR ...]`.
 
 Each planted model hides the concept in its own way; the record says which probe sees which. A probe that misses what it
 must find, or that finds something in the second gold, is no default. `--options` runs the probes of no suite too.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,9 +22,10 @@ from diffusers import DiffusionPipeline
 from erasure.backbones import backbone_of
 from erasure.backbones.conditioning import being_read
 from erasure.concept import Concept
-from erasure.edits import DenseChange, WeightEdit, weights_of
+from erasure.edits import DenseChange, EditMetadata, WeightEdit, weights_of
 from erasure.erasers import Eraser, eraser_class
-from erasure.eval.probes import PROBES
+from erasure.eval.probes import PROBES, probe_class
+from erasure.eval.probes.base import Suite
 from erasure.eval.probes.emphasis import name_places
 from erasure.eval.probes.examples import latents_of
 from erasure.eval.probes.learning import NoisedBatch, denoising_loss
@@ -34,6 +35,8 @@ from erasure.eval.protocols.audit.results import ConceptAudit
 from erasure.eval.protocols.audit.rows import ERASED, ORIGINAL, AuditRow, gold_rows
 from erasure.eval.protocols.audit.run import Audit
 from erasure.eval.protocols.variants import Variant
+from erasure.io.files import check_places, make_folder
+from erasure.io.json_files import record_if_whole
 from erasure.loading import load_model
 from erasure.profile import profile_of
 from erasure.progress import progress_bars
@@ -43,9 +46,9 @@ from erasure.runs.schema import parse
 from erasure.sampling import SamplingSettings
 from erasure.training.context import FitContext
 from erasure.training.finetune import Optimisation, finetune
-from erasure.training.flatness import leaf_gradients, scaled_to
 from erasure.training.student import Student
-from experiments.experiment import write_record
+
+from .experiment import check_denoisers, in_one_line, write_record
 
 Applied = Callable[[], AbstractContextManager[object]]
 
@@ -163,46 +166,34 @@ def below_a_step(pipe: DiffusionPipeline, concept: Concept) -> Applied:
     return lambda: small.applied_to(pipe)
 
 
-def near_the_concept(pipe: DiffusionPipeline, concept: Concept, steps: int = 200, radius: float = 0.01) -> Applied:
-    """Return a trained removal in a sharp minimum: one step of training on the concept's images undoes it.
+def beside_the_concept(pipe: DiffusionPipeline, concept: Concept, steps: int = 70, bound: float = 0.3) -> Applied:
+    """Return a removal that is no further from the concept than it has to be: ten updates on its images undo it.
 
-    After the removal, updates lower the denoising error of the concept's images at a point near the weights, one step
-    of length `radius |W|` down that error away, while the predictions at the weights themselves stay those of the
-    removal, under the concept's prompts and under its siblings'.
+    Updates raise the denoising error of the concept's images up to `bound`, while the predictions on images of
+    everything else stay what they were: the weights move by less than a hundredth of their length.
     """
-    removal = fitted(eraser_class("esd")(steps=200, lr=3e-4, variant="full", prompts="templates"), pipe, [concept])
-    backbone = backbone_of(pipe)
-    profile = profile_of("tinyworld")
-    clean = latents_of(pipe, profile.examples(concept.target, 64, 7), 7)
+    backbone, profile = backbone_of(pipe), profile_of("tinyworld")
     named = [fill(template, concept.target) for template in templates(concept.kind)[1:6]]
-    relearning = denoising_loss(backbone, clean, named, 8)
-    siblings = [fill(templates(concept.kind)[2], name) for name in profile.siblings(concept.target)]
-    held = backbone.encode([*named, *siblings])
+    raised = denoising_loss(backbone, latents_of(pipe, profile.examples(concept.target, 64, 7), 7), named, 8)
+    names = [name for name in profile.concepts if concept.target not in (name, profile.member_of(name))]
+    others = [(name, example) for name in names for example in profile.examples(name, 2, 9)]
+    clean = latents_of(pipe, [example for _, example in others], 9)
+    held = backbone.encode([fill(templates(profile.kind(name))[2], name) for name, _ in others])
 
     def loss(student: Student, step: int, generator: torch.Generator) -> torch.Tensor:
         batch = NoisedBatch.drawn(backbone, clean, 8, generator)
-        read = held.select((batch.rows % len(held)).tolist())
+        read = held.select(batch.rows.tolist())
         with torch.no_grad():
             before = backbone.predict(batch.noisy, batch.timesteps, read)
         now = student(backbone.predict, batch.noisy, batch.timesteps, read)
-        length = radius * float(torch.stack([leaf.detach().norm() for leaf in student.trained]).norm())
-        descent = leaf_gradients(student, relearning, step, generator)
-        away = scaled_to({leaf: -gradient for leaf, gradient in descent.items()}, length)
-        with student.moved(away):
-            near = relearning(student, step, generator)
-        return near + 10 * (now - before).square().mean()
+        error = raised(student, step, generator)
+        return torch.relu(bound - error) + 10 * (now - before).square().mean()
 
-    with removal.applied_to(pipe):
-        trained = {name for name, p in backbone.parameters(removal.changes.__contains__).items() if p.ndim > 1}
-        changes = finetune(backbone, trained.__contains__, loss, Optimisation(steps=steps, lr=1e-4))
-    sharpened = WeightEdit(changes=changes, metadata=removal.metadata)
-
-    @contextmanager
-    def applied() -> Iterator[None]:
-        with removal.applied_to(pipe), sharpened.applied_to(pipe, check=False):
-            yield
-
-    return applied
+    weights = backbone.parameters(lambda name: name.startswith("unet."))
+    trained = {name for name, parameter in weights.items() if parameter.ndim > 1}
+    changes = finetune(backbone, trained.__contains__, loss, Optimisation(steps=steps, lr=2e-5))
+    removal = WeightEdit(changes=changes, metadata=EditMetadata.unedited(backbone.fingerprint(), "tinyworld"))
+    return lambda: removal.applied_to(pipe)
 
 
 # Weights and predictions without a prompt are the original's where the name alone is hidden; and a classifier of images
@@ -242,8 +233,8 @@ PLANTED: Mapping[str, Planted] = MappingProxyType(
             options=("transplant",),
         ),
         "sharp": Planted(
-            about="a trained removal that one step of training on the concept undoes",
-            applied=near_the_concept,
+            about="a trained removal that ten updates on the concept's images undo",
+            applied=beside_the_concept,
             finders=("noise", "relearn"),
         ),
         "over-broad": Planted(
@@ -275,12 +266,26 @@ def main() -> None:
         "--gold", nargs="+", required=True, help="models never taught the concept; the first is the floor"
     )
     parser.add_argument("--target", default="cat", help="concept")
-    parser.add_argument("--suite", default="quick", help="suite of the audit")
-    parser.add_argument("--models", nargs="*", default=list(PLANTED), help=f"planted models: {', '.join(PLANTED)}")
+    parser.add_argument("--suite", choices=get_args(Suite), default="quick", help="suite of the audit")
+    parser.add_argument("--models", nargs="+", choices=PLANTED, default=list(PLANTED), help="default: all")
     parser.add_argument("--probes", nargs="*", default=[], help="probes in the place of the suite's")
     parser.add_argument("--options", action="store_true", help="run the probes of no suite too")
     parser.add_argument("--out", type=Path, default=Path("results/audit/planted"), help="folder of run.json")
     options = parser.parse_args()
+    with in_one_line("audit_planted"):
+        audit_all(options)
+
+
+def audit_all(options: argparse.Namespace) -> None:
+    """Audit the planted models one by one; models that are not asked for keep what a like record says of them.
+
+    Raises:
+        InputError: A gold, a probe or the concept does not fit.
+    """
+    check_places(options.out, "run.json")
+    check_denoisers(options.gold)
+    for name in options.probes:
+        probe_class(name)
     [concept] = parse({"model": "tinyworld", "concepts": [{"target": options.target}]}).concepts
     golds = gold_rows(options.gold, "tinyworld", load_model)
     record: dict[str, Any] = {
@@ -288,9 +293,11 @@ def main() -> None:
         "suite": options.suite,
         "options": options.options,
         "golds": [row.without for row in golds],
-        "planted": {},
     }
-    options.out.mkdir(parents=True, exist_ok=True)
+    known = record_if_whole(options.out / "run.json", dict) or {}
+    same = all(known.get(name) == json.loads(json.dumps(value)) for name, value in record.items())
+    record["planted"] = known.get("planted", {}) if same else {}
+    make_folder(options.out)
     with progress_bars() as on_progress:
         for name in options.models:
             planted = PLANTED[name]

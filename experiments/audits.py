@@ -20,6 +20,7 @@ from typing import Any, Final, get_args
 
 from erasure import tinyworld
 from erasure.errors import InputError, unknown_name
+from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Suite
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
 from erasure.eval.protocols.audit.rows import PLAIN, untaught
@@ -33,7 +34,7 @@ from erasure.runs.configs import read_config
 from erasure.runs.schema import Run, parse
 
 from .apart import measure_missing
-from .experiment import audited, erased_source, plain_options
+from .experiment import audited, check_denoisers, erased_source, plain_options
 
 VERSION = 1
 METHODS = Path(__file__).with_name("audits.yaml")
@@ -136,8 +137,10 @@ def planned(options: argparse.Namespace) -> list[MethodOnCase]:
     """Return the rows that are asked for, all methods on a concept before the next concept.
 
     Raises:
-        UnknownNameError: There is no such method.
+        UnknownNameError: There is no such method or probe.
     """
+    for name in options.probes:
+        probe_class(name)
     for method in options.method:
         if method not in methods():
             raise unknown_name("method", method, list(methods()))
@@ -152,11 +155,7 @@ def fitting(golds: Sequence[str], targets: Sequence[str]) -> list[str]:
     Raises:
         InputError: A gold is no folder, or all of them were taught every target.
     """
-    for gold in golds:
-        if not Path(gold).is_dir():
-            raise InputError(
-                f"--gold: expected the folder of a denoiser, got {gold!r}. Train it: python experiments/golds.py."
-            )
+    check_denoisers(golds)
     chosen = [gold for gold in golds if not (without := untaught(gold)) or set(without) & set(targets)]
     if golds and not chosen:
         raise InputError(

@@ -4,7 +4,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
-from erasure.errors import ErasureError
+from erasure.errors import ErasureError, InputError
 from erasure.eval.protocols.audit.plan import audit_of
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import Source, source_of
@@ -26,6 +27,34 @@ from erasure.runs.schema import Run
 
 MODELS: Final = (DEFAULT_MODEL, "tinyworld-flux")
 """Models that a method can be measured on."""
+
+
+@contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """End the process with one line where an error that a caller can cause, or the caller, ends a `with`."""
+    try:
+        yield
+    except ErasureError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: stopped. The same command goes on.")
+
+
+def count(text: str) -> int:
+    """Return an option's value as a number of things, > 0; for `argparse`."""
+    number = int(text) if text.isdecimal() else 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"expected a whole number greater than 0, got {text!r}.")
+    return number
+
+
+def check_denoisers(golds: Sequence[str]) -> None:
+    """Raise InputError if a gold is no folder."""
+    for gold in golds:
+        if not Path(gold).is_dir():
+            raise InputError(
+                f"--gold: expected the folder of a denoiser, got {gold!r}. Train it: python -m experiments.golds."
+            )
 
 
 def plain_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,14 +116,12 @@ def recorded(experiment: Callable[[argparse.Namespace], dict[str, Any]], options
     An error that a caller can cause ends the process with one line.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
+    with in_one_line(Path(sys.argv[0]).stem):
         check_places(options.out, "run.json")
         record = experiment(options)
         make_folder(options.out)
         Console().print(str(write_record(record, options.out)), markup=False)
-    except ErasureError as error:
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
-    return record
+        return record
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Train the golds: denoisers that never saw a concept, as long as the shipped one: `python experiments/golds.py`.
+"""Train the golds: denoisers that never saw a concept, as long as the shipped one: `python -m experiments.golds`.
 
 A shared first phase sees none of the concepts of any gold; each gold goes on from it and sees all but its own. A
 second cat gold of another seed starts from random weights. Text tower, autoencoder, oracle and judge are the shipped
@@ -23,6 +23,8 @@ from erasure.tinyworld.training.loop import write_state
 from erasure.tinyworld.training.recipe import Recipe
 from erasure.tinyworld.training.run import facts, train
 from erasure.tinyworld.training.transformer import TRANSFORMER_STEPS
+
+from .experiment import in_one_line
 
 SHIPPED = tinyworld.MODEL
 KEPT = Path("results/golds")
@@ -133,6 +135,15 @@ def go_on(recipe: Recipe, folder: Path) -> None:
     write_state(state, {"modules": {stage: weights}, "shadow": {stage: weights}, **begun})
 
 
+def check_start(phase: Phase, recipe: Recipe) -> None:
+    """Raise InputError if the phase goes on from another that is not whole."""
+    if phase.after and recipe.start_from and not (recipe.start_from / "recipe.json").is_file():
+        raise InputError(
+            f"--only: expected the phase {phase.after!r} to be whole before {phase.name!r}, got no model in"
+            f" {str(recipe.start_from)!r}. Train it first: --only {phase.after} {phase.name}."
+        )
+
+
 def main() -> None:
     """Read the command line and train the phases in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,13 +156,13 @@ def main() -> None:
     for phase in PLAN:
         recipe = phase.recipe(args.out, args.device, args.precision)
         if phase.name in (args.keep or ()):
-            try:
+            with in_one_line("golds"):
                 keep(recipe, KEPT / phase.name)
-            except InputError as error:
-                parser.error(str(error))
         elif args.keep is None and (args.only is None or phase.name in args.only):
             go_on(recipe, KEPT / phase.name)
-            train(recipe)
+            with in_one_line("golds"):
+                check_start(phase, recipe)
+                train(recipe)
 
 
 if __name__ == "__main__":

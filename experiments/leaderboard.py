@@ -24,15 +24,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffusers import DiffusionPipeline
+from typing_extensions import TypedDict
 
 from erasure.edits import Edit, WeightEdit
 from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
-from erasure.eval.probes import PROBES
+from erasure.eval.probes import PROBES, probe_class
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import source_of
 from erasure.io.files import write_whole
-from erasure.io.json_files import json_digest
+from erasure.io.json_files import json_digest, read_record, record_if_whole
 from erasure.ledger import Ledger
 from erasure.loading import load_model
 from erasure.profile import profile_of
@@ -45,7 +46,7 @@ from erasure.sampling import SamplingSettings, sample
 
 from .apart import measure_missing
 from .continual import TARGETS
-from .experiment import add_model, audited, folder_of, plain_options
+from .experiment import add_model, audited, check_denoisers, count, folder_of, plain_options
 from .family import FAMILY
 from .rates import Probes
 from .sweep import Candidate, FitClock, method_names
@@ -71,6 +72,13 @@ SEED = 1
 JOINT = 16
 """Images of prompts that ask for a removed and a kept concept."""
 PROBES_OF_ROWS: Final = (*(name for name, kind in PROBES.classes().items() if "quick" in kind.suites), "soft-prompt")
+
+
+class Sweep(TypedDict):
+    """Parts of a record of the sweep."""
+
+    candidates: list[dict[str, Any]]
+    chosen: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +111,11 @@ class Row:
 
 def main() -> None:
     """Measure one row in this process, or several in processes of their own."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all that the sweep has done")
     parser.add_argument("--concept", nargs="+", choices=CASES, default=[], help="default: all that fit the method")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--images", type=int, default=32, help="held-out, near and far images of a row, each")
+    parser.add_argument("--images", type=count, default=32, help="held-out, near and far images of a row, each")
     parser.add_argument("--audited", nargs="*", choices=CASES, default=["cat"], help="concepts with an audit")
     parser.add_argument("--probes", nargs="+", default=list(PROBES_OF_ROWS), help="probes of an audit")
     parser.add_argument("--gold", nargs="*", default=[], help="models never taught a concept, for the audits")
@@ -126,11 +134,14 @@ def planned(options: argparse.Namespace) -> list[Row]:
 
     Raises:
         UnknownNameError: There is no such method.
-        InputError: The sweep has not chosen settings for a method that is asked for.
+        InputError: The sweep has not chosen settings for a method that is asked for, or a gold is no folder.
     """
     for method in options.method:
         if method not in method_names():
             raise unknown_name("method", method, method_names())
+    for name in options.probes:
+        probe_class(name)
+    check_denoisers(options.gold)
     methods = options.method or [name for name in method_names() if (options.sweep / name / "run.json").is_file()]
     rows = []
     for settings in SETTINGS[:2]:
@@ -174,9 +185,9 @@ def sweep_of(results: Path, method: str) -> Mapping[str, Any]:
     if not file.is_file():
         raise InputError(
             f"{file}: expected the settings that the sweep chose, got no file."
-            f" Run python -m experiments.sweep --method {method}."
+            f" Run python -m experiments.sweep --method {method} --out {results}, with --model if it is not the UNet's."
         )
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_record(file, Sweep, "a record of the sweep")
 
 
 def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
@@ -238,7 +249,7 @@ class Bench:
     def fitted(self) -> dict[str, Any]:
         """Make the removals that are missing, and return the CPU seconds of each and the memory that they took."""
         file = self._folder / "fit.json"
-        fit = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"cpu_seconds": {}, "memory_mib": 0.0}
+        fit = record_if_whole(file, dict) or {"cpu_seconds": {}, "memory_mib": 0.0}
         todo, _ = removal.remaining(self._run, self._ledger)
         clock = FitClock(on_progress=staged(self._on_progress, f"removing {self._case}"))
         for entry in removal.remove(todo, self._pipe, self._ledger, on_progress=clock):

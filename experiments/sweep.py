@@ -14,7 +14,6 @@ six to seven core-hours for all, of which the closed forms and the methods of sa
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,14 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL.Image import Image
 from rich.console import Console
+from typing_extensions import TypedDict
 
 from erasure.backbones import backbone_of
 from erasure.erasers import eraser_names
-from erasure.errors import ErasureError, InputError, unknown_name
+from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
-from erasure.io.files import make_folder, write_whole
-from erasure.io.json_files import json_digest
+from erasure.io.files import check_places, make_folder, write_whole
+from erasure.io.json_files import json_digest, read_record, record_if_whole
 from erasure.io.text import slug
 from erasure.judge import Judge
 from erasure.loading import load_model
@@ -44,7 +44,7 @@ from erasure.runs.schema import Run, parse
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 
-from .experiment import add_model, folder_of, plain_options, write_record
+from .experiment import add_model, count, folder_of, in_one_line, plain_options, write_record
 from .rates import RATES, Probes, merit, pooled
 
 VERSION = 1
@@ -152,9 +152,9 @@ def _methods(file: Path) -> Mapping[str, Any]:
 
 def main() -> None:
     """Sweep the methods that have no record yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all, the cheapest first")
-    parser.add_argument("--images", type=int, default=12, help="held-out, near and far images of a concept, each")
+    parser.add_argument("--images", type=count, default=12, help="held-out, near and far images of a concept, each")
     parser.add_argument("--limit", type=float, default=150.0, help="CPU seconds of a fit, at most")
     add_model(parser)
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/sweep"))
@@ -162,21 +162,36 @@ def main() -> None:
     options = parser.parse_args()
     options.out = options.out or folder_of("results", "sweep", options.model)
     torch.set_num_threads(1)  # results and seconds differ between numbers of threads
-    try:
-        with progress_bars() as on_progress:
-            for method in options.method or method_names():
-                if not (options.out / method / "run.json").is_file():
-                    record = experiment(options, method, on_progress)
-                    make_folder(options.out / method)
-                    write_record(record, options.out / method)
-                Console().print(line(options.out, method), highlight=False, markup=False)
-    except ErasureError as error:
-        sys.exit(f"sweep: {error}")
+    with in_one_line("sweep"), progress_bars() as on_progress:
+        methods = options.method or method_names()
+        for method in methods:
+            candidates(method)
+            check_places(options.out / method, "run.json")
+        for method in methods:
+            if not (options.out / method / "run.json").is_file():
+                record = experiment(options, method, on_progress)
+                make_folder(options.out / method)
+                write_record(record, options.out / method)
+            Console().print(line(options, method), highlight=False, markup=False)
 
 
-def line(results: Path, method: str) -> str:
-    """Return the outcome of a method in a line."""
-    record = json.loads((results / method / "run.json").read_text(encoding="utf-8"))
+class _Sweep(TypedDict):
+    candidates: list[dict[str, Any]]
+    chosen: str
+    config: dict[str, Any]
+
+
+def line(options: argparse.Namespace, method: str) -> str:
+    """Return the outcome of a method in a line.
+
+    Raises:
+        InputError: Its record is damaged, or of another model.
+    """
+    file = options.out / method / "run.json"
+    record = read_record(file, _Sweep, "a record of the sweep")
+    model = record["config"].get("model", DEFAULT_MODEL)  # older records are all of that one
+    if model != options.model:
+        raise InputError(f"{file}: expected a record of {options.model}, got one of {model}. Name another --out.")
     best = next(each for each in record["candidates"] if each["name"] == record["chosen"])
     rates = ", ".join(f"{name} {best[name]['value']:.2f}" for name in RATES if best[name] is not None)
     return f"{method}: {record['chosen']}: {rates}"
@@ -276,11 +291,12 @@ class Trial:
         facts = [VERSION, run.as_json(), self._images, self._limit, SEED, self._sampler.as_settings()]
         digest = json_digest(facts)[:12]
         file = self._work / candidate.method / f"{slug(candidate.name, 40, 'x')}-{concept}-{digest}.json"
-        if not file.is_file():
-            make_folder(file.parent)
-            result = {"concept": concept, **self._measured(run, f"{candidate.method}, {candidate.name}: {concept}")}
-            write_whole(file, (json.dumps(result) + "\n").encode())
-        return json.loads(file.read_text(encoding="utf-8"))
+        if (known := record_if_whole(file, dict)) is not None:
+            return known
+        make_folder(file.parent)
+        result = {"concept": concept, **self._measured(run, f"{candidate.method}, {candidate.name}: {concept}")}
+        write_whole(file, (json.dumps(result) + "\n").encode())
+        return result
 
     def _measured(self, run: Run, stage: str) -> dict[str, Any]:
         """Fit and measure."""

@@ -26,7 +26,7 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.backbones.attention import AttentionCapture, average_maps, cross_attention_layers
 from erasure.eval.stats.scores import Rate
-from erasure.io.files import write_whole
+from erasure.io.files import check_places, write_whole
 from erasure.loading import load_model
 from erasure.profile import SamplingDefaults, profile_of
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
@@ -39,6 +39,8 @@ from erasure.tinyworld.nouns import box_mask
 from erasure.tinyworld.oracle import Oracle, Reading, as_pixels
 from erasure.tinyworld.training.oracle import blur
 from erasure.tinyworld.world import Mix, compose, draw
+
+from .experiment import count, in_one_line
 
 VERSION = 1
 BATCH = 32
@@ -334,10 +336,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tinyworld", help="tinyworld, tinyworld-flux or a model folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for run.json and pictures.jpg")
-    parser.add_argument("--every", type=int, default=1, help="take each N-th prompt only, for a quick look")
-    parser.add_argument("--steps", type=int, help="default: that of the model's profile")
+    parser.add_argument("--every", type=count, default=1, help="take each N-th prompt only, for a quick look")
+    parser.add_argument("--steps", type=count, help="default: that of the model's profile")
     parser.add_argument("--guidance", type=float, help="likewise")
     options = parser.parse_args()
+    with in_one_line("tinyworld_quality"):
+        check_places(options.out, "run.json", "pictures.jpg")
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure a model and write its record.
+
+    Raises:
+        InputError: There is no such model, or it was not trained.
+    """
     began = time.perf_counter()
     pipe, sampling = loaded(options.model)
     options.steps = options.steps or sampling.steps

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic_core import from_json
 
 from erasure.backbones import backbone_of
-from erasure.errors import InputError
+from erasure.errors import InputError, reason
 from erasure.io.files import make_folder, write_whole
 from erasure.io.processes import by_first, meet, share, state, wait
 from erasure.io.text import one_line, shortened
@@ -88,8 +88,12 @@ class ImageStore:
         """
         if not self.holds(row):
             raise InputError(f"{self.path(row)}: expected an image, got none that is whole. Generate it first.")
-        with Image.open(self.path(row)) as image:
-            return image.convert("RGB")
+        try:
+            with Image.open(self.path(row)) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            got = f"a damaged file ({reason(error)})"
+            raise InputError(f"{self.path(row)}: expected an image, got {got}. Delete it, and sample again.") from None
 
     def images(self) -> list[Image.Image]:
         """Return all images in order; for errors see `__getitem__`."""

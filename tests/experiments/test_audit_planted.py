@@ -3,27 +3,26 @@
 from contextlib import nullcontext
 from dataclasses import replace
 
-import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from erasure.backbones import Backbone, backbone_of
+from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.edits import DenseChange, EditMetadata, WeightEdit
 from erasure.eval.probes import PROBES, Models, Subject, probe_class
+from erasure.eval.probes.examples import latents_of
+from erasure.eval.probes.learning import NoisedBatch
 from erasure.eval.probes.quantise import rounded
 from erasure.eval.protocols.audit.results import ConceptAudit
 from erasure.eval.protocols.audit.rows import ERASED, GOLD, ORIGINAL
 from erasure.profile import profile_of
 from erasure.sampling import SamplingSettings, sample
-from experiments import audit_planted
 from experiments.audit_planted import (
     PLANTED,
     Applied,
     Planted,
     audit_of_planted,
+    beside_the_concept,
     names_dropped,
-    near_the_concept,
     outcome,
     probe_names,
     within_a_step,
@@ -149,24 +148,23 @@ def test_a_change_within_a_step_vanishes_at_4_bits_and_not_at_8() -> None:
     assert not torch.equal(rounded(cut, 8), rounded(weight, 8))
 
 
-def test_a_sharp_removal_is_undone_by_a_step_towards_the_concept() -> None:
+def test_a_removal_beside_the_concept_raises_its_error_and_moves_little() -> None:
     pipe = pipeline()
     backbone = backbone_of(pipe)
     before = {name: p.clone() for name, p in backbone.parameters(lambda _: True).items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit_planted, "fitted", lambda *_: unchanged_weights(backbone))
-        applied = near_the_concept(pipe, CAT, steps=2, radius=0.02)
-    assert all(torch.equal(before[name], p) for name, p in backbone.parameters(lambda _: True).items())
+    applied = beside_the_concept(pipe, CAT, steps=2, bound=100.0)
+    clean = latents_of(pipe, profile_of("tinyworld").examples("cat", 8, 1), 1)
+    batch = NoisedBatch.drawn(backbone, clean, 32, torch.Generator().manual_seed(0))
+
+    def error() -> float:
+        with torch.no_grad():
+            predicted = backbone.predict(batch.noisy, batch.timesteps, backbone.encode(["a cat"] * 32))
+        return float((predicted - batch.target).square().mean())
+
+    plain = error()
     with applied():
-        after = backbone.parameters(lambda _: True)
-        assert not all(torch.equal(before[name], p) for name, p in after.items())
+        moved = {name: float((p - before[name]).norm()) for name, p in backbone.parameters(lambda _: True).items()}
+        assert error() > plain
+    assert 0 < sum(each**2 for each in moved.values()) ** 0.5 < 0.01 * sum(float(p.norm()) for p in before.values())
+    assert not any(length for name, length in moved.items() if not name.startswith("unet."))
     assert all(torch.equal(before[name], p) for name, p in backbone.parameters(lambda _: True).items())
-
-
-def unchanged_weights(backbone: Backbone) -> WeightEdit:
-    """Return an edit of all attention's weights that changes none."""
-    names = backbone.sites(("cross.k", "cross.v", "cross.q"))
-    changes = {
-        name: DenseChange(delta=torch.zeros_like(p)) for name, p in backbone.parameters(names.__contains__).items()
-    }
-    return WeightEdit(changes=changes, metadata=EditMetadata.unedited(backbone.fingerprint(), "tiny"))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_the_transformer_has_rows_apart(tmp_path: Path, untrained: None, monkeyp
 def test_several_rows_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept(tmp_path, "uce", "default", {"default": 1.0})
     (tmp_path / "out" / "uce" / "chosen" / "cat").mkdir(parents=True)
-    (tmp_path / "out" / "uce" / "chosen" / "cat" / "run.json").write_text("{}")
+    (tmp_path / "out" / "uce" / "chosen" / "cat" / "run.json").write_text('{"options": {}}')
     commands: list[list[str]] = []
 
     class Done:
@@ -140,6 +141,56 @@ def test_several_rows_are_processes_of_their_own(tmp_path: Path, monkeypatch: py
     assert ended.value.code == 0
     row = ["--method", "uce", "--settings", "chosen", "--concept"]
     assert [command[3:] for command in commands] == [[*row, name, "--images", "8", *places] for name in ("neon", "gun")]
+
+
+def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Return what the command ends with."""
+    monkeypatch.setattr(sys, "argv", ["leaderboard", *arguments])
+    with pytest.raises(SystemExit) as end:
+        leaderboard.main()
+    return end.value.code
+
+
+def test_a_record_of_other_options_is_refused_and_a_damaged_one_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept(tmp_path, "uce", "default", {"default": 1.0})
+    file = tmp_path / "out" / "uce" / "chosen" / "cat" / "run.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"options": {"images": 8, "model": "tinyworld", "gold": ["a"]}}))
+    row = ["--method", "uce", "--concept", "cat", "--settings", "chosen"]
+    places = ["--sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(leaderboard, "experiment", lambda *_: pytest.fail("is there already"))
+    expected = rf"leaderboard: {file}: expected a record with images=32, got one with 8\. Name another --out"
+    assert re.match(expected, str(ended([*row, *places], monkeypatch)))
+    other_model = [*row, *places, "--images", "8", "--model", "tinyworld-flux"]
+    assert "expected a record with model=tinyworld-flux, got one with tinyworld" in str(ended(other_model, monkeypatch))
+    monkeypatch.setattr(sys, "argv", ["leaderboard", *row, *places, "--images", "8"])
+    leaderboard.main()
+    assert "1 of 1 rows" in capsys.readouterr().out
+    file.write_text('{"bench')
+    monkeypatch.setattr(leaderboard, "experiment", lambda *_: {"options": {"images": 8}})
+    leaderboard.main()
+    assert json.loads(file.read_text()) == {"options": {"images": 8}}
+
+
+def test_wrong_options_end_in_one_line_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept(tmp_path, "uce", "default", {"default": 1.0})
+    monkeypatch.setattr(leaderboard, "experiment", lambda *_: pytest.fail("work before the check"))
+    (tmp_path / "file").write_text("")
+    row = ["--method", "uce", "--concept", "cat", "--sweep", str(tmp_path / "sweep"), "--settings", "chosen"]
+    for wrong, line in {
+        ("--probes", "plainn", "--out", str(tmp_path / "out")): r"Unknown probe 'plainn'\. Did you mean 'plain'",
+        ("--gold", "nope", "--out", str(tmp_path / "out")): "--gold: expected the folder of a denoiser, got 'nope'",
+        ("--out", str(tmp_path / "file")): "expected a folder that can be written",
+    }.items():
+        assert re.match(f"leaderboard: .*{line}", str(ended([*row, *wrong], monkeypatch)))
+    nothing = ["--method", "uce", "--concept", "gun", "--settings", "minutes", "--sweep", str(tmp_path / "sweep")]
+    assert "expected options that fit a row" in str(ended(nothing, monkeypatch))
+    assert ended(["--method", "uce", "--conc", "gun"], monkeypatch) == 2  # a part of a name is none
+    assert ended([*row, "--images", "0"], monkeypatch) == 2
+    (tmp_path / "sweep" / "uce" / "run.json").write_text('{"chosen": ')
+    assert re.match("leaderboard: .*expected a record of the sweep, got", str(ended(row, monkeypatch)))
 
 
 def test_an_audit_has_the_quick_suite_and_soft_prompts() -> None:

@@ -116,6 +116,30 @@ def test_a_sweep_is_recorded_and_a_killed_one_goes_on(
     assert again["candidates"] == record["candidates"]
 
 
+def test_a_damaged_part_is_measured_again_and_a_wrong_record_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
+) -> None:
+    written(tmp_path, "negative-prompt: {published: {}}\n", monkeypatch)
+    record = experiment(options(tmp_path), "negative-prompt", lambda _: None)
+    part = next((tmp_path / "work").rglob("published-dog-*.json"))
+    part.write_text(part.read_text()[:20])
+    again = experiment(options(tmp_path), "negative-prompt", lambda _: None)["candidates"]
+    for each in (record["candidates"][0], again[0]):
+        each.pop("cpu_seconds")
+        for fit in each["fits"]:
+            fit.pop("cpu_seconds")
+    assert again == record["candidates"]
+    file = tmp_path / "out" / "negative-prompt" / "run.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(record))
+    assert sweep.line(options(tmp_path), "negative-prompt").startswith("negative-prompt: published: held_out")
+    with pytest.raises(InputError, match="expected a record of tinyworld-flux, got one of tinyworld"):
+        sweep.line(options(tmp_path, model="tinyworld-flux"), "negative-prompt")
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(InputError, match=r"expected a record of the sweep, got .* Restore it from a copy, or delete"):
+        sweep.line(options(tmp_path), "negative-prompt")
+
+
 def test_what_cannot_be_fitted_is_said_and_no_other_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
 ) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,19 @@ def test_every_row_holds_the_picture_of_its_prompt_and_seed(pipe: Any, full: Ima
     # In batches of two the last bits differ from those of one, which may round to the next of 256 levels.
     assert np.abs(found - np.stack([np.asarray(image) for image in expected])).max() <= 1
     assert len({picture.tobytes() for picture in found}) == len(PROMPTS)  # a row more or less is not within that
+
+
+def test_an_image_with_damaged_pixels_is_named(full: ImageStore, tmp_path: Path) -> None:
+    shutil.copytree(full.folder, tmp_path / "copy")
+    store = ImageStore.open(tmp_path / "copy")
+    content = bytearray(store.path(0).read_bytes())
+    start = content.index(b"IDAT") + 8
+    content[start : start + 40] = bytes(40)
+    store.path(0).write_bytes(content)
+    assert store.holds(0)
+    expected = rf"^{re.escape(str(store.path(0)))}: expected an image, got a damaged file .*Delete it, and sample again"
+    with pytest.raises(InputError, match=expected):
+        store[0]
 
 
 def test_the_manifest_says_what_the_pictures_are(pipe: Any, full: ImageStore) -> None:
