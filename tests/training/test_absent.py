@@ -29,7 +29,7 @@ from erasure.training.absence.walks import Walk, WalkSettings, walks_of
 from erasure.training.context import FitContext, History, TrainingTask
 from erasure.training.finetune import Optimisation, finetune
 from erasure.training.inner_attack import InnerAttack, SoftPrompts
-from erasure.training.objectives.absent import AbsentWorld, absent_prediction
+from erasure.training.objectives.absent import AbsentWorld, _Batches, absent_prediction
 from erasure.training.student import Student
 from tests import tiny
 
@@ -426,6 +426,23 @@ def test_the_loss_sees_the_soft_prompts_of_crossed_rows(backbone: Backbone) -> N
     plain = float(objective.loss(task)(student, 0, torch.Generator().manual_seed(0)).detach())
     loss = replace(objective, crossed_soft=1.0).loss(task)(student, 0, torch.Generator().manual_seed(0))
     assert plain != float(loss.detach())
+
+
+def test_what_a_soft_prompt_starts_from_may_be_the_prompt_without_an_anchor(backbone: Backbone) -> None:
+    task = task_of(backbone, concept=replace(CAT, anchor="dog"))
+    objective = replace(QUICK, instead="anchor", named=0.5, crossed=0.0, otherwise=0.5, attack=InnerAttack(prompts=2))
+    for base, prompts in (("anchor", "dog"), ("blank", "photo")):
+        batches = _Batches(replace(objective, soft_instead=base), task)
+        read = batches._material.prompts.prompts
+        material, generator = batches._material, torch.Generator().manual_seed(0)
+        shares = Shares(named=0.5, crossed=0.0, otherwise=0.5)
+        rows = [batches._anchored(material.drawn(i, 60, shares, [2], generator)) for i in range(60)]
+        soft = [row for row in rows if row.read < 0]
+        assert soft
+        assert all(("dog" in read[row.base]) == (prompts == "dog") for row in soft)
+        assert not any("cat" in read[row.base] for row in soft)
+        assert all("dog" in read[row.base] for row in rows if row.read == row.named)
+        assert all(batches._counts_guided(row) for row in soft)
 
 
 def test_no_kept_or_random_prompt_names_the_concept(backbone: Backbone) -> None:

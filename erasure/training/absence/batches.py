@@ -13,7 +13,7 @@ from ...backbones.conditioning import Conditioning
 from ...backbones.schedule import Timestep
 from ...concept import Concept
 from ...io.tensor_cache import stored
-from ...prompts import anchored, fill, templates
+from ...prompts import anchored, blank, fill, templates
 from ..context import TrainingTask
 from ..finetune import below, uniform
 from .evidence import log_evidence
@@ -75,7 +75,8 @@ class ConceptImages:
     Attributes:
         clean: Clean latents.
         named: Row of the prompt of each.
-        blank: Row of the same prompt without the concept.
+        blank: Row of the same prompt without the concept, with its anchor where it has one.
+        templates: Template of each prompt.
         others: Rows of the same prompt about each kept name.
         crossings: Rows of prompts with the concept and without it.
     """
@@ -83,6 +84,7 @@ class ConceptImages:
     clean: Float[Tensor, "n c h w"]
     named: Sequence[int]
     blank: Sequence[int]
+    templates: Sequence[str]
     others: Int[Tensor, "n k"]
     crossings: Sequence[tuple[int, int]]
 
@@ -93,6 +95,7 @@ class Material:
     Attributes:
         prompts: Prompts as the model under training reads them.
         known_prompts: The same as the reference reads them.
+        bare: Rows of the prompts of each concept's images without it and without an anchor.
 
     Args:
         task: Model and concepts.
@@ -110,6 +113,10 @@ class Material:
         self._keep(kept_images, settings, table, generator)
         texts = random_prompts(task.backbone, _RANDOM_PROMPTS, task.concepts, generator)
         self.random = [table.row(text) for text in texts]
+        self.bare = [
+            [table.row(blank(concept.kind, template)) for template in images.templates]
+            for concept, images in zip(task.concepts, self.concepts, strict=True)
+        ]
         self.prompts = self.known_prompts = table.encoded(task.backbone)
         if task.context.encoders_changed:
             with task.reference():
@@ -181,6 +188,7 @@ class Material:
             clean=sampled_images(self._task, prompts, settings, self._task.context.seed),
             named=[table.row(prompt) for prompt in prompts],
             blank=[table.row(anchored(template, concept)) for _, template in order],
+            templates=[template for _, template in order],
             others=torch.tensor(
                 [[table.row(fill(template, name)) for name in concept.preserve] for _, template in order]
             ).reshape(n, -1),

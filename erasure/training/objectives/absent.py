@@ -58,6 +58,9 @@ class AbsentWorld(Objective):
             "blank" takes the prompt without c. "anchor" is a replacement: prompts of c, and soft prompts, take the one
             about its anchor in every row, and what else reads images of c starts from itself. The eraser `absent`
             finds an anchor for a concept that names none; `tune` does not.
+        soft_instead: Prediction that the target of a soft prompt starts from beside "anchor": that for the "anchor", or
+            the "blank", the prompt with c left out. A soft prompt may be any text, so what it is taught is taught to
+            the prompts of what stays a little, too: a style's anchor makes drawings of them.
         odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
             "estimated" comes from the denoising errors of the reference and is at most `max_odds`. A model that was
             never taught c still copies the pixels that it sees at low noise: exact odds would ask for the impossible.
@@ -88,6 +91,7 @@ class AbsentWorld(Objective):
     quick: ClassVar[Mapping[str, Any]] = {"images": 2, "kept_images": 2, "sample_steps": 2}
 
     instead: Literal["others", "blank", "anchor"] = "others"
+    soft_instead: Literal["anchor", "blank"] = "anchor"
     odds: Literal["ramp", "constant", "estimated"] = "ramp"
     max_odds: Annotated[float, Field(ge=0)] = 3.0
     ramp: Annotated[float, Field(gt=0, le=1)] = 0.3
@@ -239,14 +243,18 @@ class _Batches:
 
     def _anchored(self, row: DrawnRow) -> DrawnRow:
         """Let the target of what reads an image of a concept, and is no prompt of it, start from that itself."""
-        other = self._settings.instead == "anchor" and row.concept is not None and row.read >= 0
-        return replace(row, base=row.read) if other and row.read != row.named else row
+        if self._settings.instead != "anchor" or row.concept is None or row.read == row.named:
+            return row
+        if row.read >= 0:
+            return replace(row, base=row.read)
+        soft = self._settings.soft_instead == "blank"
+        return replace(row, base=self._material.bare[row.concept][row.image]) if soft else row
 
     def _counts_guided(self, row: DrawnRow) -> bool:
         """Return True if a row on an image of a concept has the target of the concept's prompts, and reads a prompt."""
         if row.concept is None or row.read == self._material.unconditional:
             return False
-        return row.base in self._material.concepts[row.concept].blank
+        return row.read < 0 or row.base in self._material.concepts[row.concept].blank
 
     def _guided(self, predicted: Latents, free: Float[Tensor, "k c h w"], counted: Sequence[int]) -> Latents:
         """Return predictions in which the counted ones are guided from others."""
