@@ -7,12 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from erasure import Ledger
+from erasure import Concept, Ledger, make_eraser
 from erasure.backbones import backbone_of
 from erasure.cli.main import app
 from erasure.eval.probes import Subject, probe_class
 from erasure.eval.probes.traces import Traces
 from erasure.judge import cached_clips
+from erasure.loading import load_model
 from tests.tiny import sd1
 
 
@@ -45,6 +46,42 @@ def test_a_ledger_without_a_standing_removal_is_one_line(tmp_path: Path) -> None
     Ledger.create(tmp_path / "ledger", "0" * 16, "tinyworld")
     line = fails("audit", tmp_path / "ledger")
     assert "expected a ledger in which a removal stands, got one without" in line
+
+
+@pytest.mark.parametrize("command", [("audit", "--probe", "traces"), ("evaluate",)])
+def test_a_ledger_that_is_not_whole_is_one_line_before_a_model_is_loaded(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    ledger = removed_from(models[0], tmp_path / "ledger")
+    monkeypatch.setattr("erasure.cli.evaluate.load_pipe", pytest.fail)
+    name, *options = command
+    [file] = (tmp_path / "ledger" / "edits").glob("*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[:1000])
+    line = fails(name, ledger, *options, "--out", tmp_path / "out")
+    assert f"{file}: expected the file with sha256 " in line
+    assert line.endswith("Put it back from a copy, or undo 001 and remove it again.")
+    file.unlink()
+    assert "expected the edit of entry 001, got 'No such file or directory'" in fails(name, ledger, *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ledger_whose_model_is_no_longer_its_base_is_one_line(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, edited = models
+    ledger = removed_from(base, tmp_path / "ledger")
+    record = ledger / "ledger.json"
+    record.write_text(record.read_text(encoding="utf-8").replace(str(base), str(edited)), encoding="utf-8")
+    line = fails("audit", ledger, "--probe", "traces", "--out", tmp_path / "out")
+    assert "expected its base" in line
+    assert line.endswith("Load that base, or start another ledger.")
+    assert not (tmp_path / "out").exists()
+
+
+def removed_from(base: Path, folder: Path) -> Path:
+    """Return the folder of a new ledger in which cat is removed from a model."""
+    pipe = load_model(base)
+    Ledger.open_or_create(folder, pipe, str(base)).remove(pipe, make_eraser("uce"), [Concept(target="cat")])
+    return folder
 
 
 def few(*settings: str) -> list[str]:

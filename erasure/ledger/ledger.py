@@ -142,7 +142,7 @@ class Ledger(LedgerView):
             on_removed_already: Receives a request that `distinct` refuses and that is left out; None makes it an error.
             options: See `remove`.
         """
-        self._store.check_whole()
+        self.check_whole()
         fits = Fitter(self, self._store.load, self._unedited(), pipe, eraser, **options).fits(requests)
         for concepts, fit in fits:
             try:

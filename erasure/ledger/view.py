@@ -58,6 +58,14 @@ class LedgerView:
         """
         check_together(self._store.standing, eraser, concepts)
 
+    def check_whole(self) -> None:
+        """Refuse a ledger with a standing removal that cannot be read.
+
+        Raises:
+            LedgerError: A file is missing or is not the one that was added.
+        """
+        self._store.check_whole()
+
     @property
     def approximate(self) -> tuple[str, ...]:
         """Ids of standing removals that were fitted on the weights of one that no longer stands."""

@@ -72,6 +72,8 @@ def source_of(
     Raises:
         InputError: No removal stands in the ledger, the removed concepts or the original of a model are missing, or
             they are given for a ledger.
+        LedgerError: The file of a standing removal is missing or was changed.
+        BaseMismatchError: The model that the ledger names is no longer its base.
     """
     if is_ledger(name):
         for option, value in (("--removed", list(removed)), ("--original", original)):
@@ -106,7 +108,9 @@ def _source_of_ledger(name: str, load: Loader) -> Source:
     targets = tuple(dict.fromkeys(concept.target for concept in concepts))
     if not targets:
         raise InputError(f"{name}: expected a ledger in which a removal stands, got one without. Remove something.")
+    ledger.check_whole()  # a row that is in a cache would hide a damaged file
     pipe = load(ledger.base.name)
+    ledger.check_base(backbone_of(pipe).fingerprint(), ledger.base.name)
     erased = Variant(
         name=ERASED,
         pipe=pipe,

@@ -306,6 +306,8 @@ class ConceptAudit:
                 f"{self.concept} is not gone: {back[0]} brings back {100 * worst.value:.0f} %"
                 f" [{100 * worst.low:.0f}, {100 * worst.high:.0f}] of what it brings back in the original{more}"
             )
+        if all(result.access == "inside" or result.status != "measured" for result in self.probes.values()):
+            return f"Nothing can be said of {self.concept}: no probe that could bring it back was measured"
         if not residues:
             return f"Nothing can be said of {self.concept}: no probe told the original from its floor"
         most = {name: high for name in residues if (high := self.probes[name].most) is not None}

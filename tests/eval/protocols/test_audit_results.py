@@ -53,6 +53,14 @@ def test_a_removal_that_did_nothing_is_not_its_own_floor() -> None:
     assert outcome.floor == 0.0
 
 
+def test_the_verdict_says_that_nothing_was_measured() -> None:
+    failed = ProbeResult(name=PLAIN, access="prompt", about="", unit="", settings={}, status="failed", outcomes={})
+    rows = {ERASED: [judged(rate(0.5))], ORIGINAL: [judged(rate(1))]}
+    probes = {PLAIN: failed, "p": result(rows, access="inside")}
+    verdict = ConceptAudit(concept="cat", probes=probes, gold="", untested=()).verdict
+    assert verdict.startswith("Nothing can be said of cat: no probe that could bring it back was measured; ")
+
+
 class Blank(Subject):
     """A subject without images."""
 
