@@ -23,8 +23,9 @@ from erasure.errors import InputError, unknown_name
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Suite
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
-from erasure.eval.protocols.audit.rows import PLAIN, untaught
+from erasure.eval.protocols.audit.rows import PLAIN
 from erasure.eval.protocols.audit.run import IMAGES
+from erasure.eval.protocols.golds import untaught
 from erasure.io.json_files import json_digest
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress

@@ -20,7 +20,7 @@ import torch
 
 from erasure import tinyworld
 from erasure.edits import WeightEdit
-from erasure.eval.protocols.sources import gold_variant
+from erasure.eval.protocols.golds import gold_variant
 from erasure.eval.stats.residue import half_dose
 from erasure.io.files import make_folder
 from erasure.provenance import provenance

@@ -33,7 +33,7 @@ ENTRANCES = (
     *("erasure.eval.protocols.audit.run:Audit", "erasure.eval.protocols.audit.rows:gold_rows"),
     *("erasure.eval.protocols.variants:Variant", "erasure.eval.protocols.variants:reference_variants"),
     *("erasure.eval.protocols.sources:source_of", "erasure.eval.protocols.sources:benchmark_of"),
-    *("erasure.eval.protocols.sources:gold_variant", "erasure.eval.protocols.sources:metrics_of"),
+    *("erasure.eval.protocols.golds:gold_variant", "erasure.eval.protocols.sources:metrics_of"),
     *("erasure.eval.protocols.sources:sampler_of", "erasure.eval.protocols.sources:judges_of"),
     *("erasure.eval.protocols.red_team:AttackRun", "erasure.eval.protocols.red_team:attack_prompts"),
     *("erasure.eval.protocols.health:health", "erasure.eval.protocols.quick:measure"),

@@ -1,10 +1,15 @@
 """`erasure audit`, as a person or a script meets it."""
 
 import json
+import logging
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from typer.testing import CliRunner, Result
 
 from erasure import Concept, Ledger, make_eraser
@@ -75,6 +80,88 @@ def test_a_ledger_whose_model_is_no_longer_its_base_is_one_line(models: tuple[Pa
     assert "expected its base" in line
     assert line.endswith("Load that base, or start another ledger.")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gold_that_cannot_be_loaded_is_one_line(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, edited = models
+    audit = ("audit", edited, "--removed", "cat", "--original", base, "--out", tmp_path / "out", "--gold")
+    either = "--gold: expected a whole model (model_index.json), or the folder of its denoiser, UNet2DConditionModel"
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(base / "unet", tmp_path / "cut")
+    [weights] = (tmp_path / "cut").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    shutil.copytree(base / "unet", tmp_path / "words")
+    (tmp_path / "words" / "config.json").write_text("{")
+    shutil.copytree(base / "unet", tmp_path / "other")
+    config = json.loads((base / "unet" / "config.json").read_text())
+    wide = UNet2DConditionModel.from_config({**config, "cross_attention_dim": 2 * config["cross_attention_dim"]})
+    wide.save_pretrained(tmp_path / "wide")
+    shutil.copy(tmp_path / "wide" / weights.name, tmp_path / "other" / weights.name)
+    (tmp_path / "file.txt").write_text("x")
+    with messages_of("diffusers") as messages:
+        assert fails(*audit, base / "vae").endswith(
+            f"got AutoencoderKL in {str(base / 'vae')!r}. Name a model that was trained without the concept."
+        )
+        assert either in fails(*audit, base / "vae")
+        assert f"got an empty folder in {str(tmp_path / 'empty')!r}" in fails(*audit, tmp_path / "empty")
+        for name, line, advice in (
+            ("cut", "--gold: ", "again."),
+            ("words", "config.json: expected the configuration of a denoiser", "or delete it."),
+            ("wide", "--gold: expected a denoiser with the original's layers", "original's configuration."),
+            ("other", "--gold: expected a complete diffusers model", "Save or download the model again."),
+            ("file.txt", "--gold: expected a folder or a model on the Hub, got the file", "will do as well."),
+            ("none", "--gold: expected 'tinyworld', a folder or a Hub id", "will do as well."),
+        ):
+            said = fails(*audit, tmp_path / name)
+            assert said.removeprefix("erasure: ").startswith("--gold: ")
+            assert line in said
+            assert said.endswith(advice)
+            assert "ignore_mismatched_sizes" not in said
+    assert messages == []
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def messages_of(library: str) -> Generator[list[str]]:
+    """Collect the log messages of a library."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger(library).addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger(library).removeHandler(handler)
+
+
+def test_the_original_under_another_name_is_not_audited(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = models
+    shutil.copytree(base, tmp_path / "copy")
+    line = fails("audit", tmp_path / "copy", "--removed", "cat", "--original", base, "--out", tmp_path / "out")
+    assert "expected a model with removed concepts, got the model" in line
+    assert f"whose weights are those of the original {str(base)!r}. Name a ledger or an edited model." in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["audit", "evaluate", "attack"])
+def test_a_wrong_path_is_said_to_be_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--attack", "mma") if command == "attack" else ()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half" / "edits").mkdir(parents=True)
+    (tmp_path / "file.txt").write_text("x")
+    folder = "source: expected the folder of a ledger (ledger.json) or of a model (model_index.json), got "
+    for name, got in (
+        ("empty", "'empty', an empty folder."),
+        ("half", "'half', a folder with neither."),
+        ("file.txt", "'file.txt', a file."),
+        ("runs/none", "'runs/none', where there is no folder."),
+        ("", "''."),
+    ):
+        assert folder + got in fails(command, name, *options), name
+    assert "source: " in fails(command, "file.txt", *options, "--removed", "cat")
+    assert "source: " in fails(command, "empty", *options, "--removed", "cat")
+    assert "--removed: expected the concepts removed from 'tinyworld'" in fails(command, "tinyworld", *options)
 
 
 def removed_from(base: Path, folder: Path) -> Path:

@@ -46,7 +46,7 @@ def load_folder(folder: Path, dtype: torch.dtype, present: Mapping[str, Any] | N
     parts = dict(present or {})
     for name, kind in module_classes(folder).items():
         if name not in parts:
-            parts[name] = _module(name, kind, folder / name, dtype)
+            parts[name] = load_module(name, kind, folder / name, dtype)
     return assembled(folder, parts, dtype)
 
 
@@ -183,8 +183,18 @@ def _class_of(value: tuple[str, str]) -> Any:
     return getattr(source, name, None)
 
 
-def _module(name: str, kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Load a component with weights."""
+def load_module(name: str, kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Return the network of a component's folder.
+
+    Args:
+        name: Name of the component.
+        kind: Class of the network.
+        folder: Folder of its configuration and weights.
+        dtype: Precision of the weights.
+
+    Raises:
+        InputError: It cannot be loaded, or a weight is missing, of another shape or not finite.
+    """
     check_files(folder)
     safe = all(file.suffix == ".safetensors" for file in weight_files(folder))
     with one_line(folder), without_warnings():

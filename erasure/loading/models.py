@@ -17,7 +17,7 @@ from ..backbones.usable import check_samples, check_schedule, check_tokenizers
 from ..errors import InputError, reason, unknown_name
 from ..personalize.folder import PERSONALIZED, load_personalized
 from ..profile import DEFAULT_MODEL, profile_of
-from .components import lacks_weights, load_folder
+from .components import lacks_weights, load_folder, without_warnings
 from .stored import stored_model
 
 logger = logging.getLogger(__name__)
@@ -151,14 +151,20 @@ def _hub_folder(name: str) -> Path:
     Raises:
         InputError: It is no name of a model there, or the Hub cannot be reached.
     """
+    if Path(name).is_file():
+        raise InputError(
+            f"model: expected a folder or a model on the Hub, got the file {name!r}. Name the folder of a model that"
+            " diffusers saved."
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
             f"model: expected 'tinyworld', a folder or a Hub id 'owner/name', got {name!r}. Check the path."
         )
     try:
-        folder = Path(cast("str", DiffusionPipeline.download(name)))
-        if lacks_weights(folder):
-            folder = Path(cast("str", DiffusionPipeline.download(name, variant="fp16")))
+        with without_warnings():
+            folder = Path(cast("str", DiffusionPipeline.download(name)))
+            if lacks_weights(folder):
+                folder = Path(cast("str", DiffusionPipeline.download(name, variant="fp16")))
         return folder
     except HFValidationError as error:
         raise InputError(f"model: expected a Hub id 'owner/name', got {name!r}. Check the spelling.") from error

@@ -1,7 +1,7 @@
 """Sources: the variants, the benchmark and the metrics for the arguments of a command."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from erasure import tinyworld
 from erasure.arguments import checks_arguments
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.errors import InputError, reason, unknown_name
+from erasure.errors import InputError, unknown_name
 from erasure.io.text import distinct_slug
 from erasure.judge import CLIP_WEIGHTS, Judge
 from erasure.ledger import Ledger, is_ledger
+from erasure.personalize.folder import PERSONALIZED
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.registry import with_settings
 from erasure.runs.overrides import override, with_assignments
@@ -25,13 +26,13 @@ from erasure.sampling import SamplingSettings
 from ..attacks import ATTACKS, Attack
 from ..benchmarks import Benchmark, benchmark_class
 from ..probes import SampledProbe, sampled_probes
+from .golds import Loader, check_measures, gold_of
 from .measures import Metrics
 from .public_metrics import PublicMetrics
 from .tinyworld_metrics import TinyWorldMetrics
-from .variants import ERASED, GOLD, Variant, reference_variants
+from .variants import ERASED, GOLD, ORIGINAL, Variant, reference_variants
 
-Loader = Callable[[str], DiffusionPipeline]
-"""Function that loads a pipeline by folder or Hub id."""
+_INDEXES = ("model_index.json", PERSONALIZED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def source_of(
 
     Raises:
         InputError: No removal stands in the ledger, the removed concepts or the original of a model are missing, or
-            they are given for a ledger.
+            they are given for a ledger; or the gold is none, see `golds.gold_of` and `golds.check_measures`.
         LedgerError: The file of a standing removal is missing or was changed.
         BaseMismatchError: The model that the ledger names is no longer its base.
     """
@@ -83,23 +84,21 @@ def source_of(
                 )
         source = _source_of_ledger(name, load)
     else:
+        _check_place(name, removed=bool(removed))
         source = _source_of_model(name, load, tuple(dict.fromkeys(removed)), original)
     if gold is None:
         return source
-    variant = gold_variant(gold, source.original, load)
-    about = f"{gold}: trained without {', '.join(source.removed)}"
-    return replace(source, variants=(*source.variants, replace(variant, about=about)))
+    return replace(source, variants=(*source.variants, _gold(gold, source, load)))
 
 
-@checks_arguments
-def gold_variant(gold: str, original: str, load: Loader) -> Variant:
-    """Return the variant of a model that was never taught a concept, or of its denoiser in the original's place.
-
-    Raises:
-        InputError: The folder holds no denoiser of the original's shape.
-    """
-    pipe = _with_denoiser(load(original), Path(gold)) if _is_denoiser(Path(gold)) else load(gold)
-    return Variant(name=GOLD, pipe=pipe, about=gold)
+def _gold(name: str, source: Source, load: Loader) -> Variant:
+    gold = gold_of(name, source.original, load)
+    measured = [variant for variant in source.variants if variant.name in (ERASED, ORIGINAL)]
+    check_measures([*measured, gold.variant], {GOLD: gold.without}, source.removed)
+    said = (
+        f"trained without {', '.join(gold.without)}" if gold.without else "no recipe says without what it was trained"
+    )
+    return replace(gold.variant, about=f"{name}: {said}")
 
 
 def _source_of_ledger(name: str, load: Loader) -> Source:
@@ -126,6 +125,36 @@ def _source_of_ledger(name: str, load: Loader) -> Source:
         folder=ledger.path / "evaluations",
         original=ledger.base.name,
         concepts=concepts,
+    )
+
+
+def _check_place(name: str, *, removed: bool) -> None:
+    """Refuse a path at which there is neither a ledger nor a model, where it is not the Hub that has to know.
+
+    Args:
+        name: Folder of a ledger, or a model.
+        removed: Whether removed concepts are named, without which it can be no model of the Hub.
+
+    Raises:
+        InputError: It is such a path.
+    """
+    path = Path(name)
+    if not name.strip():
+        got = f"{name!r}"
+    elif profile_of(name).folder is not None or any((path / file).is_file() for file in _INDEXES):
+        return
+    elif path.is_dir():
+        got = f"{name!r}, {'a folder with neither' if any(path.iterdir()) else 'an empty folder'}"
+    elif path.exists():
+        got = f"{name!r}, a file"
+    elif removed:
+        return
+    else:
+        got = f"{name!r}, where there is no folder"
+    or_hub = "" if path.exists() else " Of a model of the Hub, name what was removed: --removed cat."
+    raise InputError(
+        f"source: expected the folder of a ledger (ledger.json) or of a model (model_index.json), got {got}."
+        f" Check the path.{or_hub}"
     )
 
 
@@ -282,29 +311,3 @@ def _shapes(pipe: DiffusionPipeline) -> dict[str, tuple[int, ...]]:
 def _denoiser_shapes(pipe: DiffusionPipeline) -> dict[str, tuple[int, ...]]:
     sites = backbone_of(pipe).sites()
     return {name: shape for name, shape in _shapes(pipe).items() if name in sites}
-
-
-def _is_denoiser(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
-
-
-def _with_denoiser(pipe: DiffusionPipeline, folder: Path) -> DiffusionPipeline:
-    """Replace the denoiser of a pipeline by that of a folder, and return the pipeline.
-
-    Raises:
-        InputError: The folder holds no denoiser, or one of another shape.
-    """
-    before: Any = backbone_of(pipe).denoiser
-    component = next(name for name, part in pipe.components.items() if part is before)
-    try:
-        denoiser = type(before).from_pretrained(folder, dtype=before.dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"gold: expected a denoiser in {str(folder)!r}, got {reason(error)}") from error
-    shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (before, denoiser)]
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            f"gold: expected a denoiser with the original's layers, got another in {str(folder)!r}."
-            " Give the whole model."
-        )
-    pipe.register_modules(**{component: denoiser.to(before.device).eval().requires_grad_(False)})
-    return pipe

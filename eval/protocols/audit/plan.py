@@ -61,12 +61,7 @@ def audit_of(
     check_call(backbone_of(first.pipe), SamplingSettings.of(source.original).steps, None, None)
     profile = profile_of(source.original)
     judge = _judge(source, device)
-    original = next(variant for variant in source.variants if variant.name == ORIGINAL)
-    rows = (
-        AuditRow.of(ERASED, first),
-        AuditRow.of(ORIGINAL, original),
-        *gold_rows(golds, source.original, load),
-    )
+    rows = (*_compared(source), *gold_rows(golds, source.original, load))
     concepts = {concept.target: concept for concept in source.concepts}
     if golds:
         check_golds(rows, tuple(concepts.values()))
@@ -123,6 +118,23 @@ def probes_of(
 def suite_settings(kind: type[Probe], suite: str) -> Mapping[str, Any]:
     """Return the settings of a probe in a suite; its own where it is not part of it."""
     return next((settings for name, settings in kind.suites.items() if name == suite), {})
+
+
+def _compared(source: Source) -> tuple[AuditRow, AuditRow]:
+    """Return the rows of the erased model and of its original.
+
+    Raises:
+        InputError: They are the same model.
+    """
+    first = source.variants[0]
+    original = next(variant for variant in source.variants if variant.name == ORIGINAL)
+    rows = (AuditRow.of(ERASED, first), AuditRow.of(ORIGINAL, original))
+    if not first.edit and rows[0].weights == rows[1].weights:
+        raise InputError(
+            f"audit: expected a model with removed concepts, got {first.about}, whose weights are those of the original"
+            f" {source.original!r}. Name a ledger or an edited model."
+        )
+    return rows
 
 
 def _judge(source: Source, device: str) -> Judge | None:

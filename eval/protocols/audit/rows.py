@@ -1,28 +1,24 @@
 """The rows of an audit, the concepts that its probes are aimed at, and the checks before it begins."""
 
-import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
 from erasure.arguments import checks_arguments
-from erasure.backbones import backbone_of
 from erasure.concept import Concept
-from erasure.errors import InputError
 from erasure.io.json_files import json_digest
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
 from erasure.prompts import fill, speaks_of
 from erasure.sampling import SamplingSettings
 
-from ...images.pipeline_digest import pipeline_digest, weights_digest
+from ...images.pipeline_digest import pipeline_digest
 from ...probes import Aim
 from ...stats.allocation import evenly, noise_seed
+from ..golds import Loader, check_measures, gold_of
 from ..phrasings import held_out_sentences
-from ..sources import Loader, gold_variant
 from ..variants import Variant
 
 ERASED, ORIGINAL, GOLD, NOVEL, PLAIN = "erased", "original", "gold", "novel", "plain"
@@ -56,6 +52,11 @@ class AuditRow:
         identity = f"{pipeline_digest(variant.pipe)}:{sampler}:{variant.edit}:{variant.negative_prompt}"
         return cls(name=name, variant=variant, identity=identity, without=tuple(without))
 
+    @property
+    def weights(self) -> str:
+        """Digest of the pipeline as it was loaded, without what is in force."""
+        return self.identity.partition(":")[0]
+
     @contextmanager
     def opened(self) -> Generator[DiffusionPipeline]:
         """Put the model in force for the length of a `with`, and return its pipeline."""
@@ -73,54 +74,24 @@ def gold_rows(names: Sequence[str], original: str, load: Loader) -> list[AuditRo
         load: Function that loads a pipeline.
 
     Raises:
-        InputError: A gold is of another world: its layers, text encoder or decoder are not the original's.
+        InputError: A gold is none; see `golds.gold_of`.
     """
     rows: list[AuditRow] = []
     for name in names:
-        variant = gold_variant(name, original, load)
-        _check_gold(name, variant.pipe, load(original))
+        gold = gold_of(name, original, load)
         title = GOLD if not rows else f"{GOLD} {len(rows) + 1}"
-        rows.append(AuditRow.of(title, replace(variant, name=title), without=untaught(name)))
+        rows.append(AuditRow.of(title, replace(gold.variant, name=title), without=gold.without))
     return rows
 
 
-def untaught(gold: str) -> tuple[str, ...]:
-    """Return the concepts that a gold's recipe leaves out; none where no recipe lies beside it."""
-    try:
-        return tuple(json.loads((Path(gold) / "recipe.json").read_text(encoding="utf-8"))["settings"]["without"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-
-
 def check_golds(rows: Sequence[AuditRow], concepts: Sequence[Concept]) -> None:
-    """Refuse golds that are no measure: another row's model, or one that was taught every removed concept.
-
-    A floor that is the audited model itself would call any removal perfect.
+    """Refuse golds that are no measure; see `golds.check_measures`.
 
     Raises:
         InputError: There is such a gold.
     """
-    digests: dict[str, str] = {}
-    targets = [concept.target for concept in concepts]
-    for row in rows:
-        with row.opened() as pipe:
-            digest = pipeline_digest(pipe)
-        is_gold = row.name.startswith(GOLD)
-        if is_gold and digest in digests:
-            raise InputError(
-                f"--gold: expected another model that was never taught the concept, got that of the row"
-                f" {digests[digest]!r} in {row.variant.about!r}. Name a model that was trained without it."
-            )
-        if is_gold and row.without and not set(row.without) & set(targets):
-            raise InputError(
-                f"--gold: expected a model that was never taught {_either(targets)}, got one that was trained without"
-                f" {_either(row.without)} in {row.variant.about!r}. Leave it out, or name another."
-            )
-        digests.setdefault(digest, row.name)
-
-
-def _either(names: Sequence[str]) -> str:
-    return " or ".join(map(repr, names))
+    golds = {row.name: row.without for row in rows if row.name.startswith(GOLD)}
+    check_measures([row.variant for row in rows], golds, [concept.target for concept in concepts])
 
 
 @checks_arguments
@@ -192,19 +163,3 @@ def _kept(
         prompt = next((prompt for prompt in ahead if not speaks_of(prompt, removed)), None)
         if prompt is not None:
             yield name, prompt, noise_seed(f"kept {name}", turn, seed)
-
-
-def _check_gold(name: str, gold: DiffusionPipeline, original: DiffusionPipeline) -> None:
-    sides = [backbone_of(pipe) for pipe in (gold, original)]
-    shapes = [{key: tuple(p.shape) for key, p in side.parameters(lambda _: True).items()} for side in sides]
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            f"--gold: expected a model with the original's layers, got another world's in {name!r}."
-            " Give a model of the same classes that was never taught the concept."
-        )
-    for part in (*sides[0].tokenizers(), "vae"):
-        if weights_digest(gold.components[part]) != weights_digest(original.components[part]):
-            raise InputError(
-                f"--gold: expected the original's {part}, got another in {name!r}. Its prompts would mean something"
-                " else; train the denoiser alone, with the original's other parts."
-            )

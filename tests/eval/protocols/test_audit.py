@@ -31,6 +31,7 @@ from erasure.eval.protocols.audit.rows import (
     gold_rows,
 )
 from erasure.eval.protocols.audit.run import Audit, AuditResults
+from erasure.eval.protocols.golds import untaught
 from erasure.eval.protocols.sources import Source
 from erasure.eval.protocols.variants import ERASED as ERASED_VARIANT
 from erasure.eval.protocols.variants import Variant
@@ -376,7 +377,7 @@ def source(name: str = "tinyworld", target: str = "cat") -> Source:
     pipe = world.pipeline()
     return Source(
         title="t",
-        variants=(Variant(name=name, pipe=pipe, about=""), Variant(name=ORIGINAL, pipe=pipe, about="")),
+        variants=(Variant(name=name, pipe=pipe, about="", edit="e"), Variant(name=ORIGINAL, pipe=pipe, about="")),
         removed=(target,),
         folder=Path(),
         original="tinyworld",
@@ -432,6 +433,17 @@ def test_a_gold_that_is_no_measure_is_refused() -> None:
     ):
         check_golds((erased, original, row(GOLD, 2, without=("dog", "fox"))), [CAT])
     check_golds((erased, original, row(GOLD, 2, without=("cat",)), row("gold 2", 3)), [CAT])
+
+
+def test_a_recipe_that_is_missing_says_nothing_and_one_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    assert untaught(str(tmp_path)) == untaught("owner/name") == ()
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"settings": {"without": ["cat", "dog"], "lr": 1e-3}, "stages": {}}))
+    assert untaught(str(tmp_path)) == ("cat", "dog")
+    for content in ('{"settings":', "", "[1]", "{}", '{"settings": {"without": "cat"}}', '{"settings": {}}'):
+        recipe.write_text(content)
+        with pytest.raises(InputError, match=r"recipe.json: expected the recipe of a gold.*Restore it from a copy"):
+            untaught(str(tmp_path))
 
 
 def test_another_scheduler_is_another_model() -> None:

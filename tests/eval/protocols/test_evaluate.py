@@ -26,7 +26,7 @@ from erasure.eval.metrics.oracle_distance import OracleDistance
 from erasure.eval.protocols import tinyworld_metrics as metrics_module
 from erasure.eval.protocols.evaluate import Evaluation, drift_prompts, evaluate, write_scores
 from erasure.eval.protocols.measures import kept_items, removed_items
-from erasure.eval.protocols.sources import benchmark_of, metrics_of, sampler_of, source_of
+from erasure.eval.protocols.sources import Source, benchmark_of, metrics_of, sampler_of, source_of
 from erasure.eval.protocols.tinyworld_metrics import TinyWorldMetrics, WorldReadings
 from erasure.eval.protocols.variants import (
     DESTROYED,
@@ -512,8 +512,32 @@ def test_a_gold_standard_may_be_a_denoiser_alone(tmp_path: Path) -> None:
     with first.applied() as edited:  # of the ledger's base, not of the gold standard
         assert not torch.equal(edited.unet.conv_in.weight, gold.unet.conv_in.weight)
     (tmp_path / "gold" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="gold: expected a denoiser"):
+    with pytest.raises(InputError, match=r"--gold: expected a whole model .* got a network without a class"):
         source_of("tinyworld", load, removed=["cat"], gold=str(tmp_path / "gold"))
+
+
+def test_a_gold_standard_that_is_none_is_refused(tmp_path: Path) -> None:
+    models = {"tinyworld": world.pipeline(), "edited": deepcopy(world.pipeline()), "gold": deepcopy(world.pipeline())}
+    models["again"] = deepcopy(models["tinyworld"])
+    with torch.no_grad():
+        models["edited"].unet.conv_in.weight.add_(1)
+        models["gold"].unet.conv_in.weight.sub_(1)
+
+    def source(gold: str) -> Source:
+        return source_of("edited", lambda name: deepcopy(models[name]), removed=["cat"], gold=gold)
+
+    for name, row in (("again", ORIGINAL), ("tinyworld", ORIGINAL), ("edited", ERASED)):
+        with pytest.raises(InputError, match=f"--gold: expected another model .* row '{row}' in '{name}'"):
+            source(name)
+    assert source("gold").variants[-1].about == "gold: no recipe says without what it was trained"
+    folder = tmp_path / "denoiser"
+    models["gold"].unet.save_pretrained(folder)
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps({"settings": {"without": ["dog"]}}))
+    with pytest.raises(InputError, match="never taught 'cat', got one that was trained without 'dog'"):
+        source(str(folder))
+    recipe.write_text(json.dumps({"settings": {"without": ["cat", "dog"]}}))
+    assert source(str(folder)).variants[-1].about == f"{folder}: trained without cat, dog"
 
 
 def test_a_model_of_another_kind_is_not_compared_with_the_tiny_world() -> None:
