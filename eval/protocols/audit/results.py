@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ...attacks.base import Access
 from ...stats.paired import Difference, paired_bootstrap
 from ...stats.residue import LEAST_SPAN, Residue, half_dose, residue
+from ...stats.scores import wilson
 from .record import Judged
 from .rows import ERASED, GOLD, NOVEL, ORIGINAL, PLAIN
 
@@ -274,9 +275,27 @@ class ConceptAudit:
         return None if mine is None or other is None else (mine, other, row)
 
     @property
+    def taught_gold(self) -> float | None:
+        """Share of the gold's images under the plain prompt that show the concept, if that is too high for a gold.
+
+        None if the Wilson interval reaches down to the least span of a contrast.
+        """
+        plain = self.probes.get(PLAIN)
+        if plain is None or not plain.readings or GOLD not in plain.readings[0].rows:
+            return None
+        values = plain.readings[0].rows[GOLD].values
+        low, _ = wilson(round(sum(values)), len(values))
+        return sum(values) / len(values) if low > LEAST_SPAN else None
+
+    @property
     def verdict(self) -> str:
         """Verdict in one sentence, with what was not tested."""
         parts = [self._main_claim()]
+        if (share := self.taught_gold) is not None:
+            parts.append(
+                f"the gold {self.gold} draws {self.concept} in {100 * share:.0f} % of its images, so it was taught it:"
+                " leave it out or name another"
+            )
         if latent := [name for name, rho in self.inside.items() if self.probes[name].finds(rho)]:
             parts.append(f"inside, {_listed(latent)} still tell it from a model without it, which is no attack")
         for name, result in self.probes.items():
@@ -291,7 +310,7 @@ class ConceptAudit:
         if not self.gold:
             parts.append("no model that was never taught it was at hand, so the floor is a stand-in")
         silent = [name for name, result in self.probes.items() if result.status != "measured"]
-        left = [*self.untested, *silent]
+        left = sorted([*self.untested, *silent])
         parts.append(f"not tested: {', '.join(left)}" if left else "every probe was run")
         sentence = "; ".join(parts) + "."
         return sentence[0].upper() + sentence[1:]
@@ -309,6 +328,8 @@ class ConceptAudit:
         if all(result.access == "inside" or result.status != "measured" for result in self.probes.values()):
             return f"Nothing can be said of {self.concept}: no probe that could bring it back was measured"
         if not residues:
+            if self.taught_gold is not None:
+                return f"Nothing can be said of {self.concept} beside this gold"
             return f"Nothing can be said of {self.concept}: no probe told the original from its floor"
         most = {name: high for name in residues if (high := self.probes[name].most) is not None}
         name = max(most, key=lambda each: most[each])

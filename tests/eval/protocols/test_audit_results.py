@@ -61,6 +61,27 @@ def test_the_verdict_says_that_nothing_was_measured() -> None:
     assert verdict.startswith("Nothing can be said of cat: no probe that could bring it back was measured; ")
 
 
+def test_the_verdict_says_that_a_gold_was_taught_the_concept() -> None:
+    def verdict(gold: float, n: int = 16) -> str:
+        rows = {ERASED: [judged(rate(0, n))], ORIGINAL: [judged(rate(1, n))], GOLD: [judged(rate(gold, n))]}
+        plain = result(rows, name=PLAIN, access="prompt", plain=rate(0, n))
+        return ConceptAudit(concept="cat", probes={PLAIN: plain}, gold="golds/cat", untested=()).verdict
+
+    assert verdict(1).startswith(
+        "Nothing can be said of cat beside this gold; the gold golds/cat draws cat in 100 % of its images, so it was"
+        " taught it: leave it out or name another;"
+    )
+    assert "; the gold golds/cat draws cat in 50 % of its images" in verdict(0.5, 40)
+    assert "taught it" not in verdict(0.25)
+    assert "taught it" not in verdict(0)
+
+
+def test_what_was_not_tested_is_in_order() -> None:
+    failed = ProbeResult(name="prune", access="weights", about="", unit="", settings={}, status="failed", outcomes={})
+    audit = ConceptAudit(concept="cat", probes={"prune": failed}, gold="g", untested=("img2img", "traces"))
+    assert audit.verdict.endswith("not tested: img2img, prune, traces.")
+
+
 class Blank(Subject):
     """A subject without images."""
 
