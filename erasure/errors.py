@@ -65,8 +65,9 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> UnknownNameEr
 
 
 _WORDS = (
+    (r", unable to parse string as an? \w+", ""),
     (r"^Value error, ", ""),
-    (r"^\w+ should have (at least \d+ items?) after.*", r"expected \1"),
+    (r"^\w+ should have (at (?:least|most) \d+ items?) after.*", r"expected \1"),
     (r"^Input should be (greater|less)", r"expected a number \1"),
     (r"^Input should be a valid array\b", "expected a list"),
     (r"^Input should be (an object|a valid dictionary)\b", "expected keys with values"),

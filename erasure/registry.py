@@ -380,7 +380,11 @@ class PieceError(ValueError):
 
 def _lines(error: ValidationError, where: str) -> list[str]:
     """Return one line of this library's error texts for each problem."""
-    return [line for problem in error.errors() for line in _lines_of(problem, where)]
+    problems = error.errors()
+    # A list counts as too short where one of its items cannot be used: the item is what is wrong.
+    within = {problem["loc"][:n] for problem in problems for n in range(len(problem["loc"]))}
+    real = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
+    return [line for problem in real for line in _lines_of(problem, where)]
 
 
 def _lines_of(problem: ErrorDetails, where: str) -> list[str]:

@@ -259,6 +259,7 @@ def test_a_damaged_record_is_refused(tmp_path, content) -> None:
     with pytest.raises(LedgerError, match="expected a ledger of format") as caught:
         Ledger.open(tmp_path)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("Restore it from a copy.")
 
 
 def test_an_entry_cannot_point_outside_of_the_ledger(tmp_path, pipe, edits) -> None:

@@ -162,10 +162,13 @@ def parsed(content: bytes, folder: Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise LedgerError(f"{file}: expected a ledger of format {FORMAT}, got {first['msg']!r} at {where}.") from None
+        raise LedgerError(
+            f"{file}: expected a ledger of format {FORMAT}, got {first['msg']!r} at {where}. Restore it from a copy."
+        ) from None
     for number, entry in enumerate(record.entries, 1):
         if entry.id != f"{number:03d}" or not re.fullmatch(r"edits/[\w.-]+\.safetensors", entry.file):
             raise LedgerError(
                 f"{file}: expected entries in order with files in edits/, got {entry.id!r}, {entry.file!r}."
+                " Restore it from a copy."
             )
     return record

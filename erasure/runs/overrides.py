@@ -10,8 +10,13 @@ from ..io.yaml_text import plain_yaml
 from ..registry import AnySettings, with_settings
 
 
-def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+def override(config: Mapping[str, Any], assignment: str, example: str = "eraser.reg=0.5") -> dict[str, Any]:
     """Return a config with one `key.key=value` set; the value is YAML.
+
+    Args:
+        config: The config.
+        assignment: The assignment.
+        example: Assignment that an error shows.
 
     Raises:
         InputError: It is not an assignment, or its path leads through a value without keys.
@@ -19,7 +24,8 @@ def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     path, sign, text = assignment.partition("=")
     keys = path.strip().split(".")
     if not sign or not all(keys):
-        raise InputError(f"--set: expected key.key=value, got {assignment!r}. Write for example eraser.reg=0.5.")
+        shape = ".".join("key" for _ in example.partition("=")[0].split("."))
+        raise InputError(f"--set: expected {shape}=value, got {assignment!r}. Write for example {example}.")
     value = plain_yaml(text, f"--set {one_line(path)}")
     changed = json.loads(json.dumps(config))
     place: object = changed
@@ -35,9 +41,18 @@ def override(config: Mapping[str, Any], assignment: str) -> dict[str, Any]:
 
 
 def with_assignments(
-    kind: type[AnySettings], assignments: Sequence[str], start: Mapping[str, Any] | None = None
+    kind: type[AnySettings],
+    assignments: Sequence[str],
+    start: Mapping[str, Any] | None = None,
+    example: str = "lr=1e-5",
 ) -> AnySettings:
     """Return a dataclass of settings from `--set` assignments over initial ones; see `with_settings`.
+
+    Args:
+        kind: Dataclass of settings.
+        assignments: The assignments.
+        start: Initial settings; None for none.
+        example: Assignment that an error shows.
 
     Raises:
         UnknownNameError: A setting does not exist.
@@ -45,7 +60,7 @@ def with_assignments(
     """
     config: Mapping[str, Any] = dict(start or {})
     for assignment in assignments:
-        config = override(config, assignment)
+        config = override(config, assignment, example)
     return with_settings(kind, config, where="--set ")
 
 

@@ -226,7 +226,7 @@ def benchmark_of(
         fixed["removed"] = list(dict.fromkeys(targets))
     chosen: dict[str, Any] = {}
     for assignment in settings:
-        chosen = override(chosen, assignment)
+        chosen = override(chosen, assignment, "limit=1000")
     for key in chosen:
         if key not in known or key in fixed:
             raise unknown_name(f"{name} setting", key, [field for field in known if field not in fixed])
@@ -284,7 +284,7 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack | SampledProbe:
     kinds: dict[str, type[Attack] | type[SampledProbe]] = {**ATTACKS.classes(), **sampled_probes()}
     if name not in kinds:
         raise unknown_name("attack", name, kinds)
-    return with_assignments(kinds[name], settings)
+    return with_assignments(kinds[name], settings, example="tokens=8")
 
 
 @checks_arguments

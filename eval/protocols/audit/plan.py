@@ -98,7 +98,7 @@ def probes_of(
     chosen: dict[str, type[Probe]] = {PLAIN: probe_class(PLAIN), **{kind.name: kind for kind in order}}
     changes: Mapping[str, Any] = {}
     for assignment in settings:
-        changes = override(changes, assignment)
+        changes = override(changes, assignment, "quantise.doses=[8,4]")
     for name in changes:
         if name not in chosen:
             raise unknown_name("probe of this audit", name, chosen)

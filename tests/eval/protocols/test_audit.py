@@ -369,6 +369,14 @@ def test_names_and_settings_that_cannot_be_used_are_one_line() -> None:
         probes_of("quick", ["quantise"], ["quantise.doses=[]"])
     with pytest.raises(UnknownNameError, match="Unknown probe of this audit 'relearn'"):
         probes_of("quick", ["quantise"], ["relearn.lr=1e-3"])
+    for setting, line in (
+        ("hand-over.doses=[-0.3]", "--set hand-over.doses.0: expected a number greater than 0, got -0.3."),
+        ("traces.doses=[1,1]", "--set traces.doses: expected at most 1 item, got [1, 1]."),
+        ("traces", "--set: expected key.key=value, got 'traces'. Write for example quantise.doses=[8,4]."),
+    ):
+        with pytest.raises(InputError) as error:
+            probes_of("quick", ["hand-over", "traces"], [setting])
+        assert str(error.value) == line
     with pytest.raises(InputError, match=r"--set: expected probe.key=value, got quantise=3"):
         probes_of("quick", ["quantise"], ["quantise=3"])
 
