@@ -18,9 +18,7 @@ from ..io.files import dropping_empty_folders
 from ..io.text import shortened
 from . import evaluate, export, ledger, look, personalize, remove, setup
 from .console import fail, show_error
-
-_CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
-"""Base of the errors that typer raises for wrong arguments; it has no public name."""
+from .options import CommandError
 
 
 class _Group(TyperGroup):
@@ -34,7 +32,7 @@ class _Group(TyperGroup):
         code: object = interrupts.EXIT_CODE
         try:
             code = super().main(args, standalone_mode=False, **options)
-        except _CommandError as error:
+        except CommandError as error:
             _show_command_error(error)
         except (KeyboardInterrupt, typer.Abort):
             show_error(interrupts.MESSAGE)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
+
+from ..io.text import shortened
 
 MOST_SEED = 2**63 - 1
 """Largest seed of a generator that is counted up from."""
@@ -64,16 +67,36 @@ _NAMES = {
 }
 
 
+_PATHS = ("DIR", "FILE", "FILE.png", "OUT")
+"""Metavars of options that take a path."""
+CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
+"""Base of the errors that typer raises for wrong arguments; it has no public name."""
+
+
 class LibraryCommand(TyperCommand):
-    """A command with two additions.
+    """A command with three additions.
 
     An option whose metavar ends with "..." takes several values: `--prompt "a cat" "a dog"`. The help of an option may
-    hold a key of `_NAMES`; the names are looked up when the help of this command is shown, not at import.
+    hold a key of `_NAMES`; the names are looked up when the help of this command is shown, not at import. Errors name
+    the value, and an option of a path (`_PATHS`) takes no empty text, which typer reads as the current folder.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         flags = [flag for option in self.params for flag in option.opts if (option.metavar or "").endswith("...")]
-        return super().parse_args(ctx, list(_repeated(args, flags)))
+        spread = list(_repeated(args, flags))
+        for option in self.params:
+            # Of an empty text typer makes the current folder.
+            if option.metavar in _PATHS and _value_in(spread, option.opts) == "":
+                raise typer.BadParameter("expected a path, got ''", ctx=ctx, param=cast("Any", option))
+        try:
+            return super().parse_args(ctx, spread.copy())
+        except CommandError as error:
+            command_error = cast("Any", error)
+            command_error.ctx = command_error.ctx or ctx  # of an option without its value it is not set
+            option = getattr(error, "param", None)
+            if option is not None and (value := _value_in(spread, option.opts)) is not None:
+                command_error.message = f"{command_error.message.rstrip('.')}, got {shortened(value)}"
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         for option in self.params:
@@ -114,3 +137,10 @@ def _repeated(args: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
             if values > 1:
                 yield flag
         yield arg
+
+
+def _value_in(args: Sequence[str], flags: Sequence[str]) -> str | None:
+    """Return the last value of an option among arguments; None without it."""
+    values = [value for flag, value in pairwise(args) if flag in flags]
+    values += [value for flag, sign, value in (arg.partition("=") for arg in args) if sign and flag in flags]
+    return values[-1] if values else None
