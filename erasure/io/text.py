@@ -22,6 +22,9 @@ _JOINING = _characters((0x200C, 0x200D), (0xFE00, 0xFE0F), (0xE0020, 0xE007F), (
 # Characters that change the direction or the place of what is shown around them, or are not shown at all.
 _UNSEEN = _INVISIBLE | {"\u2028", "\u2029"}
 
+# The noun of a unit such as "updates", "sampling steps", "bits a weight"; "times" counts nothing.
+_PLURAL = re.compile(r"^((?:sampling )?(?!times\b)\w+)s\b")
+
 
 def composed(text: str) -> str:
     """Return a text in Unicode's composed form (NFC), in which an accent is one character with its letter."""
@@ -82,6 +85,12 @@ def shortened(value: object) -> str:
     except ValueError:  # of a number with more digits than Python writes
         text = "a number of thousands of digits"
     return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def counted(number: float | int, unit: str) -> str:
+    """Return a number with its unit, a plural of which is singular for one: "1 update", "2 updates"."""
+    singular = _PLURAL.sub(r"\1", unit)
+    return f"{number:g} {singular if number == 1 else unit}"
 
 
 def is_control(sign: str) -> bool:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from erasure.backbones import Backbone, backbone_of
+from erasure.io.text import counted
 from erasure.progress import Progress
 from erasure.sampling import sample
 
@@ -47,7 +48,7 @@ class AttackProbe(Probe):
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
         aim, backbone = subject.aim, subject.backbone
         for i, dose in enumerate(self.doses):
-            subject.report(i, len(self.doses), f"{dose:g} {self.dose_unit}")
+            subject.report(i, len(self.doses), counted(dose, self.dose_unit))
             if self.access == "prompt":
                 ids = subject.material[f"{dose:g}"]
             else:

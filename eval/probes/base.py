@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from erasure.backbones import Backbone, backbone_of
 from erasure.concept import Concept
 from erasure.errors import ErasureError, InputError
+from erasure.io.text import counted
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
 from erasure.progress import OnProgress, Progress
@@ -302,7 +303,7 @@ class SampledProbe(Probe):
     def outcomes(self, subject: Subject) -> Iterator[Outcome]:
         aim, backbone = subject.aim, subject.backbone
         for i_dose, dose in enumerate(self.doses):
-            subject.report(i_dose, len(self.doses), f"{dose:g} {self.dose_unit}")
+            subject.report(i_dose, len(self.doses), counted(dose, self.dose_unit))
             images: list[Image] = []
             with self.with_dose(dose).applied_to(subject.pipe, aim.goal(0)):
                 for i, seed in enumerate(aim.seeds):

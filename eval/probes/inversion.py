@@ -11,6 +11,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edits.tokens import NewToken, mean_row, moved_tokens, table_name, tokens_added
+from erasure.io.text import counted
 from erasure.prompts import fill, templates, words_of
 from erasure.registry import Exactness
 from erasure.sampling import sample
@@ -74,7 +75,7 @@ class Inversion(Probe):
         tables = {part: table_name(backbone, part) for part in backbone.tokenizers()}
         stops = [round(dose) for dose in self.doses]
         sentences = [fill(template, WORD) for template in templates(aim.concept.kind)[2:6]]
-        subject.report(0, len(self.doses), f"{max(stops)} updates")
+        subject.report(0, len(self.doses), counted(max(stops), "updates"))
         with tokens_added(subject.pipe, [token]):
             reached = changes_at(
                 backbone,
@@ -86,7 +87,7 @@ class Inversion(Probe):
             )
         prompts = [with_word(prompt, aim.concept, WORD) for prompt in aim.prompts]
         for i, (dose, stop) in enumerate(zip(self.doses, stops, strict=True)):
-            subject.report(i, len(self.doses), f"after {stop} updates")
+            subject.report(i, len(self.doses), f"after {counted(stop, 'updates')}")
             learned = moved_tokens([token], {part: reached[stop][table] for part, table in tables.items()})
             with tokens_added(subject.pipe, learned):
                 yield Outcome(dose=dose, images=sample(subject.pipe, prompts, list(aim.seeds), aim.sampling))

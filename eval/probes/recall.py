@@ -13,6 +13,7 @@ from torch import Tensor
 
 from erasure.backbones import Backbone
 from erasure.backbones.conditioning import Conditioning
+from erasure.io.text import counted
 from erasure.registry import Exactness
 from erasure.sampling import Latents, half_noised, noise, sample_part, scheduled_prediction
 from erasure.training.student import at_rest
@@ -77,7 +78,7 @@ class Recall(Probe):
         for search in self.searches:
             # Without a search the number of updates is of no account.
             for i, dose in enumerate(self.doses if search != "none" else self.doses[-1:]):
-                subject.report(i, len(self.doses), f"{search}, {dose:g} updates")
+                subject.report(i, len(self.doses), f"{search}, {counted(dose, 'updates')}")
                 start = self.start(subject, reference, states, search, round(dose))
                 yield Outcome(dose=dose, part=search, images=self._sampled(subject, start, states))
 

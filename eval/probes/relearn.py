@@ -13,6 +13,7 @@ from erasure.backbones import Backbone
 from erasure.backbones.sites import has_role
 from erasure.concept import Concept
 from erasure.edits.changes import edited_weights, exchanged
+from erasure.io.text import counted
 from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 from erasure.training.finetune import Optimisation
@@ -78,7 +79,7 @@ class Relearn(Probe):
         aim, backbone = subject.aim, subject.backbone
         stops = [round(dose) for dose in self.doses]
         for name in self.sets:
-            subject.report(0, len(stops), f"{max(stops)} updates on {name}")
+            subject.report(0, len(stops), f"{counted(max(stops), 'updates')} on {name}")
             shown = self._shown(name, aim)
             prompts = [fill(templates(concept.kind)[2], concept.target) for concept in shown]
             reached = changes_at(
@@ -90,7 +91,7 @@ class Relearn(Probe):
                 aim.seed,
             )
             for dose, stop in zip(self.doses, stops, strict=True):
-                subject.report(stop, max(stops) + 1, f"after {stop} updates on {name}")
+                subject.report(stop, max(stops) + 1, f"after {counted(stop, 'updates')} on {name}")
                 parameters = backbone.parameters(reached[stop].__contains__)
                 weights = edited_weights({key: p.data for key, p in parameters.items()}, reached[stop])
                 with exchanged(parameters, weights):

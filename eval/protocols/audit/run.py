@@ -17,6 +17,7 @@ from erasure.errors import ErasureError, reason
 from erasure.io.files import check_places, make_folder, write_whole
 from erasure.io.processes import alone, are_together, share, wait
 from erasure.io.tensor_cache import stored
+from erasure.io.text import counted
 from erasure.judge import Judge
 from erasure.profile import ModelProfile
 from erasure.progress import OnProgress, Progress, StoppedError
@@ -189,7 +190,7 @@ class Audit:
             for outcome in probe.outcomes(subject):
                 if outcome.shows and self.judge is not None and not self.judge.knows(outcome.shows):
                     continue  # an anchor that the judge cannot look for
-                judged.append(Judged.of(outcome, aim, self.judge, f"{outcome.dose:g} {probe.dose_unit}"))
+                judged.append(Judged.of(outcome, aim, self.judge, counted(outcome.dose, probe.dose_unit)))
         seconds = round(time.perf_counter() - start, 2)
         file.write(judged, seconds)
         counter.add(row.name)

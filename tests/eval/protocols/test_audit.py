@@ -37,6 +37,7 @@ from erasure.eval.protocols.variants import ERASED as ERASED_VARIANT
 from erasure.eval.protocols.variants import Variant
 from erasure.eval.reports.audit_report import render, terminal_table, write_audit_report
 from erasure.io.processes import together
+from erasure.io.text import counted
 from erasure.profile import ModelProfile, profile_of
 from erasure.progress import Progress, StoppedError
 from erasure.registry import Exactness
@@ -452,6 +453,14 @@ def test_a_recipe_that_is_missing_says_nothing_and_one_that_is_damaged_is_refuse
         recipe.write_text(content)
         with pytest.raises(InputError, match=r"recipe.json: expected the recipe of a gold.*Restore it from a copy"):
             untaught(str(tmp_path))
+
+
+def test_one_of_a_unit_is_singular() -> None:
+    assert [counted(1, unit) for unit in ("updates", "sampling steps", "bits a weight", "times", "of the units")] == [
+        *("1 update", "1 sampling step", "1 bit a weight", "1 times", "1 of the units"),
+    ]
+    assert (counted(2, "updates"), counted(0.5, "of the weights")) == ("2 updates", "0.5 of the weights")
+    assert (counted(1, "1 - strength"), counted(1, "reading")) == ("1 1 - strength", "1 reading")
 
 
 def test_another_scheduler_is_another_model() -> None:
