@@ -17,6 +17,7 @@ from erasure.backbones import backbone_of
 from erasure.cli.main import app
 from erasure.eval.probes import Subject, probe_class
 from erasure.eval.probes.traces import Traces
+from erasure.eval.reports.card_audit import last_audit
 from erasure.judge import cached_clips
 from erasure.loading import load_model
 from tests.tiny import sd1
@@ -162,6 +163,25 @@ def test_a_wrong_path_is_said_to_be_wrong(tmp_path: Path, monkeypatch: pytest.Mo
     assert "source: " in fails(command, "file.txt", *options, "--removed", "cat")
     assert "source: " in fails(command, "empty", *options, "--removed", "cat")
     assert "--removed: expected the concepts removed from 'tinyworld'" in fails(command, "tinyworld", *options)
+
+
+def test_audits_with_other_arguments_have_folders_of_their_own(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    base, edited = models
+    audit = ("audit", edited, "--removed", "cat", "--original", base, "--probe", "traces", "--set", "traces.latents=2")
+    folders: list[set[Path]] = []
+    for options in ((), (), ("--seed", "1"), ("--set", "traces.latents=1")):
+        assert call(*audit, *options).exit_code == 0
+        folders.append({path.parent for path in Path("erasure-runs").glob("audits/quick-*-model/audit.json")})
+    assert [len(each) for each in folders] == [1, 1, 2, 3]
+    ledger = removed_from(base, tmp_path / "ledger")
+    assert call("audit", ledger, "--probe", "traces", "--set", "traces.latents=2").exit_code == 0
+    [folder] = (ledger / "audits").iterdir()
+    assert folder.name.endswith(f"-{Ledger.open(ledger).state()}"), "by which a card is told the last audit"
+    assert last_audit(Ledger.open(ledger)) is not None
 
 
 def removed_from(base: Path, folder: Path) -> Path:

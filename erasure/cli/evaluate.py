@@ -224,7 +224,7 @@ def audit(
         device=place,
         seed=seed,
     )
-    folder = to or edited.folder.with_name("audits") / f"{suite}-{edited.variants[0].edit or 'model'}"
+    folder = to or edited.folder.with_name("audits") / f"{planned.short}-{edited.variants[0].edit or 'model'}"
     check_places(folder, "audit.json", "report.html")
     with together(), progress_bars(err) as on_progress:
         results = planned.run(on_progress)

@@ -15,6 +15,7 @@ from erasure.concept import Concept
 from erasure.edits.metadata import now
 from erasure.errors import ErasureError, reason
 from erasure.io.files import check_places, make_folder, write_whole
+from erasure.io.json_files import json_digest
 from erasure.io.processes import alone, are_together, share, wait
 from erasure.io.tensor_cache import stored
 from erasure.io.text import counted
@@ -71,6 +72,18 @@ class Audit:
     suite: str = "quick"
     seed: int = 0
     cache: Path = field(default_factory=lambda: image_cache().with_name("audit"))
+
+    @property
+    def short(self) -> str:
+        """Name of a folder for the results: equal for equal models, concepts, probes and seed, and for no others."""
+        parts = {
+            "rows": [[row.name, row.identity] for row in self.rows],
+            "concepts": [[each.as_json() for each in self.concepts], self.aimed],
+            "probes": {name: probe.as_settings() for name, probe in self.probes.items()},
+            "judge": self.judge and self.judge.name,
+            "seed": self.seed,
+        }
+        return f"{self.suite}-{json_digest(parts)[:8]}"
 
     def run(self, on_progress: OnProgress | None = None) -> "AuditResults":
         """Return the results; whatever was measured before, with equal settings on equal models, is read.
