@@ -240,6 +240,14 @@ def test_several_values_may_follow_one_option(tmp_path) -> None:
         (["generate", "tinyworld", "--prompt", "a", "--out", "x", "--seeds", "a"], "--seeds: expected whole numbers"),
         ([*DRAWN, "--seeds", "0", "--steps", "2000"], "steps: expected 1 to 1000"),
         ([*DRAWN, "--guidance-scale", "1e300"], "expected a number less than or equal to 1000"),
+        (
+            ["remove", "cat", "--budget", "minutes", "--set", "eraser.steps=-1"],
+            "Known: name, parts. It is a stack: set those of a part, such as eraser.parts.0.steps.",
+        ),
+        (
+            ["remove", "cat", "--budget", "minutes", "--set", "eraser.parts.0.steps=-1"],
+            "Unknown uce setting 'steps'.",
+        ),
         (["remove", "cat", "--seed", "x"], "Invalid value for '--seed': expected an integer, got 'x'. See `"),
         (["remove", "cat", "--seed=-1"], "expected a number greater than or equal to 0, got '-1'. See `"),
         (["remove", "cat", "--out", ""], "Invalid value for '--out': expected a path, got ''. See `"),

@@ -154,7 +154,9 @@ def _set_eraser(raw: dict[str, Any], method: str | None, budget: str | None) -> 
             f"remove: expected --method or --budget, got both ({method!r} and {budget!r}). Leave one of them out."
         )
     if budget is not None:
-        raw["eraser"] = eraser_of_budget(budget)
+        raw["eraser"] = eraser = eraser_of_budget(budget)
+        if "parts" in eraser:  # --set can reach into a part that is more than its name
+            eraser["parts"] = [{"name": part} if isinstance(part, str) else part for part in eraser["parts"]]
     elif method is not None and not (isinstance(raw.get("eraser"), dict) and raw["eraser"].get("name") == method):
         raw["eraser"] = {"name": method}
 

@@ -33,7 +33,9 @@ def _line(problem: ErrorDetails, keys: Sequence[str], parts: Mapping[str, type])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         parent, _, key = where.rpartition(".")
         known = _known_keys(problem["loc"][:-1], keys, parts)
-        return f"{parent or 'config'}: {unknown_name('key', key, known)}"
+        stack = parent == "eraser" and "parts" in known
+        hint = f" It is a stack: set those of a part, such as eraser.parts.0.{key}." if stack else ""
+        return f"{parent or 'config'}: {unknown_name('key', key, known)}{hint}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{where}: expected a value, got none."
     if isinstance(cause, PieceError):
