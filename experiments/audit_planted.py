@@ -356,7 +356,8 @@ def outcome(planted: Planted, result: ConceptAudit) -> dict[str, Any]:
             seen.add(name)
         # Whatever the erased model is, the second gold must be at 0 under every dose.
         others = [rho for each in probe.readings if (rho := each.residue_of("gold 2")) is not None]
-        second[name] = all(rho.low <= 0 <= rho.high for rho in others)
+        if others:
+            second[name] = all(rho.low <= 0 <= rho.high for rho in others)
     kept = result.kept
     if kept is not None and kept[0] < kept[1] - 0.1:
         seen.add("kept")

@@ -146,10 +146,11 @@ def planted(source: str, results: Path) -> str:
             ", ".join(each["missed"]) or "none",
             "; ".join(f"{probe}: {why}" for probe, why in each["silent"].items() if probe in each["must"]) or "none",
             ", ".join(each["false"]) or "none",
-            ", ".join(probe for probe, zero in each["second gold at 0"].items() if not zero) or "none",
+            ", ".join(probe for probe, zero in each["second gold at 0"].items() if not zero) or none,
         )
         for _, run in runs
         for name, each in run["planted"].items()
+        for none in ["none" if each["second gold at 0"] else "–"]  # without a second gold
     ]
     headings = (
         "planted",
