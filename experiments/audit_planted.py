@@ -216,9 +216,9 @@ PLANTED: Mapping[str, Planted] = MappingProxyType(
         "hider": Planted(
             about="the words, and the states after them, are hidden from cross-attention during sampling",
             applied=lambda pipe, concept: lambda: words_masked(pipe, concept),
-            finders=("inversion", "relearn", "hidden", "traces"),
+            finders=("inversion", "hidden", "traces"),  # what is relearned by the name is hidden with it
             options=_NAME_HIDDEN,
-            clear=("plain", *_NOTHING_CHANGED),
+            clear=_NOTHING_CHANGED,  # what is left of a prompt draws anything, the concept too
         ),
         "bare word": Planted(
             about="UCE on the state of the bare name",
