@@ -173,7 +173,7 @@ def test_a_selection_of_no_seeds_is_refused_and_a_double_counts_once() -> None:
         (["undo", "here"], "Missing argument 'ID'"),
         (
             ["generate", "x", "--prompt", "a", "--out", "b", "--steps", "0"],
-            "'--steps': expected a number greater than or equal to 1. See",
+            "'--steps': expected a number greater than or equal to 1, got '0'. See",
         ),
     ],
 )
