@@ -170,7 +170,7 @@ def beside_the_concept(pipe: DiffusionPipeline, concept: Concept, steps: int = 7
     """Return a removal that is no further from the concept than it has to be: ten updates on its images undo it.
 
     Updates raise the denoising error of the concept's images up to `bound`, while the predictions on images of
-    everything else stay what they were: the weights move by less than a hundredth of their length.
+    everything else stay what they were.
     """
     backbone, profile = backbone_of(pipe), profile_of("tinyworld")
     named = [fill(template, concept.target) for template in templates(concept.kind)[1:6]]

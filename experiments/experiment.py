@@ -37,7 +37,7 @@ def in_one_line(name: str) -> Iterator[None]:
     except ErasureError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: stopped. The same command goes on.")
+        sys.exit(f"{name}: stopped.")
 
 
 def count(text: str) -> int:

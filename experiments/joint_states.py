@@ -9,7 +9,6 @@ that is drawn all the same had left the exchanged states before that block.
 """
 
 import argparse
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +24,11 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.backbones.conditioning import Conditioning
 from erasure.eval.stats.scores import Rate
-from erasure.loading import load_model
-from erasure.progress import OnProgress, ProgressCounter, progress_bars
-from erasure.provenance import provenance
+from erasure.progress import OnProgress, ProgressCounter
 from erasure.sampling import SamplingSettings, sample
 
-from .experiment import plain_options, recorded
-from .family import FAMILY
-from .text_states import PARTS, SAFE, places, sentences
+from .experiment import recorded
+from .text_states import PARTS, SAFE, places, record_of, sentences
 
 VERSION = 1
 MODEL: Final = "tinyworld-flux"
@@ -58,18 +54,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: The transformer was not trained.
     """
-    began = time.perf_counter()
-    sampler = SamplingSettings.of(MODEL)
-    with progress_bars() as on_progress:
-        rows = measured(load_model(MODEL), options.prompts, sampler, on_progress)
-    return {
-        "benchmark": "joint-states",
-        "version": VERSION,
-        "config": {**plain_options(options), "family": list(FAMILY), "safe": SAFE},
-        "sampler": sampler.as_settings(),
-        "rows": rows,
-        **provenance(start=began),
-    }
+    return record_of("joint-states", VERSION, MODEL, measured, options)
 
 
 def measured(

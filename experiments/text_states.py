@@ -24,6 +24,7 @@ from erasure import tinyworld
 from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.conditioning import Conditioning
 from erasure.eval.stats.scores import Rate
+from erasure.loading import load_model
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress, ProgressCounter, progress_bars
 from erasure.provenance import provenance
@@ -62,13 +63,31 @@ def main() -> None:
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:
     """Return the record of all exchanges."""
+    return record_of("text-states", VERSION, DEFAULT_MODEL, measured, options)
+
+
+def record_of(
+    name: str, version: int, model: str, measure: Callable[..., Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the record of an experiment that exchanges states.
+
+    Args:
+        name: Name of the experiment.
+        version: Its version.
+        model: Name of the model.
+        measure: Function that returns the rows, as `measured` does.
+        options: Options of the command.
+
+    Raises:
+        InputError: The model was not trained.
+    """
     began = time.perf_counter()
-    sampler = SamplingSettings.of(DEFAULT_MODEL)
+    sampler = SamplingSettings.of(model)
     with progress_bars() as on_progress:
-        rows = measured(tinyworld.load(), options.prompts, sampler, on_progress)
+        rows = measure(load_model(model), options.prompts, sampler, on_progress)
     return {
-        "benchmark": "text-states",
-        "version": VERSION,
+        "benchmark": name,
+        "version": version,
         "config": {**plain_options(options), "family": list(FAMILY), "safe": SAFE},
         "sampler": sampler.as_settings(),
         "rows": rows,

@@ -70,7 +70,7 @@ def gold_variant(gold: str, original: str, load: Loader) -> Variant:
         InputError: It cannot be loaded, or the folder holds no denoiser of the original's shape.
     """
     folder = Path(gold)
-    if folder.is_dir() and not any((folder / file).is_file() for file in ("model_index.json", PERSONALIZED)):
+    if folder.is_dir() and not holds_model(folder):
         return Variant(name=GOLD, pipe=_with_denoiser(load(original), folder), about=gold)
     try:
         pipe = load(gold)
@@ -80,6 +80,11 @@ def gold_variant(gold: str, original: str, load: Loader) -> Variant:
         )
         raise InputError(f"--gold: {str(error).removeprefix('model: ')}{or_denoiser}") from error
     return Variant(name=GOLD, pipe=pipe, about=gold)
+
+
+def holds_model(folder: Path) -> bool:
+    """Return True if a folder has the index of a whole model, saved by diffusers or by `erasure personalize`."""
+    return any((folder / file).is_file() for file in ("model_index.json", PERSONALIZED))
 
 
 def untaught(gold: str) -> tuple[str, ...]:

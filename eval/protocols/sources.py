@@ -16,7 +16,6 @@ from erasure.errors import InputError, unknown_name
 from erasure.io.text import distinct_slug
 from erasure.judge import CLIP_WEIGHTS, Judge
 from erasure.ledger import Ledger, is_ledger
-from erasure.personalize.folder import PERSONALIZED
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.registry import with_settings
 from erasure.runs.overrides import override, with_assignments
@@ -26,13 +25,11 @@ from erasure.sampling import SamplingSettings
 from ..attacks import ATTACKS, Attack
 from ..benchmarks import Benchmark, benchmark_class
 from ..probes import SampledProbe, sampled_probes
-from .golds import Loader, check_measures, gold_of
+from .golds import Loader, check_measures, gold_of, holds_model
 from .measures import Metrics
 from .public_metrics import PublicMetrics
 from .tinyworld_metrics import TinyWorldMetrics
 from .variants import ERASED, GOLD, ORIGINAL, Variant, reference_variants
-
-_INDEXES = ("model_index.json", PERSONALIZED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +138,7 @@ def _check_place(name: str, *, removed: bool) -> None:
     path = Path(name)
     if not name.strip():
         got = f"{name!r}"
-    elif profile_of(name).folder is not None or any((path / file).is_file() for file in _INDEXES):
+    elif profile_of(name).folder is not None or holds_model(path):
         return
     elif path.is_dir():
         got = f"{name!r}, {'a folder with neither' if any(path.iterdir()) else 'an empty folder'}"
