@@ -184,6 +184,19 @@ def test_audits_with_other_arguments_have_folders_of_their_own(
     assert last_audit(Ledger.open(ledger)) is not None
 
 
+def test_an_exported_folder_names_what_was_removed(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    base, exported = models[0], tmp_path / "exported"
+    call("export", removed_from(base, tmp_path / "ledger"), exported, "--no-images")
+    audit = ("audit", exported, "--original", base, "--probe", "traces", "--set", "traces.latents=2", "--json")
+    document = json.loads(call(*audit, "--out", tmp_path / "out").stdout)
+    assert [concept["concept"] for concept in document["concepts"]] == ["cat"]
+    (exported / "erasure.json").unlink()
+    assert "--removed: expected the concepts removed from" in fails(*audit, "--out", tmp_path / "again")
+
+
 def removed_from(base: Path, folder: Path) -> Path:
     """Return the folder of a new ledger in which cat is removed from a model."""
     pipe = load_model(base)

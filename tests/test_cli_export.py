@@ -117,10 +117,13 @@ def audit_record(time: str, dose: str) -> dict[str, Any]:
 
 def test_the_card_carries_the_last_audit_of_what_stands(ledger: Path) -> None:
     state = Ledger.open(ledger).state()
+    narrow = audit_record("2026-02-01T00:00:00+00:00", "of one probe")
+    del narrow["concepts"][0]["probes"]["priming"]
     for folder, record in (
         (f"quick-{state}", audit_record("2026-01-02T00:00:00+00:00", "10 of 25 steps")),
         (f"full-{state}", audit_record("2026-01-01T00:00:00+00:00", "an older one")),
         ("quick-0123456789abcdef", audit_record("2027-01-01T00:00:00+00:00", "of another state")),
+        (f"narrow-{state}", narrow),
     ):
         (ledger / "audits" / folder).mkdir(parents=True)
         (ledger / "audits" / folder / "audit.json").write_text(json.dumps(record))

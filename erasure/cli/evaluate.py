@@ -1,5 +1,6 @@
 """Commands that measure a model: evaluate, scores, attack, audit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,11 @@ def evaluate(
 
     place = existing_device(device)
     edited = sources.source_of(
-        source, lambda name: load_pipe(name, place, attention), removed=removed or [], original=original, gold=gold
+        source,
+        lambda name: load_pipe(name, place, attention),
+        removed=_removed(source, removed),
+        original=original,
+        gold=gold,
     )
     protocol = sources.benchmark_of(benchmark, edited, suite=suite, lists=lists or [], settings=settings or [])
     sampler = sources.sampler_of(protocol, edited)
@@ -90,6 +95,13 @@ def evaluate(
         out.print(f"not computed: {name}: {reason}")
     out.print(f"scores: {scores}")
     out.print(f"report: {report}")
+
+
+def _removed(source: str, names: list[str] | None) -> Sequence[str]:
+    """Return the removed concepts that a command names; else those that an exported folder records."""
+    from erasure.pipelines.export.formats import removed_from
+
+    return names or removed_from(Path(source))
 
 
 @commands.command()
@@ -146,7 +158,7 @@ def attack(
     place = existing_device(device)
     chosen = sources.attack_of(name, settings or [])
     edited = sources.source_of(
-        source, lambda model: load_pipe(model, place, attention), removed=removed or [], original=original
+        source, lambda model: load_pipe(model, place, attention), removed=_removed(source, removed), original=original
     )
     if edited.variants[0].name != ERASED:
         raise InputError(f"attack: expected a model with removed concepts, got the original {source!r}.")
@@ -213,7 +225,7 @@ def audit(
     def load(model: str) -> "DiffusionPipeline":
         return load_pipe(model, place, attention)
 
-    edited = sources.source_of(source, load, removed=removed or [], original=original)
+    edited = sources.source_of(source, load, removed=_removed(source, removed), original=original)
     planned = audit_of(
         edited,
         load,

@@ -31,7 +31,10 @@ Guidance = Annotated[
 ]
 Removed = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT ...", help="Concepts removed from a model; a ledger or an edit records its own."),
+    typer.Option(
+        metavar="TEXT ...",
+        help="Concepts removed from a model; ledgers, edits and exports record their own.",
+    ),
 ]
 Original = Annotated[
     str | None,

@@ -43,7 +43,7 @@ class Emphasis(Probe):
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType(
         {
             "quick": {"forms": ("weight",)},
-            "standard": {"doses": (1.25, 1.5, 2.0, 3.0), "forms": ("weight", "guidance", "repetition")},
+            "standard": {"forms": ("weight", "guidance", "repetition")},
             "full": {"doses": (1.25, 1.5, 2.0, 3.0, 5.0), "forms": ("weight", "guidance", "repetition")},
         }
     )

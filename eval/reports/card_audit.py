@@ -57,11 +57,19 @@ class AuditRecord(TypedDict):
 
 
 def last_audit(ledger: Ledger) -> dict[str, Any] | None:
-    """Return the record of the last audit of what stands now, in the ledger's folder; None without one."""
+    """Return the record of the last audit of what stands now, in the ledger's folder; None without one.
+
+    One of more probes comes before a later one of fewer: it is of the same models.
+    """
     records = [
         record_if_whole(path, AuditRecord) for path in (ledger.path / "audits").glob(f"*-{ledger.state()}/audit.json")
     ]
-    return max((r for r in records if r is not None), key=lambda record: str(record.get("time", "")), default=None)
+    return max((record for record in records if record is not None), key=_width_and_time, default=None)
+
+
+def _width_and_time(record: Mapping[str, Any]) -> tuple[int, str]:
+    measured = [p for concept in record["concepts"] for p in concept["probes"].values() if p["status"] == "measured"]
+    return len(measured), str(record.get("time", ""))
 
 
 def audit_section(ledger: Ledger) -> str:

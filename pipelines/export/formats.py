@@ -5,15 +5,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NotRequired, get_args
 
 from diffusers import DiffusionPipeline
+from typing_extensions import TypedDict
 
 from erasure.backbones import backbone_of
 from erasure.edits import Lora, SamplingEdit, WeightEdit, weights_of
 from erasure.edits.sampling_edit import fitted_tensors, recorded_settings
 from erasure.errors import InputError, unknown_name
 from erasure.io.files import write_whole
+from erasure.io.json_files import record_if_whole
 from erasure.io.tensor_files import write_tensors
 from erasure.ledger import Ledger
 from erasure.runs.removal import check_cpu
@@ -56,6 +58,10 @@ _NAMED_LAYERS = ("kohya", "checkpoint")
 """Formats whose names for layers are those of some families."""
 RECORD = "erasure.json"
 _RECORD_FORMAT = "erasure-export/1"
+
+
+class _Removed(TypedDict):
+    removed: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +114,7 @@ class Written:
         base: Fingerprint of the base.
         notes: Sentences about what is not exact or needs care, for people.
         name: Name of the model in its card; "" without one.
+        removed: Targets of the removals.
     """
 
     export: Export
@@ -115,6 +122,7 @@ class Written:
     base: str
     notes: tuple[str, ...] = ()
     name: str = ""
+    removed: tuple[str, ...] = ()
 
 
 def write_export(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> Written:
@@ -139,7 +147,13 @@ def write_export(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder
         check_family(pipe, export.format)
     writer, _ = _WRITERS[export.format]
     notes = writer(ledger, pipe, export, folder)
-    return Written(export=export, state=ledger.state(), base=ledger.base.fingerprint, notes=notes)
+    return Written(
+        export=export,
+        state=ledger.state(),
+        base=ledger.base.fingerprint,
+        notes=notes,
+        removed=tuple(dict.fromkeys(_targets(ledger))),
+    )
 
 
 def check_low_memory(export: Export, device: str) -> None:
@@ -219,16 +233,29 @@ def already_written(ledger: Ledger, export: Export, folder: Path) -> Written | N
         if any(_sha256(folder / name) != sha256 for name, sha256 in record["files"].items()):
             return None
         notes = tuple(map(str, record["notes"]))
-        return Written(export=export, state=record["state"], base=record["base"], notes=notes, name=record["name"])
+        return Written(
+            export=export,
+            state=record["state"],
+            base=record["base"],
+            notes=notes,
+            name=record["name"],
+            removed=tuple(record.get("removed", ())),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def removed_from(folder: Path) -> tuple[str, ...]:
+    """Return the targets that the record of an export names; none of a folder without one, or with a damaged one."""
+    record = record_if_whole(folder / RECORD, _Removed) or {}
+    return tuple(record.get("removed", ()))
 
 
 def _pipeline(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     edit = ledger.edit()
     with files_of(ledger.base.name, pipe) as files:
         write_edited(weights_of(edit), pipe, files, folder, link=export.link)
-        check_folder(weights_of(edit), pipe, files, folder, _targets(ledger)[:1])
+        check_folder(weights_of(edit), pipe, files, folder, _compared(ledger)[:1])
     recorded = edit.guidances if isinstance(edit, SamplingEdit) else ()
     method = recorded[0].name if recorded else export.guidance
     if method is None:
@@ -270,7 +297,7 @@ def _lora(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path)
     lora = _factors(ledger, pipe, export)
     tensors = {_encoder_named(key): factor for key, factor in lora.state_dict.items()}
     write_tensors(folder / export.file, tensors, header(pipe, "lora"))
-    check_loads(pipe, folder / export.file, lora.state_dict, _targets(ledger))
+    check_loads(pipe, folder / export.file, lora.state_dict, _compared(ledger))
     return _cut(lora)
 
 
@@ -282,15 +309,19 @@ def _single_file(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder
 
 
 def _targets(ledger: Ledger) -> list[str]:
+    return [concept.target for entry in ledger.standing for concept in entry.concepts]
+
+
+def _compared(ledger: Ledger) -> list[str]:
     """Return the removed concepts whose predictions are compared when a file was loaded back."""
-    return [concept.target for entry in ledger.standing for concept in entry.concepts][:_COMPARED]
+    return _targets(ledger)[:_COMPARED]
 
 
 def _kohya(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder: Path) -> tuple[str, ...]:
     lora = _factors(ledger, pipe, export)
     metadata = kohya_header(pipe, rank_of(lora.state_dict))
     write_tensors(folder / export.file, kohya_tensors(lora.state_dict, pipe), metadata)
-    check_loads(pipe, folder / export.file, lora.state_dict, _targets(ledger), "kohya")
+    check_loads(pipe, folder / export.file, lora.state_dict, _compared(ledger), "kohya")
     return _cut(lora)
 
 
@@ -300,7 +331,7 @@ def _checkpoint(ledger: Ledger, pipe: DiffusionPipeline, export: Export, folder:
     with ledger.applied_to(pipe):
         tensors = checkpoint_tensors(pipe)
         write_tensors(folder / export.file, tensors, header(pipe))
-        check_checkpoint(pipe, folder / export.file, folder / "config", _targets(ledger)[:1])
+        check_checkpoint(pipe, folder / export.file, folder / "config", _compared(ledger)[:1])
         return checkpoint_notes(pipe, tensors)
 
 
