@@ -1,6 +1,7 @@
 """The objective `absent`: its target, the evidence for it, its rows, and the inner attack."""
 
 import io
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.errors import InputError
-from erasure.prompts import COMMON
+from erasure.prompts import COMMON, blank, fill, templates
 from erasure.runs.schema import parse
 from erasure.training.absence.anchors import far_anchor
 from erasure.training.absence.batches import Material, Shares
@@ -283,12 +284,26 @@ def test_with_an_anchor_the_concepts_prompts_start_from_it_and_others_from_thems
 def test_with_an_anchor_a_guided_error_counts_as_often_as_sampling_counts_it(backbone: Backbone) -> None:
     task = task_of(backbone, concept=replace(CAT, anchor="tree"))
     student = Student(backbone, task.trained, None, torch.Generator())
-    rows = replace(QUICK, instead="anchor", named=1.0, crossed=0.0, otherwise=0.0, attack=InnerAttack(prompts=0))
-    plain, guided = (
+    rows = replace(QUICK, instead="anchor", named=0.0, crossed=0.0, otherwise=1.0, attack=InnerAttack(prompts=2))
+
+    def loss(scale: float) -> float:
+        batches = _Batches(replace(rows, guided=scale), task)
+        soft = batches._material._anything_else
+        batches._material._anything_else = lambda prompts, generator: min(soft(prompts, generator), -1)  # type: ignore[method-assign]
+        return float(batches.loss(student, 1, torch.Generator().manual_seed(0)).detach())
+
+    assert loss(3.0) == pytest.approx(9 * loss(1.0), rel=1e-5)
+
+
+def test_with_an_anchor_a_prompt_counts_once(backbone: Backbone) -> None:
+    task = task_of(backbone, concept=replace(CAT, anchor="tree"))
+    student = Student(backbone, task.trained, None, torch.Generator())
+    rows = replace(QUICK, instead="anchor", named=0.5, crossed=0.0, otherwise=0.5, attack=InnerAttack(prompts=0))
+    once, guided = (
         float(replace(rows, guided=scale).loss(task)(student, 0, torch.Generator().manual_seed(0)).detach())
         for scale in (1.0, 3.0)
     )
-    assert guided == pytest.approx(9 * plain, rel=1e-5)
+    assert guided == once
 
 
 def test_a_concept_without_an_anchor_is_refused_where_one_is_asked_for(backbone: Backbone) -> None:
@@ -431,7 +446,7 @@ def test_the_loss_sees_the_soft_prompts_of_crossed_rows(backbone: Backbone) -> N
 def test_what_a_soft_prompt_starts_from_may_be_the_prompt_without_an_anchor(backbone: Backbone) -> None:
     task = task_of(backbone, concept=replace(CAT, anchor="dog"))
     objective = replace(QUICK, instead="anchor", named=0.5, crossed=0.0, otherwise=0.5, attack=InnerAttack(prompts=2))
-    for base, prompts in (("anchor", "dog"), ("blank", "photo")):
+    for base in ("anchor", "blank"):
         batches = _Batches(replace(objective, soft_instead=base), task)
         read = batches._material.prompts.prompts
         material, generator = batches._material, torch.Generator().manual_seed(0)
@@ -439,10 +454,38 @@ def test_what_a_soft_prompt_starts_from_may_be_the_prompt_without_an_anchor(back
         rows = [batches._anchored(material.drawn(i, 60, shares, [2], generator)) for i in range(60)]
         soft = [row for row in rows if row.read < 0]
         assert soft
-        assert all(("dog" in read[row.base]) == (prompts == "dog") for row in soft)
-        assert not any("cat" in read[row.base] for row in soft)
+        assert all("dog" in read[row.base] if base == "anchor" else not read[row.base] for row in soft)
         assert all("dog" in read[row.base] for row in rows if row.read == row.named)
         assert all(batches._counts_guided(row) for row in soft)
+
+
+def test_what_is_no_prompt_of_the_image_takes_the_concepts_direction_from_the_images_own(backbone: Backbone) -> None:
+    task = task_of(backbone, concept=replace(CAT, anchor="dog"))
+    batches = _Batches(replace(QUICK, instead="anchor", soft_instead="blank", attack=InnerAttack(prompts=2)), task)
+    read, generator = batches._material.prompts.prompts, torch.Generator().manual_seed(0)
+    shares = Shares(named=0.2, crossed=0.0, otherwise=0.8)
+    rows = [batches._anchored(batches._material.drawn(i, 80, shares, [2], generator)) for i in range(80)]
+    others = [row for row in rows if row.read != row.named]
+    assert others
+    for row in others:
+        assert row.against is not None
+        assert read[row.base] == ("" if row.read < 0 else read[row.read])
+        pair = read[row.named], read[row.against]
+        sentences = templates("object")
+        assert pair in {(fill(one, name), blank("object", one)) for one in sentences for name in CAT.names}
+    assert all(row.against is None for row in rows if row.read == row.named)
+
+
+def test_estimated_odds_rise_from_none_at_pure_noise_to_the_largest(backbone: Backbone) -> None:
+    batches = _Batches(replace(QUICK, odds="estimated", attack=InnerAttack(prompts=0)), task_of(backbone))
+    [(timesteps, ratios)] = batches._log_odds
+    assert timesteps == sorted(timesteps)
+    assert ratios[-1] == 0.0, "nothing is known of pure noise"
+    batches._log_odds = [([0.0, 500.0, 1000.0], [100.0, 1.0, 0.0])]
+    shares, generator = Shares(named=1.0, crossed=0.0, otherwise=0.0), torch.Generator().manual_seed(0)
+    row, rest = batches._material.drawn(0, 4, shares, [], generator), len(CAT.preserve)
+    odds = [batches._odds_of(row, torch.tensor(timestep)) for timestep in (1000, 750, 500, 0)]
+    assert odds == pytest.approx([1 / rest, math.exp(0.5) / rest, math.exp(1) / rest, batches._settings.max_odds])
 
 
 def test_no_kept_or_random_prompt_names_the_concept(backbone: Backbone) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,8 @@ from .prompts import PromptTable, asking_names, kept_pairs, random_prompts
 from .walks import Walk
 
 _EVIDENCE_LEVELS = 4
-_UNCONDITIONAL_SHARE = 8  # one kept image of so many has no prompt
+_UNCONDITIONAL = 1 / 8  # share of the kept images that have no prompt
+_JOINED = 1 / 2  # share of those that name a second thing that stays, such as a place or a style
 _RANDOM_PROMPTS = 48
 
 
@@ -52,6 +53,7 @@ class DrawnRow:
         read: Row of the prompt that the student reads; -1 - i for the i-th soft prompt of the concept.
         base: Row of the prompt whose prediction the target starts from.
         named: Row of the prompt with the concept whose direction is taken off.
+        against: Row of the prompt without it that the direction starts from; None for the base.
         concept: Index of the concept that the image shows; None if it shows none.
         image: Index of the image among those of its concept.
         attack: Index of the concept whose soft prompt the student reads; None for a prompt.
@@ -62,6 +64,7 @@ class DrawnRow:
     read: int
     base: int
     named: int
+    against: int | None = None
     concept: int | None = None
     image: int = 0
     attack: int | None = None
@@ -76,7 +79,7 @@ class ConceptImages:
         clean: Clean latents.
         named: Row of the prompt of each.
         blank: Row of the same prompt without the concept, with its anchor where it has one.
-        templates: Template of each prompt.
+        bare: Row of the same prompt without the concept and without an anchor.
         others: Rows of the same prompt about each kept name.
         crossings: Rows of prompts with the concept and without it.
     """
@@ -84,7 +87,7 @@ class ConceptImages:
     clean: Float[Tensor, "n c h w"]
     named: Sequence[int]
     blank: Sequence[int]
-    templates: Sequence[str]
+    bare: Sequence[int]
     others: Int[Tensor, "n k"]
     crossings: Sequence[tuple[int, int]]
 
@@ -95,7 +98,6 @@ class Material:
     Attributes:
         prompts: Prompts as the model under training reads them.
         known_prompts: The same as the reference reads them.
-        bare: Rows of the prompts of each concept's images without it and without an anchor.
 
     Args:
         task: Model and concepts.
@@ -113,10 +115,6 @@ class Material:
         self._keep(kept_images, settings, table, generator)
         texts = random_prompts(task.backbone, _RANDOM_PROMPTS, task.concepts, generator)
         self.random = [table.row(text) for text in texts]
-        self.bare = [
-            [table.row(blank(concept.kind, template)) for template in images.templates]
-            for concept, images in zip(task.concepts, self.concepts, strict=True)
-        ]
         self.prompts = self.known_prompts = table.encoded(task.backbone)
         if task.context.encoders_changed:
             with task.reference():
@@ -124,23 +122,45 @@ class Material:
         schedule = task.backbone.schedule
         self.levels = schedule.timesteps(_EVIDENCE_LEVELS)
 
-    def evidence(self, rows: Sequence[Int[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _ levels"]]:
-        """Return the log likelihood of each concept's images under rows of prompts, with a level without any first."""
-        evidence = []
+    def log_odds(self, steps: int) -> list[tuple[list[float], list[float]]]:
+        """Return timesteps, rising, and for each concept the mean log p(x_t | y', c) - log p(x_t | y') of its images.
+
+        Args:
+            steps: Number of noise levels; at the noisiest one nothing is known yet.
+        """
+        levels = self._task.backbone.schedule.timesteps(steps)
+        rows = [torch.tensor([images.named, images.bare]).T for images in self.concepts]
+        places = [float(place) for place in [self._task.backbone.schedule.total, *levels.tolist()]][::-1]
+        ratios = [(each[:, 0] - each[:, 1]).mean(0) for each in self.evidence(rows, levels)]
+        return [(places, ratio.tolist()[::-1]) for ratio in ratios]
+
+    def evidence(
+        self, rows: Sequence[Int[Tensor, "_ _"]], levels: Timestep | None = None
+    ) -> list[Float[Tensor, "_ _ levels"]]:
+        """Return the log likelihood of each concept's images under rows of prompts, with a level without any first.
+
+        Args:
+            rows: Rows of the prompts that each image of a concept is read with.
+            levels: Timesteps, the noisiest first; None: `levels`.
+        """
+        evidence, levels = [], self.levels if levels is None else levels
         task = self._task
         for images, candidates in zip(self.concepts, rows, strict=True):
             with task.reference():
                 prompts = [[self.known_prompts.prompts[i] for i in some] for some in candidates.tolist()]
                 digest = hashlib.sha256(images.clean.cpu().numpy().tobytes()).hexdigest()
-                key = ["evidence", task.backbone.fingerprint(), digest, prompts, self.levels.tolist()]
-                tensors = stored(task.context.history.memory, key, partial(self._evidence, images.clean, candidates))
+                key = ["evidence", task.backbone.fingerprint(), digest, prompts, levels.tolist()]
+                make = partial(self._evidence, images.clean, candidates, levels)
+                tensors = stored(task.context.history.memory, key, make)
             by_level = tensors["evidence"]
             evidence.append(torch.cat([torch.zeros_like(by_level[..., :1]), by_level], dim=-1))
         return evidence
 
-    def _evidence(self, clean: Float[Tensor, "n c h w"], rows: Int[Tensor, "n k"]) -> dict[str, Tensor]:
+    def _evidence(
+        self, clean: Float[Tensor, "n c h w"], rows: Int[Tensor, "n k"], levels: Timestep
+    ) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self._task.context.seed + 1)
-        return {"evidence": log_evidence(self._task.backbone, clean, self.known_prompts, rows, self.levels, generator)}
+        return {"evidence": log_evidence(self._task.backbone, clean, self.known_prompts, rows, levels, generator)}
 
     @property
     def unprompted(self) -> Conditioning:
@@ -170,10 +190,19 @@ class Material:
         image = below(len(images.clean), generator)
         named, base = images.named[image], images.blank[image]
         read = named if place < shares.named else self._anything_else(soft, generator)
-        base = read if read in self._kept_rows else base
         attack = concept if read < 0 else None
         clean = images.clean[image]
-        return DrawnRow(clean=clean, read=read, base=base, named=named, concept=concept, image=image, attack=attack)
+        row = DrawnRow(clean=clean, read=read, base=base, named=named, concept=concept, image=image, attack=attack)
+        return self.from_itself(row, concept, image) if read in self._kept_rows else row
+
+    def from_itself(self, row: DrawnRow, concept: int, image: int) -> DrawnRow:
+        """Let the target of a row on an image of a concept start from what is read, the empty prompt for a soft one.
+
+        The concept's direction is that in the prompt of the image, from there without the concept and without anchor.
+        """
+        images = self.concepts[concept]
+        base = row.read if row.read >= 0 else self.unconditional
+        return replace(row, base=base, named=images.named[image], against=images.bare[image], image=image)
 
     def _of(self, concept: Concept, n: int, settings: ImageSettings, table: PromptTable) -> ConceptImages:
         sentences = templates(concept.kind)
@@ -188,7 +217,7 @@ class Material:
             clean=sampled_images(self._task, prompts, settings, self._task.context.seed),
             named=[table.row(prompt) for prompt in prompts],
             blank=[table.row(anchored(template, concept)) for _, template in order],
-            templates=[template for _, template in order],
+            bare=[table.row(blank(concept.kind, template)) for _, template in order],
             others=torch.tensor(
                 [[table.row(fill(template, name)) for name in concept.preserve] for _, template in order]
             ).reshape(n, -1),
@@ -202,7 +231,10 @@ class Material:
         prompts = []
         for i in range(n):
             some = by_name[names[i % len(names)]]
-            prompts.append("" if i % _UNCONDITIONAL_SHARE == 0 else some[below(len(some), generator)])
+            prompt = some[below(len(some), generator)]
+            if uniform(generator) < _JOINED:
+                prompt = f"{prompt}, {names[below(len(names), generator)]}"
+            prompts.append("" if uniform(generator) < _UNCONDITIONAL else prompt)
         self._kept_clean = sampled_images(self._task, prompts, settings, self._task.context.seed + 1)
         self._kept_prompts = [table.row(prompt) for prompt in prompts]
         self._kept_rows = {table.row(prompt) for prompt in prompts if prompt}

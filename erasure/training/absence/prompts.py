@@ -7,7 +7,7 @@ import torch
 from ...backbones.base import Backbone
 from ...backbones.conditioning import Conditioning, concatenate
 from ...concept import Concept, normalized
-from ...prompts import GENERIC, fill, preserved_templates, speaks_of
+from ...prompts import GENERIC, fill, speaks_of, templates
 from ..trajectories import encoded
 
 _AT_ONCE = 64
@@ -47,9 +47,9 @@ def asking_names(concept: Concept, earlier: Sequence[Concept]) -> list[str]:
 
 def kept_pairs(concept: Concept, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
     """Return prompts of what a concept preserves, each with its name; everyday things where it preserves nothing."""
-    pairs = [
-        (fill(template, name), name) for name in concept.preserve for template in preserved_templates(concept.kind)
-    ]
+    # Names may be of any kind, and most are objects.
+    sentences = dict.fromkeys([*templates(concept.kind), *templates("object")])
+    pairs = [(fill(sentence, name), name) for name in concept.preserve for sentence in sentences]
     pairs = pairs or [(name, name) for name in GENERIC]
     return [(prompt, name) for prompt, name in pairs if not speaks_of(prompt, concepts)]
 

@@ -1,10 +1,12 @@
 """The objective `absent`: predictions as if the concept had never been taught."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -29,6 +31,9 @@ from .base import Objective
 Latents = Float[Tensor, "n c h w"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+_ODDS_LEVELS = 16
+_LARGE = 50.0  # a logarithm whose exponential is beyond every largest odds
+
 
 @dataclass(frozen=True, kw_only=True)
 class AbsentWorld(Objective):
@@ -51,7 +56,8 @@ class AbsentWorld(Objective):
     Rows are noised images of the reference, of four kinds: (1) of c, read by their prompt; (2) of what stays, read by a
     prompt of c; (3) of c, read by anything else: nothing, kept prompts, random tokens, soft prompts of an inner
     attack; (4) of what stays, read as they are. The third kind takes off what the denoiser knows of images of c, so
-    that no other way to ask for it remains.
+    that no other way to ask for it remains. A row whose y' is not the prompt of its image takes c's direction from that
+    prompt, without c and with it: the same content on both sides.
 
     Attributes:
         instead: Prediction that the target starts from on images of c: "others" draws a kept name from its posterior,
@@ -59,11 +65,12 @@ class AbsentWorld(Objective):
             about its anchor in every row, and what else reads images of c starts from itself. The eraser `absent`
             finds an anchor for a concept that names none; `tune` does not.
         soft_instead: Prediction that the target of a soft prompt starts from beside "anchor": that for the "anchor", or
-            the "blank", the prompt with c left out. A soft prompt may be any text, so what it is taught is taught to
-            the prompts of what stays a little, too: a style's anchor makes drawings of them.
+            for the empty prompt ("blank"), from which soft prompts start then. A soft prompt may be any text, so what
+            it is taught is taught to the prompts of what stays a little, too: a style's anchor makes drawings of them.
         odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
-            "estimated" comes from the denoising errors of the reference and is at most `max_odds`. A model that was
-            never taught c still copies the pixels that it sees at low noise: exact odds would ask for the impossible.
+            "estimated" comes from the denoising errors of the reference, on average over the images of c, and is at
+            most `max_odds`: 0 where noise hides what an image is. A model that was never taught c still copies the
+            pixels that it sees at low noise: exact odds would ask for the impossible.
         max_odds: Largest odds, >= 0; 0 takes nothing off. The exact target with 1 completes
             images of c; see docs/absent.md.
         ramp: Share of the timesteps, the least noisy ones, in which "ramp" falls, in (0, 1].
@@ -79,8 +86,8 @@ class AbsentWorld(Objective):
         guided: Scale w of classifier-free guidance, >= 1, at which the student is compared on images of c whose target
             is that of the empty prompt too: e_0 + w (e - e_0) in the place of e, e_0 the student's own prediction for
             the empty prompt, without gradient, which has a row of its own. Sampling multiplies what is left of c in
-            e - e_0 by w; this makes the loss see it so. With an anchor, which the empty prompt's target is not, e_0 is
-            the same on both sides, and the error counts w times. 1 compares the predictions as they are.
+            e - e_0 by w; this makes the loss see it so. With an anchor, e_0 is the same on both sides and only soft
+            prompts are compared so: their error counts w times. 1 compares the predictions as they are.
         attack: Search for the soft prompts of the third kind.
         walks: States on the way of the target's or the student's own sampling, in the place of noised images of c.
     """
@@ -135,9 +142,18 @@ class AbsentWorld(Objective):
         return loss
 
 
-def absent_prediction(base: Latents, named: Latents, odds: Float[Tensor, " n"]) -> Latents:
-    """Return the prediction without a concept, from those for a prompt without and with it, in any linear form."""
-    return base - odds.reshape(-1, 1, 1, 1) * (named - base)
+def absent_prediction(
+    base: Latents, named: Latents, odds: Float[Tensor, " n"], without: Latents | None = None
+) -> Latents:
+    """Return the prediction without a concept, in any linear form.
+
+    Args:
+        base: Prediction for a prompt without the concept.
+        named: Prediction for a prompt with it.
+        odds: Odds of each image to show it, >= 0.
+        without: Prediction for what `named` adds the concept to; None: `base`.
+    """
+    return base - odds.reshape(-1, 1, 1, 1) * (named - (base if without is None else without))
 
 
 class _Batches:
@@ -153,19 +169,29 @@ class _Batches:
             otherwise=settings.otherwise,
             crossed_soft=settings.crossed_soft,
         )
+        bare = self._is_bare
         self._attacks = [
-            SoftPrompts(settings.attack, task.backbone, concept.clean, self._starts(concept.blank))
+            SoftPrompts(
+                settings.attack,
+                task.backbone,
+                concept.clean,
+                self._starts([material.unconditional] if bare else concept.blank),
+            )
             for concept in material.concepts
             if settings.attack.prompts
         ]
         drawn = settings.instead == "others"
         self._others = material.evidence([each.others for each in material.concepts]) if drawn else []
-        pairs = [torch.tensor([each.named, each.blank]).T for each in material.concepts]
-        self._odds = material.evidence(pairs) if settings.odds == "estimated" else []
+        self._log_odds = material.log_odds(_ODDS_LEVELS) if settings.odds == "estimated" else []
         self._walks = [
             walks_of(settings.walks, task.backbone.schedule, images.clean, partial(self._drawn_base, i))
             for i, images in enumerate(material.concepts)
         ]
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether the target of a soft prompt starts from the empty prompt."""
+        return self._settings.instead == "anchor" and self._settings.soft_instead == "blank"
 
     def loss(self, student: Student, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Return the loss of a step."""
@@ -242,18 +268,21 @@ class _Batches:
             walk.go_on(prediction)
 
     def _anchored(self, row: DrawnRow) -> DrawnRow:
-        """Let the target of what reads an image of a concept, and is no prompt of it, start from that itself."""
-        if self._settings.instead != "anchor" or row.concept is None or row.read == row.named:
+        """Let the target of what is no prompt of a concept, and reads an image of it, start from that itself."""
+        if self._settings.instead != "anchor" or row.read == row.named or row.against is not None:
             return row
-        if row.read >= 0:
-            return replace(row, base=row.read)
-        soft = self._settings.soft_instead == "blank"
-        return replace(row, base=self._material.bare[row.concept][row.image]) if soft else row
+        if row.read < 0 and not self._is_bare:
+            return row
+        if row.concept is None:
+            return replace(row, base=self._material.unconditional) if row.read < 0 else row
+        return self._material.from_itself(row, row.concept, row.image)
 
     def _counts_guided(self, row: DrawnRow) -> bool:
         """Return True if a row on an image of a concept has the target of the concept's prompts, and reads a prompt."""
         if row.concept is None or row.read == self._material.unconditional:
             return False
+        if self._settings.instead == "anchor":
+            return row.read < 0
         return row.read < 0 or row.base in self._material.concepts[row.concept].blank
 
     def _guided(self, predicted: Latents, free: Float[Tensor, "k c h w"], counted: Sequence[int]) -> Latents:
@@ -287,16 +316,25 @@ class _Batches:
         odds = torch.tensor([self._odds_of(row, timesteps[i]) for i, row in enumerate(rows)])
         strides = self._settings.attack.strides
         some = [i for i, value in enumerate(odds.tolist()) if value or (strides and rows[i].read < 0)]
-        read = self._material.known_prompts.select(bases + [rows[i].named for i in some])
-        x, t = torch.cat([noisy, noisy[some]]), torch.cat([timesteps, timesteps[some]])
+        against = [bases[i] if (against := rows[i].against) is None else against for i in some]
+        apart = [k for k, i in enumerate(some) if against[k] != bases[i]]
+        texts = [*bases, *(rows[i].named for i in some), *(against[k] for k in apart)]
+        every = [*range(len(rows)), *some, *(some[k] for k in apart)]
+        read = self._material.known_prompts.select(texts)
         with self._task.reference():
-            base, named = scheduled_prediction(self._task.backbone, x, t, read).split([len(rows), len(some)])
-        base[some] = absent_prediction(base[some], named, odds[some].to(base))
+            predicted = scheduled_prediction(self._task.backbone, noisy[every], timesteps[every], read)
+        base, named, rest = predicted.split([len(rows), len(some), len(apart)])
+        without = base[some]
+        without[apart] = rest
+        base[some] = absent_prediction(base[some], named, odds[some].to(base), without)
         return base, {i: one for i, one in zip(some, named, strict=True) if rows[i].read < 0}
 
     def _on_a_walk(self, row: DrawnRow, free: Sequence[list[Walk]], generator: torch.Generator) -> DrawnRow:
-        """Put a share of the rows with the empty prompt's target on states of walks that are free."""
-        if row.concept is None or row.base not in self._material.concepts[row.concept].blank:
+        """Put a share of the rows with the target of the concept's or of the empty prompt on walks that are free."""
+        if row.concept is None:
+            return row
+        bare = row.against is not None and row.base == self._material.unconditional
+        if not bare and row.base not in self._material.concepts[row.concept].blank:
             return row
         if self._settings.walks.soft and row.read < 0 and uniform(generator) < self._settings.walks.soft:
             walks = [walk for walk in free[row.concept] if walk.is_student]
@@ -309,6 +347,9 @@ class _Batches:
         images, walk = self._material.concepts[row.concept], walks[below(len(walks), generator)]
         free[row.concept].remove(walk)
         walk.begin(row.read, generator)
+        if bare:
+            row = self._material.from_itself(row, row.concept, walk.image)
+            return replace(row, read=walk.read if walk.is_student else row.read, walk=walk)
         named, base = images.named[walk.image], images.blank[walk.image]
         read = named if row.read == row.named else row.read
         read = walk.read if walk.is_student else read
@@ -316,6 +357,8 @@ class _Batches:
 
     def _base(self, row: DrawnRow, timestep: Tensor, generator: torch.Generator) -> int:
         """Return the prompt that a row's target starts from."""
+        if row.against is not None:
+            return row.base
         if row.walk is not None:
             return row.walk.base
         if row.concept is None or row.base not in self._material.concepts[row.concept].blank:
@@ -342,6 +385,6 @@ class _Batches:
         if settings.odds == "ramp":
             share = float(timestep) / self._task.backbone.schedule.total
             return settings.max_odds * min(1.0, share / settings.ramp)
-        named, bare = self._odds[row.concept][row.image, :, self._material.level_of(timestep)].tolist()
         rest = len(self._task.concepts[row.concept].preserve) or 1
-        return min(settings.max_odds, float(torch.tensor(named - bare).exp()) / rest)
+        log_odds = float(np.interp(float(timestep), *self._log_odds[row.concept])) - math.log(rest)
+        return min(settings.max_odds, math.exp(min(log_odds, _LARGE)))
