@@ -2,8 +2,9 @@
 
 The original begins images of a concept; from some step on they follow the exact target, computed by the original. No
 student is in it: what still shows the concept here is the best that a training towards that target can reach. Bases are
-the prompt without the concept, and names that stay; a base's distance is that of its prediction on those images from
-the concept's, in units of the blank's.
+the prompt without the concept, names that stay, and the empty prompt, with the concept's direction from itself to the
+prompt of the image, or from that prompt without the concept ("equal content"); a base's distance is that of its
+prediction on those images from the concept's, in units of the blank's.
 """
 
 import argparse
@@ -37,6 +38,8 @@ BEGUN = (4, 8)
 ODDS = (0.0, 1.0, 3.0, 10.0)
 FURTHER, FURTHER_ODDS = ("tree", "house", "car", "umbrella", "hammer"), 3.0
 """Bases beside the blank and a sibling, where they stay, and the only odds that these are tried with."""
+EMPTY, EQUAL = "empty prompt", "empty prompt, equal content"
+"""The target of what reads no prompt of its image; the second has the direction at equal content."""
 
 
 @torch.no_grad()
@@ -54,19 +57,22 @@ def followed(
     named: Conditioning,
     odds: float,
     guidance_scale: float,
+    against: Conditioning,
 ) -> Tensor:
     """Return the images that follow the target from a step on, as clean latents; the odds are ramped.
 
-    With a guidance scale above 1 the target is that of guided sampling: the empty prompt's is the other side.
+    With a guidance scale above 1 the target is that of guided sampling: the empty prompt's is the other side. The
+    concept's direction is that from `against` to `named`.
     """
     timesteps, schedule = backbone.schedule.timesteps(STEPS), backbone.schedule
     empty = backbone.encode([""] * len(start))
     latents = start
     for step in range(first, STEPS):
         timestep = timesteps[step]
-        free, without, with_it = predictions(backbone, latents, timestep, empty, base, named)
+        free, start_from, without, with_it = predictions(backbone, latents, timestep, empty, base, against, named)
         here = torch.full((len(latents),), odds * min(1.0, float(timestep) / schedule.total / RAMP))
-        free, prediction = (absent_prediction(each, with_it, here) for each in (free, without))
+        free = absent_prediction(free, with_it, here)
+        prediction = absent_prediction(start_from, with_it, here, without)
         prediction = free + guidance_scale * (prediction - free)
         following = timesteps[step + 1] if step + 1 < STEPS else torch.zeros_like(timestep)
         latents = schedule.step(prediction, latents, timestep, following)
@@ -94,11 +100,19 @@ def decoded(pipe: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
     return [Image.fromarray(each) for each in pixels]
 
 
+def cases_of(sibling: str, further: Sequence[str]) -> list[tuple[str, float, float]]:
+    """Return bases with odds and scales of guidance."""
+    cases = [(base, odds, 1.0) for base, odds in itertools.product(("blank", sibling), ODDS)]
+    cases += [(base, FURTHER_ODDS, 1.0) for base in (*further, EMPTY, EQUAL)]
+    return [*cases, *((base, FURTHER_ODDS, GUIDANCE) for base in ("blank", sibling, *further))]
+
+
 def main() -> None:
     """Read the command line, sample every target, and write run.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concept", default="dog")
     parser.add_argument("--images", type=int, default=16, help="images of each target")
+    parser.add_argument("--bases", nargs="+", metavar="BASE", help="some of the bases; default: all")
     parser.add_argument("--out", type=Path, default=Path("results/absent-targets"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -111,7 +125,13 @@ def main() -> None:
     named = backbone.encode([fill(sentence, concept.target) for sentence in sentences])
     sibling = next(name for name in profile.siblings(concept.target) if name in concept.preserve)
     further = [name for name in FURTHER if name in concept.preserve and name != sibling]
-    bases = {"blank": backbone.encode([blank(concept.kind, sentence) or "a photo" for sentence in sentences])}
+    empty = backbone.encode([""] * options.images)
+    bare = backbone.encode([blank(concept.kind, sentence) for sentence in sentences])
+    bases = {
+        EMPTY: empty,
+        EQUAL: empty,
+        "blank": backbone.encode([blank(concept.kind, sentence) or "a photo" for sentence in sentences]),
+    }
     bases |= {
         name: backbone.encode([fill(sentence, name) for sentence in sentences])
         for name in dict.fromkeys([sibling, *further])
@@ -128,11 +148,11 @@ def main() -> None:
     )
     distances = distances_of(backbone, begun[BEGUN[-1]], bases, named)
     rows = []
-    cases = [(base, odds, 1.0) for base, odds in itertools.product(("blank", sibling), ODDS)]
-    cases += [(base, FURTHER_ODDS, 1.0) for base in further]
-    cases += [(base, FURTHER_ODDS, GUIDANCE) for base in bases]
+    cases = [case for case in cases_of(sibling, further) if case[0] in (options.bases or bases)]
     for (base, odds, scale), first in itertools.product(cases, BEGUN):
-        images = decoded(pipe, followed(backbone, begun[first], first, bases[base], named, odds, scale))
+        against = bare if base == EQUAL else bases[base]
+        latents = followed(backbone, begun[first], first, bases[base], named, odds, scale, against)
+        images = decoded(pipe, latents)
         seen = float(sum(map(bool, judge.shows(images, concept.target))) / len(images))
         rows.append({"base": base, "odds": odds, "guidance_scale": scale, "begun": first, "seen": seen})
         print(rows[-1], flush=True)
