@@ -71,7 +71,7 @@ class FitClock:
     def __init__(self, limit: float = 0.0, on_progress: OnProgress | None = None) -> None:
         self._limit, self._on_progress = limit, on_progress
         self._began = self._stage_began = time.process_time()
-        self._stage = ""
+        self._first = self._last = Progress(0, 0, stage="")
 
     @property
     def seconds(self) -> float:
@@ -85,10 +85,13 @@ class FitClock:
             StoppedError: The fit took longer than the limit, or will.
         """
         now = time.process_time()
-        if progress.stage != self._stage:
-            self._stage, self._stage_began = progress.stage, now
+        last, self._last = self._last, progress
+        # Several trainings of a method may have one name; each counts anew.
+        if (progress.stage, progress.total) != (last.stage, last.total) or progress.done < last.done:
+            self._first, self._stage_began = progress, now
         elapsed = now - self._began
-        to_come = max(0, progress.total - progress.done) * (now - self._stage_began) / max(progress.done, 1)
+        seconds_each = (now - self._stage_began) / max(progress.done - self._first.done, 1)
+        to_come = max(0, progress.total - progress.done) * seconds_each
         if self._limit and elapsed > self._SURE * self._limit and elapsed + to_come > self._limit:
             raise StoppedError(f"expected a fit of at most {self._limit:g} CPU seconds, got {elapsed + to_come:.0f}.")
         if self._on_progress is not None:

@@ -95,10 +95,21 @@ def test_a_fit_that_will_exceed_its_limit_is_ended(monkeypatch: pytest.MonkeyPat
     clock(Progress(1, 1000))  # too early to tell
     clock(Progress(2, 10))
     clock(Progress(1, 1, stage="images"))
-    clock(Progress(0, 10, stage="fit"))
+    clock(Progress(0, 100, stage="fit"))
     assert [report.done for report in reports] == [1, 2, 1, 0]
     with pytest.raises(StoppedError, match="expected a fit of at most 100 CPU seconds, got 231"):
         clock(Progress(1, 100))
+
+
+def test_trainings_of_one_name_are_foretold_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = [(1.0, 1, 60), (100.0, 60, 60), (110.0, 1, 300), (510.0, 300, 300), (520.0, 1, 300), (521.0, 2, 300)]
+    seconds = iter([0.0, *(second for second, *_ in reports), 524.0])
+    monkeypatch.setattr(sweep.time, "process_time", lambda: next(seconds))
+    clock = FitClock(1000.0)
+    for _, done, total in reports:
+        clock(Progress(done, total, stage="search"))
+    with pytest.raises(StoppedError, match="got 1118"):  # 297 to come at two seconds each
+        clock(Progress(3, 300, stage="search"))
 
 
 def test_a_sweep_is_recorded_and_a_killed_one_goes_on(
