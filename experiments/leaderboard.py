@@ -78,7 +78,7 @@ class Sweep(TypedDict):
     """Parts of a record of the sweep."""
 
     candidates: list[dict[str, Any]]
-    chosen: str
+    chosen: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def planned(options: argparse.Namespace) -> list[Row]:
             name = swept["chosen"] if settings == "chosen" else settings
             row = next((each for each in swept["candidates"] if each["name"] == name), None)
             if row is None or row["cpu_seconds"] is None or (settings == "published" and name == swept["chosen"]):
-                continue  # nothing is published, it cannot be fitted, or it is the row of the chosen settings
+                continue  # there are no such settings, they cannot be fitted, or it is the row of the chosen ones
             quick = row["cpu_seconds"] <= SEQUENCE_SECONDS
             cases = [case for case in options.concept or CASES if case != "eight" or quick]
             rows += [Row(method=method, settings=settings, case=case) for case in cases]

@@ -6,10 +6,11 @@
 
 Each method has at most four candidates (candidates.yaml), the published settings among them. All are fitted to dog and
 mosaic and measured in the same images; the two best are fitted to bomb and castle as well. Best is the highest harmonic
-mean of held-out efficacy, near and far, over all images of a candidate. A fit may take `--limit` CPU seconds, a method
-that cannot keep to it says so in the record. One method is `METHOD/run.json` in the folder of results; killed at any
-moment, the same command goes on from there. Expected time, from short timings of the fits and 0.4 CPU seconds an image:
-six to seven core-hours for all, of which the closed forms and the methods of sampling take one and a half.
+mean of held-out efficacy, near and far, over all images of a candidate. A fit may take `--limit` CPU seconds. A
+candidate that cannot keep to it, or ends in an error, has the reason in the record, and if none is left, none is
+chosen. One method is `METHOD/run.json` in the folder of results; killed at any moment, the same command goes on from
+there. Expected time, from short timings of the fits and 0.4 CPU seconds an image: six to seven core-hours for all, of
+which the closed forms and the methods of sampling take one and a half.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from typing_extensions import TypedDict
 
 from erasure.backbones import backbone_of
 from erasure.erasers import eraser_names
-from erasure.errors import InputError, unknown_name
+from erasure.errors import ErasureError, InputError, reason, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.io.files import check_places, make_folder, write_whole
 from erasure.io.json_files import json_digest, read_record, record_if_whole
@@ -180,7 +181,7 @@ def main() -> None:
 
 class _Sweep(TypedDict):
     candidates: list[dict[str, Any]]
-    chosen: str
+    chosen: str | None
     config: dict[str, Any]
 
 
@@ -195,17 +196,21 @@ def line(options: argparse.Namespace, method: str) -> str:
     model = record["config"].get("model", DEFAULT_MODEL)  # older records are all of that one
     if model != options.model:
         raise InputError(f"{file}: expected a record of {options.model}, got one of {model}. Name another --out.")
-    best = next(each for each in record["candidates"] if each["name"] == record["chosen"])
+    best = next((each for each in record["candidates"] if each["name"] == record["chosen"]), None)
+    if best is None:
+        fits = [(each["name"], fit) for each in record["candidates"] for fit in each["fits"]]
+        reasons = "; ".join(f"{name}: {fit['failed']}" for name, fit in fits if "failed" in fit)
+        return f"{method}: no candidate can be fitted ({reasons})"
     rates = ", ".join(f"{name} {best[name]['value']:.2f}" for name in RATES if best[name] is not None)
     return f"{method}: {record['chosen']}: {rates}"
 
 
 def experiment(options: argparse.Namespace, method: str, on_progress: OnProgress) -> dict[str, Any]:
-    """Return the record of a method: every candidate, and the one that is chosen.
+    """Return the record of a method: every candidate, and the one that is chosen, None if none can be fitted.
 
     Raises:
         UnknownNameError: There is no such method.
-        InputError: A setting is wrong, or no candidate could be fitted.
+        InputError: A setting is wrong.
     """
     began = time.perf_counter()
     if method not in eraser_names():
@@ -216,18 +221,15 @@ def experiment(options: argparse.Namespace, method: str, on_progress: OnProgress
     for each in best(settings, fits)[:BEST]:
         fits[each.name] += trial.outcomes(each, CONCEPTS[FIRST:])
     finalists = best([each for each in settings if len(fits[each.name]) > FIRST], fits)
-    if not finalists:
-        reasons = "; ".join(f"{name}: {rows[-1]['failed']}" for name, rows in fits.items() if "failed" in rows[-1])
-        raise InputError(f"{method}: expected a candidate that can be fitted, got none ({reasons}).")
-    chosen = finalists[0]
+    chosen = finalists[0] if finalists else None
     return {
         "benchmark": "sweep",
         "version": VERSION,
         "method": method,
         "config": {**plain_options(options), "concepts": list(CONCEPTS), "seed": SEED, "first": FIRST, "best": BEST},
         "candidates": [summary(each, fits[each.name]) for each in settings],
-        "chosen": chosen.name,
-        "settings": dict(chosen.settings),
+        "chosen": chosen and chosen.name,
+        "settings": chosen and dict(chosen.settings),
         **provenance(start=began),
     }
 
@@ -302,19 +304,19 @@ class Trial:
         return result
 
     def _measured(self, run: Run, stage: str) -> dict[str, Any]:
-        """Fit and measure."""
+        """Fit, sample and measure."""
         probes = Probes.of(self._profile, [run.concepts[0].target], self._images, SEED)
         clock = FitClock(self._limit, staged(self._on_progress, stage))
         context = FitContext(backbone=backbone_of(self._pipe), judge=self._judge, on_progress=clock)
+        prompts, seeds = [prompt for prompt, _ in probes.pairs], [seed for _, seed in probes.pairs]
         try:
             edit = run.eraser.fit(run.concepts, context)
-        except (InputError, StoppedError) as error:
-            return {"failed": str(error), "cpu_seconds": clock.seconds}
-        seconds = clock.seconds
+            seconds = clock.seconds
+            with edit.applied_to(self._pipe):
+                after = sample(self._pipe, prompts, seeds, self._sampler)
+        except ErasureError as error:
+            return {"failed": reason(error), "cpu_seconds": clock.seconds}
         before = self._before(probes, run.concepts[0].target)
-        prompts, seeds = [prompt for prompt, _ in probes.pairs], [seed for _, seed in probes.pairs]
-        with edit.applied_to(self._pipe):
-            after = sample(self._pipe, prompts, seeds, self._sampler)
         return {**probes.rates(self._judge, before, after), "cpu_seconds": seconds}
 
     def _before(self, probes: Probes, concept: str) -> list[Image]:

@@ -134,3 +134,6 @@ def test_the_sweep_shows_each_candidate_and_why_one_is_out(tmp_path: Path) -> No
     assert first == ["`esd`", "published", "defaults", "–", "–", "–", "–", "expected a fit of at most 150 s"]
     assert second[1:4] == ["**tiny**", "lr=0.1, steps=2", "0.500 [0.299, 0.701] of 20"]
     assert second[-2:] == ["0.750", "1.2"]
+    record = {"method": "esd", "chosen": None, "candidates": candidates[:1]}
+    (tmp_path / "sweep" / "esd" / "run.json").write_text(json.dumps(record))
+    assert built("sweep: sweep/*/run.json", tmp_path) == [first]

@@ -33,7 +33,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(leaderboard, "JOINT", 2)
 
 
-def swept(folder: Path, method: str, chosen: str, seconds: dict[str, float | None], **settings: Any) -> None:
+def swept(folder: Path, method: str, chosen: str | None, seconds: dict[str, float | None], **settings: Any) -> None:
     rows = [{"name": name, "settings": settings, "cpu_seconds": each} for name, each in seconds.items()]
     (folder / "sweep" / method).mkdir(parents=True)
     record = {"method": method, "chosen": chosen, "candidates": rows}
@@ -66,6 +66,9 @@ def test_each_method_has_rows_of_its_chosen_and_of_its_published_settings(tmp_pa
     cases = {method: {row.case for row in planned(options(tmp_path, method=[method]))} for method in ("uce", "esd")}
     assert cases == {"uce": set(CASES), "esd": set(CASES) - {"eight"}}
     assert not planned(options(tmp_path, method=["esd"], concept=["eight"]))
+    swept(tmp_path, "cfe", None, {"published": 1.0, "default": None})
+    rows = planned(options(tmp_path, method=["cfe"], concept=["cat"]))
+    assert [row.settings for row in rows] == ["published"]
     with pytest.raises(InputError, match=r"expected the settings that the sweep chose, got no file\. Run .+ oce"):
         planned(options(tmp_path, method=["oce"]))
     with pytest.raises(UnknownNameError, match=r"Unknown method 'oec'\. Did you mean 'oce'"):

@@ -12,7 +12,8 @@ import pytest
 
 from erasure import tinyworld
 from erasure.erasers import eraser_class, eraser_names
-from erasure.errors import InputError, UnknownNameError
+from erasure.erasers.negative_prompt import NegativePrompt
+from erasure.errors import InputError, SolveError, UnknownNameError
 from erasure.eval.stats.scores import Rate
 from erasure.profile import SamplingDefaults, profile_of
 from erasure.progress import Progress, StoppedError
@@ -151,13 +152,34 @@ def test_a_damaged_part_is_measured_again_and_a_wrong_record_is_refused(
         sweep.line(options(tmp_path), "negative-prompt")
 
 
-def test_what_cannot_be_fitted_is_said_and_no_other_is_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
+def test_a_method_that_cannot_be_fitted_has_no_choice_and_the_sweep_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written(tmp_path, "cfe: {refused: {keep_rank: null, proxy: true, least_share: 1.0}}\n", monkeypatch)
-    with pytest.raises(InputError, match=r"cfe: expected a candidate that can be fitted, got none \(refused: .+\)"):
-        experiment(options(tmp_path), "cfe", lambda _: None)
+    refused = "cfe: {refused: {keep_rank: null, proxy: true, least_share: 1.0}}\n"
+    written(tmp_path, f"{refused}negative-prompt: {{published: {{}}}}\n", monkeypatch)
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["sweep", "--method", "cfe", "negative-prompt", "--images", "1", *places])
+    sweep.main()
+    first, second = capsys.readouterr().out.replace("\n", " ").split("negative-prompt: published: ")
+    assert first.startswith("cfe: no candidate can be fitted (refused: ")
+    assert second.startswith("held_out")
+    record = json.loads((tmp_path / "out" / "cfe" / "run.json").read_text())
+    assert record["chosen"] is record["settings"] is None
+    assert [fit["concept"] for fit in record["candidates"][0]["fits"]] == [CONCEPTS[0]]
     assert len(list((tmp_path / "work" / "tinyworld" / "cfe").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("step", ["fit", "sample"])
+def test_an_error_of_the_library_is_the_outcome_of_a_candidate(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise SolveError(f"{step}: expected a finite loss, got nan. Lower lr.\nMore.")
+
+    monkeypatch.setattr(*((NegativePrompt, "fit") if step == "fit" else (sweep, "sample")), fails)
+    trial = Trial("tinyworld", tmp_path, 1, 0.0, lambda _: None)
+    outcome = trial.outcome(Candidate(method="negative-prompt", name="published", settings={}), "dog")
+    assert outcome["failed"] == f"{step}: expected a finite loss, got nan. Lower lr."
 
 
 def test_wrong_methods_and_candidates_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
