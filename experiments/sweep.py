@@ -306,18 +306,18 @@ class Trial:
     def _measured(self, run: Run, stage: str) -> dict[str, Any]:
         """Fit, sample and measure."""
         probes = Probes.of(self._profile, [run.concepts[0].target], self._images, SEED)
-        clock = FitClock(self._limit, staged(self._on_progress, stage))
-        context = FitContext(backbone=backbone_of(self._pipe), judge=self._judge, on_progress=clock)
+        backbone, judge = backbone_of(self._pipe), self._judge  # loaded before the clock starts
         prompts, seeds = [prompt for prompt, _ in probes.pairs], [seed for _, seed in probes.pairs]
+        clock = FitClock(self._limit, staged(self._on_progress, stage))
         try:
-            edit = run.eraser.fit(run.concepts, context)
+            edit = run.eraser.fit(run.concepts, FitContext(backbone=backbone, judge=judge, on_progress=clock))
             seconds = clock.seconds
             with edit.applied_to(self._pipe):
                 after = sample(self._pipe, prompts, seeds, self._sampler)
         except ErasureError as error:
             return {"failed": reason(error), "cpu_seconds": clock.seconds}
         before = self._before(probes, run.concepts[0].target)
-        return {**probes.rates(self._judge, before, after), "cpu_seconds": seconds}
+        return {**probes.rates(judge, before, after), "cpu_seconds": seconds}
 
     def _before(self, probes: Probes, concept: str) -> list[Image]:
         """Return the original's images."""

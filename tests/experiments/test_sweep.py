@@ -113,6 +113,19 @@ def test_trainings_of_one_name_are_foretold_each_by_itself(monkeypatch: pytest.M
         clock(Progress(3, 300, stage="search"))
 
 
+def test_the_clock_starts_when_model_and_judge_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
+) -> None:
+    class Timed(FitClock):
+        def __init__(self, *arguments: Any) -> None:
+            assert {"_pipe", "_judge"} <= vars(trial).keys()
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(sweep, "FitClock", Timed)
+    trial = Trial("tinyworld", tmp_path, 1, 0.0, lambda _: None)
+    assert "failed" not in trial.outcome(Candidate(method="negative-prompt", name="published", settings={}), "dog")
+
+
 def test_a_sweep_is_recorded_and_a_killed_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained: None
 ) -> None:
