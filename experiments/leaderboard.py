@@ -276,7 +276,8 @@ class Bench:
         judge = self._profile.judge()
         if judge is None:
             raise InputError("leaderboard: expected the tiny world's judge, got none.")
-        return probes.rates(judge, before.images(), after.images()), round(seconds, 3)
+        rows = before.images(), after.images()
+        return {**probes.rates(judge, *rows), "beside": probes.beside(judge, *rows)}, round(seconds, 3)
 
     def artefact(self) -> dict[str, Any]:
         """Return the size of what the ledger stores, and of a LoRA with its error; None for what no LoRA holds."""

@@ -93,17 +93,24 @@ class Probes:
             "worst": {"concept": worst, **efficacies[worst].as_json()},
             "near": _retention(result.near),
             "far": _retention(result.far),
-            "beside": self._beside(judge, before[:n], after[:n]),
             **({name: self._joint(judge, images[n:]) for name, images in both.items()} if self.joint else {}),
         }
 
-    def _beside(self, judge: Judge, before: Sequence[Image], after: Sequence[Image]) -> dict[str, object] | None:
-        """Return the share of what the original shows beside the asked concept that the edited model shows as well."""
-        names = [(i, probe.name) for i, probe in enumerate(self.single) if probe.role != "removed"]
+    def beside(self, judge: Judge, before: Sequence[Image], after: Sequence[Image]) -> dict[str, object] | None:
+        """Return the share of what the original shows beside the asked concept that the edited model shows as well.
+
+        Args:
+            judge: Judge of the images.
+            before: Images of the original, one a pair.
+            after: Images of the edited model, likewise.
+        """
+        asked_for = [(i, probe.name) for i, probe in enumerate(self.single) if probe.role != "removed"]
+        # One model's images at a time: a judge keeps its last reading.
+        rows = [images[: len(self.single)] for images in (before, after)]
+        shown_before, shown_after = ({name: judge.shows(row, name) for name in self.kept} for row in rows)
         hits = n = 0
         for name in self.kept:
-            was, still = (judge.shows(images, name) for images in (before, after))
-            seen = [still[i] for i, other in names if name != other and was[i]]
+            seen = [shown_after[name][i] for i, other in asked_for if name != other and shown_before[name][i]]
             hits, n = hits + sum(seen), n + len(seen)
         return Rate(hits=hits, n=n).as_json() if n else None
 

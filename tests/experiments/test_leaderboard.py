@@ -90,6 +90,7 @@ def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(tmp_path: Path, 
     row = Row(method="uce", settings="chosen", case="cat")
     record = experiment(row, options(tmp_path), lambda _: None)
     assert {name: record["rates"][name]["n"] for name in ("held_out", "joint")} == {"held_out": 1, "joint": 2}
+    assert "beside" in record["rates"]
     assert len(record["fit"]["cpu_seconds"]) == 1
     assert record["seconds_per_image"] > 0
     assert record["artefact"]["mib"] > 0

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -15,10 +16,13 @@ from erasure.erasers import eraser_class, eraser_names
 from erasure.erasers.negative_prompt import NegativePrompt
 from erasure.errors import InputError, SolveError, UnknownNameError
 from erasure.eval.stats.scores import Rate
+from erasure.judge import ReadOnce
 from erasure.profile import SamplingDefaults, profile_of
 from erasure.progress import Progress, StoppedError
 from erasure.runs.configs import read_config
 from erasure.tinyworld.profile import TinyWorldProfile
+from erasure.tinyworld.vocabulary import OBJECTS
+from erasure.tinyworld.world import compose, draw
 from experiments import continual, family, sweep
 from experiments.rates import RATES, Probes, merit, pooled
 from experiments.sweep import CANDIDATES, CONCEPTS, MOST, Candidate, FitClock, Trial, best, candidates, experiment
@@ -71,6 +75,28 @@ def test_the_probes_ask_for_a_concept_in_held_out_phrasings_alone() -> None:
     assert len(probes.pairs) == 15
     with pytest.raises(InputError, match="--images: expected at least one for each of 2 targets, got 1"):
         Probes.of(profile_of("tinyworld"), ["dog", "castle"], 1, 3)
+
+
+def test_what_else_is_in_the_images_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = Probes.of(profile_of("tinyworld"), ["dog"], 8, 3, joint=2)
+    rng = random.Random(0)
+    before, after = (
+        [draw(compose(rng.sample(list(OBJECTS), 2), rng)).convert("RGB") for _ in probes.pairs] for _ in "ab"
+    )
+    judge = tinyworld.load_oracle()
+    asked_for = [(i, probe.name) for i, probe in enumerate(probes.single) if probe.role != "removed"]
+    seen = [
+        judge.shows([after[i]], name)[0]
+        for i, asked in asked_for
+        for name in probes.kept
+        if name != asked and judge.shows([before[i]], name)[0]
+    ]
+    reads: list[int] = []
+    monkeypatch.setattr(judge, "_reading", ReadOnce(lambda images: reads.append(len(images)) or judge.read(images)))
+    assert seen
+    assert probes.beside(judge, before, after) == Rate(hits=sum(seen), n=len(seen)).as_json()
+    assert reads == [len(probes.single)] * 2
+    assert "beside" not in probes.rates(judge, before, after)
 
 
 def test_best_is_the_harmonic_mean_over_all_images_and_a_failed_fit_is_out() -> None:
