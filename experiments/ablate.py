@@ -110,6 +110,14 @@ class Piece:
         """Return the arguments that measure it."""
         return ["--piece", self.label]
 
+    def facts(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Return the parts of its record that say what is measured.
+
+        Raises:
+            InputError: A setting is wrong.
+        """
+        return {"version": VERSION, "config": {arm: self.run(arm, options.stop_at).as_json() for arm in ARMS}}
+
     def run(self, arm: str, stop_at: float) -> Run:
         """Return the run of an arm.
 
@@ -175,7 +183,7 @@ def measurable(options: argparse.Namespace) -> list[Piece]:
 
 def experiment(piece: Piece, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Make the sequences that are missing, compare the arms, and return the record."""
-    began = time.perf_counter()
+    began, facts = time.perf_counter(), piece.facts(options)
     runs = {arm: piece.run(arm, options.stop_at) for arm in ARMS}
     sequences = [
         RemovalSequence(arm=arm, order=order, seed=seed)
@@ -190,14 +198,13 @@ def experiment(piece: Piece, options: argparse.Namespace, on_progress: OnProgres
     }
     return {
         "benchmark": "ablate",
-        "version": VERSION,
+        **facts,
         "seam": piece.seam,
         "piece": piece.name,
         **compared(results, options.orders, options.seeds),
         "sequences": results,
         "near": list(NEAR),
         "far": list(FAR),
-        "config": {arm: run.as_json() for arm, run in runs.items()},
         "options": {**plain_options(options), "piece": [piece.label]},
         **provenance(start=began),
     }

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from erasure.errors import InputError
 from erasure.io.files import check_places, make_folder
-from erasure.io.json_files import record_if_whole
+from erasure.io.json_files import json_digest, record_if_whole
 from erasure.progress import OnProgress, progress_bars
 
 from .experiment import in_one_line, plain_options, write_record
@@ -33,6 +33,10 @@ class PlannedRow(Protocol):
 
     def command(self) -> Sequence[str]:
         """Return the arguments that measure it."""
+        ...
+
+    def facts(self, options: argparse.Namespace) -> Mapping[str, Any]:
+        """Return the parts of its record that say what is measured; with others it is another row's."""
         ...
 
 
@@ -88,7 +92,7 @@ def measure_missing(
 
 
 def _is_done(row: PlannedRow, options: argparse.Namespace, chosen_by: Collection[str]) -> bool:
-    """Return True if a row has a whole record.
+    """Return True if a row has a whole record with the facts that it has now.
 
     Raises:
         InputError: It is one of other options.
@@ -97,14 +101,31 @@ def _is_done(row: PlannedRow, options: argparse.Namespace, chosen_by: Collection
     record = record_if_whole(file, _Record)
     if record is None:
         return False
+    check_options(file, record["options"], options, chosen_by)
+    return all(json_digest(record.get(key)) == json_digest(value) for key, value in row.facts(options).items())
+
+
+def check_options(
+    file: Path, known: Mapping[str, Any], options: argparse.Namespace, chosen_by: Collection[str]
+) -> None:
+    """Refuse a record of other options; one that it does not have may have been any.
+
+    Args:
+        file: File of the record.
+        known: Options of the record.
+        options: Options of the command.
+        chosen_by: Options that choose rows, and may differ.
+
+    Raises:
+        InputError: An option differs.
+    """
     left_out = {*(option.removeprefix("--").replace("-", "_") for option in chosen_by), *_OF_LATER_ROWS}
     for key, value in plain_options(options).items():
-        known = record["options"].get(key, value)
-        if key not in left_out and known != value:
+        if key not in left_out and known.get(key, value) != value:
             raise InputError(
-                f"{file}: expected a record with {key}={value}, got one with {known}. Name another --out, or delete it."
+                f"{file}: expected a record with {key}={value}, got one with {known[key]}."
+                " Name another --out, or delete it."
             )
-    return True
 
 
 def measured_apart(module: str, rows: Mapping[str, Sequence[str]], chosen_by: Collection[str]) -> int:

@@ -91,6 +91,15 @@ class MethodOnCase:
         """Return the arguments that measure it."""
         return ["--method", self.method, "--concept", self.case]
 
+    def facts(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Return the parts of its record that say what is measured.
+
+        Raises:
+            InputError: As for `run`.
+        """
+        suite = options.suite or CASES[self.case].suite
+        return {"version": VERSION, "suite": suite, "config": {**self.run().as_json(), "output": ""}}
+
     def run(self) -> Run:
         """Return the removals, the same concepts for every method.
 
@@ -172,7 +181,7 @@ def experiment(row: MethodOnCase, options: argparse.Namespace, on_progress: OnPr
     Raises:
         InputError: The concepts cannot be removed, or a probe or a gold is wrong.
     """
-    began = time.perf_counter()
+    began, facts = time.perf_counter(), row.facts(options)
     run, suite = row.run(), options.suite or CASES[row.case].suite
     golds = fitting(options.gold, [concept.target for concept in run.concepts])
     folder = row.folder(options.work) / json_digest(run.as_json())[:12]
@@ -180,12 +189,10 @@ def experiment(row: MethodOnCase, options: argparse.Namespace, on_progress: OnPr
     results = audited(source, options.work / "cache", on_progress, suite=suite, names=options.probes, golds=golds)
     return {
         "benchmark": "audits",
-        "version": VERSION,
+        **facts,
         "method": row.method,
         "case": row.case,
-        "suite": suite,
         "images": dict(zip(("target", "kept"), IMAGES[suite], strict=True)),
-        "config": {**run.as_json(), "output": ""},
         "options": {
             **plain_options(options),
             "method": row.method,

@@ -108,6 +108,16 @@ class Row:
         """Return the arguments that measure it."""
         return ["--method", self.method, "--settings", self.settings, "--concept", self.case]
 
+    def facts(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Return the parts of its record that say what is measured.
+
+        Raises:
+            InputError: The sweep has not chosen settings for its method.
+        """
+        candidate = candidate_of(self, options.sweep)
+        run = candidate.run(*CASES[self.case], model=options.model)
+        return {"version": VERSION, "candidate": candidate.name, "config": {**run.as_json(), "output": ""}}
+
 
 def main() -> None:
     """Measure one row in this process, or several in processes of their own."""
@@ -196,21 +206,18 @@ def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -
     Raises:
         InputError: The concepts cannot be removed, or a probe or a gold is wrong.
     """
-    began = time.perf_counter()
-    candidate = candidate_of(row, options.sweep)
-    run = candidate.run(*CASES[row.case], model=options.model)
+    began, facts = time.perf_counter(), row.facts(options)
+    run = candidate_of(row, options.sweep).run(*CASES[row.case], model=options.model)
     bench = Bench(row, run, options.work, on_progress)
     fit = bench.fitted()
     rates, seconds = bench.measured(options.images)
     audited = row.case in options.audited and row.settings != "published"
     return {
         "benchmark": "leaderboard",
-        "version": VERSION,
+        **facts,
         "method": row.method,
         "settings": row.settings,
-        "candidate": candidate.name,
         "case": row.case,
-        "config": {**run.as_json(), "output": ""},
         "options": {
             **plain_options(options),
             "method": row.method,

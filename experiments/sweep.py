@@ -45,6 +45,7 @@ from erasure.runs.schema import Run, parse
 from erasure.sampling import SamplingSettings, sample
 from erasure.training.context import FitContext
 
+from .apart import check_options
 from .experiment import add_model, count, folder_of, in_one_line, plain_options, write_record
 from .rates import RATES, Probes, merit, pooled
 
@@ -155,7 +156,7 @@ def _methods(file: Path) -> Mapping[str, Any]:
 
 
 def main() -> None:
-    """Sweep the methods that have no record yet."""
+    """Sweep the methods that have no record of their candidates yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all, the cheapest first")
     parser.add_argument("--images", type=count, default=12, help="held-out, near and far images of a concept, each")
@@ -171,8 +172,9 @@ def main() -> None:
         for method in methods:
             candidates(method)
             check_places(options.out / method, "run.json")
+        missing = [method for method in methods if not is_done(options, method)]
         for method in methods:
-            if not (options.out / method / "run.json").is_file():
+            if method in missing:
                 record = experiment(options, method, on_progress)
                 make_folder(options.out / method)
                 write_record(record, options.out / method)
@@ -180,22 +182,35 @@ def main() -> None:
 
 
 class _Sweep(TypedDict):
+    version: int
     candidates: list[dict[str, Any]]
     chosen: str | None
     config: dict[str, Any]
+
+
+def is_done(options: argparse.Namespace, method: str) -> bool:
+    """Return True if a method has a whole record of the candidates that it has now.
+
+    Raises:
+        InputError: It is one of another model, number of images or limit.
+    """
+    file = options.out / method / "run.json"
+    record = record_if_whole(file, _Sweep)
+    if record is None:
+        return False
+    known = {"model": DEFAULT_MODEL, **record["config"]}  # older records, which name none, are all of that one
+    check_options(file, known, options, ("--method",))
+    swept = [(each["name"], each["settings"]) for each in record["candidates"]]
+    return record["version"] == VERSION and swept == [(each.name, each.settings) for each in candidates(method)]
 
 
 def line(options: argparse.Namespace, method: str) -> str:
     """Return the outcome of a method in a line.
 
     Raises:
-        InputError: Its record is damaged, or of another model.
+        InputError: Its record is damaged.
     """
-    file = options.out / method / "run.json"
-    record = read_record(file, _Sweep, "a record of the sweep")
-    model = record["config"].get("model", DEFAULT_MODEL)  # older records are all of that one
-    if model != options.model:
-        raise InputError(f"{file}: expected a record of {options.model}, got one of {model}. Name another --out.")
+    record = read_record(options.out / method / "run.json", _Sweep, "a record of the sweep")
     best = next((each for each in record["candidates"] if each["name"] == record["chosen"]), None)
     if best is None:
         fits = [(each["name"], fit) for each in record["candidates"] for fit in each["fits"]]

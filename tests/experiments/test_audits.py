@@ -105,8 +105,13 @@ def test_a_row_has_what_tables_need_and_a_killed_one_goes_on(tmp_path: Path, unt
 
 
 def test_rows_that_are_missing_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "uce" / "cat").mkdir(parents=True)
-    (tmp_path / "uce" / "cat" / "run.json").write_text('{"options": {}}')
+    for row, changes in (
+        (MethodOnCase(method="uce", case="cat"), {}),
+        (MethodOnCase(method="uce", case="neon"), {"suite": ""}),
+    ):
+        row.folder(tmp_path).mkdir(parents=True)
+        record = {"options": {}, **row.facts(options(tmp_path)), **changes}
+        (row.folder(tmp_path) / "run.json").write_text(json.dumps(record))
     commands: list[list[str]] = []
 
     class Failed:

@@ -129,8 +129,11 @@ def test_the_transformer_has_rows_apart(tmp_path: Path, untrained: None, monkeyp
 
 def test_several_rows_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept(tmp_path, "uce", "default", {"default": 1.0})
-    (tmp_path / "out" / "uce" / "chosen" / "cat").mkdir(parents=True)
-    (tmp_path / "out" / "uce" / "chosen" / "cat" / "run.json").write_text('{"options": {}}')
+    for case, changes in (("cat", {}), ("neon", {"config": {"of": "another setting"}})):
+        row = Row(method="uce", settings="chosen", case=case)
+        row.folder(tmp_path / "out").mkdir(parents=True)
+        record = {"options": {}, **row.facts(options(tmp_path)), **changes}
+        (row.folder(tmp_path / "out") / "run.json").write_text(json.dumps(record))
     commands: list[list[str]] = []
 
     class Done:
@@ -161,7 +164,8 @@ def test_a_record_of_other_options_is_refused_and_a_damaged_one_is_missing(
     swept(tmp_path, "uce", "default", {"default": 1.0})
     file = tmp_path / "out" / "uce" / "chosen" / "cat" / "run.json"
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"options": {"images": 8, "model": "tinyworld", "gold": ["a"]}}))
+    facts = Row(method="uce", settings="chosen", case="cat").facts(options(tmp_path))
+    file.write_text(json.dumps({"options": {"images": 8, "model": "tinyworld", "gold": ["a"]}, **facts}))
     row = ["--method", "uce", "--concept", "cat", "--settings", "chosen"]
     places = ["--sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(leaderboard, "experiment", lambda *_: pytest.fail("is there already"))
@@ -172,6 +176,12 @@ def test_a_record_of_other_options_is_refused_and_a_damaged_one_is_missing(
     monkeypatch.setattr(sys, "argv", ["leaderboard", *row, *places, "--images", "8"])
     leaderboard.main()
     assert "1 of 1 rows" in capsys.readouterr().out
+    (tmp_path / "sweep" / "uce" / "run.json").unlink()
+    (tmp_path / "sweep" / "uce").rmdir()
+    swept(tmp_path, "uce", "default", {"default": 1.0}, rows="last-subject")
+    monkeypatch.setattr(leaderboard, "experiment", lambda *_: {"options": {"images": 8}, "rows": "of the new choice"})
+    leaderboard.main()
+    assert "new choice" in file.read_text()
     file.write_text('{"bench')
     monkeypatch.setattr(leaderboard, "experiment", lambda *_: {"options": {"images": 8}})
     leaderboard.main()

@@ -184,11 +184,30 @@ def test_a_damaged_part_is_measured_again_and_a_wrong_record_is_refused(
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(record))
     assert sweep.line(options(tmp_path), "negative-prompt").startswith("negative-prompt: published: held_out")
-    with pytest.raises(InputError, match="expected a record of tinyworld-flux, got one of tinyworld"):
-        sweep.line(options(tmp_path, model="tinyworld-flux"), "negative-prompt")
     file.write_text(file.read_text()[:50])
     with pytest.raises(InputError, match=r"expected a record of the sweep, got .* Restore it from a copy, or delete"):
         sweep.line(options(tmp_path), "negative-prompt")
+
+
+def test_a_method_is_done_with_its_present_candidates_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "out" / "uce" / "run.json"
+    file.parent.mkdir(parents=True)
+    swept = [{"name": "published", "settings": {"strength": 1.0}}, {"name": "default", "settings": {}}]
+    older = {"version": 1, "chosen": "default", "config": {"images": 1, "limit": 0.0}, "candidates": swept}
+    written(tmp_path, "uce: {published: {strength: 1.0}, default: {}}\n", monkeypatch)
+    for changes, done in (({}, True), ({"version": 0}, False), ({"candidates": swept[:1]}, False)):
+        file.write_text(json.dumps(older | changes))
+        assert sweep.is_done(options(tmp_path), "uce") is done
+    file.write_text(json.dumps(older))
+    for name, value, known in (("images", 2, "1"), ("limit", 9.0, "0.0"), ("model", "tinyworld-flux", "tinyworld")):
+        expected = rf"expected a record with {name}={value}, got one with {known}\. Name another --out, or delete it"
+        with pytest.raises(InputError, match=expected):
+            sweep.is_done(options(tmp_path, **{name: value}), "uce")
+    sweep._methods.cache_clear()
+    written(tmp_path, "uce: {published: {strength: 2.0}, default: {}}\n", monkeypatch)
+    assert not sweep.is_done(options(tmp_path), "uce")
+    file.write_text(file.read_text()[:50])
+    assert not sweep.is_done(options(tmp_path), "uce")
 
 
 def test_a_method_that_cannot_be_fitted_has_no_choice_and_the_sweep_goes_on(
