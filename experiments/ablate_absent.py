@@ -275,21 +275,46 @@ def settings_of(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"expected an object as JSON, got {text!r}.") from None
 
 
-def check_plan(folder: Path, options: argparse.Namespace) -> None:
-    """Keep what a row measures, and refuse another one in its folder.
+def plan_of(bench: Bench, eraser: Absent | None) -> dict[str, Any]:
+    """Return everything that decides the edits of a row, as plain data.
+
+    Args:
+        bench: Concept, model and folders.
+        eraser: Eraser with its settings; None leaves the model as it is.
+    """
+    under = make_eraser(bench.options.under) if bench.options.under else None
+    plan = {
+        "model": backbone_of(bench.pipe).fingerprint(),
+        "concept": bench.aim.concept.as_json(),
+        "under": under and {"name": under.name, **under.as_settings()},
+        "settings": eraser and eraser.as_settings(),
+    }
+    return json.loads(json.dumps(plan))
+
+
+def check_plan(folder: Path, name: str, plan: Mapping[str, Any]) -> None:
+    """Keep the plan of a row, and refuse another one in its folder.
 
     Raises:
-        InputError: A row of the same name measures something else.
+        InputError: A row of the same name has another plan.
     """
-    plan = {name: getattr(options, name) for name in ("concept", "anchor", "under", "settings", "original")}
     file = folder / "plan.json"
-    known = record_if_whole(file, dict) or plan
-    if different := [name for name, value in plan.items() if known.get(name) != value]:
+    known, ours = (dict(_by_path(each)) for each in (record_if_whole(file, dict) or plan, plan))
+    if different := [path for path in {**known, **ours} if known.get(path) != ours.get(path)]:
         raise InputError(
-            f"{options.name}: expected the {different[0]} of this row, {known.get(different[0])!r}, got"
-            f" {plan[different[0]]!r}. Choose another name, or delete {folder}."
+            f"{name}: expected the {different[0]} of this row, {known.get(different[0])!r}, got"
+            f" {ours.get(different[0])!r}. Choose another name, or delete {folder}."
         )
     write_whole(file, json.dumps(plan).encode())
+
+
+def _by_path(plan: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the values of nested settings by their paths: `settings.steps`."""
+    for key, value in plan.items():
+        if isinstance(value, Mapping) and value:
+            yield from _by_path(value, f"{where}{key}.")
+        else:
+            yield where + key, value
 
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:
@@ -300,15 +325,14 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     """
     start = time.perf_counter()
     check_places(options.out / options.name, "run.json")
-    make_folder(options.work / options.name)
-    check_plan(options.work / options.name, options)
-    bench = bench_of(options)
+    bench, eraser = bench_of(options), None if options.original else eraser_of(options.settings)
+    make_folder(bench.work)
+    check_plan(bench.work, options.name, plan_of(bench, eraser))
     record: dict[str, Any] = {"row": options.name, "concept": options.concept, "images": options.images}
     record |= standing_of(options)
-    if options.original:
+    if eraser is None:
         record["measures"] = {"0": bench.measured(0, None, options.probes)}
     else:
-        eraser = eraser_of(options.settings)
         record |= {"settings": eraser.as_settings(), "curve": fitted(bench, eraser)}
         record["measures"] = {
             str(stop): bench.measured(

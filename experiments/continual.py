@@ -52,7 +52,7 @@ from erasure.runs.schema import MeasureSettings, Run, parse
 from erasure.tinyworld import vocabulary
 from erasure.training.context import FitContext
 
-from .experiment import recorded
+from .experiment import recorded, work_folder
 
 VERSION = 1
 TARGETS: Final = ("cat", "neon", "church", "gun", "car", "Biscuit", "flower", "umbrella")
@@ -179,7 +179,9 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--points: expected numbers from 1 to {len(targets)}, got {options.points}.")
     requests = [parse({**config, "concepts": [{"target": name}]}) for name in targets]
     run, concepts = requests[0], [request.concepts[0] for request in requests]
-    pipe, work = tinyworld.load(), options.work / options.out.name
+    pipe = tinyworld.load()
+    facts = [VERSION, options.in_place, [request.as_json() for request in requests]]
+    work = work_folder(options.work, options.out.name, pipe, *facts)
     kind = InPlace if options.in_place else Removals
     removals = kind(folder=work / "removals", pipe=pipe, run=run, memory=options.work / "memory")
     settings = replace(run.measure or MeasureSettings(), seed=1)
@@ -199,8 +201,8 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         weights = _cross_attention(pipe)
         looks, drifts = {}, {}
         for n in (0, *options.points):
-            folder = (options.work if not n else work) / "pictures"
-            store = ImageStore.of_state(folder, f"after-{n}", pairs_of(probes), sampler)
+            folder = work if n else work_folder(options.work, "original", pipe)
+            store = ImageStore.of_state(folder / "pictures", f"after-{n}", pairs_of(probes), sampler)
             with removals.applied(n):
                 fill(pipe, store, on_progress=staged(on_progress, f"images after {n}"))
                 drifts[n] = _drift(weights, _cross_attention(pipe))

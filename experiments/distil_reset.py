@@ -25,8 +25,8 @@ from erasure.eval.stats.residue import half_dose
 from erasure.io.files import make_folder
 from erasure.provenance import provenance
 
-from .ablate_absent import Bench, bench_of, eraser_of, fitted, standing_of
-from .experiment import write_record
+from .ablate_absent import Bench, bench_of, eraser_of, fitted, plan_of, standing_of
+from .experiment import work_folder, write_record
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 STOPS = (100, 200, 400, 800, 1600)
@@ -63,7 +63,8 @@ def point(bench: Bench, share: float, before: float) -> dict[str, Any]:
     if share:
         settings["shape"] = {**settings.get("shape", {}), "reset": {"share": share}}
     eraser = eraser_of(settings)
-    bench = named(bench, f"{options.concept}-{share:g}")
+    facts = [plan_of(bench, eraser), options.stops, options.back, options.images]
+    bench = named(bench, f"{options.concept}-{share:g}", *facts)
 
     def edit_at(stop: int) -> WeightEdit:
         return WeightEdit.load(bench.work / f"{stop}.safetensors")
@@ -86,12 +87,13 @@ def point(bench: Bench, share: float, before: float) -> dict[str, Any]:
 
 def reference(bench: Bench, name: str) -> dict[str, Any]:
     """Return the measures of the bench's model as it is."""
-    bench = named(bench, name)
+    bench = named(bench, name, bench.aim.concept.as_json())
     return {"plain": bench.measured(0, None, ()), "relearn": bench.curve(0, None, "relearn", DOSES)}
 
 
-def named(bench: Bench, name: str) -> Bench:
-    """Return the bench of another row."""
+def named(bench: Bench, name: str, *facts: object) -> Bench:
+    """Return the bench of another row; `facts` is everything beside the model that decides its results."""
+    name = work_folder(bench.options.work, name, bench.pipe, *facts).name
     bench = replace(bench, options=argparse.Namespace(**{**vars(bench.options), "name": name}))
     make_folder(bench.work)
     return bench

@@ -13,11 +13,13 @@ from typing import Any, Final
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
+from erasure.backbones import backbone_of
 from erasure.errors import ErasureError, InputError
 from erasure.eval.protocols.audit.plan import audit_of
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import Source, source_of
 from erasure.io.files import check_places, make_folder, write_whole
+from erasure.io.json_files import json_digest
 from erasure.ledger import Ledger
 from erasure.loading import load_model
 from erasure.profile import DEFAULT_MODEL
@@ -72,8 +74,27 @@ def folder_of(root: str, name: str, model: str) -> Path:
     return Path(root, name) if model == DEFAULT_MODEL else Path(root, model, name)
 
 
+def work_folder(root: Path, name: str, pipe: DiffusionPipeline, *facts: object) -> Path:
+    """Return the folder of unfinished work below another; its name tells work with other facts apart.
+
+    Args:
+        root: Folder of all work.
+        name: Name of the work.
+        pipe: The unedited model.
+        facts: Everything else that decides the results, as plain data.
+    """
+    digest = json_digest([backbone_of(pipe).fingerprint(), *facts])
+    return root / f"{name}-{digest[:12]}"
+
+
 def erased_source(run: Run, pipe: DiffusionPipeline, folder: Path, on_progress: OnProgress) -> Source:
     """Return the variants of a run's model; its concepts are removed into the ledger of a folder where they are not.
+
+    Args:
+        run: The run.
+        pipe: The unedited model.
+        folder: Folder of the ledger, of this run alone: concepts that another method removed there would stay so.
+        on_progress: Receives the progress.
 
     Raises:
         InputError: A concept cannot be removed, or the folder cannot be written.

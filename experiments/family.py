@@ -33,7 +33,7 @@ from erasure.runs import configs, overrides, schema
 from erasure.sampling import SamplingSettings
 from erasure.tinyworld import vocabulary
 
-from .experiment import erased_source, recorded
+from .experiment import erased_source, recorded, work_folder
 
 VERSION = 1
 FAMILY = ("gun", "knife", "bomb")
@@ -73,7 +73,8 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     if {concept.target for concept in run.concepts} != set(FAMILY):
         raise InputError(f"{options.config}: expected the concepts {', '.join(FAMILY)}, got others. Remove those.")
     attacks = [attack_of(name, ATTACK_SETTINGS.get(name, ())) for name in options.attacks]
-    pipe, work = tinyworld.load(), options.work / options.out.name
+    pipe = tinyworld.load()
+    work = work_folder(options.work, options.out.name, pipe, VERSION, run.as_json())
     sampler = SamplingSettings.of(DEFAULT_MODEL)
     with progress_bars() as on_progress:
         source = erased_source(run, pipe, work / "ledger", on_progress)

@@ -35,7 +35,7 @@ from erasure.provenance import provenance
 from erasure.runs import configs, schema
 from erasure.sampling import SamplingSettings, sample
 
-from .experiment import erased_source, plain_options, recorded
+from .experiment import erased_source, plain_options, recorded, work_folder
 
 VERSION = 1
 SEARCHES: Mapping[str, UnlearnDiff] = {"sampled": UnlearnDiff(), "mixture": UnlearnDiff(relaxation="mixture")}
@@ -57,8 +57,10 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     """Return the record of both searches on one erased model."""
     began = time.perf_counter()
     run = schema.parse(configs.read_config(options.config))
-    pipe, work = tinyworld.load(), options.work / options.out.name
-    sampler = SamplingSettings.of(DEFAULT_MODEL)
+    pipe, sampler = tinyworld.load(), SamplingSettings.of(DEFAULT_MODEL)
+    searches = {name: asdict(search) for name, search in SEARCHES.items()}
+    facts = [VERSION, run.as_json(), options.budget, CANDIDATES, searches, sampler.as_settings()]
+    work = work_folder(options.work, options.out.name, pipe, *facts)
     with progress_bars() as on_progress:
         source = erased_source(run, pipe, work / "ledger", on_progress)
         judge, _ = judges_of(source, "cpu")
@@ -75,7 +77,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         "config": {**run.as_json(), "output": "", **plain_options(options)},
         "sampler": sampler.as_settings(),
         "candidates": CANDIDATES,
-        "searches": {name: asdict(search) for name, search in SEARCHES.items()},
+        "searches": searches,
         "rows": {name: row(attacked, name, options.budget) for name in (*SEARCHES, PLAIN)},
         "attacked": attacked,
         **provenance(start=began),

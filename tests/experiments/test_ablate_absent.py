@@ -4,30 +4,48 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from erasure.concept import Concept
 from erasure.errors import InputError
+from erasure.tinyworld.profile import TinyWorldProfile
 from experiments import ablate_absent
-from experiments.ablate_absent import check_plan
+from experiments.ablate_absent import Bench, check_plan, eraser_of, plan_of
+from tests import tiny
 
 
-def row(**changes: Any) -> argparse.Namespace:
-    options = {"name": "some", "concept": "dog", "anchor": None, "under": None, "settings": {}, "original": False}
-    return argparse.Namespace(**options | changes)
+def plan(*, target: str = "dog", under: str | None = None, original: bool = False, **settings: Any) -> dict[str, Any]:
+    aim, options = SimpleNamespace(concept=Concept(target=target)), argparse.Namespace(under=under)
+    bench = Bench(pipe=tiny.sd1(), aim=cast("Any", aim), held_out=(), options=options, judge=None)
+    return plan_of(bench, None if original else eraser_of(settings))
 
 
 def test_a_name_belongs_to_one_row(tmp_path: Path) -> None:
     for _ in range(2):
-        check_plan(tmp_path, row())
-    for changes in ({"concept": "cat"}, {"settings": {"steps": 3}}, {"under": "uce"}, {"original": True}):
-        [name] = changes
-        expected = rf"^some: expected the {name} of this row, .*, got .*\. Choose another name, or delete "
+        check_plan(tmp_path, "some", plan())
+    changed: dict[str, dict[str, Any]] = {
+        "concept.target": {"target": "cat"},
+        "settings.steps": {"steps": 3},
+        "under": {"under": "uce"},
+        "settings": {"original": True},
+    }
+    for name, changes in changed.items():
+        expected = rf"^some: expected the {name}.* of this row, .*, got .*\. Choose another name, or delete "
         with pytest.raises(InputError, match=expected):
-            check_plan(tmp_path, row(**changes))
+            check_plan(tmp_path, "some", plan(**changes))
     (tmp_path / "plan.json").write_text('{"conc')
-    check_plan(tmp_path, row())
+    check_plan(tmp_path, "some", plan())
+
+
+def test_the_plan_has_the_settings_that_were_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_plan(tmp_path, "some", plan())
+    profile = {**TinyWorldProfile().settings("absent"), "steps": 3}
+    monkeypatch.setattr(TinyWorldProfile, "settings", lambda *_: profile)
+    with pytest.raises(InputError, match=r"expected the settings\.steps of this row, \d+, got 3"):
+        check_plan(tmp_path, "some", plan())
 
 
 def test_wrong_options_end_in_a_line(

@@ -133,6 +133,24 @@ def test_a_run_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(json.dumps(whole)) == whole
 
 
+def test_work_of_other_settings_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+
+    def stopped(*, folder: Path, **_: Any) -> None:
+        folders.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(continual, "Removals", stopped)
+    monkeypatch.setattr(continual, "InPlace", stopped)
+    setting = {"set": [*QUICK, "eraser.reg=0.25"]}
+    for changes in ({}, {"points": [1]}, {"order": "b"}, {"seed": 1}, {"in_place": True}, setting):
+        with pytest.raises(KeyboardInterrupt):
+            experiment(options(tmp_path, **changes))
+    same, again, *others = folders
+    assert same == again
+    assert len({same, *others}) == 5
+
+
 def test_points_beyond_the_last_removal_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--points: expected numbers from 1 to 8, got \[9\]"):
         experiment(options(tmp_path, points=[9]))

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from docs.tables.ablations import distil_reset
+from docs.tables import ablations
 from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
@@ -17,8 +18,9 @@ from erasure.edits import WeightEdit
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.training.context import FitContext
+from experiments import distil_reset
 from experiments.ablate_absent import Bench, bench_of, fitted
-from experiments.distil_reset import half_life, kept_share, main, named
+from experiments.distil_reset import half_life, kept_share, main, named, point
 from tests import tiny
 from tests.eval import world
 
@@ -43,6 +45,25 @@ def test_a_fit_ends_at_the_first_stop_that_is_enough_and_is_not_made_again(tmp_p
     one, two = (WeightEdit.load(row.work / f"{stop}.safetensors") for stop in (1, 2))
     assert any(not two.changes[name].of(c.delta).equal(c.delta.double()) for name, c in one.changes.items())
     assert fitted(row, eraser, lambda _: pytest.fail("it is fitted again")) == curve
+
+
+def test_a_point_of_other_settings_is_fitted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+
+    def stopped(bench: Bench, *_: object) -> None:
+        folders.append(bench.work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distil_reset, "fitted", stopped)
+    row = bench(tmp_path, [1, 2])
+    vars(row.options).update(concept="cat", settings={}, back=0.9, images=1)
+    for changes in ({}, {"gold": "some"}, {"settings": {"lr": 0.1}}, {"stops": [4]}, {"back": 0.8}, {"under": "uce"}):
+        other = replace(row, options=Namespace(**vars(row.options) | changes))
+        with pytest.raises(KeyboardInterrupt):
+            point(other, 0.5, 1.0)
+    same, again, *others = folders
+    assert same == again
+    assert len({same, *others}) == 5
 
 
 def test_a_fit_that_stands_on_a_closed_form_keeps_both(tmp_path: Path) -> None:
@@ -97,13 +118,13 @@ def test_the_table_has_the_references_and_every_share(tmp_path: Path) -> None:
     folder = tmp_path / "distil-reset" / "dog"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(record))
-    lines = distil_reset("distil-reset/*/run.json", tmp_path).splitlines()
+    lines = ablations.distil_reset("distil-reset/*/run.json", tmp_path).splitlines()
     assert lines[0] == "| concept | start | steps | CPU s | seen | kept | after 5 | half-life |"
     assert lines[2:4] == [
         "| dog | original | – | – | 0.90 | 0.75 | 0.90 | 5 |",
         "| dog | 0.3 noise | 400, not back | 61 | 0.00 | 0.50 | 0.10 | > 5 |",
     ]
-    assert "No result" in distil_reset("nothing/*/run.json", tmp_path)
+    assert "No result" in ablations.distil_reset("nothing/*/run.json", tmp_path)
 
 
 def test_wrong_options_end_before_anything_is_loaded() -> None:

@@ -12,6 +12,7 @@ from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.eval.protocols import red_team
 from erasure.eval.stats.scores import Rate
+from erasure.ledger import Ledger
 from erasure.profile import SamplingDefaults
 from erasure.runs.configs import read_config
 from erasure.runs.schema import parse
@@ -60,6 +61,15 @@ def test_a_family_is_erased_judged_and_attacked(tmp_path: Path, monkeypatch: pyt
     again = experiment(options(tmp_path, attacks=["unlearn-diff"]))
     assert again["scores"]["erased"]["efficacy_implicit"] == record["scores"]["erased"]["efficacy_implicit"]
     assert again["attacks"]["unlearn-diff"]["rows"] == attack["rows"]
+
+
+def test_an_edit_of_other_settings_is_left_alone(tmp_path: Path) -> None:
+    for reg in ("0.1", "0.2", "0.2"):
+        settings = ["eraser.stages=text", f"eraser.reg={reg}"]
+        experiment(options(tmp_path, set=settings, images=8))
+    ledgers = [Ledger.open(folder) for folder in (tmp_path / "work").glob("*/ledger")]
+    assert {entry.settings["reg"] for ledger in ledgers for entry in ledger.entries} == {0.1, 0.2}
+    assert len(ledgers) == 2
 
 
 def test_tools_and_vehicles_are_counted_together() -> None:

@@ -40,6 +40,8 @@ def test_prompts_are_attacked_by_both_searches_and_kept(tmp_path: Path, monkeypa
     assert set(record["searches"]) == {"sampled", "mixture"}
     monkeypatch.setattr(unlearn_diff.Trial, "attacked", lambda *_: pytest.fail("was attacked already"))
     assert experiment(options(tmp_path))["rows"] == record["rows"]
+    with pytest.raises(pytest.fail.Exception, match="was attacked already"):  # with another budget it was not
+        experiment(options(tmp_path, budget=1))
     (tmp_path / "results" / "uce").mkdir(parents=True)
     write_record(record, tmp_path / "results" / "uce")
     lines = searches("*/run.json", tmp_path / "results").splitlines()
