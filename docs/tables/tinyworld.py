@@ -40,7 +40,7 @@ def golds(source: str, results: Path) -> str:
 
 
 def _taught(groups: Mapping[str, Any], untaught: Collection[str]) -> list[str]:
-    """Return the rate of each group of prompts, and of all, without prompts for what was left out."""
+    """Return the rate of each group of prompts, and of all, without prompts for what was left out; a dash for none."""
     counts = [
         [
             (rate["hits"], rate["n"])
@@ -50,7 +50,7 @@ def _taught(groups: Mapping[str, Any], untaught: Collection[str]) -> list[str]:
         for group in groups.values()
     ]
     sums = [tuple(map(sum, zip(*each, strict=True))) for each in [*counts, [one for each in counts for one in each]]]
-    return [f"{hits / n:.3f} of {n}" for hits, n in sums]
+    return [f"{each[0] / each[1]:.3f} of {each[1]}" if each else "–" for each in sums]
 
 
 def tinyworld_oracle(source: str, results: Path) -> str:

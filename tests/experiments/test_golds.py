@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from docs.tables.tinyworld import golds
 from erasure.errors import InputError
 from erasure.tinyworld.training.loop import write_state
 from experiments.golds import PLAN, go_on, keep
@@ -35,6 +36,20 @@ def test_a_phase_goes_on_from_the_weights_that_were_kept_of_it(name: str, tmp_pa
         assert weights["conv_in.bias"].dtype == torch.float32
     with pytest.raises(InputError, match="keep: expected a phase that has begun"):
         keep(replace(there, out=tmp_path / "never"), tmp_path / "kept")
+
+
+def test_a_group_of_prompts_of_which_nothing_was_taught_has_no_rate(tmp_path: Path) -> None:
+    groups = {
+        "names": {"each": {"cat": {"hits": 3, "n": 4}, "gun": {"hits": 1, "n": 4}}},
+        "hints": {"each": {"gun": {"hits": 4, "n": 4}}},
+    }
+    (tmp_path / "golds" / "weapons").mkdir(parents=True)
+    (tmp_path / "golds" / "weapons" / "recipe.json").write_text(json.dumps({"settings": {"without": ["gun"]}}))
+    for name in (".", "gold-weapons"):
+        (tmp_path / "tinyworld-quality" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tinyworld-quality" / name / "run.json").write_text(json.dumps({"groups": groups}))
+    lines = golds("tinyworld-quality/gold-*/run.json", tmp_path).splitlines()
+    assert lines[2:4] == [f"| {model} | 0.750 of 4 | – | 0.750 of 4 |" for model in ("`weapons`", "shipped")]
 
 
 def test_weights_of_another_training_are_left_alone(tmp_path: Path) -> None:
