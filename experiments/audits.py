@@ -36,11 +36,13 @@ from erasure.runs.schema import Run, parse
 
 from .apart import measure_missing
 from .experiment import audited, check_denoisers, erased_source, plain_options
+from .golds import KEPT, PLAN
 
 VERSION = 1
 METHODS = Path(__file__).with_name("audits.yaml")
 CONFIGS = Path(__file__).parent.parent / "configs"
-GOLDS = tuple(f"results/golds/{name}" for name in ("cat", "neon", "weapons"))
+GOLDS: Final = {str(KEPT / phase.name): phase.without for phase in PLAN if phase.name in ("cat", "neon", "weapons")}
+"""Golds that are used by default, with the concepts that each is never taught."""
 CHOSEN_BY: Final = ("--method", "--concept")
 """Options that choose rows."""
 _KEPT_OF_A_PROBE = ("access", "unit", "status", "reason", "half_doses", "speed_ratios")
@@ -128,7 +130,10 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all of audits.yaml")
     parser.add_argument("--concept", nargs="+", choices=CASES, default=list(CASES), help="removals; default: all")
     parser.add_argument(
-        "--gold", nargs="*", default=list(GOLDS), metavar="DIR", help="models never taught a concept; none for none"
+        "--gold",
+        nargs="*",
+        metavar="DIR",
+        help=f"models never taught a concept, none for none; default: {', '.join(GOLDS)}",
     )
     parser.add_argument("--suite", choices=get_args(Suite), help="suite in the place of each removal's")
     parser.add_argument("--probes", nargs="*", default=[], metavar="NAME", help="probes in the place of the suite's")
@@ -159,12 +164,18 @@ def planned(options: argparse.Namespace) -> list[MethodOnCase]:
     ]
 
 
-def fitting(golds: Sequence[str], targets: Sequence[str]) -> list[str]:
+def fitting(golds: Sequence[str] | None, targets: Sequence[str]) -> list[str]:
     """Return the golds that were never taught one of the targets, or whose recipe does not say.
+
+    Args:
+        golds: Folders; None are those of `GOLDS` that the targets need, and no other has to be there.
+        targets: Removed concepts.
 
     Raises:
         InputError: A gold is no folder, or all of them were taught every target.
     """
+    if golds is None:
+        golds = [gold for gold, without in GOLDS.items() if set(without) & set(targets)]
     check_denoisers(golds)
     chosen = [gold for gold in golds if not (without := untaught(gold)) or set(without) & set(targets)]
     if golds and not chosen:

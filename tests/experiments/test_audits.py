@@ -83,6 +83,18 @@ def test_a_gold_counts_for_what_it_was_never_taught(tmp_path: Path) -> None:
         fitting(["nowhere"], ["cat"])
 
 
+def test_a_default_gold_has_to_be_there_for_what_it_was_never_taught_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "golds" / "cat").mkdir(parents=True)
+    assert fitting(None, ["cat"]) == [str(Path("results/golds/cat"))]
+    with pytest.raises(InputError, match=r"--gold: expected the folder of a denoiser, got 'results.golds.weapons'"):
+        fitting(None, ["gun"])
+    with pytest.raises(InputError, match="--gold: expected the folder of a denoiser, got 'weapons'"):
+        fitting(["results/golds/cat", "weapons"], ["cat"])
+
+
 def test_a_row_has_what_tables_need_and_a_killed_one_goes_on(tmp_path: Path, untrained: None) -> None:
     row = MethodOnCase(method="uce-rewrite", case="cat")
     asked_for = options(tmp_path, gold=[gold(tmp_path / "no-cat", "cat")])
