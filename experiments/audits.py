@@ -1,10 +1,11 @@
 """Every method audited on the same removals of the tiny world, by the product's own audit.
 
-    python -m experiments.audits --method uce --concept cat --gold results/golds/cat
+    python -m experiments.audits --method uce --concept cat
     python -m experiments.audits                                   # every row that is missing
 
 A row is a method of audits.yaml on one concept, audited by the suite `standard`, or on the weapon family, by `quick`.
-Of the golds those are used that were never taught one of the removed concepts. Outcomes are kept in the folder of work,
+Of the committed golds, or of those of `--gold`, the ones are used that were never taught one of the removed concepts
+and were trained as long as the shipped denoiser. Outcomes are kept in the folder of work,
 so that original and golds are measured once for all methods; killed at any moment, the same command goes on from there.
 Rows are `METHOD/CONCEPT/run.json` in the folder of results: of each probe its strongest reading, without images.
 docs/audit.md is built from them.
@@ -19,13 +20,12 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from erasure import tinyworld
-from erasure.errors import InputError, unknown_name
+from erasure.errors import unknown_name
 from erasure.eval.probes import probe_class
 from erasure.eval.probes.base import Suite
 from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
 from erasure.eval.protocols.audit.rows import PLAIN
 from erasure.eval.protocols.audit.run import IMAGES
-from erasure.eval.protocols.golds import untaught
 from erasure.io.json_files import json_digest
 from erasure.profile import DEFAULT_MODEL
 from erasure.progress import OnProgress
@@ -35,14 +35,12 @@ from erasure.runs.configs import read_config
 from erasure.runs.schema import Run, parse
 
 from .apart import measure_missing
-from .experiment import audited, check_denoisers, erased_source, plain_options
-from .golds import KEPT, PLAN
+from .experiment import audited, erased_source, plain_options
+from .golds import add_golds, fitting, gold_digests
 
 VERSION = 1
 METHODS = Path(__file__).with_name("audits.yaml")
 CONFIGS = Path(__file__).parent.parent / "configs"
-GOLDS: Final = {str(KEPT / phase.name): phase.without for phase in PLAN if phase.name in ("cat", "neon", "weapons")}
-"""Golds that are used by default, with the concepts that each is never taught."""
 CHOSEN_BY: Final = ("--method", "--concept")
 """Options that choose rows."""
 _KEPT_OF_A_PROBE = ("access", "unit", "status", "reason", "half_doses", "speed_ratios")
@@ -129,12 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all of audits.yaml")
     parser.add_argument("--concept", nargs="+", choices=CASES, default=list(CASES), help="removals; default: all")
-    parser.add_argument(
-        "--gold",
-        nargs="*",
-        metavar="DIR",
-        help=f"models never taught a concept, none for none; default: {', '.join(GOLDS)}",
-    )
+    add_golds(parser)
     parser.add_argument("--suite", choices=get_args(Suite), help="suite in the place of each removal's")
     parser.add_argument("--probes", nargs="*", default=[], metavar="NAME", help="probes in the place of the suite's")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/audits"))
@@ -164,28 +157,6 @@ def planned(options: argparse.Namespace) -> list[MethodOnCase]:
     ]
 
 
-def fitting(golds: Sequence[str] | None, targets: Sequence[str]) -> list[str]:
-    """Return the golds that were never taught one of the targets, or whose recipe does not say.
-
-    Args:
-        golds: Folders; None are those of `GOLDS` that the targets need, and no other has to be there.
-        targets: Removed concepts.
-
-    Raises:
-        InputError: A gold is no folder, or all of them were taught every target.
-    """
-    if golds is None:
-        golds = [gold for gold, without in GOLDS.items() if set(without) & set(targets)]
-    check_denoisers(golds)
-    chosen = [gold for gold in golds if not (without := untaught(gold)) or set(without) & set(targets)]
-    if golds and not chosen:
-        raise InputError(
-            f"--gold: expected a model that was never taught {' or '.join(map(repr, targets))}, got"
-            f" {', '.join(golds)}. Add one, or write --gold alone to audit without."
-        )
-    return chosen
-
-
 def experiment(row: MethodOnCase, options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Remove the concepts, audit the model, and return the record.
 
@@ -210,6 +181,7 @@ def experiment(row: MethodOnCase, options: argparse.Namespace, on_progress: OnPr
             "concept": row.case,
             "gold": [Path(gold).name for gold in golds],
         },
+        "golds": gold_digests(golds),
         "audit_seconds": _seconds(results.concepts),
         "concepts": {each.concept: concept_record(each) for each in results.concepts},
         **provenance(start=began),

@@ -4,33 +4,45 @@ A shared first phase sees none of the concepts of any gold; each gold goes on fr
 second cat gold of another seed starts from random weights. Text tower, autoencoder, oracle and judge are the shipped
 ones. The world's transformer has a shared phase of its own, from which both it and its cat gold go on. Killed, it goes
 on where it stopped: call the same command again. `--keep NAME` writes the averaged weights of a phase as they are to
-results/golds/NAME; where a phase has no state, it goes on from those, with a new optimiser.
+results/golds/NAME; where a phase has no state, it goes on from those, with a new optimiser. `fitting` chooses among
+those folders for an audit.
 """
 
 import argparse
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors.torch import load_file, save
+from typing_extensions import TypedDict
 
 from erasure import tinyworld
 from erasure.errors import InputError
+from erasure.eval.protocols.golds import untaught
 from erasure.io.files import make_folder, write_whole
+from erasure.io.json_files import read_record
+from erasure.profile import DEFAULT_MODEL
 from erasure.tinyworld import models
 from erasure.tinyworld.training.loop import write_state
 from erasure.tinyworld.training.recipe import Recipe
 from erasure.tinyworld.training.run import facts, train
 from erasure.tinyworld.training.transformer import TRANSFORMER_STEPS
 
-from .experiment import in_one_line
+from .experiment import MODELS, check_denoisers, in_one_line
 
 SHIPPED = tinyworld.MODEL
 KEPT = Path("results/golds")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARED_STEPS, TOTAL_STEPS = 20_000, 34_931  # the shipped denoiser's total, results of its recipe.json
 TRANSFORMER_SHARED_STEPS = 25_000
+DENOISERS: Final[Mapping[str, str]] = dict(zip(MODELS, ("unet", "transformer"), strict=True))
+"""Denoiser of each model, as a stage of recipe.json."""
+STEPS: Final[Mapping[str, int]] = {"unet": TOTAL_STEPS, "transformer": TRANSFORMER_STEPS}
+"""Steps of the shipped denoisers, by stage."""
 WEAPONS = ("gun", "knife", "bomb")
 
 
@@ -97,6 +109,73 @@ PLAN = (
     _transformer("flux", (), TRANSFORMER_STEPS, after="flux-shared"),
     _transformer("flux-cat", ("cat",), TRANSFORMER_STEPS, after="flux-shared"),
 )
+
+
+class _Stage(TypedDict):
+    steps: int
+
+
+class _Recipe(TypedDict, total=False):
+    stages: dict[str, _Stage]
+
+
+def add_golds(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names golds."""
+    about = "models never taught a concept; default: the committed ones that fit; without a value: none"
+    parser.add_argument("--gold", nargs="*", metavar="DIR", help=about)
+
+
+def fitting(golds: Sequence[str] | None, targets: Sequence[str], model: str = DEFAULT_MODEL) -> list[str]:
+    """Return the golds that were never taught one of the targets, or whose recipe does not say.
+
+    One that was trained for fewer steps than the shipped denoiser is left out: what it lacks is not the concept alone.
+
+    Args:
+        golds: Folders to choose from; None takes the committed golds of the model, of which none has to fit.
+        targets: Removed concepts.
+        model: Model of the removals.
+
+    Raises:
+        InputError: A gold is no folder, or golds are named and none fits.
+    """
+    check_denoisers(golds or ())
+    chosen = [
+        gold
+        for gold in (committed(model) if golds is None else golds)
+        if _is_long_enough(gold) and (not (without := untaught(gold)) or set(without) & set(targets))
+    ]
+    if golds and not chosen:
+        raise InputError(
+            f"--gold: expected a model that was never taught {' or '.join(map(repr, targets))}, of as many steps as the"
+            f" shipped denoiser, got {', '.join(golds)}. Add one, or write --gold alone to audit without."
+        )
+    return chosen
+
+
+def committed(model: str) -> list[str]:
+    """Return the folders of a model's golds below `KEPT`, the unfinished among them."""
+    golds = [phase for phase in PLAN if phase.without and phase.denoiser == DENOISERS[model]]
+    return [str(KEPT / phase.name) for phase in golds if (KEPT / phase.name).is_dir()]
+
+
+def _is_long_enough(gold: str) -> bool:
+    """Return False if a gold's recipe has fewer steps of a denoiser than the shipped one."""
+    recipe = Path(gold) / "recipe.json"
+    if not recipe.is_file():
+        return True
+    stages = read_record(recipe, _Recipe, "the recipe of a gold, with steps of its stages").get("stages", {})
+    return all(stages[name]["steps"] >= steps for name, steps in STEPS.items() if name in stages)
+
+
+def gold_digests(golds: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of each gold's files of weights, by the name of its folder."""
+    digests = {}
+    for gold in golds:
+        digest = hashlib.sha256()
+        for file in sorted(Path(gold).rglob("*.safetensors")):
+            digest.update(file.read_bytes())
+        digests[Path(gold).name] = digest.hexdigest()
+    return digests
 
 
 def keep(recipe: Recipe, folder: Path) -> None:

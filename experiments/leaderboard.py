@@ -9,8 +9,9 @@ A row is a method on one concept, on the weapon family, or on a sequence of eigh
 chose (`experiments.sweep`), with the published ones, or with those of `erasure remove --budget minutes`, with more
 tuning than the sweep's. It is measured in held-out phrasings, on near and on far concepts and in prompts that also ask
 for something kept; rows of `--audited` concepts are audited too, but for published settings, by the quick suite and by
-soft prompts. Sequences are for methods whose fit takes little. Seconds are CPU seconds of one thread. Rows are
-`METHOD/SETTINGS/CONCEPT/run.json` in the folder of results; killed at any moment, the same command goes on from there.
+soft prompts, beside the golds that fit (`experiments.golds`). Sequences are for methods whose fit takes little. Seconds
+are CPU seconds of one thread. Rows are `METHOD/SETTINGS/CONCEPT/run.json` in the folder of results; killed at any
+moment, the same command goes on from there.
 Expected time: a minute of images a row, six minutes an audit, and the fits; about ten core-hours for all chosen
 settings. docs/leaderboard.md is built from the results.
 """
@@ -30,8 +31,10 @@ from erasure.edits import Edit, WeightEdit
 from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.probes import PROBES, probe_class
+from erasure.eval.protocols.audit.results import ProbeResult
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import source_of
+from erasure.eval.stats.residue import Residue
 from erasure.io.files import write_whole
 from erasure.io.json_files import json_digest, read_record, record_if_whole
 from erasure.ledger import Ledger
@@ -48,6 +51,7 @@ from .apart import measure_missing
 from .continual import TARGETS
 from .experiment import add_model, audited, check_denoisers, count, folder_of, plain_options
 from .family import FAMILY
+from .golds import add_golds, fitting, gold_digests
 from .rates import Probes
 from .sweep import Candidate, FitClock, method_names
 
@@ -128,7 +132,7 @@ def main() -> None:
     parser.add_argument("--images", type=count, default=32, help="held-out, near and far images of a row, each")
     parser.add_argument("--audited", nargs="*", choices=CASES, default=["cat"], help="concepts with an audit")
     parser.add_argument("--probes", nargs="+", default=list(PROBES_OF_ROWS), help="probes of an audit")
-    parser.add_argument("--gold", nargs="*", default=[], help="models never taught a concept, for the audits")
+    add_golds(parser)
     add_model(parser)
     parser.add_argument("--sweep", type=Path, help="results of experiments.sweep")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/leaderboard"))
@@ -151,7 +155,7 @@ def planned(options: argparse.Namespace) -> list[Row]:
             raise unknown_name("method", method, method_names())
     for name in options.probes:
         probe_class(name)
-    check_denoisers(options.gold)
+    check_denoisers(options.gold or ())
     methods = options.method or [name for name in method_names() if (options.sweep / name / "run.json").is_file()]
     rows = []
     for settings in SETTINGS[:2]:
@@ -207,11 +211,12 @@ def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -
         InputError: The concepts cannot be removed, or a probe or a gold is wrong.
     """
     began, facts = time.perf_counter(), row.facts(options)
+    audited = row.case in options.audited and row.settings != "published"
+    golds = fitting(options.gold, CASES[row.case], options.model) if audited else []
     run = candidate_of(row, options.sweep).run(*CASES[row.case], model=options.model)
     bench = Bench(row, run, options.work, on_progress)
     fit = bench.fitted()
     rates, seconds = bench.measured(options.images)
-    audited = row.case in options.audited and row.settings != "published"
     return {
         "benchmark": "leaderboard",
         **facts,
@@ -223,13 +228,15 @@ def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -
             "method": row.method,
             "concept": row.case,
             "settings": row.settings,
+            "gold": [Path(gold).name for gold in golds],
             "seed": SEED,
         },
+        "golds": gold_digests(golds),
         "rates": rates,
         "fit": fit,
         "seconds_per_image": seconds,
         "artefact": bench.artefact(),
-        "audit": bench.audited(options.probes, options.gold) if audited else None,
+        "audit": bench.audited(options.probes, golds) if audited else None,
         **provenance(start=began),
     }
 
@@ -310,7 +317,7 @@ class Bench:
 
 
 def audit_record(results: AuditResults) -> dict[str, Any]:
-    """Return the largest residue of each probe for each concept, and the verdict."""
+    """Return the largest residue of each probe for each concept with what it is read by, and the verdict."""
     return {
         "suite": results.audit.suite,
         "probes": list(results.audit.probes),
@@ -318,13 +325,18 @@ def audit_record(results: AuditResults) -> dict[str, Any]:
             each.concept: {
                 "verdict": each.verdict,
                 "kept": each.kept,
-                "outside": {name: rho.as_json() for name, rho in each.outside.items()},
-                "inside": {name: rho.as_json() for name, rho in each.inside.items()},
+                "outside": {name: _residue(each.probes[name], rho) for name, rho in each.outside.items()},
+                "inside": {name: _residue(each.probes[name], rho) for name, rho in each.inside.items()},
                 "failed": {name: probe.reason for name, probe in each.probes.items() if probe.status != "measured"},
             }
             for each in results.concepts
         },
     }
+
+
+def _residue(probe: ProbeResult, rho: Residue) -> dict[str, Any]:
+    """Return a probe's largest residue with its floor."""
+    return {**rho.as_json(), "floor": probe.strongest and probe.strongest.floor}
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def row(folder: Path, method: str, case: str, hits: tuple[int, int, int], **chan
 
 def audit(**residues: tuple[float, float, float]) -> dict[str, Any]:
     outside = {
-        name.replace("_", "-"): dict(zip(("value", "low", "high"), values, strict=True))
+        name.replace("_", "-"): {**dict(zip(("value", "low", "high"), values, strict=True)), "floor": "gold"}
         for name, values in residues.items()
     }
     return {"concepts": {"cat": {"outside": outside, "inside": {}, "verdict": "", "failed": {}}}}
@@ -82,7 +82,7 @@ def test_each_order_is_what_a_user_asks_for(tmp_path: Path) -> None:
     assert kept == [("uce", "1.000"), ("uce", "1.000"), ("oce", "0.800"), ("sld", "0.000")]
     attacked = built("leaderboard-attacked: all", tmp_path)
     assert [each[0].split("`")[1] for each in attacked] == ["oce", "uce"]
-    assert attacked[0][1:5] == ["cat", "0.30, relearn", "none", "0.10 [0.00, 0.20]"]
+    assert attacked[0][1:5] == ["cat", "0.30, relearn", "none", "gold"]
     assert attacked[1][2:4] == ["0.90, soft-prompt", "plain, soft-prompt"]
     undone = built("leaderboard-undone: all", tmp_path)
     assert [each[0].split("`")[1] for each in undone] == ["uce", "uce", "sld"]

@@ -135,8 +135,9 @@ def attacked(source: str, results: Path) -> str:
         name, largest = _largest(audit)
         residues = (residue_cell(outside.get(probe)) for probe in _PROBES)
         shown = f"{largest:.2f}, {name}" if name else "–"
-        rows.append((each.label, concept, shown, ", ".join(back) or "none", *residues))
-    headings = ("method", "concept", "largest residue", "brought back by", *_PROBES)
+        floors = sorted({rho["floor"] for rho in outside.values() if "floor" in rho})
+        rows.append((each.label, concept, shown, ", ".join(back) or "none", ", ".join(floors) or "–", *residues))
+    headings = ("method", "concept", "largest residue", "brought back by", "floor", *_PROBES)
     return table(headings, rows, ())
 
 

@@ -1,5 +1,7 @@
 """An untrained tiny world of the real classes: for tests of what is done with pictures, not of what is in them."""
 
+import json
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -41,6 +43,16 @@ def pipeline() -> Any:
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def gold(folder: Path, *without: str) -> str:
+    """Write the denoiser of an untrained model that was never taught some concepts, and return its folder."""
+    unet = deepcopy(pipeline().unet)
+    with torch.no_grad():
+        next(unet.parameters()).mul_(0.5)
+    unet.save_pretrained(folder)
+    (folder / "recipe.json").write_text(json.dumps({"settings": {"without": without}}))
+    return str(folder)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The audits of methods: which rows there are, which golds fit, and one row from removal to record."""
+"""The audits of methods: which rows there are, and one row from removal to record."""
 
 import argparse
 import json
@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from erasure import tinyworld
-from erasure.errors import InputError, UnknownNameError
+from erasure.errors import UnknownNameError
 from erasure.eval.protocols.audit.run import IMAGES
 from erasure.profile import SamplingDefaults
 from erasure.tinyworld.profile import TinyWorldProfile
 from experiments import apart, audits
-from experiments.audits import CASES, MethodOnCase, experiment, fitting, methods, planned
+from experiments.audits import CASES, MethodOnCase, experiment, methods, planned
 from tests.eval import world
 
 
@@ -41,16 +40,6 @@ def options(folder: Path, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**settings | changes)
 
 
-def gold(folder: Path, *without: str) -> str:
-    """Write the denoiser of an untrained model that was never taught some concepts."""
-    unet = deepcopy(world.pipeline().unet)
-    with torch.no_grad():
-        next(unet.parameters()).mul_(0.5)
-    unet.save_pretrained(folder)
-    (folder / "recipe.json").write_text(json.dumps({"settings": {"without": without}}))
-    return str(folder)
-
-
 def test_every_method_removes_the_same_concepts() -> None:
     for case in ("cat", "weapons"):
         runs = {method: MethodOnCase(method=method, case=case).run() for method in methods()}
@@ -68,40 +57,13 @@ def test_rows_go_concept_by_concept(tmp_path: Path) -> None:
         planned(options(tmp_path, method=["uce-publishd"]))
 
 
-def test_a_gold_counts_for_what_it_was_never_taught(tmp_path: Path) -> None:
-    for name, without in (("cat", ["cat"]), ("weapons", ["gun", "knife"]), ("plain", None)):
-        (tmp_path / name).mkdir()
-        if without is not None:
-            (tmp_path / name / "recipe.json").write_text(json.dumps({"settings": {"without": without}}))
-    cat, weapons, plain = (str(tmp_path / name) for name in ("cat", "weapons", "plain"))
-    assert fitting([cat, weapons, plain], ["cat"]) == [cat, plain]
-    assert fitting([cat, weapons], ["gun", "bomb"]) == [weapons]
-    assert fitting([], ["cat"]) == []
-    with pytest.raises(InputError, match=r"--gold: expected a model that was never taught 'neon', got .*cat.* Add one"):
-        fitting([cat, weapons], ["neon"])
-    with pytest.raises(InputError, match=r"--gold: expected the folder of a denoiser, got 'nowhere'\. Train it"):
-        fitting(["nowhere"], ["cat"])
-
-
-def test_a_default_gold_has_to_be_there_for_what_it_was_never_taught_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results" / "golds" / "cat").mkdir(parents=True)
-    assert fitting(None, ["cat"]) == [str(Path("results/golds/cat"))]
-    with pytest.raises(InputError, match=r"--gold: expected the folder of a denoiser, got 'results.golds.weapons'"):
-        fitting(None, ["gun"])
-    with pytest.raises(InputError, match="--gold: expected the folder of a denoiser, got 'weapons'"):
-        fitting(["results/golds/cat", "weapons"], ["cat"])
-
-
 def test_a_row_has_what_tables_need_and_a_killed_one_goes_on(tmp_path: Path, untrained: None) -> None:
     row = MethodOnCase(method="uce-rewrite", case="cat")
-    asked_for = options(tmp_path, gold=[gold(tmp_path / "no-cat", "cat")])
+    asked_for = options(tmp_path, gold=[world.gold(tmp_path / "no-cat", "cat")])
     record = experiment(row, asked_for, lambda _: None)
     assert (record["method"], record["case"], record["suite"]) == ("uce-rewrite", "cat", "quick")
     assert record["config"]["eraser"]["rows"] == "last-subject"
-    assert record["options"]["gold"] == ["no-cat"]
+    assert record["options"]["gold"] == list(record["golds"]) == ["no-cat"]
     [(concept, audit)] = record["concepts"].items()
     assert concept == "cat"
     assert audit["verdict"]
@@ -117,13 +79,8 @@ def test_a_row_has_what_tables_need_and_a_killed_one_goes_on(tmp_path: Path, unt
 
 
 def test_rows_that_are_missing_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for row, changes in (
-        (MethodOnCase(method="uce", case="cat"), {}),
-        (MethodOnCase(method="uce", case="neon"), {"suite": ""}),
-    ):
-        row.folder(tmp_path).mkdir(parents=True)
-        record = {"options": {}, **row.facts(options(tmp_path)), **changes}
-        (row.folder(tmp_path) / "run.json").write_text(json.dumps(record))
+    (tmp_path / "uce" / "cat").mkdir(parents=True)
+    (tmp_path / "uce" / "cat" / "run.json").write_text('{"options": {}}')
     commands: list[list[str]] = []
 
     class Failed:

@@ -1,4 +1,4 @@
-"""Golds: a phase that is kept and goes on elsewhere."""
+"""Golds: a phase that is kept and goes on elsewhere, and the golds that fit an audit."""
 
 import json
 from dataclasses import replace
@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from docs.tables.tinyworld import golds
+from docs.tables.tinyworld import golds as table_of_golds
+from erasure import tinyworld
 from erasure.errors import InputError
 from erasure.tinyworld.training.loop import write_state
-from experiments.golds import PLAN, go_on, keep
+from experiments import golds
+from experiments.golds import PLAN, TOTAL_STEPS, fitting, go_on, gold_digests, keep
 
 PHASE = PLAN[1]
 
@@ -48,7 +50,7 @@ def test_a_group_of_prompts_of_which_nothing_was_taught_has_no_rate(tmp_path: Pa
     for name in (".", "gold-weapons"):
         (tmp_path / "tinyworld-quality" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "tinyworld-quality" / name / "run.json").write_text(json.dumps({"groups": groups}))
-    lines = golds("tinyworld-quality/gold-*/run.json", tmp_path).splitlines()
+    lines = table_of_golds("tinyworld-quality/gold-*/run.json", tmp_path).splitlines()
     assert lines[2:4] == [f"| {model} | 0.750 of 4 | – | 0.750 of 4 |" for model in ("`weapons`", "shipped")]
 
 
@@ -61,3 +63,55 @@ def test_weights_of_another_training_are_left_alone(tmp_path: Path) -> None:
     go_on(other, tmp_path / "kept")
     go_on(other, tmp_path / "nothing")
     assert not other.out.exists()
+
+
+def gold(folder: Path, *without: str, **steps: int) -> str:
+    """Write the recipe of a gold, with the steps of its stages."""
+    folder.mkdir()
+    recipe = {"settings": {"without": without}, "stages": {stage: {"steps": each} for stage, each in steps.items()}}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    return str(folder)
+
+
+def test_a_gold_counts_for_what_it_was_never_taught(tmp_path: Path) -> None:
+    cat, weapons = gold(tmp_path / "cat", "cat"), gold(tmp_path / "weapons", "gun", "knife", unet=TOTAL_STEPS)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert fitting([cat, weapons, str(plain)], ["cat"]) == [cat, str(plain)]
+    assert fitting([cat, weapons], ["gun", "bomb"]) == [weapons]
+    assert fitting([], ["cat"]) == []
+    with pytest.raises(InputError, match=r"--gold: expected a model that was never taught 'neon', .*cat.* Add one"):
+        fitting([cat, weapons], ["neon"])
+    with pytest.raises(InputError, match=r"--gold: expected the folder of a denoiser, got 'nowhere'\. Train it"):
+        fitting(["nowhere"], ["cat"])
+
+
+def test_a_gold_of_fewer_steps_than_the_shipped_denoiser_is_left_out(tmp_path: Path) -> None:
+    shipped = json.loads((tinyworld.MODEL / "recipe.json").read_text())["stages"]["unet"]["steps"]
+    assert shipped == TOTAL_STEPS
+    short, whole = gold(tmp_path / "short", "neon", unet=shipped - 1), gold(tmp_path / "whole", "neon", unet=shipped)
+    assert fitting([short, whole], ["neon"]) == [whole]
+    with pytest.raises(InputError, match="of as many steps as the shipped denoiser"):
+        fitting([short], ["neon"])
+
+
+def test_without_names_the_committed_golds_of_the_model_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golds, "KEPT", tmp_path)
+    for phase in PLAN:
+        if phase.name not in ("weapons", "cat-seed-1"):
+            gold(tmp_path / phase.name, *phase.without, **{phase.denoiser: phase.steps})
+    assert fitting(None, ["cat"]) == [str(tmp_path / "cat")]
+    assert fitting(None, ["cat"], "tinyworld-flux") == [str(tmp_path / "flux-cat")]
+    assert fitting(None, ["gun"]) == [], "the shared phases are no golds, nor is the model itself"
+
+
+def test_the_digest_of_a_gold_is_that_of_its_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "cat"
+    path = gold(folder, "cat")
+    digests = []
+    for weights in (b"one", b"other", b"one"):
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+        digests.append(gold_digests([path])["cat"])
+    assert digests[0] == digests[2] != digests[1]

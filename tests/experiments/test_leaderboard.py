@@ -6,12 +6,16 @@ import re
 import sys
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from erasure import tinyworld
 from erasure.errors import InputError, UnknownNameError
+from erasure.eval.protocols.audit.record import Judged
+from erasure.eval.protocols.audit.results import ConceptAudit, ProbeResult
+from erasure.eval.protocols.audit.rows import ERASED, GOLD, NOVEL, ORIGINAL, PLAIN
 from erasure.eval.protocols.audit.run import IMAGES
 from erasure.profile import SamplingDefaults
 from erasure.runs.budgets import eraser_of_budget
@@ -20,7 +24,7 @@ from erasure.tinyworld import models
 from erasure.tinyworld.profile import TinyWorldProfile
 from experiments import apart, leaderboard
 from experiments.experiment import folder_of
-from experiments.leaderboard import CASES, PROBES_OF_ROWS, Row, candidate_of, experiment, planned
+from experiments.leaderboard import CASES, PROBES_OF_ROWS, Row, audit_record, candidate_of, experiment, planned
 from tests.eval import world
 
 
@@ -88,7 +92,8 @@ def test_the_budget_of_minutes_has_rows_without_a_sweep(tmp_path: Path) -> None:
 def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(tmp_path: Path, untrained: None) -> None:
     swept(tmp_path, "uce", "default", {"default": 1.0}, rows="last-subject")
     row = Row(method="uce", settings="chosen", case="cat")
-    record = experiment(row, options(tmp_path), lambda _: None)
+    golds = [world.gold(tmp_path / name, name) for name in ("cat", "neon")]
+    record = experiment(row, options(tmp_path, gold=golds), lambda _: None)
     assert {name: record["rates"][name]["n"] for name in ("held_out", "joint")} == {"held_out": 1, "joint": 2}
     assert "beside" in record["rates"]
     assert len(record["fit"]["cpu_seconds"]) == 1
@@ -96,6 +101,7 @@ def test_a_row_is_measured_and_audited_and_a_killed_one_goes_on(tmp_path: Path, 
     assert record["artefact"]["mib"] > 0
     assert record["artefact"]["lora"]["relative_error"] >= 0
     assert set(record["audit"]["concepts"]) == {"cat"}
+    assert record["options"]["gold"] == list(record["golds"]) == ["cat"]
     assert record["config"]["eraser"]["name"] == "uce"
     again = experiment(row, options(tmp_path, audited=[]), lambda _: None)
     assert again["rates"] == record["rates"]
@@ -205,6 +211,21 @@ def test_wrong_options_end_in_one_line_before_any_work(tmp_path: Path, monkeypat
     assert ended([*row, "--images", "0"], monkeypatch) == 2
     (tmp_path / "sweep" / "uce" / "run.json").write_text('{"chosen": ')
     assert re.match("leaderboard: .*expected a record of the sweep, got", str(ended(row, monkeypatch)))
+
+
+def test_a_residue_is_kept_with_its_floor() -> None:
+    def judged(hits: int) -> list[Judged]:
+        return [Judged(dose=1.0, part="", label="", values=tuple(float(i < hits) for i in range(16)))]
+
+    shown = {ERASED: judged(8), ORIGINAL: judged(16)}
+    floors = ((PLAIN, shown), (NOVEL, {**shown, NOVEL: judged(0)}), (GOLD, {**shown, GOLD: judged(0)}))
+    for floor, outcomes in floors:
+        probe = ProbeResult(
+            name="p", access="weights", about="", unit="", settings={}, outcomes=outcomes, plain=(0.0,) * 16
+        )
+        audits = (ConceptAudit(concept="cat", probes={"p": probe}, gold="", untested=()),)
+        results: Any = SimpleNamespace(audit=SimpleNamespace(suite="quick", probes={"p": None}), concepts=audits)
+        assert audit_record(results)["concepts"]["cat"]["outside"]["p"]["floor"] == floor
 
 
 def test_an_audit_has_the_quick_suite_and_soft_prompts() -> None:
