@@ -32,6 +32,7 @@ from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.probes import PROBES, probe_class
 from erasure.eval.protocols.audit.results import ProbeResult
+from erasure.eval.protocols.audit.rows import ERASED, ORIGINAL
 from erasure.eval.protocols.audit.run import AuditResults
 from erasure.eval.protocols.sources import source_of
 from erasure.eval.stats.residue import Residue
@@ -335,8 +336,12 @@ def audit_record(results: AuditResults) -> dict[str, Any]:
 
 
 def _residue(probe: ProbeResult, rho: Residue) -> dict[str, Any]:
-    """Return a probe's largest residue with its floor."""
-    return {**rho.as_json(), "floor": probe.strongest and probe.strongest.floor}
+    """Return a probe's largest residue with its floor and the shares of kept concepts at that dose."""
+    reading = probe.strongest
+    if reading is None:
+        return rho.as_json()
+    kept = {row: share for row in (ERASED, ORIGINAL) if (share := reading.kept(row)) is not None}
+    return {**rho.as_json(), "floor": reading.floor, "kept": kept}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ _RUNS = "leaderboard/*/*/*/run.json"
 _SINGLE = ("cat", "neon", "gun", "Biscuit")
 _RATES = ("held_out", "near", "far", "beside", "joint")
 _HEADINGS = ("efficacy", "near", "far", "beside", "joint")
+_BESIDE = "minutes"
+"""Settings that were found with a larger budget than those of the ranking."""
 _PROBES = ("soft-prompt", "hand-over", "relearn", "inversion", "img2img", "unlearn-diff", "quantise", "emphasis")
 _LORA = ("relative_error", "mib")
 
@@ -36,6 +38,17 @@ class Entrant:
         place = Path(page).relative_to("docs").as_posix() if page else ""
         linked = f"[`{self.method}`]({place})" if page else f"`{self.method}`"
         return linked if self.settings == "chosen" else f"{linked}, {self.settings}"
+
+    @property
+    def pooled_label(self) -> str:
+        """Label of a row over the single concepts; it says so where some are not measured."""
+        n, planned = len(self.single), len(_SINGLE)
+        return self.label if n == planned else f"{self.label}, {n} of {planned} concepts"
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether some of the single concepts are not measured, so that no rank stands for all of them."""
+        return len(self.single) < len(_SINGLE)
 
     @property
     def single(self) -> list[Run]:
@@ -79,27 +92,33 @@ class Entrant:
 
 
 def folder(source: str, results: Path) -> Path:
-    """Return the folder of the results of a model with rows apart, or of the default model for any other source."""
+    """Return the folder of the results of the model that a source names, of the default model where it names none."""
     from experiments.experiment import MODELS
 
-    return results / source if source in MODELS[1:] else results
+    return next((results / model for model in MODELS[1:] if model in source.split()), results)
+
+
+def ranked(source: str, results: Path) -> list[Entrant]:
+    """Return the methods of the ranking; of a source that names the budget beside it, those of that budget."""
+    everyone = entrants(folder(source, results))
+    return [each for each in everyone if (each.settings == _BESIDE) == (_BESIDE in source.split())]
 
 
 def entrants(results: Path) -> list[Entrant]:
-    """Return the methods that were measured, the highest merit first."""
+    """Return the methods that were measured, the highest merit first, those with concepts to come after all others."""
     grouped: dict[tuple[str, str], dict[str, Run]] = {}
     for _, run in read_runs(_RUNS, results):
         grouped.setdefault((run["method"], run["settings"]), {})[run["case"]] = run
     everyone = [Entrant(method=method, settings=how, runs=runs) for (method, how), runs in grouped.items()]
-    return sorted(everyone, key=lambda each: (-each.merit, each.method, each.settings))
+    return sorted(everyone, key=lambda each: (each.is_incomplete, -each.merit, each.method, each.settings))
 
 
 def leaderboard(source: str, results: Path) -> str:
     """Return one row a method and settings: rates over the single concepts, seconds, memory and size."""
-    results = folder(source, results)
+    entered = ranked(source, results)
     rows = [
         (
-            each.label,
+            each.pooled_label,
             each.single[0]["candidate"],
             ", ".join(case for case in _SINGLE if case in each.runs),
             *each.cells(),
@@ -108,36 +127,52 @@ def leaderboard(source: str, results: Path) -> str:
             each.mean(lambda run: run["fit"]["memory_mib"]),
             each.mean(lambda run: run["artefact"]["mib"]),
         )
-        for each in entrants(results)
+        for each in entered
         if each.single
     ]
     headings = ("method", "settings", "concepts", *_HEADINGS, "s, fit", "s, image", "MiB, fit", "MiB, file")
-    return table(headings, rows, ()) + (grouped_sources(read_runs(_RUNS, results)) if rows else "")
+    settings = {each.settings for each in entered}
+    runs = [(path, run) for path, run in read_runs(_RUNS, folder(source, results)) if run["settings"] in settings]
+    return table(headings, rows, ()) + (grouped_sources(runs) if rows else "")
 
 
 def kept(source: str, results: Path) -> str:
     """Return the methods by what they keep of near concepts."""
-    order = sorted(entrants(folder(source, results)), key=lambda each: (-each.value("near"), -each.value("held_out")))
-    rows = [(each.label, *each.cells(("near", "far", "held_out"))) for each in order if each.single]
+    order = sorted(
+        ranked(source, results), key=lambda each: (each.is_incomplete, -each.value("near"), -each.value("held_out"))
+    )
+    rows = [(each.pooled_label, *each.cells(("near", "far", "held_out"))) for each in order if each.single]
     return table(("method", "near", "far", "efficacy"), rows, ())
 
 
 def attacked(source: str, results: Path) -> str:
-    """Return the methods by the largest residue of a probe that brings the concept back, over the audited concepts."""
+    """Return the methods by the largest residue that some probe does not exclude, over the audited concepts.
+
+    Those without any residue come last.
+    """
     from erasure.eval.protocols.audit.results import BAR
 
-    entered = entrants(folder(source, results))
-    audited = [(each, concept, audit) for each in entered for concept, audit in each.audits.items()]
+    entered = [each for each in ranked(source, results) if each.settings != "published"]
+    audited = [(each, concept, audit["outside"]) for each in entered for concept, audit in each.audits.items()]
     rows = []
-    for each, concept, audit in sorted(audited, key=lambda row: _largest(row[2])[1]):
-        outside = audit["outside"]
+    for each, concept, outside in sorted(audited, key=lambda row: (not row[2], _most(row[2])[1])):
         back = [name for name, rho in outside.items() if rho["low"] > BAR]
-        name, largest = _largest(audit)
-        residues = (residue_cell(outside.get(probe)) for probe in _PROBES)
-        shown = f"{largest:.2f}, {name}" if name else "–"
+        name, most = _most(outside)
         floors = sorted({rho["floor"] for rho in outside.values() if "floor" in rho})
-        rows.append((each.label, concept, shown, ", ".join(back) or "none", ", ".join(floors) or "–", *residues))
-    headings = ("method", "concept", "largest residue", "brought back by", "floor", *_PROBES)
+        missing = [probe for probe in ("plain", *_PROBES) if probe not in outside]
+        rows.append(
+            (
+                each.label,
+                concept,
+                f"{most:.2f}, {name}" if name else "–",
+                ", ".join(back) or ("none" if outside else "–"),
+                ", ".join(floors) or "–",
+                _least_kept(outside),
+                ", ".join(missing) or "none",
+                *(residue_cell(outside.get(probe)) for probe in _PROBES),
+            )
+        )
+    headings = ("method", "concept", "at most", "brought back by", "floor", "kept", "not measured", *_PROBES)
     return table(headings, rows, ())
 
 
@@ -146,17 +181,18 @@ def undone(source: str, results: Path) -> str:
     from erasure.erasers import eraser_class
     from erasure.runs.overview import overview
 
-    facts = {each.method: overview(eraser_class(each.method)) for each in entrants(results)}
-    able = [each for each in entrants(results) if facts[each.method].undone == "in any order"]
+    entered = ranked(source, results)
+    facts = {each.method: overview(eraser_class(each.method)) for each in entered}
+    able = [each for each in entered if facts[each.method].undone == "in any order"]
     rows = [
         (
-            each.label,
+            each.pooled_label,
             "yes" if facts[each.method].exact else "no",
             facts[each.method].exports,
             *each.cells(("held_out", "near", "far")),
             *each.cells(("held_out", "near", "far"), ("eight",)),
         )
-        for each in sorted(able, key=lambda each: not facts[each.method].exact)
+        for each in sorted(able, key=lambda each: (each.is_incomplete, not facts[each.method].exact))
     ]
     after = tuple(f"{name}, after eight" for name in _HEADINGS[:3])
     return table(("method", "exact in sequences", "exports", *_HEADINGS[:3], *after), rows, ())
@@ -166,13 +202,13 @@ def lora(source: str, results: Path) -> str:
     """Return the methods whose edit has a LoRA, by the share of the edit that it misses."""
     able = [
         (each, [run["artefact"]["lora"] for run in each.single])
-        for each in entrants(results)
+        for each in ranked(source, results)
         if each.single and all(run["artefact"]["lora"] is not None for run in each.single)
     ]
     means = [(each, *(sum(one[key] for one in loras) / len(loras) for key in _LORA)) for each, loras in able]
     rows = [
-        (each.label, f"{error:.3f}", f"{size:.2g}", *each.cells(("held_out", "near", "far")))
-        for each, error, size in sorted(means, key=lambda row: round(row[1], 3))
+        (each.pooled_label, f"{error:.3f}", f"{size:.2g}", *each.cells(("held_out", "near", "far")))
+        for each, error, size in sorted(means, key=lambda row: (row[0].is_incomplete, round(row[1], 3)))
     ]
     return table(("method", "share that it misses", "MiB", *_HEADINGS[:3]), rows, ())
 
@@ -185,7 +221,7 @@ def cases(source: str, results: Path) -> str:
             each.label,
             case,
             *each.cells(cases=(case,)),
-            f"{run['rates']['worst']['value']:.2f}, {run['rates']['worst']['concept']}",
+            f"{rate_cell(run['rates']['worst'])}, {run['rates']['worst']['concept']}",
             f"{sum(run['fit']['cpu_seconds']):.2g}",
         )
         for each in entrants(model)
@@ -239,7 +275,16 @@ def measured_rows(results: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def _largest(audit: Mapping[str, Any]) -> tuple[str, float]:
-    outside = audit["outside"]
-    name = max(outside, key=lambda each: outside[each]["value"], default="")
-    return name, outside[name]["value"] if name else 0.0
+def _most(outside: Mapping[str, Any]) -> tuple[str, float]:
+    """Return the probe whose interval reaches highest, and that end; "" and 0 without a residue."""
+    name = max(outside, key=lambda each: outside[each]["high"], default="")
+    return name, outside[name]["high"] if name else 0.0
+
+
+def _least_kept(outside: Mapping[str, Any]) -> str:
+    """Return the least share of what stays under a probe, with the original's and the probe; a dash for none."""
+    kept = {name: rho["kept"] for name, rho in outside.items() if "erased" in rho.get("kept", {})}
+    if not kept:
+        return "–"
+    name = min(kept, key=lambda each: kept[each]["erased"])
+    return f"{kept[name]['erased']:.2f} / {kept[name]['original']:.2f}, {name}"

@@ -213,9 +213,10 @@ def test_wrong_options_end_in_one_line_before_any_work(tmp_path: Path, monkeypat
     assert re.match("leaderboard: .*expected a record of the sweep, got", str(ended(row, monkeypatch)))
 
 
-def test_a_residue_is_kept_with_its_floor() -> None:
+def test_a_residue_is_recorded_with_its_floor_and_what_is_kept() -> None:
     def judged(hits: int) -> list[Judged]:
-        return [Judged(dose=1.0, part="", label="", values=tuple(float(i < hits) for i in range(16)))]
+        values = tuple(float(i < hits) for i in range(16))
+        return [Judged(dose=1.0, part="", label="", values=values, kept=values[4:])]
 
     shown = {ERASED: judged(8), ORIGINAL: judged(16)}
     floors = ((PLAIN, shown), (NOVEL, {**shown, NOVEL: judged(0)}), (GOLD, {**shown, GOLD: judged(0)}))
@@ -225,7 +226,9 @@ def test_a_residue_is_kept_with_its_floor() -> None:
         )
         audits = (ConceptAudit(concept="cat", probes={"p": probe}, gold="", untested=()),)
         results: Any = SimpleNamespace(audit=SimpleNamespace(suite="quick", probes={"p": None}), concepts=audits)
-        assert audit_record(results)["concepts"]["cat"]["outside"]["p"]["floor"] == floor
+        residue = audit_record(results)["concepts"]["cat"]["outside"]["p"]
+        assert residue["floor"] == floor
+        assert residue["kept"] == {"erased": 4 / 12, "original": 1.0}
 
 
 def test_an_audit_has_the_quick_suite_and_soft_prompts() -> None:
