@@ -4,10 +4,11 @@
     python -m experiments.ablate                            # every piece that has no record
 
 `experiments/pieces.yaml` says what switches a piece on. Both arms remove cat, gun, car and umbrella, in that order or
-reversed, one after another; each fit ends when the judge sees the target in at most 1 - `--stop-at` of its images, or
-with its last step. The kept concepts are then sampled with the same prompts and noise in both arms. Retention is
-compared by name, over orders and seeds. Killed, it goes on: call the same command again; pieces with equal arms without
-them share that arm. Expected time: four minutes of one core a sequence. `--verdicts` writes the verdicts of all
+reversed, one after another; each fit ends when the judge sees the target in at most 1 - `--stop-at` of 16 images, by
+default in none, or with its last step. The kept concepts are then sampled with the same prompts and noise in both arms.
+Retention is compared run by run, over orders and seeds: the names of a run share its fits. The null is the difference
+that another seed makes without the piece. Killed, it goes on: call the same command again; pieces with equal arms
+without them share that arm. Expected time: four minutes of one core a sequence. `--verdicts` writes the verdicts of all
 committed records to configs/verdicts.csv.
 """
 
@@ -18,6 +19,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +32,8 @@ from erasure.backbones import backbone_of
 from erasure.errors import InputError, unknown_name
 from erasure.eval.images.store import ImageStore, fill
 from erasure.eval.protocols.plans import PlannedImage, known_images, pairs_of
-from erasure.eval.stats.paired import paired_bootstrap
+from erasure.eval.stats.paired import Difference
+from erasure.eval.stats.quantiles import student_t
 from erasure.io.files import write_whole
 from erasure.io.json_files import json_digest, read_record, record_if_whole
 from erasure.profile import DEFAULT_MODEL, profile_of
@@ -42,12 +45,15 @@ from erasure.runs.schema import MeasureSettings, Run, parse
 from erasure.tinyworld import vocabulary
 
 from .apart import measure_missing
-from .continual import FAR, NEAR, Removals
+from .continual import FAR, Removals
 from .experiment import count, in_one_line, plain_options
 
 VERSION = 1
 TARGETS: Final = ("cat", "gun", "car", "umbrella")
 ORDERS: Final[Mapping[str, tuple[str, ...]]] = {"a": TARGETS, "b": TARGETS[::-1]}
+_SIBLINGS: Final = {sibling for name in TARGETS for sibling in profile_of(DEFAULT_MODEL).siblings(name)}
+NEAR: Final = tuple(name for name in profile_of(DEFAULT_MODEL).kept_beside(TARGETS) if name in _SIBLINGS)
+"""Siblings of the targets that no removal takes along."""
 ARMS: Final = ("without", "with")
 ROOT = Path(__file__).parents[1]
 RESULTS, VERDICTS = ROOT / "results" / "ablate", ROOT / "configs" / "verdicts.csv"
@@ -150,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--piece", nargs="+", default=[], metavar="SEAM/NAME", help="default: all")
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--stop-at", type=float, default=0.95, help="efficacy at which a fit ends")
     parser.add_argument("--images", type=count, default=10, help="images of each concept")
     parser.add_argument("--work", type=Path, default=Path("erasure-runs/ablate"))
@@ -222,7 +228,7 @@ def planned(images: int) -> list[PlannedImage]:
 
 
 def compared(results: Mapping[str, Mapping[str, Any]], orders: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the differences between the arms over orders, seeds and names, and the verdict line."""
+    """Return the differences between the arms over orders and seeds, the null's, and the verdict line."""
     pairs = [
         tuple(results[RemovalSequence(arm=arm, order=order, seed=seed).name] for arm in ARMS)
         for order in orders
@@ -230,25 +236,48 @@ def compared(results: Mapping[str, Mapping[str, Any]], orders: Sequence[str], se
     ]
     tiers = {}
     for tier, names in (("near", NEAR), ("far", FAR), ("removed", TARGETS)):
-        values = [[pair[i]["shares"][name] for pair in pairs for name in names] for i in (0, 1)]
-        tiers[tier] = paired_bootstrap(values[0], values[1])
+        tiers[tier] = over_runs([_mean(after, names) - _mean(before, names) for before, after in pairs])
+    null = {
+        f"{order}, {seed} to {other}": _mean(results[f"without-{order}-{other}"], NEAR)
+        - _mean(results[f"without-{order}-{seed}"], NEAR)
+        for order in orders
+        for seed, other in combinations(seeds, 2)
+    }
     seconds = [sum(pair[i]["seconds"] for pair in pairs) for i in (0, 1)]
     ratio = seconds[1] / seconds[0]
-    near, efficacy = tiers["near"], 0.0 - tiers["removed"].value
+    efficacy = 0.0 - tiers["removed"].value
     worst = [min(min(pair[i]["shares"][name] for name in (*NEAR, *FAR)) for pair in pairs) for i in (0, 1)]
     return {
-        "verdict": verdict_line(efficacy, near.value, near.low, near.high, ratio, len(pairs)),
+        "verdict": verdict_line(efficacy, tiers["near"], list(null.values()), ratio),
         "differences": {
             tier: {"value": each.value, "low": each.low, "high": each.high, "n": each.n} for tier, each in tiers.items()
         },
+        "null": null,
         "worst": dict(zip(ARMS, worst, strict=True)),
         "time_ratio": ratio,
     }
 
 
-def verdict_line(efficacy: float, value: float, low: float, high: float, ratio: float, n: int) -> str:
-    """Return the verdict of a piece: what it adds to the removal and to the retention of near concepts, time, pairs."""
-    return f"gone {efficacy:+.3f}, near {value:+.3f} [{low:.3f}, {high:.3f}], {ratio:.1f} x time, n = {n}"
+def over_runs(differences: Sequence[float]) -> Difference:
+    """Return the mean of differences of shares, one a pair of runs, with Student's interval over the runs.
+
+    The spread from fit to fit is in it, which images of one fit do not show. One pair leaves the whole range.
+    """
+    n, value = len(differences), float(np.mean(differences))
+    half = student_t(n - 1) * float(np.std(differences, ddof=1)) / n**0.5 if n > 1 else 2.0
+    return Difference(value=value, n=n, low=max(-1.0, value - half), high=min(1.0, value + half), confidence=0.95)
+
+
+def _mean(result: Mapping[str, Any], names: Sequence[str]) -> float:
+    """Return the mean share of some names in a sequence's images."""
+    return float(np.mean([result["shares"][name] for name in names]))
+
+
+def verdict_line(efficacy: float, near: Difference, null: Sequence[float], ratio: float) -> str:
+    """Return the verdict of a piece: its gain of removal and of near concepts, the null, time, pairs of runs."""
+    spread = f"{max(map(abs, null)):.3f}" if null else "–"
+    gain = f"near {near.value:+.3f} [{near.low:.3f}, {near.high:.3f}], null {spread}"
+    return f"gone {efficacy:+.3f}, {gain}, {ratio:.1f} x time, n = {near.n}"
 
 
 def verdict_table(results: Path) -> str:

@@ -13,7 +13,9 @@ from docs.tables.pieces import LOOP
 from erasure import tinyworld
 from erasure.cli.setup import extension_points
 from erasure.errors import InputError, UnknownNameError
+from erasure.eval.stats.paired import Difference
 from erasure.runs.verdicts import SEAMS, read_verdicts
+from erasure.tinyworld import vocabulary
 from experiments import ablate
 from experiments.ablate import (
     ARMS,
@@ -25,6 +27,7 @@ from experiments.ablate import (
     compared,
     experiment,
     measurable,
+    over_runs,
     pieces,
     verdict_line,
     verdict_table,
@@ -39,19 +42,37 @@ def result(near: float, seconds: float = 10.0, worst: float = 0.5) -> dict[str, 
 
 def test_the_verdict_is_the_gain_of_near_names_with_the_time_that_it_took() -> None:
     results = {
-        f"{arm}-{order}-{seed}": result(0.6 + 0.1 * (arm == "with"), 12.0 if arm == "with" else 10.0)
+        f"{arm}-{order}-{seed}": result(0.6 + 0.1 * (arm == "with") + 0.05 * seed, 12.0 if arm == "with" else 10.0)
         for arm in ARMS
         for order in "ab"
         for seed in (0, 1)
     }
     comparison = compared(results, ["a", "b"], [0, 1])
-    assert comparison["verdict"] == "gone +0.000, near +0.100 [0.100, 0.100], 1.2 x time, n = 4"
-    assert comparison["differences"]["near"]["n"] == 4 * len(NEAR)
+    assert comparison["verdict"] == "gone +0.000, near +0.100 [0.100, 0.100], null 0.050, 1.2 x time, n = 4"
+    assert comparison["differences"]["near"]["n"] == 4
+    assert comparison["null"] == pytest.approx({"a, 0 to 1": 0.05, "b, 0 to 1": 0.05})
     assert comparison["differences"]["far"]["value"] == 0.0
     assert comparison["worst"] == {"without": 0.5, "with": 0.5}
-    assert (
-        verdict_line(0.01, -0.02, -0.05, 0.01, 1.0, 6) == "gone +0.010, near -0.020 [-0.050, 0.010], 1.0 x time, n = 6"
-    )
+    near = Difference(value=-0.02, n=6, low=-0.05, high=0.01, confidence=0.95)
+    assert verdict_line(0.01, near, [], 1.0) == "gone +0.010, near -0.020 [-0.050, 0.010], null –, 1.0 x time, n = 6"
+
+
+def test_the_interval_has_the_spread_from_fit_to_fit() -> None:
+    spread = over_runs([0.0, 0.2, 0.0, 0.2])
+    assert (spread.value, spread.n) == (pytest.approx(0.1), 4)
+    half = 3.182 * (0.04 / 3) ** 0.5 / 2  # Student's t of 3 degrees of freedom
+    assert (spread.low, spread.high) == (pytest.approx(0.1 - half, abs=1e-3), pytest.approx(0.1 + half, abs=1e-3))
+    alone = over_runs([0.1])
+    assert (alone.low, alone.high) == (-1.0, 1.0), "one run says nothing of another"
+
+
+def test_near_names_are_siblings_of_what_is_removed() -> None:
+    near = [{target for target in TARGETS if name in vocabulary.siblings(target)} for name in NEAR]
+    assert all(near), "each is the sibling of a target"
+    assert set().union(*near) == set(TARGETS), "each target has one"
+    assert {"dog", "knife", "rocket", "guitar"} < set(NEAR)
+    assert not {*TARGETS, *FAR, "Mittens"} & set(NEAR), "Mittens is a cat"
+    assert not any(name in vocabulary.siblings(target) for target in TARGETS for name in FAR)
 
 
 def test_verdicts_are_those_of_the_committed_records(tmp_path: Path) -> None:
