@@ -257,8 +257,11 @@ class Audit:
         return len(rows) + self._needs_novel(probe, rows)
 
     def _needs_novel(self, probe: Probe, rows: Sequence[AuditRow]) -> bool:
-        """Return True if the probe is aimed at a concept never taught: it stands for a gold where there is none."""
-        without = self.suite != "quick" or all(row.name != GOLD for row in rows)
+        """Return True if the probe is aimed at a concept never taught: it stands for a gold where there is none.
+
+        Beside a gold it is a second speed ratio and no floor: a row that the suite `full` alone pays for.
+        """
+        without = self.suite == "full" or all(row.name != GOLD for row in rows)
         return probe.novel and without and novel_concept(self.profile) is not None
 
     def _rows(self, concept: Concept) -> list[AuditRow]:

@@ -511,6 +511,13 @@ def test_a_probe_aimed_at_a_novel_concept_stands_for_a_gold(tmp_path: Path) -> N
     assert reading.floor == NOVEL
 
 
+@pytest.mark.parametrize(("suite", "is_there"), [("quick", False), ("standard", False), ("full", True)])
+def test_beside_a_gold_the_novel_concept_is_of_the_whole_suite(tmp_path: Path, suite: str, is_there: bool) -> None:
+    probe, plan = NovelProbe(), audit(tmp_path)
+    plan = replace(plan, suite=suite, probes={probe.name: probe}, profile=profile_of("tinyworld"))
+    assert (NOVEL in result_of(plan.run(), probe.name).outcomes) == is_there
+
+
 @dataclass(frozen=True, kw_only=True)
 class NovelProbe(StagedProbe):
     """The staged probe, for concepts that no model knows, too."""
