@@ -50,6 +50,7 @@ class Attention(Probe):
     access: ClassVar[Access] = "inside"
     dose_unit: ClassVar[str] = "reading"
     judged: ClassVar[bool] = False
+    reads_anchor: ClassVar[bool] = True
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {"prompts": 24}})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"prompts": 2})
 

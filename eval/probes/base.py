@@ -216,6 +216,8 @@ class Probe(Plugin):
         judged: Whether its images need a judge.
         novel: Whether it can be aimed at a concept that the model was never taught.
         reads_gold: Whether its material comes from the gold, too.
+        reads_anchor: Whether it reads the anchor of the removal; else it is aimed at a concept without one, so that
+            removals that differ in their anchor share what is measured on the original and the golds.
         effort: Whether the dose is the length of a training, so that half-doses of two models have a ratio.
         doses: Doses, the weakest first; at least one.
     """
@@ -227,6 +229,7 @@ class Probe(Plugin):
     judged: ClassVar[bool] = True
     novel: ClassVar[bool] = False
     reads_gold: ClassVar[bool] = False
+    reads_anchor: ClassVar[bool] = False
     effort: ClassVar[bool] = False
 
     doses: Doses

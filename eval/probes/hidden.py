@@ -59,6 +59,7 @@ class Hidden(Probe):
     access: ClassVar[Access] = "inside"
     dose_unit: ClassVar[str] = "reading"
     judged: ClassVar[bool] = False
+    reads_anchor: ClassVar[bool] = True
     version: ClassVar[int] = 2
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType(
         {"quick": {}, "standard": {"pairs": 64, "levels": 10}, "full": {"pairs": 128, "levels": 10}}

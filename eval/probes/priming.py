@@ -36,6 +36,7 @@ class Priming(Probe):
     exactness: ClassVar[Exactness] = "reconstructed"
     access: ClassVar[Access] = "inside"
     dose_unit: ClassVar[str] = "reading"
+    reads_anchor: ClassVar[bool] = True
     suites: ClassVar[Mapping[Suite, Mapping[str, Any]]] = MappingProxyType({"standard": {}, "full": {"images": 300}})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"images": 3})
 

@@ -100,6 +100,8 @@ def test_it_is_a_piece_with_an_access_level_and_doses(name: str) -> None:
     assert Path(inspect.getfile(kind)).stem == name.replace("-", "_")
     assert kind.access in get_args(Access)
     assert kind.dose_unit
+    source = inspect.getsource(inspect.getmodule(kind) or kind).replace("reads_anchor", "")
+    assert kind.reads_anchor == ("anchor" in source), "it is aimed at a concept without an anchor otherwise"
     with pytest.raises(InputError, match=rf"{name}.doses: .*at least 1 item"):
         kind(**{**kind.quick, "doses": ()})
 

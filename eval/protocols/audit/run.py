@@ -187,6 +187,8 @@ class Audit:
         self, probe: Probe, aim: Aim, row: AuditRow, rows: Sequence[AuditRow], counter: "_Counter"
     ) -> tuple[Sequence[Judged], float]:
         """Return the judged outcomes of a probe on a row and the seconds they took, from the cache where they are."""
+        if not probe.reads_anchor:
+            aim = replace(aim, concept=replace(aim.concept, anchor=""))
         file = UnitFile(folder=self.cache, key=self._key(probe, aim, row, rows))
         known = file.read()
         if known is not None:

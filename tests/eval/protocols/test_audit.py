@@ -218,6 +218,24 @@ def test_one_more_removal_is_measured_where_it_changes_something(tmp_path: Path)
     assert len(MEASURED) == 8 + 8, "the dog was kept"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnchorProbe(StagedProbe):
+    """The staged probe, for a measure that depends on the anchor."""
+
+    name: ClassVar[str] = "anchor-outcomes"
+    reads_anchor: ClassVar[bool] = True
+
+
+def test_an_anchor_is_measured_by_the_probes_that_read_it(tmp_path: Path) -> None:
+    both = {probe.name: probe for probe in (StagedProbe(), AnchorProbe())}
+    plans = [replace(audit(tmp_path, removed=(each,)), probes=both) for each in (CAT, replace(CAT, anchor="house"))]
+    plans[0].run()
+    assert len(MEASURED) == 2 * 8
+    MEASURED.clear()
+    plans[1].run()
+    assert len(MEASURED) == 8, "the rows of one probe"
+
+
 def aim(profile: ModelProfile, *removed: str, sampling: SamplingSettings | None = None) -> Aim:
     concepts = [Concept(target=name) for name in removed]
     settings = sampling or SamplingSettings(steps=2, batch_size=1)
