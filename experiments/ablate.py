@@ -7,9 +7,10 @@
 reversed, one after another; each fit ends when the judge sees the target in at most 1 - `--stop-at` of 16 images, by
 default in none, or with its last step. The kept concepts are then sampled with the same prompts and noise in both arms.
 Retention is compared run by run, over orders and seeds: the names of a run share its fits. The null is the difference
-that another seed makes without the piece. Killed, it goes on: call the same command again; pieces with equal arms
-without them share that arm. Expected time: four minutes of one core a sequence. `--verdicts` writes the verdicts of all
-committed records to configs/verdicts.csv.
+that another seed makes without the piece. Seconds are those of the fits, with the images to train on, which the runs
+share, apart. Killed, it goes on: call the same command again; pieces with equal arms without them share that arm.
+Expected time: four minutes of one core a sequence. `--verdicts` writes the verdicts of all committed records to
+configs/verdicts.csv.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from erasure.eval.stats.paired import Difference
 from erasure.eval.stats.quantiles import student_t
 from erasure.io.files import write_whole
 from erasure.io.json_files import json_digest, read_record, record_if_whole
+from erasure.io.tensor_cache import making_timed
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import OnProgress, staged
 from erasure.provenance import provenance
@@ -316,11 +318,12 @@ def _result(
         folder=folder / "removals", pipe=pipe, run=replace(run, seed=sequence.seed), memory=work / "memory"
     )
     times = folder / "seconds.json"
-    seconds: dict[str, float] = record_if_whole(times, dict) or {}
+    seconds: dict[str, dict[str, float]] = record_if_whole(times, dict) or {}
     for name in ORDERS[sequence.order][len(removals) :]:
         began = time.process_time()
-        removals.add(ordered[name], staged(on_progress, f"{sequence.name}: removing {name}"))
-        seconds[name] = round(time.process_time() - began, 2)
+        with making_timed() as making:
+            removals.add(ordered[name], staged(on_progress, f"{sequence.name}: removing {name}"))
+        seconds[name] = {"fit": time.process_time() - began - making.seconds, "images": making.seconds}
         write_whole(times, json.dumps(seconds).encode())
     settings = (run.measure or MeasureSettings()).sampling(DEFAULT_MODEL)
     store = ImageStore.of_state(folder / "images", "after", pairs_of(probes), settings)
@@ -335,7 +338,8 @@ def _result(
         "order": sequence.order,
         "seed": sequence.seed,
         "model": backbone_of(pipe).fingerprint(),
-        "seconds": round(sum(seconds.values()), 2),
+        "seconds": round(sum(each["fit"] for each in seconds.values()), 2),
+        "seconds_of_images": round(sum(each["images"] for each in seconds.values()), 2),
         "shares": {name: float(np.mean(values)) for name, values in seen.items()},
     }
     write_whole(file, json.dumps(result).encode())

@@ -34,6 +34,7 @@ from erasure.eval.protocols.audit.rows import aim_of
 from erasure.eval.protocols.phrasings import held_out_sentences
 from erasure.io.files import check_places, make_folder, write_whole
 from erasure.io.json_files import record_if_whole
+from erasure.io.tensor_cache import making_timed
 from erasure.profile import DEFAULT_MODEL, profile_of
 from erasure.progress import Progress
 from erasure.prompts import fill
@@ -157,7 +158,7 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
     Args:
         bench: Concept, model and folders.
         eraser: Eraser with its settings.
-        enough: Called after a stop whose edit is kept; True ends the fit. Its time does not count.
+        enough: Called after a stop whose edit is kept; True ends the fit. Neither its time counts nor the memory's.
     """
     curve_file = bench.work / "curve.json"
     if (known := record_if_whole(curve_file, dict)) is not None:
@@ -172,10 +173,11 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
     def curve() -> dict[str, Any]:
         means = [sum(losses[i : i + 20]) / len(losses[i : i + 20]) for i in range(0, len(losses), 20)]
         seconds = {"cpu_seconds": spent(), "wall_seconds": time.perf_counter() - wall}
+        seconds["seconds_of_images"] = making.seconds
         return {"loss_of_20_steps": means, **seconds, "cpu_seconds_at": cost, "steps": last}
 
     def spent() -> float:
-        return time.process_time() - began - aside
+        return time.process_time() - began - aside - making.seconds
 
     def report(progress: Progress) -> None:
         if progress.stage == "fit" and progress.loss is not None:
@@ -202,7 +204,7 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
     history = History(memory=bench.options.work / "memory")
     context = FitContext(backbone=backbone_of(bench.pipe), history=history, on_progress=report)
     metadata = EditMetadata.of(eraser.name, eraser.as_settings(), context.backbone, concepts, 0)
-    with standing(bench, context, below) as now:
+    with making_timed() as making, standing(bench, context, below) as now:
         learned = eraser.learned(eraser.task(concepts, now), keep)
     cost[str(last)] = spent()
     save(learned, last)

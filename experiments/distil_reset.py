@@ -79,6 +79,7 @@ def point(bench: Bench, share: float, before: float) -> dict[str, Any]:
         "settings": eraser.as_settings(),
         "steps": last,
         "cpu_seconds": curve["cpu_seconds_at"][str(last)],
+        "seconds_of_images": curve.get("seconds_of_images"),  # None: a curve that has them in its CPU seconds
         "back": is_back(last),
         "stops": {stop: bench.measured(int(stop), edit_at(int(stop)), ()) for stop in curve["cpu_seconds_at"]},
         "relearn": bench.curve(last, edit_at(last), "relearn", DOSES),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from erasure.errors import InputError
 from erasure.io import files
 from erasure.io.files import check_free, check_places, dropping_empty_folders, make_folder, new_folder
+from erasure.io.tensor_cache import making_timed, stored
 from erasure.io.tensor_files import copy_finite, data_size, rewrite_tensors, tensor_names, write_tensors
 
 TENSORS = {
@@ -204,3 +206,21 @@ def test_folders_that_a_failure_leaves_empty_are_deleted(tmp_path: Path) -> None
     with dropping_empty_folders():
         make_folder(tmp_path / "kept")
     assert (tmp_path / "kept").is_dir()
+
+
+def test_the_time_of_making_what_a_folder_lacks_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def make(seconds: float) -> dict[str, torch.Tensor]:
+        nonlocal now
+        now += seconds
+        return {"a": torch.zeros(1)}
+
+    monkeypatch.setattr(time, "process_time", lambda: now)
+    with making_timed() as making:
+        stored(tmp_path, ["outer"], lambda: {**stored(tmp_path, ["inner"], lambda: make(2)), **make(1)})
+        stored(tmp_path, ["inner"], lambda: make(10))
+        make(5)
+    assert making.seconds == 3
+    stored(tmp_path, ["later"], lambda: make(7))
+    assert making.seconds == 3

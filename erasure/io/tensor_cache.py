@@ -2,7 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,6 +15,34 @@ from torch import Tensor
 
 from ..errors import InputError
 from .files import make_folder, write_whole
+
+
+@dataclass
+class MakingTime:
+    """Time in which tensors were made for a folder.
+
+    Attributes:
+        seconds: CPU seconds.
+    """
+
+    seconds: float = 0.0
+
+
+_CLOCK: ContextVar[MakingTime | None] = ContextVar("clock", default=None)
+
+
+@contextmanager
+def making_timed() -> Generator[MakingTime]:
+    """Count the time in which `stored` makes what a folder lacks, for the length of a `with`.
+
+    It is no cost of the one that comes first alone: all others that share the folder need the same.
+    """
+    clock = MakingTime()
+    token = _CLOCK.set(clock)
+    try:
+        yield clock
+    finally:
+        _CLOCK.reset(token)
 
 
 def stored(folder: Path | None, key: Sequence[object], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -34,7 +66,10 @@ def stored(folder: Path | None, key: Sequence[object], make: Callable[[], dict[s
             raise InputError(
                 f"{path}: expected what was kept there, got a damaged file. Delete it; it is made again."
             ) from None
+    clock = _CLOCK.get() or MakingTime()
+    before, began = clock.seconds, time.process_time()
     tensors = {name: tensor.contiguous() for name, tensor in make().items()}
+    clock.seconds = before + time.process_time() - began  # what was stored within is in it
     make_folder(folder)
     write_whole(path, save(tensors))
     return tensors

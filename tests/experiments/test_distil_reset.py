@@ -1,6 +1,7 @@
 """The curve of distil-and-reset: what counts as kept, half-lives, and where a fit ends."""
 
 import json
+import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from erasure.concept import Concept
 from erasure.edits import WeightEdit
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
+from erasure.training.absence import images
 from erasure.training.context import FitContext
 from experiments import distil_reset
 from experiments.ablate_absent import Bench, bench_of, fitted
@@ -64,6 +66,24 @@ def test_a_point_of_other_settings_is_fitted_anew(tmp_path: Path, monkeypatch: p
     same, again, *others = folders
     assert same == again
     assert len({same, *others}) == 5
+
+
+def test_images_that_rows_share_are_no_cost_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, sampled = 0.0, images._sampled
+
+    def slowly(*arguments: Any) -> dict[str, torch.Tensor]:
+        nonlocal now
+        now += 100
+        return sampled(*arguments)
+
+    monkeypatch.setattr(time, "process_time", lambda: now)
+    monkeypatch.setattr(images, "_sampled", slowly)
+    eraser = Absent(**{**Absent.quick, "steps": 1})
+    first, second = (fitted(named(bench(tmp_path, []), name), eraser) for name in ("first", "second"))
+    assert first["seconds_of_images"] == now > 0
+    assert second["seconds_of_images"] == 0
+    assert [row["cpu_seconds"] for row in (first, second)] == [0, 0]
+    assert first["cpu_seconds_at"] == second["cpu_seconds_at"] == {"1": 0}
 
 
 def test_a_fit_that_stands_on_a_closed_form_keeps_both(tmp_path: Path) -> None:
