@@ -111,8 +111,13 @@ def _row(run: Run, steps: str, measures: Mapping[str, Any], original: Mapping[st
 
 
 def _retention(shown: Sequence[int], before: Sequence[int] | None) -> str:
-    """Return the share of the original's images that show their concept for which this model's image shows it too."""
-    kept = [after for after, sees in zip(shown, before or [1] * len(shown), strict=True) if sees]
+    """Return the share of the original's images that show their concept for which this model's image shows it too.
+
+    A dash where the original is not measured: what it does not draw cannot be kept.
+    """
+    if before is None:
+        return "–"
+    kept = [after for after, sees in zip(shown, before, strict=True) if sees]
     return f"{sum(kept) / len(kept):.2f}" if kept else "–"
 
 

@@ -1,6 +1,7 @@
-"""Rows of `absent`: a name belongs to one row, and wrong options end in one line."""
+"""Rows of `absent`: a name belongs to one row, what stays is read beside the original, wrong options are one line."""
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from docs.tables.ablations import absent
 from erasure.concept import Concept
 from erasure.errors import InputError
 from erasure.tinyworld.profile import TinyWorldProfile
@@ -46,6 +48,24 @@ def test_the_plan_has_the_settings_that_were_left_open(tmp_path: Path, monkeypat
     monkeypatch.setattr(TinyWorldProfile, "settings", lambda *_: profile)
     with pytest.raises(InputError, match=r"expected the settings\.steps of this row, \d+, got 3"):
         check_plan(tmp_path, "some", plan())
+
+
+def test_what_stays_is_read_beside_the_original_or_not_at_all(tmp_path: Path) -> None:
+    measures = {"seen": 0.0, "seen_held_out": 0.0, "near": [1, 0], "far": [1, 0, 0]}
+    fit = {"settings": {"steps": 5}, "curve": {"cpu_seconds": 3.0}, "images": 2, "provenance": {}}
+    for name, record in {
+        "dog-row": {**fit, "row": "dog-row", "concept": "dog", "measures": {"5": measures}},
+        "castle-row": {**fit, "row": "castle-row", "concept": "castle", "measures": {"5": measures}},
+        "original-dog": {
+            **{"row": "original-dog", "concept": "dog", "images": 2, "provenance": {}},
+            "measures": {"0": {**measures, "near": [1, 0], "far": [1, 1, 0]}},
+        },
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    rows = [line.strip("| ").split(" | ") for line in absent("*/run.json", tmp_path).splitlines() if "-row |" in line]
+    kept = {row[0]: tuple(row[6:8]) for row in rows}
+    assert kept == {"castle-row": ("–", "–"), "dog-row": ("1.00", "0.50")}
 
 
 def test_wrong_options_end_in_a_line(
