@@ -1,12 +1,12 @@
-"""Choice of UCE's defaults on the tiny world, on concepts, prompts and seeds that no reported result has.
+"""Choice of UCE's defaults on the tiny world, on prompts and seeds that no reported result has.
 
     python -m experiments.uce_defaults --out results/uce-defaults
 
-Four concepts are removed jointly, as a ledger does. Every setting is measured in the denoiser's predictions, on noised
-images of the original model: how much of the concept is left, how far kept concepts move, also where few of them are
-preserved. Those that leave least within each bound on the moves, and the former defaults, are measured in images.
-`chosen` states the rule. Each setting that is done lies in `--work`; killed at any moment, the same command goes on
-from there.
+Four concepts are removed jointly, as a ledger does; of them only bomb, a weapon, is in reported results. Every setting
+is measured in the denoiser's predictions, on noised images of the original model: how much of the concept is left, how
+far kept concepts move, also where few of them are preserved. Those that leave least within each bound on the moves, and
+the former defaults, are measured in images. `chosen` states the rule. Each setting that is done lies in `--work`;
+killed at any moment, the same command goes on from there.
 """
 
 import argparse

@@ -128,6 +128,17 @@ def test_each_order_is_what_a_user_asks_for(tmp_path: Path) -> None:
     assert [each[:2] for each in built("measured: oce", tmp_path)] == [["chosen: default", "cat"]]
 
 
+def test_a_family_says_which_of_its_concepts_the_settings_were_chosen_on(tmp_path: Path) -> None:
+    of_family = {"concepts": {"gun": audit(plain=(0.5, 0.4, 0.6))["concepts"]["cat"]}}
+    alone = {"concepts": {"gun": audit(plain=(0.1, 0.0, 0.2))["concepts"]["cat"]}}
+    row(tmp_path, "uce", "weapons", (20, 20, 20), audit=of_family)
+    row(tmp_path, "uce", "gun", (20, 20, 20), audit=alone)
+    family = "weapons (has bomb of the choice)"
+    assert [each[1] for each in built("leaderboard-cases: all", tmp_path)] == ["gun", family]
+    assert [each[1] for each in built("measured: uce", tmp_path)] == ["gun", family]
+    assert [each[1] for each in built("leaderboard-attacked: all", tmp_path)] == ["gun", f"gun, {family}"]
+
+
 def test_another_model_has_tables_of_its_own(tmp_path: Path) -> None:
     results(tmp_path)
     row(tmp_path / "tinyworld-flux", "esd", "gun", (20, 10, 20), audit=audit(relearn=(0.3, 0.2, 0.5)))

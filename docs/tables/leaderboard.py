@@ -80,15 +80,28 @@ class Entrant:
 
     @property
     def audits(self) -> Mapping[str, Any]:
-        """Result of the audit of each concept that was audited."""
-        audited = [run["audit"]["concepts"] for run in self.runs.values() if run["audit"] is not None]
-        return {concept: result for concepts in audited for concept, result in concepts.items()}
+        """Result of the audit of each concept that was audited, by its name and what it was removed with."""
+        return {
+            concept if case == concept else f"{concept}, {shown(case)}": result
+            for case, run in self.runs.items()
+            if run["audit"] is not None
+            for concept, result in run["audit"]["concepts"].items()
+        }
 
     @staticmethod
     def _rate(runs: Sequence[Run], name: str) -> Mapping[str, Any] | None:
         from experiments.rates import pooled
 
         return pooled([run["rates"] for run in runs], name)
+
+
+def shown(case: str) -> str:
+    """Return the name of a case, with the concepts of it that settings were chosen on."""
+    from experiments.leaderboard import CASES
+    from experiments.sweep import CONCEPTS
+
+    known = [name for name in CASES[case] if name in CONCEPTS]
+    return f"{case} (has {', '.join(known)} of the choice)" if known else case
 
 
 def folder(source: str, results: Path) -> Path:
@@ -219,7 +232,7 @@ def cases(source: str, results: Path) -> str:
     rows = [
         (
             each.label,
-            case,
+            shown(case),
             *each.cells(cases=(case,)),
             f"{rate_cell(run['rates']['worst'])}, {run['rates']['worst']['concept']}",
             f"{sum(run['fit']['cpu_seconds']):.2g}",
@@ -234,7 +247,7 @@ def cases(source: str, results: Path) -> str:
 def of_method(source: str, results: Path) -> str:
     """Return the rows of one eraser, for its own page."""
     rows = [
-        (f"{each.settings}: {run['candidate']}", case, *each.cells(cases=(case,)))
+        (f"{each.settings}: {run['candidate']}", shown(case), *each.cells(cases=(case,)))
         for each in entrants(results)
         if each.method == source
         for case, run in sorted(each.runs.items())

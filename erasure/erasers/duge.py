@@ -45,8 +45,8 @@ class DUGE(Eraser):
     original model made (second-hand). L_reg keeps the weights near a reference (its form is reconstructed).
 
     The specified defaults, reconstructed or from related methods, removed nothing in trials on the tiny world: equal
-    maps still mix in the target's values. So the defaults here are extensions, chosen on concepts that no result
-    reports. `configs/duge/specified-tinyworld.yaml` has every specified value.
+    maps still mix in the target's values. So the defaults here are extensions, chosen on concepts of which results
+    report bomb alone, in the weapon family. `configs/duge/specified-tinyworld.yaml` has every specified value.
 
     Attributes:
         match: Values that L_U compares: "maps", as specified; "outputs" of the layers with those maps (extension); or
