@@ -95,10 +95,16 @@ class MethodOnCase:
         """Return the parts of its record that say what is measured.
 
         Raises:
-            InputError: As for `run`.
+            InputError: As for `run`, or a gold is wrong.
         """
-        suite = options.suite or CASES[self.case].suite
-        return {"version": VERSION, "suite": suite, "config": {**self.run().as_json(), "output": ""}}
+        run = self.run()
+        golds = fitting(options.gold, [concept.target for concept in run.concepts])
+        return {
+            "version": VERSION,
+            "suite": options.suite or CASES[self.case].suite,
+            "config": {**run.as_json(), "output": ""},
+            "golds": gold_digests(golds),
+        }
 
     def run(self) -> Run:
         """Return the removals, the same concepts for every method.
@@ -181,7 +187,6 @@ def experiment(row: MethodOnCase, options: argparse.Namespace, on_progress: OnPr
             "concept": row.case,
             "gold": [Path(gold).name for gold in golds],
         },
-        "golds": gold_digests(golds),
         "audit_seconds": _seconds(results.concepts),
         "concepts": {each.concept: concept_record(each) for each in results.concepts},
         **provenance(start=began),

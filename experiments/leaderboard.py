@@ -117,11 +117,28 @@ class Row:
         """Return the parts of its record that say what is measured.
 
         Raises:
-            InputError: The sweep has not chosen settings for its method.
+            InputError: The sweep has not chosen settings for its method, or a gold is wrong.
         """
         candidate = candidate_of(self, options.sweep)
         run = candidate.run(*CASES[self.case], model=options.model)
-        return {"version": VERSION, "candidate": candidate.name, "config": {**run.as_json(), "output": ""}}
+        return {
+            "version": VERSION,
+            "candidate": candidate.name,
+            "config": {**run.as_json(), "output": ""},
+            "golds": gold_digests(self.golds(options)),
+        }
+
+    def is_audited(self, options: argparse.Namespace) -> bool:
+        """Return True for a row that is audited too."""
+        return self.case in options.audited and self.settings != "published"
+
+    def golds(self, options: argparse.Namespace) -> list[str]:
+        """Return the golds beside which it is audited.
+
+        Raises:
+            InputError: A gold is no folder, or golds are named and none fits.
+        """
+        return fitting(options.gold, CASES[self.case], options.model) if self.is_audited(options) else []
 
 
 def main() -> None:
@@ -211,9 +228,7 @@ def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -
     Raises:
         InputError: The concepts cannot be removed, or a probe or a gold is wrong.
     """
-    began, facts = time.perf_counter(), row.facts(options)
-    audited = row.case in options.audited and row.settings != "published"
-    golds = fitting(options.gold, CASES[row.case], options.model) if audited else []
+    began, facts, golds = time.perf_counter(), row.facts(options), row.golds(options)
     run = candidate_of(row, options.sweep).run(*CASES[row.case], model=options.model)
     bench = Bench(row, run, options.work, on_progress)
     fit = bench.fitted()
@@ -232,12 +247,11 @@ def experiment(row: Row, options: argparse.Namespace, on_progress: OnProgress) -
             "gold": [Path(gold).name for gold in golds],
             "seed": SEED,
         },
-        "golds": gold_digests(golds),
         "rates": rates,
         "fit": fit,
         "seconds_per_image": seconds,
         "artefact": bench.artefact(),
-        "audit": bench.audited(options.probes, golds) if audited else None,
+        "audit": bench.audited(options.probes, golds) if row.is_audited(options) else None,
         **provenance(start=began),
     }
 

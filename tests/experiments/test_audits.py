@@ -80,7 +80,8 @@ def test_a_row_has_what_tables_need_and_a_killed_one_goes_on(tmp_path: Path, unt
 
 def test_rows_that_are_missing_are_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "uce" / "cat").mkdir(parents=True)
-    (tmp_path / "uce" / "cat" / "run.json").write_text('{"options": {}}')
+    facts = MethodOnCase(method="uce", case="cat").facts(options(tmp_path))
+    (tmp_path / "uce" / "cat" / "run.json").write_text(json.dumps({"options": {}, **facts}))
     commands: list[list[str]] = []
 
     class Failed:

@@ -146,7 +146,7 @@ def test_several_rows_are_processes_of_their_own(tmp_path: Path, monkeypatch: py
         returncode = 0
 
     monkeypatch.setattr(apart.subprocess, "run", lambda command, **_: commands.append(command) or Done())
-    places = ["--sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]
+    places = ["--gold", "--sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]
     arguments = ["--method", "uce", "--concept", "cat", "neon", "gun", "--settings", "chosen", "--images", "8", *places]
     monkeypatch.setattr(sys, "argv", ["leaderboard", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -172,7 +172,7 @@ def test_a_record_of_other_options_is_refused_and_a_damaged_one_is_missing(
     file.parent.mkdir(parents=True)
     facts = Row(method="uce", settings="chosen", case="cat").facts(options(tmp_path))
     file.write_text(json.dumps({"options": {"images": 8, "model": "tinyworld", "gold": ["a"]}, **facts}))
-    row = ["--method", "uce", "--concept", "cat", "--settings", "chosen"]
+    row = ["--method", "uce", "--concept", "cat", "--settings", "chosen", "--gold"]
     places = ["--sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(leaderboard, "experiment", lambda *_: pytest.fail("is there already"))
     expected = rf"leaderboard: {file}: expected a record with images=32, got one with 8\. Name another --out"
