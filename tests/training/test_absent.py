@@ -445,7 +445,8 @@ def test_the_loss_sees_the_soft_prompts_of_crossed_rows(backbone: Backbone) -> N
 
 def test_what_a_soft_prompt_starts_from_may_be_the_prompt_without_an_anchor(backbone: Backbone) -> None:
     task = task_of(backbone, concept=replace(CAT, anchor="dog"))
-    objective = replace(QUICK, instead="anchor", named=0.5, crossed=0.0, otherwise=0.5, attack=InnerAttack(prompts=2))
+    rows = {"images": 8, "named": 0.5, "crossed": 0.0, "otherwise": 0.5}
+    objective = replace(QUICK, instead="anchor", attack=InnerAttack(prompts=2), **rows)  # type: ignore[arg-type]
     for base in ("anchor", "blank"):
         batches = _Batches(replace(objective, soft_instead=base), task)
         read = batches._material.prompts.prompts
@@ -457,6 +458,8 @@ def test_what_a_soft_prompt_starts_from_may_be_the_prompt_without_an_anchor(back
         assert all("dog" in read[row.base] if base == "anchor" else not read[row.base] for row in soft)
         assert all("dog" in read[row.base] for row in rows if row.read == row.named)
         assert all(batches._counts_guided(row) for row in soft)
+        starts = [read[row] for row in batches._starts(batches._material.concepts[0])]
+        assert all("dog" in start for start in starts) if base == "anchor" else starts.count("") == len(starts) / 2
 
 
 def test_what_is_no_prompt_of_the_image_takes_the_concepts_direction_from_the_images_own(backbone: Backbone) -> None:

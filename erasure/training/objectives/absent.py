@@ -19,7 +19,7 @@ from ...errors import InputError
 from ...registry import Exactness
 from ...sampling import noise, scheduled_prediction
 from ..absence.anchors import far_anchor
-from ..absence.batches import DrawnRow, Material, Shares
+from ..absence.batches import ConceptImages, DrawnRow, Material, Shares
 from ..absence.images import ImageSettings
 from ..absence.walks import Walk, WalkSettings, walks_of
 from ..context import TrainingTask
@@ -65,8 +65,9 @@ class AbsentWorld(Objective):
             about its anchor in every row, and what else reads images of c starts from itself. The eraser `absent`
             finds an anchor for a concept that names none; `tune` does not.
         soft_instead: Prediction that the target of a soft prompt starts from beside "anchor": that for the "anchor", or
-            for the empty prompt ("blank"), from which soft prompts start then. A soft prompt may be any text, so what
-            it is taught is taught to the prompts of what stays a little, too: a style's anchor makes drawings of them.
+            for the empty prompt ("blank"), from which half of the soft prompts start then. A soft prompt may be any
+            text, so what it is taught is taught to the prompts of what stays a little, too: a style's anchor makes
+            drawings of them.
         odds: "ramp" is `max_odds` in the noisier part and falls linearly to 0 at no noise, "constant" is `max_odds`,
             "estimated" comes from the denoising errors of the reference, on average over the images of c, and is at
             most `max_odds`: 0 where noise hides what an image is. A model that was never taught c still copies the
@@ -169,14 +170,8 @@ class _Batches:
             otherwise=settings.otherwise,
             crossed_soft=settings.crossed_soft,
         )
-        bare = self._is_bare
         self._attacks = [
-            SoftPrompts(
-                settings.attack,
-                task.backbone,
-                concept.clean,
-                self._starts([material.unconditional] if bare else concept.blank),
-            )
+            SoftPrompts(settings.attack, task.backbone, concept.clean, material.prompts.select(self._starts(concept)))
             for concept in material.concepts
             if settings.attack.prompts
         ]
@@ -292,8 +287,12 @@ class _Batches:
         guided = free + self._settings.guided * (predicted[counted] - free)
         return predicted.index_copy(0, torch.tensor(counted, device=predicted.device), guided)
 
-    def _starts(self, rows: Sequence[int]) -> Conditioning:
-        return self._material.prompts.select(list(dict.fromkeys(rows)))
+    def _starts(self, images: ConceptImages) -> list[int]:
+        """Return the prompts that soft ones start from: without the concept, half of them empty if that is taught."""
+        if not self._is_bare:
+            return list(dict.fromkeys(images.blank))
+        texts = [row for row in dict.fromkeys(images.bare) if row != self._material.unconditional]
+        return [*texts, *[self._material.unconditional] * max(1, len(texts))]
 
     def _read(self, rows: Sequence[DrawnRow]) -> Conditioning:
         texts = [row.read for row in rows if row.read >= 0]
