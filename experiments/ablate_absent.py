@@ -82,7 +82,7 @@ class Bench:
 
     def measured(self, stop: int, edit: WeightEdit | None, probes: Sequence[str]) -> dict[str, Any]:
         """Return the measures of the model with an edit in force, from the folder where they were made before."""
-        result = self._kept(f"{stop}-plain", lambda: self._plain(edit))
+        result = self._kept(f"{stop}-plain-{self.options.kept}-kept", lambda: self._plain(edit))
         for name in probes:
             result[name] = self._kept(f"{stop}-{name}", lambda name=name: self._probed(name, edit, DOSES[name]))
         return result
@@ -234,7 +234,7 @@ def bench_of(options: argparse.Namespace) -> Bench:
         judge=tinyworld.load_oracle(),
         sampling=sampling,
         images=n,
-        kept_images=2 * n,
+        kept_images=options.kept,
         seed=SEED,
     )
     sentences = held_out_sentences(concept.kind)
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--stops", type=int, nargs="*", default=[], help="numbers of steps to measure at as well")
     parser.add_argument("--probes", nargs="*", choices=DOSES, default=list(DOSES), help="probes at the last step")
     parser.add_argument("--images", type=count, default=16, help="images of each measure")
+    parser.add_argument("--kept", type=count, default=128, help="images of what stays, near and far together")
     parser.add_argument("--original", action="store_true", help="measure the unedited model")
     parser.add_argument("--out", type=Path, default=Path("results/absent"))
     parser.add_argument("--work", type=Path, default=Path("tinyworld-runs/absent"))

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--probe", default="soft-prompt")
     parser.add_argument("--dose", type=float, default=200.0, help="dose of the probe")
     parser.add_argument("--images", type=int, default=16, help="images of the probe, as in the row")
+    parser.add_argument("--kept", type=int, default=32, help="images of what stays")
     parser.add_argument("--work", type=Path, default=Path("tinyworld-runs/absent"))
     parser.add_argument("--out", type=Path, required=True, help="PNG file of the sheet")
     options = parser.parse_args()

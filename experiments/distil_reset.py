@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", type=json.loads, default={}, help="settings of absent, as JSON")
     parser.add_argument("--gold", help="model that was never taught the concept, or a folder of its denoiser")
     parser.add_argument("--images", type=int, default=16, help="images of each measure")
+    parser.add_argument("--kept", type=int, default=32, help="images of what stays, near and far together")
     parser.add_argument("--out", type=Path, default=Path("results/distil-reset"))
     parser.add_argument("--work", type=Path, default=Path("tinyworld-runs/distil-reset"))
     options = parser.parse_args(arguments)

@@ -248,8 +248,8 @@ def test_an_ablation_compares_what_stays_with_the_original_of_its_concept(tmp_pa
         (tmp_path / "absent" / name).mkdir(parents=True)
         (tmp_path / "absent" / name / "run.json").write_text(json.dumps(run))
     page = with_tables("<!-- table absent: absent/*/run.json -->\n<!-- end table -->\n", tmp_path)
-    assert "| fit | dog | 400 | 16 | 0.00 | 0.10 | 0.67 | 1.00 | – | – | 0.25 | – | – | – | 300 |" in page
-    assert "| original | dog | – | 16 | 0.90 | 0.80 | 1.00 | 1.00 |" in page
+    assert "| fit | dog | 400 | 16 | 0.00 | 0.10 | 2/3 | 2/2 | – | – | 0.25 | – | – | – | 300 |" in page
+    assert "| original | dog | – | 16 | 0.90 | 0.80 | 3/3 | 2/2 |" in page
 
 
 def test_waits_stand_beside_what_their_run_measured(tmp_path: Path) -> None:

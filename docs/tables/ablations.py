@@ -13,9 +13,14 @@ _PROBES = ("hand-over", "img2img", "soft-prompt", "inversion", "relearn", "quant
 def absent(source: str, results: Path) -> str:
     """Return one row a fit and number of steps: the target, what stays, and each probe at its doses."""
     runs = read_runs(source, results)
-    originals = {run["concept"]: run["measures"]["0"] for _, run in runs if "settings" not in run}
+    originals = {
+        (run["concept"], *_numbers(measures)): measures
+        for _, run in runs
+        if "settings" not in run
+        for measures in run["measures"].values()
+    }
     rows = [
-        _row(run, steps, measures, originals.get(run["concept"]))
+        _row(run, steps, measures, originals.get((run["concept"], *_numbers(measures))))
         for _, run in runs
         for steps, measures in run["measures"].items()
     ]
@@ -92,6 +97,11 @@ def _reset_rows(run: Run, doses: Sequence[str]) -> list[tuple[str, ...]]:
     ]
 
 
+def _numbers(measures: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the numbers of near and of far images."""
+    return len(measures["near"]), len(measures["far"])
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -111,14 +121,14 @@ def _row(run: Run, steps: str, measures: Mapping[str, Any], original: Mapping[st
 
 
 def _retention(shown: Sequence[int], before: Sequence[int] | None) -> str:
-    """Return the share of the original's images that show their concept for which this model's image shows it too.
+    """Return the images of what the original shows that still show it, and those of the original: "26/28".
 
     A dash where the original is not measured: what it does not draw cannot be kept.
     """
     if before is None:
         return "–"
     kept = [after for after, sees in zip(shown, before, strict=True) if sees]
-    return f"{sum(kept) / len(kept):.2f}" if kept else "–"
+    return f"{sum(kept)}/{len(kept)}" if kept else "–"
 
 
 def _doses(rates: Mapping[str, float] | None) -> str:

@@ -65,7 +65,7 @@ def test_what_stays_is_read_beside_the_original_or_not_at_all(tmp_path: Path) ->
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     rows = [line.strip("| ").split(" | ") for line in absent("*/run.json", tmp_path).splitlines() if "-row |" in line]
     kept = {row[0]: tuple(row[6:8]) for row in rows}
-    assert kept == {"castle-row": ("–", "–"), "dog-row": ("1.00", "0.50")}
+    assert kept == {"castle-row": ("–", "–"), "dog-row": ("1/1", "1/2")}
 
 
 def test_wrong_options_end_in_a_line(

@@ -100,7 +100,7 @@ def test_a_fit_that_stands_on_a_closed_form_keeps_both(tmp_path: Path) -> None:
 def test_a_row_needs_no_anchor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tinyworld, "load", world.pipeline)
     monkeypatch.setattr(tinyworld, "load_oracle", world.oracle)
-    options = {"concept": "dog", "images": 3, "work": tmp_path, "name": "row"}
+    options = {"concept": "dog", "images": 3, "kept": 6, "work": tmp_path, "name": "row"}
     for anchor in (None, "house"):
         row = bench_of(Namespace(anchor=anchor, **options))
         assert row.aim.concept.anchor == (anchor or "")
