@@ -36,6 +36,8 @@ class Absent(Eraser):
             of single batches moved; else it is constant.
         batch_size: Latents a step, > 0.
         clip_norm: Largest norm of the gradient, > 0.
+        pull: Decay of what was learned towards the weights before the fit, in units of the learning rate, >= 0: it
+            undoes what only the noise of the draws moved, from which what stays suffers.
         rank: Rank of the patches that are trained instead of the weights, > 0; None trains the weights.
     """
 
@@ -59,6 +61,7 @@ class Absent(Eraser):
     cosine: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 12
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    pull: Annotated[float, Field(ge=0)] = 0.0
     rank: Annotated[int, Field(ge=1)] | None = None
 
     @property
@@ -106,5 +109,6 @@ class Absent(Eraser):
             rank=self.rank,
             optimizer="adam",
             clip_norm=self.clip_norm,
+            pull=self.pull,
         )
         return self.shape.train(task, self.objective, optimisation, stop=stop)

@@ -88,6 +88,8 @@ class Optimisation:
             vectors are left out. None trains the weights.
         optimizer: "adamw" or "adam", with PyTorch's defaults.
         weight_decay: Weight decay of the optimiser, towards zero weights (towards a zero patch with `rank`), >= 0.
+        pull: Decoupled decay towards the weights at the start (arXiv:1802.01483, arXiv:1711.05101), >= 0: each update
+            moves them back by the share lr x pull of their way so far. It undoes what only the noise of the draws did.
         clip_norm: Largest norm of the gradient of all trained weights, > 0; a longer one is scaled down to it.
         clear_gradients: Whether each update follows its own step's gradient; else the sum of all so far, as in training
             scripts that never clear it.
@@ -107,6 +109,7 @@ class Optimisation:
     rank: int | None = None
     optimizer: Literal["adam", "adamw"] = "adamw"
     weight_decay: float = 0.0
+    pull: float = 0.0
     clip_norm: float | None = None
     clear_gradients: bool = True
     last_rows: Mapping[str, int] | None = None
@@ -294,6 +297,8 @@ class _Update:
         for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr * self._settings.share_of_lr(step)
         self._move()
+        if self._settings.pull:
+            self._student.pull_back(min(1.0, self._settings.pull * self._optimizer.param_groups[0]["lr"]))
         self._scaler.update()
         if self._settings.clear_gradients:
             self._optimizer.zero_grad()

@@ -125,6 +125,16 @@ class Student:
         for leaf, offset in offsets.items():
             self._dense[leaf.name] += offset
 
+    @torch.no_grad()
+    def pull_back(self, share: float) -> None:
+        """Move each change back by a share of itself: a patch by its left factor, last rows to those of the model."""
+        for name, weight in self._dense.items():
+            weight.lerp_(self._originals[name].float(), share)
+        for name, rows in self._tails.items():
+            rows.lerp_(self._originals[name][-len(rows) :].float(), share)
+        for up in self._ups.values():
+            up.mul_(1 - share)
+
     @contextmanager
     def moved(self, offsets: Mapping[Leaf, Tensor]) -> Generator[None]:
         """Run the model with `leaf + offset` for the length of a `with`; no leaf changes.

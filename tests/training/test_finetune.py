@@ -274,3 +274,27 @@ def test_wrong_input_is_named(backbone: Backbone, key: str) -> None:
         finetune(
             backbone, keys, lambda student, *_: student.weights()[key].sum() * torch.nan, Optimisation(steps=1, lr=1e-3)
         )
+
+
+def test_a_pull_moves_a_change_back_by_a_share() -> None:
+    backbone = backbone_of(sd1())
+    student = Student(backbone, keys, None, torch.Generator())
+    name, leaf = next((key.name, leaf) for key, leaf in student.leaves.items())
+    with torch.no_grad():
+        leaf += 1.0
+    student.pull_back(0.25)
+    torch.testing.assert_close(student.shifts()[name], torch.full_like(leaf, 0.75), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_pull_keeps_the_changes_smaller(rank: int | None) -> None:
+    backbone = backbone_of(sd1())
+
+    def size(pull: float) -> float:
+        optimisation = Optimisation(steps=20, lr=1e-2, rank=rank, pull=pull)
+        changes = finetune(backbone, keys, noise_loss(backbone), optimisation)
+        weights = backbone.parameters(keys)
+        return float(torch.stack([changes[name].of(weights[name].data).norm() for name in changes]).norm())
+
+    free, pulled, held = (size(pull) for pull in (0.0, 10.0, 100.0))
+    assert 0 == held < pulled < free
