@@ -63,7 +63,7 @@ def point(bench: Bench, share: float, before: float) -> dict[str, Any]:
     if share:
         settings["shape"] = {**settings.get("shape", {}), "reset": {"share": share}}
     eraser = eraser_of(settings)
-    facts = [plan_of(bench, eraser), options.stops, options.back, options.images]
+    facts = [plan_of(bench, eraser), options.stops, options.back, options.images, options.kept]
     bench = named(bench, f"{options.concept}-{share:g}", *facts)
 
     def edit_at(stop: int) -> WeightEdit:

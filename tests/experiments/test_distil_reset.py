@@ -58,7 +58,7 @@ def test_a_point_of_other_settings_is_fitted_anew(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(distil_reset, "fitted", stopped)
     row = bench(tmp_path, [1, 2])
-    vars(row.options).update(concept="cat", settings={}, back=0.9, images=1)
+    vars(row.options).update(concept="cat", settings={}, back=0.9, images=1, kept=2)
     for changes in ({}, {"gold": "some"}, {"settings": {"lr": 0.1}}, {"stops": [4]}, {"back": 0.8}, {"under": "uce"}):
         other = replace(row, options=Namespace(**vars(row.options) | changes))
         with pytest.raises(KeyboardInterrupt):
