@@ -56,6 +56,12 @@ class Student:
         }
         if not self._originals:
             raise InputError("finetune.which: expected parameters to train, got none. Choose names that the model has.")
+        largest = max((min(each.flatten(1).shape) for each in self._originals.values() if each.ndim > 1), default=0)
+        if rank is not None and rank > largest:
+            raise InputError(
+                f"finetune.rank: expected at most {largest}, the full rank of the weights to train, got {rank}."
+                " Lower it, or leave it out to train full weights."
+            )
         self._dense: dict[str, Tensor] = {}
         self._ups: dict[str, Tensor] = {}
         self._downs: dict[str, Tensor] = {}

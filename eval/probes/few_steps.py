@@ -16,6 +16,7 @@ from erasure.backbones import Backbone, backbone_of
 from erasure.backbones.schedule import NoiseSchedule
 from erasure.edits import LowRankChange
 from erasure.edits.changes import edited_weights, exchanged
+from erasure.errors import InputError
 from erasure.prompts import fill, templates
 from erasure.registry import Exactness
 from erasure.sampling import noise, scheduled_prediction, trajectory_latents
@@ -74,6 +75,11 @@ class FewSteps(Probe):
     batch_size: Annotated[int, Field(ge=1)] = 8
 
     def material(self, models: Models, aim: Aim) -> dict[str, Tensor]:
+        if not all(dose < aim.sampling.steps for dose in self.doses):
+            raise InputError(
+                f"{self.name}.doses: expected fewer steps than the {aim.sampling.steps} of the images, got"
+                f" {list(self.doses)!r}. Lower them."
+            )
         patches: dict[str, Tensor] = {}
         with models.original() as pipe:
             for arm in self.arms:

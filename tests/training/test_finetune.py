@@ -268,6 +268,8 @@ def test_wrong_input_is_named(backbone: Backbone, key: str) -> None:
         finetune(backbone, keys, loss, Optimisation(steps=1, lr=0.0))
     with pytest.raises(InputError, match=r"finetune.rank: expected at least 1, got 0"):
         finetune(backbone, keys, loss, Optimisation(steps=1, lr=1e-3, rank=0))
+    with pytest.raises(InputError, match=r"finetune.rank: expected at most 32, .* got 100000"):
+        finetune(backbone, keys, loss, Optimisation(steps=1, lr=1e-3, rank=100_000))
     with pytest.raises(InputError, match=r"finetune.steps: expected at least 0, got -1"):
         finetune(backbone, keys, loss, Optimisation(steps=-1, lr=1e-3))
     with pytest.raises(SolveError, match="expected a finite loss, got nan at step 1"):

@@ -8,6 +8,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, PNDMScheduler
 
 from erasure.backbones import backbone_of
+from erasure.errors import InputError
 from erasure.eval.probes import Models, Subject
 from erasure.eval.probes.few_steps import FewSteps, between, one_step_prediction, patch_of, student_levels
 from erasure.profile import profile_of
@@ -83,3 +84,10 @@ def test_half_of_the_trajectories_ask_for_the_concept_in_the_arm_with_it() -> No
     assert probe._captions(AIM, "patch") == ["a photo of a dog", "a tree", "a photo of a dog", "a tree"]
     mixed = probe._captions(AIM, "patch with the concept")
     assert mixed == ["a photo of a dog", "a photo of a cat", "a tree", "a cat on the beach"]
+
+
+def test_more_steps_than_the_images_have_are_no_dose() -> None:
+    steps = AIM.sampling.steps
+    for doses in ((float(steps),), (100.0, 1.0)):
+        with pytest.raises(InputError, match=f"few-steps.doses: expected fewer steps than the {steps} of the images"):
+            FewSteps(doses=doses).material(Models(original=lambda: _Open(pipeline())), AIM)
