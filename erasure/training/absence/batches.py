@@ -29,19 +29,21 @@ _RANDOM_PROMPTS = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Shares of the four kinds of rows; the rest are kept images read as they are.
+    """The four kinds of rows; what their shares leave are kept images read as they are.
 
     Attributes:
         named: Images of the concept read by their prompt.
         crossed: Kept images read by a prompt with the concept.
         otherwise: Images of the concept read by anything else.
         crossed_soft: Share of the crossed rows, as far as there are soft prompts, that one of these reads.
+        exclusive: Whether what reads an image of the concept and is a kept prompt has the reference's own prediction.
     """
 
     named: float
     crossed: float
     otherwise: float
     crossed_soft: float = 0.0
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,6 +194,8 @@ class Material:
         read = named if place < shares.named else self._anything_else(soft, generator)
         attack = concept if read < 0 else None
         clean = images.clean[image]
+        if shares.exclusive and read in self._kept_rows:
+            return DrawnRow(clean=clean, read=read, base=read, named=read)
         row = DrawnRow(clean=clean, read=read, base=base, named=named, concept=concept, image=image, attack=attack)
         return self.from_itself(row, concept, image) if read in self._kept_rows else row
 

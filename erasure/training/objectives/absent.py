@@ -89,6 +89,9 @@ class AbsentWorld(Objective):
             the empty prompt, without gradient, which has a row of its own. Sampling multiplies what is left of c in
             e - e_0 by w; this makes the loss see it so. With an anchor, e_0 is the same on both sides and only soft
             prompts are compared so: their error counts w times. 1 compares the predictions as they are.
+        exclusive: Whether a kept prompt says that c is not there, as that of a house does of a castle: p(c | x_t, y') is
+            0 for it whatever the image shows, and the target is the reference's prediction. A style may be there
+            without being named.
         attack: Search for the soft prompts of the third kind.
         walks: States on the way of the target's or the student's own sampling, in the place of noised images of c.
     """
@@ -112,6 +115,7 @@ class AbsentWorld(Objective):
     crossed_soft: Share = 0.0
     otherwise: Share = 0.3
     guided: Annotated[float, Field(ge=1)] = 1.0
+    exclusive: bool = False
     attack: InnerAttack = field(default_factory=InnerAttack)
     walks: WalkSettings = field(default_factory=WalkSettings)
 
@@ -169,6 +173,7 @@ class _Batches:
             crossed=settings.crossed,
             otherwise=settings.otherwise,
             crossed_soft=settings.crossed_soft,
+            exclusive=settings.exclusive,
         )
         self._attacks = [
             SoftPrompts(settings.attack, task.backbone, concept.clean, material.prompts.select(self._starts(concept)))
