@@ -24,7 +24,7 @@ from erasure import tinyworld
 from erasure.backbones import backbone_of
 from erasure.concept import Concept
 from erasure.edits import EditMetadata, WeightEdit
-from erasure.erasers import make_eraser
+from erasure.erasers import Eraser, make_eraser
 from erasure.erasers.absent import Absent
 from erasure.erasers.stack import over
 from erasure.errors import InputError
@@ -55,6 +55,7 @@ DOSES: Mapping[str, tuple[float, ...]] = {
     "quantise": (4.0,),
 }
 """Doses of the probes that each row is measured by."""
+UNDER = "closed form that the training stands on, as in a stack, by name or with settings as JSON; default: none"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,7 +146,7 @@ def standing(bench: Bench, context: FitContext, below: list[WeightEdit]) -> Iter
     if not bench.options.under:
         yield context
         return
-    edit = cast("WeightEdit", make_eraser(bench.options.under).fit([bench.aim.concept], context))
+    edit = cast("WeightEdit", eraser_under(bench.options.under).fit([bench.aim.concept], context))
     below.append(edit)
     now = over(context, edit)
     with edit.applied_to(bench.pipe, check=False):
@@ -213,7 +214,22 @@ def fitted(bench: Bench, eraser: Absent, enough: Callable[[int], bool] = lambda 
     return whole
 
 
-def standing_of(options: argparse.Namespace) -> dict[str, str]:
+def eraser_under(under: str | Mapping[str, Any]) -> Eraser:
+    """Return the closed form of a row, by its name, with the defaults, or as settings with a name."""
+    return make_eraser(under) if isinstance(under, str) else make_eraser(**under)
+
+
+def under_of(text: str) -> str | dict[str, Any]:
+    """Return the name of a closed form, or its settings from JSON; for `argparse`."""
+    if not text.startswith("{"):
+        return text
+    settings = settings_of(text)
+    if not isinstance(settings.get("name"), str):
+        raise argparse.ArgumentTypeError(f"expected the eraser's name among its settings, got {text!r}.")
+    return settings
+
+
+def standing_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the anchor and the closed form of a row, as far as it has them, for its record."""
     return {name: value for name in ("anchor", "under") if (value := getattr(options, name))}
 
@@ -253,7 +269,7 @@ def main() -> None:
     parser.add_argument("name", help="name of the row")
     parser.add_argument("--concept", default="dog")
     parser.add_argument("--anchor", help="concept that replaces it; default: none")
-    parser.add_argument("--under", help="closed form that the training stands on, as in a stack; default: none")
+    parser.add_argument("--under", type=under_of, help=UNDER)
     parser.add_argument("--settings", type=settings_of, default={}, help="settings of the eraser, as JSON")
     parser.add_argument("--stops", type=int, nargs="*", default=[], help="numbers of steps to measure at as well")
     parser.add_argument("--probes", nargs="*", choices=DOSES, default=list(DOSES), help="probes at the last step")
@@ -285,7 +301,7 @@ def plan_of(bench: Bench, eraser: Absent | None) -> dict[str, Any]:
         bench: Concept, model and folders.
         eraser: Eraser with its settings; None leaves the model as it is.
     """
-    under = make_eraser(bench.options.under) if bench.options.under else None
+    under = eraser_under(bench.options.under) if bench.options.under else None
     plan = {
         "model": backbone_of(bench.pipe).fingerprint(),
         "concept": bench.aim.concept.as_json(),

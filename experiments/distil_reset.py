@@ -25,7 +25,7 @@ from erasure.eval.stats.residue import half_dose
 from erasure.io.files import make_folder
 from erasure.provenance import provenance
 
-from .ablate_absent import Bench, bench_of, eraser_of, fitted, plan_of, standing_of
+from .ablate_absent import UNDER, Bench, bench_of, eraser_of, fitted, plan_of, standing_of, under_of
 from .experiment import work_folder, write_record
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concept", default="dog")
     parser.add_argument("--anchor", help="concept that replaces it; default: none")
-    parser.add_argument("--under", help="closed form that the training stands on, as in a stack; default: none")
+    parser.add_argument("--under", type=under_of, help=UNDER)
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="shares of noise at the start")
     parser.add_argument("--stops", type=int, nargs="+", default=list(STOPS), help="numbers of steps to look at")
     parser.add_argument("--back", type=float, default=0.95, help="share of what stayed at which a fit ends")

@@ -15,11 +15,11 @@ from erasure.concept import Concept
 from erasure.errors import InputError
 from erasure.tinyworld.profile import TinyWorldProfile
 from experiments import ablate_absent
-from experiments.ablate_absent import Bench, check_plan, eraser_of, plan_of
+from experiments.ablate_absent import Bench, check_plan, eraser_of, plan_of, under_of
 from tests import tiny
 
 
-def plan(*, target: str = "dog", under: str | None = None, original: bool = False, **settings: Any) -> dict[str, Any]:
+def plan(*, target: str = "dog", under: str | dict[str, Any] | None = None, original: bool = False, **settings: Any) -> dict[str, Any]:
     aim, options = SimpleNamespace(concept=Concept(target=target)), argparse.Namespace(under=under)
     bench = Bench(pipe=tiny.sd1(), aim=cast("Any", aim), held_out=(), options=options, judge=None)
     return plan_of(bench, None if original else eraser_of(settings))
@@ -32,6 +32,7 @@ def test_a_name_belongs_to_one_row(tmp_path: Path) -> None:
         "concept.target": {"target": "cat"},
         "settings.steps": {"steps": 3},
         "under": {"under": "uce"},
+        "under.": {"under": {"name": "uce", "rows": "published"}},
         "settings": {"original": True},
     }
     for name, changes in changed.items():
@@ -40,6 +41,15 @@ def test_a_name_belongs_to_one_row(tmp_path: Path) -> None:
             check_plan(tmp_path, "some", plan(**changes))
     (tmp_path / "plan.json").write_text('{"conc')
     check_plan(tmp_path, "some", plan())
+
+
+def test_a_closed_form_is_named_or_has_settings() -> None:
+    assert under_of("uce") == "uce"
+    assert under_of('{"name": "uce", "strength": 2}') == {"name": "uce", "strength": 2}
+    assert plan(under={"name": "uce", "strength": 2.0})["under"] == {**plan(under="uce")["under"], "strength": 2.0}
+    for text in ("{", "{}", '{"name": 3}'):
+        with pytest.raises(argparse.ArgumentTypeError, match="^expected "):
+            under_of(text)
 
 
 def test_the_plan_has_the_settings_that_were_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
