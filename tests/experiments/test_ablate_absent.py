@@ -19,7 +19,9 @@ from experiments.ablate_absent import Bench, check_plan, eraser_of, plan_of, und
 from tests import tiny
 
 
-def plan(*, target: str = "dog", under: str | dict[str, Any] | None = None, original: bool = False, **settings: Any) -> dict[str, Any]:
+def plan(
+    *, target: str = "dog", under: str | dict[str, Any] | None = None, original: bool = False, **settings: Any
+) -> dict[str, Any]:
     aim, options = SimpleNamespace(concept=Concept(target=target)), argparse.Namespace(under=under)
     bench = Bench(pipe=tiny.sd1(), aim=cast("Any", aim), held_out=(), options=options, judge=None)
     return plan_of(bench, None if original else eraser_of(settings))
@@ -48,7 +50,7 @@ def test_a_closed_form_is_named_or_has_settings() -> None:
     assert under_of('{"name": "uce", "strength": 2}') == {"name": "uce", "strength": 2}
     assert plan(under={"name": "uce", "strength": 2.0})["under"] == {**plan(under="uce")["under"], "strength": 2.0}
     for text in ("{", "{}", '{"name": 3}'):
-        with pytest.raises(argparse.ArgumentTypeError, match="^expected "):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"^expected "):
             under_of(text)
 
 

@@ -19,7 +19,7 @@ from erasure.concept import Concept
 from erasure.erasers import make_eraser
 from erasure.erasers.absent import Absent
 from erasure.errors import InputError
-from erasure.prompts import COMMON, blank, fill, templates
+from erasure.prompts import COMMON, blank, fill, speaks_of, templates
 from erasure.runs.schema import parse
 from erasure.training.absence.anchors import far_anchor
 from erasure.training.absence.batches import Material, Shares
@@ -421,18 +421,17 @@ def test_a_batch_holds_the_shares_of_the_four_kinds(backbone: Backbone) -> None:
     assert all(row.read == row.base == row.named for row in rows[12:])
 
 
-def test_an_exclusive_kept_prompt_has_the_references_prediction_on_images_of_the_concept(backbone: Backbone) -> None:
-    material = Material(task_of(backbone), 4, 8, ImageSettings(steps=2, guidance_scale=4.0))
-    texts, images = material.prompts.prompts, list(material.concepts[0].clean)
-    for exclusive in (False, True):
-        shares, generator = Shares(named=0.0, crossed=0.0, otherwise=1.0, exclusive=exclusive), torch.Generator()
-        rows = [material.drawn(i, 200, shares, [3], generator.manual_seed(i)) for i in range(200)]
-        kept = [row for row in rows if row.read in material._kept_rows]
-        assert len(kept) > 15
-        assert all(texts[row.base] == texts[row.read] != "" for row in kept)
-        assert all(any(row.clean.equal(image) for image in images) for row in kept)
-        assert {row.concept for row in kept} == ({None} if exclusive else {0})
-        assert all(row.concept == 0 for row in rows if row.read not in material._kept_rows)
+def test_kept_images_are_read_by_other_kept_prompts_with_the_references_prediction(backbone: Backbone) -> None:
+    material = Material(task_of(backbone), 2, 4, ImageSettings(steps=2, guidance_scale=4.0), mixed=True)
+    generator, every = torch.Generator().manual_seed(0), Shares(named=0.0, crossed=0.0, otherwise=0.0, mixed=1.0)
+    rows = [material.drawn(i, 100, every, [], generator) for i in range(100)]
+    texts = material.prompts.prompts
+    assert len({texts[row.read] for row in rows}) > 10
+    assert all(any(name in texts[row.read] for name in CAT.preserve) for row in rows)
+    assert not any(speaks_of(texts[row.read], [CAT]) for row in rows)
+    assert all(row.read == row.base == row.named and row.concept is None for row in rows)
+    own = [material.drawn(i, 100, replace(every, mixed=0.0), [], generator) for i in range(100)]
+    assert {row.read for row in own} <= {*material._kept_prompts}
 
 
 def test_soft_prompts_read_a_share_of_the_crossed_rows(backbone: Backbone) -> None:

@@ -25,25 +25,26 @@ _EVIDENCE_LEVELS = 4
 _UNCONDITIONAL = 1 / 8  # share of the kept images that have no prompt
 _JOINED = 1 / 2  # share of those that name a second thing that stays, such as a place or a style
 _RANDOM_PROMPTS = 48
+_MIXED_PROMPTS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The four kinds of rows; what their shares leave are kept images read as they are.
+    """Shares of the four kinds of rows; the rest are kept images read as they are.
 
     Attributes:
         named: Images of the concept read by their prompt.
         crossed: Kept images read by a prompt with the concept.
         otherwise: Images of the concept read by anything else.
         crossed_soft: Share of the crossed rows, as far as there are soft prompts, that one of these reads.
-        exclusive: Whether what reads an image of the concept and is a kept prompt has the reference's own prediction.
+        mixed: Share of the kept images that another kept prompt than their own reads.
     """
 
     named: float
     crossed: float
     otherwise: float
     crossed_soft: float = 0.0
-    exclusive: bool = False
+    mixed: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,15 +107,22 @@ class Material:
         images: Images of each concept, > 0.
         kept_images: Images of what stays, > 0.
         settings: Sampling of the images.
+        mixed: Whether to have kept prompts beside those of the images.
     """
 
-    def __init__(self, task: TrainingTask, images: int, kept_images: int, settings: ImageSettings) -> None:
+    def __init__(
+        self, task: TrainingTask, images: int, kept_images: int, settings: ImageSettings, mixed: bool = False
+    ) -> None:
         self._task = task
         table = PromptTable()
         generator = torch.Generator().manual_seed(task.context.seed)
         self.unconditional = table.row("")
         self.concepts = [self._of(concept, images, settings, table) for concept in task.concepts]
+        self._kept_names: dict[str, list[str]] = {}
+        for prompt, name in (pair for concept in task.concepts for pair in kept_pairs(concept, task.concepts)):
+            self._kept_names.setdefault(name, []).append(prompt)
         self._keep(kept_images, settings, table, generator)
+        self._mixed = [table.row(self._kept_prompt(i, generator)) for i in range(_MIXED_PROMPTS if mixed else 0)]
         texts = random_prompts(task.backbone, _RANDOM_PROMPTS, task.concepts, generator)
         self.random = [table.row(text) for text in texts]
         self.prompts = self.known_prompts = table.encoded(task.backbone)
@@ -183,7 +191,7 @@ class Material:
         """
         place = (i + uniform(generator)) / n
         if place >= shares.named + shares.crossed + shares.otherwise:
-            return self._kept(generator)
+            return self._kept(shares.mixed, generator)
         concept = below(len(self.concepts), generator)
         soft = soft_prompts[concept] if soft_prompts else 0
         if place >= shares.named + shares.otherwise:
@@ -194,8 +202,6 @@ class Material:
         read = named if place < shares.named else self._anything_else(soft, generator)
         attack = concept if read < 0 else None
         clean = images.clean[image]
-        if shares.exclusive and read in self._kept_rows:
-            return DrawnRow(clean=clean, read=read, base=read, named=read)
         row = DrawnRow(clean=clean, read=read, base=base, named=named, concept=concept, image=image, attack=attack)
         return self.from_itself(row, concept, image) if read in self._kept_rows else row
 
@@ -229,24 +235,29 @@ class Material:
         )
 
     def _keep(self, n: int, settings: ImageSettings, table: PromptTable, generator: torch.Generator) -> None:
-        pairs = [pair for concept in self._task.concepts for pair in kept_pairs(concept, self._task.concepts)]
-        names = list(dict.fromkeys(name for _, name in pairs))
-        by_name = {name: [prompt for prompt, other in pairs if other == name] for name in names}
         prompts = []
         for i in range(n):
-            some = by_name[names[i % len(names)]]
-            prompt = some[below(len(some), generator)]
-            if uniform(generator) < _JOINED:
-                prompt = f"{prompt}, {names[below(len(names), generator)]}"
+            prompt = self._kept_prompt(i, generator)
             prompts.append("" if uniform(generator) < _UNCONDITIONAL else prompt)
         self._kept_clean = sampled_images(self._task, prompts, settings, self._task.context.seed + 1)
         self._kept_prompts = [table.row(prompt) for prompt in prompts]
         self._kept_rows = {table.row(prompt) for prompt in prompts if prompt}
         self._kept_read = sorted(self._kept_rows)
 
-    def _kept(self, generator: torch.Generator) -> DrawnRow:
+    def _kept_prompt(self, i: int, generator: torch.Generator) -> str:
+        """Return a random prompt about the i-th name of what stays, the names in turn."""
+        names = list(self._kept_names)
+        some = self._kept_names[names[i % len(names)]]
+        prompt = some[below(len(some), generator)]
+        if uniform(generator) < _JOINED:
+            prompt = f"{prompt}, {names[below(len(names), generator)]}"
+        return prompt
+
+    def _kept(self, mixed: float, generator: torch.Generator) -> DrawnRow:
         image = below(len(self._kept_clean), generator)
         read = self._kept_prompts[image]
+        if mixed and uniform(generator) < mixed:
+            read = self._mixed[below(len(self._mixed), generator)]
         return DrawnRow(clean=self._kept_clean[image], read=read, base=read, named=read)
 
     def _crossed(self, concept: int, soft_prompts: int, share: float, generator: torch.Generator) -> DrawnRow:

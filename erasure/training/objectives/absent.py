@@ -89,9 +89,8 @@ class AbsentWorld(Objective):
             the empty prompt, without gradient, which has a row of its own. Sampling multiplies what is left of c in
             e - e_0 by w; this makes the loss see it so. With an anchor, e_0 is the same on both sides and only soft
             prompts are compared so: their error counts w times. 1 compares the predictions as they are.
-        exclusive: Whether a kept prompt says that c is not there, as that of a house does of a castle: p(c | x_t, y') is
-            0 for it whatever the image shows, and the target is the reference's prediction. A style may be there
-            without being named.
+        mixed: Share of rows of the fourth kind that read another prompt of what stays than that of their image, with
+            the reference's prediction for it: many more prompts than there are images.
         attack: Search for the soft prompts of the third kind.
         walks: States on the way of the target's or the student's own sampling, in the place of noised images of c.
     """
@@ -115,7 +114,7 @@ class AbsentWorld(Objective):
     crossed_soft: Share = 0.0
     otherwise: Share = 0.3
     guided: Annotated[float, Field(ge=1)] = 1.0
-    exclusive: bool = False
+    mixed: Share = 0.0
     attack: InnerAttack = field(default_factory=InnerAttack)
     walks: WalkSettings = field(default_factory=WalkSettings)
 
@@ -167,13 +166,13 @@ class _Batches:
     def __init__(self, settings: AbsentWorld, task: TrainingTask) -> None:
         self._settings, self._task = settings, task
         images = ImageSettings(steps=settings.sample_steps, guidance_scale=settings.guidance_scale)
-        self._material = material = Material(task, settings.images, settings.kept_images, images)
+        self._material = material = Material(task, settings.images, settings.kept_images, images, settings.mixed > 0)
         self._shares = Shares(
             named=settings.named,
             crossed=settings.crossed,
             otherwise=settings.otherwise,
             crossed_soft=settings.crossed_soft,
-            exclusive=settings.exclusive,
+            mixed=settings.mixed,
         )
         self._attacks = [
             SoftPrompts(settings.attack, task.backbone, concept.clean, material.prompts.select(self._starts(concept)))
