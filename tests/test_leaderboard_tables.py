@@ -85,6 +85,12 @@ def test_all_rows_are_there_with_rates_over_the_single_concepts(tmp_path: Path) 
     assert "- 8 rows: commit 0123456789, cpu" in page
 
 
+def test_each_concept_has_its_own_counts(tmp_path: Path) -> None:
+    rows = {cells[0]: cells[1:] for cells in built("leaderboard-concepts: all", results(tmp_path))}
+    assert rows["[`uce`](uce.md)"] == ["16/20 · 20/20 · 20/20", *["20/20 · 20/20 · 20/20"] * 3]
+    assert rows["[`oce`](erasers/oce.md)"] == ["20/20 · 16/20 · 18/20", "–", "–", "–"]
+
+
 def test_a_larger_budget_stands_beside_the_ranking(tmp_path: Path) -> None:
     results(tmp_path)
     for name in ("leaderboard", "leaderboard-attacked"):

@@ -76,6 +76,7 @@ TABLES: dict[str, Callable[[str, Path], str]] = {
     "planted": audits.planted,
     "planted-probes": audits.planted_probes,
     "leaderboard": leaderboard.leaderboard,
+    "leaderboard-concepts": leaderboard.by_concept,
     "leaderboard-kept": leaderboard.kept,
     "leaderboard-attacked": leaderboard.attacked,
     "leaderboard-undone": leaderboard.undone,

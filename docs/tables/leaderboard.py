@@ -149,6 +149,20 @@ def leaderboard(source: str, results: Path) -> str:
     return table(headings, rows, ()) + (grouped_sources(runs) if rows else "")
 
 
+def by_concept(source: str, results: Path) -> str:
+    """Return efficacy, near and far of each method on each concept that is removed alone, as hits of images."""
+    entered = [each for each in ranked(source, results) if each.single]
+    rows = [(each.label, *(_hits(each.runs.get(case)) for case in _SINGLE)) for each in entered]
+    return table(("method", *_SINGLE), rows, ())
+
+
+def _hits(run: Run | None) -> str:
+    if run is None:
+        return "–"
+    rates = [run["rates"][name] for name in _RATES[:3]]
+    return " · ".join("–" if rate is None else f"{rate['hits']}/{rate['n']}" for rate in rates)
+
+
 def kept(source: str, results: Path) -> str:
     """Return the methods by what they keep of near concepts."""
     order = sorted(
